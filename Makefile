@@ -1,0 +1,48 @@
+# Two commands: `make run` and `make test`. Both set up what they need first.
+PYTHON ?= python3.11
+LOCK ?= requirements/cpu.lock
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: run test check setup lock serve mlflow prefect clean
+
+run: setup
+	$(BIN)/python -m flows.pipeline $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+setup: .venv/installed
+
+# torch first and with its own dependencies, so that pip may use a wheel that it already knows of;
+# the lock is complete, so the rest needs no resolving (torchrec would pull the CUDA fbgemm-gpu).
+.venv/installed: $(LOCK) pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv || python3 -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(LOCK)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+lock: setup
+	$(BIN)/uv pip compile --quiet pyproject.toml --extra cpu --extra dev --python-version 3.11 \
+		--override requirements/overrides-cpu.txt --no-emit-package torch --no-header --no-annotate -o requirements/cpu.lock
+	$(BIN)/uv pip compile --quiet pyproject.toml --extra cuda --extra dev --python-version 3.11 \
+		--no-header --no-annotate -o requirements/cuda.lock
+
+serve: setup
+	$(BIN)/python -m flows.serve
+
+mlflow: setup
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db
+
+prefect: setup
+	$(BIN)/prefect server start
+
+clean:
+	rm -rf data models reports mlflow.db mlartifacts .tracking

@@ -1,0 +1,1 @@
+"""What a person runs: one flow a file."""

@@ -1,0 +1,89 @@
+"""What the commands share: options, one clear line for a user's mistake, exit status."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from recsys.config import InputError
+
+PARAMS = Path("params")
+STATUS_OF_A_MISTAKE = 2
+
+
+def parse_overrides(description: str) -> dict[str, str]:
+    """The ``--set file.key=value`` options of the command line, as ``{"file.key": "value"}``."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="FILE.KEY=VALUE",
+        help="write VALUE into params/FILE.yaml before the run, e.g. --set data.dataset=ebnerd_demo",
+    )
+    pairs = [override.partition("=") for override in parser.parse_args().overrides]
+    for key, separator, _ in pairs:
+        if not separator:
+            parser.error(f"--set {key}: expected FILE.KEY=VALUE")
+    return {key: value for key, _, value in pairs}
+
+
+def apply_overrides(overrides: dict[str, str]) -> None:
+    """Write each value into its params/*.yaml, comments kept, all or none.
+
+    Raises:
+        InputError: there is no such file, or no such key in it.
+    """
+    if not overrides:
+        return
+    from ruamel.yaml import YAML
+
+    round_trip = YAML()
+    round_trip.width = 4096
+    documents: dict[Path, Any] = {}
+    for key, value in overrides.items():
+        file_name, *keys = key.split(".")
+        path = PARAMS / f"{file_name}.yaml"
+        if not path.is_file() or not keys:
+            files = ", ".join(sorted(p.stem for p in PARAMS.glob("*.yaml")))
+            raise InputError(f"--set {key}: no parameter file {path}; there are: {files}")
+        node = documents.setdefault(path, round_trip.load(path.read_text()))
+        for part in keys[:-1]:
+            node = node.get(part) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or keys[-1] not in node:
+            valid = ", ".join(node) if isinstance(node, dict) else "none"
+            raise InputError(f"--set {key}: no such key in {path}; there are: {valid}")
+        node[keys[-1]] = YAML(typ="safe").load(value)
+    for path, document in documents.items():
+        with path.open("w") as file:
+            round_trip.dump(document, file)
+
+
+def run_stage_command(stage_flow: Any) -> None:
+    """Run one stage as a command: ``python -m flows.<stage>``."""
+    from tasks.calling import run_stage
+
+    apply_or_exit(lambda: (apply_overrides(parse_overrides(stage_flow.description)), run_stage(stage_flow)()))
+
+
+def apply_or_exit(command: Callable[[], Any]) -> None:
+    """Run ``command``; a user's mistake becomes one line and exit status 2."""
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(_without_traceback_of_mistakes)
+    try:
+        command()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(STATUS_OF_A_MISTAKE)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _without_traceback_of_mistakes(record: logging.LogRecord) -> bool:
+    """Let a log record pass without the traceback of an InputError: its message says it all."""
+    if record.exc_info and isinstance(record.exc_info[1], InputError):
+        record.exc_info = None
+    return True

@@ -1,0 +1,17 @@
+"""Compare the students, window by window: reports/evaluation."""
+
+from prefect import flow
+
+from flows.command_line import run_stage_command
+from tasks.calling import call
+from tasks.evaluation import evaluate_students
+
+
+@flow(name="evaluate")
+def evaluate() -> None:
+    """Compare the students, window by window: reports/evaluation."""
+    call(evaluate_students)
+
+
+if __name__ == "__main__":
+    run_stage_command(evaluate)

@@ -1,0 +1,17 @@
+"""Raw logs to windows of event time: data/windows."""
+
+from prefect import flow
+
+from flows.command_line import run_stage_command
+from tasks.calling import call
+from tasks.ingest import ingest_windows
+
+
+@flow(name="ingest")
+def ingest() -> None:
+    """Raw logs to windows of event time: data/windows."""
+    call(ingest_windows)
+
+
+if __name__ == "__main__":
+    run_stage_command(ingest)

@@ -1,0 +1,17 @@
+"""Windows to a partition of the features into towers: models/partition."""
+
+from prefect import flow
+
+from flows.command_line import run_stage_command
+from tasks.calling import call
+from tasks.towers import partition_features
+
+
+@flow(name="partition")
+def partition() -> None:
+    """Windows to a partition of the features into towers: models/partition."""
+    call(partition_features)
+
+
+if __name__ == "__main__":
+    run_stage_command(partition)

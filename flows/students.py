@@ -1,0 +1,17 @@
+"""Train the students with and without distillation: models/students."""
+
+from prefect import flow
+
+from flows.command_line import run_stage_command
+from tasks.calling import call
+from tasks.distillation import train_all_students
+
+
+@flow(name="students")
+def students() -> None:
+    """Train the students with and without distillation: models/students."""
+    call(train_all_students)
+
+
+if __name__ == "__main__":
+    run_stage_command(students)

@@ -1,0 +1,17 @@
+"""Train the teacher in time order, with snapshots: models/teacher."""
+
+from prefect import flow
+
+from flows.command_line import run_stage_command
+from tasks.calling import call
+from tasks.distillation import train_teacher_model
+
+
+@flow(name="teacher")
+def teacher() -> None:
+    """Train the teacher in time order, with snapshots: models/teacher."""
+    call(train_teacher_model)
+
+
+if __name__ == "__main__":
+    run_stage_command(teacher)

@@ -1,0 +1,1 @@
+"""The library: data, models, towers, sharding, training, distillation, evaluation, serving."""

@@ -1,0 +1,1 @@
+"""Schema, sources, encoding, windows and the loader."""

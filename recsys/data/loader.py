@@ -1,0 +1,199 @@
+"""Batches of a windows folder, in event time (to predict) and in label time (to train)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from recsys.config import InputError
+from recsys.data.schema import Schema, Window
+
+META_COLUMNS = ["example_id", "event_time", "label_time", "domain", "group", "label"]
+
+
+@dataclass
+class Batch:
+    """One rank's share of a global batch; B rows, the same number on every rank.
+
+    Attributes:
+        dense: [B, schema.dense_width] float32: the values (missing as 0), the missing indicators,
+            and the domain as one-hot.
+        sparse: ids int64 of every categorical feature, keys in the order of ``schema.categorical``.
+        label: [B] float32 in {0, 1}.
+        weight: [B] float32: 1 for a real row, 0 for padding.
+        domain: [B] int64, index in ``schema.domains``.
+        group: [B] int64.
+        example_id: [B] int64.
+        event_time: [B] int64, ms since the epoch.
+        score: [B] float32, the teacher's logit; NaN where there is none.
+        global_rows: real rows of the global batch over all ranks.
+    """
+
+    dense: Tensor
+    sparse: KeyedJaggedTensor
+    label: Tensor
+    weight: Tensor
+    domain: Tensor
+    group: Tensor
+    example_id: Tensor
+    event_time: Tensor
+    score: Tensor
+    global_rows: int
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on ``device``."""
+        return Batch(
+            dense=self.dense.to(device, non_blocking=True),
+            sparse=self.sparse.to(device, non_blocking=True),
+            label=self.label.to(device, non_blocking=True),
+            weight=self.weight.to(device, non_blocking=True),
+            domain=self.domain.to(device, non_blocking=True),
+            group=self.group.to(device, non_blocking=True),
+            example_id=self.example_id.to(device, non_blocking=True),
+            event_time=self.event_time.to(device, non_blocking=True),
+            score=self.score.to(device, non_blocking=True),
+            global_rows=self.global_rows,
+        )
+
+
+class WindowReader:
+    """Reads a windows folder as written by :func:`recsys.data.ingest.ingest`.
+
+    ``batch_size`` is global everywhere: which rows form a global batch, and their order, does not
+    depend on the number of ranks. A rank takes a contiguous share of ceil(rows / world_size) rows.
+
+    Raises:
+        InputError: the folder holds no schema.
+    """
+
+    def __init__(self, windows_dir: Path) -> None:
+        self.windows_dir = windows_dir
+        self.schema = Schema.load(windows_dir)
+        self.windows: list[Window] = self.schema.windows
+        self._columns = META_COLUMNS + self.schema.dense + [feature.name for feature in self.schema.categorical]
+
+    def rows(self, window: Window, domain: int | None = None) -> int:
+        """Number of examples whose event lies in ``window`` (of one domain, if given)."""
+        if domain is None:
+            return window.rows
+        scan = pl.scan_parquet(self._parts(window)).filter(pl.col("domain") == domain)
+        return scan.select(pl.len()).collect().item()
+
+    def event_batches(
+        self, window: Window, batch_size: int, rank: int, world_size: int, domain: int | None = None
+    ) -> Iterator[Batch]:
+        """The examples whose event lies in ``window``, in event time; holds one part in memory."""
+        rest: pl.DataFrame | None = None
+        for part in self._parts(window):
+            frame = _of_domain(pl.read_parquet(part, columns=self._columns), domain)
+            frame = frame if rest is None else pl.concat([rest, frame])
+            whole = frame.height - frame.height % batch_size
+            yield from self._batches(frame[:whole], batch_size, rank, world_size)
+            rest = frame[whole:]
+        if rest is not None:
+            yield from self._batches(rest, batch_size, rank, world_size)
+
+    def label_batches(
+        self,
+        window: Window,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        domain: int | None = None,
+        scores_dir: Path | None = None,
+    ) -> Iterator[Batch]:
+        """The examples whose label became known during ``window``, in label time.
+
+        They may come from earlier windows. Over all windows every example whose label is known
+        by the end of the last one is met exactly once. Holds the labels of one window in memory.
+
+        Raises:
+            InputError: ``scores_dir`` is given and holds no file for a window that is needed.
+        """
+        position = self.windows.index(window)
+        low = window.start_ms if position == 0 else self.windows[position - 1].end_ms
+        frames = []
+        for source in self.windows[: position + 1]:
+            if source.end_ms + source.max_label_delay_ms <= low:
+                continue
+            scan = pl.scan_parquet(self._parts(source)).select(self._columns)
+            frame = scan.filter((pl.col("label_time") >= low) & (pl.col("label_time") < window.end_ms)).collect()
+            frame = _of_domain(frame, domain)
+            frames.append(frame if scores_dir is None else _with_scores(frame, scores_dir, source))
+        ordered = pl.concat(frames).sort("label_time", "example_id")
+        yield from self._batches(ordered, batch_size, rank, world_size)
+
+    def _parts(self, window: Window) -> list[Path]:
+        return sorted((self.windows_dir / window.name).glob("part-*.parquet"))
+
+    def _batches(self, frame: pl.DataFrame, batch_size: int, rank: int, world_size: int) -> Iterator[Batch]:
+        for start in range(0, frame.height, batch_size):
+            global_rows = min(batch_size, frame.height - start)
+            share = -(-global_rows // world_size)
+            places = np.arange(rank * share, (rank + 1) * share)
+            weight = (places < global_rows).astype(np.float32)
+            places = np.where(places < global_rows, places, 0)
+            yield batch_of(frame[start + places], self.schema, weight, global_rows)
+
+
+def batch_of(frame: pl.DataFrame, schema: Schema, weight: np.ndarray, global_rows: int) -> Batch:
+    """``frame``'s rows as tensors.
+
+    Args:
+        frame: B rows with the columns of a part, and ``score`` if there are teacher scores.
+        weight: [B] float32.
+    """
+    values = np.stack([frame[name].cast(pl.Float32).to_numpy() for name in schema.dense], axis=1, dtype=np.float32)
+    missing = np.isnan(values)
+    domain = _tensor(frame["domain"], np.int64)
+    in_domain = np.eye(len(schema.domains), dtype=np.float32)[domain.numpy()]
+    dense = np.concatenate([np.where(missing, 0.0, values), missing, in_domain], axis=1, dtype=np.float32)
+    score = frame["score"].fill_null(float("nan")) if "score" in frame.columns else None
+    return Batch(
+        dense=torch.from_numpy(dense),  # [B, 2 * dense features + domains]
+        sparse=_sparse(frame, schema),
+        label=_tensor(frame["label"], np.float32),
+        weight=torch.from_numpy(weight),
+        domain=domain,
+        group=_tensor(frame["group"], np.int64),
+        example_id=_tensor(frame["example_id"], np.int64),
+        event_time=_tensor(frame["event_time"], np.int64),
+        score=torch.full((frame.height,), float("nan")) if score is None else _tensor(score, np.float32),
+        global_rows=global_rows,
+    )
+
+
+def _sparse(frame: pl.DataFrame, schema: Schema) -> KeyedJaggedTensor:
+    values, lengths = [], []
+    for feature in schema.categorical:
+        column = frame[feature.name]
+        if feature.kind == "list":
+            length = column.list.len().fill_null(0)
+            values.append(_tensor(column.filter(length > 0).explode(), np.int64))
+            lengths.append(_tensor(length, np.int64))
+        else:
+            values.append(_tensor(column, np.int64))
+            lengths.append(torch.ones(frame.height, dtype=torch.int64))
+    keys = [feature.name for feature in schema.categorical]
+    return KeyedJaggedTensor(keys=keys, values=torch.cat(values), lengths=torch.cat(lengths))
+
+
+def _tensor(column: pl.Series, dtype: type[np.generic]) -> Tensor:
+    return torch.from_numpy(np.array(column.to_numpy(), dtype=dtype))
+
+
+def _of_domain(frame: pl.DataFrame, domain: int | None) -> pl.DataFrame:
+    return frame if domain is None else frame.filter(pl.col("domain") == domain)
+
+
+def _with_scores(frame: pl.DataFrame, scores_dir: Path, window: Window) -> pl.DataFrame:
+    path = scores_dir / f"{window.name}.parquet"
+    if not path.is_file():
+        raise InputError(f"{path}: no teacher scores for window {window.name}; run the augment stage first")
+    scores = pl.read_parquet(path, columns=["example_id", "logit"]).rename({"logit": "score"})
+    return frame.join(scores, on="example_id", how="left")

@@ -1,0 +1,194 @@
+"""Settings of the data stage: params/data.yaml and params/datasets/*.yaml."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from recsys.config import InputError, Settings, load_settings
+
+
+class DataSettings(Settings):
+    """params/data.yaml.
+
+    ``dataset`` names a file of params/datasets; ``root`` is the folder that the relative paths of
+    real logs are under. Ingest stops when more than ``quarantine_limit`` of the rows are bad.
+    """
+
+    dataset: str
+    root: str
+    window_hours: Annotated[float, Field(gt=0)]
+    max_windows: Annotated[int, Field(gt=0)] | None = None
+    rows_per_part: Annotated[int, Field(gt=0)]
+    quarantine_limit: Annotated[float, Field(ge=0, le=1)]
+
+
+class DomainSettings(Settings):
+    """One domain of the generated stream."""
+
+    name: str
+    share: Annotated[float, Field(gt=0, le=1)]
+    base_rate: Annotated[float, Field(gt=0, lt=1)]
+
+
+class SyntheticSettings(Settings):
+    """The generated stream; see :mod:`recsys.data.synthetic` for what each strength scales.
+
+    ``rows`` are spread over ``windows`` windows. Times are in hours, strengths in logits (standard
+    deviation). ``chunk_rows`` bounds the memory.
+    """
+
+    seed: int
+    rows: Annotated[int, Field(gt=0)]
+    windows: Annotated[int, Field(gt=0)]
+    chunk_rows: Annotated[int, Field(gt=0)]
+    start: str
+    domains: list[DomainSettings]
+    users: Annotated[int, Field(gt=1)]
+    ads: Annotated[int, Field(gt=1)]
+    contexts: Annotated[int, Field(gt=1)]
+    popularity_exponent: Annotated[float, Field(gt=0)]
+    lifetime_share: Annotated[float, Field(gt=0)]
+    latent_dimension: Annotated[int, Field(gt=0)]
+    main_strength: float
+    within_strength: float
+    between_strength: float
+    dense_strength: float
+    domain_strength: float
+    drift: Annotated[float, Field(ge=0)]
+    missing_share: Annotated[float, Field(ge=0, lt=1)]
+    label_delay_hours: Annotated[float, Field(ge=0)]
+    label_delay_cap_hours: Annotated[float, Field(ge=0)]
+
+
+class CriteoSettings(Settings):
+    """Criteo logs: label, 13 integers, 26 hexadecimal categories, tab-separated, plain or .gz.
+
+    The log holds no times: the order of the rows is time. ``rows_per_second`` fixes the clock.
+    """
+
+    files: list[str]
+    start: str
+    rows_per_second: Annotated[float, Field(gt=0)]
+    table_rows: Annotated[int, Field(gt=1)]
+    chunk_rows: Annotated[int, Field(gt=0)]
+
+
+class TimeSettings(Settings):
+    """The column of event times; ``unit`` is s, ms, us for numbers, datetime for dates or ISO text."""
+
+    column: str
+    unit: Literal["s", "ms", "us", "datetime"]
+    label_delay_s: Annotated[float, Field(ge=0)] = 0.0
+
+
+class ExplodeSettings(Settings):
+    """Impression lists: one example per element of ``shown``, label 1 if it is in ``clicked``."""
+
+    shown: str
+    clicked: str
+    item: str
+
+
+class NegativeSettings(Settings):
+    """Negatives for a log of clicks only.
+
+    ``per_click`` items a click are drawn in proportion to the clicks of the ``popularity_hours``
+    whole hours before, never an item already clicked in the same ``session`` up to that time.
+    """
+
+    item: str
+    session: str
+    per_click: Annotated[int, Field(gt=0)]
+    popularity_hours: Annotated[int, Field(gt=0)]
+    seed: int
+
+
+class CounterSettings(Settings):
+    """Past-only statistics of the rows that share ``by``, from time bins strictly before the row's bin.
+
+    Per entry of ``hours``: log1p of its clicks and, with ``examples``, log1p of its examples and its
+    smoothed click rate (``prior_rows`` rows at ``prior_rate`` are added); and log1p of the hours
+    since it was first seen. A click counts from the bin in which its label is known.
+    """
+
+    by: list[str]
+    bin_minutes: Annotated[float, Field(gt=0)]
+    hours: list[Annotated[float, Field(gt=0)]]
+    examples: bool = True
+    prior_rows: Annotated[float, Field(gt=0)] = 20.0
+    prior_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
+
+
+class DomainColumnSettings(Settings):
+    """The column that holds the domain; ``values`` maps its raw value, as text, to a domain name.
+
+    Rows of another value get the domain ``other``; without it they are bad rows.
+    """
+
+    column: str
+    values: dict[str, str]
+    other: str | None = None
+
+
+class CategoricalColumnSettings(Settings):
+    """One categorical column, hashed into ``table_rows`` ids."""
+
+    column: str
+    table_rows: Annotated[int, Field(gt=1)]
+    kind: Literal["id", "list"] = "id"
+
+
+class TableSettings(Settings):
+    """Any CSV, TSV or Parquet log, described column by column.
+
+    Exactly one of ``label``, ``explode`` and ``sample_negatives`` makes the labels. ``group`` is the
+    column that grouped AUC is computed within; null: the raw row (an impression, or a click with its
+    sampled negatives). Derived columns: event_hour (UTC) and, after ``explode``, shown_count. The
+    whole log is held in memory.
+    """
+
+    files: list[str]
+    file_format: Literal["csv", "tsv", "parquet"]
+    time: TimeSettings
+    label: str | None = None
+    group: str | None = None
+    domain: DomainColumnSettings | None = None
+    dense: list[str] = Field(default_factory=list)
+    categorical: list[CategoricalColumnSettings]
+    explode: ExplodeSettings | None = None
+    sample_negatives: NegativeSettings | None = None
+    counters: list[CounterSettings] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _one_source_of_labels(self) -> "TableSettings":
+        given = [self.label is not None, self.explode is not None, self.sample_negatives is not None]
+        if sum(given) != 1:
+            raise ValueError("give exactly one of label, explode and sample_negatives")
+        return self
+
+
+class DatasetSettings(Settings):
+    """params/datasets/<name>.yaml: ``format`` and the section of that name."""
+
+    format: Literal["synthetic", "criteo", "table"]
+    synthetic: SyntheticSettings | None = None
+    criteo: CriteoSettings | None = None
+    table: TableSettings | None = None
+
+    @model_validator(mode="after")
+    def _has_its_section(self) -> "DatasetSettings":
+        if getattr(self, self.format) is None:
+            raise ValueError(f"format {self.format} needs the section {self.format!r}")
+        return self
+
+
+def load_dataset(settings: DataSettings, datasets_dir: Path) -> DatasetSettings:
+    """The dataset that ``settings`` names, from ``datasets_dir``.
+
+    Raises:
+        InputError: there is no such dataset (the message names the nearest) or its file is wrong.
+    """
+    if "/" in settings.dataset:
+        raise InputError(f"key 'dataset': expected the name of a file of {datasets_dir}, got {settings.dataset!r}")
+    return load_settings(datasets_dir / f"{settings.dataset}.yaml", DatasetSettings)

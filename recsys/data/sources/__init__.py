@@ -1,0 +1,1 @@
+"""Where examples come from: every source gives a :class:`recsys.data.sources.base.Source`."""

@@ -1,0 +1,89 @@
+"""Criteo display logs: label, 13 integers, 26 hexadecimal categories, no times."""
+
+import gzip
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from recsys.data.encoding import hash_to_rows, milliseconds, signed_log1p
+from recsys.data.schema import CategoricalFeature
+from recsys.data.settings import CriteoSettings
+from recsys.data.sources.base import Chunk, Source
+from recsys.data.sources.files import resolve_files
+
+INTEGERS = [f"integer_{index}" for index in range(1, 14)]
+CATEGORIES = [f"category_{index}" for index in range(1, 27)]
+COLUMNS = ["label", *INTEGERS, *CATEGORIES]
+DOMAIN = "all"
+MS_PER_SECOND = 1000
+CONTENT_CHARACTERS = 80
+
+
+def criteo_source(settings: CriteoSettings, root: Path) -> Source:
+    """Criteo files, in the order given, as one stream; each row is its own group.
+
+    Raises:
+        InputError: a file is missing.
+    """
+    files = resolve_files(settings.files, root)
+    return Source(
+        dense=INTEGERS,
+        categorical=[CategoricalFeature(name, settings.table_rows) for name in CATEGORIES],
+        domains=[DOMAIN],
+        chunks=_chunks(settings, files),
+        origin_ms=milliseconds(settings.start, "criteo.start"),
+    )
+
+
+def _lines(files: list[Path]) -> Iterator[str]:
+    for path in files:
+        opener = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "rt", errors="replace") as file:
+            yield from file
+
+
+def _chunks(settings: CriteoSettings, files: list[Path]) -> Iterator[Chunk]:
+    lines = _lines(files)
+    start_ms = milliseconds(settings.start, "criteo.start")
+    first = 0
+    while batch := list(islice(lines, settings.chunk_rows)):
+        yield _chunk(pl.Series("line", batch).str.strip_chars("\r\n"), first, start_ms, settings)
+        first += len(batch)
+
+
+def _chunk(lines: pl.Series, first: int, start_ms: int, settings: CriteoSettings) -> Chunk:
+    fields = lines.str.split("\t")
+    raw = pl.DataFrame({"line": lines, "fields": fields, "row": first + np.arange(len(lines))}).with_columns(
+        pl.col("fields").list.get(index, null_on_oob=True).alias(name) for index, name in enumerate(COLUMNS)
+    )
+    numbers = {name: pl.col(name).cast(pl.Int64, strict=False) for name in INTEGERS}
+    unparsable = pl.any_horizontal((pl.col(name) != "") & numbers[name].is_null() for name in INTEGERS)
+    reason = (
+        pl.when(pl.col("fields").list.len() != len(COLUMNS))
+        .then(pl.lit(f"expected {len(COLUMNS)} fields"))
+        .when(~pl.col("label").is_in(["0", "1"]))
+        .then(pl.lit("label outside {0, 1}"))
+        .when(unparsable)
+        .then(pl.lit("unparsable number"))
+    )
+    raw = raw.with_columns(reason.alias("reason"))
+    bad = raw.filter(pl.col("reason").is_not_null())
+    bad = bad.select("row", "reason", pl.col("line").str.slice(0, CONTENT_CHARACTERS).alias("content"))
+    good = raw.filter(pl.col("reason").is_null())
+    event_time = start_ms + (pl.col("row") / settings.rows_per_second * MS_PER_SECOND).cast(pl.Int64)
+    frame = good.select(
+        pl.col("row").alias("example_id"),
+        event_time.alias("event_time"),
+        event_time.alias("label_time"),
+        pl.lit(0, dtype=pl.Int32).alias("domain"),
+        pl.col("row").alias("group"),
+        pl.col("label").cast(pl.Float32),
+        *numbers.values(),
+        *(pl.col(name).replace("", None) for name in CATEGORIES),
+    )
+    frame = frame.with_columns(signed_log1p(name) for name in INTEGERS)
+    frame = frame.with_columns(hash_to_rows(frame[name], settings.table_rows) for name in CATEGORIES)
+    return Chunk(frame, bad)

@@ -1,0 +1,1 @@
+"""Teacher snapshots, score log, auxiliary head, students."""

@@ -1,0 +1,84 @@
+"""Settings of the teacher, augment and students stages."""
+
+from pathlib import PurePath
+
+from pydantic import Field, field_validator, model_validator
+
+from recsys.config import Settings
+from recsys.models.settings import ModelSettings
+
+
+class TeacherSettings(Settings):
+    """params/teacher.yaml.
+
+    ``hold_back_ne_increase``: a snapshot whose window NE is more than this fraction above that of the
+    last good one is written but never scores (0.05 is 5 %).
+    """
+
+    model: ModelSettings
+    snapshot_every_windows: int = Field(default=1, ge=1)
+    hold_back_ne_increase: float = Field(default=0.1, ge=0)
+    seed: int = Field(default=1, ge=0)
+
+
+class AugmentSettings(Settings):
+    """params/augment.yaml.
+
+    ``batch_size`` is global (over all ranks). ``max_staleness_hours``: an example whose event time is
+    further past the snapshot's high-water mark stays without a score; null scores every one.
+    """
+
+    batch_size: int = Field(default=4096, ge=1)
+    max_staleness_hours: float | None = Field(default=None, gt=0)
+
+
+class AuxiliaryHeadSettings(Settings):
+    """The distillation head and its loss (ExFM, section 3.3).
+
+    ``loss_weight`` is w, ``gradient_scale`` is β (between head and backbone), ``label_scale`` is α
+    (the head's target is min(α p, 1)). Under Adam only the product w·β matters.
+    """
+
+    head_layers: list[int] = Field(default_factory=lambda: [32])
+    loss_weight: float = Field(default=1.0, ge=0)
+    gradient_scale: float = Field(default=1.0, ge=0)
+    label_scale: float = Field(default=1.0, gt=0)
+
+    @field_validator("head_layers")
+    @classmethod
+    def _positive(cls, widths: list[int]) -> list[int]:
+        if any(width < 1 for width in widths):
+            raise ValueError("every width must be at least 1")
+        return widths
+
+
+class StudentSettings(Settings):
+    """One student: its name and the domain (vertical) it serves."""
+
+    name: str
+    domain: str
+
+    @field_validator("name")
+    @classmethod
+    def _folder_name(cls, name: str) -> str:
+        if not name or PurePath(name).name != name or name in {".", ".."}:
+            raise ValueError("a student's name must be usable as a folder name")
+        return name
+
+
+class StudentsSettings(Settings):
+    """params/students.yaml: every student is trained plain and distilled, once per seed."""
+
+    model: ModelSettings
+    seeds: list[int] = Field(min_length=1)
+    students: list[StudentSettings] = Field(min_length=1)
+    distillation: AuxiliaryHeadSettings
+
+    @model_validator(mode="after")
+    def _unique(self) -> "StudentsSettings":
+        names = [student.name for student in self.students]
+        if len(set(names)) != len(names):
+            raise ValueError(f"student names must differ, got {names}")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds must differ, got {self.seeds}")
+        return self

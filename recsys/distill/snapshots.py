@@ -1,0 +1,118 @@
+"""Teacher snapshots on disk: published whole or not at all, and never used to look ahead."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from recsys.config import InputError
+from recsys.data.schema import Schema, Window
+from recsys.distill import ranks
+
+SNAPSHOTS_DIR = "snapshots"
+SNAPSHOT_FILE = "snapshot.json"
+WEIGHTS_DIR = "weights"
+PARTIAL_SUFFIX = ".partial"
+
+
+class LookAheadError(Exception):
+    """A window would be scored by a teacher that had learnt from labels of its time or later."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One published teacher.
+
+    ``high_water_mark`` (ms): every label it has learnt from was known before. ``ne`` is that of its
+    last window, predicted before it was trained on; None where it is not defined. ``held_back``
+    snapshots never score. ``weights_hash`` is the SHA-256 of all weights by name.
+    """
+
+    name: str
+    window: str
+    high_water_mark: int
+    ne: float | None
+    weights_hash: str
+    held_back: bool
+
+
+def publish(snapshots_dir: Path, snapshot: Snapshot, save_weights: Callable[[Path], None]) -> None:
+    """Write a snapshot under a partial name, then rename it. Called by every rank.
+
+    Args:
+        save_weights: writes the weights into a folder; called by every rank.
+    """
+    partial = snapshots_dir / f"{snapshot.name}{PARTIAL_SUFFIX}"
+    if ranks.rank() == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        (partial / WEIGHTS_DIR).mkdir(parents=True)
+    ranks.barrier()
+    save_weights(partial / WEIGHTS_DIR)
+    ranks.barrier()
+    if ranks.rank() == 0:
+        (partial / SNAPSHOT_FILE).write_text(json.dumps(asdict(snapshot), indent=1, sort_keys=True) + "\n")
+        shutil.rmtree(snapshots_dir / snapshot.name, ignore_errors=True)
+        partial.rename(snapshots_dir / snapshot.name)
+
+
+def list_snapshots(snapshots_dir: Path) -> list[Snapshot]:
+    """All published snapshots, oldest first.
+
+    Raises:
+        InputError: there is no such folder, or a snapshot.json is broken.
+    """
+    if not snapshots_dir.is_dir():
+        raise InputError(f"{snapshots_dir}: no such folder; run the teacher stage first (python -m flows.teacher)")
+    found = []
+    for path in sorted(snapshots_dir.glob(f"*/{SNAPSHOT_FILE}")):
+        if path.parent.name.endswith(PARTIAL_SUFFIX):
+            continue
+        try:
+            found.append(Snapshot(**json.loads(path.read_text())))
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{path}: not a snapshot: {' '.join(str(error).split())}") from error
+    return sorted(found, key=lambda snapshot: (snapshot.high_water_mark, snapshot.name))
+
+
+def latest_before(snapshots: list[Snapshot], time_ms: int) -> Snapshot | None:
+    """The newest snapshot, not held back, whose high-water mark is at most ``time_ms``."""
+    usable = [s for s in snapshots if not s.held_back and s.high_water_mark <= time_ms]
+    return max(usable, key=lambda s: (s.high_water_mark, s.name), default=None)
+
+
+def check_no_look_ahead(snapshot: Snapshot, window: Window, schema: Schema) -> None:
+    """Check that ``snapshot`` may score ``window``.
+
+    Raises:
+        LookAheadError: its high-water mark lies after the window's start, or before the end of the
+            window that it says it has learnt from.
+        InputError: it names a window that the data does not hold.
+    """
+    learnt = next((w for w in schema.windows if w.name == snapshot.window), None)
+    if learnt is None:
+        raise InputError(f"snapshot {snapshot.name}: window {snapshot.window!r} is not in the data; train again")
+    if snapshot.high_water_mark < learnt.end_ms:
+        raise LookAheadError(
+            f"snapshot {snapshot.name}: high-water mark {snapshot.high_water_mark} lies before the end "
+            f"{learnt.end_ms} of window {learnt.name}, from which it learnt"
+        )
+    if snapshot.high_water_mark > window.start_ms:
+        raise LookAheadError(
+            f"window {window.name} starts at {window.start_ms}, before the high-water mark "
+            f"{snapshot.high_water_mark} of snapshot {snapshot.name}"
+        )
+
+
+def hash_weights(state: dict[str, Tensor]) -> str:
+    """SHA-256 of a state: names, shapes, dtypes and bytes, in the order of names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

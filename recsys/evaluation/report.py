@@ -1,0 +1,274 @@
+"""The evaluate stage: is the distilled student better than the plain one, by how much, how surely."""
+
+import csv
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.markdown import Markdown
+
+from recsys.config import InputError
+from recsys.data.schema import Schema, Window
+from recsys.evaluation.comparison import Comparison, compare
+from recsys.evaluation.figures import draw_differences, draw_windows
+from recsys.evaluation.metrics import METRICS, compute_metrics
+from recsys.evaluation.settings import EvaluateSettings
+
+PREDICTIONS_DIR = "predictions"
+TABLE_FILE = "table.md"
+TABLE_WIDTH = 110  # characters, so that no cell of the table is cut
+LABELS = {"ne": "NE", "auc": "AUC", "gauc": "gAUC", "logloss": "LogLoss", "calibration": "calibration"}
+PLAIN, DISTILLED, TEACHER, ORACLE = "plain", "distilled", "teacher", "oracle"
+SMALLEST_PROBABILITY = 1e-12
+HEADINGS = ("student", "metric", "plain", "distilled", "difference", "low", "high", "teacher", "oracle")
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One student and metric over the evaluation windows.
+
+    ``teacher`` and ``oracle`` (the generated stream's true probabilities) are measured on the same
+    rows; ``oracle`` is None on real logs.
+    """
+
+    student: str
+    comparison: Comparison
+    teacher: float
+    oracle: float | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What evaluate found. ``windows`` has a row a model and window, as in windows.csv."""
+
+    first_window: str
+    rows_by_student: dict[str, int]
+    seeds: list[int]
+    metrics: list[MetricRow]
+    windows: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Predictions:
+    """One student's rows over all windows, with each model's logits [N]; one array a seed for an arm."""
+
+    window: NDArray[np.integer]
+    labels: NDArray[np.floating]
+    groups: NDArray[np.integer]
+    logits: dict[str, list[NDArray[np.floating]]]
+
+    def select(self, mask: NDArray[np.bool_]) -> "_Predictions":
+        """The rows of ``mask`` [N]."""
+        logits = {model: [one[mask] for one in seeds] for model, seeds in self.logits.items()}
+        return _Predictions(self.window[mask], self.labels[mask], self.groups[mask], logits)
+
+    def metrics(self, model: str) -> dict[str, float]:
+        """Seed-mean metrics of one model."""
+        each = [compute_metrics(logits, self.labels, self.groups).as_dict() for logits in self.logits[model]]
+        return {name: float(np.mean([one[name] for one in each])) for name in METRICS}
+
+
+def evaluate(
+    windows_dir: Path,
+    oracle_dir: Path,
+    teacher_dir: Path,
+    students_dir: Path,
+    settings: EvaluateSettings,
+    output_dir: Path,
+) -> Report:
+    """Compare the arms of every student on the evaluation windows, all their rows pooled.
+
+    Writes report.json, table.md, windows.csv and figures/*.png in ``output_dir``.
+
+    Raises:
+        InputError: no students, arms with different seeds, missing predictions, or no window left.
+    """
+    schema = Schema.load(windows_dir)
+    if settings.first_evaluation_window >= len(schema.windows):
+        raise InputError(
+            f"evaluate: key 'first_evaluation_window': must be below the number of windows "
+            f"{len(schema.windows)}, got {settings.first_evaluation_window}"
+        )
+    students = sorted(path.name for path in students_dir.glob("*") if (path / PLAIN).is_dir())
+    if not students:
+        raise InputError(f"{students_dir}: no students; run the students stage first (python -m flows.students)")
+    seeds = _common_seeds(students_dir, students)
+    metrics: list[MetricRow] = []
+    window_rows: list[dict[str, Any]] = []
+    rows_by_student: dict[str, int] = {}
+    for student in students:
+        predictions = _read(schema, oracle_dir, teacher_dir, students_dir / student, seeds)
+        evaluated = predictions.select(predictions.window >= settings.first_evaluation_window)
+        rows_by_student[student] = len(evaluated.labels)
+        metrics += _compare(student, evaluated, settings)
+        window_rows += _by_window(student, predictions, schema.windows)
+    first = schema.windows[settings.first_evaluation_window].name
+    report = Report(first, rows_by_student, seeds, metrics, window_rows)
+    _write(report, output_dir)
+    return report
+
+
+def print_report(folder: Path) -> None:
+    """Print the table of the evaluation in ``folder`` on the terminal."""
+    report = json.loads((folder / "report.json").read_text())
+    rows = ", ".join(f"{student} {count:,}" for student, count in report["rows"].items())
+    console = Console(width=max(Console().width, TABLE_WIDTH))
+    console.print(Markdown((folder / TABLE_FILE).read_text()))
+    console.print(
+        f"Predictions made before training on them, windows from {report['first_window']}; rows: {rows}; "
+        f"seeds: {len(report['seeds'])}. low and high bound the difference distilled - plain."
+    )
+
+
+def _compare(student: str, evaluated: _Predictions, settings: EvaluateSettings) -> list[MetricRow]:
+    comparisons = compare(
+        evaluated.logits[PLAIN],
+        evaluated.logits[DISTILLED],
+        evaluated.labels,
+        evaluated.groups,
+        settings.bootstrap_samples,
+        settings.confidence,
+        settings.seed,
+    )
+    teacher = evaluated.metrics(TEACHER)
+    oracle = evaluated.metrics(ORACLE) if ORACLE in evaluated.logits else {}
+    return [MetricRow(student, one, teacher[one.metric], oracle.get(one.metric)) for one in comparisons]
+
+
+def _by_window(student: str, predictions: _Predictions, windows: list[Window]) -> list[dict[str, Any]]:
+    rows = []
+    for index, window in enumerate(windows):
+        part = predictions.select(predictions.window == index)
+        for model in part.logits:
+            values = part.metrics(model)
+            rows.append({"model": f"{student}/{model}", "window": window.name, "rows": len(part.labels), **values})
+    return rows
+
+
+def _common_seeds(students_dir: Path, students: list[str]) -> list[int]:
+    """The seeds that every student has in both arms."""
+    found = {
+        (student, arm): sorted(
+            int(path.name.removeprefix("seed-")) for path in (students_dir / student / arm).glob("seed-*")
+        )
+        for student in students
+        for arm in (PLAIN, DISTILLED)
+    }
+    seeds = found[students[0], PLAIN]
+    for (student, arm), own in found.items():
+        if own != seeds or not own:
+            raise InputError(
+                f"{students_dir / student / arm}: seeds {own} differ from {seeds}; train the students again"
+            )
+    return seeds
+
+
+def _read(schema: Schema, oracle_dir: Path, teacher_dir: Path, student_dir: Path, seeds: list[int]) -> _Predictions:
+    """All windows of one student, the teacher and the oracle joined by example."""
+    parts = []
+    for index, window in enumerate(schema.windows):
+        base = _read_window(student_dir / PLAIN / f"seed-{seeds[0]}", window)
+        frame = base.select("example_id", "group", "label", window=pl.lit(index))
+        frame = _join(frame, _read_window(teacher_dir, window), TEACHER)
+        oracle = oracle_dir / f"{window.name}.parquet"
+        if oracle.is_file():
+            frame = _join(frame, _oracle_logits(oracle), ORACLE)
+        for arm in (PLAIN, DISTILLED):
+            for seed in seeds:
+                frame = _join(frame, _read_window(student_dir / arm / f"seed-{seed}", window), f"{arm}-{seed}")
+        parts.append(frame)
+    whole = pl.concat(parts)
+    logits = {arm: [whole[f"{arm}-{seed}"].to_numpy() for seed in seeds] for arm in (PLAIN, DISTILLED)}
+    logits |= {model: [whole[model].to_numpy()] for model in (TEACHER, ORACLE) if model in whole.columns}
+    return _Predictions(whole["window"].to_numpy(), whole["label"].to_numpy(), whole["group"].to_numpy(), logits)
+
+
+def _read_window(model_dir: Path, window: Window) -> pl.DataFrame:
+    path = model_dir / PREDICTIONS_DIR / f"{window.name}.parquet"
+    if not path.is_file():
+        raise InputError(f"{path}: no such predictions; run the stage that writes {model_dir.name} again")
+    return pl.read_parquet(path)
+
+
+def _oracle_logits(path: Path) -> pl.DataFrame:
+    probability = pl.col("probability").clip(SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)
+    return pl.read_parquet(path).select("example_id", logit=(probability / (1 - probability)).log())
+
+
+def _join(frame: pl.DataFrame, predictions: pl.DataFrame, name: str) -> pl.DataFrame:
+    """``frame`` with the predictions' logit as column ``name``; rows keep their order."""
+    joined = frame.join(
+        predictions.select("example_id", pl.col("logit").alias(name)),
+        on="example_id",
+        how="left",
+        maintain_order="left",
+    )
+    if joined[name].null_count():
+        raise InputError(f"evaluate: {joined[name].null_count()} examples have no prediction of {name}; train it again")
+    return joined
+
+
+def _write(report: Report, output_dir: Path) -> None:
+    output_dir.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_finite(_as_json(report)), indent=1, sort_keys=True, allow_nan=False)
+    (output_dir / "report.json").write_text(text + "\n")
+    (output_dir / TABLE_FILE).write_text(_markdown(report))
+    with (output_dir / "windows.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["model", "window", "rows", *METRICS], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(report.windows)
+    figures = output_dir / "figures"
+    figures.mkdir(exist_ok=True)
+    for student in report.rows_by_student:
+        rows = [row for row in report.windows if row["model"].startswith(f"{student}/")]
+        draw_windows(student, rows, figures / f"ne_{student}.png")
+    draw_differences([(row.student, row.comparison) for row in report.metrics], figures / "differences.png")
+
+
+def _as_json(report: Report) -> dict[str, Any]:
+    students: dict[str, dict[str, Any]] = {}
+    for row in report.metrics:
+        one = {**asdict(row.comparison), "teacher": row.teacher, "oracle": row.oracle}
+        one[PLAIN], one[DISTILLED] = one.pop("first"), one.pop("second")
+        students.setdefault(row.student, {})[one.pop("metric")] = one
+    return {
+        "first_window": report.first_window,
+        "rows": report.rows_by_student,
+        "seeds": report.seeds,
+        "students": students,
+    }
+
+
+def _markdown(report: Report) -> str:
+    lines = [f"| {' | '.join(HEADINGS)} |", "|---|---|" + "---:|" * (len(HEADINGS) - 2)]
+    lines += [f"| {' | '.join(_cells(row))} |" for row in report.metrics]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(row: MetricRow) -> list[str]:
+    one = row.comparison
+    signed = [f"{value:+.5f}" for value in (one.difference, one.low, one.high)]
+    oracle = "" if row.oracle is None else f"{row.oracle:.4f}"
+    return [
+        row.student,
+        LABELS[one.metric],
+        f"{one.first:.4f}",
+        f"{one.second:.4f}",
+        *signed,
+        f"{row.teacher:.4f}",
+        oracle,
+    ]
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

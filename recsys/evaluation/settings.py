@@ -1,0 +1,18 @@
+"""Settings of the evaluate stage."""
+
+from pydantic import Field
+
+from recsys.config import Settings
+
+
+class EvaluateSettings(Settings):
+    """params/evaluate.yaml.
+
+    ``first_evaluation_window`` is the index of the first window that counts in the headline numbers.
+    ``confidence`` is the two-sided coverage of the bootstrap intervals.
+    """
+
+    first_evaluation_window: int = Field(default=4, ge=0)
+    bootstrap_samples: int = Field(default=1000, ge=10)
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    seed: int = Field(default=1, ge=0)

@@ -1,0 +1,1 @@
+"""The rankers, as pure torch modules."""

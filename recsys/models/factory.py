@@ -1,0 +1,47 @@
+"""Build a ranker from settings, the same for the same seed on every rank."""
+
+import torch
+
+from recsys.config import InputError
+from recsys.data.schema import Schema
+from recsys.models.initial_tables import initial_rows
+from recsys.models.ranker import Ranker
+from recsys.models.settings import ModelSettings
+from recsys.towers.partition_file import Partition
+
+
+def build_ranker(
+    schema: Schema, settings: ModelSettings, partition: Partition | None, seed: int, table_device: str = "cpu"
+) -> Ranker:
+    """A ranker whose weights depend on ``seed`` only.
+
+    Pass ``table_device="meta"`` to an engine: it writes the same initial tables into its shards.
+
+    Raises:
+        InputError: the settings ask for towers and there is no partition, or it does not fit the schema.
+    """
+    towers = _tower_positions(schema, partition) if settings.towers else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        ranker = Ranker(schema, settings, towers, table_device)
+    if table_device != "meta":
+        _write_tables(ranker, seed)
+    return ranker
+
+
+def _tower_positions(schema: Schema, partition: Partition | None) -> list[list[int]]:
+    if partition is None:
+        raise InputError(
+            "model: towers is true and no partition was given; run the partition stage or set towers: false"
+        )
+    names = [feature.name for feature in schema.categorical]
+    partition.check_features(names)
+    return [[names.index(name) for name in tower] for tower in partition.towers]
+
+
+@torch.no_grad()
+def _write_tables(ranker: Ranker, seed: int) -> None:
+    for config in ranker.embeddings.embedding_bag_configs():
+        rows, dimension = config.num_embeddings, config.embedding_dim
+        weight = ranker.embeddings.get_parameter(f"embedding_bags.{config.name}.weight")
+        weight.copy_(initial_rows(seed, config.name, rows, dimension, 0, rows))

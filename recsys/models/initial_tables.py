@@ -1,0 +1,28 @@
+"""Initial embedding rows that depend on (seed, table, row) only, never on plan or world size."""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+ROWS_PER_BLOCK = 65536
+
+
+def initial_rows(seed: int, table: str, num_embeddings: int, dimension: int, start: int, stop: int) -> Tensor:
+    """Rows [start, stop) of a table: [stop - start, dimension] float32, uniform in +-1/sqrt(num_embeddings).
+
+    Rows are drawn in blocks, each with its own generator, so that any shard can be filled alone.
+    """
+    if stop <= start:
+        return torch.empty(0, dimension)
+    first, last = start // ROWS_PER_BLOCK, (stop - 1) // ROWS_PER_BLOCK
+    bound = num_embeddings**-0.5
+    blocks = [_block(seed, table, block, dimension, bound) for block in range(first, last + 1)]
+    offset = first * ROWS_PER_BLOCK
+    return torch.cat(blocks)[start - offset : stop - offset]
+
+
+def _block(seed: int, table: str, block: int, dimension: int, bound: float) -> Tensor:
+    digest = hashlib.sha256(f"{seed}/{table}/{block}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.empty(ROWS_PER_BLOCK, dimension).uniform_(-bound, bound, generator=generator)

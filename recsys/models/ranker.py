@@ -1,0 +1,132 @@
+"""The rankers: embeddings and dense features -> interaction -> representation -> logit."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from recsys.data.schema import Schema
+from recsys.models.layers import DotInteraction, LowRankCrossNetwork, perceptron
+from recsys.models.settings import ModelSettings
+from recsys.towers.modules import CrossTower, DotTower
+
+SERVING = "serving"
+SMALLEST_RATE = 1e-4
+TABLE_PREFIX = "table_"
+
+
+class DotArch(nn.Module):
+    """DLRM: dots between the dense vector and the embeddings, or the towers' vectors."""
+
+    def __init__(self, dense_features: int, towers: list[list[int]] | None, features: int, s: ModelSettings) -> None:
+        super().__init__()
+        dimension = s.tower_dimension if towers else s.embedding_dimension
+        self.project = nn.Linear(dense_features, dimension)
+        self.members = towers
+        self.towers = nn.ModuleList(DotTower(len(t), s.embedding_dimension, dimension) for t in towers or [])
+        self.interaction = DotInteraction(features + 1, dimension)
+        self.out_features = self.interaction.out_features
+
+    def forward(self, dense: Tensor, embeddings: Tensor) -> Tensor:
+        """[B, W], [B, F, N] -> [B, out_features]."""
+        vectors = [self.project(dense).unsqueeze(1)]  # [B, 1, D]
+        if self.members is None:
+            vectors.append(embeddings)
+        else:
+            vectors += [tower(embeddings[:, m]) for tower, m in zip(self.towers, self.members, strict=True)]
+        return self.interaction(torch.cat([v.to(vectors[0].dtype) for v in vectors], dim=1))
+
+
+class CrossArch(nn.Module):
+    """DCNv2: cross layers over the dense vector and the embeddings, or the towers' outputs."""
+
+    def __init__(self, dense_features: int, towers: list[list[int]] | None, features: int, s: ModelSettings) -> None:
+        super().__init__()
+        dimension = s.embedding_dimension
+        self.project = nn.Linear(dense_features, dimension)
+        self.members = towers
+        modules = [
+            CrossTower(len(t), dimension, s.tower_dimension, s.tower_cross_layers, s.cross_rank) for t in towers or []
+        ]
+        self.towers = nn.ModuleList(modules)
+        width = sum(m.out_features for m in modules) if towers else features * dimension
+        self.out_features = dimension + width
+        self.cross = LowRankCrossNetwork(self.out_features, s.cross_layers, s.cross_rank)
+
+    def forward(self, dense: Tensor, embeddings: Tensor) -> Tensor:
+        """[B, W], [B, F, N] -> [B, out_features]."""
+        parts = [self.project(dense)]
+        if self.members is None:
+            parts.append(embeddings.flatten(1))
+        else:
+            parts += [tower(embeddings[:, m]) for tower, m in zip(self.towers, self.members, strict=True)]
+        return self.cross(torch.cat([p.to(parts[0].dtype) for p in parts], dim=1))
+
+
+class Ranker(nn.Module):
+    """One embedding table a categorical feature, a dense arch, an interaction and an over arch.
+
+    ``towers`` holds the positions of each tower's features in ``schema.categorical``.
+    ``table_device="meta"`` leaves the tables without memory, for the engine to shard.
+    The head's bias starts at log(p / (1 - p)) of the schema's initial base rate.
+    """
+
+    def __init__(
+        self, schema: Schema, settings: ModelSettings, towers: list[list[int]] | None, table_device: str
+    ) -> None:
+        super().__init__()
+        self.feature_names = [feature.name for feature in schema.categorical]
+        self.embedding_dimension = settings.embedding_dimension
+        tables = table_configs(schema, settings.embedding_dimension)
+        widths = settings.dense_layers
+        self.dense_arch = perceptron(schema.dense_width, widths)
+        dense_features = widths[-1] if widths else schema.dense_width
+        arch = DotArch if settings.architecture == "dlrm" else CrossArch
+        self.interaction = arch(dense_features, towers, len(tables), settings)
+        self.over_arch = perceptron(self.interaction.out_features, settings.over_layers)
+        self.representation_size = settings.over_layers[-1]
+        self.output = nn.Linear(self.representation_size, 1)
+        rate = min(max(schema.initial_base_rate, SMALLEST_RATE), 1 - SMALLEST_RATE)
+        nn.init.constant_(self.output.bias, math.log(rate / (1 - rate)))
+        # Last, so that its draws of random numbers do not reach the dense part.
+        self.embeddings = EmbeddingBagCollection(tables=tables, device=torch.device(table_device))
+
+    def represent(self, dense: Tensor, sparse: KeyedJaggedTensor) -> Tensor:
+        """[B, W] float32 and ids of F features -> [B, H]."""
+        return self.over_arch(self.interaction(self.dense_arch(dense), self.embed(sparse)))
+
+    def embed(self, sparse: KeyedJaggedTensor) -> Tensor:
+        """Pooled embeddings in the order of the schema: [B, F, N]."""
+        pooled = self.embeddings(sparse).to_dict()  # by name: a plan may reorder the columns
+        return torch.stack([pooled[name] for name in self.feature_names], dim=1)
+
+    def head(self, representation: Tensor) -> Tensor:
+        """[B, H] -> serving logit [B]."""
+        return self.output(representation).squeeze(1)
+
+    def forward(self, dense: Tensor, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
+        """{"serving": logit [B]}."""
+        return {SERVING: self.head(self.represent(dense, sparse))}
+
+
+def table_configs(schema: Schema, dimension: int) -> list[EmbeddingBagConfig]:
+    """One table a categorical feature; lists are mean-pooled. Weights are written by the caller."""
+    return [
+        EmbeddingBagConfig(
+            name=TABLE_PREFIX + feature.name,
+            embedding_dim=dimension,
+            num_embeddings=feature.num_embeddings,
+            feature_names=[feature.name],
+            pooling=PoolingType.MEAN if feature.kind == "list" else PoolingType.SUM,
+            init_fn=_leave,
+        )
+        for feature in schema.categorical
+    ]
+
+
+def _leave(weight: Tensor) -> Tensor:
+    """Initialise nothing: initial rows are written explicitly, by (seed, table, row)."""
+    return weight

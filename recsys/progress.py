@@ -1,0 +1,67 @@
+"""Progress of a long step: a bar on a terminal, an occasional line elsewhere."""
+
+import logging
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+logger = logging.getLogger(__name__)
+LINE_INTERVAL_S = 10.0
+
+
+class RowProgress:
+    """Count rows of one step: ``with RowProgress("teacher", total) as p: p.advance(512)``.
+
+    Shows rows, rows a second and the time left. ``enabled=False`` (ranks other than 0) shows nothing.
+    """
+
+    def __init__(self, label: str, total_rows: int, enabled: bool = True) -> None:
+        self.label, self.total_rows, self.enabled = label, max(total_rows, 1), enabled
+        self.rows = 0
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> "RowProgress":
+        self._started = self._last_line = time.monotonic()
+        if self.enabled and sys.stderr.isatty():
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TextColumn("{task.completed:,.0f} rows, {task.fields[rate]} rows/s, left"),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, console=Console(stderr=True))
+            self._bar.start()
+            self._task = self._bar.add_task(self.label, total=self.total_rows, rate="-")
+        return self
+
+    def advance(self, rows: int) -> None:
+        """Count ``rows`` more rows."""
+        self.rows += rows
+        if not self.enabled:
+            return
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.rows, rate=f"{self._rate(now):,.0f}")
+        elif now - self._last_line >= LINE_INTERVAL_S:
+            self._last_line = now
+            left_s = (self.total_rows - self.rows) / self._rate(now)
+            self._line(f"{self.rows:,} of {self.total_rows:,} rows, {self._rate(now):,.0f} rows/s, {left_s:.0f} s left")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        if self.enabled and kind is None:
+            now = time.monotonic()
+            self._line(f"{self.rows:,} rows in {now - self._started:.1f} s, {self._rate(now):,.0f} rows/s")
+
+    def _line(self, text: str) -> None:
+        print(f"{self.label}: {text}", file=sys.stderr, flush=True)
+
+    def _rate(self, now: float) -> float:
+        return max(self.rows, 1) / max(now - self._started, 1e-6)

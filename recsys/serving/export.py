@@ -1,0 +1,42 @@
+"""Write a ranker so that it can be served without anything that trained it."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from recsys.data.schema import Schema
+from recsys.models.settings import ModelSettings
+from recsys.towers.partition_file import Partition
+
+WEIGHTS_FILE = "weights.safetensors"
+MODEL_FILE = "model.json"
+FORMAT_VERSION = 1
+
+
+def export_ranker(
+    state: dict[str, Tensor],
+    schema: Schema,
+    settings: ModelSettings,
+    directory: Path,
+    partition: Partition | None = None,
+) -> None:
+    """Write weights.safetensors and model.json in ``directory``.
+
+    Args:
+        state: full unsharded weights of a plain :class:`Ranker`, without distillation heads.
+        schema: its features are kept, its windows and planted groups are not.
+        partition: of a model with towers.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in sorted(state.items())}
+    save_file(tensors, directory / WEIGHTS_FILE)
+    description = {
+        "version": FORMAT_VERSION,
+        "model": settings.model_dump(),
+        "schema": asdict(replace(schema, windows=[], planted_groups={})),
+        "partition": None if partition is None else asdict(partition),
+    }
+    (directory / MODEL_FILE).write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")

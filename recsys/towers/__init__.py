@@ -1,0 +1,1 @@
+"""Disaggregated towers: partitioner and tower modules."""

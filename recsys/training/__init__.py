@@ -1,0 +1,1 @@
+"""Rank launch, engine, optimisers and checkpoints."""

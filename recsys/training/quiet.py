@@ -1,0 +1,30 @@
+"""Hold back what PyTorch and TorchRec say about themselves, which a user can do nothing about."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+LOGGERS = (
+    "torch.distributed.elastic",  # reports a rank's failure that is raised anyway
+    "torch.distributed.launcher",
+    "torchelastic-events-null",
+    "torch.fx._symbolic_trace",
+    "torchrec.distributed.planner.types",
+)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Hide FutureWarnings and the chatter of ``LOGGERS``; errors are raised as ever."""
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,1 @@
+"""Prefect tasks: where Prefect, DVC and MLflow meet the library."""

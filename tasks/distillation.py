@@ -1,0 +1,86 @@
+"""The teacher, its scores, and the students that learn from them."""
+
+import json
+from pathlib import Path
+
+from prefect import task
+
+from recsys.config import load_settings
+from recsys.data.schema import Schema
+from recsys.distill.settings import AugmentSettings, StudentsSettings, TeacherSettings
+from recsys.training.settings import TrainSettings
+from tasks.project import PARAMS, PARTITION_FILE, SCORES, STUDENTS, TEACHER, WINDOWS, replacing, require
+from tasks.tracking import RunRecord, flatten, record
+from tasks.versioning import output_version
+
+CURVES = ("ne", "auc", "logloss", "calibration")
+
+
+@task
+def train_teacher_model() -> None:
+    """Train the teacher over all domains in time order and write models/teacher."""
+    from recsys.distill.teacher import train_teacher
+
+    require(WINDOWS, PARTITION_FILE)
+    settings, train = load_settings(PARAMS / "teacher.yaml", TeacherSettings), _train_settings()
+    with replacing(TEACHER) as (output,):
+        train_teacher(WINDOWS, PARTITION_FILE, settings, train, output)
+    record(
+        RunRecord(
+            name="teacher",
+            kind="teacher",
+            parameters=flatten(settings) | flatten(train),
+            data_version=output_version(WINDOWS),
+            dataset=Schema.load(WINDOWS).dataset,
+            curves=_curves(TEACHER),
+            tags={"partition_version": output_version(PARTITION_FILE.parent)},
+            artifacts={str(TEACHER / "metrics.json"): "", str(TEACHER / "plan.json"): ""},
+        )
+    )
+
+
+@task
+def score_all_windows() -> None:
+    """Score each window with the last snapshot that knows nothing of it, and write data/scores."""
+    from recsys.distill.scoring import score_windows
+
+    require(WINDOWS, PARTITION_FILE, TEACHER)
+    teacher = load_settings(PARAMS / "teacher.yaml", TeacherSettings)
+    settings = load_settings(PARAMS / "augment.yaml", AugmentSettings)
+    with replacing(SCORES) as (output,):
+        score_windows(WINDOWS, PARTITION_FILE, TEACHER, teacher, settings, _train_settings(), output)
+
+
+@task
+def train_all_students() -> None:
+    """Train every student with and without distillation, for each seed, and write models/students."""
+    from recsys.distill.students import train_students
+
+    require(WINDOWS, SCORES)
+    settings, train = load_settings(PARAMS / "students.yaml", StudentsSettings), _train_settings()
+    with replacing(STUDENTS) as (output,):
+        train_students(WINDOWS, SCORES, settings, train, output)
+    for folder in sorted(STUDENTS.glob("*/*/seed-*")):
+        student, arm, seed = folder.parts[-3:]
+        record(
+            RunRecord(
+                name=f"{student}-{arm}-{seed}",
+                kind="student",
+                parameters=flatten(settings) | flatten(train) | {"seed": seed.removeprefix("seed-")},
+                data_version=output_version(WINDOWS),
+                dataset=Schema.load(WINDOWS).dataset,
+                curves=_curves(folder),
+                tags={"student": student, "arm": arm, "scores_version": output_version(SCORES)},
+                artifacts={str(folder / "metrics.json"): ""},
+            )
+        )
+
+
+def _train_settings() -> TrainSettings:
+    return load_settings(PARAMS / "train.yaml", TrainSettings)
+
+
+def _curves(folder: Path) -> dict[str, list[float]]:
+    """Per-window metrics of one model, as MLflow curves ``window/ne`` and so on."""
+    windows = json.loads((folder / "metrics.json").read_text())["windows"]
+    return {f"window/{key}": [window[key] for window in windows if window[key] is not None] for key in CURVES}

@@ -1,0 +1,17 @@
+"""Raw logs to windows."""
+
+from prefect import task
+
+from recsys.config import load_settings
+from recsys.data.ingest import IngestReport, ingest
+from recsys.data.settings import DatasetSettings, DataSettings
+from tasks.project import ORACLE, PARAMS, WINDOWS, replacing
+
+
+@task
+def ingest_windows() -> IngestReport:
+    """Write data/windows, and data/oracle where the true probabilities are known."""
+    settings = load_settings(PARAMS / "data.yaml", DataSettings)
+    dataset = load_settings(PARAMS / "datasets" / f"{settings.dataset}.yaml", DatasetSettings)
+    with replacing(WINDOWS, ORACLE) as (windows, oracle):
+        return ingest(settings, dataset, windows, oracle)

@@ -1,0 +1,54 @@
+"""Where the project keeps its files, relative to its root, and its settings."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from recsys.config import InputError
+
+PARAMS = Path("params")
+WINDOWS = Path("data/windows")
+ORACLE = Path("data/oracle")
+SCORES = Path("data/scores")
+PARTITION = Path("models/partition")
+PARTITION_FILE = PARTITION / "partition.json"
+TEACHER = Path("models/teacher")
+STUDENTS = Path("models/students")
+EVALUATION = Path("reports/evaluation")
+REGISTRATION = Path("reports/registration.json")
+
+
+def require(*inputs: Path) -> None:
+    """Check that a stage's inputs are there.
+
+    Raises:
+        InputError: one is missing; the message names it and the command that makes it.
+    """
+    for path in inputs:
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder; run the stages before it first (dvc repro)")
+
+
+@contextmanager
+def replacing(*targets: Path) -> Iterator[list[Path]]:
+    """Give an empty folder for each target; when the block ends well, put them in the targets' places.
+
+    When it ends with an error, the targets stay as they were and the folders are removed.
+    """
+    scratch: list[Path] = []
+    try:
+        for target in targets:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+            folder.chmod(0o755)
+            scratch.append(folder)
+        yield scratch
+        for folder, target in zip(scratch, targets, strict=True):
+            if target.exists():
+                shutil.rmtree(target)
+            folder.rename(target)
+    finally:
+        for folder in scratch:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,80 @@
+"""Register the better arm of each student in MLflow."""
+
+import hashlib
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import polars as pl
+from prefect import task
+
+from recsys.data.schema import Schema
+from tasks.project import EVALUATION, REGISTRATION, STUDENTS, WINDOWS, require
+from tasks.tracking import connect
+from tasks.versioning import output_version
+
+logger = logging.getLogger(__name__)
+ALIAS = "champion"
+EXAMPLE_ROWS = 3
+
+
+@task
+def register_students() -> None:
+    """Register each student's arm with the lower NE, give it the alias ``champion``, write reports/registration.json.
+
+    If MLflow is away, the models stay in models/students and the run says so; training results are not lost.
+    """
+    require(WINDOWS, STUDENTS, EVALUATION)
+    rows = json.loads((EVALUATION / "report.json").read_text())["students"]
+    chosen = {name: _better_arm(student) for name, student in sorted(rows.items())}
+    registration = {}
+    for name, arm in chosen.items():
+        export = STUDENTS / name / arm / "export"
+        registration[name] = {"arm": arm, "model_sha256": _folder_hash(export), "ne": rows[name]["ne"][arm]}
+        try:
+            _register(name, arm, export, rows[name]["ne"][arm])
+        except OSError as error:
+            logger.warning("MLflow did not take the model of %s: %s", name, error)
+    REGISTRATION.parent.mkdir(parents=True, exist_ok=True)
+    scratch = REGISTRATION.with_suffix(".tmp")
+    scratch.write_text(json.dumps(registration, indent=1, sort_keys=True) + "\n")
+    scratch.replace(REGISTRATION)
+
+
+def _better_arm(student: dict) -> str:
+    return min(("plain", "distilled"), key=lambda arm: student["ne"][arm])
+
+
+def _folder_hash(folder: Path) -> str:
+    """SHA-256 over the names and contents of the folder's files."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _register(name: str, arm: str, export: Path, normalized_entropy: float) -> None:
+    """One MLflow run that holds the served model, and a new version of the registered model."""
+    mlflow, experiment_id = connect()
+    window = Schema.load(WINDOWS).windows[-1].name
+    example = pl.read_parquet(sorted((WINDOWS / window).glob("part-*.parquet"))[0]).head(EXAMPLE_ROWS).to_pandas()
+    with (
+        warnings.catch_warnings(action="ignore", category=UserWarning),  # a hint that integer columns hold no missing
+        mlflow.start_run(experiment_id=experiment_id, run_name=f"register-{name}"),
+    ):
+        mlflow.set_tags({"kind": "model", "student": name, "arm": arm, "data_version": output_version(WINDOWS)})
+        mlflow.log_metric("eval/ne", normalized_entropy)
+        logged = mlflow.pyfunc.log_model(
+            name="model",
+            python_model="tasks/served_model.py",
+            artifacts={"student": str(export)},
+            code_paths=["recsys"],
+            input_example=example.drop(columns=["label", "label_time"]),
+            registered_model_name=f"towerflow-{name}",
+            pip_requirements="requirements/cpu.lock",
+        )
+    client = mlflow.MlflowClient()
+    version = logged.registered_model_version
+    client.set_registered_model_alias(f"towerflow-{name}", ALIAS, version)
+    client.set_model_version_tag(f"towerflow-{name}", version, "arm", arm)

@@ -1,0 +1,25 @@
+"""The MLflow model of a student: encoded columns in, probabilities out."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+from recsys.serving.predictor import Predictor
+
+
+class ServedStudent(PythonModel):
+    """Wraps recsys.serving's predictor; loads safetensors and JSON, no pickle."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Load the exported student."""
+        self.predictor = Predictor.load(Path(context.artifacts["student"]))
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
+        """Probabilities [N] float32 for a frame of encoded columns."""
+        return self.predictor.predict(model_input)
+
+
+set_model(ServedStudent())

@@ -1,0 +1,34 @@
+"""Windows to a partition of the features into towers."""
+
+from prefect import task
+
+from recsys.config import load_settings
+from recsys.data.schema import Schema
+from recsys.towers.settings import PartitionSettings
+from recsys.training.settings import TrainSettings
+from tasks.project import PARAMS, PARTITION, WINDOWS, replacing, require
+from tasks.tracking import RunRecord, flatten, record
+from tasks.versioning import output_version
+
+
+@task
+def partition_features() -> None:
+    """Train the probe model and write models/partition."""
+    from recsys.towers.probe import learn_partition
+
+    require(WINDOWS)
+    settings = load_settings(PARAMS / "partition.yaml", PartitionSettings)
+    train = load_settings(PARAMS / "train.yaml", TrainSettings)
+    with replacing(PARTITION) as (output,):
+        partition = learn_partition(WINDOWS, settings, train, output)
+    record(
+        RunRecord(
+            name="partition",
+            kind="partition",
+            parameters=flatten(settings),
+            data_version=output_version(WINDOWS),
+            dataset=Schema.load(WINDOWS).dataset,
+            metrics={"towers": float(len(partition.towers))},
+            artifacts={str(PARTITION): "partition"},
+        )
+    )

@@ -1,0 +1,227 @@
+"""The engine on 1 and 2 gloo ranks against an unsharded plain-PyTorch reference."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from recsys.config import InputError
+from recsys.data.loader import Batch
+from recsys.data.schema import CategoricalFeature, Schema
+from recsys.models.factory import build_ranker
+from recsys.models.ranker import Ranker
+from recsys.models.settings import ModelSettings
+from recsys.towers.partition_file import Partition
+from recsys.training.engine import Engine
+from recsys.training.launch import run_on_ranks
+from recsys.training.settings import TrainSettings
+
+SEED = 3
+TOLERANCE = 1e-6
+SIZES = [32, 32, 13]  # rows of the global batches; the last one is uneven on 2 ranks
+FEATURES = {"color": (7, "id"), "shop": (40, "id"), "history": (30, "list")}
+SCHEMA = Schema(
+    dataset="test",
+    dense=["price", "age"],
+    categorical=[CategoricalFeature(name, rows, kind) for name, (rows, kind) in FEATURES.items()],
+    domains=["feed"],
+    windows=[],
+    initial_base_rate=0.2,
+    planted_groups={},
+)
+PARTITION = Partition("manual", [["color", "history"], ["shop"]], list(FEATURES))
+
+
+def model_settings(architecture: str = "dlrm", towers: bool = False) -> ModelSettings:
+    return ModelSettings.model_validate(
+        {
+            "architecture": architecture,
+            "embedding_dimension": 8,
+            "dense_layers": [8],
+            "over_layers": [16, 8],
+            "cross_rank": 4,
+            "towers": towers,
+            "tower_dimension": 4,
+        }
+    )
+
+
+def train_settings(world_size: int, **changes: Any) -> TrainSettings:
+    base = {"world_size": world_size, "global_batch_size": 32, "table_optimizer": "sgd", "dense_optimizer": "sgd"}
+    rates = {"table_learning_rate": 0.5, "dense_learning_rate": 0.05}
+    return TrainSettings.model_validate({**base, **rates, **changes})
+
+
+def share(rows: int, seed: int, rank: int, world_size: int) -> Batch:
+    """Rank ``rank``'s share of a seeded global batch, padded with a copy of row 0."""
+    draw = torch.Generator().manual_seed(seed)
+    dense = torch.randn(rows, SCHEMA.dense_width, generator=draw)
+    label = torch.randint(0, 2, (rows,), generator=draw).float()
+    bags: list[list[list[int]]] = []
+    for size, kind in FEATURES.values():
+        lengths = torch.randint(0, 4, (rows,), generator=draw).tolist() if kind == "list" else [1] * rows
+        bags.append([torch.randint(0, size, (n,), generator=draw).tolist() for n in lengths])
+    count = -(-rows // world_size)
+    wanted = range(rank * count, (rank + 1) * count)
+    index = [i if i < rows else 0 for i in wanted]
+    ids = torch.arange(len(index))
+    return Batch(
+        dense=dense[index],
+        sparse=KeyedJaggedTensor(
+            list(FEATURES),
+            torch.tensor([v for bag in bags for i in index for v in bag[i]], dtype=torch.int64),
+            lengths=torch.tensor([len(bag[i]) for bag in bags for i in index], dtype=torch.int64),
+        ),
+        label=label[index],
+        weight=torch.tensor([float(i < rows) for i in wanted]),
+        domain=torch.zeros_like(ids),
+        group=ids,
+        example_id=ids,
+        event_time=ids,
+        score=torch.full((len(index),), float("nan")),
+        global_rows=rows,
+    )
+
+
+def train(settings: TrainSettings, model: ModelSettings, partition: Partition | None) -> dict[str, Any]:
+    """On every rank: train on SIZES, return the gathered weights and the losses."""
+    rank, world_size = distributed.get_rank(), distributed.get_world_size()
+    engine = Engine(build_ranker(SCHEMA, model, partition, SEED, "meta"), settings, SEED, partition)
+    losses = []
+    for step, rows in enumerate(SIZES):
+        batch = share(rows, step, rank, world_size)
+        assert engine.predict(batch).shape == batch.label.shape
+        losses.append(engine.train_step(batch, engine.serving_loss))
+    return {"state": engine.gather_state(), "losses": losses, "plan": engine.plan_summary()}
+
+
+def reference(settings: TrainSettings, model: ModelSettings, partition: Partition | None) -> dict[str, Tensor]:
+    """The same training in plain PyTorch with SGD."""
+    ranker = build_ranker(SCHEMA, model, partition, SEED)
+    tables = [p for n, p in ranker.named_parameters() if n.startswith("embeddings.")]
+    dense = [p for n, p in ranker.named_parameters() if not n.startswith("embeddings.")]
+    groups = [{"params": tables, "lr": settings.table_learning_rate}, {"params": dense}]
+    optimizer = torch.optim.SGD(groups, lr=settings.dense_learning_rate)
+    for step, rows in enumerate(SIZES):
+        batch = share(rows, step, 0, 1)
+        loss = binary_cross_entropy_with_logits(ranker(batch.dense, batch.sparse)["serving"], batch.label)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return ranker.state_dict()
+
+
+def assert_same(state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert state.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(state[name], value, rtol=0, atol=TOLERANCE, msg=name)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("sharding", ["table_wise", "row_wise", "column_wise", "planner"])
+def test_weights_equal_plain_pytorch(sharding: str, world_size: int) -> None:
+    settings, model = train_settings(world_size, sharding=sharding), model_settings()
+    results = run_on_ranks(train, (settings, model, None), world_size, 1)
+    assert results[1:] == [r | {"state": {}} for r in results[1:]]
+    assert_same(results[0]["state"], reference(settings, model, None))
+
+
+@pytest.mark.parametrize("architecture", ["dlrm", "dcn"])
+def test_towers_stay_together_and_equal_plain_pytorch(architecture: str) -> None:
+    settings, model = train_settings(2), model_settings(architecture, towers=True)
+    results = run_on_ranks(train, (settings, model, PARTITION), 2, 1)
+    assert_same(results[0]["state"], reference(settings, model, PARTITION))
+    ranks = {row["table"]: row["ranks"] for row in results[0]["plan"]}
+    assert ranks["table_color"] == ranks["table_history"] != ranks["table_shop"]
+
+
+def save_and_resume(settings: TrainSettings, model: ModelSettings, directory: Path) -> tuple[dict, dict]:
+    """Train, save, train on; load into a fresh engine of another plan, train on: both states."""
+    rank, world_size = distributed.get_rank(), distributed.get_world_size()
+    first = Engine(build_ranker(SCHEMA, model, None, SEED, "meta"), settings, SEED)
+    first.train_step(share(32, 0, rank, world_size), first.serving_loss)
+    first.save(directory)
+    other = settings.model_copy(update={"sharding": "row_wise"})
+    second = Engine(build_ranker(SCHEMA, model, None, SEED + 1, "meta"), other, SEED + 1)
+    second.load(directory)
+    for engine in (first, second):
+        engine.train_step(share(13, 1, rank, world_size), engine.serving_loss)
+    return first.gather_state(), second.gather_state()
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_resumes_from_a_checkpoint_with_another_plan(world_size: int, tmp_path: Path) -> None:
+    changes = {"table_optimizer": "rowwise_adagrad", "dense_optimizer": "adam", "sharding": "table_wise"}
+    settings = train_settings(world_size, **changes)
+    first, second = run_on_ranks(save_and_resume, (settings, model_settings(), tmp_path / "saved"), world_size, 1)[0]
+    assert_same(second, first)
+
+
+class WithUnusedHead(nn.Module):
+    """A ranker and a head that the loss does not read, as a student's plain arm has it."""
+
+    def __init__(self, ranker: Ranker) -> None:
+        super().__init__()
+        self.ranker = ranker
+        self.extra = nn.Linear(ranker.representation_size, 1)
+
+    def forward(self, dense: Tensor, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
+        representation = self.ranker.represent(dense, sparse)
+        return {"serving": self.ranker.head(representation), "extra": self.extra(representation).squeeze(1)}
+
+
+def train_with_unused_head(settings: TrainSettings) -> dict[str, Tensor]:
+    """Two engines in one launch, bfloat16, several steps: weights of the second."""
+    rank, world_size = distributed.get_rank(), distributed.get_world_size()
+    state: dict[str, Tensor] = {}
+    for _ in range(2):
+        torch.manual_seed(SEED)
+        model = WithUnusedHead(build_ranker(SCHEMA, model_settings(), None, SEED, "meta"))
+        engine = Engine(model, settings, SEED)
+        for step, rows in enumerate(SIZES):
+            batch = share(rows, step, rank, world_size)
+            engine.predict(batch)
+            engine.train_step(batch, engine.serving_loss)
+        state = engine.gather_state()
+    return state
+
+
+def test_unused_head_and_bfloat16() -> None:
+    settings = train_settings(2, dense_optimizer="adam", table_optimizer="rowwise_adagrad", bf16=True)
+    state = run_on_ranks(train_with_unused_head, (settings,), 2, 1)[0]
+    assert "ranker.embeddings.embedding_bags.table_shop.weight" in state
+    assert all(torch.isfinite(value).all() for value in state.values())
+    again = run_on_ranks(train_with_unused_head, (settings,), 2, 1)[0]
+    assert all(torch.equal(value, again[name]) for name, value in state.items())
+
+
+def fail_on_rank_1(message: str) -> None:
+    if distributed.get_rank() == 1:
+        raise InputError(message)
+    distributed.barrier()
+
+
+def raise_key_error() -> None:
+    raise KeyError("lost")
+
+
+def test_error_of_a_rank_is_raised_as_itself() -> None:
+    with pytest.raises(InputError, match=r"^params/x\.yaml: wrong$"):
+        run_on_ranks(fail_on_rank_1, ("params/x.yaml: wrong",), 2, 1)
+    with pytest.raises(KeyError, match="lost"):
+        run_on_ranks(raise_key_error, (), 2, 1)
+
+
+def test_plan_refusals() -> None:
+    too_small = train_settings(1, memory_gb=1e-6, sharding="table_wise")
+    with pytest.raises(InputError, match="memory_gb"):
+        run_on_ranks(train, (too_small, model_settings(), None), 1, 1)
+    with pytest.raises(InputError, match="memory_gb"):
+        run_on_ranks(train, (train_settings(1, memory_gb=1e-6), model_settings(), None), 1, 1)
+    mixed = train_settings(1, sharding="column_wise", table_optimizer="rowwise_adagrad")
+    with pytest.raises(InputError, match="column_wise"):
+        run_on_ranks(train, (mixed, model_settings(), None), 1, 1)

@@ -1,0 +1,57 @@
+"""One wrong key is one clear error that names the file, the key and the nearest valid one."""
+
+from pathlib import Path
+
+import pytest
+
+from recsys.config import InputError, Settings, load_settings
+
+
+class Inner(Settings):
+    learning_rate: float
+
+
+class Outer(Settings):
+    rows: int
+    parts: tuple[Inner, ...] = ()
+    model: Inner | None = None
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "train.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_good_settings_load(tmp_path: Path) -> None:
+    settings = load_settings(write(tmp_path, "rows: 3\nmodel: {learning_rate: 0.1}\n"), Outer)
+    assert settings == Outer(rows=3, model=Inner(learning_rate=0.1))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("row: 3\nrows: 3\n", r"unknown key 'row'; did you mean 'rows'\?"),
+        (
+            "rows: 3\nmodel: {learning_rte: 1, learning_rate: 1}\n",
+            r"'model.learning_rte'; did you mean 'learning_rate'\?",
+        ),
+        ("rows: 3\nparts: [{learning_rate: 1, lerning_rate: 1}]\n", r"did you mean 'learning_rate'\?"),
+        ("rows: many\n", "key 'rows': .* got 'many'"),
+        ("parts: []\n", "missing key 'rows'"),
+        ("- rows\n", "expected a mapping"),
+        ("rows: [\n", "not valid YAML"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_file_and_key(tmp_path: Path, text: str, expected: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(InputError, match=expected) as error:
+        load_settings(path, Outer)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_names_the_nearest_one(tmp_path: Path) -> None:
+    write(tmp_path, "rows: 1\n")
+    with pytest.raises(InputError, match=r"no such file; did you mean 'train'\?"):
+        load_settings(tmp_path / "trian.yaml", Outer)

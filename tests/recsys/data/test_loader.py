@@ -1,0 +1,125 @@
+"""The loader's batches: the same global batch on any number of ranks, each example once."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from recsys.config import InputError
+from recsys.data.ingest import IngestReport
+from recsys.data.loader import Batch, WindowReader, batch_of
+from recsys.data.schema import CategoricalFeature, Schema
+
+Stream = tuple[Path, Path, IngestReport]
+
+
+def real_rows(shares: list[Batch]) -> list[tuple[object, ...]]:
+    """The weighted rows of one global batch, in order."""
+    rows: list[tuple[object, ...]] = []
+    for share in shares:
+        keep = share.weight == 1
+        ids = share.sparse.values().view(len(share.sparse.keys()), -1)[:, keep].T.tolist()
+        dense = share.dense[keep].tolist()
+        rows += zip(
+            share.example_id[keep].tolist(), share.label[keep].tolist(), map(tuple, ids), map(tuple, dense), strict=True
+        )
+    return rows
+
+
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    batch_size=st.integers(400, 3_000),
+    world_size=st.integers(2, 7),
+    by_label=st.booleans(),
+    domain=st.none() | st.just(1),
+)
+def test_global_batch_does_not_depend_on_world_size(
+    small_stream: Stream, batch_size: int, world_size: int, by_label: bool, domain: int | None
+) -> None:
+    reader = WindowReader(small_stream[0])
+    read = reader.label_batches if by_label else reader.event_batches
+    window = reader.windows[1]
+    alone = list(read(window, batch_size, 0, 1, domain))
+    ranks = [list(read(window, batch_size, rank, world_size, domain)) for rank in range(world_size)]
+    assert {len(batches) for batches in ranks} == {len(alone)}
+    for index, whole in enumerate(alone):
+        shares = [batches[index] for batches in ranks]
+        assert {len(share.label) for share in shares} == {-(-whole.global_rows // world_size)}
+        assert {share.global_rows for share in shares} == {len(whole.label)}
+        assert real_rows(shares) == real_rows([whole])
+
+
+def test_event_batches_give_each_example_once_in_time_order(small_stream: Stream) -> None:
+    reader = WindowReader(small_stream[0])
+    for window in reader.windows:
+        batches = list(reader.event_batches(window, 700, 0, 1))
+        times = torch.cat([batch.event_time for batch in batches])
+        assert len(times) == window.rows == reader.rows(window)
+        assert bool((times.diff() >= 0).all())
+        assert window.start_ms <= int(times[0]) and int(times[-1]) < window.end_ms
+        assert sum(reader.rows(window, domain) for domain in range(3)) == window.rows
+
+
+def test_label_slices_visit_each_known_label_once(small_stream: Stream) -> None:
+    reader = WindowReader(small_stream[0])
+    everything = pl.read_parquet(small_stream[0] / "*" / "part-*.parquet")
+    label_times = dict(zip(everything["example_id"].to_list(), everything["label_time"].to_list(), strict=True))
+    seen: list[int] = []
+    for window in reader.windows:
+        ids = [i for batch in reader.label_batches(window, 700, 0, 1) for i in batch.example_id.tolist()]
+        times = [label_times[i] for i in ids]
+        assert times == sorted(times)
+        assert all(window.start_ms <= time < window.end_ms for time in times)
+        seen += ids
+    known = [i for i, time in label_times.items() if time < reader.windows[-1].end_ms]
+    assert sorted(seen) == sorted(known)
+    assert len(known) > 0.9 * len(label_times)
+
+
+def test_scores_meet_their_examples(small_stream: Stream, tmp_path: Path) -> None:
+    reader = WindowReader(small_stream[0])
+    window = reader.windows[0]
+    ids = pl.read_parquet(small_stream[0] / window.name / "part-*.parquet")["example_id"]
+    scored = ids.filter(ids % 2 == 0)
+    scores = pl.DataFrame({"example_id": scored, "logit": scored.cast(pl.Float32) / 10})
+    scores.write_parquet(tmp_path / f"{window.name}.parquet")
+    for batch in reader.label_batches(window, 512, 0, 1, scores_dir=tmp_path):
+        even = batch.example_id % 2 == 0
+        assert torch.isnan(batch.score[~even]).all()
+        torch.testing.assert_close(batch.score[even], batch.example_id[even].float() / 10)
+    with pytest.raises(InputError, match="augment"):
+        list(reader.label_batches(reader.windows[1], 512, 0, 1, scores_dir=tmp_path))
+
+
+def test_missing_values_and_lists() -> None:
+    schema = Schema(
+        "t", ["x"], [CategoricalFeature("a", 9), CategoricalFeature("b", 9, "list")], ["d", "e"], [], 0.1, {}
+    )
+    frame = pl.DataFrame(
+        {
+            "x": [1.5, None, float("nan")],
+            "a": [1, 2, 3],
+            "b": [[4, 5], [], [6]],
+            "example_id": [0, 1, 2],
+            "event_time": [0, 1, 2],
+            "label_time": [0, 1, 2],
+            "domain": [0, 1, 1],
+            "group": [0, 0, 0],
+            "label": [0.0, 1, 0],
+        }
+    )
+    batch = batch_of(frame, schema, np.ones(3, dtype=np.float32), 3)
+    assert batch.dense.tolist() == [[1.5, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 1.0], [0.0, 1.0, 0.0, 1.0]]
+    assert batch.sparse.keys() == ["a", "b"]
+    assert batch.sparse.values().tolist() == [1, 2, 3, 4, 5, 6]
+    assert batch.sparse.lengths().tolist() == [1, 1, 1, 2, 0, 1]
+    assert bool(torch.isnan(batch.score).all())
+
+
+def test_no_schema_is_an_input_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="run the ingest stage"):
+        WindowReader(tmp_path)

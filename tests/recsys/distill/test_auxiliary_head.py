@@ -1,0 +1,131 @@
+"""The teacher reaches the backbone, scaled, and never the serving head."""
+
+import pytest
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from recsys.data.loader import Batch
+from recsys.data.schema import CategoricalFeature, Schema
+from recsys.distill.auxiliary_head import DistillationLoss, DistilledRanker, scale_gradient
+from recsys.distill.settings import AuxiliaryHeadSettings
+from recsys.models.factory import build_ranker
+from recsys.models.settings import ModelSettings
+
+ROWS = 16
+SCHEMA = Schema("toy", ["price"], [CategoricalFeature("user", 20), CategoricalFeature("ad", 10)], ["all"], [], 0.1, {})
+MODEL = ModelSettings(embedding_dimension=4, dense_layers=[8], over_layers=[8, 6])
+
+
+def batch(score: Tensor | None = None) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.cat([torch.randint(20, (ROWS,), generator=generator), torch.randint(10, (ROWS,), generator=generator)])
+    rows = torch.arange(ROWS)
+    return Batch(
+        dense=torch.randn(ROWS, SCHEMA.dense_width, generator=generator),
+        sparse=KeyedJaggedTensor(keys=["user", "ad"], values=ids, lengths=torch.ones(2 * ROWS, dtype=torch.int64)),
+        label=(torch.rand(ROWS, generator=generator) < 0.3).float(),
+        weight=torch.ones(ROWS),
+        domain=torch.zeros(ROWS, dtype=torch.int64),
+        group=rows,
+        example_id=rows,
+        event_time=rows,
+        score=torch.randn(ROWS, generator=generator) if score is None else score,
+        global_rows=ROWS,
+    )
+
+
+def distilled(**changes: float) -> tuple[DistilledRanker, DistillationLoss]:
+    settings = AuxiliaryHeadSettings(head_layers=[5], **changes)  # type: ignore[arg-type]
+    return DistilledRanker(
+        build_ranker(SCHEMA, MODEL, None, seed=3), settings, seed=3, base_rate=0.1
+    ), DistillationLoss(settings)
+
+
+def gradients(model: DistilledRanker, loss: DistillationLoss, one: Batch, without_label: bool) -> dict[str, Tensor]:
+    """Gradient of the sum of losses by parameter; ``without_label`` keeps the distillation term only."""
+    model.zero_grad()
+    outputs = model(one.dense, one.sparse)
+    if without_label:
+        outputs["serving"] = outputs["serving"].detach()
+    loss(outputs, one).sum().backward()
+    return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
+
+
+def test_distillation_never_touches_the_serving_head() -> None:
+    model, loss = distilled(loss_weight=10.0, gradient_scale=20.0, label_scale=5.0)
+    found = gradients(model, loss, batch(), without_label=True)
+    assert all(not found[name].any() for name in found if name.startswith("ranker.output"))
+    assert any(found[name].any() for name in found if name.startswith("ranker.over_arch"))
+    assert any(found[name].any() for name in found if "embedding_bags" in name)
+
+
+def test_serving_head_learns_from_the_label_alone() -> None:
+    model, loss = distilled(loss_weight=10.0)
+    one, other = batch(), batch(torch.full((ROWS,), 3.0))
+    first, second = (gradients(model, loss, b, without_label=False) for b in (one, other))
+    assert torch.equal(first["ranker.output.weight"], second["ranker.output.weight"])
+    assert not torch.equal(first["ranker.over_arch.0.weight"], second["ranker.over_arch.0.weight"])
+
+
+def test_backbone_gradient_is_linear_in_beta_and_the_head_keeps_its_own() -> None:
+    found = {}
+    for beta in (0.0, 1.0, 3.0):
+        model, loss = distilled(gradient_scale=beta)
+        found[beta] = gradients(model, loss, batch(), without_label=True)
+    for name in found[1.0]:
+        if name.startswith("distillation_head"):
+            assert torch.equal(found[3.0][name], found[1.0][name])
+        else:
+            assert torch.allclose(found[3.0][name], 3.0 * found[1.0][name], atol=1e-7)
+            assert not found[0.0][name].any()
+
+
+def test_missing_score_leaves_the_label_loss() -> None:
+    _, loss = distilled(loss_weight=10.0)
+    model, _ = distilled()
+    score = torch.randn(ROWS)
+    score[::2] = float("nan")
+    one = batch(score)
+    outputs = model(one.dense, one.sparse)
+    label_loss = torch.nn.functional.binary_cross_entropy_with_logits(outputs["serving"], one.label, reduction="none")
+    values = loss(outputs, one)
+    assert torch.equal(values[::2], label_loss[::2])
+    assert (values[1::2] > label_loss[1::2]).all()
+    unscored = gradients(model, loss, batch(torch.full((ROWS,), float("nan"))), without_label=True)
+    assert all(not value.any() for value in unscored.values())
+
+
+def test_label_scale_multiplies_the_probability_and_clips_at_one() -> None:
+    settings = AuxiliaryHeadSettings(loss_weight=1.0, gradient_scale=1.0, label_scale=4.0)
+    one = batch(torch.logit(torch.tensor([0.1, 0.9])))
+    one.label = torch.zeros(2)
+    outputs = {"serving": torch.zeros(2), "distillation": torch.tensor([0.5, 0.5])}
+    term = DistillationLoss(settings)(outputs, one) - torch.log(torch.tensor(2.0))
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        outputs["distillation"], torch.tensor([0.4, 1.0]), reduction="none"
+    )
+    assert torch.allclose(term, expected, atol=1e-6)
+
+
+def test_both_arms_start_from_the_same_ranker() -> None:
+    model, _ = distilled()
+    plain = build_ranker(SCHEMA, MODEL, None, seed=3)
+    one = batch()
+    assert torch.equal(model(one.dense, one.sparse)["serving"], plain(one.dense, one.sparse)["serving"])
+
+
+def test_distillation_head_starts_at_the_scaled_base_rate() -> None:
+    model, _ = distilled(label_scale=3.0)
+    bias = model.distillation_head[-1].bias
+    assert isinstance(bias, Tensor)
+    assert torch.sigmoid(bias).item() == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("scale", [0.0, 2.5])
+def test_scale_gradient_is_the_identity_forward(scale: float) -> None:
+    value = torch.randn(4, requires_grad=True)
+    scaled = scale_gradient(value, scale)
+    assert torch.equal(scaled, value)
+    scaled.sum().backward()
+    assert value.grad is not None and torch.equal(value.grad, torch.full((4,), scale))

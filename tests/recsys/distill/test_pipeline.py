@@ -1,0 +1,144 @@
+"""Teacher, scores and students on a small stream, on one rank in this process."""
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from recsys.data.schema import CategoricalFeature, Schema, Window
+from recsys.distill.scoring import score_windows
+from recsys.distill.settings import (
+    AugmentSettings,
+    AuxiliaryHeadSettings,
+    StudentSettings,
+    StudentsSettings,
+    TeacherSettings,
+)
+from recsys.distill.snapshots import LookAheadError, list_snapshots
+from recsys.distill.students import train_students
+from recsys.distill.teacher import train_teacher
+from recsys.models.settings import ModelSettings
+from recsys.serving.predictor import Predictor
+from recsys.training.settings import TrainSettings
+
+ROWS = 300
+HOUR = 3_600_000
+WINDOWS = [Window(f"w{i}", i * HOUR, (i + 1) * HOUR, ROWS, 40 * 60_000) for i in range(4)]
+FEATURES = [CategoricalFeature("user", 40), CategoricalFeature("ad", 20)]
+MODEL = ModelSettings(embedding_dimension=4, dense_layers=[8], over_layers=[8])
+TRAIN = TrainSettings(world_size=1, global_batch_size=64, sharding="table_wise", memory_gb=1.0)
+TEACHER = TeacherSettings(model=MODEL, snapshot_every_windows=1, hold_back_ne_increase=10.0, seed=1)
+STUDENTS = StudentsSettings(
+    model=MODEL,
+    seeds=[1],
+    students=[StudentSettings(name="one", domain="b")],
+    distillation=AuxiliaryHeadSettings(loss_weight=1.0, gradient_scale=10.0, label_scale=1.0),
+)
+
+
+@pytest.fixture(scope="module")
+def windows_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four windows of two domains; the label is known up to 40 minutes after the event."""
+    folder = tmp_path_factory.mktemp("windows")
+    Schema("toy", ["price"], FEATURES, ["a", "b"], WINDOWS, 0.25, {}).save(folder)
+    for index, window in enumerate(WINDOWS):
+        (folder / window.name).mkdir()
+        row = pl.int_range(ROWS, dtype=pl.Int64)
+        event_time = window.start_ms + row * (HOUR // ROWS)
+        frame = pl.select(
+            example_id=row + index * ROWS,
+            event_time=event_time,
+            label_time=event_time + (row * 7919 % 40) * 60_000,
+            domain=(row % 2).cast(pl.Int32),
+            group=row * 31 % 40,
+            price=(row * 13 % 17).cast(pl.Float32),
+            user=row * 31 % 40,
+            ad=row * 17 % 20,
+            label=(row * 17 % 20 < 5).cast(pl.Float32),
+        )
+        frame.write_parquet(folder / window.name / "part-00000.parquet")
+    return folder
+
+
+def run(windows_dir: Path, root: Path) -> None:
+    for name in ("teacher", "scores", "students"):
+        (root / name).mkdir()
+    train_teacher(windows_dir, None, TEACHER, TRAIN, root / "teacher")
+    augment = AugmentSettings(batch_size=128, max_staleness_hours=None)
+    score_windows(windows_dir, None, root / "teacher", TEACHER, augment, TRAIN, root / "scores")
+    train_students(windows_dir, root / "scores", STUDENTS, TRAIN, root / "students")
+
+
+@pytest.fixture(scope="module")
+def root(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    run(windows_dir, folder)
+    return folder
+
+
+def test_each_example_is_scored_once_by_a_snapshot_of_its_past(root: Path) -> None:
+    assert [s.window for s in list_snapshots(root / "teacher" / "snapshots")] == ["w0", "w1", "w2", "w3"]
+    assert pl.read_parquet(root / "scores" / "w0.parquet").is_empty()
+    for index, window in enumerate(WINDOWS[1:], start=1):
+        scores = pl.read_parquet(root / "scores" / f"{window.name}.parquet")
+        assert scores["example_id"].to_list() == list(range(index * ROWS, (index + 1) * ROWS))
+        assert scores["high_water_mark"].unique().to_list() == [window.start_ms]
+        assert scores["staleness_ms"].min() == 0
+
+
+def test_score_is_the_teachers_own_next_prediction(root: Path) -> None:
+    """A snapshot after window t predicts window t+1 as the teacher itself did: save and load lose nothing."""
+    scores = pl.read_parquet(root / "scores" / "w2.parquet").sort("example_id")
+    own = pl.read_parquet(root / "teacher" / "predictions" / "w2.parquet").sort("example_id")
+    assert scores["logit"].to_numpy() == pytest.approx(own["logit"].to_numpy(), abs=1e-5)
+
+
+def test_students_see_their_domain_and_arms_start_alike(root: Path) -> None:
+    frames = {
+        (arm, window): pl.read_parquet(root / f"students/one/{arm}/seed-1/predictions/{window}.parquet")
+        for arm in ("plain", "distilled")
+        for window in ("w0", "w3")
+    }
+    assert all(frame["domain"].unique().to_list() == [1] for frame in frames.values())
+    assert frames["plain", "w0"].equals(frames["distilled", "w0"])
+    assert not frames["plain", "w3"]["logit"].equals(frames["distilled", "w3"]["logit"])
+
+
+def test_export_holds_the_serving_head_only(root: Path, windows_dir: Path) -> None:
+    predictor = Predictor.load(root / "students/one/distilled/export")
+    assert not any("distillation" in name for name in predictor.ranker.state_dict())
+    frame = pl.read_parquet(windows_dir / "w3" / "part-00000.parquet")
+    values = predictor.predict(frame)
+    assert ((values > 0) & (values < 1)).all()
+
+
+def test_rerun_writes_the_same_bytes(root: Path, windows_dir: Path, tmp_path: Path) -> None:
+    run(windows_dir, tmp_path)
+    written = sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file())
+    assert written == sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
+    assert [p for p in written if (root / p).read_bytes() != (tmp_path / p).read_bytes()] == []
+
+
+def test_stale_examples_stay_without_a_score(root: Path, windows_dir: Path, tmp_path: Path) -> None:
+    augment = AugmentSettings(batch_size=128, max_staleness_hours=0.5)
+    report = score_windows(windows_dir, None, root / "teacher", TEACHER, augment, TRAIN, tmp_path)
+    staleness = pl.concat([pl.read_parquet(tmp_path / f"{w.name}.parquet") for w in WINDOWS])["staleness_ms"]
+    assert staleness.max() == HOUR // 2
+    assert report.scored == len(staleness) == report.rows - report.missing
+
+
+def test_altered_snapshot_is_refused(root: Path, windows_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "snapshots" / "w2"
+    folder.mkdir(parents=True)
+    text = (root / "teacher/snapshots/w2/snapshot.json").read_text()
+    (folder / "snapshot.json").write_text(text.replace(str(WINDOWS[2].end_ms), str(WINDOWS[0].end_ms)))
+    with pytest.raises(LookAheadError):
+        score_windows(
+            windows_dir,
+            None,
+            tmp_path,
+            TEACHER,
+            AugmentSettings(batch_size=8, max_staleness_hours=None),
+            TRAIN,
+            tmp_path,
+        )

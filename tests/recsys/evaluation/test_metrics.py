@@ -1,0 +1,77 @@
+"""Metrics equal their brute-force definitions."""
+
+import numpy as np
+import pytest
+
+from recsys.evaluation import metrics
+
+
+@pytest.fixture
+def rows() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(3)
+    logits = np.round(generator.normal(size=400), 1).astype(np.float32)  # rounded: many ties
+    labels = (generator.random(400) < metrics.probabilities(logits - 1)).astype(np.float32)
+    return logits, labels, generator.integers(0, 40, size=400)
+
+
+def brute_auc(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> float:
+    weights = np.ones(len(labels)) if weights is None else weights
+    won = pairs = 0.0
+    for i in np.flatnonzero(labels == 1):
+        for j in np.flatnonzero(labels == 0):
+            pairs += weights[i] * weights[j]
+            won += weights[i] * weights[j] * ((logits[i] > logits[j]) + 0.5 * (logits[i] == logits[j]))
+    return won / pairs if pairs else float("nan")
+
+
+def test_auc_counts_pairs(rows: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    logits, labels, _ = rows
+    assert metrics.auc(logits, labels) == pytest.approx(brute_auc(logits, labels), abs=1e-12)
+
+
+def test_weighted_auc_counts_weighted_pairs(rows: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    logits, labels, groups = rows
+    weights = (groups % 4).astype(np.float64)
+    expected = brute_auc(logits, labels, weights)
+    assert metrics.SortedScores(logits, labels).auc(weights) == pytest.approx(expected, abs=1e-12)
+
+
+def test_grouped_auc_averages_groups_of_two_classes(rows: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    logits, labels, groups = rows
+    values, sizes = [], []
+    for group in np.unique(groups):
+        mine = groups == group
+        value = brute_auc(logits[mine], labels[mine])
+        if not np.isnan(value):
+            values.append(value)
+            sizes.append(mine.sum())
+    assert len(values) < 41
+    assert metrics.grouped_auc(logits, labels, groups) == pytest.approx(np.average(values, weights=sizes), abs=1e-12)
+
+
+def test_losses_and_calibration(rows: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    logits, labels, _ = rows
+    p = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    loss = -np.mean(labels * np.log(p) + (1 - labels) * np.log(1 - p))
+    rate = labels.mean(dtype=np.float64)
+    background = -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
+    assert metrics.log_loss(logits, labels) == pytest.approx(loss)
+    assert metrics.normalized_entropy(logits, labels) == pytest.approx(loss / background)
+    assert metrics.calibration(logits, labels) == pytest.approx(p.sum() / labels.sum())
+
+
+def test_base_rate_has_normalized_entropy_one() -> None:
+    labels = np.array([1.0, 0, 0, 0])
+    assert metrics.normalized_entropy(np.full(4, np.log(1 / 3)), labels) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("labels", [np.zeros(0), np.zeros(3), np.ones(3)])
+def test_undefined_is_nan(labels: np.ndarray) -> None:
+    value = metrics.compute_metrics(np.zeros(len(labels)), labels, np.arange(len(labels)))
+    assert np.isnan([value.ne, value.auc, value.gauc]).all()
+
+
+def test_extreme_logits_stay_finite() -> None:
+    logits = np.array([1000.0, -1000.0])
+    assert metrics.log_loss(logits, np.array([0.0, 1.0])) == pytest.approx(1000.0)
+    assert np.isfinite(metrics.probabilities(logits)).all()

@@ -1,0 +1,65 @@
+"""Rankers: shapes, seeds, output bias, initial tables."""
+
+import math
+
+import pytest
+import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from recsys.config import InputError
+from recsys.data.schema import CategoricalFeature, Schema
+from recsys.models.factory import build_ranker
+from recsys.models.initial_tables import ROWS_PER_BLOCK, initial_rows
+from recsys.models.settings import ModelSettings
+from recsys.towers.partition_file import Partition
+
+SCHEMA = Schema(
+    dataset="test",
+    dense=["price"],
+    categorical=[CategoricalFeature("a", 5), CategoricalFeature("b", 6, "list"), CategoricalFeature("c", 7)],
+    domains=["feed"],
+    windows=[],
+    initial_base_rate=0.1,
+    planted_groups={},
+)
+PARTITION = Partition("manual", [["a", "c"], ["b"]], ["a", "b", "c"])
+
+
+def inputs() -> tuple[torch.Tensor, KeyedJaggedTensor]:
+    """Two examples; the second one's list is empty."""
+    values = torch.tensor([1, 4, 2, 3, 0, 6])
+    return torch.randn(2, SCHEMA.dense_width), KeyedJaggedTensor(
+        ["a", "b", "c"], values, lengths=torch.tensor([1, 1, 2, 0, 1, 1])
+    )
+
+
+@pytest.mark.parametrize("architecture", ["dlrm", "dcn"])
+@pytest.mark.parametrize("towers", [False, True])
+def test_output_shapes_and_seed(architecture: str, towers: bool) -> None:
+    settings = ModelSettings.model_validate({"architecture": architecture, "towers": towers})
+    ranker = build_ranker(SCHEMA, settings, PARTITION, seed=1)
+    dense, sparse = inputs()
+    representation = ranker.represent(dense, sparse)
+    assert representation.shape == (2, ranker.representation_size)
+    torch.testing.assert_close(ranker(dense, sparse)["serving"], ranker.head(representation))
+    again = build_ranker(SCHEMA, settings, PARTITION, seed=1).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in ranker.state_dict().items())
+    assert ranker.output.bias.item() == pytest.approx(math.log(0.1 / 0.9))
+
+
+def test_meta_tables_leave_the_dense_part_the_same() -> None:
+    whole, meta = (build_ranker(SCHEMA, ModelSettings(), None, 1, device) for device in ("cpu", "meta"))
+    assert torch.equal(whole.over_arch[0].weight, meta.over_arch[0].weight)  # type: ignore[arg-type]
+    assert meta.embeddings.embedding_bags["table_a"].weight.is_meta
+
+
+def test_initial_rows_do_not_depend_on_the_shard() -> None:
+    whole = initial_rows(0, "t", ROWS_PER_BLOCK + 10, 4, 0, ROWS_PER_BLOCK + 10)
+    part = initial_rows(0, "t", ROWS_PER_BLOCK + 10, 4, ROWS_PER_BLOCK - 3, ROWS_PER_BLOCK + 5)
+    assert torch.equal(whole[ROWS_PER_BLOCK - 3 : ROWS_PER_BLOCK + 5], part)
+    assert not torch.equal(part, initial_rows(1, "t", ROWS_PER_BLOCK + 10, 4, ROWS_PER_BLOCK - 3, ROWS_PER_BLOCK + 5))
+
+
+def test_towers_need_a_partition() -> None:
+    with pytest.raises(InputError, match="partition"):
+        build_ranker(SCHEMA, ModelSettings(towers=True), None, seed=0)

@@ -1,0 +1,146 @@
+"""The main job on a small stream, through its real commands: Prefect, DVC and MLflow included."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = {
+    "data.max_windows": "4",
+    "students.seeds": "[1]",
+    "evaluate.first_evaluation_window": "2",
+    "evaluate.bootstrap_samples": "50",
+}
+pytestmark = pytest.mark.slow
+
+
+def run(folder: Path, *command: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PREFECT_HOME": str(folder / ".prefect"), "PYTHONPATH": str(folder)}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    result = subprocess.run(
+        command, cwd=folder, env={**environment, "PATH": path}, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == status, result.stdout[-4000:] + result.stderr[-8000:]
+    return result
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    lock = yaml.safe_load((folder / "dvc.lock").read_text())
+    return {out["path"]: out["md5"] for stage in lock["stages"].values() for out in stage["outs"]}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project in which the pipeline has run once."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("flows", "tasks", "recsys", "params", "requirements", ".dvc", "dvc.yaml", ".dvcignore", ".gitignore"):
+        source = ROOT / name
+        ignore = shutil.ignore_patterns("__pycache__", "cache", "tmp", "config.local")
+        shutil.copytree(source, folder / name, ignore=ignore) if source.is_dir() else shutil.copy(source, folder / name)
+    run(folder, "git", "init", "--quiet")
+    options = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
+    result = run(folder, sys.executable, "-m", "flows.pipeline", *options)
+    (folder / "output.txt").write_text(result.stdout)
+    return folder
+
+
+def test_it_ends_with_the_comparison_and_the_two_commands(project: Path) -> None:
+    output = (project / "output.txt").read_text()
+    for expected in ("NE", "AUC", "gAUC", "LogLoss", "make mlflow", "make prefect"):
+        assert expected in output
+
+
+def test_both_doors_agree_that_nothing_is_left_to_do(project: Path) -> None:
+    assert "up to date" in run(project, "dvc", "status").stdout
+    before = hashes(project)
+    assert "up to date" in run(project, "dvc", "repro").stdout
+    assert hashes(project) == before
+
+
+def test_deleted_outputs_come_back_with_the_same_hashes(project: Path) -> None:
+    before = hashes(project)
+    shutil.rmtree(project / "data")
+    shutil.rmtree(project / "models")
+    run(project, "dvc", "checkout")
+    assert "up to date" in run(project, "dvc", "status").stdout
+    assert hashes(project) == before
+
+
+def test_students_rerun_bit_for_bit_without_the_cache(project: Path) -> None:
+    before = hashes(project)
+    run(project, "dvc", "repro", "--single-item", "--force", "--no-run-cache", "students")
+    assert hashes(project)["models/students"] == before["models/students"]
+
+
+def test_a_changed_key_reruns_only_what_depends_on_it(project: Path) -> None:
+    before = hashes(project)
+    result = run(
+        project,
+        sys.executable,
+        "-c",
+        "from flows.command_line import apply_overrides as a; a({'evaluate.confidence': '0.9'})",
+    )
+    result = run(project, "dvc", "repro")
+    assert "Running stage 'evaluate'" in result.stdout
+    assert "Running stage 'students'" not in result.stdout
+    assert hashes(project)["models/students"] == before["models/students"]
+    assert hashes(project)["reports/evaluation"] != before["reports/evaluation"]
+
+
+def test_mlflow_holds_runs_with_curves_and_a_registered_model_that_predicts(project: Path) -> None:
+    script = """
+import json, mlflow
+mlflow.set_tracking_uri("sqlite:///mlflow.db")
+client = mlflow.MlflowClient()
+runs = client.search_runs([client.get_experiment_by_name("towerflow").experiment_id])
+teacher = next(r for r in runs if r.data.tags["kind"] == "teacher")
+model = client.search_registered_models()[0].name
+served = mlflow.pyfunc.load_model(f"models:/{model}@champion")
+predicted = served.predict(served.input_example)
+print(json.dumps({
+    "kinds": sorted({r.data.tags["kind"] for r in runs}),
+    "curve": len(client.get_metric_history(teacher.info.run_id, "window/ne")),
+    "digest": teacher.inputs.dataset_inputs[0].dataset.digest,
+    "probabilities": [float(p) for p in predicted],
+}))
+"""
+    seen = json.loads(run(project, sys.executable, "-c", script).stdout.strip().splitlines()[-1])
+    assert {"comparison", "model", "student", "teacher"} <= set(seen["kinds"])
+    assert seen["curve"] == 4
+    assert seen["digest"] == hashes(project)["data/windows"]
+    assert all(0 < p < 1 for p in seen["probabilities"])
+
+
+def test_help_imports_nothing_heavy(project: Path) -> None:
+    imported = run(project, sys.executable, "-X", "importtime", "-m", "flows.pipeline", "--help").stderr
+    for heavy in ("prefect", "torch", "mlflow", "polars"):
+        assert f"| {heavy}" not in imported.replace("  ", " ").replace("  ", " ")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("data.dataset=sinthetic", "did you mean 'synthetic'?"),
+        ("data.datset=synthetic", "no such key"),
+        ("train.world_size=two", "train.yaml"),
+    ],
+)
+def test_a_mistake_is_one_line_and_loses_nothing(project: Path, override: str, expected: str) -> None:
+    saved = {path: path.read_text() for path in (project / "params").glob("*.yaml")}
+    before = hashes(project)
+    stage = "ingest" if override.startswith("data") else "partition"
+    result = run(project, sys.executable, "-m", f"flows.{stage}", "--set", override, status=2)
+    for path, text in saved.items():
+        path.write_text(text)
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert expected in errors[0]
+    assert "Traceback" not in result.stderr
+    assert hashes(project) == before
+    assert (project / "data/windows/schema.json").is_file()
