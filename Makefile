@@ -39,10 +39,10 @@ serve: setup
 	$(BIN)/python -m flows.serve
 
 mlflow: setup
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db
+	$(BIN)/python -m flows.ui mlflow $(ARGS)
 
 prefect: setup
-	$(BIN)/prefect server start
+	$(BIN)/python -m flows.ui prefect $(ARGS)
 
 clean:
 	rm -rf data models reports mlflow.db mlartifacts .tracking

@@ -25,6 +25,8 @@ def evaluate_students() -> None:
     settings = load_settings(PARAMS / "evaluate.yaml", EvaluateSettings)
     with replacing(EVALUATION) as (output,):
         report = evaluate(WINDOWS, ORACLE, TEACHER, STUDENTS, settings, output)
+    for model in sorted({row["model"] for row in report.windows}):
+        _record_model(report, model, settings)
     record(
         RunRecord(
             name="comparison",
@@ -35,6 +37,30 @@ def evaluate_students() -> None:
             metrics=_headline(report),
             tags={"students_version": output_version(STUDENTS)},
             artifacts={str(EVALUATION): "evaluation"},
+        )
+    )
+
+
+def _record_model(report: "Report", model: str, settings: EvaluateSettings) -> None:
+    """One run a student and model (plain, distilled, teacher, oracle), on the same rows, to compare side by side."""
+    student, arm = model.split("/")
+    windows = [row for row in report.windows if row["model"] == model]
+    by_metric = {row.comparison.metric: row for row in report.metrics if row.student == student}
+    values = {
+        metric: {"plain": row.comparison.first, "distilled": row.comparison.second}.get(arm, getattr(row, arm, None))
+        for metric, row in by_metric.items()
+    }
+    record(
+        RunRecord(
+            name=f"{student}: {arm}",
+            kind="evaluation",
+            parameters=flatten(settings) | {"student": student, "arm": arm},
+            data_version=output_version(WINDOWS),
+            dataset=Schema.load(WINDOWS).dataset,
+            metrics={f"eval/{metric}": value for metric, value in values.items() if value is not None},
+            curves={f"window/{metric}": [row[metric] for row in windows] for metric in by_metric},
+            tags={"student": student, "arm": arm, "students_version": output_version(STUDENTS)},
+            artifacts={str(EVALUATION / "figures" / f"ne_{student}.png"): "figures"},
         )
     )
 
