@@ -56,6 +56,15 @@ def test_it_ends_with_the_comparison_and_the_two_commands(project: Path) -> None
         assert expected in output
 
 
+def test_accuracy_stays_at_the_bars(project: Path) -> None:
+    report = json.loads((project / "reports/evaluation/report.json").read_text())["students"]
+    bars = json.loads((ROOT / "tests/bars.json").read_text())
+    for student, metrics in report.items():
+        for metric, bar in bars[student].items():
+            for model in ("plain", "distilled", "teacher"):
+                assert metrics[metric][model] == pytest.approx(bar[model], abs=bar["tolerance"])
+
+
 def test_both_doors_agree_that_nothing_is_left_to_do(project: Path) -> None:
     assert "up to date" in run(project, "dvc", "status").stdout
     before = hashes(project)
