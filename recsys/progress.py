@@ -38,6 +38,12 @@ class RowProgress:
             self._task = self._bar.add_task(self.label, total=self.total_rows, rate="-")
         return self
 
+    def expect(self, total_rows: int) -> None:
+        """Set the number of rows in all, where it becomes known only after the start."""
+        self.total_rows = max(total_rows, 1)
+        if self._bar is not None:
+            self._bar.update(self._task, total=self.total_rows)
+
     def advance(self, rows: int) -> None:
         """Count ``rows`` more rows."""
         self.rows += rows

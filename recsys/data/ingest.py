@@ -43,12 +43,13 @@ def ingest(settings: DataSettings, dataset: DatasetSettings, windows_dir: Path, 
     Raises:
         InputError: a log is missing or wrong, holds no good row, or holds too many bad ones.
     """
-    source = open_source(settings, dataset)
-    windows_dir.mkdir(parents=True, exist_ok=True)
-    oracle_dir.mkdir(parents=True, exist_ok=True)
-    quarantine = _Quarantine(windows_dir / QUARANTINE_FILE)
-    writer = _WindowWriter(source, settings, windows_dir, oracle_dir)
-    with RowProgress("ingest", source.expected_rows) as progress:
+    with RowProgress("ingest", 0) as progress:  # from here, since some sources read the whole log when opened
+        source = open_source(settings, dataset)
+        progress.expect(source.expected_rows)
+        windows_dir.mkdir(parents=True, exist_ok=True)
+        oracle_dir.mkdir(parents=True, exist_ok=True)
+        quarantine = _Quarantine(windows_dir / QUARANTINE_FILE)
+        writer = _WindowWriter(source, settings, windows_dir, oracle_dir)
         for chunk in source.chunks:
             quarantine.add(chunk.bad)
             writer.add(chunk)
