@@ -10,7 +10,7 @@ run: setup
 	$(BIN)/python -m flows.pipeline $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .

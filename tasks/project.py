@@ -1,5 +1,6 @@
 """Where the project keeps its files, relative to its root, and its settings."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -35,13 +36,15 @@ def require(*inputs: Path) -> None:
 def replacing(*targets: Path) -> Iterator[list[Path]]:
     """Give an empty folder for each target; when the block ends well, put them in the targets' places.
 
-    When it ends with an error, the targets stay as they were and the folders are removed.
+    When it ends with an error, the targets stay as they were and the folders are removed. Folders that a
+    killed run has left are removed first.
     """
     scratch: list[Path] = []
     try:
         for target in targets:
             target.parent.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+            _remove_left_behind(target)
+            folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-{os.getpid()}-", dir=target.parent))
             folder.chmod(0o755)
             scratch.append(folder)
         yield scratch
@@ -51,4 +54,12 @@ def replacing(*targets: Path) -> Iterator[list[Path]]:
             folder.rename(target)
     finally:
         for folder in scratch:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_left_behind(target: Path) -> None:
+    """Remove the scratch folders of ``target`` whose process has ended."""
+    for folder in target.parent.glob(f".{target.name}-*-*"):
+        process_id = folder.name.removeprefix(f".{target.name}-").split("-")[0]
+        if process_id.isdigit() and not Path(f"/proc/{process_id}").exists():
             shutil.rmtree(folder, ignore_errors=True)

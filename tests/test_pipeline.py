@@ -153,3 +153,53 @@ def test_a_mistake_is_one_line_and_loses_nothing(project: Path, override: str, e
     assert "Traceback" not in result.stderr
     assert hashes(project) == before
     assert (project / "data/windows/schema.json").is_file()
+
+
+LOG_YAML = """
+format: table
+table:
+  files: [{file}]
+  file_format: csv
+  time: {{column: time, unit: s}}
+  label: clicked
+  dense: [price]
+  categorical: [{{column: {column}, table_rows: 100}}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "column", "label", "expected"),
+    [
+        ("logg.csv", "ad", "1", "logg.csv"),
+        ("log.csv", "adv", "1", "no column 'adv'; did you mean 'ad'?"),
+        ("log.csv", "ad", "2", "20 of 40 rows are bad"),
+    ],
+)
+def test_a_bad_log_is_one_line_and_loses_nothing(
+    project: Path, tmp_path: Path, file: str, column: str, label: str, expected: str
+) -> None:
+    rows = [f"{time},{label if time % 2 else 0},{time % 7},{time / 3}" for time in range(40)]
+    (tmp_path / "log.csv").write_text("time,clicked,ad,price\n" + "\n".join(rows) + "\n")
+    saved = (project / "params/data.yaml").read_text()
+    description = project / "params/datasets/mine.yaml"
+    description.write_text(LOG_YAML.format(file=file, column=column))
+    before = sorted(path.name for path in (project / "data").rglob("*"))
+    options = ["--set", "data.dataset=mine", "--set", f"data.root={tmp_path}"]
+    result = run(project, sys.executable, "-m", "flows.ingest", *options, status=2)
+    (project / "params/data.yaml").write_text(saved)
+    description.unlink()
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert expected in errors[0]
+    assert "Traceback" not in result.stderr
+    assert sorted(path.name for path in (project / "data").rglob("*")) == before
+
+
+def test_tables_that_do_not_fit_are_one_line_with_what_would_fit(project: Path) -> None:
+    saved = (project / "params/train.yaml").read_text()
+    result = run(project, sys.executable, "-m", "flows.partition", "--set", "train.memory_gb=0.0001", status=2)
+    (project / "params/train.yaml").write_text(saved)
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "memory_gb" in errors[0]
+    assert "Traceback" not in result.stderr

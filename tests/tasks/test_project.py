@@ -1,5 +1,8 @@
 """A stage's outputs appear whole or not at all."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,3 +27,14 @@ def test_a_failure_leaves_the_old_outputs_and_nothing_else(tmp_path: Path) -> No
         raise RuntimeError
     assert (target / "weights").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
+
+
+def test_what_a_killed_run_left_is_removed_and_a_running_one_is_not_touched(tmp_path: Path) -> None:
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    left, running = tmp_path / f".teacher-{dead.stdout.strip()}-abc", tmp_path / f".teacher-{os.getppid()}-abc"
+    left.mkdir()
+    running.mkdir()
+    with replacing(tmp_path / "teacher"):
+        pass
+    assert not left.exists()
+    assert running.exists()
