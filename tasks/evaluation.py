@@ -66,12 +66,9 @@ def _record_model(report: "Report", model: str, settings: EvaluateSettings) -> N
 
 
 def _headline(report: "Report") -> dict[str, float]:
-    """The report's numbers as MLflow metrics: ``feed/ne/distilled`` and so on."""
+    """The differences distilled - plain as MLflow metrics: ``feed/ne/difference``, its ``low`` and ``high``."""
     metrics = {}
     for row in report.metrics:
         one, key = row.comparison, f"{row.student}/{row.comparison.metric}"
-        metrics |= {f"{key}/plain": one.first, f"{key}/distilled": one.second, f"{key}/difference": one.difference}
-        metrics |= {f"{key}/low": one.low, f"{key}/high": one.high, f"{key}/teacher": row.teacher}
-        if row.oracle is not None:
-            metrics[f"{key}/oracle"] = row.oracle
+        metrics |= {f"{key}/difference": one.difference, f"{key}/low": one.low, f"{key}/high": one.high}
     return {key: value for key, value in metrics.items() if math.isfinite(value)}

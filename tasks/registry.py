@@ -12,7 +12,7 @@ from prefect import task
 from recsys.data.schema import Schema
 from tasks.project import EVALUATION, REGISTRATION, STUDENTS, WINDOWS, require
 from tasks.tracking import connect
-from tasks.versioning import output_version
+from tasks.versioning import code_version, output_version
 
 logger = logging.getLogger(__name__)
 ALIAS = "champion"
@@ -28,14 +28,14 @@ def register_students() -> None:
     require(WINDOWS, STUDENTS, EVALUATION)
     rows = json.loads((EVALUATION / "report.json").read_text())["students"]
     chosen = {name: _better_arm(student) for name, student in sorted(rows.items())}
-    registration = {}
-    for name, arm in chosen.items():
-        export = STUDENTS / name / arm / "export"
-        registration[name] = {"arm": arm, "model_sha256": _folder_hash(export), "ne": rows[name]["ne"][arm]}
-        try:
-            _register(name, arm, export, rows[name]["ne"][arm])
-        except OSError as error:
-            logger.warning("MLflow did not take the model of %s: %s", name, error)
+    registration = {
+        name: {"arm": arm, "model_sha256": _folder_hash(_export(name, arm)), "ne": rows[name]["ne"][arm]}
+        for name, arm in chosen.items()
+    }
+    try:
+        _register(chosen)
+    except OSError as error:
+        logger.warning("MLflow did not take the models, which stay in %s: %s", STUDENTS, error)
     REGISTRATION.parent.mkdir(parents=True, exist_ok=True)
     scratch = REGISTRATION.with_suffix(".tmp")
     scratch.write_text(json.dumps(registration, indent=1, sort_keys=True) + "\n")
@@ -54,27 +54,32 @@ def _folder_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _register(name: str, arm: str, export: Path, normalized_entropy: float) -> None:
-    """One MLflow run that holds the served model, and a new version of the registered model."""
+def _export(name: str, arm: str) -> Path:
+    return STUDENTS / name / arm / "export"
+
+
+def _register(chosen: dict[str, str]) -> None:
+    """One MLflow run that holds the served model of each student, and a new version of each registered model."""
     mlflow, experiment_id = connect()
     window = Schema.load(WINDOWS).windows[-1].name
     example = pl.read_parquet(sorted((WINDOWS / window).glob("part-*.parquet"))[0]).head(EXAMPLE_ROWS).to_pandas()
+    client = mlflow.MlflowClient()
     with (
         warnings.catch_warnings(action="ignore", category=UserWarning),  # a hint that integer columns hold no missing
-        mlflow.start_run(experiment_id=experiment_id, run_name=f"register-{name}"),
+        mlflow.start_run(experiment_id=experiment_id, run_name="registered models"),
     ):
-        mlflow.set_tags({"kind": "model", "student": name, "arm": arm, "data_version": output_version(WINDOWS)})
-        mlflow.log_metric("eval/ne", normalized_entropy)
-        logged = mlflow.pyfunc.log_model(
-            name="model",
-            python_model="tasks/served_model.py",
-            artifacts={"student": str(export)},
-            code_paths=["recsys"],
-            input_example=example.drop(columns=["label", "label_time"]),
-            registered_model_name=f"towerflow-{name}",
-            pip_requirements="requirements/cpu.lock",
-        )
-    client = mlflow.MlflowClient()
-    version = logged.registered_model_version
-    client.set_registered_model_alias(f"towerflow-{name}", ALIAS, version)
-    client.set_model_version_tag(f"towerflow-{name}", version, "arm", arm)
+        mlflow.set_tags({"kind": "model", "data_version": output_version(WINDOWS), "code_version": code_version()})
+        for name, arm in chosen.items():
+            registered = f"towerflow-{name}"
+            logged = mlflow.pyfunc.log_model(
+                name=name,
+                python_model="tasks/served_model.py",
+                artifacts={"student": str(_export(name, arm))},
+                code_paths=["recsys"],
+                input_example=example.drop(columns=["label", "label_time"]),
+                registered_model_name=registered,
+                pip_requirements="requirements/cpu.lock",
+            )
+            version = logged.registered_model_version
+            client.set_registered_model_alias(registered, ALIAS, version)
+            client.set_model_version_tag(registered, version, "arm", arm)

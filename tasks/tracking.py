@@ -17,6 +17,7 @@ from tasks.versioning import code_version
 
 logger = logging.getLogger(__name__)
 PENDING = Path(".tracking")
+MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens runs and curves, not chats
 
 
 class TrackingSettings(Settings):
@@ -62,7 +63,7 @@ def record(run: RunRecord) -> None:
 
 def flatten(settings: Settings) -> dict[str, Any]:
     """Settings as dotted keys, ``{"model.embedding_dimension": 16}``."""
-    return pd.json_normalize(settings.model_dump(mode="json"), sep=".").iloc[0].to_dict()
+    return pd.json_normalize(settings.model_dump(mode="json"), sep=".").to_dict("records")[0]
 
 
 def connect() -> tuple[Any, str]:
@@ -78,7 +79,7 @@ def connect() -> tuple[Any, str]:
     if experiment is not None:
         return mlflow, experiment.experiment_id
     location = settings.artifacts if "://" in settings.artifacts else Path(settings.artifacts).resolve().as_uri()
-    return mlflow, mlflow.create_experiment(settings.experiment, artifact_location=location)
+    return mlflow, mlflow.create_experiment(settings.experiment, artifact_location=location, tags=MODEL_TRAINING)
 
 
 def _send(run: RunRecord) -> None:
