@@ -1,9 +1,11 @@
-"""How strong should distillation be? Sweep gradient_scale on a stream that no report is judged on.
+"""How strong should distillation be? Sweep gradient_scale on rows that no report is judged on.
 
-    python -m bench.distillation_strength --seed 777 --scales 1 3 10 30
+    python -m bench.distillation_strength --seed 777 --scales 1 3 10
+    python -m bench.distillation_strength --windows-before-evaluation --scales 0.3 1 3
 
-Generates the stream of params/datasets/synthetic.yaml with another seed, trains one teacher on it,
-and the students of params/students.yaml for each scale; prints a Markdown table.
+The first generates the stream of params/datasets/synthetic.yaml with another seed. The second takes
+the data set of params/data.yaml, but only the windows before evaluate.first_evaluation_window.
+Trains one teacher, and the students of params/students.yaml for each scale; prints a Markdown table.
 """
 
 import argparse
@@ -24,18 +26,28 @@ from recsys.towers.settings import PartitionSettings
 from recsys.training.settings import TrainSettings
 
 PARAMS = Path("params")
+FIRST_TRAINED_WINDOW = 1  # the first window is predicted by an untrained model
 METRICS = ("ne", "auc", "calibration")
 
 
-def prepare(folder: Path, seed: int) -> None:
-    """Windows, partition, teacher and scores of the stream with ``seed``, in ``folder``."""
+def write_windows(folder: Path, seed: int | None) -> None:
+    """The rows to choose on: the stream with ``seed``, or the windows before those that judge."""
+    data = load_settings(PARAMS / "data.yaml", DataSettings)
+    dataset = load_settings(PARAMS / f"datasets/{data.dataset}.yaml", DatasetSettings)
+    if seed is None:
+        judge = load_settings(PARAMS / "evaluate.yaml", EvaluateSettings)
+        data = data.model_copy(update={"max_windows": judge.first_evaluation_window})
+    else:
+        assert dataset.synthetic is not None, "--seed is for the generated stream"
+        dataset = dataset.model_copy(update={"synthetic": dataset.synthetic.model_copy(update={"seed": seed})})
+    ingest(data, dataset, folder / "windows", folder / "oracle")
+
+
+def prepare(folder: Path, seed: int | None) -> None:
+    """Windows, partition, teacher and scores in ``folder``."""
     for name in ("windows", "oracle", "partition", "teacher", "scores"):
         (folder / name).mkdir()
-    dataset = load_settings(PARAMS / "datasets/synthetic.yaml", DatasetSettings)
-    assert dataset.synthetic is not None
-    stream = dataset.synthetic.model_copy(update={"seed": seed})
-    data = load_settings(PARAMS / "data.yaml", DataSettings)
-    ingest(data, dataset.model_copy(update={"synthetic": stream}), folder / "windows", folder / "oracle")
+    write_windows(folder, seed)
     train = load_settings(PARAMS / "train.yaml", TrainSettings)
     partition = load_settings(PARAMS / "partition.yaml", PartitionSettings)
     learn_partition(folder / "windows", partition, train, folder / "partition")
@@ -46,8 +58,8 @@ def prepare(folder: Path, seed: int) -> None:
     score_windows(folder / "windows", partition_file, folder / "teacher", teacher, augment, train, folder / "scores")
 
 
-def measure(folder: Path, scale: float) -> list[str]:
-    """Markdown rows, one a student, for one gradient scale."""
+def measure(folder: Path, scale: float, first_window: int | None) -> list[str]:
+    """Markdown rows, one a student, for one gradient scale; judged from ``first_window`` on if given."""
     settings = load_settings(PARAMS / "students.yaml", StudentsSettings)
     head = settings.distillation.model_copy(update={"gradient_scale": scale})
     students = folder / f"students-{scale}"
@@ -56,6 +68,8 @@ def measure(folder: Path, scale: float) -> list[str]:
     chosen = settings.model_copy(update={"distillation": head})
     train_students(folder / "windows", folder / "scores", chosen, train, students)
     judge = load_settings(PARAMS / "evaluate.yaml", EvaluateSettings)
+    if first_window is not None:
+        judge = judge.model_copy(update={"first_evaluation_window": first_window})
     report = evaluate(
         folder / "windows", folder / "oracle", folder / "teacher", students, judge, folder / f"report-{scale}"
     )
@@ -70,14 +84,17 @@ def measure(folder: Path, scale: float) -> list[str]:
 def main() -> None:
     """Read the command line and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=777)
-    parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 3.0, 10.0, 30.0])
+    rows = parser.add_mutually_exclusive_group(required=True)
+    rows.add_argument("--seed", type=int, help="of the generated stream; not that of a stream that is reported on")
+    rows.add_argument("--windows-before-evaluation", action="store_true")
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 3.0, 10.0])
     given = parser.parse_args()
+    first_window = FIRST_TRAINED_WINDOW if given.windows_before_evaluation else None
     with tempfile.TemporaryDirectory() as name:
         prepare(Path(name), given.seed)
         print(f"| gradient_scale | student | {' | '.join(METRICS)} |\n|---|---|" + "---|" * len(METRICS))
         for scale in given.scales:
-            print("\n".join(measure(Path(name), scale)), flush=True)
+            print("\n".join(measure(Path(name), scale, first_window)), flush=True)
 
 
 if __name__ == "__main__":
