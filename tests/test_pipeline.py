@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
     "data.max_windows": "4",
     "students.seeds": "[1]",
+    "partition.probe_windows": "2",
     "evaluate.first_evaluation_window": "2",
     "evaluate.bootstrap_samples": "50",
 }
