@@ -252,18 +252,23 @@ def _markdown(report: Report) -> str:
 
 
 def _cells(row: MetricRow) -> list[str]:
+    """The row as text; a value that is not defined (gAUC of a log without groups) is a dash."""
     one = row.comparison
-    signed = [f"{value:+.5f}" for value in (one.difference, one.low, one.high)]
-    oracle = "" if row.oracle is None else f"{row.oracle:.4f}"
+    oracle = "" if row.oracle is None else _text(row.oracle, ".4f")
+    signed = [_text(value, "+.5f") for value in (one.difference, one.low, one.high)]
     return [
         row.student,
         LABELS[one.metric],
-        f"{one.first:.4f}",
-        f"{one.second:.4f}",
+        _text(one.first, ".4f"),
+        _text(one.second, ".4f"),
         *signed,
-        f"{row.teacher:.4f}",
+        _text(row.teacher, ".4f"),
         oracle,
     ]
+
+
+def _text(value: float, form: str) -> str:
+    return format(value, form) if math.isfinite(value) else "-"
 
 
 def _finite(value: Any) -> Any:
