@@ -100,8 +100,13 @@ class Ranker(nn.Module):
 
     def embed(self, sparse: KeyedJaggedTensor) -> Tensor:
         """Pooled embeddings in the order of the schema: [B, F, N]."""
-        pooled = self.embeddings(sparse).to_dict()  # by name: a plan may reorder the columns
-        return torch.stack([pooled[name] for name in self.feature_names], dim=1)
+        pooled = self.embeddings(sparse)
+        keys = pooled.keys()
+        columns = pooled.values().view(-1, len(keys), self.embedding_dimension)  # [B, F, N], no copy
+        if keys == self.feature_names:
+            return columns
+        order = torch.tensor([keys.index(name) for name in self.feature_names])  # a plan may reorder the columns
+        return columns.index_select(1, order.to(columns.device))
 
     def head(self, representation: Tensor) -> Tensor:
         """[B, H] -> serving logit [B]."""
