@@ -40,7 +40,9 @@ def main() -> None:
     overrides = parse_overrides(__doc__ or "") if overrides_given is None else overrides_given
     apply_or_exit(lambda: pipeline(overrides))
     print_report(EVALUATION)
-    print("Compare the runs:  make mlflow    then open http://127.0.0.1:5000/#/experiments/1/runs?compareRunsMode=CHART")
+    print(
+        "Compare the runs:  make mlflow    then open http://127.0.0.1:5000/#/experiments/1/runs?compareRunsMode=CHART"
+    )
     print("See the flows:     make prefect   then open http://127.0.0.1:4200")
 
 
