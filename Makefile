@@ -4,7 +4,7 @@ LOCK ?= requirements/cpu.lock
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: run test check setup lock serve mlflow prefect clean
+.PHONY: run test check bench setup lock serve mlflow prefect clean
 
 run: setup
 	$(BIN)/python -m flows.pipeline $(ARGS)
@@ -17,6 +17,9 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/python -m bench.training $(ARGS)
 
 setup: .venv/installed
 
@@ -45,4 +48,4 @@ prefect: setup
 	$(BIN)/python -m flows.ui prefect $(ARGS)
 
 clean:
-	rm -rf data models reports mlflow.db mlartifacts .tracking
+	rm -rf data models reports mlflow.db mlartifacts .tracking .work

@@ -1,6 +1,7 @@
 """The teacher, its scores, and the students that learn from them."""
 
 import json
+import shutil
 from pathlib import Path
 
 from prefect import task
@@ -9,7 +10,7 @@ from recsys.config import load_settings
 from recsys.data.schema import Schema
 from recsys.distill.settings import AugmentSettings, StudentsSettings, TeacherSettings
 from recsys.training.settings import TrainSettings
-from tasks.project import PARAMS, PARTITION_FILE, SCORES, STUDENTS, TEACHER, WINDOWS, replacing, require
+from tasks.project import PARAMS, PARTITION_FILE, SCORES, STUDENTS, TEACHER, TEACHER_WORK, WINDOWS, replacing, require
 from tasks.tracking import RunRecord, flatten, record
 from tasks.versioning import output_version
 
@@ -18,13 +19,14 @@ CURVES = ("ne", "auc", "logloss", "calibration")
 
 @task
 def train_teacher_model() -> None:
-    """Train the teacher over all domains in time order and write models/teacher."""
+    """Train the teacher over all domains in time order and write models/teacher; goes on where a killed run stopped."""
     from recsys.distill.teacher import train_teacher
 
     require(WINDOWS, PARTITION_FILE)
     settings, train = load_settings(PARAMS / "teacher.yaml", TeacherSettings), _train_settings()
     with replacing(TEACHER) as (output,):
-        train_teacher(WINDOWS, PARTITION_FILE, settings, train, output)
+        train_teacher(WINDOWS, PARTITION_FILE, settings, train, output, TEACHER_WORK)
+    shutil.rmtree(TEACHER_WORK, ignore_errors=True)
     record(
         RunRecord(
             name="teacher",

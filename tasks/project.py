@@ -16,6 +16,7 @@ SCORES = Path("data/scores")
 PARTITION = Path("models/partition")
 PARTITION_FILE = PARTITION / "partition.json"
 TEACHER = Path("models/teacher")
+TEACHER_WORK = Path(".work/teacher")  # checkpoints of a run that has not ended
 STUDENTS = Path("models/students")
 EVALUATION = Path("reports/evaluation")
 REGISTRATION = Path("reports/registration.json")

@@ -12,12 +12,15 @@ class TeacherSettings(Settings):
     """params/teacher.yaml.
 
     ``hold_back_ne_increase``: a snapshot whose window NE is more than this fraction above that of the
-    last good one is written but never scores (0.05 is 5 %).
+    last good one is written but never scores (0.05 is 5 %). ``checkpoint_every_batches``: besides each
+    window's end, a point to go on from after a kill; null for none. ``keep_checkpoints``: how many.
     """
 
     model: ModelSettings
     snapshot_every_windows: int = Field(default=1, ge=1)
     hold_back_ne_increase: float = Field(default=0.1, ge=0)
+    checkpoint_every_batches: int | None = Field(default=None, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
     seed: int = Field(default=1, ge=0)
 
 

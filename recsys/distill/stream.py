@@ -3,7 +3,8 @@
 import json
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from recsys.distill import ranks
 from recsys.evaluation.metrics import compute_metrics
 from recsys.progress import RowProgress
 from recsys.training.engine import Engine, LossFunction
+from recsys.training.resume import Checkpoints, Position
 
 PREDICTIONS_DIR = "predictions"
 METRICS_FILE = "metrics.json"
@@ -52,40 +54,59 @@ def run_stream(
     stream: Stream,
     output_dir: Path,
     progress: RowProgress,
-    after_window: Callable[[Window, float], None] | None = None,
+    after_window: Callable[[Window, list[dict[str, Any]]], None] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> list[dict[str, Any]]:
     """Predict and train ``engine`` over all windows; called by every rank.
 
     Writes predictions/<window>.parquet and metrics.json in ``output_dir``. Each window advances
-    ``progress`` by its examples twice: once predicted, once trained on.
+    ``progress`` by its examples twice: once predicted, once trained on. With ``checkpoints`` it goes
+    on from the last one, in the ``output_dir`` of the run that wrote it.
 
     Args:
         loss_function: outputs and batch to loss [B].
-        after_window: called on every rank after training on a window, with the window's NE.
+        after_window: called on every rank after training on a window, with the metrics of the
+            windows so far.
 
     Returns:
         Metrics of each window, as in metrics.json; the same on every rank.
     """
     if ranks.rank() == 0:
         (output_dir / PREDICTIONS_DIR).mkdir(parents=True, exist_ok=True)
-    history: list[dict[str, Any]] = []
-    for window in stream.reader.windows:
-        batches = stream.reader.event_batches(
-            window, stream.batch_size, ranks.rank(), ranks.world_size(), domain=stream.domain
-        )
-        predictions = predict(engine, batches, progress)
-        measured: dict[str, Any] = {}
-        if predictions is not None:
-            predictions.write_parquet(output_dir / PREDICTIONS_DIR / f"{window.name}.parquet")
-            measured = measure(predictions)
-        measured = ranks.broadcast(measured)
-        train_loss = train(engine, loss_function, window, stream, progress)
-        history.append({"window": window.name, **measured, "train_loss": train_loss})
+    position = Position() if checkpoints is None else checkpoints.restore(engine)
+    progress.advance(position.progress_rows)
+    history = list(position.history)
+    for index, window in enumerate(stream.reader.windows[position.window :], start=position.window):
+        position = replace(position, window=index)
+        if position.batches == 0:
+            measured = _predict_window(engine, window, stream, output_dir, progress)
+            position = replace(position, measured=measured)
+        position = train(engine, loss_function, window, stream, progress, position, checkpoints)
+        train_loss = ranks.mean_over_ranks([position.loss])[0] / position.rows if position.rows else None
+        history.append({"window": window.name, **position.measured, "train_loss": train_loss})
         if after_window is not None:
-            after_window(window, measured["ne"])
+            after_window(window, history)
+        position = Position(window=index + 1, history=list(history), progress_rows=progress.rows)
+        if checkpoints is not None:
+            checkpoints.save(engine, position)
     if ranks.rank() == 0:
         write_json(output_dir / METRICS_FILE, {"windows": history})
     return history
+
+
+def _predict_window(
+    engine: Engine, window: Window, stream: Stream, output_dir: Path, progress: RowProgress
+) -> dict[str, Any]:
+    """Predict a window and write the predictions; their metrics, the same on every rank."""
+    batches = stream.reader.event_batches(
+        window, stream.batch_size, ranks.rank(), ranks.world_size(), domain=stream.domain
+    )
+    predictions = predict(engine, batches, progress)
+    measured: dict[str, Any] = {}
+    if predictions is not None:
+        predictions.write_parquet(output_dir / PREDICTIONS_DIR / f"{window.name}.parquet")
+        measured = measure(predictions)
+    return ranks.broadcast(measured)
 
 
 def predict(engine: Engine, batches: Iterable[Batch], progress: RowProgress) -> pl.DataFrame | None:
@@ -106,9 +127,19 @@ def predict(engine: Engine, batches: Iterable[Batch], progress: RowProgress) -> 
 
 
 def train(
-    engine: Engine, loss_function: LossFunction, window: Window, stream: Stream, progress: RowProgress
-) -> float | None:
-    """Train once on the examples whose label became known in ``window``; their mean loss, None without any."""
+    engine: Engine,
+    loss_function: LossFunction,
+    window: Window,
+    stream: Stream,
+    progress: RowProgress,
+    position: Position,
+    checkpoints: Checkpoints | None = None,
+) -> Position:
+    """Train once on the examples whose label became known in ``window``, past ``position.batches`` batches.
+
+    Returns:
+        The position after its last batch, with this rank's loss sum and the rows of all ranks.
+    """
     batches = stream.reader.label_batches(
         window,
         stream.batch_size,
@@ -117,12 +148,20 @@ def train(
         domain=stream.domain,
         scores_dir=stream.scores_dir,
     )
-    total = rows = 0.0
-    for batch in batches:
-        total += engine.train_step(batch, loss_function) * batch.global_rows
-        rows += batch.global_rows
+    for batch in islice(batches, position.batches, None):
+        loss = engine.train_step(batch, loss_function)
+        trained = 0 if math.isnan(loss) else batch.global_rows  # NaN: the batch was skipped
         progress.advance(batch.global_rows)
-    return ranks.mean_over_ranks([total])[0] / rows if rows else None
+        position = replace(
+            position,
+            batches=position.batches + 1,
+            loss=position.loss + (loss * trained if trained else 0.0),
+            rows=position.rows + trained,
+            progress_rows=progress.rows,
+        )
+        if checkpoints is not None and checkpoints.due(position.batches):
+            checkpoints.save(engine, position)
+    return position
 
 
 def measure(predictions: pl.DataFrame) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+import recsys
 from recsys.data.loader import WindowReader
 from recsys.data.schema import Schema, Window
 from recsys.distill import ranks
@@ -18,31 +19,79 @@ from recsys.progress import RowProgress
 from recsys.towers.partition_file import Partition
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
+from recsys.training.resume import (
+    CHECKPOINTS_DIR,
+    OUTPUT_DIR,
+    Checkpoints,
+    fingerprint,
+    folder_state,
+    link_files,
+    work_folder,
+)
 from recsys.training.settings import TrainSettings
 
 PLAN_FILE = "plan.json"
 SIZE_FILE = "size.json"
 TABLE_KEY = "embedding_bags"
+CODE = Path(recsys.__file__).parent
+CHECKPOINT_KEYS = {"checkpoint_every_batches", "keep_checkpoints"}
+PLACEMENT_KEYS = {
+    "world_size",
+    "threads_per_rank",
+    "ranks_per_host",
+    "memory_gb",
+    "sharding",
+    "table_sharding",
+    "max_restarts",
+}
 
 
 def train_teacher(
-    windows_dir: Path, partition_file: Path | None, settings: TeacherSettings, train: TrainSettings, output_dir: Path
+    windows_dir: Path,
+    partition_file: Path | None,
+    settings: TeacherSettings,
+    train: TrainSettings,
+    output_dir: Path,
+    resume_dir: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Train the teacher through all windows.
 
     Writes in ``output_dir``: snapshots/<name>/, predictions/<window>.parquet, metrics.json (a row a
     window), plan.json (where each table's shards are) and size.json (parameters).
 
+    With ``resume_dir`` it works there and puts the results in ``output_dir`` at the end. A run that
+    was killed goes on from its last checkpoint if data, code and settings are the same (placement on
+    ranks may differ), and writes the bytes of an undisturbed one. The caller removes ``resume_dir``.
+
     Returns:
         Metrics of each window.
 
     Raises:
-        InputError: no data, no partition though the model has towers, or a plan that does not fit.
+        InputError: no data, no partition though the model has towers, a plan that does not fit, or
+            ``resume_dir`` is in use.
     """
     partition = load_partition(partition_file, settings.model)
     Schema.load(windows_dir)
-    arguments = (windows_dir, partition, settings, train, output_dir)
-    return run_on_ranks(_train_rank, arguments, train.world_size, train.threads_per_rank)[0]
+
+    def launch(folder: Path, checkpoints: Checkpoints | None) -> list[dict[str, Any]]:
+        arguments = (windows_dir, partition, settings, train, folder, checkpoints)
+        return run_on_ranks(_train_rank, arguments, train.world_size, train.threads_per_rank, train.max_restarts)[0]
+
+    if resume_dir is None:
+        return launch(output_dir, None)
+    run = _run_name(windows_dir, partition, settings, train)
+    with work_folder(resume_dir, run) as folder:
+        every, keep = settings.checkpoint_every_batches, settings.keep_checkpoints
+        history = launch(folder / OUTPUT_DIR, Checkpoints(folder / CHECKPOINTS_DIR, run, keep, every))
+        link_files(folder / OUTPUT_DIR, output_dir)
+    return history
+
+
+def _run_name(windows_dir: Path, partition: Partition | None, settings: TeacherSettings, train: TrainSettings) -> str:
+    """A name for what decides the teacher's weights: data, code, partition and settings, but not the placement."""
+    code = [path.read_bytes() for path in sorted(CODE.rglob("*.py"))]
+    decisive = settings.model_dump(exclude=CHECKPOINT_KEYS), train.model_dump(exclude=PLACEMENT_KEYS)
+    return fingerprint(folder_state(windows_dir), code, partition, decisive)
 
 
 def load_partition(partition_file: Path | None, model: ModelSettings) -> Partition | None:
@@ -65,15 +114,22 @@ def model_size(state: dict[str, Tensor]) -> dict[str, int]:
 
 
 def _train_rank(
-    windows_dir: Path, partition: Partition | None, settings: TeacherSettings, train: TrainSettings, output_dir: Path
+    windows_dir: Path,
+    partition: Partition | None,
+    settings: TeacherSettings,
+    train: TrainSettings,
+    output_dir: Path,
+    checkpoints: Checkpoints | None,
 ) -> list[dict[str, Any]]:
     """The teacher on one rank."""
     reader = WindowReader(windows_dir)
     engine = teacher_engine(reader.schema, partition, settings, train)
     stream = Stream(reader, train.global_batch_size)
-    publisher = _Publisher(engine, settings, reader.windows, output_dir / SNAPSHOTS_DIR)
+    publisher = _Publisher(engine, settings, output_dir / SNAPSHOTS_DIR)
     with RowProgress("teacher", 2 * stream.rows(), enabled=ranks.rank() == 0) as progress:
-        history = run_stream(engine, engine.serving_loss, stream, output_dir, progress, publisher.after_window)
+        history = run_stream(
+            engine, engine.serving_loss, stream, output_dir, progress, publisher.after_window, checkpoints
+        )
     plan = engine.plan_summary()
     state = engine.gather_state()
     if ranks.rank() == 0:
@@ -85,26 +141,34 @@ def _train_rank(
 class _Publisher:
     """Publishes a snapshot every few windows; holds it back when its NE jumps above the last good one's."""
 
-    def __init__(self, engine: Engine, settings: TeacherSettings, windows: list[Window], snapshots_dir: Path) -> None:
-        self._engine, self._settings, self._windows, self._folder = engine, settings, windows, snapshots_dir
-        self._good_ne: float | None = None
+    def __init__(self, engine: Engine, settings: TeacherSettings, snapshots_dir: Path) -> None:
+        self._engine, self._settings, self._folder = engine, settings, snapshots_dir
 
-    def after_window(self, window: Window, ne: float) -> None:
+    def after_window(self, window: Window, history: list[dict[str, Any]]) -> None:
         """Publish if it is this window's turn; called by every rank."""
-        if (self._windows.index(window) + 1) % self._settings.snapshot_every_windows:
+        every = self._settings.snapshot_every_windows
+        if len(history) % every:
             return
-        held_back = is_worse(ne, self._good_ne, self._settings.hold_back_ne_increase)
-        if not held_back and math.isfinite(ne):
-            self._good_ne = ne
+        *before, ne = [row["ne"] for row in history[every - 1 :: every]]
+        allowed = self._settings.hold_back_ne_increase
         snapshot = Snapshot(
             name=window.name,
             window=window.name,
             high_water_mark=window.end_ms,
             ne=ne if math.isfinite(ne) else None,
             weights_hash=ranks.broadcast(hash_weights(self._engine.gather_state())),
-            held_back=held_back,
+            held_back=is_worse(ne, last_good(before, allowed), allowed),
         )
         publish(self._folder, snapshot, self._engine.save)
+
+
+def last_good(nes: list[float], allowed_increase: float) -> float | None:
+    """The last NE that was not worse than the good one before it; None if there is none."""
+    good: float | None = None
+    for ne in nes:
+        if math.isfinite(ne) and not is_worse(ne, good, allowed_increase):
+            good = ne
+    return good
 
 
 def is_worse(ne: float, reference: float | None, allowed_increase: float) -> bool:

@@ -1,35 +1,56 @@
 """Which shard of which embedding table sits on which rank."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, distributed, nn
+from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
+from torch.distributed._shard.sharding_spec.api import EnumerableShardingSpec
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError
-from torchrec.distributed.sharding_plan import column_wise, construct_module_sharding_plan, row_wise, table_wise
-from torchrec.distributed.types import EmbeddingModuleShardingPlan, ModuleSharder, ShardingPlan, ShardingType
+from torchrec.distributed.sharding_plan import (
+    calculate_shard_sizes_and_offsets,
+    column_wise,
+    construct_module_sharding_plan,
+    data_parallel,
+    placement,
+    row_wise,
+    table_row_wise,
+    table_wise,
+)
+from torchrec.distributed.types import (
+    EmbeddingModuleShardingPlan,
+    ModuleSharder,
+    ParameterSharding,
+    ShardingPlan,
+    ShardingType,
+)
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from recsys.config import InputError
-from recsys.training.settings import TrainSettings
+from recsys.training.settings import ShardingKind, TrainSettings, nearest_hint
+
+ParameterShardingGenerator = Callable[[nn.Parameter, int, int, str, ModuleSharder[Any]], ParameterSharding]
 
 DEVICE = "cpu"
 BYTES_PER_GIB = 2**30
 FLOAT_BYTES = 4
 SMALLEST_COLUMN_SHARD = 4  # FBGEMM's rows are multiples of 4 floats
+COLUMN_KINDS = {"column_wise", "table_column_wise", "grid_shard"}
 
 
 class BagSharder(EmbeddingBagCollectionSharder):
-    """TorchRec's sharder, offering the kinds that run over gloo; it lists no row-wise on CPU by itself."""
+    """TorchRec's sharder, offering every kind: all run over gloo; on CPU it lists no row-wise ones by itself."""
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         """Kinds that a planner may choose from."""
-        return [ShardingType.TABLE_WISE.value, ShardingType.ROW_WISE.value, ShardingType.COLUMN_WISE.value]
+        return [kind.value for kind in ShardingType]
 
     def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
         """The one kernel with the optimiser in the backward pass."""
@@ -38,44 +59,77 @@ class BagSharder(EmbeddingBagCollectionSharder):
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What a plan is made for: settings, ranks, and groups of tables to keep on one rank."""
+    """What a plan is made for: settings, ranks, ranks a host, and groups of tables to keep on one rank."""
 
     settings: TrainSettings
     world_size: int
+    local_size: int
     table_groups: list[list[str]] | None
+
+    @property
+    def hosts(self) -> int:
+        """Number of hosts."""
+        return self.world_size // self.local_size
+
+    def kind(self, table: str) -> ShardingKind | None:
+        """How ``table`` is split; None where the planner is free."""
+        fixed = self.settings.table_sharding.get(table)
+        if fixed is not None:
+            return fixed
+        if self.table_groups is not None:
+            return "table_wise"
+        return None if self.settings.sharding == "planner" else self.settings.sharding
 
 
 def make_plan(model: nn.Module, request: PlanRequest, sharder: ModuleSharder[Any]) -> ShardingPlan:
     """A plan for every EmbeddingBagCollection of ``model``.
 
     With ``table_groups`` (the towers of a partition) each group's tables sit whole on one rank;
-    groups go, largest first, to the rank with the fewest bytes. Collective: call it on every rank.
+    groups go, largest first, to the rank with the fewest bytes. Tables that ``table_sharding`` names are
+    split as it says in any case. Collective: call it on every rank.
 
     Raises:
-        InputError: column-wise with row-wise AdaGrad (TorchRec would silently run another
-            algorithm), or tables that do not fit ``memory_gb``.
+        InputError: ``table_sharding`` names no table, columns are split with row-wise AdaGrad
+            (TorchRec would silently run another algorithm), or tables do not fit ``memory_gb``.
     """
-    settings = request.settings
-    if settings.sharding == "column_wise" and settings.table_optimizer == "rowwise_adagrad":
-        raise InputError(
-            "params/train.yaml: sharding column_wise changes what rowwise_adagrad computes; "
-            "use sharding table_wise or row_wise, or table_optimizer adagrad"
-        )
-    if settings.sharding == "planner" and request.table_groups is None:
-        return _searched_plan(model, request, sharder)
-    plan: dict[str, EmbeddingModuleShardingPlan] = {}
+    configs = [c for module in bag_collections(model).values() for c in module.embedding_bag_configs()]
+    _check_kinds([config.name for config in configs], request)
+    fixed = _fixed_shards([config for config in configs if request.kind(config.name) is not None], request)
+    plan = _searched_plan(model, request, sharder) if len(fixed) < len(configs) else ShardingPlan({})
+    if not fixed:
+        return plan
     for path, module in bag_collections(model).items():
-        plan[path] = construct_module_sharding_plan(
+        names = [config.name for config in module.embedding_bag_configs()]
+        made = construct_module_sharding_plan(
             module,
-            per_param_sharding=_fixed_kinds(module.embedding_bag_configs(), request),
+            per_param_sharding={name: fixed.get(name, row_wise()) for name in names},
             sharder=sharder,
-            local_size=request.world_size,
+            local_size=request.local_size,
             world_size=request.world_size,
             device_type=DEVICE,
         )
-    result = ShardingPlan(dict(plan))
-    _check_memory(plan_rows(model, result, settings), request)
-    return result
+        searched = plan.plan.get(path, {})
+        assert isinstance(searched, dict)
+        plan.plan[path] = EmbeddingModuleShardingPlan({n: made[n] if n in fixed else searched[n] for n in names})
+    _check_memory(plan_rows(model, plan, request.settings), request)
+    return plan
+
+
+def _check_kinds(tables: list[str], request: PlanRequest) -> None:
+    settings = request.settings
+    for table in settings.table_sharding:
+        if table not in tables:
+            raise InputError(f"params/train.yaml: table_sharding: no table {table!r}; {nearest_hint(table, tables)}")
+    if settings.table_optimizer != "rowwise_adagrad":
+        return
+    for table in tables:
+        kind = request.kind(table)
+        if kind in COLUMN_KINDS:
+            where = "table_sharding" if table in settings.table_sharding else "sharding"
+            raise InputError(
+                f"params/train.yaml: {where} {kind} changes what rowwise_adagrad computes for {table}; "
+                "use table_wise, row_wise, table_row_wise or data_parallel, or table_optimizer adagrad"
+            )
 
 
 def bag_collections(model: nn.Module) -> dict[str, EmbeddingBagCollection]:
@@ -91,12 +145,13 @@ def plan_rows(model: nn.Module, plan: ShardingPlan, settings: TrainSettings) -> 
         assert isinstance(placed, EmbeddingModuleShardingPlan)
         for config in module.embedding_bag_configs():
             sharding = placed[config.name]
+            copies = len(sharding.ranks or []) if sharding.sharding_type == ShardingType.DATA_PARALLEL.value else 1
             rows.append(
                 {
                     "table": config.name,
                     "kind": sharding.sharding_type,
                     "ranks": list(sharding.ranks or []),
-                    "bytes": table_bytes(config, settings),
+                    "bytes": table_bytes(config, settings) * copies,
                 }
             )
     return rows
@@ -104,26 +159,79 @@ def plan_rows(model: nn.Module, plan: ShardingPlan, settings: TrainSettings) -> 
 
 def table_bytes(config: EmbeddingBagConfig, settings: TrainSettings) -> int:
     """Bytes of a table's float32 weights and of its optimiser state."""
-    state = {"sgd": 0, "rowwise_adagrad": 1, "adagrad": config.embedding_dim}[settings.table_optimizer]
-    return config.num_embeddings * (config.embedding_dim + state) * FLOAT_BYTES
+    dimension = config.embedding_dim
+    state = {"sgd": 0, "rowwise_adagrad": 1, "adagrad": dimension, "adam": 2 * dimension}[settings.table_optimizer]
+    return config.num_embeddings * (dimension + state) * FLOAT_BYTES
 
 
-def _fixed_kinds(configs: list[EmbeddingBagConfig], request: PlanRequest) -> dict[str, Any]:
-    kind, ranks = request.settings.sharding, list(range(request.world_size))
-    if request.table_groups is None and kind == "row_wise":
-        return {config.name: row_wise() for config in configs}
-    if request.table_groups is None and kind == "column_wise":
-        return {config.name: column_wise(ranks=_column_ranks(config, ranks)) for config in configs}
+def _fixed_shards(configs: list[EmbeddingBagConfig], request: PlanRequest) -> dict[str, ParameterShardingGenerator]:
+    """How to place each table whose kind is given; tables and groups of tables go where the fewest bytes are."""
+    kinds: dict[str, ShardingKind | None] = {config.name: request.kind(config.name) for config in configs}
     sizes = {config.name: table_bytes(config, request.settings) for config in configs}
-    groups = request.table_groups or [[name] for name in sizes]
-    return {table: table_wise(rank=rank) for table, rank in spread_groups(groups, sizes, request.world_size).items()}
+    whole = [name for name, kind in kinds.items() if kind == "table_wise"]
+    groups = [[t for t in group if t in whole] for group in request.table_groups or [[name] for name in whole]]
+    rank_of = spread_groups([group for group in groups if group], sizes, request.world_size)
+    on_host = [[name] for name, kind in kinds.items() if kind in ("table_row_wise", "table_column_wise")]
+    host_of = spread_groups(on_host, sizes, request.hosts)
+    return {c.name: _shards(c, kinds[c.name], rank_of.get(c.name, 0), host_of.get(c.name, 0), request) for c in configs}
 
 
-def _column_ranks(config: EmbeddingBagConfig, ranks: list[int]) -> list[int]:
-    """As many ranks as the table's columns divide over."""
+def _shards(
+    config: EmbeddingBagConfig, kind: ShardingKind | None, rank: int, host: int, request: PlanRequest
+) -> ParameterShardingGenerator:
+    """One table on ``rank`` or ``host``, or over all ranks or hosts, as ``kind`` says."""
+    local = [host * request.local_size + index for index in range(request.local_size)]
+    match kind:
+        case "data_parallel":
+            return data_parallel()
+        case "row_wise":
+            return row_wise()
+        case "column_wise":
+            return column_wise(ranks=_column_places(config, list(range(request.world_size))))
+        case "table_row_wise":
+            return table_row_wise(host_index=host)
+        case "table_column_wise":
+            return _table_column_wise(_column_places(config, local))
+        case "grid_shard":
+            return _grid(_column_places(config, list(range(request.hosts))))
+        case _:
+            return table_wise(rank=rank)
+
+
+def _column_places(config: EmbeddingBagConfig, places: list[int]) -> list[int]:
+    """As many of ``places`` as the table's columns divide over."""
     vectors = config.embedding_dim // SMALLEST_COLUMN_SHARD
-    shards = max(count for count in range(1, len(ranks) + 1) if vectors % count == 0)
-    return ranks[:shards]
+    shards = max(count for count in range(1, len(places) + 1) if vectors % count == 0)
+    return places[:shards]
+
+
+def _table_column_wise(ranks: list[int]) -> ParameterShardingGenerator:
+    """Columns over the ranks of one host; TorchRec has no helper for it."""
+    split = column_wise(ranks=ranks)
+
+    def generate(*arguments: Any) -> ParameterSharding:
+        return replace(split(*arguments), sharding_type=ShardingType.TABLE_COLUMN_WISE.value)
+
+    return generate
+
+
+def _grid(hosts: list[int]) -> ParameterShardingGenerator:
+    """A block of columns a host, its rows over the host's ranks; TorchRec's helper splits no fewer than 256 columns."""
+
+    def generate(
+        weight: nn.Parameter, local_size: int, world_size: int, device: str, _: ModuleSharder[Any]
+    ) -> ParameterSharding:
+        kind = ShardingType.GRID_SHARD.value
+        columns = weight.shape[1] // len(hosts)
+        sizes, offsets = calculate_shard_sizes_and_offsets(weight, world_size, local_size, kind, columns)
+        ranks = [host * local_size + index for host in hosts for index in range(local_size)]
+        shards = [
+            ShardMetadata(shard_offsets=offset, shard_sizes=size, placement=placement(device, rank, local_size))
+            for size, offset, rank in zip(sizes, offsets, ranks, strict=True)
+        ]
+        return ParameterSharding(kind, EmbeddingComputeKernel.FUSED.value, ranks, EnumerableShardingSpec(shards))
+
+    return generate
 
 
 def spread_groups(groups: list[list[str]], sizes: dict[str, int], world_size: int) -> dict[str, int]:
@@ -142,7 +250,7 @@ def _searched_plan(model: nn.Module, request: PlanRequest, sharder: ModuleSharde
     settings = request.settings
     topology = Topology(
         world_size=request.world_size,
-        local_world_size=request.world_size,
+        local_world_size=request.local_size,
         compute_device=DEVICE,
         ddr_cap=int(settings.memory_gb * BYTES_PER_GIB),
     )

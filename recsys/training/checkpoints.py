@@ -1,11 +1,28 @@
-"""torch.distributed.checkpoint, byte for byte the same for the same state."""
+"""torch.distributed.checkpoint folders: published whole, checksummed, the same bytes for the same state."""
 
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import distributed
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+
+from recsys.config import InputError
+
+MANIFEST_FILE = "manifest.json"
+PARTIAL_SUFFIX = ".partial"
+MISSING = "missing"
+
+
+class DamagedCheckpointError(InputError):
+    """A checkpoint that is not whole, is not what was written, or is of another model."""
 
 
 class ReproducibleWriter(FileSystemWriter):
@@ -15,11 +32,113 @@ class ReproducibleWriter(FileSystemWriter):
         """No storage metadata; loading does not need it."""
 
 
-def save_checkpoint(state: dict[str, Any], directory: Path) -> None:
-    """Write ``state`` from all ranks to ``directory``; collective."""
-    save(state, storage_writer=ReproducibleWriter(directory))
+def save_checkpoint(state: dict[str, Any], directory: Path, facts: Mapping[str, Any] | None = None) -> None:
+    """Write ``state`` from all ranks beside ``directory``, then rename it there; collective.
+
+    A manifest holds the SHA-256 of each file, the number of ranks, and ``facts`` (plain values).
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    partial = directory.with_name(directory.name + PARTIAL_SUFFIX)
+    if distributed.get_rank() == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+    distributed.barrier()
+    try:
+        save(state, storage_writer=ReproducibleWriter(partial))
+    except CheckpointException as error:
+        raise OSError(f"{directory}: cannot write the checkpoint: {_reason(error)}") from error
+    files = _checksums(partial, sorted(path.name for path in partial.iterdir()))
+    if distributed.get_rank() == 0:
+        manifest = {"files": files, "world_size": distributed.get_world_size(), "facts": dict(facts or {})}
+        write_durably(partial / MANIFEST_FILE, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+        shutil.rmtree(directory, ignore_errors=True)
+        partial.rename(directory)
+        _flush_folder(directory.parent)
+    distributed.barrier()
 
 
-def load_checkpoint(state: dict[str, Any], directory: Path) -> None:
-    """Fill ``state`` in place with what :func:`save_checkpoint` wrote; collective."""
-    load(state, checkpoint_id=str(directory))
+def load_checkpoint(state: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """Fill ``state`` in place with what :func:`save_checkpoint` wrote; collective. Returns its facts.
+
+    Raises:
+        DamagedCheckpointError: a file is missing or was changed, or ``state`` is of another model.
+    """
+    manifest = read_manifest(directory)
+    _check_files(directory, manifest["files"])
+    try:
+        load(state, checkpoint_id=str(directory))
+    except CheckpointException as error:
+        raise DamagedCheckpointError(
+            f"{directory}: the checkpoint is not of this model and its settings: {_reason(error)}"
+        ) from error
+    return manifest["facts"]
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint: files, world_size, facts.
+
+    Raises:
+        DamagedCheckpointError: there is none, or it cannot be read.
+    """
+    path = directory / MANIFEST_FILE
+    try:
+        manifest = json.loads(path.read_text())
+        if not (isinstance(manifest["files"], dict) and isinstance(manifest["facts"], dict)):
+            raise TypeError("files and facts must be objects")
+    except OSError as error:
+        raise DamagedCheckpointError(f"{path}: cannot be read, so {directory} is no whole checkpoint") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpointError(f"{path}: the checkpoint is damaged: {' '.join(str(error).split())}") from error
+    return manifest
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write ``text`` and wait until the disk has it."""
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _check_files(directory: Path, expected: Mapping[str, str]) -> None:
+    found = _checksums(directory, sorted(expected))
+    for name, checksum in expected.items():
+        if found[name] == MISSING:
+            raise DamagedCheckpointError(f"{directory / name}: missing; the checkpoint is damaged")
+        if found[name] != checksum:
+            raise DamagedCheckpointError(
+                f"{directory / name}: its SHA-256 is not the one in {MANIFEST_FILE}; the checkpoint is damaged"
+            )
+
+
+def _checksums(directory: Path, names: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of each file, by name, on every rank; the ranks share the work."""
+    rank, world_size = distributed.get_rank(), distributed.get_world_size()
+    mine = {name: _checksum(directory / name) for name in list(names)[rank::world_size]}
+    parts: list[Any] = [None] * world_size
+    distributed.all_gather_object(parts, mine)
+    return {name: checksum for part in parts for name, checksum in part.items()}
+
+
+def _checksum(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return MISSING
+
+
+def _flush_folder(folder: Path) -> None:
+    """Wait until the disk has the names in ``folder``."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: CheckpointException) -> str:
+    """The first rank's own error, in one line."""
+    first, _ = next(iter(error.failures.values()))
+    return " ".join(str(first).split())

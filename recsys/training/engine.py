@@ -1,6 +1,8 @@
 """Train a model whose tables are sharded over the ranks of the current process group."""
 
-from collections.abc import Callable
+import math
+import sys
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
@@ -12,20 +14,36 @@ from torch.distributed.optim.apply_optimizer_in_backward import (
     _apply_optimizer_in_backward as apply_optimizer_in_backward,
 )
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
+from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.types import ModuleSharder, ShardingEnv
-from torchrec.optim import RowWiseAdagrad
+from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingType
 
 from recsys.data.loader import Batch
 from recsys.models.initial_tables import initial_rows
 from recsys.models.ranker import SERVING, TABLE_PREFIX
+from recsys.sharding.hosts import hosts_of
 from recsys.sharding.plan import DEVICE, BagSharder, PlanRequest, bag_collections, local_shards, make_plan, plan_rows
+from recsys.sharding.pooling import sum_split_rows
 from recsys.towers.partition_file import Partition
 from recsys.training.checkpoints import load_checkpoint, save_checkpoint
+from recsys.training.optimizers import (
+    NonFiniteLossError,
+    dense_optimizer,
+    first_state,
+    is_constant,
+    non_finite_sources,
+    on_any_rank,
+    rate_factor,
+    replicated_table_optimizer,
+    set_rates,
+    table_optimizer,
+    tensors,
+)
 from recsys.training.settings import TrainSettings
 
 LossFunction = Callable[[dict[str, Tensor], Batch], Tensor]
-TABLE_OPTIMIZERS = {"rowwise_adagrad": RowWiseAdagrad, "adagrad": torch.optim.Adagrad, "sgd": torch.optim.SGD}
 
 
 class Engine:
@@ -51,30 +69,34 @@ class Engine:
         self.settings = settings
         self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
         self._set_table_optimizer(model)
-        sharder = BagSharder()
-        request = PlanRequest(settings, self.world_size, _table_groups(partition))
-        plan = make_plan(model, request, sharder)
-        self._plan_rows = plan_rows(model, plan, settings)
         paths = list(bag_collections(model))
         configs = [config for m in bag_collections(model).values() for config in m.embedding_bag_configs()]
         tables = {config.name: (config.num_embeddings, config.embedding_dim) for config in configs}
-        group = distributed.group.WORLD
-        assert group is not None
-        self._model = DistributedModelParallel(
-            model,
-            env=ShardingEnv.from_process_group(group),
-            device=torch.device(DEVICE),
-            plan=plan,
-            sharders=[cast(ModuleSharder[nn.Module], sharder)],
-            init_data_parallel=False,  # one all-reduce of ours: DDP refuses heads that a loss does not read
-        )
+        with hosts_of(settings.ranks_per_host) as ranks_per_host:
+            self._model = self._shard(model, ranks_per_host, partition)
         self._write_tables(tables, seed)
         self._dense = {
             name: parameter
             for name, parameter in self._model.named_parameters()
             if not any(name.startswith(f"{path}.") for path in paths)
         }
-        self._dense_optimizer = _dense_optimizer(list(self._dense.values()), settings)
+        self._dense_optimizer = dense_optimizer(list(self._dense.values()), settings)
+        self._replicated = _replicated_tables(self._model)
+        self._replicated_optimizer = None
+        if self._replicated:
+            self._replicated_optimizer = replicated_table_optimizer(list(self._replicated.values()), settings)
+        self._rates_are_constant = is_constant(settings.schedule)
+        self._counts = torch.zeros(2, dtype=torch.int64)  # optimiser steps, skipped batches
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps so far, those of a loaded checkpoint included."""
+        return int(self._counts[0])
+
+    @property
+    def skipped_batches(self) -> int:
+        """Batches left out because their loss was not finite."""
+        return int(self._counts[1])
 
     @property
     def module(self) -> nn.Module:
@@ -100,34 +122,56 @@ class Engine:
 
         Returns:
             This rank's part of that mean, times the number of ranks: its mean over ranks is the
-            loss of the global batch.
+            loss of the global batch. NaN if the batch was skipped.
+
+        Raises:
+            NonFiniteLossError: this rank's part is NaN or infinite; nothing was updated.
         """
         self._model.train()
         self._dense_optimizer.zero_grad(set_to_none=True)
+        if self._replicated_optimizer is not None:
+            self._replicated_optimizer.zero_grad(set_to_none=True)
+        self._set_rates()  # the kernels take theirs in the forward pass
         with self._precision():
             outputs = self._model(batch.dense, batch.sparse)
         losses = loss_function({name: value.float() for name, value in outputs.items()}, batch)
         loss = (batch.weight * losses).sum() * (self.world_size / batch.global_rows)
+        value = loss.item()
+        if self._skips(value, batch, outputs):
+            return math.nan
         loss.backward()
         self._average_gradients()
+        if self.settings.dense_clip_norm is not None:
+            clip_grad_norm_(self._dense.values(), self.settings.dense_clip_norm)
         self._dense_optimizer.step()
-        return loss.item()
+        if self._replicated_optimizer is not None:
+            self._replicated_optimizer.step()
+        self._counts[0] += 1
+        return value
 
     def serving_loss(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
         """Binary cross-entropy of the serving logit against the label, an example: [B]."""
         return binary_cross_entropy_with_logits(outputs[SERVING], batch.label, reduction="none")
 
-    def save(self, directory: Path) -> None:
-        """Write weights and optimiser state as a torch.distributed.checkpoint."""
-        save_checkpoint(self._state(), directory)
+    def save(self, directory: Path, facts: Mapping[str, Any] | None = None) -> None:
+        """Write weights and optimiser state, and ``facts`` (plain values), as a checkpoint folder."""
+        save_checkpoint(self._state(), directory, facts)
 
-    def load(self, directory: Path) -> None:
-        """Read what :meth:`save` wrote, also with another plan or number of ranks."""
+    def load(self, directory: Path) -> dict[str, Any]:
+        """Read what :meth:`save` wrote, also with another plan or number of ranks; its facts.
+
+        Raises:
+            DamagedCheckpointError: it is not whole, or of another model.
+        """
         state = self._state()
-        load_checkpoint(state, directory)
+        facts = load_checkpoint(state, directory)
         self._model.load_state_dict(state["model"])
-        for name, values in state["dense"].items():
+        if self.steps == 0:
+            self._dense_optimizer = dense_optimizer(list(self._dense.values()), self.settings)
+            return facts
+        for name, values in state.get("dense", {}).items():
             self._dense_optimizer.state[self._dense[name]] = values
+        return facts
 
     def gather_state(self) -> dict[str, Tensor]:
         """The unsharded model's state_dict, float32, on rank 0; empty on the other ranks."""
@@ -147,8 +191,9 @@ class Engine:
         return self._plan_rows
 
     def _average_gradients(self) -> None:
-        """Mean of the dense gradients over ranks, in one collective."""
-        gradients = [parameter.grad for parameter in self._dense.values() if parameter.grad is not None]
+        """Mean over ranks of the gradients of all that is replicated, in one collective."""
+        replicated = [*self._dense.values(), *self._replicated.values()]
+        gradients = [parameter.grad for parameter in replicated if parameter.grad is not None]
         if self.world_size == 1 or not gradients:
             return
         flat = torch.cat([gradient.flatten() for gradient in gradients])
@@ -157,11 +202,61 @@ class Engine:
         for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
 
+    def _skips(self, loss: float, batch: Batch, outputs: Mapping[str, Tensor]) -> bool:
+        """Whether to leave this batch out, the same on every rank; raises where it may not be left out."""
+        sources = [] if math.isfinite(loss) else non_finite_sources(batch, outputs)
+        if not self.settings.skip_non_finite_batches:
+            if sources:
+                raise NonFiniteLossError(self.steps + 1, sources)
+            return False
+        sources = on_any_rank(sources)
+        if sources:
+            self._counts[1] += 1
+            if self.rank == 0:
+                found = f"NaN or infinity in {', '.join(sources)}"
+                print(f"train: after step {self.steps}: {found}; batch skipped", file=sys.stderr, flush=True)
+        return bool(sources)
+
+    def _set_rates(self) -> None:
+        """Learning rates of the coming step."""
+        if self._rates_are_constant:
+            return
+        factor = rate_factor(self.steps, self.settings.schedule)
+        set_rates(self._dense_optimizer, factor * self.settings.dense_learning_rate)
+        if self._replicated_optimizer is not None:
+            set_rates(self._replicated_optimizer, factor * self.settings.table_learning_rate)
+        set_rates(self._model.fused_optimizer, factor * self.settings.table_learning_rate)
+        self._model.fused_optimizer.zero_grad()  # hands the kernels their rate
+
+    def _shard(self, model: nn.Module, ranks_per_host: int, partition: Partition | None) -> DistributedModelParallel:
+        sharder = BagSharder()
+        request = PlanRequest(self.settings, self.world_size, ranks_per_host, _table_groups(partition))
+        plan = make_plan(model, request, sharder)
+        self._plan_rows = plan_rows(model, plan, self.settings)
+        means = {path: sum_split_rows(module, plan, path) for path, module in bag_collections(model).items()}
+        group = distributed.group.WORLD
+        assert group is not None
+        sharded = DistributedModelParallel(
+            model,
+            env=ShardingEnv.from_process_group(group),
+            device=torch.device(DEVICE),
+            plan=plan,
+            sharders=[cast(ModuleSharder[nn.Module], sharder)],
+            init_data_parallel=False,  # one all-reduce of ours: DDP refuses heads that a loss does not read
+        )
+        for module in _sharded_collections(sharded):
+            lookups = module._lookups  # DDP, for replicated tables, waits for a backward pass after each forward pass
+            lookups[:] = [m.module if isinstance(m, DistributedDataParallel) else m for m in lookups]
+        for path, mean in means.items():
+            if mean is not None:
+                sharded.module.get_submodule(path).register_forward_hook(mean)
+        return sharded
+
     def _precision(self) -> AbstractContextManager[Any]:
         return torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=self.settings.bf16)
 
     def _set_table_optimizer(self, model: nn.Module) -> None:
-        optimizer = TABLE_OPTIMIZERS[self.settings.table_optimizer]
+        optimizer = table_optimizer(self.settings)
         for module in bag_collections(model).values():
             apply_optimizer_in_backward(optimizer, module.parameters(), {"lr": self.settings.table_learning_rate})
 
@@ -178,27 +273,43 @@ class Engine:
 
     def _state(self) -> dict[str, Any]:
         """Live references to everything that a checkpoint holds."""
-        return {
-            "model": self._model.state_dict(),
-            "tables": self._model.fused_optimizer.state_dict()["state"],
-            "dense": {name: self._dense_state(parameter) for name, parameter in self._dense.items()},
-        }
+        tables = self._model.fused_optimizer.state_dict()["state"] | self._replicated_state()
+        dense = {name: self._dense_state(parameter) for name, parameter in self._dense.items()}
+        optimizers = {"tables": tables, "dense": dense}
+        # A dict of nothing but empty ones makes DCP take the checkpoint for one of an old PyTorch.
+        filled = {key: {name: s for name, s in states.items() if s} for key, states in optimizers.items()}
+        state = {"model": self._model.state_dict(), "counts": self._counts}
+        return state | {key: states for key, states in filled.items() if states}
 
     def _dense_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """Optimiser state of a dense parameter; zeros before the first step."""
-        if self.settings.dense_optimizer == "sgd":
-            return {}
+        """Optimiser state of a dense parameter; before the first step one of the same shapes."""
         state = self._dense_optimizer.state.get(parameter)
-        if state:
-            return dict(state)
-        zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-        return {"step": torch.zeros(()), **zeros}
+        return tensors(state) if state else first_state(parameter, self.settings)
+
+    def _replicated_state(self) -> dict[str, dict[str, Tensor]]:
+        """Optimiser state of the replicated tables, in the names and shapes of the sharded ones."""
+        if self._replicated_optimizer is None or self.settings.table_optimizer == "sgd":
+            return {}
+        rowwise, state = self.settings.table_optimizer == "rowwise_adagrad", {}
+        for name, table in self._replicated.items():
+            total = self._replicated_optimizer.state[table]["sum"]
+            state[name] = {f"{name.split('.')[-2]}.momentum1": total.view(-1) if rowwise else total}
+        return state
 
 
-def _dense_optimizer(parameters: list[nn.Parameter], settings: TrainSettings) -> torch.optim.Optimizer:
-    if settings.dense_optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=settings.dense_learning_rate)
-    return torch.optim.Adam(parameters, lr=settings.dense_learning_rate, fused=True)
+def _sharded_collections(model: nn.Module) -> list[ShardedEmbeddingBagCollection]:
+    return [module for module in model.modules() if isinstance(module, ShardedEmbeddingBagCollection)]
+
+
+def _replicated_tables(model: DistributedModelParallel) -> dict[str, nn.Parameter]:
+    """Weights of the tables that every rank holds whole and updates outside the kernels, by name."""
+    replicated = {
+        id(module.embedding_bags[table].weight)
+        for module in _sharded_collections(model)
+        for table, sharding in module.module_sharding_plan.items()
+        if sharding.sharding_type == ShardingType.DATA_PARALLEL.value
+    }
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in replicated}
 
 
 def _table_groups(partition: Partition | None) -> list[list[str]] | None:

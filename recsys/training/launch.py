@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import signal
 import sys
 import tempfile
 import threading
@@ -16,9 +17,10 @@ from typing import Any
 
 import torch
 from torch import distributed
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, PrefixStore
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.rendezvous import rendezvous
 
 from recsys.config import InputError
 from recsys.training.quiet import quiet_libraries
@@ -28,16 +30,29 @@ PRELOAD = ["torch", "torchrec", "recsys.training.engine"]
 # Set by the operating system's loader for the ranks; spinning OpenMP threads make a shared host 30 times slower.
 RANK_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "GLOO_SOCKET_IFNAME": "lo"}
 FAILURE_SUFFIX = ".failure"
+RESTART_COUNT = "TORCHELASTIC_RESTART_COUNT"
+MEMORY_HINT = "; if nobody did it by hand, the machine ran out of memory: lower world_size or use smaller tables"
+LAST_WORD_S = 0.5  # a rank that lost its peer ends after it, so that the agent sees the peer's end first
+
+
+class RankKilledError(Exception):
+    """A rank's process was ended from outside."""
 
 
 def run_on_ranks(
-    function: Callable[..., Any], arguments: tuple[Any, ...], world_size: int, threads_per_rank: int
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    world_size: int,
+    threads_per_rank: int,
+    max_restarts: int = 0,
 ) -> list[Any]:
     """Call ``function(*arguments)`` on every rank, inside a gloo process group; its results by rank.
 
     One rank runs in this process. Several run as forkserver processes, so ``function`` must be
-    importable and arguments and results picklable. An exception in a rank ends all ranks and is
-    raised here as itself: an InputError before any other, else the earliest.
+    importable and arguments and results picklable. When a rank fails or is killed, all ranks end; up
+    to ``max_restarts`` times they are started anew, but not after an InputError. Then what went wrong
+    last is raised here: an InputError as itself, the name of the signal that killed a rank, else the
+    earliest exception as itself.
     """
     if world_size == 1:
         return [_run_here(function, arguments, threads_per_rank)]
@@ -52,7 +67,7 @@ def run_on_ranks(
             rdzv_configs={"is_host": True},
             local_addr=LOOPBACK,
             run_id=Path(folder).name,
-            max_restarts=0,
+            max_restarts=max_restarts,
             start_method="forkserver",
             shutdown_timeout=1,
         )
@@ -80,9 +95,11 @@ def _run_here(function: Callable[..., Any], arguments: tuple[Any, ...], threads:
 def _rank_main(function: Callable[..., Any], arguments: tuple[Any, ...], threads: int, failures: str) -> Any:
     """Body of one rank's process."""
     _die_with_parent()
+    if any(isinstance(error, InputError) for _, error, _, _ in _read_failures(Path(failures))):
+        os._exit(1)  # a restart mends no input
     torch.set_num_threads(threads)
     try:
-        distributed.init_process_group("gloo")
+        _join_group()
         with quiet_libraries():
             result = function(*arguments)
         distributed.barrier()
@@ -91,7 +108,15 @@ def _rank_main(function: Callable[..., Any], arguments: tuple[Any, ...], threads
     except BaseException as error:  # DCP's CheckpointException is no Exception
         _write_failure(Path(failures), error)
         sys.stderr.flush()
+        time.sleep(0.0 if isinstance(error, InputError) else LAST_WORD_S)
         os._exit(1)  # skip clean-up that would wait for the other ranks
+
+
+def _join_group() -> None:
+    """The process group of this attempt; the store still holds the addresses of the attempts before it."""
+    store, rank, world_size = next(rendezvous("env://"))
+    store = PrefixStore(f"attempt-{os.environ[RESTART_COUNT]}", store)
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
 
 
 def _die_with_parent() -> None:
@@ -108,26 +133,37 @@ def _die_with_parent() -> None:
 
 def _write_failure(folder: Path, error: BaseException) -> None:
     text = "".join(traceback.format_exception(error))
+    attempt = int(os.environ.get(RESTART_COUNT, "0"))
     try:
-        body = pickle.dumps((time.monotonic(), error, text))
+        body = pickle.dumps((time.monotonic(), error, text, attempt))
         pickle.loads(body)
     except Exception:
-        body = pickle.dumps((time.monotonic(), RuntimeError(f"{type(error).__name__}: {error}"), text))
+        body = pickle.dumps((time.monotonic(), RuntimeError(f"{type(error).__name__}: {error}"), text, attempt))
     partial = folder / str(os.getpid())
     partial.write_bytes(body)
     partial.rename(partial.with_suffix(FAILURE_SUFFIX))
 
 
+def _read_failures(folder: Path) -> list[tuple[float, BaseException, str, int]]:
+    """(time, exception, traceback, attempt) of each rank's exception, from files they wrote in our own folder."""
+    return [pickle.loads(path.read_bytes()) for path in folder.glob(f"*{FAILURE_SUFFIX}")]
+
+
 def _first_failure(folder: Path, error: ChildFailedError) -> BaseException:
-    """What the ranks died of, from the files that they wrote themselves in our own folder."""
-    failures = [pickle.loads(path.read_bytes()) for path in folder.glob(f"*{FAILURE_SUFFIX}")]
+    """What the ranks of the last attempt died of."""
+    failures = _read_failures(folder)
+    for _, first, _, _ in failures:
+        if isinstance(first, InputError):
+            return first
+    rank, failure = error.get_first_failure()
+    if failure.exitcode < 0:
+        name = signal.Signals(-failure.exitcode).name
+        return RankKilledError(f"rank {rank} was killed by {name}{MEMORY_HINT if name == 'SIGKILL' else ''}")
     if not failures:
-        rank, failure = error.get_first_failure()
         return RuntimeError(f"rank {rank} ended with exit code {failure.exitcode} and left no message")
-    failures.sort(key=lambda failure: (not isinstance(failure[1], InputError), failure[0]))
-    _, first, text = failures[0]
-    if not isinstance(first, InputError):
-        first.add_note(f"In a rank:\n{text}")
+    last = max(attempt for _, _, _, attempt in failures)
+    _, first, text, _ = min((f for f in failures if f[3] == last), key=lambda f: f[0])
+    first.add_note(f"In a rank:\n{text}")
     return first
 
 

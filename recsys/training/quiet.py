@@ -10,13 +10,15 @@ LOGGERS = (
     "torch.distributed.launcher",
     "torchelastic-events-null",
     "torch.fx._symbolic_trace",
+    "torchrec.distributed.comm",  # names the process groups of hosts
     "torchrec.distributed.planner.types",
 )
+DENSE_KERNEL = "fbgemm::dense_embedding"  # of data-parallel tables: how it was registered, not what it computes
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Hide FutureWarnings and the chatter of ``LOGGERS``; errors are raised as ever."""
+    """Hide FutureWarnings, one of FBGEMM and the chatter of ``LOGGERS``; errors are raised as ever."""
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -24,6 +26,7 @@ def quiet_libraries() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
+            warnings.filterwarnings("ignore", DENSE_KERNEL, UserWarning)
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -1,10 +1,73 @@
 """How models are trained: ranks, batch, optimisers, sharding."""
 
-from typing import Literal
+import difflib
+import inspect
+from collections.abc import Iterable
+from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 
 from recsys.config import Settings
+
+ShardingKind = Literal[
+    "data_parallel",
+    "table_wise",
+    "row_wise",
+    "column_wise",
+    "table_row_wise",
+    "table_column_wise",
+    "grid_shard",
+]
+Sharding = Literal[
+    "planner",
+    "data_parallel",
+    "table_wise",
+    "row_wise",
+    "column_wise",
+    "table_row_wise",
+    "table_column_wise",
+    "grid_shard",
+]
+# Classes of torch.optim by lower-case name. Not LBFGS (several losses a step), SparseAdam (sparse gradients), Muon
+# (matrices only).
+DENSE_OPTIMIZERS = {
+    name.lower(): name
+    for name in (
+        "Adadelta",
+        "Adafactor",
+        "Adagrad",
+        "Adam",
+        "AdamW",
+        "Adamax",
+        "ASGD",
+        "NAdam",
+        "RAdam",
+        "RMSprop",
+        "Rprop",
+        "SGD",
+    )
+}
+
+
+class ScheduleSettings(Settings):
+    """The learning rates, dense and of the tables, over the steps of one engine.
+
+    They rise linearly over ``warmup_steps``, then fall over ``decay_steps`` to ``final_fraction`` of
+    their value and stay there. ``power`` is the exponent of the polynomial decay.
+    """
+
+    warmup_steps: NonNegativeInt = 0
+    decay_steps: PositiveInt | None = None
+    decay: Literal["constant", "linear", "cosine", "polynomial"] = "constant"
+    final_fraction: float = Field(default=0.0, ge=0.0, le=1.0)
+    power: PositiveFloat = 2.0
+
+    @field_validator("decay")
+    @classmethod
+    def _has_steps(cls, decay: str, info: ValidationInfo) -> str:
+        if decay != "constant" and info.data.get("decay_steps") is None:
+            raise ValueError("needs decay_steps")
+        return decay
 
 
 class TrainSettings(Settings):
@@ -13,15 +76,69 @@ class TrainSettings(Settings):
     ``global_batch_size`` counts examples over all ranks. ``memory_gb`` is what one rank may spend
     on tables and their optimiser state. ``bf16`` runs the dense part of the forward pass in
     bfloat16; weights and optimiser state stay float32.
+
+    ``sharding`` is how every table is split; ``table_sharding`` fixes single tables, by name, and goes
+    before the towers of a partition. A host has ``ranks_per_host`` ranks; None: as many as
+    LOCAL_WORLD_SIZE says. ``dense_optimizer`` is the name of a class of torch.optim in any case,
+    ``dense_optimizer_options`` its further arguments. ``dense_clip_norm`` is the largest norm of the
+    dense part's gradient. A batch whose loss is NaN or infinite ends the run, or, with
+    ``skip_non_finite_batches``, is left out by all ranks.
     """
 
     world_size: PositiveInt = 2
     threads_per_rank: PositiveInt = 1
     global_batch_size: PositiveInt = 512
-    table_optimizer: Literal["rowwise_adagrad", "adagrad", "sgd"] = "rowwise_adagrad"
+    table_optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
     table_learning_rate: PositiveFloat = 0.05
     dense_learning_rate: PositiveFloat = 0.001
-    dense_optimizer: Literal["adam", "sgd"] = "adam"
-    sharding: Literal["planner", "table_wise", "row_wise", "column_wise"] = "planner"
+    dense_optimizer: str = "adam"
+    dense_optimizer_options: dict[str, bool | int | float | tuple[float, ...] | None] = Field(default_factory=dict)
+    dense_clip_norm: PositiveFloat | None = None
+    schedule: ScheduleSettings = ScheduleSettings()
+    skip_non_finite_batches: bool = False
+    sharding: Sharding = "planner"
+    table_sharding: dict[str, ShardingKind] = Field(default_factory=dict)
+    ranks_per_host: PositiveInt | None = None
     memory_gb: PositiveFloat = Field(default=4.0, description="GiB a rank")
     bf16: bool = False
+    max_restarts: int = Field(default=0, ge=0, description="of all ranks, after one was lost")
+
+    @field_validator("dense_optimizer")
+    @classmethod
+    def _is_in_torch_optim(cls, name: str) -> str:
+        if name.lower() not in DENSE_OPTIMIZERS:
+            raise ValueError(f"no such dense optimiser; {nearest_hint(name.lower(), DENSE_OPTIMIZERS)}")
+        return name.lower()
+
+    @field_validator("dense_optimizer_options")
+    @classmethod
+    def _are_arguments(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if options and "dense_optimizer" in info.data:
+            valid = optimizer_arguments(info.data["dense_optimizer"])
+            for name in options:
+                if name not in valid:
+                    raise ValueError(f"{info.data['dense_optimizer']} takes no {name!r}; {nearest_hint(name, valid)}")
+        return options
+
+    @field_validator("ranks_per_host")
+    @classmethod
+    def _divides_the_ranks(cls, ranks: int | None, info: ValidationInfo) -> int | None:
+        world_size = info.data.get("world_size", 1)
+        if ranks is not None and world_size % ranks:
+            raise ValueError(f"world_size {world_size} is no multiple of it")
+        return ranks
+
+
+def optimizer_arguments(name: str) -> list[str]:
+    """What a dense optimiser takes besides the parameters and the learning rate."""
+    from torch import optim  # not at the top: commands that train nothing read settings too
+
+    arguments = inspect.signature(getattr(optim, DENSE_OPTIMIZERS[name])).parameters
+    return [argument for argument in arguments if argument not in ("params", "lr")]
+
+
+def nearest_hint(name: str, valid: Iterable[str]) -> str:
+    """What ``name`` may have meant."""
+    choices = list(valid)
+    near = difflib.get_close_matches(name, choices, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(choices)}"

@@ -1,0 +1,47 @@
+"""Which ranks share a host, as TorchRec's hierarchical kinds see it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import distributed
+from torchrec.distributed import comm
+
+from recsys.config import InputError
+
+LOCAL_WORLD_SIZE = "LOCAL_WORLD_SIZE"
+
+
+@contextmanager
+def hosts_of(ranks_per_host: int | None) -> Iterator[int]:
+    """Shard in here with hosts of ``ranks_per_host`` ranks (None: LOCAL_WORLD_SIZE as it is); gives that number.
+
+    TorchRec keeps the process groups of its first hierarchical table for good; those of another
+    process group or of other hosts are forgotten here. Collective, as the groups' creation is.
+
+    Raises:
+        InputError: the ranks are not whole hosts.
+    """
+    world_size, before = distributed.get_world_size(), os.environ.get(LOCAL_WORLD_SIZE)
+    local = ranks_per_host or min(int(before or world_size), world_size)
+    if world_size % local:
+        raise InputError(
+            f"params/train.yaml: {world_size} ranks are no whole hosts of {local} (ranks_per_host or "
+            f"{LOCAL_WORLD_SIZE}); use a divisor of {world_size}"
+        )
+    os.environ[LOCAL_WORLD_SIZE] = str(local)
+    _forget_groups_of_other_hosts(local)
+    try:
+        yield local
+    finally:
+        if before is None:
+            del os.environ[LOCAL_WORLD_SIZE]
+        else:
+            os.environ[LOCAL_WORLD_SIZE] = before
+
+
+def _forget_groups_of_other_hosts(local: int) -> None:
+    intra, cross = comm._INTRA_PG, comm._CROSS_PG
+    known = distributed.distributed_c10d._world.pg_map
+    if intra not in known or cross not in known or intra.size() != local:
+        comm._INTRA_PG = comm._CROSS_PG = None

@@ -1,0 +1,50 @@
+"""Mean pooling where a table's rows are split: summed over ranks, then divided by the number of ids.
+
+TorchRec divides by that number plus 1e-6, also other tables' features, and for grids not at all.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchrec.distributed.types import EmbeddingModuleShardingPlan, LazyAwaitable, ShardingPlan, ShardingType
+from torchrec.modules.embedding_configs import PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+
+ROW_KINDS = {ShardingType.ROW_WISE.value, ShardingType.TABLE_ROW_WISE.value, ShardingType.GRID_SHARD.value}
+
+
+class MeanPooling:
+    """Divides the pooled sums of ``features`` by their numbers of ids; a forward hook of a sharded collection."""
+
+    def __init__(self, features: list[str]) -> None:
+        self.features = features
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: LazyAwaitable[KeyedTensor]) -> None:
+        """Divide once ``output`` is waited for."""
+        sparse: KeyedJaggedTensor = inputs[0]
+        lengths = sparse.lengths().view(len(sparse.keys()), -1)  # [F, B]
+        counts = {name: lengths[sparse.keys().index(name)].clamp(min=1) for name in self.features}
+        output.callbacks.append(lambda sums: _divide(sums, counts))
+
+
+def sum_split_rows(collection: EmbeddingBagCollection, plan: ShardingPlan, path: str) -> MeanPooling | None:
+    """Make mean-pooled tables of ``collection`` whose rows ``plan`` splits sum-pooled; the hook that divides."""
+    placed = plan.plan[path]
+    assert isinstance(placed, EmbeddingModuleShardingPlan)
+    features: list[str] = []
+    for config in collection.embedding_bag_configs():
+        if config.pooling is PoolingType.MEAN and placed[config.name].sharding_type in ROW_KINDS:
+            config.pooling = PoolingType.SUM
+            features += config.feature_names
+    return MeanPooling(features) if features else None
+
+
+def _divide(sums: KeyedTensor, counts: dict[str, Tensor]) -> KeyedTensor:
+    values = sums.values()  # [B, columns of all features]
+    one = torch.ones(values.shape[0])
+    divisors = torch.stack([counts.get(name, one).to(values.dtype) for name in sums.keys()], dim=1)  # noqa: SIM118
+    widths = torch.tensor(sums.length_per_key())
+    divided = values / divisors.repeat_interleave(widths, dim=1, output_size=values.shape[1])
+    return KeyedTensor(keys=sums.keys(), length_per_key=sums.length_per_key(), values=divided, key_dim=1)

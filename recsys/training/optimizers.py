@@ -1,0 +1,135 @@
+"""Optimisers of the dense part and of replicated tables, learning rates over the steps, and non-finite losses."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torchrec.optim import RowWiseAdagrad
+
+from recsys.config import InputError
+from recsys.data.loader import Batch
+from recsys.training.settings import DENSE_OPTIMIZERS, ScheduleSettings, TrainSettings
+
+TABLE_OPTIMIZERS = {"rowwise_adagrad": RowWiseAdagrad, "adagrad": torch.optim.Adagrad, "sgd": torch.optim.SGD}
+FBGEMM_EPSILON = 1e-8  # what FBGEMM's AdaGrad kernels add to the root of the sum
+SOURCES = ("the dense input", "the labels", "the outputs", "the loss function's result")
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss of a batch is NaN or infinite.
+
+    Args:
+        step: number of the optimiser step that would have followed, from 1.
+        sources: which of SOURCES held a NaN or an infinity on this rank.
+    """
+
+    def __init__(self, step: int, sources: Sequence[str]) -> None:
+        self.step, self.sources = step, tuple(sources)
+        super().__init__(
+            f"step {step}: the loss is not finite: NaN or infinity in {', '.join(sources)}; lower the learning rates, "
+            "mend the data, or set skip_non_finite_batches in params/train.yaml"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.step, self.sources)
+
+
+def table_optimizer(settings: TrainSettings) -> type[torch.optim.Optimizer]:
+    """The optimiser that the tables' kernels run.
+
+    Raises:
+        InputError: the CPU has no kernel for it.
+    """
+    if settings.table_optimizer not in TABLE_OPTIMIZERS:
+        raise InputError(
+            f"params/train.yaml: table_optimizer {settings.table_optimizer} has no kernel on the CPU; "
+            f"there are: {', '.join(TABLE_OPTIMIZERS)}"
+        )
+    return TABLE_OPTIMIZERS[settings.table_optimizer]
+
+
+def dense_optimizer(parameters: list[nn.Parameter], settings: TrainSettings) -> torch.optim.Optimizer:
+    """The optimiser of the dense part.
+
+    Raises:
+        InputError: it refuses its options.
+    """
+    options: dict[str, Any] = dict(settings.dense_optimizer_options)
+    if settings.dense_optimizer == "adam":
+        options.setdefault("fused", True)
+    optimizer = getattr(torch.optim, DENSE_OPTIMIZERS[settings.dense_optimizer])
+    try:
+        return optimizer(parameters, lr=settings.dense_learning_rate, **options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"params/train.yaml: dense_optimizer_options: {settings.dense_optimizer} refuses {options}: {error}"
+        ) from error
+
+
+def first_state(parameter: nn.Parameter, settings: TrainSettings) -> dict[str, Tensor]:
+    """Optimiser state of a dense parameter after one step without a gradient: names, shapes and types."""
+    copy = nn.Parameter(parameter.detach().clone())
+    copy.grad = torch.zeros_like(copy)
+    optimizer = dense_optimizer([copy], settings)
+    optimizer.step()
+    return tensors(optimizer.state[copy])
+
+
+def tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a parameter's optimiser state."""
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def replicated_table_optimizer(tables: list[nn.Parameter], settings: TrainSettings) -> torch.optim.Optimizer:
+    """What FBGEMM's kernel computes, for tables that every rank holds whole with a dense gradient."""
+    rate = settings.table_learning_rate
+    if settings.table_optimizer == "sgd":
+        return torch.optim.SGD(tables, lr=rate)
+    adagrad = RowWiseAdagrad if settings.table_optimizer == "rowwise_adagrad" else torch.optim.Adagrad
+    return adagrad(tables, lr=rate, eps=FBGEMM_EPSILON)
+
+
+def rate_factor(step: int, schedule: ScheduleSettings) -> float:
+    """What to multiply the learning rates with at optimiser step ``step``, from 0."""
+    if step < schedule.warmup_steps:
+        return (step + 1) / schedule.warmup_steps
+    if schedule.decay == "constant" or schedule.decay_steps is None:
+        return 1.0
+    done = min((step - schedule.warmup_steps) / schedule.decay_steps, 1.0)
+    if schedule.decay == "cosine":
+        left = 0.5 * (1.0 + math.cos(math.pi * done))
+    else:
+        left = (1.0 - done) ** (schedule.power if schedule.decay == "polynomial" else 1.0)
+    return schedule.final_fraction + (1.0 - schedule.final_fraction) * left
+
+
+def is_constant(schedule: ScheduleSettings) -> bool:
+    """Whether the learning rates never change."""
+    return schedule == ScheduleSettings(final_fraction=schedule.final_fraction, power=schedule.power)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every parameter of ``optimizer`` this learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def non_finite_sources(batch: Batch, outputs: Mapping[str, Tensor]) -> list[str]:
+    """Which of SOURCES hold a NaN or an infinity, where the loss of ``batch`` [B] does."""
+    held = [batch.dense], [batch.label], list(outputs.values())
+    found = [name for name, values in zip(SOURCES, held, strict=False) if not all(_finite(v) for v in values)]
+    return found or [SOURCES[-1]]
+
+
+def on_any_rank(sources: Sequence[str]) -> list[str]:
+    """The union of ``sources`` over ranks, in one collective."""
+    flags = torch.tensor([float(name in sources) for name in SOURCES])
+    if distributed.get_world_size() > 1:
+        distributed.all_reduce(flags, op=distributed.ReduceOp.MAX)
+    return [name for name, flag in zip(SOURCES, flags.tolist(), strict=True) if flag]
+
+
+def _finite(value: Tensor) -> bool:
+    return bool(torch.isfinite(value).all())

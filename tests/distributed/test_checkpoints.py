@@ -1,0 +1,202 @@
+"""Checkpoints: whole or refused, the same bits on another plan or number of ranks; lost ranks."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, distributed
+from torch.distributed._shard.sharded_tensor.api import ShardedTensor
+
+from recsys.models.factory import build_ranker
+from recsys.training.checkpoints import MANIFEST_FILE, DamagedCheckpointError
+from recsys.training.engine import Engine
+from recsys.training.launch import RankKilledError, run_on_ranks
+from recsys.training.resume import Checkpoints, Position
+from recsys.training.settings import TrainSettings
+from tests.distributed.test_engine import SCHEMA, SEED, model_settings, share, train_settings
+
+STEPS = 6
+ADAM = {"table_optimizer": "rowwise_adagrad", "dense_optimizer": "adam", "table_learning_rate": 0.05}
+
+
+def settings_for(kind: str, world_size: int, **changes: Any) -> TrainSettings:
+    return train_settings(world_size, sharding=kind, **(ADAM | changes))
+
+
+def make_engine(settings: TrainSettings, seed: int = SEED) -> Engine:
+    return Engine(build_ranker(SCHEMA, model_settings(), None, seed, "meta"), settings, seed)
+
+
+def train_steps(engine: Engine, first: int, last: int) -> None:
+    for step in range(first, last):
+        batch = share(32 - step, step, engine.rank, engine.world_size)
+        engine.train_step(batch, engine.serving_loss)
+
+
+def everything(engine: Engine) -> dict[str, Tensor]:
+    """Weights and optimiser state of all ranks, unsharded, by name."""
+    mine: dict[str, tuple[tuple[int, ...], list[tuple[list[int], Tensor]]]] = {}  # name: size, (offsets, shard)
+
+    def visit(path: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                visit(f"{path}/{name}", inner)
+        elif isinstance(value, ShardedTensor):
+            shards = [(list(s.metadata.shard_offsets), s.tensor.detach().clone()) for s in value.local_shards()]
+            mine[path] = tuple(value.metadata().size), shards
+        else:
+            whole = torch.as_tensor(value).detach().clone()
+            mine[path] = tuple(whole.shape), [([0] * whole.dim(), whole)]
+
+    visit("", engine._state())
+    ranks: list[Any] = [None] * engine.world_size
+    distributed.all_gather_object(ranks, mine)
+    found: dict[str, Tensor] = {}
+    for name, (size, shards) in ((name, part) for rank in ranks for name, part in rank.items()):
+        whole = found.setdefault(name, torch.full(size, float("nan")))
+        for offsets, shard in shards:
+            places = tuple(slice(start, start + n) for start, n in zip(offsets, shard.shape, strict=True))
+            whole[places] = shard
+    assert not any(value.isnan().any() for value in found.values())
+    return found
+
+
+def train_and_save(settings: TrainSettings, directory: Path) -> dict[str, Tensor]:
+    engine = make_engine(settings)
+    train_steps(engine, 0, 3)
+    engine.save(directory)
+    return everything(engine)
+
+
+def load_other(settings: TrainSettings, directory: Path) -> dict[str, Tensor]:
+    engine = make_engine(settings, SEED + 1)
+    engine.load(directory)
+    return everything(engine)
+
+
+@pytest.mark.parametrize(
+    ("source", "targets"),
+    [
+        (("table_wise", 2), [("row_wise", 2), ("table_wise", 1)]),
+        (("data_parallel", 2), [("table_wise", 2), ("row_wise", 1)]),
+        (("row_wise", 4), [("row_wise", 3), ("data_parallel", 2)]),
+    ],
+)
+def test_another_plan_or_world_size_reads_the_same_bits(
+    source: tuple[str, int], targets: list[tuple[str, int]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "saved"
+    saved = run_on_ranks(train_and_save, (settings_for(*source), folder), source[1], 1)[0]
+    assert any("momentum" in name for name in saved) and any("exp_avg" in name for name in saved)
+    for kind, world_size in targets:
+        loaded = run_on_ranks(load_other, (settings_for(kind, world_size), folder), world_size, 1)[0]
+        assert loaded.keys() == saved.keys()
+        assert [name for name, value in saved.items() if not torch.equal(value, loaded[name])] == []
+
+
+def test_equal_states_are_equal_bytes(tmp_path: Path) -> None:
+    settings = settings_for("row_wise", 2)
+    for name in ("a", "b"):
+        run_on_ranks(train_and_save, (settings, tmp_path / name / "saved"), 2, 1)
+    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
+    assert len(files) == 4  # two ranks, .metadata, manifest; nothing partial
+    assert all((tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes() for path in files)
+
+
+def flip_a_bit(path: Path) -> None:
+    body = bytearray(path.read_bytes())
+    body[len(body) // 2] ^= 1
+    path.write_bytes(body)
+
+
+def load_damaged(settings: TrainSettings, folder: Path) -> dict[str, str]:
+    """Damage a checkpoint in every way, on one rank: the message of each."""
+    messages = {}
+    damages = {
+        "flipped": lambda path: flip_a_bit(path / "__0_0.distcp"),
+        "missing": lambda path: (path / "__0_0.distcp").unlink(),
+        "no metadata": lambda path: (path / ".metadata").unlink(),
+        "no manifest": lambda path: (path / MANIFEST_FILE).unlink(),
+        "broken manifest": lambda path: (path / MANIFEST_FILE).write_text("{"),
+        "no folder": lambda path: path.rename(path.with_name("elsewhere")),
+    }
+    engine = make_engine(settings)
+    for name, damage in damages.items():
+        path = folder / name
+        engine.save(path)
+        engine.load(path)
+        damage(path)
+        with pytest.raises(DamagedCheckpointError) as caught:
+            engine.load(path)
+        messages[name] = str(caught.value)
+    return messages
+
+
+def test_damage_is_one_clear_error(tmp_path: Path) -> None:
+    messages = run_on_ranks(load_damaged, (settings_for("table_wise", 1), tmp_path), 1, 1)[0]
+    assert all("\n" not in message and str(tmp_path) in message for message in messages.values())
+    assert "SHA-256" in messages["flipped"] and "missing" in messages["missing"]
+    assert "manifest.json" in messages["no manifest"]
+
+
+def test_checkpoint_of_another_model_is_refused_on_every_rank(tmp_path: Path) -> None:
+    run_on_ranks(train_and_save, (settings_for("table_wise", 1), tmp_path / "saved"), 1, 1)
+    other = settings_for("table_wise", 2, table_optimizer="adagrad")
+    with pytest.raises(DamagedCheckpointError, match="not of this model"):
+        run_on_ranks(load_other, (other, tmp_path / "saved"), 2, 1)
+
+
+def train_with_checkpoints(
+    settings: TrainSettings, folder: Path, kill_rank: int | None, after: int
+) -> dict[str, Tensor]:
+    """Train STEPS steps, a checkpoint after each; once, ``kill_rank`` kills itself after step ``after``."""
+    engine = make_engine(settings)
+    checkpoints = Checkpoints(folder / "checkpoints", "run", keep=2, every_batches=1)
+    start = checkpoints.restore(engine)
+    for step in range(start.batches, STEPS):
+        train_steps(engine, step, step + 1)
+        torch.rand(())  # the random state is part of a checkpoint
+        killed = folder / "killed"
+        if engine.rank == kill_rank and step == after and not killed.exists():
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        checkpoints.save(engine, Position(batches=step + 1))
+    return everything(engine) | {"random": torch.get_rng_state()}
+
+
+def test_group_restarts_after_a_killed_rank_and_ends_the_same(tmp_path: Path) -> None:
+    settings = settings_for("row_wise", 2)
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    for folder in (calm, killed):
+        (folder / "checkpoints").mkdir(parents=True)
+    expected = run_on_ranks(train_with_checkpoints, (settings, calm, None, 0), 2, 1)[0]
+    state = run_on_ranks(train_with_checkpoints, (settings, killed, 1, 3), 2, 1, max_restarts=1)[0]
+    assert (killed / "killed").exists()
+    assert [name for name, value in expected.items() if not torch.equal(value, state[name])] == []
+    assert len(list((killed / "checkpoints").iterdir())) == 2
+
+
+def test_killed_rank_ends_the_run_at_once(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    started = time.monotonic()
+    with pytest.raises(RankKilledError, match="rank 1 was killed by SIGKILL"):
+        run_on_ranks(train_with_checkpoints, (settings_for("row_wise", 2), tmp_path, 1, 2), 2, 1)
+    assert time.monotonic() - started < 30
+
+
+def damage_newest(settings: TrainSettings, folder: Path) -> int:
+    engine = make_engine(settings)
+    checkpoints = Checkpoints(folder, "run", keep=2)
+    for batches in (1, 2):
+        checkpoints.save(engine, Position(batches=batches))
+    flip_a_bit(max(folder.iterdir()) / "__0_0.distcp")
+    return checkpoints.restore(engine).batches
+
+
+def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_on_ranks(damage_newest, (settings_for("table_wise", 1), tmp_path), 1, 1) == [1]
+    assert "SHA-256" in capfd.readouterr().err

@@ -1,0 +1,160 @@
+"""A killed teacher run goes on where it was, and what it writes is what an undisturbed run writes."""
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recsys.config import InputError
+from recsys.data.loader import Batch
+from recsys.distill import ranks, teacher
+from recsys.distill.settings import TeacherSettings
+from recsys.distill.teacher import last_good, train_teacher
+from recsys.training.engine import Engine, LossFunction
+from recsys.training.launch import PRELOAD
+from recsys.training.resume import work_folder
+from recsys.training.settings import TrainSettings
+from tests.recsys.distill.test_pipeline import TEACHER, TRAIN, windows_dir  # noqa: F401
+
+
+def settings_with(every_batches: int | None) -> TeacherSettings:
+    changes = {"checkpoint_every_batches": every_batches, "snapshot_every_windows": 2}
+    return TEACHER.model_copy(update=changes)
+
+
+def die_after(steps: int) -> None:
+    """Make this process kill itself after ``steps`` optimiser steps."""
+    train_step, done = Engine.train_step, iter(range(1, steps + 1))
+
+    def counted(engine: Engine, batch: Batch, loss_function: LossFunction) -> float:
+        loss = train_step(engine, batch, loss_function)
+        if next(done) == steps:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return loss
+
+    Engine.train_step = counted
+
+
+def run_and_die(windows: Path, every_batches: int | None, steps: int, folder: Path) -> None:
+    die_after(steps)
+    run(windows, TRAIN, every_batches, folder)
+
+
+def run(windows: Path, train: TrainSettings, every_batches: int | None, folder: Path) -> None:
+    output = folder / "output"
+    output.mkdir(parents=True, exist_ok=True)
+    train_teacher(windows, None, settings_with(every_batches), train, output, folder / "resume")
+
+
+def kill(target: object, *arguments: object) -> None:
+    """Run ``target`` in a process that kills itself."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    process = context.Process(target=target, args=arguments)  # type: ignore[arg-type]
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def train_rank_that_dies_once(*arguments: Any) -> Any:
+    """:func:`teacher._train_rank`; the first time, rank 1 kills itself after 7 steps."""
+    checkpoints = arguments[-1]
+    killed = checkpoints.folder / "killed.txt"
+    if ranks.rank() == 1 and not killed.exists():
+        killed.touch()
+        die_after(7)
+    return teacher._train_rank(*arguments)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:  # noqa: F811
+    folder = tmp_path_factory.mktemp("undisturbed")
+    train_teacher(windows_dir, None, settings_with(None), TRAIN, folder)
+    return contents(folder)
+
+
+@pytest.mark.parametrize(("every_batches", "kills"), [(None, [1, 7, 8]), (2, [4, 2, 5, 7])])
+def test_killed_run_ends_with_the_same_bytes(
+    every_batches: int | None,
+    kills: list[int],
+    windows_dir: Path,  # noqa: F811
+    undisturbed: dict[str, bytes],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    for steps in kills:
+        kill(run_and_die, windows_dir, every_batches, steps, tmp_path)
+        assert contents(tmp_path / "output") == {}
+    capfd.readouterr()
+    run(windows_dir, TRAIN, every_batches, tmp_path)
+    assert "goes on at window" in capfd.readouterr().err
+    assert contents(tmp_path / "output") == undisturbed
+
+
+def test_lost_rank_restarts_the_group_and_ends_with_the_same_bytes(
+    windows_dir: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    train = TRAIN.model_copy(update={"world_size": 2, "max_restarts": 1})
+    run(windows_dir, train, 2, tmp_path / "calm")
+    monkeypatch.setattr(teacher, "_train_rank", train_rank_that_dies_once)
+    run(windows_dir, train, 2, tmp_path / "lost")
+    assert list((tmp_path / "lost" / "resume").rglob("killed.txt"))
+    assert contents(tmp_path / "lost" / "output") == contents(tmp_path / "calm" / "output")
+
+
+def test_ended_run_is_not_trained_again(
+    windows_dir: Path,  # noqa: F811
+    undisturbed: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run(windows_dir, TRAIN, None, tmp_path)
+    monkeypatch.delattr(Engine, "train_step")
+    again = tmp_path / "again"
+    again.mkdir()
+    train_teacher(windows_dir, None, settings_with(None), TRAIN, again, tmp_path / "resume")
+    assert contents(again) == undisturbed
+
+
+def test_other_settings_start_over(
+    windows_dir: Path,  # noqa: F811
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    run(windows_dir, TRAIN, None, tmp_path)
+    run(windows_dir, TRAIN.model_copy(update={"table_learning_rate": 0.01}), None, tmp_path)
+    assert "goes on" not in capfd.readouterr().err
+    assert len([path for path in (tmp_path / "resume").iterdir() if path.is_dir()]) == 1
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    with (
+        work_folder(tmp_path, "a"),
+        pytest.raises(InputError, match="another run is using"),
+        work_folder(tmp_path, "a"),
+    ):
+        pass
+
+
+def test_last_good_passes_over_jumps_and_undefined() -> None:
+    nan = float("nan")
+    assert last_good([], 0.1) is None
+    assert last_good([nan, 1.0, 1.05, 2.0, nan], 0.1) == 1.05
+
+
+def test_run_name_depends_on_the_code(windows_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    names = []
+    for text in ("a = 1", "a = 2"):
+        (tmp_path / "code.py").write_text(text)
+        monkeypatch.setattr(teacher, "CODE", tmp_path)
+        names.append(teacher._run_name(windows_dir, None, TEACHER, TRAIN))
+    assert names[0] != names[1]
