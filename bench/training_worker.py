@@ -1,0 +1,28 @@
+"""One measurement in a process of its own, so that no setting leaks: the last line printed is its JSON."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from bench.training_cases import Case
+from bench.training_contenders import run_contender
+from bench.training_machine import measure_machine
+from recsys.data.schema import Schema
+
+
+def main() -> None:
+    """``machine CASE THREADS...`` or ``contender CASE``, where CASE is a Case as JSON."""
+    what, case = sys.argv[1], Case.from_json(sys.argv[2])
+    if what == "machine":
+        schema = Schema.load(Path(case.windows))
+        result = measure_machine(case.model, schema, [int(count) for count in sys.argv[3:]])
+    else:
+        torch.set_num_threads(case.who().threads)
+        result = run_contender(case)
+    print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()
