@@ -11,6 +11,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from recsys.data.schema import Schema
 from recsys.models.layers import DotInteraction, LowRankCrossNetwork, perceptron
 from recsys.models.settings import ModelSettings
+from recsys.towers.exchange import PeerExchange
 from recsys.towers.modules import CrossTower, DotTower
 
 SERVING = "serving"
@@ -18,7 +19,33 @@ SMALLEST_RATE = 1e-4
 TABLE_PREFIX = "table_"
 
 
-class DotArch(nn.Module):
+class TowerArch(nn.Module):
+    """An interaction of the dense vector with the embeddings, or with the outputs of ``towers``.
+
+    ``members`` holds the positions of each tower's features; None without towers. The tower transform
+    empties the towers of other hosts, and :meth:`compress` leaves those out.
+    """
+
+    members: list[list[int]] | None
+    towers: nn.ModuleList
+
+    def forward(self, dense: Tensor, embeddings: Tensor) -> Tensor:
+        """[B, W], [B, F, N] -> [B, out_features]."""
+        return self.interact(dense, self.compress(embeddings))
+
+    def compress(self, embeddings: Tensor) -> list[Tensor]:
+        """[B, F, N] -> each tower's output [B, O]; without towers the embeddings themselves, [B, F * N]."""
+        if self.members is None:
+            return [embeddings.flatten(1)]
+        pairs = zip(self.towers, self.members, strict=True)
+        return [tower(embeddings[:, members]).flatten(1) for tower, members in pairs if members]
+
+    def interact(self, dense: Tensor, outputs: list[Tensor]) -> Tensor:
+        """[B, W] and what :meth:`compress` gives -> [B, out_features]."""
+        raise NotImplementedError
+
+
+class DotArch(TowerArch):
     """DLRM: dots between the dense vector and the embeddings, or the towers' vectors."""
 
     def __init__(self, dense_features: int, towers: list[list[int]] | None, features: int, s: ModelSettings) -> None:
@@ -30,17 +57,14 @@ class DotArch(nn.Module):
         self.interaction = DotInteraction(features + 1, dimension)
         self.out_features = self.interaction.out_features
 
-    def forward(self, dense: Tensor, embeddings: Tensor) -> Tensor:
-        """[B, W], [B, F, N] -> [B, out_features]."""
-        vectors = [self.project(dense).unsqueeze(1)]  # [B, 1, D]
-        if self.members is None:
-            vectors.append(embeddings)
-        else:
-            vectors += [tower(embeddings[:, m]) for tower, m in zip(self.towers, self.members, strict=True)]
-        return self.interaction(torch.cat([v.to(vectors[0].dtype) for v in vectors], dim=1))
+    def interact(self, dense: Tensor, outputs: list[Tensor]) -> Tensor:
+        """[B, W] and what :meth:`compress` gives -> [B, out_features]."""
+        projected = self.project(dense)  # [B, D]
+        vectors = torch.cat([projected, *(output.to(projected.dtype) for output in outputs)], dim=1)
+        return self.interaction(vectors.unflatten(1, (-1, projected.shape[1])))  # [B, V, D]
 
 
-class CrossArch(nn.Module):
+class CrossArch(TowerArch):
     """DCNv2: cross layers over the dense vector and the embeddings, or the towers' outputs."""
 
     def __init__(self, dense_features: int, towers: list[list[int]] | None, features: int, s: ModelSettings) -> None:
@@ -56,21 +80,18 @@ class CrossArch(nn.Module):
         self.out_features = dimension + width
         self.cross = LowRankCrossNetwork(self.out_features, s.cross_layers, s.cross_rank)
 
-    def forward(self, dense: Tensor, embeddings: Tensor) -> Tensor:
-        """[B, W], [B, F, N] -> [B, out_features]."""
-        parts = [self.project(dense)]
-        if self.members is None:
-            parts.append(embeddings.flatten(1))
-        else:
-            parts += [tower(embeddings[:, m]) for tower, m in zip(self.towers, self.members, strict=True)]
-        return self.cross(torch.cat([p.to(parts[0].dtype) for p in parts], dim=1))
+    def interact(self, dense: Tensor, outputs: list[Tensor]) -> Tensor:
+        """[B, W] and what :meth:`compress` gives -> [B, out_features]."""
+        projected = self.project(dense)
+        return self.cross(torch.cat([projected, *(output.to(projected.dtype) for output in outputs)], dim=1))
 
 
 class Ranker(nn.Module):
     """One embedding table a categorical feature, a dense arch, an interaction and an over arch.
 
     ``towers`` holds the positions of each tower's features in ``schema.categorical``.
-    ``table_device="meta"`` leaves the tables without memory, for the engine to shard.
+    ``table_device="meta"`` leaves the tables without memory, for the engine to shard. ``peers`` is set by
+    the tower transform: this rank then computes its host's towers only, for its peers' examples.
     The head's bias starts at log(p / (1 - p)) of the schema's initial base rate.
     """
 
@@ -80,6 +101,7 @@ class Ranker(nn.Module):
         super().__init__()
         self.feature_names = [feature.name for feature in schema.categorical]
         self.embedding_dimension = settings.embedding_dimension
+        self.peers: PeerExchange | None = None
         tables = table_configs(schema, settings.embedding_dimension)
         widths = settings.dense_layers
         self.dense_arch = perceptron(schema.dense_width, widths)
@@ -96,7 +118,14 @@ class Ranker(nn.Module):
 
     def represent(self, dense: Tensor, sparse: KeyedJaggedTensor) -> Tensor:
         """[B, W] float32 and ids of F features -> [B, H]."""
-        return self.over_arch(self.interaction(self.dense_arch(dense), self.embed(sparse)))
+        return self.over_arch(self.interaction.interact(self.dense_arch(dense), self.tower_outputs(sparse)))
+
+    def tower_outputs(self, sparse: KeyedJaggedTensor) -> list[Tensor]:
+        """Outputs [B, O] of the towers, in the model's order; without towers the embeddings [B, F * N]."""
+        if self.peers is None:
+            return self.interaction.compress(self.embed(sparse))
+        embeddings = self.embed(self.peers.exchange_ids(sparse))
+        return self.peers.exchange_outputs(self.interaction.compress(embeddings))
 
     def embed(self, sparse: KeyedJaggedTensor) -> Tensor:
         """Pooled embeddings in the order of the schema: [B, F, N]."""

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingType
+from torchrec.distributed.types import ModuleSharder, QuantizedCommCodecs, ShardingEnv, ShardingType
 
 from recsys.data.loader import Batch
 from recsys.models.initial_tables import initial_rows
@@ -27,6 +27,7 @@ from recsys.sharding.hosts import hosts_of
 from recsys.sharding.plan import DEVICE, BagSharder, PlanRequest, bag_collections, local_shards, make_plan, plan_rows
 from recsys.sharding.pooling import sum_split_rows
 from recsys.towers.partition_file import Partition
+from recsys.towers.transform import transform
 from recsys.training.checkpoints import load_checkpoint, save_checkpoint
 from recsys.training.optimizers import (
     NonFiniteLossError,
@@ -57,17 +58,27 @@ class Engine:
         model: takes (dense [B, W], KeyedJaggedTensor), returns {"serving": [B], ...}.
         settings: ranks, optimisers, sharding.
         seed: of the initial tables.
-        partition: towers whose tables stay together on one rank; None where the plan is free.
+        partition: towers whose tables stay together on one rank, or, with ``tower_transform``, on the
+            tower's hosts; None where the plan is free.
+        peer_codecs: how the tower transform quantises tower outputs between hosts; None: not at all.
 
     Raises:
-        InputError: no plan fits the settings.
+        InputError: no plan fits the settings, or the hosts do not fit the towers.
     """
 
     def __init__(
-        self, model: nn.Module, settings: TrainSettings, seed: int, partition: Partition | None = None
+        self,
+        model: nn.Module,
+        settings: TrainSettings,
+        seed: int,
+        partition: Partition | None = None,
+        peer_codecs: QuantizedCommCodecs | None = None,
     ) -> None:
         self.settings = settings
         self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
+        self._towers = None
+        if settings.tower_transform and partition is not None:
+            self._towers = transform(model, partition, settings, peer_codecs)
         self._set_table_optimizer(model)
         paths = list(bag_collections(model))
         configs = [config for m in bag_collections(model).values() for config in m.embedding_bag_configs()]
@@ -142,7 +153,7 @@ class Engine:
         loss.backward()
         self._average_gradients()
         if self.settings.dense_clip_norm is not None:
-            clip_grad_norm_(self._dense.values(), self.settings.dense_clip_norm)
+            self._clip_gradients(self.settings.dense_clip_norm)
         self._dense_optimizer.step()
         if self._replicated_optimizer is not None:
             self._replicated_optimizer.step()
@@ -175,6 +186,8 @@ class Engine:
 
     def gather_state(self) -> dict[str, Tensor]:
         """The unsharded model's state_dict, float32, on rank 0; empty on the other ranks."""
+        if self._towers is not None:
+            return self._towers.gather_whole(self._model.state_dict())
         gathered: dict[str, Tensor] = {}
         for name, value in self._model.state_dict().items():
             if isinstance(value, ShardedTensor):
@@ -193,6 +206,8 @@ class Engine:
     def _average_gradients(self) -> None:
         """Mean over ranks of the gradients of all that is replicated, in one collective."""
         replicated = [*self._dense.values(), *self._replicated.values()]
+        if self._towers is not None:
+            replicated = self._towers.average_own(replicated)
         gradients = [parameter.grad for parameter in replicated if parameter.grad is not None]
         if self.world_size == 1 or not gradients:
             return
@@ -201,6 +216,13 @@ class Engine:
         flat /= self.world_size
         for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
+
+    def _clip_gradients(self, limit: float) -> None:
+        dense = list(self._dense.values())
+        if self._towers is None:
+            clip_grad_norm_(dense, limit)
+        else:
+            self._towers.clip_gradients(dense, limit)
 
     def _skips(self, loss: float, batch: Batch, outputs: Mapping[str, Tensor]) -> bool:
         """Whether to leave this batch out, the same on every rank; raises where it may not be left out."""
@@ -231,10 +253,13 @@ class Engine:
     def _shard(self, model: nn.Module, ranks_per_host: int, partition: Partition | None) -> DistributedModelParallel:
         sharder = BagSharder()
         request = PlanRequest(self.settings, self.world_size, ranks_per_host, _table_groups(partition))
-        plan = make_plan(model, request, sharder)
-        self._plan_rows = plan_rows(model, plan, self.settings)
+        if self._towers is None:
+            plan, group = make_plan(model, request, sharder), distributed.group.WORLD
+            self._plan_rows = plan_rows(model, plan, self.settings)
+        else:
+            plan, group = self._towers.make_plan(model, sharder), self._towers.groups.inside
+            self._plan_rows = self._towers.gather_rows(plan_rows(model, plan, self.settings))
         means = {path: sum_split_rows(module, plan, path) for path, module in bag_collections(model).items()}
-        group = distributed.group.WORLD
         assert group is not None
         sharded = DistributedModelParallel(
             model,

@@ -79,9 +79,11 @@ class TrainSettings(Settings):
 
     ``sharding`` is how every table is split; ``table_sharding`` fixes single tables, by name, and goes
     before the towers of a partition. A host has ``ranks_per_host`` ranks; None: as many as
-    LOCAL_WORLD_SIZE says. ``dense_optimizer`` is the name of a class of torch.optim in any case,
-    ``dense_optimizer_options`` its further arguments. ``dense_clip_norm`` is the largest norm of the
-    dense part's gradient. A batch whose loss is NaN or infinite ends the run, or, with
+    LOCAL_WORLD_SIZE says. ``tower_transform`` keeps each tower of a model on ``hosts_per_tower`` hosts, where
+    ``sharding`` and ``table_sharding`` split its tables (planner: whole tables), so that only tower
+    outputs cross hosts; it changes no model without towers. ``dense_optimizer`` is the name of a class of
+    torch.optim in any case, ``dense_optimizer_options`` its further arguments. ``dense_clip_norm`` is the
+    largest norm of the dense part's gradient. A batch whose loss is NaN or infinite ends the run, or, with
     ``skip_non_finite_batches``, is left out by all ranks.
     """
 
@@ -99,6 +101,8 @@ class TrainSettings(Settings):
     sharding: Sharding = "planner"
     table_sharding: dict[str, ShardingKind] = Field(default_factory=dict)
     ranks_per_host: PositiveInt | None = None
+    tower_transform: bool = False
+    hosts_per_tower: PositiveInt = 1
     memory_gb: PositiveFloat = Field(default=4.0, description="GiB a rank")
     bf16: bool = False
     max_restarts: int = Field(default=0, ge=0, description="of all ranks, after one was lost")

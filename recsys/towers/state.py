@@ -1,0 +1,72 @@
+"""Weights and gradients of which each rank holds a part."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed import ProcessGroup
+from torch.distributed._shard.sharded_tensor.api import ShardedTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from recsys.sharding.plan import local_shards
+
+
+def average_gradients(parameters: Sequence[nn.Parameter], group: ProcessGroup) -> None:
+    """Mean of the gradients over the ranks of ``group``, in one collective."""
+    gradients = _gradients(parameters)
+    if group.size() == 1 or not gradients:
+        return
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    distributed.all_reduce(flat, group=group)
+    flat /= group.size()
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def clip_gradients(
+    shared: Sequence[nn.Parameter], own: Sequence[nn.Parameter], peers: ProcessGroup, limit: float
+) -> None:
+    """Scale the gradients so that the norm of ``shared`` and of every peer's ``own`` is ``limit`` at most."""
+    squares = get_total_norm(_gradients(own)).square()
+    distributed.all_reduce(squares, group=peers)
+    norm = (get_total_norm(_gradients(shared)).square() + squares).sqrt()
+    clip_grads_with_norm_([*shared, *own], limit, norm)
+
+
+def gather_parts(state: Mapping[str, Tensor], keeps_replicated: bool) -> dict[str, Tensor]:
+    """All ranks' tensors, unsharded, float32, by sorted name, on rank 0; empty on the other ranks. Collective.
+
+    ``keeps_replicated``: whether this rank sends what is not sharded; one rank that holds it must.
+    """
+    mine = {
+        name: (_size(value), [(row, column, weight.detach()) for weight, row, column in local_shards(value)])
+        for name, value in state.items()
+        if keeps_replicated or isinstance(value, ShardedTensor)
+    }
+    ranks: list[Any] = [None] * distributed.get_world_size()
+    root = distributed.get_rank() == 0
+    distributed.gather_object(mine, ranks if root else None, dst=0)
+    found: dict[str, Tensor] = {}
+    for part in ranks if root else []:
+        for name, (size, shards) in part.items():
+            whole = found.setdefault(name, torch.empty(size))
+            for row, column, weight in shards:
+                _place(whole, row, column, weight)
+    return dict(sorted(found.items()))
+
+
+def _gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def _size(value: Tensor) -> torch.Size:
+    return value.metadata().size if isinstance(value, ShardedTensor) else value.shape
+
+
+def _place(whole: Tensor, row: int, column: int, weight: Tensor) -> None:
+    """Copy a shard; what is not sharded has any number of dimensions."""
+    if whole.shape == weight.shape:
+        whole.copy_(weight)
+    else:
+        whole[row : row + weight.shape[0], column : column + weight.shape[1]] = weight

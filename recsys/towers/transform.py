@@ -1,0 +1,172 @@
+"""The tower transform: each group of hosts keeps the tables and modules of its towers (DMT, arXiv 2403.00877, 3.1).
+
+Flat: ids to every rank, lookup, embeddings to every rank. Transformed: ids to the peers, lookup and
+exchange inside the hosts, tower modules on the peers' examples, tower outputs to the peers. The
+model's outputs, gradients and checkpoints stay what they are.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed._shard.sharding_spec.api import EnumerableShardingSpec
+from torch.distributed.remote_device import _remote_device
+from torchrec.distributed.types import EmbeddingModuleShardingPlan, ModuleSharder, QuantizedCommCodecs, ShardingPlan
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+
+from recsys.config import InputError
+from recsys.models.ranker import Ranker
+from recsys.sharding.plan import DEVICE, PlanRequest, make_plan, table_bytes
+from recsys.towers.exchange import PeerExchange
+from recsys.towers.partition_file import Partition
+from recsys.towers.state import average_gradients, clip_gradients, gather_parts
+from recsys.towers.topology import TowerGroups, place_towers, tower_groups
+from recsys.training.settings import ShardingKind, TrainSettings, nearest_hint
+
+# Inside a tower's hosts there is one level of ranks, so the kinds of a host and of all ranks are the same.
+KINDS_INSIDE: dict[str, ShardingKind] = {
+    "planner": "table_wise",
+    "table_wise": "table_wise",
+    "row_wise": "row_wise",
+    "table_row_wise": "row_wise",
+    "column_wise": "column_wise",
+    "table_column_wise": "column_wise",
+}
+
+
+@dataclass(frozen=True)
+class TowerTransform:
+    """A ranker after the transform; what the engine does differently for it. Collective in every method.
+
+    Attributes:
+        groups: process groups.
+        request: for the plan of this group's tables over its ranks.
+        own: parameters of this group's tower modules; the ranks of other groups do not have them.
+    """
+
+    groups: TowerGroups
+    request: PlanRequest
+    own: list[nn.Parameter]
+
+    def make_plan(self, model: nn.Module, sharder: ModuleSharder[Any]) -> ShardingPlan:
+        """A plan for this group's tables: ranks count within the group, the shards' placements over all ranks.
+
+        Raises:
+            InputError: as :func:`recsys.sharding.plan.make_plan` does.
+        """
+        plan = make_plan(model, self.request, sharder)
+        for path in plan.plan:
+            for sharding in cast(EmbeddingModuleShardingPlan, plan.plan[path]).values():
+                for shard in cast(EnumerableShardingSpec, sharding.sharding_spec).shards:
+                    rank = cast(_remote_device, shard.placement).rank()
+                    assert rank is not None
+                    shard.placement = _remote_device(f"rank:{self._first_rank + rank}/{DEVICE}")
+        return plan
+
+    def average_own(self, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+        """Average the gradients of this group's tower modules over its ranks; the rest of ``parameters``.
+
+        The exchange of outputs has divided them by the number of groups: it becomes the global mean.
+        """
+        average_gradients(self.own, self.groups.inside)
+        return self._shared(parameters)
+
+    def clip_gradients(self, parameters: list[nn.Parameter], limit: float) -> None:
+        """Scale the gradients of ``parameters`` so that their norm, over all groups' towers, is ``limit`` at most."""
+        clip_gradients(self._shared(parameters), self.own, self.groups.peers, limit)
+
+    def gather_whole(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state_dict of the model before the transform, float32, on rank 0; empty on the other ranks."""
+        return gather_parts(state, keeps_replicated=self.groups.inside.rank() == 0)
+
+    def gather_rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Rows of every group's plan, with the ranks' global numbers."""
+        own = [row | {"ranks": [self._first_rank + rank for rank in row["ranks"]]} for row in rows]
+        groups: list[Any] = [None] * self.groups.count
+        distributed.all_gather_object(groups, own, group=self.groups.peers)
+        return [row for group in groups for row in group]
+
+    @property
+    def _first_rank(self) -> int:
+        return self.groups.index * self.groups.size
+
+    def _shared(self, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+        own = {id(parameter) for parameter in self.own}
+        return [parameter for parameter in parameters if id(parameter) not in own]
+
+
+def transform(
+    model: nn.Module, partition: Partition, settings: TrainSettings, codecs: QuantizedCommCodecs | None = None
+) -> TowerTransform:
+    """Leave in ``model``, which holds a ranker with the towers of ``partition``, this rank's tables and towers.
+
+    Names in the state_dict stay. ``codecs`` quantise the tower outputs between hosts. Collective.
+
+    Raises:
+        InputError: ``model`` has no towers, the hosts do not fit them, or a kind of sharding leaves a tower's hosts.
+    """
+    ranker = _ranker(model)
+    sharding, table_sharding = _kinds_inside(ranker, settings)
+    groups = tower_groups(settings, len(partition.towers))
+    sizes = {c.feature_names[0]: table_bytes(c, settings) for c in ranker.embeddings.embedding_bag_configs()}
+    placed = place_towers(partition.towers, sizes, groups.count)
+    features = [[n for n in ranker.feature_names if n in _names(partition, towers)] for towers in placed]
+    widths = _widths(ranker)
+    outputs = [[(tower, widths[tower]) for tower in towers] for towers in placed]
+    ranker.peers = PeerExchange(groups.peers, features, outputs, codecs)
+    _keep(ranker, partition, set(placed[groups.index]), features[groups.index])
+    own = {config.name for config in ranker.embeddings.embedding_bag_configs()}
+    fixed = {table: kind for table, kind in table_sharding.items() if table in own}
+    inside = settings.model_copy(update={"sharding": sharding, "table_sharding": fixed})
+    request = PlanRequest(inside, groups.size, groups.size, table_groups=None)
+    return TowerTransform(groups, request, list(ranker.interaction.towers.parameters()))
+
+
+def _ranker(model: nn.Module) -> Ranker:
+    rankers = [module for module in model.modules() if isinstance(module, Ranker)]
+    if len(rankers) != 1 or rankers[0].interaction.members is None:
+        raise InputError("params/train.yaml: tower_transform: the model has no towers; set model.towers: true")
+    return rankers[0]
+
+
+def _names(partition: Partition, towers: list[int]) -> set[str]:
+    return {name for tower in towers for name in partition.towers[tower]}
+
+
+@torch.no_grad()
+def _widths(ranker: Ranker) -> list[int]:
+    """Width O of each tower's output, from a batch without examples."""
+    members = ranker.interaction.members
+    assert members is not None
+    empty = torch.empty(0, len(ranker.feature_names), ranker.embedding_dimension)
+    return [output.shape[1] for output in ranker.interaction.compress(empty)]
+
+
+def _keep(ranker: Ranker, partition: Partition, own: set[int], features: list[str]) -> None:
+    """Drop all tables but those of ``features`` and all tower modules but those of ``own``."""
+    configs = [c for c in ranker.embeddings.embedding_bag_configs() if c.feature_names[0] in features]
+    ranker.embeddings = EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
+    ranker.feature_names = features
+    positions = [[features.index(n) for n in t] if i in own else [] for i, t in enumerate(partition.towers)]
+    ranker.interaction.members = positions
+    for index in range(len(positions)):
+        if index not in own:
+            ranker.interaction.towers[index] = nn.Identity()
+
+
+def _kinds_inside(ranker: Ranker, settings: TrainSettings) -> tuple[ShardingKind, dict[str, ShardingKind]]:
+    """``sharding`` and ``table_sharding`` among the ranks of a tower."""
+    tables = [config.name for config in ranker.embeddings.embedding_bag_configs()]
+    for table in settings.table_sharding:
+        if table not in tables:
+            raise InputError(f"params/train.yaml: table_sharding: no table {table!r}; {nearest_hint(table, tables)}")
+    for where, kind in {"sharding": settings.sharding, **settings.table_sharding}.items():
+        if kind not in KINDS_INSIDE:
+            raise InputError(
+                f"params/train.yaml: {where}: {kind} does not stay inside a tower's hosts; "
+                f"with tower_transform there are: {', '.join(KINDS_INSIDE)}"
+            )
+    fixed: dict[str, ShardingKind] = {table: KINDS_INSIDE[kind] for table, kind in settings.table_sharding.items()}
+    return KINDS_INSIDE[settings.sharding], fixed
