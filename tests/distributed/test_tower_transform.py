@@ -1,0 +1,458 @@
+"""The tower transform on 4, 6 and 8 gloo ranks, as several hosts, against the flat engine and against one process."""
+
+import random
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor, distributed, nn
+from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from recsys.config import InputError
+from recsys.data.loader import Batch
+from recsys.data.schema import CategoricalFeature, Schema
+from recsys.models.factory import build_ranker
+from recsys.models.initial_tables import initial_rows
+from recsys.models.ranker import SERVING, Ranker
+from recsys.models.settings import ModelSettings
+from recsys.towers.partition_file import Partition
+from recsys.towers.topology import place_towers, tower_ranks
+from recsys.towers.traffic import AllToAllRecorder
+from recsys.training import engine as engine_module
+from recsys.training.engine import Engine
+from recsys.training.launch import run_on_ranks
+from recsys.training.settings import TrainSettings
+from tests.distributed.test_checkpoints import everything
+
+pytestmark = pytest.mark.slow
+
+SEED = 11
+TOLERANCE = 1e-6
+DIMENSION = 16
+FEATURES = {
+    "color": (5, "id"),
+    "shop": (40, "id"),
+    "history": (30, "list"),
+    "user": (64, "id"),
+    "tags": (9, "list"),
+    "city": (12, "id"),
+    "hour": (24, "id"),
+}
+SCHEMA = Schema(
+    dataset="test",
+    dense=["price", "age"],
+    categorical=[CategoricalFeature(name, rows, kind) for name, (rows, kind) in FEATURES.items()],
+    domains=["feed"],
+    windows=[],
+    initial_base_rate=0.2,
+    planted_groups={},
+)
+# By number of ranks: hosts T, ranks a host L, hosts a tower K.
+LAYOUTS = {4: [(2, 2, 1), (4, 1, 1), (1, 4, 1), (4, 1, 2)], 6: [(3, 2, 1)], 8: [(2, 4, 1), (4, 2, 1), (4, 2, 2)]}
+KINDS = ["table_wise", "column_wise", "row_wise"]
+SIZES = [32, 32, 13]  # rows of the global batches; the last one is uneven
+EXACT_SIZES = [8, 4, 2]  # most ranks have no row of the last one
+CASES: dict[str, dict[str, Any]] = {
+    "sgd": {"table_optimizer": "sgd", "sharding": "column_wise", "dense_optimizer_options": {"momentum": 0.5}},
+    "adagrad": {
+        "table_optimizer": "adagrad",
+        "table_sharding": {"table_user": "column_wise", "table_tags": "row_wise"},
+    },
+    "rowwise_adagrad": {"table_optimizer": "rowwise_adagrad", "sharding": "table_row_wise"},
+    "clipped": {"table_optimizer": "sgd", "dense_clip_norm": 0.02},
+}
+
+
+def model_settings(architecture: str) -> ModelSettings:
+    return ModelSettings.model_validate(
+        {
+            "architecture": architecture,
+            "embedding_dimension": DIMENSION,
+            "dense_layers": [8],
+            "over_layers": [8],
+            "cross_rank": 4,
+            "towers": True,
+            "tower_dimension": 4,
+        }
+    )
+
+
+def train_settings(world_size: int, layout: tuple[int, int, int] | None, **changes: Any) -> TrainSettings:
+    """With a layout the transform, else the flat engine."""
+    base = {"world_size": world_size, "global_batch_size": 32, "table_optimizer": "sgd", "dense_optimizer": "sgd"}
+    rates = {"table_learning_rate": 0.1, "dense_learning_rate": 0.05}
+    hosts = {}
+    if layout is not None:
+        hosts = {"tower_transform": True, "ranks_per_host": layout[1], "hosts_per_tower": layout[2]}
+    elif changes:
+        changes = {name: value for name, value in changes.items() if name not in ("sharding", "table_sharding")}
+    return TrainSettings.model_validate({**base, **rates, **hosts, **changes})
+
+
+def random_partition(layout: tuple[int, int, int], seed: int) -> Partition:
+    """Any features in any towers, at least one tower a group of hosts."""
+    draw = random.Random(f"{layout} {seed}")
+    names = list(FEATURES)
+    draw.shuffle(names)
+    count = draw.randint(max(layout[0] // layout[2], 2), len(names))
+    cuts = [0, *sorted(draw.sample(range(1, len(names)), count - 1)), len(names)]
+    return Partition("manual", [names[a:b] for a, b in pairwise(cuts)], list(FEATURES))
+
+
+def share(rows: int, seed: int, rank: int, world_size: int) -> Batch:
+    """Rank ``rank``'s share of a seeded global batch of few bits, padded with a copy of row 0."""
+    draw = torch.Generator().manual_seed(seed)
+    dense = torch.randn(rows, SCHEMA.dense_width, generator=draw).round()
+    label = torch.randint(0, 2, (rows,), generator=draw).float()
+    bags: list[list[list[int]]] = []
+    for size, kind in FEATURES.values():
+        lengths = torch.randint(0, 3, (rows,), generator=draw).tolist() if kind == "list" else [1] * rows
+        bags.append([torch.randint(0, size, (n,), generator=draw).tolist() for n in lengths])
+    count = -(-rows // world_size)
+    wanted = range(rank * count, (rank + 1) * count)
+    index = [i if i < rows else 0 for i in wanted]
+    ids = torch.arange(len(index))
+    return Batch(
+        dense=dense[index],
+        sparse=KeyedJaggedTensor(
+            list(FEATURES),
+            torch.tensor([v for bag in bags for i in index for v in bag[i]], dtype=torch.int64),
+            lengths=torch.tensor([len(bag[i]) for bag in bags for i in index], dtype=torch.int64),
+        ),
+        label=label[index],
+        weight=torch.tensor([float(i < rows) for i in wanted]),
+        domain=torch.zeros_like(ids),
+        group=ids,
+        example_id=ids,
+        event_time=ids,
+        score=torch.full((len(index),), float("nan")),
+        global_rows=rows,
+    )
+
+
+class Halves(nn.Linear):
+    """A tower module whose weights are a half each: forward [B, F, N] -> [B, F * N / 4]."""
+
+    def __init__(self) -> None:
+        super().__init__(DIMENSION, DIMENSION // 4, bias=False)
+        nn.init.constant_(self.weight, 0.5)
+
+
+class Products(Ranker):
+    """The sum of all products of the dense vector and of the towers' vectors: its gradients are sums of few bits."""
+
+    def forward(self, dense: Tensor, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
+        projected = dense.sum(dim=1, keepdim=True).expand(-1, DIMENSION)
+        vectors = torch.cat([projected, *self.tower_outputs(sparse)], dim=1)
+        vectors = vectors.unflatten(1, (-1, DIMENSION // 4))  # [B, V, N / 4]
+        squared_sum, squares = vectors.sum(dim=1).square(), vectors.square().sum(dim=1)
+        return {SERVING: (squared_sum - squares).sum(dim=1) / 2}
+
+
+def few_bits(*arguments: Any) -> Tensor:
+    """Initial rows rounded to sixteenths."""
+    return (initial_rows(*arguments) * 16).round() / 16
+
+
+def signed(outputs: dict[str, Tensor], batch: Batch) -> Tensor:
+    """The output, less for the clicked: [B]."""
+    return outputs[SERVING] * (1 - 2 * batch.label)
+
+
+def train_exactly(settings: TrainSettings, partition: Partition, modules: str) -> tuple[Tensor, dict[str, Tensor]]:
+    """Train with exact sums: this rank's first outputs, and the weights. With tower modules one step only."""
+    positions = [[list(FEATURES).index(name) for name in tower] for tower in partition.towers]
+    model = Products(SCHEMA, model_settings("dlrm"), positions, "meta")
+    model.interaction.towers = nn.ModuleList(Halves() if modules == "halves" else nn.Identity() for _ in positions)
+    settings = settings.model_copy(update={"table_learning_rate": 1.0, "dense_learning_rate": 0.5})
+    with mock.patch.object(engine_module, "initial_rows", few_bits):
+        engine = Engine(model, settings, SEED, partition)
+    outputs = engine.predict(share(SIZES[0], 0, engine.rank, engine.world_size))
+    for step, rows in enumerate(EXACT_SIZES if modules == "pass" else EXACT_SIZES[:1]):
+        engine.train_step(share(rows, step, engine.rank, engine.world_size), signed)
+    state = engine.gather_state()
+    learned = ("embeddings.", "interaction.towers.")
+    return outputs, {name: value for name, value in state.items() if name.startswith(learned)}
+
+
+def exact_runs() -> list[tuple[str, str, tuple[int, int, int], Partition]]:
+    """(kind, tower modules, layout, partition) of every run, all numbers of ranks."""
+    runs = []
+    for layout in (layout for layouts in LAYOUTS.values() for layout in layouts):
+        for seed, kind in enumerate(KINDS):
+            runs.append((kind, "pass", layout, random_partition(layout, seed)))
+        runs.append(("table_wise", "halves", layout, random_partition(layout, len(KINDS))))
+    return runs
+
+
+def exact_case() -> dict[int, Any]:
+    """On every rank: outputs with and without the transform, and weights with it, by index in exact_runs."""
+    world_size, results = distributed.get_world_size(), {}
+    for index, (kind, modules, layout, partition) in enumerate(exact_runs()):
+        if layout[0] * layout[1] == world_size:
+            settings = train_settings(world_size, layout, sharding=kind)
+            outputs, state = train_exactly(settings, partition, modules)
+            flat, _ = train_exactly(train_settings(world_size, None), partition, modules)
+            results[index] = torch.equal(outputs, flat), state
+    return results
+
+
+def plain_case() -> dict[str, dict[str, Any]]:
+    """On every rank: what a tower a feature, passed through, gives on every layout, and the model without towers."""
+    rank, world_size = distributed.get_rank(), distributed.get_world_size()
+    partition = Partition("manual", [[name] for name in FEATURES], list(FEATURES))
+    engines: dict[str, Engine] = {}
+    for architecture in ("dlrm", "dcn"):
+        flat = model_settings(architecture).model_copy(update={"towers": False})
+        passing = model_settings(architecture).model_copy(update={"tower_dimension": DIMENSION})
+        settings = train_settings(world_size, None)
+        engines[architecture] = Engine(build_ranker(SCHEMA, flat, None, SEED, "meta"), settings, SEED)
+        for layout in LAYOUTS[world_size]:
+            for kind in KINDS:
+                ranker = build_ranker(SCHEMA, passing, partition, SEED, "meta")
+                settings = train_settings(world_size, layout, sharding=kind)
+                engines[f"{architecture} {layout} {kind}"] = Engine(ranker, settings, SEED, partition)
+    results: dict[str, dict[str, Any]] = {}
+    for name, engine in engines.items():
+        outputs = engine.predict(share(32, 9, rank, world_size))
+        for step, rows in enumerate(SIZES):
+            engine.train_step(share(rows, step, rank, world_size), engine.serving_loss)
+        results[name] = {"outputs": outputs, "state": engine.gather_state()}
+    return results
+
+
+@pytest.mark.parametrize("world_size", LAYOUTS)
+def test_a_tower_a_feature_passed_through_is_the_model_without_towers(world_size: int) -> None:
+    for rank in run_on_ranks(plain_case, (), world_size, 1):
+        for name, result in rank.items():
+            flat = rank[name.split()[0]]
+            same = torch.allclose if name.endswith("row_wise") else torch.equal
+            assert same(result["outputs"], flat["outputs"]), name
+            assert list(result["state"]) == list(flat["state"])
+            for parameter, value in flat["state"].items():
+                torch.testing.assert_close(
+                    result["state"][parameter], value, rtol=0, atol=TOLERANCE, msg=f"{name} {parameter}"
+                )
+
+
+@cache
+def exact_results(world_size: int) -> list[dict[int, Any]]:
+    return run_on_ranks(exact_case, (), world_size, 1)
+
+
+@pytest.mark.parametrize("world_size", LAYOUTS)
+def test_exact_sums_give_the_bits_of_one_process_for_any_placement(world_size: int) -> None:
+    results = exact_results(world_size)
+    runs = exact_runs()
+    assert len(results[0]) == len(LAYOUTS[world_size]) * (len(KINDS) + 1)
+    for index, (_, state) in results[0].items():
+        _, modules, layout, partition = runs[index]
+        arguments = (train_settings(1, None), partition, modules)
+        _, expected = run_on_ranks(train_exactly, arguments, 1, 1)[0]
+        assert list(state) == list(expected)
+        assert any("towers" in name for name in state) == (modules == "halves")
+        different = [name for name, value in expected.items() if not torch.equal(state[name], value)]
+        assert different == [], (layout, runs[index])
+        assert all(rank[index][0] for rank in results), ("outputs differ from the flat engine's", runs[index])
+
+
+def train_case(architecture: str, layout: tuple[int, int, int], changes: dict[str, Any]) -> dict[str, Any]:
+    """On every rank: the outputs before training, with and without the transform, and the weights after SIZES."""
+    rank, world_size = distributed.get_rank(), distributed.get_world_size()
+    partition = random_partition(layout, 1)
+    results: dict[str, Any] = {}
+    for name, used in {"flat": None, "transformed": layout if world_size > 1 else None}.items():
+        ranker = build_ranker(SCHEMA, model_settings(architecture), partition, SEED, "meta")
+        engine = Engine(ranker, train_settings(world_size, used, **changes), SEED, partition)
+        results[name] = engine.predict(share(32, 9, rank, world_size))
+    losses = []
+    for step, rows in enumerate(SIZES):
+        losses.append(engine.train_step(share(rows, step, rank, world_size), engine.serving_loss))
+    return results | {"state": engine.gather_state(), "plan": engine.plan_summary(), "losses": losses}
+
+
+def train_cases(architecture: str, layout: tuple[int, int, int]) -> dict[str, dict[str, Any]]:
+    return {case: train_case(architecture, layout, changes) for case, changes in CASES.items()}
+
+
+@cache
+def trained(architecture: str, layout: tuple[int, int, int], run: int = 0) -> list[dict[str, dict[str, Any]]]:
+    """Results by rank; each ``run`` is a launch of its own."""
+    return run_on_ranks(train_cases, (architecture, layout), layout[0] * layout[1], 1)
+
+
+@pytest.mark.parametrize(("architecture", "layout"), [("dlrm", (2, 2, 1)), ("dcn", (3, 2, 1))])
+def test_outputs_equal_the_flat_engine_and_training_equals_one_process(
+    architecture: str, layout: tuple[int, int, int]
+) -> None:
+    results = trained(architecture, layout)
+    expected = run_on_ranks(train_cases, (architecture, layout), 1, 1)[0]
+    for case in CASES:
+        for rank in results:
+            same = torch.equal if case in ("sgd", "clipped") else torch.allclose  # rows: the order of a sum
+            assert same(rank[case]["transformed"], rank[case]["flat"]), case
+        state = results[0][case]["state"]
+        assert list(state) == list(expected[case]["state"])
+        assert any("towers" in name for name in state)
+        for name, value in expected[case]["state"].items():
+            torch.testing.assert_close(state[name], value, rtol=0, atol=TOLERANCE, msg=f"{case} {name}")
+        losses = torch.tensor([rank[case]["losses"] for rank in results]).mean(dim=0)
+        torch.testing.assert_close(losses, torch.tensor(expected[case]["losses"]), rtol=0, atol=TOLERANCE)
+
+
+def test_two_runs_are_bitwise_equal() -> None:
+    first, second = trained("dlrm", (2, 2, 1))[0], trained("dlrm", (2, 2, 1), run=1)[0]
+    for case in CASES:
+        assert all(torch.equal(value, second[case]["state"][name]) for name, value in first[case]["state"].items())
+
+
+def test_a_tower_s_tables_stay_on_its_host_in_the_kind_asked_for() -> None:
+    partition = random_partition((2, 2, 1), 1)
+    for case, kinds in {"sgd": {"column_wise"}, "rowwise_adagrad": {"row_wise"}, "clipped": {"table_wise"}}.items():
+        plan = {row["table"].removeprefix("table_"): row for row in trained("dlrm", (2, 2, 1))[0][case]["plan"]}
+        assert plan.keys() == FEATURES.keys()
+        assert {row["kind"] for row in plan.values()} == kinds
+        hosts = [{rank // 2 for name in tower for rank in plan[name]["ranks"]} for tower in partition.towers]
+        assert all(len(found) == 1 for found in hosts) and set.union(*hosts) == {0, 1}
+
+
+ADAM = {"dense_optimizer": "adam", "table_learning_rate": 0.05}
+
+
+def make_engine(layout: tuple[int, int, int] | None, seed: int, optimizer: str, kind: str) -> Engine:
+    partition = random_partition((4, 1, 1), 2)
+    settings = train_settings(distributed.get_world_size(), layout, table_optimizer=optimizer, sharding=kind, **ADAM)
+    return Engine(build_ranker(SCHEMA, model_settings("dcn"), partition, seed, "meta"), settings, seed, partition)
+
+
+def step_on(engine: Engine, step: int) -> None:
+    engine.train_step(share(SIZES[step], step, engine.rank, engine.world_size), engine.serving_loss)
+
+
+def save_and_load(folder: Path, optimizer: str, kind: str) -> dict[str, Any]:
+    """Save with and without the transform, load each into the other and into other hosts: all weights and states."""
+    states: dict[str, Any] = {}
+    layouts = {"transformed": (2, 2, 1), "flat": None}
+    for source, layout in layouts.items():
+        engine = make_engine(layout, SEED, optimizer, kind)
+        step_on(engine, 0)
+        step_on(engine, 1)
+        engine.save(folder / source)
+        states[source] = {"saved": everything(engine)}
+        for target, other in {**layouts, "other hosts": (4, 1, 1)}.items():
+            loaded = make_engine(other, SEED + 1, optimizer, kind)
+            loaded.load(folder / source)
+            states[source][target] = everything(loaded)
+            step_on(loaded, 2)
+            states[source][f"{target} trained on"] = loaded.gather_state()
+    return states
+
+
+def load_elsewhere(folder: Path, optimizer: str, kind: str, layout: tuple[int, int, int] | None) -> dict[str, Tensor]:
+    engine = make_engine(layout, SEED + 1, optimizer, kind)
+    engine.load(folder)
+    return everything(engine)
+
+
+@pytest.mark.parametrize(("optimizer", "kind"), [("adagrad", "column_wise"), ("rowwise_adagrad", "row_wise")])
+def test_checkpoints_are_the_same_with_and_without_the_transform(optimizer: str, kind: str, tmp_path: Path) -> None:
+    results = run_on_ranks(save_and_load, (tmp_path, optimizer, kind), 4, 1)[0]
+    for source, states in results.items():
+        saved = states["saved"]
+        assert any("towers" in name and "exp_avg" in name for name in saved)
+        assert any("momentum" in name for name in saved)
+        elsewhere = {"one rank": run_on_ranks(load_elsewhere, (tmp_path / source, optimizer, kind, None), 1, 1)[0]}
+        for target in ("transformed", "flat", "other hosts"):
+            elsewhere[target] = states[target]
+            trained_on, whole = states[f"{target} trained on"], states["flat trained on"]
+            for name, value in whole.items():
+                torch.testing.assert_close(trained_on[name], value, rtol=0, atol=TOLERANCE, msg=f"{target} {name}")
+        for target, loaded in elsewhere.items():
+            assert loaded.keys() == saved.keys(), (source, target)
+            assert [n for n, v in saved.items() if not torch.equal(v, loaded[n])] == [], (source, target)
+
+
+def sent_across(layout: tuple[int, int, int], precision: str | None) -> dict[str, Any]:
+    """On every rank: bytes of floats that one training step sends to other hosts, and the outputs."""
+    rank, world_size = distributed.get_rank(), distributed.get_world_size()
+    partition = random_partition(layout, 3)
+    codecs = None
+    if precision is not None:
+        codecs = get_qcomm_codecs(QCommsConfig(CommType(precision), CommType(precision)))
+    results = {}
+    for name, used in {"flat": None, "transformed": layout}.items():
+        ranker = build_ranker(SCHEMA, model_settings("dcn"), partition, SEED, "meta")
+        engine = Engine(ranker, train_settings(world_size, used), SEED, partition, codecs)
+        batch = share(SIZES[0], 0, rank, world_size)
+        outputs = engine.predict(batch)
+        with AllToAllRecorder() as recorder:
+            engine.train_step(batch, engine.serving_loss)
+        floats = [a for a in recorder.found if a.dtype.is_floating_point]
+        across = [a.bytes_across(rank, layout[1]) for a in floats]
+        messages = [sum(1 for size in a.sent if size) for a in floats if a.bytes_across(rank, layout[1])]
+        results[name] = {"outputs": outputs, "bytes": sum(across), "messages": messages}
+    return results
+
+
+def tower_widths(partition: Partition) -> int:
+    """Sum of the towers' outputs: one vector of 4 a tower, the embedding itself for a tower of one feature."""
+    return sum(DIMENSION if len(tower) == 1 else 4 for tower in partition.towers)
+
+
+@pytest.mark.parametrize("precision", [None, "fp16", "bf16"])
+def test_only_tower_outputs_cross_hosts(precision: str | None) -> None:
+    layout = (2, 2, 1)
+    ranks = run_on_ranks(sent_across, (layout, precision), 4, 1)
+    hosts, examples = layout[0], SIZES[0]
+    # Dossier 2.5: S (T - 1) / T forward, the same backward; S of all ranks' examples.
+    flat = 2 * examples * len(FEATURES) * DIMENSION * 4 * (hosts - 1) // hosts
+    towers = 2 * examples * tower_widths(random_partition(layout, 3)) * (2 if precision else 4) * (hosts - 1) // hosts
+    assert sum(rank["flat"]["bytes"] for rank in ranks) == flat
+    assert sum(rank["transformed"]["bytes"] for rank in ranks) == towers < flat
+    for rank in ranks:
+        assert all(count <= hosts for count in rank["transformed"]["messages"])  # its peers and itself
+        tolerance = {"fp16": 1e-3, "bf16": 1e-2, None: 0.0}[precision]
+        outputs = rank["transformed"]["outputs"], rank["flat"]["outputs"]
+        torch.testing.assert_close(*outputs, rtol=0, atol=tolerance)
+        assert torch.equal(*outputs) == (precision is None)
+
+
+def test_towers_go_largest_first_to_the_group_with_the_fewest_bytes() -> None:
+    towers = [["a"], ["b", "c"], ["d"], ["e"]]
+    sizes = {"a": 50, "b": 20, "c": 20, "d": 30, "e": 10}
+    assert place_towers(towers, sizes, 2) == [[0, 3], [1, 2]]
+
+
+def test_hosts_that_do_not_fit_the_towers_are_refused() -> None:
+    assert tower_ranks(world_size=8, ranks_per_host=2, hosts_per_tower=2, towers=2) == 4
+    with pytest.raises(InputError, match=r"hosts_per_tower 3: 8 ranks are 4 hosts of 2; use a divisor of 4"):
+        tower_ranks(world_size=8, ranks_per_host=2, hosts_per_tower=3, towers=4)
+    with pytest.raises(InputError, match=r"3 towers leave 1 without one; raise hosts_per_tower, or make at least 4"):
+        tower_ranks(world_size=8, ranks_per_host=2, hosts_per_tower=1, towers=3)
+
+
+def build(changes: dict[str, Any], towers: bool) -> None:
+    partition = random_partition((1, 1, 1), 0)
+    model = model_settings("dlrm").model_copy(update={"towers": towers})
+    ranker = build_ranker(SCHEMA, model, partition if towers else None, SEED, "meta")
+    Engine(ranker, train_settings(1, (1, 1, 1), **changes), SEED, partition)
+
+
+@pytest.mark.parametrize(
+    ("changes", "towers", "message"),
+    [
+        ({"sharding": "data_parallel"}, True, r"sharding: data_parallel does not stay inside a tower's hosts"),
+        ({"table_sharding": {"table_shop": "grid_shard"}}, True, r"table_shop: grid_shard does not stay inside"),
+        ({"table_sharding": {"table_shp": "row_wise"}}, True, r"no table 'table_shp'; did you mean 'table_shop'"),
+        ({"sharding": "column_wise", "table_optimizer": "rowwise_adagrad"}, True, r"changes what rowwise_adagrad"),
+        ({}, False, r"the model has no towers; set model.towers: true"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(changes: dict[str, Any], towers: bool, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        run_on_ranks(build, (changes, towers), 1, 1)
