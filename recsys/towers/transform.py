@@ -138,8 +138,6 @@ def _names(partition: Partition, towers: list[int]) -> set[str]:
 @torch.no_grad()
 def _widths(ranker: Ranker) -> list[int]:
     """Width O of each tower's output, from a batch without examples."""
-    members = ranker.interaction.members
-    assert members is not None
     empty = torch.empty(0, len(ranker.feature_names), ranker.embedding_dimension)
     return [output.shape[1] for output in ranker.interaction.compress(empty)]
 
