@@ -83,13 +83,13 @@ def model_settings(architecture: str) -> ModelSettings:
 
 
 def train_settings(world_size: int, layout: tuple[int, int, int] | None, **changes: Any) -> TrainSettings:
-    """With a layout the transform, else the flat engine."""
+    """With a layout the transform, else the flat engine, its tables whole."""
     base = {"world_size": world_size, "global_batch_size": 32, "table_optimizer": "sgd", "dense_optimizer": "sgd"}
     rates = {"table_learning_rate": 0.1, "dense_learning_rate": 0.05}
-    hosts = {}
+    hosts: dict[str, Any] = {"sharding": "table_wise"}
     if layout is not None:
         hosts = {"tower_transform": True, "ranks_per_host": layout[1], "hosts_per_tower": layout[2]}
-    elif changes:
+    else:
         changes = {name: value for name, value in changes.items() if name not in ("sharding", "table_sharding")}
     return TrainSettings.model_validate({**base, **rates, **hosts, **changes})
 
