@@ -33,6 +33,7 @@ class LowRankCrossNetwork(nn.Module):
 
     def __init__(self, in_features: int, layers: int, rank: int) -> None:
         super().__init__()
+        self.in_features = in_features
         self.downs = nn.ModuleList(nn.Linear(in_features, rank, bias=False) for _ in range(layers))
         self.ups = nn.ModuleList(nn.Linear(rank, in_features) for _ in range(layers))
 

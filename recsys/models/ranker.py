@@ -10,60 +10,89 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.data.schema import Schema
 from recsys.models.layers import DotInteraction, LowRankCrossNetwork, perceptron
-from recsys.models.settings import ModelSettings
-from recsys.towers.modules import CrossTower, DotTower
+from recsys.models.settings import PASS_THROUGH, ModelSettings
+from recsys.towers.modules import build_tower, tower_width
 
 SERVING = "serving"
 SMALLEST_RATE = 1e-4
 TABLE_PREFIX = "table_"
 
 
-class DotArch(nn.Module):
-    """DLRM: dots between the dense vector and the embeddings, or the towers' vectors."""
+class Arch(nn.Module):
+    """The dense vector, and embeddings or the towers' outputs; subclasses interact them.
+
+    The tower modules live here and run here, replicated; an engine that runs them where their tables
+    are calls :meth:`interact` with their outputs instead. Towers that pass their embeddings through
+    give them back in the order of the schema, so that the model is the one without towers.
+    """
 
     def __init__(self, dense_features: int, towers: list[list[int]] | None, features: int, s: ModelSettings) -> None:
         super().__init__()
-        dimension = s.tower_dimension if towers else s.embedding_dimension
-        self.project = nn.Linear(dense_features, dimension)
+        self.dimension = s.interaction_dimension
+        self.project = nn.Linear(dense_features, self._dense_dimension(s))
         self.members = towers
-        self.towers = nn.ModuleList(DotTower(len(t), s.embedding_dimension, dimension) for t in towers or [])
-        self.interaction = DotInteraction(features + 1, dimension)
-        self.out_features = self.interaction.out_features
+        self.towers = nn.ModuleList(build_tower(len(members), s) for members in towers or [])
+        self.width = sum(tower_width(tower) for tower in self.towers) if towers else features * s.embedding_dimension
+        self.order: list[int] | None = None
+        if towers and s.tower_kind == PASS_THROUGH:
+            placed = [position for members in towers for position in members]
+            self.order = [placed.index(position) for position in range(features)]
 
     def forward(self, dense: Tensor, embeddings: Tensor) -> Tensor:
         """[B, W], [B, F, N] -> [B, out_features]."""
-        vectors = [self.project(dense).unsqueeze(1)]  # [B, 1, D]
+        return self.interact(dense, self.compress(embeddings))
+
+    def compress(self, embeddings: Tensor) -> Tensor:
+        """[B, F, N] -> the towers' outputs side by side, [B, sum of O_t]; without towers [B, F N]."""
         if self.members is None:
-            vectors.append(embeddings)
-        else:
-            vectors += [tower(embeddings[:, m]) for tower, m in zip(self.towers, self.members, strict=True)]
-        return self.interaction(torch.cat([v.to(vectors[0].dtype) for v in vectors], dim=1))
+            return embeddings.flatten(1)
+        outputs = [tower(embeddings[:, m]) for tower, m in zip(self.towers, self.members, strict=True)]
+        return torch.cat([output.to(outputs[0].dtype) for output in outputs], dim=1)
+
+    def interact(self, dense: Tensor, outputs: Tensor) -> Tensor:
+        """[B, W], [B, sum of O_t] -> [B, out_features]."""
+        if self.order is not None:
+            columns = outputs.unflatten(1, (len(self.order), self.dimension))
+            outputs = columns[:, self.order].flatten(1)
+        projected = self.project(dense)
+        return self._interact(projected, outputs.to(projected.dtype))
+
+    def _dense_dimension(self, settings: ModelSettings) -> int:
+        raise NotImplementedError
+
+    def _interact(self, dense: Tensor, outputs: Tensor) -> Tensor:
+        raise NotImplementedError
 
 
-class CrossArch(nn.Module):
+class DotArch(Arch):
+    """DLRM: dots between the dense vector and the embeddings, or the towers' vectors of D."""
+
+    def __init__(self, dense_features: int, towers: list[list[int]] | None, features: int, s: ModelSettings) -> None:
+        super().__init__(dense_features, towers, features, s)
+        self.interaction = DotInteraction(1 + self.width // self.dimension, self.dimension)
+        self.out_features = self.interaction.out_features
+
+    def _dense_dimension(self, settings: ModelSettings) -> int:
+        return settings.interaction_dimension
+
+    def _interact(self, dense: Tensor, outputs: Tensor) -> Tensor:
+        vectors = torch.cat([dense, outputs], dim=1).unflatten(1, (-1, self.dimension))  # [B, 1 + V, D]
+        return self.interaction(vectors)
+
+
+class CrossArch(Arch):
     """DCNv2: cross layers over the dense vector and the embeddings, or the towers' outputs."""
 
     def __init__(self, dense_features: int, towers: list[list[int]] | None, features: int, s: ModelSettings) -> None:
-        super().__init__()
-        dimension = s.embedding_dimension
-        self.project = nn.Linear(dense_features, dimension)
-        self.members = towers
-        modules = [
-            CrossTower(len(t), dimension, s.tower_dimension, s.tower_cross_layers, s.cross_rank) for t in towers or []
-        ]
-        self.towers = nn.ModuleList(modules)
-        width = sum(m.out_features for m in modules) if towers else features * dimension
-        self.out_features = dimension + width
+        super().__init__(dense_features, towers, features, s)
+        self.out_features = s.embedding_dimension + self.width
         self.cross = LowRankCrossNetwork(self.out_features, s.cross_layers, s.cross_rank)
 
-    def forward(self, dense: Tensor, embeddings: Tensor) -> Tensor:
-        """[B, W], [B, F, N] -> [B, out_features]."""
-        parts = [self.project(dense)]
-        if self.members is None:
-            parts.append(embeddings.flatten(1))
-        else:
-            parts += [tower(embeddings[:, m]) for tower, m in zip(self.towers, self.members, strict=True)]
-        return self.cross(torch.cat([p.to(parts[0].dtype) for p in parts], dim=1))
+    def _dense_dimension(self, settings: ModelSettings) -> int:
+        return settings.embedding_dimension
+
+    def _interact(self, dense: Tensor, outputs: Tensor) -> Tensor:
+        return self.cross(torch.cat([dense, outputs], dim=1))
 
 
 class Ranker(nn.Module):
@@ -79,6 +108,7 @@ class Ranker(nn.Module):
     ) -> None:
         super().__init__()
         self.feature_names = [feature.name for feature in schema.categorical]
+        self.dense_width = schema.dense_width
         self.embedding_dimension = settings.embedding_dimension
         tables = table_configs(schema, settings.embedding_dimension)
         widths = settings.dense_layers
@@ -96,7 +126,11 @@ class Ranker(nn.Module):
 
     def represent(self, dense: Tensor, sparse: KeyedJaggedTensor) -> Tensor:
         """[B, W] float32 and ids of F features -> [B, H]."""
-        return self.over_arch(self.interaction(self.dense_arch(dense), self.embed(sparse)))
+        return self.represent_embedded(dense, self.embed(sparse))
+
+    def represent_embedded(self, dense: Tensor, embeddings: Tensor) -> Tensor:
+        """[B, W], [B, F, N] -> [B, H]: the ranker above its tables."""
+        return self.over_arch(self.interaction(self.dense_arch(dense), embeddings))
 
     def embed(self, sparse: KeyedJaggedTensor) -> Tensor:
         """Pooled embeddings in the order of the schema: [B, F, N]."""
