@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from recsys.data.schema import Schema
 from recsys.models.layers import DotInteraction, LowRankCrossNetwork, perceptron
@@ -134,13 +134,7 @@ class Ranker(nn.Module):
 
     def embed(self, sparse: KeyedJaggedTensor) -> Tensor:
         """Pooled embeddings in the order of the schema: [B, F, N]."""
-        pooled = self.embeddings(sparse)
-        keys = pooled.keys()
-        columns = pooled.values().view(-1, len(keys), self.embedding_dimension)  # [B, F, N], no copy
-        if keys == self.feature_names:
-            return columns
-        order = torch.tensor([keys.index(name) for name in self.feature_names])  # a plan may reorder the columns
-        return columns.index_select(1, order.to(columns.device))
+        return in_schema_order(self.embeddings(sparse), self.feature_names, self.embedding_dimension)
 
     def head(self, representation: Tensor) -> Tensor:
         """[B, H] -> serving logit [B]."""
@@ -149,6 +143,16 @@ class Ranker(nn.Module):
     def forward(self, dense: Tensor, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
         """{"serving": logit [B]}."""
         return {SERVING: self.head(self.represent(dense, sparse))}
+
+
+def in_schema_order(pooled: KeyedTensor, names: list[str], dimension: int) -> Tensor:
+    """Pooled embeddings of ``names``, in their order: [B, F, N]."""
+    keys = pooled.keys()
+    columns = pooled.values().view(-1, len(keys), dimension)  # [B, F, N], no copy
+    if keys == names:
+        return columns
+    order = torch.tensor([keys.index(name) for name in names])  # a plan may reorder the columns
+    return columns.index_select(1, order.to(columns.device))
 
 
 def table_configs(schema: Schema, dimension: int) -> list[EmbeddingBagConfig]:
