@@ -8,9 +8,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.data.schema import Schema
-from recsys.models.ranker import SERVING, in_schema_order, table_configs
-
-SMALLEST_RATE = 1e-4
+from recsys.models.ranker import SERVING, SMALLEST_RATE, in_schema_order, table_configs
 
 
 class FactorizationMachine(nn.Module):
