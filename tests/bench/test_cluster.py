@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from bench.cluster import ClusterUnavailableError, Shape, cluster
 from torch import distributed
+
+from bench.cluster import ClusterUnavailableError, Shape, cluster
 
 MIB = 2**20
 MBIT_PER_MIB = 8 * MIB / 1e6
