@@ -152,7 +152,9 @@ def _hosts(count: int, stack: ExitStack) -> list[int]:
             _inside(host, "ip", "link", "set", "lo", "up")
     except (OSError, subprocess.CalledProcessError) as error:
         said = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
-        raise ClusterUnavailableError(f"cannot make network namespaces here (root, ip and tc are needed): {said}")
+        raise ClusterUnavailableError(
+            f"cannot make network namespaces here (root, ip and tc are needed): {said}"
+        ) from error
     return hosts
 
 
