@@ -1,6 +1,7 @@
 """The planner inside the engine: predictions for given plans, plans for training, both against the real thing."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,6 +9,7 @@ from bench.planner_cases import JUDGED, plans
 from bench.planner_report import Compared, clear_pairs
 from bench.planner_worker import measure
 from recsys.config import InputError, load_settings
+from recsys.distill import ranks
 from recsys.models.factory import build_ranker
 from recsys.sharding.assess import Way, assess
 from recsys.sharding.planner import find_plan
@@ -15,6 +17,7 @@ from recsys.sharding.report import draw_plan
 from recsys.sharding.tables import PlannedModel, TableGroup
 from recsys.sharding.topology import Hardware, Topology
 from recsys.sharding.training_plan import planned_model, predict_training, search, training_topology
+from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.settings import TrainSettings
 
@@ -29,9 +32,9 @@ def model_of(*rows: int, **changes: object) -> PlannedModel:
     return PlannedModel.model_validate({"batch_size": 64, "tables": tables, **changes})
 
 
-def cpu(ranks: int, hosts: int = 1, **changes: object) -> Topology:
+def cpu(ranks_a_host: int, hosts: int = 1, **changes: object) -> Topology:
     hardware = load_settings(HARDWARE, Hardware).model_copy(update=changes)
-    return Topology(hardware, hosts, ranks, 0, 8 * GB, 0)
+    return Topology(hardware, hosts, ranks_a_host, 0, 8 * GB, 0)
 
 
 @pytest.mark.parametrize("hosts", [1, 2])
@@ -101,3 +104,21 @@ def test_predicted_bytes_are_the_engines_and_clear_differences_in_time_are_right
     right, count = clear_pairs(cases, hardware)
     assert count > 0
     assert right == count
+
+
+def plan_of_rank(settings: TrainSettings) -> list[dict[str, Any]]:
+    model = JUDGED[1]
+    engine = Engine(build_ranker(model.schema, model.settings, None, SEED, "meta"), settings, SEED)
+    return ranks.gather(engine.plan_summary())
+
+
+def test_every_rank_gets_the_plan_that_the_search_finds() -> None:
+    model = JUDGED[1]
+    settings = TrainSettings(hardware=HARDWARE, sharding="planner")
+    plans_of_ranks = run_on_ranks(plan_of_rank, (settings,), 2, 1)[0]
+    assert plans_of_ranks[0] == plans_of_ranks[1]
+    ranker = build_ranker(model.schema, model.settings, None, SEED, "meta")
+    found = search(planned_model(ranker, settings, 2), training_topology(settings, 1, 2))
+    assert found is not None
+    expected = {table.table: (table.kind, table.ranks) for table in found.tables}
+    assert {row["table"]: (row["kind"], row["ranks"]) for row in plans_of_ranks[0]} == expected
