@@ -141,7 +141,7 @@ def _train_rank(
     if ranks.rank() == 0:
         write_json(output_dir / PLAN_FILE, plan)
         ranker = build_ranker(reader.schema, settings.model, partition, settings.seed, table_device="meta")
-        draw_plan(predict_training(ranker, train, plan), output_dir / PLAN_FIGURE)
+        draw_plan(predict_training(ranker, train, ranks.world_size(), plan), output_dir / PLAN_FIGURE)
         write_json(output_dir / SIZE_FILE, model_size(state))
     return history
 

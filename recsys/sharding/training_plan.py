@@ -12,6 +12,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from recsys.config import InputError, load_settings
 from recsys.sharding.assess import assess, ways_of
+from recsys.sharding.hosts import local_size
 from recsys.sharding.planner import Plan, find_plan
 from recsys.sharding.tables import PlannedModel, TableGroup
 from recsys.sharding.topology import Hardware, Topology
@@ -61,15 +62,17 @@ def search(model: PlannedModel, topology: Topology) -> Plan | None:
     return min(plans, key=lambda plan: plan.step_ms) if plans else None
 
 
-def predict_training(model: nn.Module, settings: TrainSettings, rows: Sequence[Mapping[str, Any]]) -> Plan:
-    """What the engine's plan of ``model`` (not sharded yet), a row a table, is predicted to take and to hold.
+def predict_training(
+    model: nn.Module, settings: TrainSettings, world_size: int, rows: Sequence[Mapping[str, Any]]
+) -> Plan:
+    """What the engine's plan of ``model`` (not sharded), a row a table, is predicted to take and to hold.
 
     Raises:
         InputError: there is no hardware file as ``hardware`` says, or it holds a wrong key.
     """
-    local = settings.ranks_per_host or settings.world_size
-    topology = training_topology(settings, settings.world_size // local, local)
-    return assess(planned_model(model, settings, settings.world_size), topology, ways_of(rows, local))
+    local = local_size(settings.ranks_per_host, world_size)
+    topology = training_topology(settings, world_size // local, local)
+    return assess(planned_model(model, settings, world_size), topology, ways_of(rows, local))
 
 
 def collective_plan(

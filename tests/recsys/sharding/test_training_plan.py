@@ -88,7 +88,7 @@ def test_the_figure_of_a_plan_has_the_same_bytes_each_time(tmp_path: Path) -> No
     assert plan is not None
     rows = [{"table": table.table, "kind": table.kind, "ranks": table.ranks} for table in plan.tables]
     for name in ("one.png", "two.png"):
-        draw_plan(predict_training(ranker, settings, rows), tmp_path / name)
+        draw_plan(predict_training(ranker, settings, 2, rows), tmp_path / name)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
 
