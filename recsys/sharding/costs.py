@@ -151,8 +151,8 @@ def _splits(table: Table, model: PlannedModel, topology: Topology) -> list[_Spli
             counts = [gpus] if topology.nodes > 1 and gpus in column_counts(table.dimension, gpus) else []
         elif kind == "grid_shard":
             counts = column_counts(table.dimension, topology.nodes)
-        elif kind == "table_row_wise" and topology.nodes == 1:
-            counts = []
+        elif (kind == "row_wise" and world == 1) or (kind == "table_row_wise" and topology.nodes == 1):
+            counts = []  # nothing to split
         found += [_split(table, kind, count, model, topology) for count in counts]
     return found
 

@@ -65,6 +65,12 @@ def test_the_search_counts_the_exchanges_of_each_kind() -> None:
     assert {table.kind for table in plan.tables} == {"data_parallel"}
 
 
+def test_one_rank_holds_whole_tables() -> None:
+    plan = search(model_of(100, 5_000), cpu(1))
+    assert plan is not None
+    assert {table.kind for table in plan.tables} == {"table_wise"}
+
+
 def test_memory_of_a_rank_is_its_own() -> None:
     """Two tables that fit two ranks only if each takes one."""
     model = model_of(1_000_000, 1_000_000, kinds=["table_wise"])
