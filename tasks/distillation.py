@@ -36,7 +36,7 @@ def train_teacher_model() -> None:
             dataset=Schema.load(WINDOWS).dataset,
             curves=_curves(TEACHER),
             tags={"partition_version": output_version(PARTITION_FILE.parent)},
-            artifacts={str(TEACHER / "metrics.json"): "", str(TEACHER / "plan.json"): ""},
+            artifacts={str(TEACHER / name): "" for name in ("metrics.json", "plan.json", "plan.png")},
         )
     )
 

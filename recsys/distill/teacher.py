@@ -16,6 +16,8 @@ from recsys.distill.stream import Stream, run_stream, write_json
 from recsys.models.factory import build_ranker
 from recsys.models.settings import ModelSettings
 from recsys.progress import RowProgress
+from recsys.sharding.report import draw_plan
+from recsys.sharding.training_plan import predict_training
 from recsys.towers.partition_file import Partition
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
@@ -31,6 +33,7 @@ from recsys.training.resume import (
 from recsys.training.settings import TrainSettings
 
 PLAN_FILE = "plan.json"
+PLAN_FIGURE = "plan.png"
 SIZE_FILE = "size.json"
 TABLE_KEY = "embedding_bags"
 CODE = Path(recsys.__file__).parent
@@ -43,6 +46,8 @@ PLACEMENT_KEYS = {
     "sharding",
     "table_sharding",
     "max_restarts",
+    "hardware",
+    "ids_per_list",
 }
 
 
@@ -57,7 +62,8 @@ def train_teacher(
     """Train the teacher through all windows.
 
     Writes in ``output_dir``: snapshots/<name>/, predictions/<window>.parquet, metrics.json (a row a
-    window), plan.json (where each table's shards are) and size.json (parameters).
+    window), plan.json (where each table's shards are), plan.png (what each rank is predicted to take
+    and to hold) and size.json (parameters).
 
     With ``resume_dir`` it works there and puts the results in ``output_dir`` at the end. A run that
     was killed goes on from its last checkpoint if data, code and settings are the same (placement on
@@ -134,6 +140,8 @@ def _train_rank(
     state = engine.gather_state()
     if ranks.rank() == 0:
         write_json(output_dir / PLAN_FILE, plan)
+        ranker = build_ranker(reader.schema, settings.model, partition, settings.seed, table_device="meta")
+        draw_plan(predict_training(ranker, train, ranks.world_size(), plan), output_dir / PLAN_FIGURE)
         write_json(output_dir / SIZE_FILE, model_size(state))
     return history
 

@@ -4,15 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed._shard.sharding_spec.api import EnumerableShardingSpec
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
-from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
-from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.sharding_plan import (
     calculate_shard_sizes_and_offsets,
     column_wise,
@@ -34,6 +31,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from recsys.config import InputError
+from recsys.sharding.training_plan import collective_plan
 from recsys.training.settings import ShardingKind, TrainSettings, nearest_hint
 
 ParameterShardingGenerator = Callable[[nn.Parameter, int, int, str, ModuleSharder[Any]], ParameterSharding]
@@ -95,7 +93,7 @@ def make_plan(model: nn.Module, request: PlanRequest, sharder: ModuleSharder[Any
     configs = [c for module in bag_collections(model).values() for c in module.embedding_bag_configs()]
     _check_kinds([config.name for config in configs], request)
     fixed = _fixed_shards([config for config in configs if request.kind(config.name) is not None], request)
-    plan = _searched_plan(model, request, sharder) if len(fixed) < len(configs) else ShardingPlan({})
+    plan = _searched_plan(model, request) if len(fixed) < len(configs) else ShardingPlan({})
     if not fixed:
         return plan
     for path, module in bag_collections(model).items():
@@ -245,31 +243,13 @@ def spread_groups(groups: list[list[str]], sizes: dict[str, int], world_size: in
     return placed
 
 
-def _searched_plan(model: nn.Module, request: PlanRequest, sharder: ModuleSharder[Any]) -> ShardingPlan:
-    """The plan that TorchRec's planner estimates to be the fastest."""
-    settings = request.settings
-    topology = Topology(
-        world_size=request.world_size,
-        local_world_size=request.local_size,
-        compute_device=DEVICE,
-        ddr_cap=int(settings.memory_gb * BYTES_PER_GIB),
-    )
-    kinds = [ShardingType.TABLE_WISE.value, ShardingType.ROW_WISE.value]
-    tables = [c.name for module in bag_collections(model).values() for c in module.embedding_bag_configs()]
-    planner = EmbeddingShardingPlanner(
-        topology=topology,
-        batch_size=-(-settings.global_batch_size // request.world_size),
-        constraints={table: ParameterConstraints(sharding_types=kinds) for table in tables},
-        storage_reservation=FixedPercentageStorageReservation(percentage=0.0),  # memory_gb is for tables alone
-        stats=[],
-        debug=False,
-    )
-    group = distributed.group.WORLD
-    assert group is not None
-    try:
-        return planner.collective_plan(model, [sharder], group)
-    except PlannerError as error:
-        raise InputError(_too_large(request, f"the planner found no plan ({error.error_type.value})")) from error
+def _searched_plan(model: nn.Module, request: PlanRequest) -> ShardingPlan:
+    """The plan that the planner predicts to be the fastest."""
+    modules = {c.name: path for path, m in bag_collections(model).items() for c in m.embedding_bag_configs()}
+    plan = collective_plan(model, request.settings, request.hosts, request.local_size, modules)
+    if plan is None:
+        raise InputError(_too_large(request, "the planner found no plan"))
+    return plan
 
 
 def _check_memory(rows: list[dict[str, Any]], request: PlanRequest) -> None:

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationInfo, field_validator
@@ -79,7 +80,8 @@ class TrainSettings(Settings):
 
     ``sharding`` is how every table is split; ``table_sharding`` fixes single tables, by name, and goes
     before the towers of a partition. A host has ``ranks_per_host`` ranks; None: as many as
-    LOCAL_WORLD_SIZE says. ``dense_optimizer`` is the name of a class of torch.optim in any case,
+    LOCAL_WORLD_SIZE says. The planner reckons with the bandwidths of the file ``hardware`` and with
+    ``ids_per_list`` ids an example of a list. ``dense_optimizer`` is the name of a class of torch.optim in any case,
     ``dense_optimizer_options`` its further arguments. ``dense_clip_norm`` is the largest norm of the
     dense part's gradient. A batch whose loss is NaN or infinite ends the run, or, with
     ``skip_non_finite_batches``, is left out by all ranks.
@@ -100,6 +102,8 @@ class TrainSettings(Settings):
     table_sharding: dict[str, ShardingKind] = Field(default_factory=dict)
     ranks_per_host: PositiveInt | None = None
     memory_gb: PositiveFloat = Field(default=4.0, description="GiB a rank")
+    hardware: Path = Path("params/hardware/cpu.yaml")
+    ids_per_list: PositiveFloat = 5.0
     bf16: bool = False
     max_restarts: int = Field(default=0, ge=0, description="of all ranks, after one was lost")
 
