@@ -247,7 +247,8 @@ def report(found: dict[str, list[str]]) -> str:
     before = {f"## {section.split(chr(10), 1)[0]}": section.strip().splitlines()[2:] for section in kept}
     for part in PARTS:
         title = f"## {part}"
-        lines += ["", title, "", *(found.get(title) or before.get(title, []))]
+        section = found.get(title) or before.get(title)
+        lines += ["", title, "", *section] if section else []
     return "\n".join(lines) + "\n"
 
 

@@ -25,7 +25,7 @@ class TeacherSettings(Settings):
     hold_back_ne_increase: float = Field(default=0.1, ge=0)
     checkpoint_every_batches: int | None = Field(default=None, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
-    checkpoint_asynchronously: bool = True
+    checkpoint_asynchronously: bool = False
     full_checkpoint_every: int = Field(default=1, ge=1)
     quantise_checkpoints: Quantisation = "none"
     seed: int = Field(default=1, ge=0)

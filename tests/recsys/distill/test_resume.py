@@ -140,9 +140,9 @@ def test_lost_rank_restarts_the_group_and_ends_with_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     train = TRAIN.model_copy(update={"world_size": 2, "max_restarts": 1})
-    run(windows_dir, train, 2, tmp_path / "calm")
+    run(windows_dir, train, 2, tmp_path / "calm", checkpoint_asynchronously=True)
     monkeypatch.setattr(teacher, "_train_rank", train_rank_that_dies_once)
-    run(windows_dir, train, 2, tmp_path / "lost")
+    run(windows_dir, train, 2, tmp_path / "lost", checkpoint_asynchronously=True)
     assert list((tmp_path / "lost" / "resume").rglob("killed.txt"))
     assert contents(tmp_path / "lost" / "output") == contents(tmp_path / "calm" / "output")
 
