@@ -38,17 +38,24 @@ class Section:
 
 
 def header(command: str, spin: dict[str, str]) -> list[str]:
-    """Date, machine, versions, command."""
+    """Date, machine, versions, command, what is measured."""
+    return [
+        *machine_lines("Training speed", command, spin),
+        "",
+        "End to end from Parquet; medians over repeats, contenders alternating, each in its own process. Names",
+        "are `engine-<ranks>x<threads>-<precision>`; what each column is: [bench/README.md](../../bench/README.md).",
+    ]
+
+
+def machine_lines(title: str, command: str, spin: dict[str, str]) -> list[str]:
+    """Title, date, machine, versions, command."""
     environment = " ".join(f"{name}={value}" for name, value in spin.items())
     return [
-        "# Training speed",
+        f"# {title}",
         "",
         f"{machine_line()}, load at the start {os.getloadavg()[0]:.1f}; {environment}.",
         "",
         f"    {command}",
-        "",
-        "End to end from Parquet; medians over repeats, contenders alternating, each in its own process. Names",
-        "are `engine-<ranks>x<threads>-<precision>`; what each column is: [bench/README.md](../../bench/README.md).",
     ]
 
 

@@ -1,6 +1,7 @@
 """The teacher: one large model over all domains, trained once through the stream, publishing snapshots."""
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,12 @@ PLAN_FIGURE = "plan.png"
 SIZE_FILE = "size.json"
 TABLE_KEY = "embedding_bags"
 CODE = Path(recsys.__file__).parent
-CHECKPOINT_KEYS = {"checkpoint_every_batches", "keep_checkpoints"}
+CHECKPOINT_KEYS = {
+    "checkpoint_every_batches",
+    "keep_checkpoints",
+    "checkpoint_asynchronously",
+    "full_checkpoint_every",
+}  # not quantise_checkpoints, which decides what a killed run ends with
 PLACEMENT_KEYS = {
     "world_size",
     "threads_per_rank",
@@ -87,8 +93,16 @@ def train_teacher(
         return launch(output_dir, None)
     run = _run_name(windows_dir, partition, settings, train)
     with work_folder(resume_dir, run) as folder:
-        every, keep = settings.checkpoint_every_batches, settings.keep_checkpoints
-        history = launch(folder / OUTPUT_DIR, Checkpoints(folder / CHECKPOINTS_DIR, run, keep, every))
+        checkpoints = Checkpoints(
+            folder / CHECKPOINTS_DIR,
+            run,
+            settings.keep_checkpoints,
+            settings.checkpoint_every_batches,
+            settings.checkpoint_asynchronously,
+            settings.full_checkpoint_every,
+            settings.quantise_checkpoints,
+        )
+        history = launch(folder / OUTPUT_DIR, checkpoints)
         link_files(folder / OUTPUT_DIR, output_dir)
     return history
 
@@ -132,7 +146,8 @@ def _train_rank(
     engine = teacher_engine(reader.schema, partition, settings, train)
     stream = Stream(reader, train.global_batch_size)
     publisher = _Publisher(engine, settings, output_dir / SNAPSHOTS_DIR)
-    with RowProgress("teacher", 2 * stream.rows(), enabled=ranks.rank() == 0) as progress:
+    writing = nullcontext() if checkpoints is None else checkpoints.writing()
+    with RowProgress("teacher", 2 * stream.rows(), enabled=ranks.rank() == 0) as progress, writing:
         history = run_stream(
             engine, engine.serving_loss, stream, output_dir, progress, publisher.after_window, checkpoints
         )

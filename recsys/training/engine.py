@@ -155,7 +155,7 @@ class Engine:
 
     def save(self, directory: Path, facts: Mapping[str, Any] | None = None) -> None:
         """Write weights and optimiser state, and ``facts`` (plain values), as a checkpoint folder."""
-        save_checkpoint(self._state(), directory, facts)
+        save_checkpoint(self.state(), directory, facts)
 
     def load(self, directory: Path) -> dict[str, Any]:
         """Read what :meth:`save` wrote, also with another plan or number of ranks; its facts.
@@ -163,15 +163,29 @@ class Engine:
         Raises:
             DamagedCheckpointError: it is not whole, or of another model.
         """
-        state = self._state()
+        state = self.state()
         facts = load_checkpoint(state, directory)
+        self.adopt(state)
+        return facts
+
+    def adopt(self, state: dict[str, Any]) -> None:
+        """Go on from what was loaded into ``state``, which is that of :meth:`state`."""
         self._model.load_state_dict(state["model"])
         if self.steps == 0:
             self._dense_optimizer = dense_optimizer(list(self._dense.values()), self.settings)
-            return facts
+            return
         for name, values in state.get("dense", {}).items():
             self._dense_optimizer.state[self._dense[name]] = values
-        return facts
+
+    def state(self) -> dict[str, Any]:
+        """Live references to everything that a checkpoint holds."""
+        tables = self._model.fused_optimizer.state_dict()["state"] | self._replicated_state()
+        dense = {name: self._dense_state(parameter) for name, parameter in self._dense.items()}
+        optimizers = {"tables": tables, "dense": dense}
+        # A dict of nothing but empty ones makes DCP take the checkpoint for one of an old PyTorch.
+        filled = {key: {name: s for name, s in states.items() if s} for key, states in optimizers.items()}
+        state = {"model": self._model.state_dict(), "counts": self._counts}
+        return state | {key: states for key, states in filled.items() if states}
 
     def gather_state(self) -> dict[str, Tensor]:
         """The unsharded model's state_dict, float32, on rank 0; empty on the other ranks."""
@@ -270,16 +284,6 @@ class Engine:
                 count, dimension = tables[table]
                 rows = initial_rows(seed, table, count, dimension, row, row + weight.shape[0])
                 weight.copy_(rows[:, column : column + weight.shape[1]])
-
-    def _state(self) -> dict[str, Any]:
-        """Live references to everything that a checkpoint holds."""
-        tables = self._model.fused_optimizer.state_dict()["state"] | self._replicated_state()
-        dense = {name: self._dense_state(parameter) for name, parameter in self._dense.items()}
-        optimizers = {"tables": tables, "dense": dense}
-        # A dict of nothing but empty ones makes DCP take the checkpoint for one of an old PyTorch.
-        filled = {key: {name: s for name, s in states.items() if s} for key, states in optimizers.items()}
-        state = {"model": self._model.state_dict(), "counts": self._counts}
-        return state | {key: states for key, states in filled.items() if states}
 
     def _dense_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         """Optimiser state of a dense parameter; before the first step one of the same shapes."""

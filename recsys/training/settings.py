@@ -29,6 +29,7 @@ Sharding = Literal[
     "table_column_wise",
     "grid_shard",
 ]
+Quantisation = Literal["none", "fp16", "int8"]  # of table weights in checkpoints
 # Classes of torch.optim by lower-case name. Not LBFGS (several losses a step), SparseAdam (sparse gradients), Muon
 # (matrices only).
 DENSE_OPTIMIZERS = {
