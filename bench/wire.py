@@ -1,0 +1,27 @@
+"""Bytes that really left a process over TCP, as the kernel counts them."""
+
+import os
+import socket
+import struct
+from pathlib import Path
+
+BYTES_SENT = struct.Struct("<Q"), 200  # tcpi_bytes_sent of struct tcp_info in linux/tcp.h: type, offset
+INFO_BYTES = 256
+
+
+def sent_bytes() -> int:
+    """Payload bytes that this process's open TCP connections have sent so far: gloo's, ids and headers included."""
+    total = 0
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            if not str(entry.readlink()).startswith("socket:"):
+                continue
+            duplicate = socket.socket(fileno=os.dup(int(entry.name)))
+        except OSError:  # closed since it was listed
+            continue
+        with duplicate:
+            if duplicate.family in (socket.AF_INET, socket.AF_INET6) and duplicate.type == socket.SOCK_STREAM:
+                layout, offset = BYTES_SENT
+                information = duplicate.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, INFO_BYTES)
+                total += layout.unpack_from(information, offset)[0]
+    return total
