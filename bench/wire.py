@@ -5,7 +5,7 @@ import socket
 import struct
 from pathlib import Path
 
-BYTES_SENT = struct.Struct("<Q"), 200  # tcpi_bytes_sent of struct tcp_info in linux/tcp.h: type, offset
+SENT_AND_RESENT = struct.Struct("<QQ"), 200  # tcpi_bytes_sent, tcpi_bytes_retrans of linux/tcp.h: types, offset
 INFO_BYTES = 256
 
 
@@ -21,7 +21,8 @@ def sent_bytes() -> int:
             continue
         with duplicate:
             if duplicate.family in (socket.AF_INET, socket.AF_INET6) and duplicate.type == socket.SOCK_STREAM:
-                layout, offset = BYTES_SENT
+                layout, offset = SENT_AND_RESENT
                 information = duplicate.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, INFO_BYTES)
-                total += layout.unpack_from(information, offset)[0]
+                sent, resent = layout.unpack_from(information, offset)
+                total += sent - resent
     return total
