@@ -31,6 +31,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from recsys.config import InputError
+from recsys.sharding.communication import check_kind, sends_int8
 from recsys.sharding.training_plan import collective_plan
 from recsys.training.settings import ShardingKind, TrainSettings, nearest_hint
 
@@ -88,7 +89,8 @@ def make_plan(model: nn.Module, request: PlanRequest, sharder: ModuleSharder[Any
 
     Raises:
         InputError: ``table_sharding`` names no table, columns are split with row-wise AdaGrad
-            (TorchRec would silently run another algorithm), or tables do not fit ``memory_gb``.
+            (TorchRec would silently run another algorithm), rows are split with int8 communication,
+            or tables do not fit ``memory_gb``.
     """
     configs = [c for module in bag_collections(model).values() for c in module.embedding_bag_configs()]
     _check_kinds([config.name for config in configs], request)
@@ -118,11 +120,10 @@ def _check_kinds(tables: list[str], request: PlanRequest) -> None:
     for table in settings.table_sharding:
         if table not in tables:
             raise InputError(f"params/train.yaml: table_sharding: no table {table!r}; {nearest_hint(table, tables)}")
-    if settings.table_optimizer != "rowwise_adagrad":
-        return
     for table in tables:
         kind = request.kind(table)
-        if kind in COLUMN_KINDS:
+        check_kind(settings.communication, table, kind or "table_wise")
+        if kind in COLUMN_KINDS and settings.table_optimizer == "rowwise_adagrad":
             where = "table_sharding" if table in settings.table_sharding else "sharding"
             raise InputError(
                 f"params/train.yaml: {where} {kind} changes what rowwise_adagrad computes for {table}; "
@@ -262,9 +263,11 @@ def _check_memory(rows: list[dict[str, Any]], request: PlanRequest) -> None:
 
 
 def _too_large(request: PlanRequest, what: str) -> str:
+    settings = request.settings
+    without = ", which may split no rows because communication is int8" if sends_int8(settings.communication) else ""
     return (
-        f"params/train.yaml: the tables do not fit memory_gb {request.settings.memory_gb:g} "
-        f"on {request.world_size} ranks: {what}; raise memory_gb or world_size, or shrink the tables"
+        f"params/train.yaml: the tables do not fit memory_gb {settings.memory_gb:g} "
+        f"on {request.world_size} ranks: {what}{without}; raise memory_gb or world_size, or shrink the tables"
     )
 
 

@@ -12,6 +12,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from recsys.config import InputError, load_settings
 from recsys.sharding.assess import assess, ways_of
+from recsys.sharding.communication import REDUCING_KINDS, sends_int8
 from recsys.sharding.hosts import local_size
 from recsys.sharding.planner import Plan, find_plan
 from recsys.sharding.tables import PlannedModel, TableGroup
@@ -41,13 +42,19 @@ def planned_model(model: nn.Module, settings: TrainSettings, world_size: int) ->
     configs = list(chain.from_iterable(module.embedding_bag_configs() for module in collections))
     tables = {id(weight) for module in collections for weight in module.parameters()}
     dense = sum(prod(weight.shape) for weight in model.parameters() if id(weight) not in tables)
-    return PlannedModel(
+    communication = settings.communication
+    planned = PlannedModel(
         batch_size=-(-settings.global_batch_size // world_size),
         table_optimizer=settings.table_optimizer,
+        forward_comm=communication.forward,
+        backward_comm=communication.backward,
         dense_parameters=dense,
         dense_mflops_per_sample=FLOPS_A_WEIGHT * dense / MEGA,
         tables=[_group(config, settings) for config in configs],
     )
+    if not sends_int8(communication):
+        return planned
+    return planned.model_copy(update={"kinds": [k for k in planned.allowed_kinds() if k not in REDUCING_KINDS]})
 
 
 def search(model: PlannedModel, topology: Topology) -> Plan | None:

@@ -23,6 +23,7 @@ from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingType
 from recsys.data.loader import Batch
 from recsys.models.initial_tables import initial_rows
 from recsys.models.ranker import SERVING, TABLE_PREFIX
+from recsys.sharding.communication import mean_over_ranks, shard_width, wire_codecs
 from recsys.sharding.hosts import hosts_of
 from recsys.sharding.plan import DEVICE, BagSharder, PlanRequest, bag_collections, local_shards, make_plan, plan_rows
 from recsys.sharding.pooling import sum_split_rows
@@ -211,8 +212,7 @@ class Engine:
         if self.world_size == 1 or not gradients:
             return
         flat = torch.cat([gradient.flatten() for gradient in gradients])
-        distributed.all_reduce(flat)
-        flat /= self.world_size
+        flat = mean_over_ranks(flat, self.settings.communication.gradients)
         for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
 
@@ -243,9 +243,10 @@ class Engine:
         self._model.fused_optimizer.zero_grad()  # hands the kernels their rate
 
     def _shard(self, model: nn.Module, ranks_per_host: int, partition: Partition | None) -> DistributedModelParallel:
-        sharder = BagSharder()
+        communication = self.settings.communication
         request = PlanRequest(self.settings, self.world_size, ranks_per_host, _table_groups(partition))
-        plan = make_plan(model, request, sharder)
+        plan = make_plan(model, request, BagSharder(qcomm_codecs_registry=wire_codecs(communication)))
+        sharder = BagSharder(qcomm_codecs_registry=wire_codecs(communication, shard_width(plan)))
         self._plan_rows = plan_rows(model, plan, self.settings)
         means = {path: sum_split_rows(module, plan, path) for path, module in bag_collections(model).items()}
         group = distributed.group.WORLD

@@ -72,6 +72,19 @@ class ScheduleSettings(Settings):
         return decay
 
 
+class CommunicationSettings(Settings):
+    """How many bits a number has on its way between ranks; weights and optimisers stay float32.
+
+    ``forward`` is for pooled embeddings, ``backward`` for their gradients, ``gradients`` for the
+    all-reduce of the gradients of all that every rank holds whole. int8 goes with tables that are
+    not split by rows only. Neo's recipe is fp16 forward and bf16 backward.
+    """
+
+    forward: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
+    backward: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
+    gradients: Literal["fp32", "fp16", "bf16"] = "fp32"
+
+
 class TrainSettings(Settings):
     """Settings of the engine, shared by the probe, the teacher and the students.
 
@@ -106,6 +119,7 @@ class TrainSettings(Settings):
     hardware: Path = Path("params/hardware/cpu.yaml")
     ids_per_list: PositiveFloat = 5.0
     bf16: bool = False
+    communication: CommunicationSettings = CommunicationSettings()
     max_restarts: int = Field(default=0, ge=0, description="of all ranks, after one was lost")
 
     @field_validator("dense_optimizer")
