@@ -1,5 +1,6 @@
 """Learn a partition: train a small probe on the first windows, then compare its features' embeddings."""
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from recsys.towers.partitioner import DECIMALS, partition_by_affinity, partition
 from recsys.towers.settings import PartitionSettings
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
+from recsys.training.overlap import load_ahead, train_batches
 from recsys.training.settings import TrainSettings
 
 
@@ -55,9 +57,13 @@ def train_probe(windows_dir: Path, settings: PartitionSettings, train: TrainSett
     engine = Engine(model, train, settings.seed)
     with RowProgress("probe", sum(window.rows for window in windows), enabled=rank == 0) as progress:
         for window in windows:
-            for batch in reader.label_batches(window, train.global_batch_size, rank, world_size):
-                engine.train_step(batch, engine.serving_loss)
-                progress.advance(batch.global_rows)
+            batches = reader.label_batches(window, train.global_batch_size, rank, world_size)
+            with (
+                closing(load_ahead(engine, batches)) as ahead,
+                closing(train_batches(engine, ahead, engine.serving_loss)) as steps,
+            ):
+                for batch, _ in steps:
+                    progress.advance(batch.global_rows)
     batches = reader.event_batches(windows[-1], train.global_batch_size, rank, world_size)
     chosen = [batch for _, batch in zip(range(settings.affinity_batches), batches, strict=False)]
     return measure_affinity(engine, chosen, signed=settings.affinity_mean == "signed")

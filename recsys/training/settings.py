@@ -82,7 +82,8 @@ class TrainSettings(Settings):
     LOCAL_WORLD_SIZE says. ``dense_optimizer`` is the name of a class of torch.optim in any case,
     ``dense_optimizer_options`` its further arguments. ``dense_clip_norm`` is the largest norm of the
     dense part's gradient. A batch whose loss is NaN or infinite ends the run, or, with
-    ``skip_non_finite_batches``, is left out by all ranks.
+    ``skip_non_finite_batches``, is left out by all ranks. ``overlap`` reads up to ``prefetch_batches``
+    batches ahead and distributes the next one while one is computed; it changes no bit of the result.
     """
 
     world_size: PositiveInt = 2
@@ -101,6 +102,8 @@ class TrainSettings(Settings):
     ranks_per_host: PositiveInt | None = None
     memory_gb: PositiveFloat = Field(default=4.0, description="GiB a rank")
     bf16: bool = False
+    overlap: bool = True
+    prefetch_batches: PositiveInt = 2
     max_restarts: int = Field(default=0, ge=0, description="of all ranks, after one was lost")
 
     @field_validator("dense_optimizer")
