@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,7 @@ from recsys.distill import ranks
 from recsys.evaluation.metrics import compute_metrics
 from recsys.progress import RowProgress
 from recsys.training.engine import Engine, LossFunction
+from recsys.training.overlap import load_ahead, train_batches
 from recsys.training.resume import Checkpoints, Position
 
 PREDICTIONS_DIR = "predictions"
@@ -112,13 +114,14 @@ def _predict_window(
 def predict(engine: Engine, batches: Iterable[Batch], progress: RowProgress) -> pl.DataFrame | None:
     """Predict ``batches``; rank 0 gets every rank's real rows by (event_time, example_id), others None."""
     columns: dict[str, list[np.ndarray]] = {name: [] for name in PREDICTION_SCHEMA}
-    for batch in batches:
-        logit = engine.predict(batch)  # [B]
-        real = batch.weight > 0  # [B]
-        tensors = {name: getattr(batch, name) for name in PREDICTION_SCHEMA if name != "logit"}
-        for name, value in {**tensors, "logit": logit}.items():
-            columns[name].append(value[real].float().cpu().numpy() if name == "logit" else value[real].cpu().numpy())
-        progress.advance(batch.global_rows)
+    with closing(load_ahead(engine, batches)) as ahead:
+        for batch in ahead:
+            tensors = {name: getattr(batch, name) for name in PREDICTION_SCHEMA if name != "logit"}
+            tensors["logit"] = engine.predict(batch).float()  # [B]
+            real = batch.weight > 0  # [B]
+            for name, value in tensors.items():
+                columns[name].append(value[real].cpu().numpy())
+            progress.advance(batch.global_rows)
     gathered = ranks.gather({name: np.concatenate(parts) if parts else np.empty(0) for name, parts in columns.items()})
     if ranks.rank() != 0:
         return None
@@ -148,19 +151,22 @@ def train(
         domain=stream.domain,
         scores_dir=stream.scores_dir,
     )
-    for batch in islice(batches, position.batches, None):
-        loss = engine.train_step(batch, loss_function)
-        trained = 0 if math.isnan(loss) else batch.global_rows  # NaN: the batch was skipped
-        progress.advance(batch.global_rows)
-        position = replace(
-            position,
-            batches=position.batches + 1,
-            loss=position.loss + (loss * trained if trained else 0.0),
-            rows=position.rows + trained,
-            progress_rows=progress.rows,
-        )
-        if checkpoints is not None and checkpoints.due(position.batches):
-            checkpoints.save(engine, position)
+    with (
+        closing(load_ahead(engine, islice(batches, position.batches, None))) as ahead,
+        closing(train_batches(engine, ahead, loss_function)) as steps,
+    ):
+        for batch, loss in steps:
+            trained = 0 if math.isnan(loss) else batch.global_rows  # NaN: the batch was skipped
+            progress.advance(batch.global_rows)
+            position = replace(
+                position,
+                batches=position.batches + 1,
+                loss=position.loss + (loss * trained if trained else 0.0),
+                rows=position.rows + trained,
+                progress_rows=progress.rows,
+            )
+            if checkpoints is not None and checkpoints.due(position.batches):
+                checkpoints.save(engine, position)
     return position
 
 

@@ -1,6 +1,7 @@
 """Learn a partition: train a small probe on the first windows, then compare its features' embeddings."""
 
 from collections.abc import Callable
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from recsys.towers.partitioner import DECIMALS, partition_by_affinity, partition
 from recsys.towers.settings import PROBED, PartitionSettings
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
+from recsys.training.overlap import load_ahead, train_batches
 from recsys.training.settings import TrainSettings
 
 FLOAT_BYTES = 4
@@ -136,9 +138,13 @@ def train_probe(windows_dir: Path, settings: PartitionSettings, train: TrainSett
     rows = settings.probe_epochs * sum(window.rows for window in windows)
     with RowProgress("probe", rows, enabled=rank == 0) as progress:
         for window in settings.probe_epochs * windows:
-            for batch in reader.label_batches(window, train.global_batch_size, rank, world_size):
-                engine.train_step(batch, engine.serving_loss)
-                progress.advance(batch.global_rows)
+            batches = reader.label_batches(window, train.global_batch_size, rank, world_size)
+            with (
+                closing(load_ahead(engine, batches)) as ahead,
+                closing(train_batches(engine, ahead, engine.serving_loss)) as steps,
+            ):
+                for batch, _ in steps:
+                    progress.advance(batch.global_rows)
     batches = reader.event_batches(windows[-1], train.global_batch_size, rank, world_size)
     return measure_affinity(engine, list(islice(batches, settings.affinity_batches)), settings)
 

@@ -100,6 +100,16 @@ class Engine:
         return int(self._counts[1])
 
     @property
+    def sharded(self) -> DistributedModelParallel:
+        """TorchRec's wrapper of the model."""
+        return self._model
+
+    @property
+    def dense_optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser of the dense part."""
+        return self._dense_optimizer
+
+    @property
     def module(self) -> nn.Module:
         """The model itself, its tables sharded."""
         return self._model.module
@@ -128,6 +138,14 @@ class Engine:
         Raises:
             NonFiniteLossError: this rank's part is NaN or infinite; nothing was updated.
         """
+        loss = self.begin_step(batch, loss_function)
+        if loss is None:
+            return math.nan
+        self.finish_step(loss)
+        return loss.item()
+
+    def begin_step(self, batch: Batch, loss_function: LossFunction) -> Tensor | None:
+        """The first half of :meth:`train_step`: the loss to differentiate; None if all ranks skip the batch."""
         self._model.train()
         self._dense_optimizer.zero_grad(set_to_none=True)
         if self._replicated_optimizer is not None:
@@ -137,9 +155,10 @@ class Engine:
             outputs = self._model(batch.dense, batch.sparse)
         losses = loss_function({name: value.float() for name, value in outputs.items()}, batch)
         loss = (batch.weight * losses).sum() * (self.world_size / batch.global_rows)
-        value = loss.item()
-        if self._skips(value, batch, outputs):
-            return math.nan
+        return None if self._skips(loss.item(), batch, outputs) else loss
+
+    def finish_step(self, loss: Tensor) -> None:
+        """The second half: gradients, averaged over ranks, and the optimisers."""
         loss.backward()
         self._average_gradients()
         if self.settings.dense_clip_norm is not None:
@@ -148,7 +167,6 @@ class Engine:
         if self._replicated_optimizer is not None:
             self._replicated_optimizer.step()
         self._counts[0] += 1
-        return value
 
     def serving_loss(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
         """Binary cross-entropy of the serving logit against the label, an example: [B]."""
@@ -259,7 +277,7 @@ class Engine:
             sharders=[cast(ModuleSharder[nn.Module], sharder)],
             init_data_parallel=False,  # one all-reduce of ours: DDP refuses heads that a loss does not read
         )
-        for module in _sharded_collections(sharded):
+        for module in sharded_collections(sharded).values():
             lookups = module._lookups  # DDP, for replicated tables, waits for a backward pass after each forward pass
             lookups[:] = [m.module if isinstance(m, DistributedDataParallel) else m for m in lookups]
         for path, mean in means.items():
@@ -302,15 +320,16 @@ class Engine:
         return state
 
 
-def _sharded_collections(model: nn.Module) -> list[ShardedEmbeddingBagCollection]:
-    return [module for module in model.modules() if isinstance(module, ShardedEmbeddingBagCollection)]
+def sharded_collections(model: nn.Module) -> dict[str, ShardedEmbeddingBagCollection]:
+    """The sharded collections of ``model`` by their path in it."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, ShardedEmbeddingBagCollection)}
 
 
 def _replicated_tables(model: DistributedModelParallel) -> dict[str, nn.Parameter]:
     """Weights of the tables that every rank holds whole and updates outside the kernels, by name."""
     replicated = {
         id(module.embedding_bags[table].weight)
-        for module in _sharded_collections(model)
+        for module in sharded_collections(model).values()
         for table, sharding in module.module_sharding_plan.items()
         if sharding.sharding_type == ShardingType.DATA_PARALLEL.value
     }

@@ -23,6 +23,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.distributed.rendezvous import rendezvous
 
 from recsys.config import InputError
+from recsys.training.memory import keep_freed_memory, return_freed_memory
 from recsys.training.quiet import quiet_libraries
 
 LOOPBACK = "127.0.0.1"
@@ -82,6 +83,7 @@ def _run_here(function: Callable[..., Any], arguments: tuple[Any, ...], threads:
     """Rank 0 of 1, in this process."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
+    keep_freed_memory()
     with _environment({"GLOO_SOCKET_IFNAME": "lo"}):
         distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     try:
@@ -90,6 +92,7 @@ def _run_here(function: Callable[..., Any], arguments: tuple[Any, ...], threads:
     finally:
         distributed.destroy_process_group()
         torch.set_num_threads(before)
+        return_freed_memory()
 
 
 def _rank_main(function: Callable[..., Any], arguments: tuple[Any, ...], threads: int, failures: str) -> Any:
@@ -98,6 +101,7 @@ def _rank_main(function: Callable[..., Any], arguments: tuple[Any, ...], threads
     if any(isinstance(error, InputError) for _, error, _, _ in _read_failures(Path(failures))):
         os._exit(1)  # a restart mends no input
     torch.set_num_threads(threads)
+    keep_freed_memory()
     try:
         _join_group()
         with quiet_libraries():

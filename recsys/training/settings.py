@@ -98,7 +98,8 @@ class TrainSettings(Settings):
     ``ids_per_list`` ids an example of a list. ``dense_optimizer`` is the name of a class of torch.optim in any case,
     ``dense_optimizer_options`` its further arguments. ``dense_clip_norm`` is the largest norm of the
     dense part's gradient. A batch whose loss is NaN or infinite ends the run, or, with
-    ``skip_non_finite_batches``, is left out by all ranks.
+    ``skip_non_finite_batches``, is left out by all ranks. ``overlap`` reads up to ``prefetch_batches``
+    batches ahead and distributes the next one while one is computed; it changes no bit of the result.
     """
 
     world_size: PositiveInt = 2
@@ -120,6 +121,8 @@ class TrainSettings(Settings):
     ids_per_list: PositiveFloat = 5.0
     bf16: bool = False
     communication: CommunicationSettings = CommunicationSettings()
+    overlap: bool = True
+    prefetch_batches: PositiveInt = 2
     max_restarts: int = Field(default=0, ge=0, description="of all ranks, after one was lost")
 
     @field_validator("dense_optimizer")

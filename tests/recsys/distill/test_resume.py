@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from recsys.config import InputError
-from recsys.data.loader import Batch
 from recsys.distill import ranks, teacher
 from recsys.distill.settings import TeacherSettings
 from recsys.distill.teacher import last_good, train_teacher
 from recsys.training import checkpoints
-from recsys.training.engine import Engine, LossFunction
+from recsys.training.engine import Engine
 from recsys.training.launch import PRELOAD
 from recsys.training.resume import work_folder
 from recsys.training.settings import TrainSettings
@@ -29,15 +29,14 @@ def settings_with(every_batches: int | None, **changes: Any) -> TeacherSettings:
 
 def die_after(steps: int) -> None:
     """Make this process kill itself after ``steps`` optimiser steps."""
-    train_step, done = Engine.train_step, iter(range(1, steps + 1))
+    finish_step, done = Engine.finish_step, iter(range(1, steps + 1))
 
-    def counted(engine: Engine, batch: Batch, loss_function: LossFunction) -> float:
-        loss = train_step(engine, batch, loss_function)
+    def counted(engine: Engine, loss: Tensor) -> None:
+        finish_step(engine, loss)
         if next(done) == steps:
             os.kill(os.getpid(), signal.SIGKILL)
-        return loss
 
-    Engine.train_step = counted
+    Engine.finish_step = counted
 
 
 def die_in_write(writes: int) -> None:
@@ -154,7 +153,7 @@ def test_ended_run_is_not_trained_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run(windows_dir, TRAIN, None, tmp_path)
-    monkeypatch.delattr(Engine, "train_step")
+    monkeypatch.delattr(Engine, "finish_step")
     again = tmp_path / "again"
     again.mkdir()
     train_teacher(windows_dir, None, settings_with(None), TRAIN, again, tmp_path / "resume")
