@@ -18,6 +18,7 @@ PARTITION_FILE = PARTITION / "partition.json"
 TEACHER = Path("models/teacher")
 TEACHER_WORK = Path(".work/teacher")  # checkpoints of a run that has not ended
 STUDENTS = Path("models/students")
+STUDENTS_WORK = Path(".work/students")
 EVALUATION = Path("reports/evaluation")
 REGISTRATION = Path("reports/registration.json")
 

@@ -18,7 +18,8 @@ from recsys.models.settings import ModelSettings
 from recsys.progress import RowProgress
 from recsys.towers.partition_file import Partition
 from recsys.training.engine import Engine
-from recsys.training.launch import run_on_ranks
+from recsys.training.launch import launch
+from recsys.training.launch_settings import LaunchSettings
 from recsys.training.resume import (
     CHECKPOINTS_DIR,
     OUTPUT_DIR,
@@ -35,15 +36,7 @@ SIZE_FILE = "size.json"
 TABLE_KEY = "embedding_bags"
 CODE = Path(recsys.__file__).parent
 CHECKPOINT_KEYS = {"checkpoint_every_batches", "keep_checkpoints"}
-PLACEMENT_KEYS = {
-    "world_size",
-    "threads_per_rank",
-    "ranks_per_host",
-    "memory_gb",
-    "sharding",
-    "table_sharding",
-    "max_restarts",
-}
+PLACEMENT_KEYS = {*LaunchSettings.model_fields, "memory_gb", "sharding", "table_sharding"} - {"device"}
 
 
 def train_teacher(
@@ -73,25 +66,29 @@ def train_teacher(
     partition = load_partition(partition_file, settings.model)
     Schema.load(windows_dir)
 
-    def launch(folder: Path, checkpoints: Checkpoints | None) -> list[dict[str, Any]]:
+    def run_ranks(folder: Path, checkpoints: Checkpoints | None) -> list[dict[str, Any]]:
         arguments = (windows_dir, partition, settings, train, folder, checkpoints)
-        return run_on_ranks(_train_rank, arguments, train.world_size, train.threads_per_rank, train.max_restarts)[0]
+        return launch(_train_rank, arguments, train)[0]
 
     if resume_dir is None:
-        return launch(output_dir, None)
+        return run_ranks(output_dir, None)
     run = _run_name(windows_dir, partition, settings, train)
-    with work_folder(resume_dir, run) as folder:
+    with work_folder(resume_dir, run, shared=train.nodes.count > 1) as folder:
         every, keep = settings.checkpoint_every_batches, settings.keep_checkpoints
-        history = launch(folder / OUTPUT_DIR, Checkpoints(folder / CHECKPOINTS_DIR, run, keep, every))
+        history = run_ranks(folder / OUTPUT_DIR, Checkpoints(folder / CHECKPOINTS_DIR, run, keep, every))
         link_files(folder / OUTPUT_DIR, output_dir)
     return history
 
 
 def _run_name(windows_dir: Path, partition: Partition | None, settings: TeacherSettings, train: TrainSettings) -> str:
     """A name for what decides the teacher's weights: data, code, partition and settings, but not the placement."""
-    code = [path.read_bytes() for path in sorted(CODE.rglob("*.py"))]
     decisive = settings.model_dump(exclude=CHECKPOINT_KEYS), train.model_dump(exclude=PLACEMENT_KEYS)
-    return fingerprint(folder_state(windows_dir), code, partition, decisive)
+    return fingerprint(folder_state(windows_dir), code_of(CODE), partition, decisive)
+
+
+def code_of(package: Path) -> list[bytes]:
+    """The source files of a package."""
+    return [path.read_bytes() for path in sorted(package.rglob("*.py"))]
 
 
 def load_partition(partition_file: Path | None, model: ModelSettings) -> Partition | None:

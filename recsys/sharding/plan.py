@@ -38,7 +38,16 @@ from recsys.training.settings import ShardingKind, TrainSettings, nearest_hint
 
 ParameterShardingGenerator = Callable[[nn.Parameter, int, int, str, ModuleSharder[Any]], ParameterSharding]
 
-DEVICE = "cpu"
+# With the optimiser in the backward pass. On a GPU also with rows in the host's memory, all or all but a cache; not
+# key_value, which needs a folder on a disk.
+COMPUTE_KERNELS = {
+    "cpu": [EmbeddingComputeKernel.FUSED.value],
+    "cuda": [
+        EmbeddingComputeKernel.FUSED.value,
+        EmbeddingComputeKernel.FUSED_UVM.value,
+        EmbeddingComputeKernel.FUSED_UVM_CACHING.value,
+    ],
+}
 BYTES_PER_GIB = 2**30
 FLOAT_BYTES = 4
 SMALLEST_COLUMN_SHARD = 4  # FBGEMM's rows are multiples of 4 floats
@@ -53,8 +62,8 @@ class BagSharder(EmbeddingBagCollectionSharder):
         return [kind.value for kind in ShardingType]
 
     def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
-        """The one kernel with the optimiser in the backward pass."""
-        return [EmbeddingComputeKernel.FUSED.value]
+        """Kernels that a planner may choose from; the first is that of tables whose kind is given."""
+        return COMPUTE_KERNELS[compute_device_type]
 
 
 @dataclass(frozen=True)
@@ -106,7 +115,7 @@ def make_plan(model: nn.Module, request: PlanRequest, sharder: ModuleSharder[Any
             sharder=sharder,
             local_size=request.local_size,
             world_size=request.world_size,
-            device_type=DEVICE,
+            device_type=request.settings.device,
         )
         searched = plan.plan.get(path, {})
         assert isinstance(searched, dict)
@@ -247,12 +256,13 @@ def spread_groups(groups: list[list[str]], sizes: dict[str, int], world_size: in
 
 def _searched_plan(model: nn.Module, request: PlanRequest, sharder: ModuleSharder[Any]) -> ShardingPlan:
     """The plan that TorchRec's planner estimates to be the fastest."""
-    settings = request.settings
+    settings, memory = request.settings, int(request.settings.memory_gb * BYTES_PER_GIB)
     topology = Topology(
         world_size=request.world_size,
         local_world_size=request.local_size,
-        compute_device=DEVICE,
-        ddr_cap=int(settings.memory_gb * BYTES_PER_GIB),
+        compute_device=settings.device,
+        hbm_cap=memory if settings.device == "cuda" else None,
+        ddr_cap=memory if settings.device == "cpu" else None,
     )
     kinds = [ShardingType.TABLE_WISE.value, ShardingType.ROW_WISE.value]
     tables = [c.name for module in bag_collections(model).values() for c in module.embedding_bag_configs()]

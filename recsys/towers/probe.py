@@ -18,7 +18,7 @@ from recsys.towers.partition_file import PARTITION_FILE, Partition
 from recsys.towers.partitioner import DECIMALS, partition_by_affinity, partition_without_probe
 from recsys.towers.settings import PartitionSettings
 from recsys.training.engine import Engine
-from recsys.training.launch import run_on_ranks
+from recsys.training.launch import launch
 from recsys.training.settings import TrainSettings
 
 
@@ -36,7 +36,7 @@ def learn_partition(
         partition = partition_without_probe(features, settings)
     else:
         arguments = (windows_dir, settings, train)
-        affinity = run_on_ranks(train_probe, arguments, train.world_size, train.threads_per_rank)[0]
+        affinity = launch(train_probe, arguments, train)[0]
         partition = partition_by_affinity(features, affinity, settings)
         figures = output_dir / "figures"
         figures.mkdir(exist_ok=True)

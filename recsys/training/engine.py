@@ -1,7 +1,6 @@
 """Train a model whose tables are sharded over the ranks of the current process group."""
 
 import math
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -24,17 +23,15 @@ from recsys.data.loader import Batch
 from recsys.models.initial_tables import initial_rows
 from recsys.models.ranker import SERVING, TABLE_PREFIX
 from recsys.sharding.hosts import hosts_of
-from recsys.sharding.plan import DEVICE, BagSharder, PlanRequest, bag_collections, local_shards, make_plan, plan_rows
+from recsys.sharding.plan import BagSharder, PlanRequest, bag_collections, local_shards, make_plan, plan_rows
 from recsys.sharding.pooling import sum_split_rows
 from recsys.towers.partition_file import Partition
 from recsys.training.checkpoints import load_checkpoint, save_checkpoint
+from recsys.training.non_finite import NonFiniteGuard
 from recsys.training.optimizers import (
-    NonFiniteLossError,
     dense_optimizer,
     first_state,
     is_constant,
-    non_finite_sources,
-    on_any_rank,
     rate_factor,
     replicated_table_optimizer,
     set_rates,
@@ -68,6 +65,10 @@ class Engine:
     ) -> None:
         self.settings = settings
         self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
+        self._device = torch.device(settings.device)
+        if settings.device == "cuda":
+            self._device = torch.device("cuda", torch.cuda.current_device())
+        self._guard = NonFiniteGuard(settings.skip_non_finite_batches)
         self._set_table_optimizer(model)
         paths = list(bag_collections(model))
         configs = [config for m in bag_collections(model).values() for config in m.embedding_bag_configs()]
@@ -110,6 +111,7 @@ class Engine:
     def outputs(self, batch: Batch) -> dict[str, Tensor]:
         """Every output of the model for this rank's share, float32, without gradients."""
         self._model.eval()
+        batch = batch.to(self._device)
         with torch.no_grad(), self._precision():
             outputs = self._model.module(batch.dense, batch.sparse)
         return {name: value.float() for name, value in outputs.items()}
@@ -126,8 +128,11 @@ class Engine:
 
         Raises:
             NonFiniteLossError: this rank's part is NaN or infinite; nothing was updated.
+            NonFiniteGradientError: a gradient is.
         """
         self._model.train()
+        batch = batch.to(self._device)
+        self._guard.begin(self.steps + 1)
         self._dense_optimizer.zero_grad(set_to_none=True)
         if self._replicated_optimizer is not None:
             self._replicated_optimizer.zero_grad(set_to_none=True)
@@ -137,10 +142,12 @@ class Engine:
         losses = loss_function({name: value.float() for name, value in outputs.items()}, batch)
         loss = (batch.weight * losses).sum() * (self.world_size / batch.global_rows)
         value = loss.item()
-        if self._skips(value, batch, outputs):
-            return math.nan
+        if self._guard.skips_loss(value, batch, outputs):
+            return self._skip()
         loss.backward()
         self._average_gradients()
+        if self._guard.skips_gradients(self._dense | self._replicated):
+            return self._skip()
         if self.settings.dense_clip_norm is not None:
             clip_grad_norm_(self._dense.values(), self.settings.dense_clip_norm)
         self._dense_optimizer.step()
@@ -178,12 +185,12 @@ class Engine:
         gathered: dict[str, Tensor] = {}
         for name, value in self._model.state_dict().items():
             if isinstance(value, ShardedTensor):
-                whole = torch.empty(value.metadata().size) if self.rank == 0 else None
+                whole = torch.empty(value.metadata().size, device=self._device) if self.rank == 0 else None
                 value.gather(dst=0, out=whole)
                 value = whole
             if self.rank == 0:
                 assert value is not None
-                gathered[name] = value.detach().float().clone()
+                gathered[name] = value.detach().cpu().float().clone()
         return gathered
 
     def plan_summary(self) -> list[dict[str, Any]]:
@@ -202,20 +209,10 @@ class Engine:
         for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
 
-    def _skips(self, loss: float, batch: Batch, outputs: Mapping[str, Tensor]) -> bool:
-        """Whether to leave this batch out, the same on every rank; raises where it may not be left out."""
-        sources = [] if math.isfinite(loss) else non_finite_sources(batch, outputs)
-        if not self.settings.skip_non_finite_batches:
-            if sources:
-                raise NonFiniteLossError(self.steps + 1, sources)
-            return False
-        sources = on_any_rank(sources)
-        if sources:
-            self._counts[1] += 1
-            if self.rank == 0:
-                found = f"NaN or infinity in {', '.join(sources)}"
-                print(f"train: after step {self.steps}: {found}; batch skipped", file=sys.stderr, flush=True)
-        return bool(sources)
+    def _skip(self) -> float:
+        """Count a batch that was left out."""
+        self._counts[1] += 1
+        return math.nan
 
     def _set_rates(self) -> None:
         """Learning rates of the coming step."""
@@ -239,7 +236,7 @@ class Engine:
         sharded = DistributedModelParallel(
             model,
             env=ShardingEnv.from_process_group(group),
-            device=torch.device(DEVICE),
+            device=self._device,
             plan=plan,
             sharders=[cast(ModuleSharder[nn.Module], sharder)],
             init_data_parallel=False,  # one all-reduce of ours: DDP refuses heads that a loss does not read
@@ -250,10 +247,12 @@ class Engine:
         for path, mean in means.items():
             if mean is not None:
                 sharded.module.get_submodule(path).register_forward_hook(mean)
+        for module in _sharded_collections(sharded):
+            module.register_forward_hook(self._guard.watch)
         return sharded
 
     def _precision(self) -> AbstractContextManager[Any]:
-        return torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=self.settings.bf16)
+        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self.settings.bf16)
 
     def _set_table_optimizer(self, model: nn.Module) -> None:
         optimizer = table_optimizer(self.settings)

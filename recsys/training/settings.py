@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 
 from recsys.config import Settings
+from recsys.training.launch_settings import LaunchSettings
 
 ShardingKind = Literal[
     "data_parallel",
@@ -70,7 +71,7 @@ class ScheduleSettings(Settings):
         return decay
 
 
-class TrainSettings(Settings):
+class TrainSettings(LaunchSettings):
     """Settings of the engine, shared by the probe, the teacher and the students.
 
     ``global_batch_size`` counts examples over all ranks. ``memory_gb`` is what one rank may spend
@@ -78,15 +79,12 @@ class TrainSettings(Settings):
     bfloat16; weights and optimiser state stay float32.
 
     ``sharding`` is how every table is split; ``table_sharding`` fixes single tables, by name, and goes
-    before the towers of a partition. A host has ``ranks_per_host`` ranks; None: as many as
-    LOCAL_WORLD_SIZE says. ``dense_optimizer`` is the name of a class of torch.optim in any case,
+    before the towers of a partition. ``dense_optimizer`` is the name of a class of torch.optim in any case,
     ``dense_optimizer_options`` its further arguments. ``dense_clip_norm`` is the largest norm of the
     dense part's gradient. A batch whose loss is NaN or infinite ends the run, or, with
     ``skip_non_finite_batches``, is left out by all ranks.
     """
 
-    world_size: PositiveInt = 2
-    threads_per_rank: PositiveInt = 1
     global_batch_size: PositiveInt = 512
     table_optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
     table_learning_rate: PositiveFloat = 0.05
@@ -98,10 +96,8 @@ class TrainSettings(Settings):
     skip_non_finite_batches: bool = False
     sharding: Sharding = "planner"
     table_sharding: dict[str, ShardingKind] = Field(default_factory=dict)
-    ranks_per_host: PositiveInt | None = None
     memory_gb: PositiveFloat = Field(default=4.0, description="GiB a rank")
     bf16: bool = False
-    max_restarts: int = Field(default=0, ge=0, description="of all ranks, after one was lost")
 
     @field_validator("dense_optimizer")
     @classmethod
@@ -119,14 +115,6 @@ class TrainSettings(Settings):
                 if name not in valid:
                     raise ValueError(f"{info.data['dense_optimizer']} takes no {name!r}; {nearest_hint(name, valid)}")
         return options
-
-    @field_validator("ranks_per_host")
-    @classmethod
-    def _divides_the_ranks(cls, ranks: int | None, info: ValidationInfo) -> int | None:
-        world_size = info.data.get("world_size", 1)
-        if ranks is not None and world_size % ranks:
-            raise ValueError(f"world_size {world_size} is no multiple of it")
-        return ranks
 
 
 def optimizer_arguments(name: str) -> list[str]:
