@@ -74,7 +74,7 @@ def measure_affinity(engine: Engine, batches: list[Batch], signed: bool) -> NDAr
     total = torch.zeros(features, features, dtype=torch.float64)
     rows = torch.zeros((), dtype=torch.float64)
     for batch in batches:
-        cosines = _cosines(ranker, batch)
+        cosines = _cosines(ranker, batch.to(engine.device)).cpu()
         weight = batch.weight.double()
         total += torch.einsum("b,bij->ij", weight, (cosines if signed else cosines.abs()).double())
         rows += weight.sum()

@@ -65,9 +65,9 @@ class Engine:
     ) -> None:
         self.settings = settings
         self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
-        self._device = torch.device(settings.device)
+        self.device = torch.device(settings.device)
         if settings.device == "cuda":
-            self._device = torch.device("cuda", torch.cuda.current_device())
+            self.device = torch.device("cuda", torch.cuda.current_device())
         self._guard = NonFiniteGuard(settings.skip_non_finite_batches)
         self._set_table_optimizer(model)
         paths = list(bag_collections(model))
@@ -111,7 +111,7 @@ class Engine:
     def outputs(self, batch: Batch) -> dict[str, Tensor]:
         """Every output of the model for this rank's share, float32, without gradients."""
         self._model.eval()
-        batch = batch.to(self._device)
+        batch = batch.to(self.device)
         with torch.no_grad(), self._precision():
             outputs = self._model.module(batch.dense, batch.sparse)
         return {name: value.float() for name, value in outputs.items()}
@@ -131,7 +131,7 @@ class Engine:
             NonFiniteGradientError: a gradient is.
         """
         self._model.train()
-        batch = batch.to(self._device)
+        batch = batch.to(self.device)
         self._guard.begin(self.steps + 1)
         self._dense_optimizer.zero_grad(set_to_none=True)
         if self._replicated_optimizer is not None:
@@ -185,7 +185,7 @@ class Engine:
         gathered: dict[str, Tensor] = {}
         for name, value in self._model.state_dict().items():
             if isinstance(value, ShardedTensor):
-                whole = torch.empty(value.metadata().size, device=self._device) if self.rank == 0 else None
+                whole = torch.empty(value.metadata().size, device=self.device) if self.rank == 0 else None
                 value.gather(dst=0, out=whole)
                 value = whole
             if self.rank == 0:
@@ -236,11 +236,13 @@ class Engine:
         sharded = DistributedModelParallel(
             model,
             env=ShardingEnv.from_process_group(group),
-            device=self._device,
+            device=self.device,
             plan=plan,
             sharders=[cast(ModuleSharder[nn.Module], sharder)],
             init_data_parallel=False,  # one all-reduce of ours: DDP refuses heads that a loss does not read
         )
+        if self.device.type == "cuda":
+            sharded.module.to(self.device)  # the dense part; TorchRec does it in its own data-parallel wrapper only
         for module in _sharded_collections(sharded):
             lookups = module._lookups  # DDP, for replicated tables, waits for a backward pass after each forward pass
             lookups[:] = [m.module if isinstance(m, DistributedDataParallel) else m for m in lookups]
@@ -252,7 +254,7 @@ class Engine:
         return sharded
 
     def _precision(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self.settings.bf16)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.bf16)
 
     def _set_table_optimizer(self, model: nn.Module) -> None:
         optimizer = table_optimizer(self.settings)

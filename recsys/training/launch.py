@@ -116,7 +116,7 @@ def _on_nodes(function: Callable[..., Any], arguments: tuple[Any, ...], settings
         "max_nodes": nodes.count,
         "nproc_per_node": settings.ranks_per_node,
         "rdzv_endpoint": nodes.rendezvous_endpoint,
-        "rdzv_configs": {"last_call_timeout": nodes.join_timeout_s, "join_timeout": nodes.join_timeout_s},
+        "rdzv_configs": {"last_call_timeout": nodes.last_call_s, "join_timeout": nodes.join_timeout_s},
         "local_addr": _address(settings.interface),
         "run_id": f"{function.__module__}.{function.__qualname__}",
     }

@@ -17,13 +17,15 @@ class NodeSettings(Settings):
         min_count: as few go on, from the last checkpoint, when others are lost; None: count.
         rendezvous_endpoint: host:port where they meet; the machine of that name keeps the list of nodes,
             so its loss ends the run.
-        join_timeout_s: how long to wait for all of them once min_count are there.
+        join_timeout_s: how long to wait for min_count of them.
+        last_call_s: how long to wait for the others once min_count are there.
     """
 
     count: PositiveInt = 1
     min_count: PositiveInt | None = None
     rendezvous_endpoint: str | None = None
-    join_timeout_s: PositiveInt = 30
+    join_timeout_s: PositiveInt = 600
+    last_call_s: PositiveInt = 30
 
     @model_validator(mode="after")
     def _can_meet(self) -> "NodeSettings":

@@ -8,13 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from recsys.config import InputError
 from recsys.training.launch import HungRankError, RankKilledError, launch
 from recsys.training.launch_settings import LaunchSettings
+from recsys.training.resume import Checkpoints, Position
+from recsys.training.settings import TrainSettings
+from tests.distributed.test_checkpoints import STEPS, everything, make_engine, settings_for, train_steps
 
 TIMEOUT_S = 3.0
+LOST_AT = 3
 BOUND_S = 25.0  # start of the ranks, the timeout and the end, on a busy machine
 
 
@@ -161,3 +165,29 @@ def test_what_this_machine_has_not_is_said_before_ranks_start(changes: dict[str,
 def test_settings_that_do_not_go_together_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         settings_with(**changes)
+
+
+def train_and_lose(settings: TrainSettings, folder: Path, lose: bool, last: int) -> dict[str, Tensor]:
+    """Steps up to ``last`` with a checkpoint after each; of three ranks one kills itself at step 3 if ``lose``."""
+    engine = make_engine(settings)
+    checkpoints = Checkpoints(folder, "run", keep=2)
+    for step in range(checkpoints.restore(engine).batches, last):
+        if lose and step == LOST_AT and engine.world_size == 3 and engine.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        train_steps(engine, step, step + 1)
+        checkpoints.save(engine, Position(batches=step + 1))
+    return everything(engine)
+
+
+@pytest.mark.slow
+def test_smaller_world_goes_on_from_the_last_checkpoint_as_if_started_there(tmp_path: Path) -> None:
+    lost, calm = tmp_path / "lost", tmp_path / "calm"
+    lost.mkdir()
+    calm.mkdir()
+    settings = settings_for("row_wise", 3, min_world_size=2)
+    state = launch(train_and_lose, (settings, lost, True, STEPS), settings)
+    assert len(state) == 2
+    launch(train_and_lose, (settings, calm, False, LOST_AT), settings)
+    two = settings_for("row_wise", 2)
+    expected = launch(train_and_lose, (two, calm, False, STEPS), two)
+    assert [name for name, value in expected[0].items() if not torch.equal(value, state[0][name])] == []
