@@ -10,9 +10,11 @@ from pathlib import Path
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from recsys.config import InputError
+from recsys.training.non_finite import NonFiniteError
 
 FAILURE_SUFFIX = ".failure"
 RESTART_COUNT = "TORCHELASTIC_RESTART_COUNT"
+LASTING = (InputError, NonFiniteError)  # a restart mends neither input nor data
 MEMORY_HINT = "; if nobody did it by hand, the machine ran out of memory: lower world_size or use smaller tables"
 # What gloo says, in an untyped RuntimeError, where the process at the other end has gone.
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
@@ -56,10 +58,12 @@ def read_failures(folder: Path) -> list[tuple[float, BaseException, str, int]]:
 
 
 def first_failure(folder: Path, error: ChildFailedError) -> BaseException:
-    """What the ranks of the last attempt died of: an InputError, a hung or killed rank, else the earliest error."""
-    failures = read_failures(folder)
-    for _, first, _, _ in failures:
-        if isinstance(first, InputError):
+    """What the ranks of the last attempt died of: a lasting error, a hung or killed rank, else the earliest error."""
+    failures = sorted(read_failures(folder), key=lambda failure: failure[0])
+    for _, first, text, _ in failures:
+        if isinstance(first, LASTING):
+            if not isinstance(first, InputError):
+                first.add_note(f"In a rank:\n{text}")
             return first
     last = max((attempt for _, _, _, attempt in failures), default=0)
     failures = [failure for failure in failures if failure[3] == last]

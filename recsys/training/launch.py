@@ -66,9 +66,9 @@ def launch(function: Callable[..., Any], arguments: tuple[Any, ...], settings: L
 
     One rank without restarts runs in this process. Others run as forkserver processes, so ``function``
     must be importable and arguments and results picklable. When a rank fails, is killed or hangs, all
-    ranks end; up to ``max_restarts`` times they are started anew, but not after an InputError; then a
-    lost rank (no other error) is left out if ``min_world_size`` allows. So ``function`` must be fit to
-    run again on another number of ranks. Then what went wrong last is raised.
+    ranks end; up to ``max_restarts`` times they are started anew, but not after an InputError or a
+    NonFiniteError; then a lost rank (no other error) is left out if ``min_world_size`` allows. So
+    ``function`` must be fit to run again on another number of ranks. Then what went wrong last is raised.
 
     On several nodes this process runs the ranks of its own; each node must call it with arguments that
     mean the same on a file system that all share.
@@ -131,6 +131,7 @@ def _on_nodes(function: Callable[..., Any], arguments: tuple[Any, ...], settings
     except RendezvousError as error:
         raise LostPeerError(f"{where}: no connection to this node, which holds the list of nodes: {error}") from error
     if 0 not in results:
+        print("ranks: this node has done its part; node 0 writes the results", file=sys.stderr, flush=True)
         raise OtherNodeEnd
     return results[0]
 

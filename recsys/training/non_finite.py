@@ -161,4 +161,5 @@ def _held(features: list[str], widths: list[int], values: Tensor) -> list[str]:
 
 
 def _finite(value: Tensor) -> bool:
-    return bool(torch.isfinite(value).all())
+    """Whether all of ``value`` is finite; a finite sum, one pass without memory, tells it in nearly every step."""
+    return math.isfinite(value.sum().item()) or bool(torch.isfinite(value).all())

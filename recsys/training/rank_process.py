@@ -17,7 +17,7 @@ from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from recsys.config import InputError
-from recsys.training.failures import RESTART_COUNT, read_failures, write_failure
+from recsys.training.failures import LASTING, RESTART_COUNT, read_failures, write_failure
 from recsys.training.heartbeat import report_progress
 from recsys.training.launch_settings import LaunchSettings
 from recsys.training.quiet import quiet_libraries
@@ -31,8 +31,8 @@ COLLECTIVE_TIMEOUTS = 2  # of the rank timeout: whoever watches the missing rank
 def rank_main(function: Callable[..., Any], arguments: tuple[Any, ...], settings: LaunchSettings, folder: str) -> Any:
     """``function(*arguments)`` inside the process group; on several nodes every rank's result, by rank."""
     _die_with_parent()
-    if any(isinstance(error, InputError) for _, error, _, _ in read_failures(Path(folder))):
-        os._exit(1)  # a restart mends no input
+    if any(isinstance(error, LASTING) for _, error, _, _ in read_failures(Path(folder))):
+        os._exit(1)
     report_progress(Path(folder), settings.rank_timeout_s)
     torch.set_num_threads(settings.threads_per_rank)
     try:

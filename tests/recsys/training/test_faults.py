@@ -13,6 +13,7 @@ from torch import Tensor, distributed
 from recsys.config import InputError
 from recsys.training.launch import HungRankError, RankKilledError, launch
 from recsys.training.launch_settings import LaunchSettings
+from recsys.training.non_finite import NonFiniteLossError
 from recsys.training.resume import Checkpoints, Position
 from recsys.training.settings import TrainSettings
 from tests.distributed.test_checkpoints import STEPS, everything, make_engine, settings_for, train_steps
@@ -191,3 +192,16 @@ def test_smaller_world_goes_on_from_the_last_checkpoint_as_if_started_there(tmp_
     two = settings_for("row_wise", 2)
     expected = launch(train_and_lose, (two, calm, False, STEPS), two)
     assert [name for name, value in expected[0].items() if not torch.equal(value, state[0][name])] == []
+
+
+def meet_a_nan(folder: Path) -> None:
+    (folder / f"{os.environ['TORCHELASTIC_RESTART_COUNT']}-{distributed.get_rank()}").touch()
+    if distributed.get_rank() == 1:
+        raise NonFiniteLossError(3, ["the labels"], window="w1")
+    distributed.barrier()
+
+
+def test_group_does_not_start_again_where_it_would_meet_the_same_data(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteLossError, match=r"^step 3, window w1: the loss"):
+        launch(meet_a_nan, (tmp_path,), settings_with(max_restarts=2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0-0", "0-1"]
