@@ -99,9 +99,8 @@ def _end_the_hung_one(folder: Path, ranks: list[Rank], timeout_s: float, whole_w
     if not (busy or whole_world):
         return
     hung = min(busy or ranks, key=lambda rank: (rank.state != STOPPED, rank.progress_s))
-    what = (
-        f"rank {hung.number} hung" if busy else f"ranks {', '.join(str(r.number) for r in ranks)} wait in collectives"
-    )
+    waiting = ", ".join(str(rank.number) for rank in sorted(ranks, key=lambda rank: rank.number))
+    what = f"rank {hung.number} hung" if busy else f"ranks {waiting} wait in collectives for one another"
     error = HungRankError(f"{what}: no progress for {timeout_s:g} s (rank_timeout_s); {_place(hung, stacks[hung])}")
     for rank, stack in stacks.items():
         error.add_note(f"Stack of rank {rank.number}:\n{stack or '  (it did not answer)'}")
