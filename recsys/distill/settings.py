@@ -77,12 +77,17 @@ class StudentSettings(Settings):
 
 
 class StudentsSettings(Settings):
-    """params/students.yaml: every student is trained plain and distilled, once per seed."""
+    """params/students.yaml: every student is trained plain and distilled, once per seed.
+
+    ``checkpoint_every_batches`` and ``keep_checkpoints`` are as in :class:`TeacherSettings`, for each student.
+    """
 
     model: ModelSettings
     seeds: list[int] = Field(min_length=1)
     students: list[StudentSettings] = Field(min_length=1)
     distillation: AuxiliaryHeadSettings
+    checkpoint_every_batches: int | None = Field(default=None, ge=1)
+    keep_checkpoints: int = Field(default=1, ge=1)
 
     @model_validator(mode="after")
     def _unique(self) -> "StudentsSettings":

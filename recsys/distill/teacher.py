@@ -21,7 +21,8 @@ from recsys.sharding.report import draw_plan
 from recsys.sharding.training_plan import predict_training
 from recsys.towers.partition_file import Partition
 from recsys.training.engine import Engine
-from recsys.training.launch import run_on_ranks
+from recsys.training.launch import launch
+from recsys.training.launch_settings import LaunchSettings
 from recsys.training.resume import (
     CHECKPOINTS_DIR,
     OUTPUT_DIR,
@@ -45,16 +46,15 @@ CHECKPOINT_KEYS = {
     "full_checkpoint_every",
 }  # not quantise_checkpoints, which decides what a killed run ends with
 PLACEMENT_KEYS = {
-    "world_size",
-    "threads_per_rank",
-    "ranks_per_host",
+    *LaunchSettings.model_fields,
     "memory_gb",
     "sharding",
     "table_sharding",
-    "max_restarts",
     "hardware",
     "ids_per_list",
-}
+    "overlap",
+    "prefetch_batches",
+} - {"device"}
 
 
 def train_teacher(
@@ -85,14 +85,14 @@ def train_teacher(
     partition = load_partition(partition_file, settings.model)
     Schema.load(windows_dir)
 
-    def launch(folder: Path, checkpoints: Checkpoints | None) -> list[dict[str, Any]]:
+    def run_ranks(folder: Path, checkpoints: Checkpoints | None) -> list[dict[str, Any]]:
         arguments = (windows_dir, partition, settings, train, folder, checkpoints)
-        return run_on_ranks(_train_rank, arguments, train.world_size, train.threads_per_rank, train.max_restarts)[0]
+        return launch(_train_rank, arguments, train)[0]
 
     if resume_dir is None:
-        return launch(output_dir, None)
+        return run_ranks(output_dir, None)
     run = _run_name(windows_dir, partition, settings, train)
-    with work_folder(resume_dir, run) as folder:
+    with work_folder(resume_dir, run, shared=train.nodes.count > 1) as folder:
         checkpoints = Checkpoints(
             folder / CHECKPOINTS_DIR,
             run,
@@ -102,16 +102,20 @@ def train_teacher(
             settings.full_checkpoint_every,
             settings.quantise_checkpoints,
         )
-        history = launch(folder / OUTPUT_DIR, checkpoints)
+        history = run_ranks(folder / OUTPUT_DIR, checkpoints)
         link_files(folder / OUTPUT_DIR, output_dir)
     return history
 
 
 def _run_name(windows_dir: Path, partition: Partition | None, settings: TeacherSettings, train: TrainSettings) -> str:
     """A name for what decides the teacher's weights: data, code, partition and settings, but not the placement."""
-    code = [path.read_bytes() for path in sorted(CODE.rglob("*.py"))]
     decisive = settings.model_dump(exclude=CHECKPOINT_KEYS), train.model_dump(exclude=PLACEMENT_KEYS)
-    return fingerprint(folder_state(windows_dir), code, partition, decisive)
+    return fingerprint(folder_state(windows_dir), code_of(CODE), partition, decisive)
+
+
+def code_of(package: Path) -> list[bytes]:
+    """The source files of a package."""
+    return [path.read_bytes() for path in sorted(package.rglob("*.py"))]
 
 
 def load_partition(partition_file: Path | None, model: ModelSettings) -> Partition | None:

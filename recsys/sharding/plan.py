@@ -37,7 +37,16 @@ from recsys.training.settings import ShardingKind, TrainSettings, nearest_hint
 
 ParameterShardingGenerator = Callable[[nn.Parameter, int, int, str, ModuleSharder[Any]], ParameterSharding]
 
-DEVICE = "cpu"
+# With the optimiser in the backward pass. On a GPU also with rows in the host's memory, all or all but a cache; not
+# key_value, which needs a folder on a disk.
+COMPUTE_KERNELS = {
+    "cpu": [EmbeddingComputeKernel.FUSED.value],
+    "cuda": [
+        EmbeddingComputeKernel.FUSED.value,
+        EmbeddingComputeKernel.FUSED_UVM.value,
+        EmbeddingComputeKernel.FUSED_UVM_CACHING.value,
+    ],
+}
 BYTES_PER_GIB = 2**30
 FLOAT_BYTES = 4
 SMALLEST_COLUMN_SHARD = 4  # FBGEMM's rows are multiples of 4 floats
@@ -52,8 +61,8 @@ class BagSharder(EmbeddingBagCollectionSharder):
         return [kind.value for kind in ShardingType]
 
     def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
-        """The one kernel with the optimiser in the backward pass."""
-        return [EmbeddingComputeKernel.FUSED.value]
+        """Kernels that a planner may choose from; the first is that of tables whose kind is given."""
+        return COMPUTE_KERNELS[compute_device_type]
 
 
 @dataclass(frozen=True)
@@ -106,7 +115,7 @@ def make_plan(model: nn.Module, request: PlanRequest, sharder: ModuleSharder[Any
             sharder=sharder,
             local_size=request.local_size,
             world_size=request.world_size,
-            device_type=DEVICE,
+            device_type=request.settings.device,
         )
         searched = plan.plan.get(path, {})
         assert isinstance(searched, dict)

@@ -24,7 +24,7 @@ from recsys.towers.partition_file import PARTITION_FILE, Partition
 from recsys.towers.partitioner import DECIMALS, partition_by_affinity, partition_without_probe
 from recsys.towers.settings import PROBED, PartitionSettings
 from recsys.training.engine import Engine
-from recsys.training.launch import run_on_ranks
+from recsys.training.launch import launch
 from recsys.training.overlap import load_ahead, train_batches
 from recsys.training.settings import TrainSettings
 
@@ -47,7 +47,7 @@ def learn_partition(
         partition = partition_without_probe(features, settings, weights)
     else:
         arguments = (windows_dir, settings, train)
-        affinity = run_on_ranks(train_probe, arguments, train.world_size, train.threads_per_rank)[0]
+        affinity = launch(train_probe, arguments, train)[0]
         if settings.strategy == "both":
             partition = _better(windows_dir, features, affinity, settings, train, weights)
         else:
@@ -92,10 +92,7 @@ def _better(
         partition_by_affinity(features, affinity, settings.model_copy(update={"strategy": name}), weights)
         for name in ("coherent", "diverse")
     ]
-    measured = [
-        run_on_ranks(proxy_ne, (windows_dir, settings, train, choice), train.world_size, train.threads_per_rank)[0]
-        for choice in choices
-    ]
+    measured = [launch(proxy_ne, (windows_dir, settings, train, choice), train)[0] for choice in choices]
     return choices[int(np.argmin(measured))]
 
 
@@ -146,7 +143,8 @@ def train_probe(windows_dir: Path, settings: PartitionSettings, train: TrainSett
                 for batch, _ in steps:
                     progress.advance(batch.global_rows)
     batches = reader.event_batches(windows[-1], train.global_batch_size, rank, world_size)
-    return measure_affinity(engine, list(islice(batches, settings.affinity_batches)), settings)
+    chosen = [engine.on_device(batch) for batch in islice(batches, settings.affinity_batches)]
+    return measure_affinity(engine, chosen, settings)
 
 
 def _probe(schema: Schema, settings: PartitionSettings) -> Ranker | FactorizationMachine:
@@ -163,7 +161,7 @@ def measure_affinity(engine: Engine, batches: list[Batch], settings: PartitionSe
     """
     probe = engine.module
     assert isinstance(probe, Ranker | FactorizationMachine)
-    mean = _mean_embeddings(probe, batches) if settings.affinity_centred else torch.zeros(())
+    mean = _mean_embeddings(probe, batches) if settings.affinity_centred else torch.zeros((), device=engine.device)
     of_each: Callable[[Tensor], Tensor] = {"absolute": Tensor.abs, "squared": Tensor.square, "signed": Tensor.double}[
         settings.affinity_mean
     ]
@@ -171,8 +169,8 @@ def measure_affinity(engine: Engine, batches: list[Batch], settings: PartitionSe
     total = torch.zeros(features, features, dtype=torch.float64)
     rows = torch.zeros((), dtype=torch.float64)
     for batch in batches:
-        weight = batch.weight.double()
-        total += torch.einsum("b,bij->ij", weight, of_each(_cosines(probe, batch, mean)).double())
+        weight = batch.weight.double().cpu()
+        total += torch.einsum("b,bij->ij", weight, of_each(_cosines(probe, batch, mean)).double().cpu())
         rows += weight.sum()
     distributed.all_reduce(total)
     distributed.all_reduce(rows)

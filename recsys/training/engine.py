@@ -1,7 +1,6 @@
 """Train a model whose tables are sharded over the ranks of the current process group."""
 
 import math
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -25,17 +24,15 @@ from recsys.models.initial_tables import initial_rows
 from recsys.models.ranker import SERVING, TABLE_PREFIX
 from recsys.sharding.communication import mean_over_ranks, shard_width, wire_codecs
 from recsys.sharding.hosts import hosts_of
-from recsys.sharding.plan import DEVICE, BagSharder, PlanRequest, bag_collections, local_shards, make_plan, plan_rows
+from recsys.sharding.plan import BagSharder, PlanRequest, bag_collections, local_shards, make_plan, plan_rows
 from recsys.sharding.pooling import sum_split_rows
 from recsys.towers.partition_file import Partition
 from recsys.training.checkpoints import load_checkpoint, save_checkpoint
+from recsys.training.non_finite import NonFiniteGuard
 from recsys.training.optimizers import (
-    NonFiniteLossError,
     dense_optimizer,
     first_state,
     is_constant,
-    non_finite_sources,
-    on_any_rank,
     rate_factor,
     replicated_table_optimizer,
     set_rates,
@@ -69,6 +66,10 @@ class Engine:
     ) -> None:
         self.settings = settings
         self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
+        self.device = torch.device(settings.device)
+        if settings.device == "cuda":
+            self.device = torch.device("cuda", torch.cuda.current_device())
+        self._guard = NonFiniteGuard(settings.skip_non_finite_batches)
         self._set_table_optimizer(model)
         paths = list(bag_collections(model))
         configs = [config for m in bag_collections(model).values() for config in m.embedding_bag_configs()]
@@ -121,9 +122,14 @@ class Engine:
     def outputs(self, batch: Batch) -> dict[str, Tensor]:
         """Every output of the model for this rank's share, float32, without gradients."""
         self._model.eval()
+        batch = self.on_device(batch)
         with torch.no_grad(), self._precision():
             outputs = self._model.module(batch.dense, batch.sparse)
         return {name: value.float() for name, value in outputs.items()}
+
+    def on_device(self, batch: Batch) -> Batch:
+        """``batch`` on this rank's device."""
+        return batch if self.device.type == "cpu" else batch.to(self.device)
 
     def train_step(self, batch: Batch, loss_function: LossFunction) -> float:
         """One optimiser step on a global batch.
@@ -137,16 +143,15 @@ class Engine:
 
         Raises:
             NonFiniteLossError: this rank's part is NaN or infinite; nothing was updated.
+            NonFiniteGradientError: a gradient is.
         """
-        loss = self.begin_step(batch, loss_function)
-        if loss is None:
-            return math.nan
-        self.finish_step(loss)
-        return loss.item()
+        loss = self.begin_step(self.on_device(batch), loss_function)
+        return loss.item() if loss is not None and self.finish_step(loss) else math.nan
 
     def begin_step(self, batch: Batch, loss_function: LossFunction) -> Tensor | None:
         """The first half of :meth:`train_step`: the loss to differentiate; None if all ranks skip the batch."""
         self._model.train()
+        self._guard.begin(self.steps + 1)
         self._dense_optimizer.zero_grad(set_to_none=True)
         if self._replicated_optimizer is not None:
             self._replicated_optimizer.zero_grad(set_to_none=True)
@@ -155,18 +160,25 @@ class Engine:
             outputs = self._model(batch.dense, batch.sparse)
         losses = loss_function({name: value.float() for name, value in outputs.items()}, batch)
         loss = (batch.weight * losses).sum() * (self.world_size / batch.global_rows)
-        return None if self._skips(loss.item(), batch, outputs) else loss
+        if self._guard.skips_loss(loss.item(), batch, outputs):
+            self._counts[1] += 1
+            return None
+        return loss
 
-    def finish_step(self, loss: Tensor) -> None:
-        """The second half: gradients, averaged over ranks, and the optimisers."""
+    def finish_step(self, loss: Tensor) -> bool:
+        """The second half: gradients, averaged over ranks, and the optimisers; False if all ranks skip the batch."""
         loss.backward()
         self._average_gradients()
+        if self._guard.skips_gradients(self._dense | self._replicated):
+            self._counts[1] += 1
+            return False
         if self.settings.dense_clip_norm is not None:
             clip_grad_norm_(self._dense.values(), self.settings.dense_clip_norm)
         self._dense_optimizer.step()
         if self._replicated_optimizer is not None:
             self._replicated_optimizer.step()
         self._counts[0] += 1
+        return True
 
     def serving_loss(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
         """Binary cross-entropy of the serving logit against the label, an example: [B]."""
@@ -211,12 +223,12 @@ class Engine:
         gathered: dict[str, Tensor] = {}
         for name, value in self._model.state_dict().items():
             if isinstance(value, ShardedTensor):
-                whole = torch.empty(value.metadata().size) if self.rank == 0 else None
+                whole = torch.empty(value.metadata().size, device=self.device) if self.rank == 0 else None
                 value.gather(dst=0, out=whole)
                 value = whole
             if self.rank == 0:
                 assert value is not None
-                gathered[name] = value.detach().float().clone()
+                gathered[name] = value.detach().cpu().float().clone()
         return gathered
 
     def plan_summary(self) -> list[dict[str, Any]]:
@@ -233,21 +245,6 @@ class Engine:
         flat = mean_over_ranks(flat, self.settings.communication.gradients)
         for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
-
-    def _skips(self, loss: float, batch: Batch, outputs: Mapping[str, Tensor]) -> bool:
-        """Whether to leave this batch out, the same on every rank; raises where it may not be left out."""
-        sources = [] if math.isfinite(loss) else non_finite_sources(batch, outputs)
-        if not self.settings.skip_non_finite_batches:
-            if sources:
-                raise NonFiniteLossError(self.steps + 1, sources)
-            return False
-        sources = on_any_rank(sources)
-        if sources:
-            self._counts[1] += 1
-            if self.rank == 0:
-                found = f"NaN or infinity in {', '.join(sources)}"
-                print(f"train: after step {self.steps}: {found}; batch skipped", file=sys.stderr, flush=True)
-        return bool(sources)
 
     def _set_rates(self) -> None:
         """Learning rates of the coming step."""
@@ -272,21 +269,25 @@ class Engine:
         sharded = DistributedModelParallel(
             model,
             env=ShardingEnv.from_process_group(group),
-            device=torch.device(DEVICE),
+            device=self.device,
             plan=plan,
             sharders=[cast(ModuleSharder[nn.Module], sharder)],
             init_data_parallel=False,  # one all-reduce of ours: DDP refuses heads that a loss does not read
         )
+        if self.device.type == "cuda":
+            sharded.module.to(self.device)  # the dense part; TorchRec does it in its own data-parallel wrapper only
         for module in sharded_collections(sharded).values():
             lookups = module._lookups  # DDP, for replicated tables, waits for a backward pass after each forward pass
             lookups[:] = [m.module if isinstance(m, DistributedDataParallel) else m for m in lookups]
         for path, mean in means.items():
             if mean is not None:
                 sharded.module.get_submodule(path).register_forward_hook(mean)
+        for module in sharded_collections(sharded).values():
+            module.register_forward_hook(self._guard.watch)
         return sharded
 
     def _precision(self) -> AbstractContextManager[Any]:
-        return torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=self.settings.bf16)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.bf16)
 
     def _set_table_optimizer(self, model: nn.Module) -> None:
         optimizer = table_optimizer(self.settings)

@@ -17,7 +17,6 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.data.loader import Batch
 from recsys.data.prefetch import prefetched
-from recsys.sharding.plan import DEVICE
 from recsys.training.engine import Engine, LossFunction, sharded_collections
 
 SPARSE = CallArgs(args=[ArgInfo([GetAttrArgInfoStep("sparse")])], kwargs={})  # what every collection is called with
@@ -66,10 +65,11 @@ class OverlappedSteps(TrainPipelineSparseDist[Batch, tuple[Batch, float]]):
     def __init__(self, engine: Engine, loss_function: LossFunction) -> None:
         self._engine = engine
         self._loss_function = loss_function
+        self._updated = False
         super().__init__(
             engine.sharded,
             engine.dense_optimizer,
-            torch.device(DEVICE),
+            engine.device,
             custom_model_fwd=self._begin,
         )
 
@@ -80,7 +80,9 @@ class OverlappedSteps(TrainPipelineSparseDist[Batch, tuple[Batch, float]]):
             StopIteration: there is none.
         """
         self._model.train()
-        return super().progress(dataloader_iter)
+        self._updated = False
+        batch, loss = super().progress(dataloader_iter)
+        return batch, loss if self._updated else math.nan
 
     def close(self) -> None:
         """Give the collections their own forward pass back."""
@@ -111,7 +113,7 @@ class OverlappedSteps(TrainPipelineSparseDist[Batch, tuple[Batch, float]]):
 
     def _backward(self, losses: Tensor | None) -> None:
         if losses is not None:
-            self._engine.finish_step(losses)
+            self._updated = self._engine.finish_step(losses)
 
     def _optimizer_step(self) -> None:
         """Done: the engine's step ends with its optimisers."""

@@ -234,8 +234,10 @@ def _base_of(path: Path) -> str | None:
 
 
 @contextmanager
-def work_folder(resume_dir: Path, run: str) -> Iterator[Path]:
+def work_folder(resume_dir: Path, run: str, shared: bool = False) -> Iterator[Path]:
     """The folder in ``resume_dir`` where ``run`` keeps what a killed process needs to go on; others' are removed.
+
+    ``shared``: a process of each node uses it.
 
     Raises:
         InputError: another process is using it.
@@ -243,12 +245,12 @@ def work_folder(resume_dir: Path, run: str) -> Iterator[Path]:
     resume_dir.mkdir(parents=True, exist_ok=True)
     with (resume_dir / LOCK_FILE).open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(f"{resume_dir}: another run is using this folder; wait for its end") from error
         for path in resume_dir.iterdir():
             if path.is_dir() and path.name != run:
-                shutil.rmtree(path)
+                shutil.rmtree(path, ignore_errors=shared)  # another node may be removing it
         folder = resume_dir / run
         (folder / OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
         (folder / CHECKPOINTS_DIR).mkdir(exist_ok=True)

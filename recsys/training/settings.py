@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 
 from recsys.config import Settings
+from recsys.training.launch_settings import LaunchSettings
 
 ShardingKind = Literal[
     "data_parallel",
@@ -85,7 +86,7 @@ class CommunicationSettings(Settings):
     gradients: Literal["fp32", "fp16", "bf16"] = "fp32"
 
 
-class TrainSettings(Settings):
+class TrainSettings(LaunchSettings):
     """Settings of the engine, shared by the probe, the teacher and the students.
 
     ``global_batch_size`` counts examples over all ranks. ``memory_gb`` is what one rank may spend
@@ -93,8 +94,7 @@ class TrainSettings(Settings):
     bfloat16; weights and optimiser state stay float32.
 
     ``sharding`` is how every table is split; ``table_sharding`` fixes single tables, by name, and goes
-    before the towers of a partition. A host has ``ranks_per_host`` ranks; None: as many as
-    LOCAL_WORLD_SIZE says. The planner reckons with the bandwidths of the file ``hardware`` and with
+    before the towers of a partition. The planner reckons with the bandwidths of the file ``hardware`` and with
     ``ids_per_list`` ids an example of a list. ``dense_optimizer`` is the name of a class of torch.optim in any case,
     ``dense_optimizer_options`` its further arguments. ``dense_clip_norm`` is the largest norm of the
     dense part's gradient. A batch whose loss is NaN or infinite ends the run, or, with
@@ -102,8 +102,6 @@ class TrainSettings(Settings):
     batches ahead and distributes the next one while one is computed; it changes no bit of the result.
     """
 
-    world_size: PositiveInt = 2
-    threads_per_rank: PositiveInt = 1
     global_batch_size: PositiveInt = 512
     table_optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
     table_learning_rate: PositiveFloat = 0.05
@@ -115,7 +113,6 @@ class TrainSettings(Settings):
     skip_non_finite_batches: bool = False
     sharding: Sharding = "planner"
     table_sharding: dict[str, ShardingKind] = Field(default_factory=dict)
-    ranks_per_host: PositiveInt | None = None
     memory_gb: PositiveFloat = Field(default=4.0, description="GiB a rank")
     hardware: Path = Path("params/hardware/cpu.yaml")
     ids_per_list: PositiveFloat = 5.0
@@ -123,7 +120,6 @@ class TrainSettings(Settings):
     communication: CommunicationSettings = CommunicationSettings()
     overlap: bool = True
     prefetch_batches: PositiveInt = 2
-    max_restarts: int = Field(default=0, ge=0, description="of all ranks, after one was lost")
 
     @field_validator("dense_optimizer")
     @classmethod
@@ -141,14 +137,6 @@ class TrainSettings(Settings):
                 if name not in valid:
                     raise ValueError(f"{info.data['dense_optimizer']} takes no {name!r}; {nearest_hint(name, valid)}")
         return options
-
-    @field_validator("ranks_per_host")
-    @classmethod
-    def _divides_the_ranks(cls, ranks: int | None, info: ValidationInfo) -> int | None:
-        world_size = info.data.get("world_size", 1)
-        if ranks is not None and world_size % ranks:
-            raise ValueError(f"world_size {world_size} is no multiple of it")
-        return ranks
 
 
 def optimizer_arguments(name: str) -> list[str]:

@@ -31,10 +31,11 @@ def die_after(steps: int) -> None:
     """Make this process kill itself after ``steps`` optimiser steps."""
     finish_step, done = Engine.finish_step, iter(range(1, steps + 1))
 
-    def counted(engine: Engine, loss: Tensor) -> None:
-        finish_step(engine, loss)
+    def counted(engine: Engine, loss: Tensor) -> bool:
+        updated = finish_step(engine, loss)
         if next(done) == steps:
             os.kill(os.getpid(), signal.SIGKILL)
+        return updated
 
     Engine.finish_step = counted
 
