@@ -40,6 +40,8 @@ PLACEMENT_KEYS = {
     "threads_per_rank",
     "ranks_per_host",
     "memory_gb",
+    "table_memory",
+    "table_file_dir",
     "sharding",
     "table_sharding",
     "max_restarts",

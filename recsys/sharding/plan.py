@@ -1,5 +1,6 @@
 """Which shard of which embedding table sits on which rank."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -41,6 +42,7 @@ ParameterShardingGenerator = Callable[[nn.Parameter, int, int, str, ModuleSharde
 DEVICE = "cpu"
 BYTES_PER_GIB = 2**30
 FLOAT_BYTES = 4
+ROW_BYTES = {"fp32": 4, "fp16": 2}  # an element
 SMALLEST_COLUMN_SHARD = 4  # FBGEMM's rows are multiples of 4 floats
 COLUMN_KINDS = {"column_wise", "table_column_wise", "grid_shard"}
 
@@ -96,9 +98,7 @@ def make_plan(model: nn.Module, request: PlanRequest, sharder: ModuleSharder[Any
     _check_kinds([config.name for config in configs], request)
     fixed = _fixed_shards([config for config in configs if request.kind(config.name) is not None], request)
     plan = _searched_plan(model, request, sharder) if len(fixed) < len(configs) else ShardingPlan({})
-    if not fixed:
-        return plan
-    for path, module in bag_collections(model).items():
+    for path, module in bag_collections(model).items() if fixed else ():
         names = [config.name for config in module.embedding_bag_configs()]
         made = construct_module_sharding_plan(
             module,
@@ -158,10 +158,10 @@ def plan_rows(model: nn.Module, plan: ShardingPlan, settings: TrainSettings) -> 
 
 
 def table_bytes(config: EmbeddingBagConfig, settings: TrainSettings) -> int:
-    """Bytes of a table's float32 weights and of its optimiser state."""
+    """Bytes of a table's weights and of its optimiser state, which is float32 in any case."""
     dimension = config.embedding_dim
     state = {"sgd": 0, "rowwise_adagrad": 1, "adagrad": dimension, "adam": 2 * dimension}[settings.table_optimizer]
-    return config.num_embeddings * (dimension + state) * FLOAT_BYTES
+    return config.num_embeddings * (dimension * ROW_BYTES[settings.table_precision] + state * FLOAT_BYTES)
 
 
 def _fixed_shards(configs: list[EmbeddingBagConfig], request: PlanRequest) -> dict[str, ParameterShardingGenerator]:
@@ -252,7 +252,7 @@ def _searched_plan(model: nn.Module, request: PlanRequest, sharder: ModuleSharde
         world_size=request.world_size,
         local_world_size=request.local_size,
         compute_device=DEVICE,
-        ddr_cap=int(settings.memory_gb * BYTES_PER_GIB),
+        ddr_cap=_capacity(request),
     )
     kinds = [ShardingType.TABLE_WISE.value, ShardingType.ROW_WISE.value]
     tables = [c.name for module in bag_collections(model).values() for c in module.embedding_bag_configs()]
@@ -269,12 +269,29 @@ def _searched_plan(model: nn.Module, request: PlanRequest, sharder: ModuleSharde
     try:
         return planner.collective_plan(model, [sharder], group)
     except PlannerError as error:
+        if settings.table_memory == "file":
+            raise InputError(
+                f"params/train.yaml: the tables do not fit the {_capacity(request) / BYTES_PER_GIB:.2f} GiB a rank that "
+                f"table_file_dir {settings.table_file_dir} has free; free some, or shrink the tables"
+            ) from error
         raise InputError(_too_large(request, f"the planner found no plan ({error.error_type.value})")) from error
 
 
+def _capacity(request: PlanRequest) -> int:
+    """Bytes a rank for tables: of memory, or its share of the disk's free space."""
+    settings = request.settings
+    if settings.table_memory == "file":
+        return shutil.disk_usage(settings.table_file_dir).free // request.local_size
+    return int(settings.memory_gb * BYTES_PER_GIB)
+
+
 def _check_memory(rows: list[dict[str, Any]], request: PlanRequest) -> None:
+    """Check what is held in memory; files are checked by reserving them."""
+    in_files = request.settings.table_memory == "file"
     load = [0.0] * request.world_size
     for row in rows:
+        if in_files and row["kind"] != ShardingType.DATA_PARALLEL.value:
+            continue
         for rank in row["ranks"]:
             load[rank] += row["bytes"] / len(row["ranks"])
     if max(load) > request.settings.memory_gb * BYTES_PER_GIB:

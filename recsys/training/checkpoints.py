@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from recsys.config import InputError
+from recsys.training.checkpoint_memory import InPlacePlanner, MappedReader
 
 MANIFEST_FILE = "manifest.json"
 PARTIAL_SUFFIX = ".partial"
@@ -45,7 +46,7 @@ def save_checkpoint(state: dict[str, Any], directory: Path, facts: Mapping[str, 
         shutil.rmtree(partial, ignore_errors=True)
     distributed.barrier()
     try:
-        save(state, storage_writer=ReproducibleWriter(partial))
+        save(state, storage_writer=ReproducibleWriter(partial), planner=InPlacePlanner())
     except CheckpointException as error:
         raise OSError(f"{directory}: cannot write the checkpoint: {_reason(error)}") from error
     files = _checksums(partial, sorted(path.name for path in partial.iterdir()))
@@ -67,7 +68,7 @@ def load_checkpoint(state: dict[str, Any], directory: Path) -> dict[str, Any]:
     manifest = read_manifest(directory)
     _check_files(directory, manifest["files"])
     try:
-        load(state, checkpoint_id=str(directory))
+        load(state, storage_reader=MappedReader(directory))
     except CheckpointException as error:
         raise DamagedCheckpointError(
             f"{directory}: the checkpoint is not of this model and its settings: {_reason(error)}"

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingType
 
 from recsys.data.loader import Batch
-from recsys.models.initial_tables import initial_rows
+from recsys.models.initial_tables import initial_rows, row_blocks
 from recsys.models.ranker import SERVING, TABLE_PREFIX
 from recsys.sharding.hosts import hosts_of
 from recsys.sharding.plan import DEVICE, BagSharder, PlanRequest, bag_collections, local_shards, make_plan, plan_rows
@@ -42,6 +42,7 @@ from recsys.training.optimizers import (
     tensors,
 )
 from recsys.training.settings import TrainSettings
+from recsys.training.table_memory import TableFiles, set_table_precision
 
 LossFunction = Callable[[dict[str, Tensor], Batch], Tensor]
 
@@ -68,11 +69,14 @@ class Engine:
     ) -> None:
         self.settings = settings
         self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
+        self._files = TableFiles(settings.table_file_dir) if settings.table_memory == "file" else None
+        set_table_precision(model, settings)
         self._set_table_optimizer(model)
         paths = list(bag_collections(model))
         configs = [config for m in bag_collections(model).values() for config in m.embedding_bag_configs()]
         tables = {config.name: (config.num_embeddings, config.embedding_dim) for config in configs}
-        with hosts_of(settings.ranks_per_host) as ranks_per_host:
+        files = self._files.hold_new_tables() if self._files else nullcontext()
+        with hosts_of(settings.ranks_per_host) as ranks_per_host, files:
             self._model = self._shard(model, ranks_per_host, partition)
         self._write_tables(tables, seed)
         self._dense = {
@@ -155,7 +159,8 @@ class Engine:
 
     def save(self, directory: Path, facts: Mapping[str, Any] | None = None) -> None:
         """Write weights and optimiser state, and ``facts`` (plain values), as a checkpoint folder."""
-        save_checkpoint(self._state(), directory, facts)
+        with self._files.in_order() if self._files else nullcontext():
+            save_checkpoint(self._state(), directory, facts)
 
     def load(self, directory: Path) -> dict[str, Any]:
         """Read what :meth:`save` wrote, also with another plan or number of ranks; its facts.
@@ -164,7 +169,8 @@ class Engine:
             DamagedCheckpointError: it is not whole, or of another model.
         """
         state = self._state()
-        facts = load_checkpoint(state, directory)
+        with self._files.in_order() if self._files else nullcontext():
+            facts = load_checkpoint(state, directory)
         self._model.load_state_dict(state["model"])
         if self.steps == 0:
             self._dense_optimizer = dense_optimizer(list(self._dense.values()), self.settings)
@@ -178,11 +184,11 @@ class Engine:
         gathered: dict[str, Tensor] = {}
         for name, value in self._model.state_dict().items():
             if isinstance(value, ShardedTensor):
-                whole = torch.empty(value.metadata().size) if self.rank == 0 else None
+                whole = torch.empty(value.metadata().size, dtype=value.dtype) if self.rank == 0 else None
                 value.gather(dst=0, out=whole)
-                value = whole
-            if self.rank == 0:
-                assert value is not None
+                if whole is not None:
+                    gathered[name] = self._files.copy(whole) if self._files else whole.float()
+            elif self.rank == 0:
                 gathered[name] = value.detach().float().clone()
         return gathered
 
@@ -268,8 +274,11 @@ class Engine:
                 continue
             for weight, row, column in local_shards(value):
                 count, dimension = tables[table]
-                rows = initial_rows(seed, table, count, dimension, row, row + weight.shape[0])
-                weight.copy_(rows[:, column : column + weight.shape[1]])
+                for start, stop in row_blocks(row, row + weight.shape[0]):
+                    rows = initial_rows(seed, table, count, dimension, start, stop)
+                    weight[start - row : stop - row].copy_(rows[:, column : column + weight.shape[1]])
+            if self._files:
+                self._files.flush()
 
     def _state(self) -> dict[str, Any]:
         """Live references to everything that a checkpoint holds."""

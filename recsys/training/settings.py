@@ -3,6 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationInfo, field_validator
@@ -83,6 +84,11 @@ class TrainSettings(Settings):
     ``dense_optimizer_options`` its further arguments. ``dense_clip_norm`` is the largest norm of the
     dense part's gradient. A batch whose loss is NaN or infinite ends the run, or, with
     ``skip_non_finite_batches``, is left out by all ranks.
+
+    ``table_precision`` is that of the tables' rows; what they give out, gradients and optimiser state
+    stay float32. FBGEMM rounds fp16 rows to nearest on the CPU: its stochastic rounding does nothing
+    there. ``table_memory: file`` keeps all but data_parallel tables and their optimiser state in
+    nameless files in ``table_file_dir``, so the disk bounds them and ``memory_gb`` does not.
     """
 
     world_size: PositiveInt = 2
@@ -100,6 +106,9 @@ class TrainSettings(Settings):
     table_sharding: dict[str, ShardingKind] = Field(default_factory=dict)
     ranks_per_host: PositiveInt | None = None
     memory_gb: PositiveFloat = Field(default=4.0, description="GiB a rank")
+    table_precision: Literal["fp32", "fp16"] = "fp32"
+    table_memory: Literal["ram", "file"] = "ram"
+    table_file_dir: Path = Path(".work/tables")
     bf16: bool = False
     max_restarts: int = Field(default=0, ge=0, description="of all ranks, after one was lost")
 
