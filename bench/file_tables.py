@@ -1,6 +1,6 @@
 """What do tables in files cost? Tables three times the memory that a run may have, beside the same in memory.
 
-    python -m bench.file_tables --write        # about six minutes, 1 GiB of memory and 3 GiB of disk
+    python -m bench.file_tables --write        # about ten minutes, 1 GiB of memory and 3 GiB of disk
 
 A run with a limit is in a cgroup of its own (version 1's memory controller, writable), which counts the page
 cache too. Where there is none it gets RLIMIT_DATA, which bounds anonymous memory only; the report says which.
@@ -8,6 +8,7 @@ cache too. Where there is none it gets RLIMIT_DATA, which bounds anonymous memor
 
 import argparse
 import json
+import math
 import os
 import resource
 import subprocess
@@ -16,13 +17,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 
 import numpy as np
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from bench.training_data import power_law
+from bench.training_data import EXPONENT, SPREAD, power_law
+from bench.training_report import header
 from recsys.data.loader import Batch
 from recsys.data.schema import CategoricalFeature, Schema
 from recsys.models.factory import build_ranker
@@ -39,6 +42,7 @@ SEED, TABLES, DIMENSION, BATCH, NUMBERS = 5, 8, 64, 4096, 13
 ROW_BYTES = DIMENSION * 4 + 4  # row-wise AdaGrad
 CLICK_RATE = 0.2
 KIB = 1024
+BASELINE = "memory, no limit"
 
 
 @dataclass(frozen=True)
@@ -97,9 +101,7 @@ def make_batches(case: Case) -> list[Batch]:
 
 
 def popularity_order(ids: np.ndarray, rows: int) -> np.ndarray:
-    """What :func:`power_law` scattered, back in the order of popularity."""
-    from bench.training_data import SPREAD
-
+    """What :func:`power_law` scattered, back in the order of popularity; ``rows`` and SPREAD have no common divisor."""
     return ids * pow(SPREAD, -1, rows) % rows
 
 
@@ -206,13 +208,15 @@ def contenders(given: argparse.Namespace) -> dict[str, Case]:
     """What is compared, by name."""
     limit = int(given.limit_gb * BYTES_PER_GIB)
     rows = int(given.tables_gb * BYTES_PER_GIB / TABLES / ROW_BYTES)
+    while math.gcd(rows, SPREAD) > 1:
+        rows += 1
     folder = str(given.folder)
 
     def case(memory: str, bound: int, popular: bool = False, ahead: bool = True) -> Case:
         return Case(memory, bound, rows, popular, ahead, given.warm_steps, given.steps, folder)
 
     return {
-        "memory, no limit": case("ram", 0),
+        BASELINE: case("ram", 0),
         "file, no limit": case("file", 0),
         "file, limit": case("file", limit),
         "file, limit, page by page": case("file", limit, ahead=False),
@@ -221,27 +225,70 @@ def contenders(given: argparse.Namespace) -> dict[str, Case]:
     }
 
 
+def report(results: list[tuple[str, dict[str, float] | str]], given: argparse.Namespace) -> str:
+    """The Markdown of all repeats."""
+    by_name: dict[str, list[dict[str, float] | str]] = {}
+    for name, result in results:
+        by_name.setdefault(name, []).append(result)
+    rates = {name: [r["samples_s"] for r in found if isinstance(r, dict)] for name, found in by_name.items()}
+    baseline = median(rates[BASELINE]) if rates.get(BASELINE) else math.nan
+    counted = "page cache and all" if CGROUPS.is_dir() else "anonymous memory only, for want of a cgroup controller"
+    command = f"python -m bench.file_tables --limit-gb {given.limit_gb:g} --tables-gb {given.tables_gb:g} --write"
+    lines = ["# Tables in files", *header(command, SPIN)[1:6]]
+    lines += [
+        f"{TABLES} tables, dimension {DIMENSION}, row-wise AdaGrad: {given.tables_gb:g} GiB of rows and state; a limit",
+        f"of {given.limit_gb:g} GiB ({counted}). A small DLRM, one rank, batch {BATCH}. Ids follow a power law of",
+        f"exponent {EXPONENT} and lie scattered over the tables, as hashing leaves them, but in *ids by popularity*.",
+        f"{given.warm_steps} steps of warm-up, {given.steps} timed; medians, contenders alternating, each in a process",
+        "of its own. *page by page*: without asking for a lookup's pages before the kernel reads them.",
+        "",
+        "| tables in | repeats | samples/s | range | of memory | major faults a step | peak anonymous GiB "
+        "| peak of the cgroup GiB | s to build |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, found in by_name.items():
+        runs = [result for result in found if isinstance(result, dict)]
+        if not runs:
+            lines.append(f"| {name} | {len(found)} | {found[0]} | | | | | | |")
+            continue
+        middle = {key: median(run[key] for run in runs) for key in runs[0]}
+        low, high = min(rates[name]), max(rates[name])
+        lines.append(
+            f"| {name} | {len(runs)} | {middle['samples_s']:,.0f} | {low:,.0f}-{high:,.0f} "
+            f"| {middle['samples_s'] / baseline:.2f} | {middle['faults']:,.0f} "
+            f"| {middle['anonymous'] / BYTES_PER_GIB:.2f} | {middle.get('cgroup', math.nan) / BYTES_PER_GIB:.2f} "
+            f"| {middle['built_s']:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Alternate the contenders over the repeats; print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--limit-gb", type=float, default=1.0)
     parser.add_argument("--tables-gb", type=float, default=3.0, help="weights and optimiser state")
-    parser.add_argument("--warm-steps", type=int, default=40)
-    parser.add_argument("--steps", type=int, default=40, help="timed")
+    parser.add_argument("--warm-steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=20, help="timed")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--contenders", nargs="+", default=None)
     parser.add_argument("--folder", type=Path, default=Path(".work/bench-tables"))
+    parser.add_argument("--results", type=Path, help="file of earlier repeats, to be continued")
     parser.add_argument("--write", action="store_true", help=f"also write {REPORT}")
     given = parser.parse_args()
     if given.worker:
         worker(*given.worker)
         return
+    results = json.loads(given.results.read_text()) if given.results and given.results.exists() else []
     for _ in range(given.repeats):
         for name, case in contenders(given).items():
-            if given.contenders and name not in given.contenders:
-                continue
-            print(name, run(case), file=sys.stderr, flush=True)
+            results.append((name, run(case)))
+            print(*results[-1], file=sys.stderr, flush=True)
+            if given.results:
+                given.results.write_text(json.dumps(results))
+    text = report(results, given)
+    print(text)
+    if given.write:
+        REPORT.write_text(text)
 
 
 if __name__ == "__main__":

@@ -271,8 +271,8 @@ def _searched_plan(model: nn.Module, request: PlanRequest, sharder: ModuleSharde
     except PlannerError as error:
         if settings.table_memory == "file":
             raise InputError(
-                f"params/train.yaml: the tables do not fit the {_capacity(request) / BYTES_PER_GIB:.2f} GiB a rank that "
-                f"table_file_dir {settings.table_file_dir} has free; free some, or shrink the tables"
+                f"params/train.yaml: the tables do not fit the {_capacity(request) / BYTES_PER_GIB:.2f} GiB a rank "
+                f"that table_file_dir {settings.table_file_dir} has free; free some, or shrink the tables"
             ) from error
         raise InputError(_too_large(request, f"the planner found no plan ({error.error_type.value})")) from error
 

@@ -4,7 +4,6 @@ import mmap
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -46,7 +45,10 @@ class MappedReader(FileSystemReader):
             fake = torch.load(cast(Any, self._slice_file(file, info)), map_location="cpu", weights_only=True)
         if fake.numel() == 0:
             return torch.empty(fake.shape, dtype=fake.dtype)
-        start = info.offset + fake.untyped_storage()._checkpoint_offset
-        values = np.memmap(path, np.uint8, "c", start, (fake.nbytes,))  # "c": private, and never written
-        cast(mmap.mmap, values._mmap).madvise(mmap.MADV_SEQUENTIAL)
-        return torch.from_numpy(values).view(fake.dtype).view(fake.shape)
+        with path.open("rb") as file:
+            mapping = mmap.mmap(
+                file.fileno(), 0, access=mmap.ACCESS_COPY
+            )  # torch warns of memory that it may not write
+        mapping.madvise(mmap.MADV_SEQUENTIAL)
+        start = info.offset + cast(Any, fake.untyped_storage())._checkpoint_offset
+        return torch.frombuffer(mapping, dtype=fake.dtype, count=fake.numel(), offset=start).view(fake.shape)

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitState, SplitTableBatchedEmbeddingBagsCodegen
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 from torch import Tensor, nn
 from torchrec.distributed.batched_embedding_kernel import BaseBatchedEmbeddingBag
 from torchrec.modules.embedding_configs import DataType
@@ -29,7 +29,9 @@ def set_table_precision(model: nn.Module, settings: TrainSettings) -> None:
     """Make the tables of a model without memory for them ("meta") as wide as ``table_precision`` says.
 
     FBGEMM computes in float32, gives out float32 and keeps optimiser state in float32; an updated row is
-    rounded to nearest (on the CPU its stochastic rounding is silently none).
+    rounded to nearest, and so is its change before, but not with row-wise AdaGrad. A change below half of a
+    row's last bit is lost: FBGEMM's stochastic rounding, which would keep it on average, silently does
+    nothing on the CPU.
 
     Raises:
         InputError: a table is data_parallel and fp16, for which there is no kernel.
@@ -121,7 +123,7 @@ class TableFiles:
         def in_files(module: Any, split: Any, prefix: str, dtype: torch.dtype, *rest: Any, **more: Any) -> None:
             if split.host_size:
                 more["preallocated_host_buffer"] = self.zeros(split.host_size, dtype)
-                pages = RowPages(module, self._mappings[-1], split, dtype.itemsize)
+                pages = RowPages(module, self._mappings[-1], split.offsets, dtype.itemsize)
                 module.register_forward_pre_hook(pages.ask_for, with_kwargs=True)
             apply_split(module, split, prefix, cast(Any, dtype), *rest, **more)
 
@@ -159,7 +161,7 @@ class RowPages:
     Args:
         module: the kernel whose tables, or whose state of them, the file holds.
         mapping: of the file.
-        split: where each table begins in it, in elements.
+        starts: where each table begins in it, in elements.
         element_bytes: size of an element.
     """
 
@@ -167,13 +169,13 @@ class RowPages:
         self,
         module: SplitTableBatchedEmbeddingBagsCodegen,
         mapping: mmap.mmap,
-        split: SplitState,
+        starts: list[int],
         element_bytes: int,
     ) -> None:
         tables = [(rows, columns) for rows, columns, *_ in module.embedding_specs]
-        rowwise = split.host_size == sum(rows for rows, _ in tables)
+        rowwise = len(mapping) == sum(rows for rows, _ in tables) * element_bytes
         self._mapping = mapping
-        self._starts = [offset * element_bytes for offset in split.offsets]
+        self._starts = [start * element_bytes for start in starts]
         self._row_bytes = [(1 if rowwise else columns) * element_bytes for _, columns in tables]
         self._tables = list(module.feature_table_map)  # of each feature
 

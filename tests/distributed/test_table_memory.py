@@ -5,12 +5,13 @@ import mmap
 import multiprocessing
 import os
 import signal
+import threading
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pytest
 import torch
-from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitState
 from torch import Tensor, distributed
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
@@ -26,10 +27,12 @@ from recsys.training.resume import Checkpoints, Position
 from recsys.training.settings import TrainSettings
 from recsys.training.table_memory import RowPages
 from tests.distributed.test_checkpoints import everything
-from tests.distributed.test_parallelism import MODEL, SCHEMA, SEED, SIZES, share, train_settings
+from tests.distributed.test_parallelism import FEATURES, MODEL, SCHEMA, SEED, SIZES, share, train_settings
 
 STEPS = 6
 EPSILON = 1e-8
+LARGE_ROWS, LARGE_DIMENSION = 400_000, 64  # 100 MB; initial rows are drawn in blocks of 17 MB
+WATCH_S = 0.001
 HALF_STEP = 2.0**-10  # of values below 1: twice the error of rounding to fp16 once
 PLANS = [
     {"sharding": "table_wise", "table_optimizer": "rowwise_adagrad"},
@@ -110,6 +113,55 @@ def test_rows_and_their_state_are_in_nameless_files(tmp_path: Path) -> None:
     assert size == rows * (MODEL.embedding_dimension + 1) * 4
 
 
+class PeakMemory(threading.Thread):
+    """Watches this process's anonymous memory until it is asked for the most that was added to it."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._first = self._peak = self._now()
+        self._ended = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        while not self._ended.wait(WATCH_S):
+            self._peak = max(self._peak, self._now())
+
+    def added(self) -> int:
+        self._ended.set()
+        self.join()
+        return self._peak - self._first
+
+    @staticmethod
+    def _now() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
+
+
+def watch_memory(changes: dict[str, Any], folder: Path) -> dict[str, int]:
+    """Bytes of anonymous memory that each thing adds at most, with two large tables in one kernel."""
+    large = [replace(f, num_embeddings=LARGE_ROWS) for f in SCHEMA.categorical if f.kind == "id"][:2]
+    small = [f for f in SCHEMA.categorical if f.name not in {feature.name for feature in large}]
+    features = sorted([*large, *small], key=lambda feature: list(FEATURES).index(feature.name))
+    schema = replace(SCHEMA, categorical=features)
+    model = MODEL.model_copy(update={"embedding_dimension": LARGE_DIMENSION})
+    found = {}
+    peak = PeakMemory()
+    engine = Engine(build_ranker(schema, model, None, SEED, "meta"), train_settings(1, **changes), SEED)
+    found["build"] = peak.added()
+    train_steps(engine, 0, 1)
+    for name, action in (("save", engine.save), ("load", engine.load)):
+        peak = PeakMemory()
+        action(folder)
+        found[name] = peak.added()
+    return found
+
+
+def test_no_table_is_copied_into_anonymous_memory(tmp_path: Path) -> None:
+    changes = in_files(PLANS[0], tmp_path / "files")
+    for name, added in run_on_ranks(watch_memory, (changes, tmp_path / "saved"), 1, 1)[0].items():
+        assert added < LARGE_ROWS * LARGE_DIMENSION * 4 / 2, name
+
+
 class Kernel:
     """Two tables of 1024 rows of 64 floats, the second read by two features."""
 
@@ -123,12 +175,10 @@ def test_a_lookup_asks_for_the_pages_of_its_rows_and_no_others() -> None:
     indices = torch.tensor([*first, *second, *third])
     offsets = torch.tensor([0, 1, 3, 4, 4, 5, 6])  # bags of two examples, feature by feature
     pages_a_table = 1024 // rows_a_page
-    with mmap.mmap(-1, 2 * 1024 * 64 * 4) as mapping:
-        rows = RowPages(Kernel(), mapping, SplitState(0, 2 * 1024 * 64, 0, [], [0, 1024 * 64]), 4)  # type: ignore[arg-type]
-        expected = [0, 1, *(pages_a_table + page for page in (0, 3, pages_a_table - 1))]
-        assert rows.of(indices, offsets).tolist() == expected
-        moments = RowPages(Kernel(), mapping, SplitState(0, 2 * 1024, 0, [], [0, 1024]), 4)  # type: ignore[arg-type]
-        assert moments.of(indices, offsets).tolist() == [0, 1]
+    for columns, expected in ((64, [0, 1, *(pages_a_table + page for page in (0, 3, pages_a_table - 1))]), (1, [0, 1])):
+        with mmap.mmap(-1, 2 * 1024 * columns * 4) as mapping:  # rows, then one moment a row
+            pages = RowPages(cast(Any, Kernel()), mapping, [0, 1024 * columns], 4)
+            assert pages.of(indices, offsets).tolist() == expected
 
 
 def train_with_checkpoints(changes: dict[str, Any], folder: Path, die_in: int | None) -> dict[str, Tensor]:
@@ -237,7 +287,10 @@ def test_memory_gb_bounds_what_is_in_memory(tmp_path: Path) -> None:
 
 
 def fp16_reference(table_optimizer: str, settings: TrainSettings) -> dict[str, Tensor]:
-    """One process and plain PyTorch: float32 arithmetic, rows rounded to fp16 at the start and after each step."""
+    """One process and plain PyTorch: float32 arithmetic, rows rounded to fp16 at the start and after each step.
+
+    SGD and AdaGrad round the change of a row as well, before they subtract it; row-wise AdaGrad does not.
+    """
     ranker = build_ranker(SCHEMA, MODEL, None, SEED)
     tables = [p for n, p in ranker.named_parameters() if n.startswith("embeddings.")]
     dense = [p for n, p in ranker.named_parameters() if not n.startswith("embeddings.")]
@@ -261,7 +314,8 @@ def fp16_reference(table_optimizer: str, settings: TrainSettings) -> dict[str, T
                     square = gradient.square()
                     total += square.mean(dim=1, keepdim=True) if table_optimizer == "rowwise_adagrad" else square
                     gradient = gradient / (total.sqrt() + EPSILON)
-                table.copy_((table - settings.table_learning_rate * gradient).half())
+                change = settings.table_learning_rate * gradient
+                table.copy_((table - (change if table_optimizer == "rowwise_adagrad" else change.half())).half())
     return ranker.state_dict()
 
 
