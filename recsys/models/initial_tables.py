@@ -20,7 +20,8 @@ def initial_rows(seed: int, table: str, num_embeddings: int, dimension: int, sta
     bound = num_embeddings**-0.5
     blocks = [_block(seed, table, block, dimension, bound) for block in range(first, last + 1)]
     offset = first * ROWS_PER_BLOCK
-    return torch.cat(blocks)[start - offset : stop - offset]
+    whole = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+    return whole[start - offset : stop - offset]
 
 
 def row_blocks(start: int, stop: int) -> Iterator[tuple[int, int]]:
