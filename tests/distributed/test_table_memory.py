@@ -12,7 +12,7 @@ from typing import Any, ClassVar, cast
 
 import pytest
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
@@ -169,6 +169,20 @@ class Kernel:
     feature_table_map: ClassVar = [0, 1, 1]
 
 
+class Mapping:
+    """Writes down what the operating system is asked for."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.calls: list[tuple[int, int, int]] = []
+
+    def __len__(self) -> int:
+        return self.size
+
+    def madvise(self, advice: int, start: int, length: int) -> None:
+        self.calls.append((advice, start, length))
+
+
 def test_a_lookup_asks_for_the_pages_of_its_rows_and_no_others() -> None:
     rows_a_page = mmap.PAGESIZE // (64 * 4)
     first, second, third = [0, 1, rows_a_page], [0], [rows_a_page * 3, 1023]
@@ -176,9 +190,11 @@ def test_a_lookup_asks_for_the_pages_of_its_rows_and_no_others() -> None:
     offsets = torch.tensor([0, 1, 3, 4, 4, 5, 6])  # bags of two examples, feature by feature
     pages_a_table = 1024 // rows_a_page
     for columns, expected in ((64, [0, 1, *(pages_a_table + page for page in (0, 3, pages_a_table - 1))]), (1, [0, 1])):
-        with mmap.mmap(-1, 2 * 1024 * columns * 4) as mapping:  # rows, then one moment a row
-            pages = RowPages(cast(Any, Kernel()), mapping, [0, 1024 * columns], 4)
-            assert pages.of(indices, offsets).tolist() == expected
+        asked = Mapping(2 * 1024 * columns * 4)  # rows, then one moment a row
+        pages = RowPages(cast(Any, Kernel()), cast(Any, asked), [0, 1024 * columns], 4)
+        pages.ask_for(nn.Module(), (), {"indices": indices, "offsets": offsets})
+        size = mmap.PAGESIZE
+        assert asked.calls == [(mmap.MADV_WILLNEED, page * size, size) for page in expected]
 
 
 def train_with_checkpoints(changes: dict[str, Any], folder: Path, die_in: int | None) -> dict[str, Tensor]:
