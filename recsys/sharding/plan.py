@@ -42,7 +42,7 @@ ParameterShardingGenerator = Callable[[nn.Parameter, int, int, str, ModuleSharde
 DEVICE = "cpu"
 BYTES_PER_GIB = 2**30
 FLOAT_BYTES = 4
-ROW_BYTES = {"fp32": 4, "fp16": 2}  # an element
+ELEMENT_BYTES = {"fp32": 4, "fp16": 2}
 SMALLEST_COLUMN_SHARD = 4  # FBGEMM's rows are multiples of 4 floats
 COLUMN_KINDS = {"column_wise", "table_column_wise", "grid_shard"}
 
@@ -161,7 +161,7 @@ def table_bytes(config: EmbeddingBagConfig, settings: TrainSettings) -> int:
     """Bytes of a table's weights and of its optimiser state, which is float32 in any case."""
     dimension = config.embedding_dim
     state = {"sgd": 0, "rowwise_adagrad": 1, "adagrad": dimension, "adam": 2 * dimension}[settings.table_optimizer]
-    return config.num_embeddings * (dimension * ROW_BYTES[settings.table_precision] + state * FLOAT_BYTES)
+    return config.num_embeddings * (dimension * ELEMENT_BYTES[settings.table_precision] + state * FLOAT_BYTES)
 
 
 def _fixed_shards(configs: list[EmbeddingBagConfig], request: PlanRequest) -> dict[str, ParameterShardingGenerator]:

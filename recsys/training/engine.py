@@ -277,8 +277,8 @@ class Engine:
                 for start, stop in row_blocks(row, row + weight.shape[0]):
                     rows = initial_rows(seed, table, count, dimension, start, stop)
                     weight[start - row : stop - row].copy_(rows[:, column : column + weight.shape[1]])
-            if self._files:
-                self._files.flush()
+                    if self._files:
+                        self._files.flush()  # clean pages can be taken back; many dirty ones are out of memory
 
     def _state(self) -> dict[str, Any]:
         """Live references to everything that a checkpoint holds."""

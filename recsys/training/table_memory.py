@@ -73,11 +73,6 @@ class TableFiles:
         except OSError as error:
             raise self._refusal(error) from error
 
-    @property
-    def bytes(self) -> int:
-        """Size of all files of this rank."""
-        return sum(len(mapping) for mapping in self._mappings)
-
     def zeros(self, count: int, dtype: torch.dtype) -> Tensor:
         """[count] zeros in a new file.
 
