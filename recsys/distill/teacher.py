@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 import recsys
+from recsys.config import InputError
 from recsys.data.loader import WindowReader
 from recsys.data.schema import Schema, Window
 from recsys.distill import ranks
@@ -48,6 +49,8 @@ CHECKPOINT_KEYS = {
 PLACEMENT_KEYS = {
     *LaunchSettings.model_fields,
     "memory_gb",
+    "table_memory",
+    "table_file_dir",
     "sharding",
     "table_sharding",
     "hardware",
@@ -84,6 +87,11 @@ def train_teacher(
     """
     partition = load_partition(partition_file, settings.model)
     Schema.load(windows_dir)
+    if settings.checkpoint_asynchronously and train.table_memory == "file":
+        raise InputError(
+            "params/teacher.yaml: checkpoint_asynchronously copies the tables into memory, and table_memory is file "
+            "because they do not fit there; set one of them otherwise"
+        )
 
     def run_ranks(folder: Path, checkpoints: Checkpoints | None) -> list[dict[str, Any]]:
         arguments = (windows_dir, partition, settings, train, folder, checkpoints)

@@ -49,6 +49,7 @@ COMPUTE_KERNELS = {
 }
 BYTES_PER_GIB = 2**30
 FLOAT_BYTES = 4
+ELEMENT_BYTES = {"fp32": 4, "fp16": 2}
 SMALLEST_COLUMN_SHARD = 4  # FBGEMM's rows are multiples of 4 floats
 COLUMN_KINDS = {"column_wise", "table_column_wise", "grid_shard"}
 
@@ -105,9 +106,7 @@ def make_plan(model: nn.Module, request: PlanRequest, sharder: ModuleSharder[Any
     _check_kinds([config.name for config in configs], request)
     fixed = _fixed_shards([config for config in configs if request.kind(config.name) is not None], request)
     plan = _searched_plan(model, request) if len(fixed) < len(configs) else ShardingPlan({})
-    if not fixed:
-        return plan
-    for path, module in bag_collections(model).items():
+    for path, module in bag_collections(model).items() if fixed else ():
         names = [config.name for config in module.embedding_bag_configs()]
         made = construct_module_sharding_plan(
             module,
@@ -166,10 +165,10 @@ def plan_rows(model: nn.Module, plan: ShardingPlan, settings: TrainSettings) -> 
 
 
 def table_bytes(config: EmbeddingBagConfig, settings: TrainSettings) -> int:
-    """Bytes of a table's float32 weights and of its optimiser state."""
+    """Bytes of a table's weights and of its optimiser state, which is float32 in any case."""
     dimension = config.embedding_dim
     state = {"sgd": 0, "rowwise_adagrad": 1, "adagrad": dimension, "adam": 2 * dimension}[settings.table_optimizer]
-    return config.num_embeddings * (dimension + state) * FLOAT_BYTES
+    return config.num_embeddings * (dimension * ELEMENT_BYTES[settings.table_precision] + state * FLOAT_BYTES)
 
 
 def _fixed_shards(configs: list[EmbeddingBagConfig], request: PlanRequest) -> dict[str, ParameterShardingGenerator]:
@@ -257,14 +256,24 @@ def _searched_plan(model: nn.Module, request: PlanRequest) -> ShardingPlan:
     """The plan that the planner predicts to be the fastest."""
     modules = {c.name: path for path, m in bag_collections(model).items() for c in m.embedding_bag_configs()}
     plan = collective_plan(model, request.settings, request.hosts, request.local_size, modules)
-    if plan is None:
-        raise InputError(_too_large(request, "the planner found no plan"))
-    return plan
+    if plan is not None:
+        return plan
+    settings = request.settings
+    if settings.table_memory == "file":
+        raise InputError(
+            f"params/train.yaml: the tables do not fit what table_file_dir {settings.table_file_dir} has free "
+            f"on {request.world_size} ranks; free some, or shrink the tables"
+        )
+    raise InputError(_too_large(request, "the planner found no plan"))
 
 
 def _check_memory(rows: list[dict[str, Any]], request: PlanRequest) -> None:
+    """Check what is held in memory; files are checked by reserving them."""
+    in_files = request.settings.table_memory == "file"
     load = [0.0] * request.world_size
     for row in rows:
+        if in_files and row["kind"] != ShardingType.DATA_PARALLEL.value:
+            continue
         for rank in row["ranks"]:
             load[rank] += row["bytes"] / len(row["ranks"])
     if max(load) > request.settings.memory_gb * BYTES_PER_GIB:

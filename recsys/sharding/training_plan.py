@@ -1,5 +1,6 @@
 """The planner for the engine: its tables and settings as a model to plan, the plan as TorchRec's."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from math import prod
@@ -33,7 +34,14 @@ def training_topology(settings: TrainSettings, hosts: int, ranks_a_host: int) ->
     """
     found = load_settings(settings.hardware, Hardware)
     own = found.model_copy(update={"hbm": found.hbm or found.ddr, "ssd": None, "reserved_gb": 0.0})
-    return Topology(own, hosts, ranks_a_host, int(settings.memory_gb * BYTES_PER_GIB), 0, 0)
+    return Topology(own, hosts, ranks_a_host, _capacity(settings, ranks_a_host), 0, 0)
+
+
+def _capacity(settings: TrainSettings, ranks_a_host: int) -> int:
+    """Bytes a rank: of memory, or its share of the free space on the disk that holds the tables."""
+    if settings.table_memory == "file":
+        return shutil.disk_usage(settings.table_file_dir).free // ranks_a_host
+    return int(settings.memory_gb * BYTES_PER_GIB)
 
 
 def planned_model(model: nn.Module, settings: TrainSettings, world_size: int) -> PlannedModel:

@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from recsys.config import InputError
+from recsys.training.checkpoint_memory import InPlacePlanner, MappedReader
 
 MANIFEST_FILE = "manifest.json"
 ROWS_SUFFIX = ".rows.safetensors"
@@ -59,7 +60,7 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
     distributed.barrier(group)
     try:
-        save(state, storage_writer=ReproducibleWriter(partial), process_group=group)
+        save(state, storage_writer=ReproducibleWriter(partial), planner=InPlacePlanner(), process_group=group)
     except CheckpointException as error:
         raise OSError(f"{directory}: cannot write the checkpoint: {_reason(error)}") from error
     if rows is not None:
@@ -88,7 +89,7 @@ def load_checkpoint(state: dict[str, Any], directory: Path) -> dict[str, Any]:
     manifest = read_manifest(directory)
     _check_files(directory, manifest["files"])
     try:
-        load(state, checkpoint_id=str(directory))
+        load(state, storage_reader=MappedReader(directory))
     except CheckpointException as error:
         raise DamagedCheckpointError(
             f"{directory}: the checkpoint is not of this model and its settings: {_reason(error)}"

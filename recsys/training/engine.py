@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingType
 
 from recsys.data.loader import Batch
-from recsys.models.initial_tables import initial_rows
+from recsys.models.initial_tables import initial_rows, row_blocks
 from recsys.models.ranker import SERVING, TABLE_PREFIX
 from recsys.sharding.communication import mean_over_ranks, shard_width, wire_codecs
 from recsys.sharding.hosts import hosts_of
@@ -40,6 +40,7 @@ from recsys.training.optimizers import (
     tensors,
 )
 from recsys.training.settings import TrainSettings
+from recsys.training.table_memory import TableFiles, set_table_precision
 
 LossFunction = Callable[[dict[str, Tensor], Batch], Tensor]
 
@@ -70,11 +71,14 @@ class Engine:
         if settings.device == "cuda":
             self.device = torch.device("cuda", torch.cuda.current_device())
         self._guard = NonFiniteGuard(settings.skip_non_finite_batches)
+        self._files = TableFiles(settings.table_file_dir) if settings.table_memory == "file" else None
+        set_table_precision(model, settings)
         self._set_table_optimizer(model)
         paths = list(bag_collections(model))
         configs = [config for m in bag_collections(model).values() for config in m.embedding_bag_configs()]
         tables = {config.name: (config.num_embeddings, config.embedding_dim) for config in configs}
-        with hosts_of(settings.ranks_per_host) as ranks_per_host:
+        files = self._files.hold_new_tables() if self._files else nullcontext()
+        with hosts_of(settings.ranks_per_host) as ranks_per_host, files:
             self._model = self._shard(model, ranks_per_host, partition)
         self._write_tables(tables, seed)
         self._dense = {
@@ -186,7 +190,8 @@ class Engine:
 
     def save(self, directory: Path, facts: Mapping[str, Any] | None = None) -> None:
         """Write weights and optimiser state, and ``facts`` (plain values), as a checkpoint folder."""
-        save_checkpoint(self.state(), directory, facts)
+        with self.tables_in_order():
+            save_checkpoint(self.state(), directory, facts)
 
     def load(self, directory: Path) -> dict[str, Any]:
         """Read what :meth:`save` wrote, also with another plan or number of ranks; its facts.
@@ -195,9 +200,14 @@ class Engine:
             DamagedCheckpointError: it is not whole, or of another model.
         """
         state = self.state()
-        facts = load_checkpoint(state, directory)
+        with self.tables_in_order():
+            facts = load_checkpoint(state, directory)
         self.adopt(state)
         return facts
+
+    def tables_in_order(self) -> AbstractContextManager[None]:
+        """A context in which whole tables are read or written; for those in files it reads ahead."""
+        return self._files.in_order() if self._files else nullcontext()
 
     def adopt(self, state: dict[str, Any]) -> None:
         """Go on from what was loaded into ``state``, which is that of :meth:`state`."""
@@ -223,11 +233,12 @@ class Engine:
         gathered: dict[str, Tensor] = {}
         for name, value in self._model.state_dict().items():
             if isinstance(value, ShardedTensor):
-                whole = torch.empty(value.metadata().size, device=self.device) if self.rank == 0 else None
+                size = value.metadata().size
+                whole = torch.empty(size, dtype=value.dtype, device=self.device) if self.rank == 0 else None
                 value.gather(dst=0, out=whole)
-                value = whole
-            if self.rank == 0:
-                assert value is not None
+                if whole is not None:
+                    gathered[name] = self._files.copy(whole) if self._files else whole.cpu().float()
+            elif self.rank == 0:
                 gathered[name] = value.detach().cpu().float().clone()
         return gathered
 
@@ -302,8 +313,11 @@ class Engine:
                 continue
             for weight, row, column in local_shards(value):
                 count, dimension = tables[table]
-                rows = initial_rows(seed, table, count, dimension, row, row + weight.shape[0])
-                weight.copy_(rows[:, column : column + weight.shape[1]])
+                for start, stop in row_blocks(row, row + weight.shape[0]):
+                    rows = initial_rows(seed, table, count, dimension, start, stop)
+                    weight[start - row : stop - row].copy_(rows[:, column : column + weight.shape[1]])
+                    if self._files:
+                        self._files.flush()  # clean pages can be taken back; many dirty ones are out of memory
 
     def _dense_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         """Optimiser state of a dense parameter; before the first step one of the same shapes."""

@@ -122,7 +122,8 @@ class Checkpoints:
         if self._touched is not None:
             state, rows, facts["rows"] = self._split(engine, state, self._touched, name)
         if self._writer is None:
-            self._publish(state, rows, name, facts, None)
+            with engine.tables_in_order():
+                self._publish(state, rows, name, facts, None)
             return
         copied, group = BlockingAsyncStager().stage(state), self._writer.group
         self._writer.start(lambda: self._publish(copied, rows, name, facts, group))
@@ -206,7 +207,8 @@ class Checkpoints:
             raise InputError(f"{path}: this checkpoint is of a run with other data or settings; remove {self.folder}")
         state = engine.state()
         tables = describe_tables(engine.module, engine.settings.table_optimizer)
-        facts = load_state(state, tables, self._touched, path)
+        with engine.tables_in_order():
+            facts = load_state(state, tables, self._touched, path)
         engine.adopt(state)
         rows = facts.get("rows") or {"base": None, "since_base": 0}
         self._base, self._since_base = rows["base"] or path.name, rows["since_base"]

@@ -100,6 +100,11 @@ class TrainSettings(LaunchSettings):
     dense part's gradient. A batch whose loss is NaN or infinite ends the run, or, with
     ``skip_non_finite_batches``, is left out by all ranks. ``overlap`` reads up to ``prefetch_batches``
     batches ahead and distributes the next one while one is computed; it changes no bit of the result.
+
+    ``table_precision`` is that of the tables' rows; what they give out, gradients and optimiser state
+    stay float32. FBGEMM rounds fp16 rows to nearest on the CPU: its stochastic rounding does nothing
+    there. ``table_memory: file`` keeps all but data_parallel tables and their optimiser state in
+    nameless files in ``table_file_dir``, so the disk bounds them and ``memory_gb`` does not.
     """
 
     global_batch_size: PositiveInt = 512
@@ -116,6 +121,9 @@ class TrainSettings(LaunchSettings):
     memory_gb: PositiveFloat = Field(default=4.0, description="GiB a rank")
     hardware: Path = Path("params/hardware/cpu.yaml")
     ids_per_list: PositiveFloat = 5.0
+    table_precision: Literal["fp32", "fp16"] = "fp32"
+    table_memory: Literal["ram", "file"] = "ram"
+    table_file_dir: Path = Path(".work/tables")
     bf16: bool = False
     communication: CommunicationSettings = CommunicationSettings()
     overlap: bool = True
