@@ -2,6 +2,7 @@
 
 import resource
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from recsys.models.initial_tables import initial_rows
 from recsys.models.ranker import TABLE_PREFIX, Ranker
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
+from recsys.training.overlap import load_ahead, train_batches
 from recsys.training.settings import TrainSettings
 
 BYTES_PER_GIB = 2**30
@@ -56,8 +58,10 @@ def engine_rank(case: Case) -> dict[str, float]:
     engine = Engine(build_ranker(reader.schema, case.model.settings(), None, SEED, "meta"), settings, SEED)
     contest = Contest(
         reader.windows,
-        lambda window: reader.label_batches(window, case.model.batch_size, ranks.rank(), ranks.world_size()),
-        lambda batch: engine.train_step(batch, engine.serving_loss),
+        lambda window: load_ahead(
+            engine, reader.label_batches(window, case.model.batch_size, ranks.rank(), ranks.world_size())
+        ),
+        lambda batches: (loss for _, loss in train_batches(engine, batches, engine.serving_loss)),
         case.model.batch_size,
     )
     return {**measure(contest, case.seconds, case.least_steps), "peak_gib": peak_gib()}
@@ -113,7 +117,7 @@ def run_plain(case: Case) -> dict[str, float]:
         data = TensorDataset(*read_tensors(Path(case.windows) / window.name, schema))
         yield from DataLoader(data, batch_size=case.model.batch_size)
 
-    contest = Contest(schema.windows, batches, step, case.model.batch_size)
+    contest = Contest(schema.windows, batches, partial(map, step), case.model.batch_size)
     return {**measure(contest, case.seconds, case.least_steps), "peak_gib": peak_gib()}
 
 

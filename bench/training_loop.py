@@ -16,11 +16,14 @@ WARM_UP_STEPS = 3
 
 @dataclass(frozen=True)
 class Contest:
-    """A contender, ready to train: its batches of a window, a step on a batch, the rows a global batch."""
+    """A contender, ready to train: its batches of a window, a loss for each of some batches, the rows a global batch.
+
+    ``batches`` reads ahead where the contender does; ``train`` takes what it gives, or part of it.
+    """
 
     windows: Sequence[Window]
     batches: Callable[[Window], Iterator[Any]]
-    step: Callable[[Any], float]
+    train: Callable[[Iterator[Any]], Iterator[float]]
     batch_size: int
 
 
@@ -31,7 +34,7 @@ def measure(contest: Contest, seconds: float, least_steps: int) -> dict[str, flo
         samples, seconds, waited (for the reader, in ``seconds``), reader (seconds a sample, alone) and
         first_loss (before any step: the same for contenders that start from the same weights).
     """
-    warm = [_timed(contest.step, batch) for batch in _some(contest, WARM_UP_STEPS)]
+    warm = [_timed(contest, batch) for batch in _some(contest, WARM_UP_STEPS)]
     steps = ranks.broadcast(max(least_steps, math.ceil(seconds / warm[-1][0])))
     samples, elapsed, waited = _train(contest, steps)
     read = [_read(contest, window) for window in contest.windows]
@@ -49,10 +52,22 @@ def _some(contest: Contest, count: int) -> Iterator[Any]:
     return itertools.islice(endless, count)
 
 
-def _timed(function: Callable[[Any], float], argument: Any) -> tuple[float, float]:
+def _timed(contest: Contest, batch: Any) -> tuple[float, float]:
+    """Seconds and loss of one step."""
     started = perf_counter()
-    result = function(argument)
-    return perf_counter() - started, result
+    (loss,) = contest.train(iter([batch]))
+    return perf_counter() - started, loss
+
+
+def _with_waits(batches: Iterator[Any], waits: list[float]) -> Iterator[Any]:
+    """``batches``; the seconds that each was waited for go to ``waits``."""
+    while True:
+        started = perf_counter()
+        batch = next(batches, None)
+        waits.append(perf_counter() - started)
+        if batch is None:
+            return
+        yield batch
 
 
 def _train(contest: Contest, steps: int) -> tuple[int, float, float]:
@@ -61,15 +76,12 @@ def _train(contest: Contest, steps: int) -> tuple[int, float, float]:
     for window in itertools.cycle(contest.windows):
         waits: list[float] = []
         used = 0
-        started = mark = perf_counter()
-        for batch in contest.batches(window):
-            waits.append(perf_counter() - mark)
-            contest.step(batch)
+        started = perf_counter()
+        batches = itertools.islice(_with_waits(contest.batches(window), waits), steps)
+        for _ in contest.train(batches):
             used += min(contest.batch_size, window.rows - used)
             steps -= 1
-            mark = perf_counter()
-            if steps == 0:
-                break
+        mark = perf_counter()
         opening = waits[0] - median(waits[1:] or [0.0])
         spare = opening * (1 - used / window.rows)
         samples += used

@@ -73,7 +73,10 @@ def run_fuxictr(case: Case) -> dict[str, Any]:
             path = str(Path(case.windows).absolute() / window.name)
             yield from ParquetDataLoader(features, path, batch_size=case.model.batch_size)
 
-        contest = Contest(schema.windows, batches, lambda batch: model.train_step(batch).item(), case.model.batch_size)
+        def losses(batches: Iterator[dict[str, Tensor]]) -> Iterator[float]:
+            return (model.train_step(batch).item() for batch in batches)
+
+        contest = Contest(schema.windows, batches, losses, case.model.batch_size)
         return {**measure(contest, case.seconds, case.least_steps), "peak_gib": peak_gib()}
 
 

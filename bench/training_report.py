@@ -38,21 +38,35 @@ class Section:
 
 
 def header(command: str, spin: dict[str, str]) -> list[str]:
-    """Date, machine, versions, command."""
-    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    environment = " ".join(f"{name}={value}" for name, value in spin.items())
-    memory = psutil.virtual_memory().total / BYTES_PER_GIB
+    """Date, machine, versions, command, what is measured."""
     return [
-        "# Training speed",
-        "",
-        f"{datetime.now(UTC):%Y-%m-%d}, {_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, "
-        f"load at the start {os.getloadavg()[0]:.1f}; Python {platform.python_version()}, {versions}; {environment}.",
-        "",
-        f"    {command}",
+        *machine_lines("Training speed", command, spin),
         "",
         "End to end from Parquet; medians over repeats, contenders alternating, each in its own process. Names",
         "are `engine-<ranks>x<threads>-<precision>`; what each column is: [bench/README.md](../../bench/README.md).",
     ]
+
+
+def machine_lines(title: str, command: str, spin: dict[str, str]) -> list[str]:
+    """Title, date, machine, versions, command."""
+    environment = " ".join(f"{name}={value}" for name, value in spin.items())
+    return [
+        f"# {title}",
+        "",
+        f"{machine_line()}, load at the start {os.getloadavg()[0]:.1f}; {environment}.",
+        "",
+        f"    {command}",
+    ]
+
+
+def machine_line() -> str:
+    """Date, machine and versions."""
+    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    memory = psutil.virtual_memory().total / BYTES_PER_GIB
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d}, {_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB; "
+        f"Python {platform.python_version()}, {versions}"
+    )
 
 
 def section_lines(section: Section) -> list[str]:

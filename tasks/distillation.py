@@ -10,11 +10,23 @@ from recsys.config import load_settings
 from recsys.data.schema import Schema
 from recsys.distill.settings import AugmentSettings, StudentsSettings, TeacherSettings
 from recsys.training.settings import TrainSettings
-from tasks.project import PARAMS, PARTITION_FILE, SCORES, STUDENTS, TEACHER, TEACHER_WORK, WINDOWS, replacing, require
+from tasks.project import (
+    PARAMS,
+    PARTITION_FILE,
+    SCORES,
+    STUDENTS,
+    STUDENTS_WORK,
+    TEACHER,
+    TEACHER_WORK,
+    WINDOWS,
+    replacing,
+    require,
+)
 from tasks.tracking import RunRecord, flatten, record
 from tasks.versioning import output_version
 
 CURVES = ("ne", "auc", "logloss", "calibration")
+SKIPPED = "skipped_batches"
 
 
 @task
@@ -36,7 +48,7 @@ def train_teacher_model() -> None:
             dataset=Schema.load(WINDOWS).dataset,
             curves=_curves(TEACHER),
             tags={"partition_version": output_version(PARTITION_FILE.parent)},
-            artifacts={str(TEACHER / "metrics.json"): "", str(TEACHER / "plan.json"): ""},
+            artifacts={str(TEACHER / name): "" for name in ("metrics.json", "plan.json", "plan.png")},
         )
     )
 
@@ -55,13 +67,14 @@ def score_all_windows() -> None:
 
 @task
 def train_all_students() -> None:
-    """Train every student with and without distillation, for each seed, and write models/students."""
+    """Train each student with and without distillation, once a seed, into models/students; a killed run goes on."""
     from recsys.distill.students import train_students
 
     require(WINDOWS, SCORES)
     settings, train = load_settings(PARAMS / "students.yaml", StudentsSettings), _train_settings()
     with replacing(STUDENTS) as (output,):
-        train_students(WINDOWS, SCORES, settings, train, output)
+        train_students(WINDOWS, SCORES, settings, train, output, STUDENTS_WORK)
+    shutil.rmtree(STUDENTS_WORK, ignore_errors=True)
     for folder in sorted(STUDENTS.glob("*/*/seed-*")):
         student, arm, seed = folder.parts[-3:]
         record(
@@ -83,6 +96,9 @@ def _train_settings() -> TrainSettings:
 
 
 def _curves(folder: Path) -> dict[str, list[float]]:
-    """Per-window metrics of one model, as MLflow curves ``window/ne`` and so on."""
+    """Per-window metrics of one model, as MLflow curves ``window/ne`` and so on, with skipped batches if any."""
     windows = json.loads((folder / "metrics.json").read_text())["windows"]
-    return {f"window/{key}": [window[key] for window in windows if window[key] is not None] for key in CURVES}
+    curves = {f"window/{key}": [window[key] for window in windows if window[key] is not None] for key in CURVES}
+    if any(SKIPPED in window for window in windows):
+        curves[f"window/{SKIPPED}"] = [window.get(SKIPPED, 0) for window in windows]
+    return curves

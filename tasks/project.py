@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,8 +19,10 @@ PARTITION_FILE = PARTITION / "partition.json"
 TEACHER = Path("models/teacher")
 TEACHER_WORK = Path(".work/teacher")  # checkpoints of a run that has not ended
 STUDENTS = Path("models/students")
+STUDENTS_WORK = Path(".work/students")
 EVALUATION = Path("reports/evaluation")
 REGISTRATION = Path("reports/registration.json")
+_HOST = socket.gethostname()
 
 
 def require(*inputs: Path) -> None:
@@ -45,7 +48,7 @@ def replacing(*targets: Path) -> Iterator[list[Path]]:
         for target in targets:
             target.parent.mkdir(parents=True, exist_ok=True)
             _remove_left_behind(target)
-            folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-{os.getpid()}-", dir=target.parent))
+            folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-{_HOST}-{os.getpid()}-", dir=target.parent))
             folder.chmod(0o755)
             scratch.append(folder)
         yield scratch
@@ -60,7 +63,8 @@ def replacing(*targets: Path) -> Iterator[list[Path]]:
 
 def _remove_left_behind(target: Path) -> None:
     """Remove the scratch folders of ``target`` whose process has ended."""
-    for folder in target.parent.glob(f".{target.name}-*-*"):
-        process_id = folder.name.removeprefix(f".{target.name}-").split("-")[0]
+    prefix = f".{target.name}-{_HOST}-"  # whether another node's process has ended cannot be seen here
+    for folder in target.parent.glob(f"{prefix}*-*"):
+        process_id = folder.name.removeprefix(prefix).split("-")[0]
         if process_id.isdigit() and not Path(f"/proc/{process_id}").exists():
             shutil.rmtree(folder, ignore_errors=True)

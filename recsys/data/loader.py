@@ -1,14 +1,16 @@
 """Batches of a windows folder, in event time (to predict) and in label time (to train)."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.streamable import Pipelineable
 
 from recsys.config import InputError
 from recsys.data.schema import Schema, Window
@@ -17,7 +19,7 @@ META_COLUMNS = ["example_id", "event_time", "label_time", "domain", "group", "la
 
 
 @dataclass
-class Batch:
+class Batch(Pipelineable):
     """One rank's share of a global batch; B rows, the same number on every rank.
 
     Attributes:
@@ -45,20 +47,18 @@ class Batch:
     score: Tensor
     global_rows: int
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: torch.device, non_blocking: bool = True) -> "Batch":
         """The same batch on ``device``."""
-        return Batch(
-            dense=self.dense.to(device, non_blocking=True),
-            sparse=self.sparse.to(device, non_blocking=True),
-            label=self.label.to(device, non_blocking=True),
-            weight=self.weight.to(device, non_blocking=True),
-            domain=self.domain.to(device, non_blocking=True),
-            group=self.group.to(device, non_blocking=True),
-            example_id=self.example_id.to(device, non_blocking=True),
-            event_time=self.event_time.to(device, non_blocking=True),
-            score=self.score.to(device, non_blocking=True),
-            global_rows=self.global_rows,
-        )
+        moved = {name: value.to(device, non_blocking=non_blocking) for name, value in self._parts().items()}
+        return replace(self, **moved)
+
+    def record_stream(self, stream: Any) -> None:
+        """Keep the memory until ``stream`` has used it."""
+        for value in self._parts().values():
+            value.record_stream(stream)
+
+    def _parts(self) -> dict[str, Tensor | KeyedJaggedTensor]:
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "global_rows"}
 
 
 class WindowReader:

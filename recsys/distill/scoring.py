@@ -25,7 +25,7 @@ from recsys.distill.teacher import load_partition, teacher_engine
 from recsys.progress import RowProgress
 from recsys.towers.partition_file import Partition
 from recsys.training.engine import Engine
-from recsys.training.launch import run_on_ranks
+from recsys.training.launch import launch
 from recsys.training.settings import TrainSettings
 
 SCORING_FILE = "scoring.json"
@@ -87,7 +87,7 @@ def score_windows(
         raise InputError(f"{teacher_dir / SNAPSHOTS_DIR}: no snapshots; run the teacher stage first")
     chosen = choose_snapshots(schema, snapshots)
     arguments = (windows_dir, partition, teacher_dir, chosen, teacher, settings, train, output_dir)
-    report = run_on_ranks(_score_rank, arguments, train.world_size, train.threads_per_rank)[0]
+    report = launch(_score_rank, arguments, train)[0]
     write_json(output_dir / SCORING_FILE, asdict(report))
     return report
 

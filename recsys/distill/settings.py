@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from recsys.config import Settings
 from recsys.models.settings import ModelSettings
+from recsys.training.settings import Quantisation
 
 
 class TeacherSettings(Settings):
@@ -14,6 +15,9 @@ class TeacherSettings(Settings):
     ``hold_back_ne_increase``: a snapshot whose window NE is more than this fraction above that of the
     last good one is written but never scores (0.05 is 5 %). ``checkpoint_every_batches``: besides each
     window's end, a point to go on from after a kill; null for none. ``keep_checkpoints``: how many.
+    ``checkpoint_asynchronously``: training waits for a copy in memory, not for the disk. Every
+    ``full_checkpoint_every``-th is full, those between hold the table rows trained on since.
+    ``quantise_checkpoints``: table weights in them; a run that goes on from fp16 or int8 does not end bitwise the same.
     """
 
     model: ModelSettings
@@ -21,6 +25,9 @@ class TeacherSettings(Settings):
     hold_back_ne_increase: float = Field(default=0.1, ge=0)
     checkpoint_every_batches: int | None = Field(default=None, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
+    checkpoint_asynchronously: bool = False
+    full_checkpoint_every: int = Field(default=1, ge=1)
+    quantise_checkpoints: Quantisation = "none"
     seed: int = Field(default=1, ge=0)
 
 
@@ -70,12 +77,17 @@ class StudentSettings(Settings):
 
 
 class StudentsSettings(Settings):
-    """params/students.yaml: every student is trained plain and distilled, once per seed."""
+    """params/students.yaml: every student is trained plain and distilled, once per seed.
+
+    ``checkpoint_every_batches`` and ``keep_checkpoints`` are as in :class:`TeacherSettings`, for each student.
+    """
 
     model: ModelSettings
     seeds: list[int] = Field(min_length=1)
     students: list[StudentSettings] = Field(min_length=1)
     distillation: AuxiliaryHeadSettings
+    checkpoint_every_batches: int | None = Field(default=None, ge=1)
+    keep_checkpoints: int = Field(default=1, ge=1)
 
     @model_validator(mode="after")
     def _unique(self) -> "StudentsSettings":

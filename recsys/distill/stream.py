@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -17,10 +18,13 @@ from recsys.distill import ranks
 from recsys.evaluation.metrics import compute_metrics
 from recsys.progress import RowProgress
 from recsys.training.engine import Engine, LossFunction
+from recsys.training.non_finite import NonFiniteError
+from recsys.training.overlap import load_ahead, train_batches
 from recsys.training.resume import Checkpoints, Position
 
 PREDICTIONS_DIR = "predictions"
 METRICS_FILE = "metrics.json"
+SKIPPED = "skipped_batches"
 PREDICTION_SCHEMA = {
     "example_id": pl.Int64,
     "group": pl.Int64,
@@ -74,7 +78,7 @@ def run_stream(
     if ranks.rank() == 0:
         (output_dir / PREDICTIONS_DIR).mkdir(parents=True, exist_ok=True)
     position = Position() if checkpoints is None else checkpoints.restore(engine)
-    progress.advance(position.progress_rows)
+    progress.advance(max(position.progress_rows - progress.rows, 0))
     history = list(position.history)
     for index, window in enumerate(stream.reader.windows[position.window :], start=position.window):
         position = replace(position, window=index)
@@ -83,7 +87,8 @@ def run_stream(
             position = replace(position, measured=measured)
         position = train(engine, loss_function, window, stream, progress, position, checkpoints)
         train_loss = ranks.mean_over_ranks([position.loss])[0] / position.rows if position.rows else None
-        history.append({"window": window.name, **position.measured, "train_loss": train_loss})
+        skipped = _skipped(engine, history)
+        history.append({"window": window.name, **position.measured, "train_loss": train_loss, **skipped})
         if after_window is not None:
             after_window(window, history)
         position = Position(window=index + 1, history=list(history), progress_rows=progress.rows)
@@ -92,6 +97,12 @@ def run_stream(
     if ranks.rank() == 0:
         write_json(output_dir / METRICS_FILE, {"windows": history})
     return history
+
+
+def _skipped(engine: Engine, history: list[dict[str, Any]]) -> dict[str, int]:
+    """{"skipped_batches": those of the window after ``history``}; nothing where there are none."""
+    skipped = engine.skipped_batches - sum(row.get(SKIPPED, 0) for row in history)
+    return {SKIPPED: skipped} if skipped else {}
 
 
 def _predict_window(
@@ -112,13 +123,14 @@ def _predict_window(
 def predict(engine: Engine, batches: Iterable[Batch], progress: RowProgress) -> pl.DataFrame | None:
     """Predict ``batches``; rank 0 gets every rank's real rows by (event_time, example_id), others None."""
     columns: dict[str, list[np.ndarray]] = {name: [] for name in PREDICTION_SCHEMA}
-    for batch in batches:
-        logit = engine.predict(batch)  # [B]
-        real = batch.weight > 0  # [B]
-        tensors = {name: getattr(batch, name) for name in PREDICTION_SCHEMA if name != "logit"}
-        for name, value in {**tensors, "logit": logit}.items():
-            columns[name].append(value[real].float().cpu().numpy() if name == "logit" else value[real].cpu().numpy())
-        progress.advance(batch.global_rows)
+    with closing(load_ahead(engine, batches)) as ahead:
+        for batch in ahead:
+            tensors = {name: getattr(batch, name) for name in PREDICTION_SCHEMA if name != "logit"}
+            tensors["logit"] = engine.predict(batch).float()  # [B]
+            real = batch.weight > 0  # [B]
+            for name, value in tensors.items():
+                columns[name].append(value[real].cpu().numpy())
+            progress.advance(batch.global_rows)
     gathered = ranks.gather({name: np.concatenate(parts) if parts else np.empty(0) for name, parts in columns.items()})
     if ranks.rank() != 0:
         return None
@@ -148,19 +160,25 @@ def train(
         domain=stream.domain,
         scores_dir=stream.scores_dir,
     )
-    for batch in islice(batches, position.batches, None):
-        loss = engine.train_step(batch, loss_function)
-        trained = 0 if math.isnan(loss) else batch.global_rows  # NaN: the batch was skipped
-        progress.advance(batch.global_rows)
-        position = replace(
-            position,
-            batches=position.batches + 1,
-            loss=position.loss + (loss * trained if trained else 0.0),
-            rows=position.rows + trained,
-            progress_rows=progress.rows,
-        )
-        if checkpoints is not None and checkpoints.due(position.batches):
-            checkpoints.save(engine, position)
+    try:
+        with (
+            closing(load_ahead(engine, islice(batches, position.batches, None))) as ahead,
+            closing(train_batches(engine, ahead, loss_function)) as steps,
+        ):
+            for batch, loss in steps:
+                trained = 0 if math.isnan(loss) else batch.global_rows  # NaN: the batch was skipped
+                progress.advance(batch.global_rows)
+                position = replace(
+                    position,
+                    batches=position.batches + 1,
+                    loss=position.loss + (loss * trained if trained else 0.0),
+                    rows=position.rows + trained,
+                    progress_rows=progress.rows,
+                )
+                if checkpoints is not None and checkpoints.due(position.batches):
+                    checkpoints.save(engine, position)
+    except NonFiniteError as error:
+        raise error.located(window.name, stream.reader.schema.dense) from None
     return position
 
 

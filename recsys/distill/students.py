@@ -1,6 +1,8 @@
 """Students: one small model a domain, trained with the teacher's scores and without, once a seed."""
 
-from dataclasses import dataclass
+import json
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +13,29 @@ from recsys.distill import ranks
 from recsys.distill.auxiliary_head import RANKER_PREFIX, DistillationLoss, DistilledRanker
 from recsys.distill.settings import StudentSettings, StudentsSettings
 from recsys.distill.stream import Stream, run_stream, write_json
-from recsys.distill.teacher import model_size
+from recsys.distill.teacher import CHECKPOINT_KEYS, CODE, PLACEMENT_KEYS, code_of, model_size
 from recsys.models.factory import build_ranker
 from recsys.progress import RowProgress
 from recsys.serving.export import export_ranker
+from recsys.training.checkpoints import PARTIAL_SUFFIX, write_durably
 from recsys.training.engine import Engine, LossFunction
-from recsys.training.launch import run_on_ranks
+from recsys.training.launch import launch
+from recsys.training.resume import (
+    CHECKPOINTS_DIR,
+    OUTPUT_DIR,
+    Checkpoints,
+    fingerprint,
+    folder_state,
+    link_files,
+    work_folder,
+)
 from recsys.training.settings import TrainSettings
 
 PLAIN, DISTILLED = "plain", "distilled"
 ARMS = (PLAIN, DISTILLED)
 EXPORT_DIR = "export"
 SIZE_FILE = "size.json"
+ENDED_FILE = "ended.json"
 
 
 @dataclass(frozen=True)
@@ -39,7 +52,12 @@ class Run:
 
 
 def train_students(
-    windows_dir: Path, scores_dir: Path, settings: StudentsSettings, train: TrainSettings, output_dir: Path
+    windows_dir: Path,
+    scores_dir: Path,
+    settings: StudentsSettings,
+    train: TrainSettings,
+    output_dir: Path,
+    resume_dir: Path | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Train all students x arms x seeds in one launch of ranks.
 
@@ -47,16 +65,31 @@ def train_students(
     has the second head. Writes <student>/<arm>/seed-<n>/{predictions,metrics.json}, for the first
     seed <student>/<arm>/export/, and size.json (parameters of a served student).
 
+    With ``resume_dir`` a killed run goes on at the student and window it was at, as
+    :func:`recsys.distill.teacher.train_teacher` does. The caller removes ``resume_dir``.
+
     Returns:
         Metrics of each window by "<student>/<arm>/seed-<n>".
 
     Raises:
-        InputError: a student's domain is not in the data, or the model has towers.
+        InputError: a student's domain is not in the data, the model has towers, or ``resume_dir`` is in use.
     """
     schema = Schema.load(windows_dir)
     check_students(schema, settings)
-    arguments = (windows_dir, scores_dir, settings, train, output_dir)
-    return run_on_ranks(_train_rank, arguments, train.world_size, train.threads_per_rank)[0]
+
+    def run_ranks(folder: Path, checkpoints: Checkpoints | None) -> dict[str, list[dict[str, Any]]]:
+        arguments = (windows_dir, scores_dir, settings, train, folder, checkpoints)
+        return launch(_train_rank, arguments, train)[0]
+
+    if resume_dir is None:
+        return run_ranks(output_dir, None)
+    decisive = settings.model_dump(exclude=CHECKPOINT_KEYS), train.model_dump(exclude=PLACEMENT_KEYS)
+    run = fingerprint(folder_state(windows_dir), folder_state(scores_dir), code_of(CODE), decisive)
+    with work_folder(resume_dir, run, shared=train.nodes.count > 1) as folder:
+        every, keep = settings.checkpoint_every_batches, settings.keep_checkpoints
+        results = run_ranks(folder / OUTPUT_DIR, Checkpoints(folder / CHECKPOINTS_DIR, run, keep, every))
+        link_files(folder / OUTPUT_DIR, output_dir)
+    return results
 
 
 def check_students(schema: Schema, settings: StudentsSettings) -> None:
@@ -75,7 +108,12 @@ def check_students(schema: Schema, settings: StudentsSettings) -> None:
 
 
 def _train_rank(
-    windows_dir: Path, scores_dir: Path, settings: StudentsSettings, train: TrainSettings, output_dir: Path
+    windows_dir: Path,
+    scores_dir: Path,
+    settings: StudentsSettings,
+    train: TrainSettings,
+    output_dir: Path,
+    checkpoints: Checkpoints | None,
 ) -> dict[str, list[dict[str, Any]]]:
     """All students on one rank."""
     reader = WindowReader(windows_dir)
@@ -86,9 +124,36 @@ def _train_rank(
     with RowProgress("students", total, enabled=ranks.rank() == 0) as progress:
         for run, stream in zip(runs, streams, strict=True):
             folder = run.folder(output_dir)
-            history = _train_run(run, stream, settings, train, folder, progress)
-            results[folder.relative_to(output_dir).as_posix()] = history
+            name = folder.relative_to(output_dir).as_posix()
+            own = None if checkpoints is None else replace(checkpoints, folder=run.folder(checkpoints.folder))
+            history = None if own is None else _ended(own)
+            if history is None:
+                history = _train_run(run, stream, settings, train, folder, progress, own)
+            else:
+                progress.advance(2 * stream.rows())
+            results[name] = history
     return results
+
+
+def _ended(checkpoints: Checkpoints) -> list[dict[str, Any]] | None:
+    """The metrics of a student that an earlier process has ended; None where it has not."""
+    path, history = checkpoints.folder / ENDED_FILE, None
+    if ranks.rank() == 0:
+        checkpoints.folder.mkdir(parents=True, exist_ok=True)
+        history = json.loads(path.read_text()) if path.exists() else None
+    return ranks.broadcast(history)
+
+
+def _end(checkpoints: Checkpoints, history: list[dict[str, Any]]) -> None:
+    """Note that a student is done, then drop the checkpoints it needs no more."""
+    if ranks.rank() == 0:
+        partial = checkpoints.folder / f"{ENDED_FILE}{PARTIAL_SUFFIX}"
+        write_durably(partial, json.dumps(history))
+        partial.rename(checkpoints.folder / ENDED_FILE)
+        for path in checkpoints.folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+    ranks.barrier()
 
 
 def _stream(reader: WindowReader, run: Run, scores_dir: Path, train: TrainSettings) -> Stream:
@@ -103,17 +168,20 @@ def _train_run(
     train: TrainSettings,
     folder: Path,
     progress: RowProgress,
+    checkpoints: Checkpoints | None,
 ) -> list[dict[str, Any]]:
     """Train one student; export it if it is of the first seed."""
     schema = stream.reader.schema
     engine, loss_function = _engine(run, schema, settings, train)
-    history = run_stream(engine, loss_function, stream, folder, progress)
+    history = run_stream(engine, loss_function, stream, folder, progress, checkpoints=checkpoints)
     if run.seed == settings.seeds[0]:
         state = engine.gather_state()
         if ranks.rank() == 0:
             served = {name.removeprefix(RANKER_PREFIX): v for name, v in state.items() if _is_served(name, run.arm)}
             export_ranker(served, schema, settings.model, folder.parent / EXPORT_DIR)
             write_json(folder.parents[2] / SIZE_FILE, model_size(served))
+    if checkpoints is not None:
+        _end(checkpoints, history)
     return history
 
 

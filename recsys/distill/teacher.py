@@ -1,12 +1,14 @@
 """The teacher: one large model over all domains, trained once through the stream, publishing snapshots."""
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 import recsys
+from recsys.config import InputError
 from recsys.data.loader import WindowReader
 from recsys.data.schema import Schema, Window
 from recsys.distill import ranks
@@ -16,9 +18,12 @@ from recsys.distill.stream import Stream, run_stream, write_json
 from recsys.models.factory import build_ranker
 from recsys.models.settings import ModelSettings
 from recsys.progress import RowProgress
+from recsys.sharding.report import draw_plan
+from recsys.sharding.training_plan import predict_training
 from recsys.towers.partition_file import Partition
 from recsys.training.engine import Engine
-from recsys.training.launch import run_on_ranks
+from recsys.training.launch import launch
+from recsys.training.launch_settings import LaunchSettings
 from recsys.training.resume import (
     CHECKPOINTS_DIR,
     OUTPUT_DIR,
@@ -31,19 +36,28 @@ from recsys.training.resume import (
 from recsys.training.settings import TrainSettings
 
 PLAN_FILE = "plan.json"
+PLAN_FIGURE = "plan.png"
 SIZE_FILE = "size.json"
 TABLE_KEY = "embedding_bags"
 CODE = Path(recsys.__file__).parent
-CHECKPOINT_KEYS = {"checkpoint_every_batches", "keep_checkpoints"}
+CHECKPOINT_KEYS = {
+    "checkpoint_every_batches",
+    "keep_checkpoints",
+    "checkpoint_asynchronously",
+    "full_checkpoint_every",
+}  # not quantise_checkpoints, which decides what a killed run ends with
 PLACEMENT_KEYS = {
-    "world_size",
-    "threads_per_rank",
-    "ranks_per_host",
+    *LaunchSettings.model_fields,
     "memory_gb",
+    "table_memory",
+    "table_file_dir",
     "sharding",
     "table_sharding",
-    "max_restarts",
-}
+    "hardware",
+    "ids_per_list",
+    "overlap",
+    "prefetch_batches",
+} - {"device"}
 
 
 def train_teacher(
@@ -57,7 +71,8 @@ def train_teacher(
     """Train the teacher through all windows.
 
     Writes in ``output_dir``: snapshots/<name>/, predictions/<window>.parquet, metrics.json (a row a
-    window), plan.json (where each table's shards are) and size.json (parameters).
+    window), plan.json (where each table's shards are), plan.png (what each rank is predicted to take
+    and to hold) and size.json (parameters).
 
     With ``resume_dir`` it works there and puts the results in ``output_dir`` at the end. A run that
     was killed goes on from its last checkpoint if data, code and settings are the same (placement on
@@ -72,26 +87,43 @@ def train_teacher(
     """
     partition = load_partition(partition_file, settings.model)
     Schema.load(windows_dir)
+    if settings.checkpoint_asynchronously and train.table_memory == "file":
+        raise InputError(
+            "params/teacher.yaml: checkpoint_asynchronously copies the tables into memory, and table_memory is file "
+            "because they do not fit there; set one of them otherwise"
+        )
 
-    def launch(folder: Path, checkpoints: Checkpoints | None) -> list[dict[str, Any]]:
+    def run_ranks(folder: Path, checkpoints: Checkpoints | None) -> list[dict[str, Any]]:
         arguments = (windows_dir, partition, settings, train, folder, checkpoints)
-        return run_on_ranks(_train_rank, arguments, train.world_size, train.threads_per_rank, train.max_restarts)[0]
+        return launch(_train_rank, arguments, train)[0]
 
     if resume_dir is None:
-        return launch(output_dir, None)
+        return run_ranks(output_dir, None)
     run = _run_name(windows_dir, partition, settings, train)
-    with work_folder(resume_dir, run) as folder:
-        every, keep = settings.checkpoint_every_batches, settings.keep_checkpoints
-        history = launch(folder / OUTPUT_DIR, Checkpoints(folder / CHECKPOINTS_DIR, run, keep, every))
+    with work_folder(resume_dir, run, shared=train.nodes.count > 1) as folder:
+        checkpoints = Checkpoints(
+            folder / CHECKPOINTS_DIR,
+            run,
+            settings.keep_checkpoints,
+            settings.checkpoint_every_batches,
+            settings.checkpoint_asynchronously,
+            settings.full_checkpoint_every,
+            settings.quantise_checkpoints,
+        )
+        history = run_ranks(folder / OUTPUT_DIR, checkpoints)
         link_files(folder / OUTPUT_DIR, output_dir)
     return history
 
 
 def _run_name(windows_dir: Path, partition: Partition | None, settings: TeacherSettings, train: TrainSettings) -> str:
     """A name for what decides the teacher's weights: data, code, partition and settings, but not the placement."""
-    code = [path.read_bytes() for path in sorted(CODE.rglob("*.py"))]
     decisive = settings.model_dump(exclude=CHECKPOINT_KEYS), train.model_dump(exclude=PLACEMENT_KEYS)
-    return fingerprint(folder_state(windows_dir), code, partition, decisive)
+    return fingerprint(folder_state(windows_dir), code_of(CODE), partition, decisive)
+
+
+def code_of(package: Path) -> list[bytes]:
+    """The source files of a package."""
+    return [path.read_bytes() for path in sorted(package.rglob("*.py"))]
 
 
 def load_partition(partition_file: Path | None, model: ModelSettings) -> Partition | None:
@@ -126,7 +158,8 @@ def _train_rank(
     engine = teacher_engine(reader.schema, partition, settings, train)
     stream = Stream(reader, train.global_batch_size)
     publisher = _Publisher(engine, settings, output_dir / SNAPSHOTS_DIR)
-    with RowProgress("teacher", 2 * stream.rows(), enabled=ranks.rank() == 0) as progress:
+    writing = nullcontext() if checkpoints is None else checkpoints.writing()
+    with RowProgress("teacher", 2 * stream.rows(), enabled=ranks.rank() == 0) as progress, writing:
         history = run_stream(
             engine, engine.serving_loss, stream, output_dir, progress, publisher.after_window, checkpoints
         )
@@ -134,6 +167,8 @@ def _train_rank(
     state = engine.gather_state()
     if ranks.rank() == 0:
         write_json(output_dir / PLAN_FILE, plan)
+        ranker = build_ranker(reader.schema, settings.model, partition, settings.seed, table_device="meta")
+        draw_plan(predict_training(ranker, train, ranks.world_size(), plan), output_dir / PLAN_FIGURE)
         write_json(output_dir / SIZE_FILE, model_size(state))
     return history
 

@@ -1,6 +1,7 @@
 """Initial embedding rows that depend on (seed, table, row) only, never on plan or world size."""
 
 import hashlib
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -19,7 +20,16 @@ def initial_rows(seed: int, table: str, num_embeddings: int, dimension: int, sta
     bound = num_embeddings**-0.5
     blocks = [_block(seed, table, block, dimension, bound) for block in range(first, last + 1)]
     offset = first * ROWS_PER_BLOCK
-    return torch.cat(blocks)[start - offset : stop - offset]
+    whole = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+    return whole[start - offset : stop - offset]
+
+
+def row_blocks(start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """[start, stop) in pieces, each of one block that :func:`initial_rows` draws as a whole."""
+    while start < stop:
+        end = min((start // ROWS_PER_BLOCK + 1) * ROWS_PER_BLOCK, stop)
+        yield start, end
+        start = end
 
 
 def _block(seed: int, table: str, block: int, dimension: int, bound: float) -> Tensor:

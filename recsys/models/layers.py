@@ -1,7 +1,12 @@
 """The parts that rankers and tower modules are composed of."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx
+from torch.nn.functional import pad
 
 
 def perceptron(in_features: int, widths: list[int]) -> nn.Sequential:
@@ -19,13 +24,35 @@ class DotInteraction(nn.Module):
     def __init__(self, vectors: int, dimension: int) -> None:
         super().__init__()
         rows, columns = torch.triu_indices(vectors, vectors, offset=1)
-        self.register_buffer("pairs", rows * vectors + columns, persistent=False)
+        self.register_buffer("pairs", rows * vectors + columns, persistent=False)  # [P], places in [V, V]
+        places = torch.full((vectors, vectors), rows.numel())
+        places[rows, columns] = places[columns, rows] = torch.arange(rows.numel())
+        self.register_buffer("places", places.flatten(), persistent=False)  # [V*V], pair of a place; P: none
         self.out_features = dimension + rows.numel()
 
     def forward(self, vectors: Tensor) -> Tensor:
         """[B, V, D] -> [B, D + V(V-1)/2]."""
-        dots = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1)  # [B, V*V]
-        return torch.cat([vectors[:, 0], dots.index_select(1, self.get_buffer("pairs"))], dim=1)
+        dots = PairDots.apply(vectors, self.get_buffer("pairs"), self.get_buffer("places"))
+        return torch.cat([vectors[:, 0], dots], dim=1)
+
+
+class PairDots(Function):
+    """Dots x_i x_j, whose gradient is one product: with G symmetric, d(X X^T) = G X where autograd takes two."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, vectors: Tensor, pairs: Tensor, places: Tensor) -> Tensor:
+        """[B, V, D], [P], [V*V] -> [B, P]."""
+        ctx.save_for_backward(vectors, places)
+        return torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1).index_select(1, pairs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """[B, P] -> [B, V, D]."""
+        vectors, places = ctx.saved_tensors
+        count = vectors.shape[1]
+        padded = pad(gradients[0], (0, 1))  # [B, P + 1]; the diagonal has no gradient
+        symmetric = padded.index_select(1, places).view(-1, count, count)
+        return torch.bmm(symmetric, vectors.to(symmetric.dtype)).to(vectors.dtype), None, None
 
 
 class LowRankCrossNetwork(nn.Module):
@@ -33,6 +60,7 @@ class LowRankCrossNetwork(nn.Module):
 
     def __init__(self, in_features: int, layers: int, rank: int) -> None:
         super().__init__()
+        self.in_features = in_features
         self.downs = nn.ModuleList(nn.Linear(in_features, rank, bias=False) for _ in range(layers))
         self.ups = nn.ModuleList(nn.Linear(rank, in_features) for _ in range(layers))
 

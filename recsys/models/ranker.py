@@ -6,28 +6,39 @@ import torch
 from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from recsys.data.schema import Schema
 from recsys.models.layers import DotInteraction, LowRankCrossNetwork, perceptron
-from recsys.models.settings import ModelSettings
+from recsys.models.settings import PASS_THROUGH, ModelSettings
 from recsys.towers.exchange import PeerExchange
-from recsys.towers.modules import CrossTower, DotTower
+from recsys.towers.modules import build_tower, tower_width
 
 SERVING = "serving"
 SMALLEST_RATE = 1e-4
 TABLE_PREFIX = "table_"
 
 
-class TowerArch(nn.Module):
-    """An interaction of the dense vector with the embeddings, or with the outputs of ``towers``.
+class Arch(nn.Module):
+    """The dense vector, and embeddings or the towers' outputs; subclasses interact them.
 
-    ``members`` holds the positions of each tower's features; None without towers. The tower transform
-    empties the towers of other hosts, and :meth:`compress` leaves those out.
+    ``members`` holds the positions of each tower's features; None without towers. The tower modules run
+    here on what :meth:`compress` is given; the tower transform empties the towers of other hosts, leaves
+    their outputs out, and calls :meth:`interact` with those of all. Towers that pass their embeddings
+    through give them back in the order of the schema, so that the model is the one without towers.
     """
 
-    members: list[list[int]] | None
-    towers: nn.ModuleList
+    def __init__(self, dense_features: int, towers: list[list[int]] | None, features: int, s: ModelSettings) -> None:
+        super().__init__()
+        self.dimension = s.interaction_dimension
+        self.project = nn.Linear(dense_features, self._dense_dimension(s))
+        self.members = towers
+        self.towers = nn.ModuleList(build_tower(len(members), s) for members in towers or [])
+        self.width = sum(tower_width(tower) for tower in self.towers) if towers else features * s.embedding_dimension
+        self.order: list[int] | None = None
+        if towers and s.tower_kind == PASS_THROUGH:
+            placed = [position for members in towers for position in members]
+            self.order = [placed.index(position) for position in range(features)]
 
     def forward(self, dense: Tensor, embeddings: Tensor) -> Tensor:
         """[B, W], [B, F, N] -> [B, out_features]."""
@@ -41,49 +52,49 @@ class TowerArch(nn.Module):
         return [tower(embeddings[:, members]).flatten(1) for tower, members in pairs if members]
 
     def interact(self, dense: Tensor, outputs: list[Tensor]) -> Tensor:
-        """[B, W] and what :meth:`compress` gives -> [B, out_features]."""
+        """[B, W] and the outputs of all towers, in the model's order -> [B, out_features]."""
+        projected = self.project(dense)
+        vectors = [output.to(projected.dtype) for output in outputs]
+        if self.order is not None:
+            placed = torch.cat(vectors, dim=1).unflatten(1, (len(self.order), self.dimension))
+            vectors = [placed[:, self.order].flatten(1)]
+        return self._interact(torch.cat([projected, *vectors], dim=1))  # [B, D + sum of O]
+
+    def _dense_dimension(self, settings: ModelSettings) -> int:
+        raise NotImplementedError
+
+    def _interact(self, inputs: Tensor) -> Tensor:
         raise NotImplementedError
 
 
-class DotArch(TowerArch):
-    """DLRM: dots between the dense vector and the embeddings, or the towers' vectors."""
+class DotArch(Arch):
+    """DLRM: dots between the dense vector and the embeddings, or the towers' vectors of D."""
 
     def __init__(self, dense_features: int, towers: list[list[int]] | None, features: int, s: ModelSettings) -> None:
-        super().__init__()
-        dimension = s.tower_dimension if towers else s.embedding_dimension
-        self.project = nn.Linear(dense_features, dimension)
-        self.members = towers
-        self.towers = nn.ModuleList(DotTower(len(t), s.embedding_dimension, dimension) for t in towers or [])
-        self.interaction = DotInteraction(features + 1, dimension)
+        super().__init__(dense_features, towers, features, s)
+        self.interaction = DotInteraction(1 + self.width // self.dimension, self.dimension)
         self.out_features = self.interaction.out_features
 
-    def interact(self, dense: Tensor, outputs: list[Tensor]) -> Tensor:
-        """[B, W] and what :meth:`compress` gives -> [B, out_features]."""
-        projected = self.project(dense)  # [B, D]
-        vectors = torch.cat([projected, *(output.to(projected.dtype) for output in outputs)], dim=1)
-        return self.interaction(vectors.unflatten(1, (-1, projected.shape[1])))  # [B, V, D]
+    def _dense_dimension(self, settings: ModelSettings) -> int:
+        return settings.interaction_dimension
+
+    def _interact(self, inputs: Tensor) -> Tensor:
+        return self.interaction(inputs.unflatten(1, (-1, self.dimension)))  # [B, 1 + V, D]
 
 
-class CrossArch(TowerArch):
+class CrossArch(Arch):
     """DCNv2: cross layers over the dense vector and the embeddings, or the towers' outputs."""
 
     def __init__(self, dense_features: int, towers: list[list[int]] | None, features: int, s: ModelSettings) -> None:
-        super().__init__()
-        dimension = s.embedding_dimension
-        self.project = nn.Linear(dense_features, dimension)
-        self.members = towers
-        modules = [
-            CrossTower(len(t), dimension, s.tower_dimension, s.tower_cross_layers, s.cross_rank) for t in towers or []
-        ]
-        self.towers = nn.ModuleList(modules)
-        width = sum(m.out_features for m in modules) if towers else features * dimension
-        self.out_features = dimension + width
+        super().__init__(dense_features, towers, features, s)
+        self.out_features = s.embedding_dimension + self.width
         self.cross = LowRankCrossNetwork(self.out_features, s.cross_layers, s.cross_rank)
 
-    def interact(self, dense: Tensor, outputs: list[Tensor]) -> Tensor:
-        """[B, W] and what :meth:`compress` gives -> [B, out_features]."""
-        projected = self.project(dense)
-        return self.cross(torch.cat([projected, *(output.to(projected.dtype) for output in outputs)], dim=1))
+    def _dense_dimension(self, settings: ModelSettings) -> int:
+        return settings.embedding_dimension
+
+    def _interact(self, inputs: Tensor) -> Tensor:
+        return self.cross(inputs)
 
 
 class Ranker(nn.Module):
@@ -100,6 +111,7 @@ class Ranker(nn.Module):
     ) -> None:
         super().__init__()
         self.feature_names = [feature.name for feature in schema.categorical]
+        self.dense_width = schema.dense_width
         self.embedding_dimension = settings.embedding_dimension
         self.peers: PeerExchange | None = None
         tables = table_configs(schema, settings.embedding_dimension)
@@ -127,15 +139,13 @@ class Ranker(nn.Module):
         embeddings = self.embed(self.peers.exchange_ids(sparse))
         return self.peers.exchange_outputs(self.interaction.compress(embeddings))
 
+    def represent_embedded(self, dense: Tensor, embeddings: Tensor) -> Tensor:
+        """[B, W], [B, F, N] -> [B, H]: the ranker above its tables."""
+        return self.over_arch(self.interaction(self.dense_arch(dense), embeddings))
+
     def embed(self, sparse: KeyedJaggedTensor) -> Tensor:
         """Pooled embeddings in the order of the schema: [B, F, N]."""
-        pooled = self.embeddings(sparse)
-        keys = pooled.keys()
-        columns = pooled.values().view(-1, len(keys), self.embedding_dimension)  # [B, F, N], no copy
-        if keys == self.feature_names:
-            return columns
-        order = torch.tensor([keys.index(name) for name in self.feature_names])  # a plan may reorder the columns
-        return columns.index_select(1, order.to(columns.device))
+        return in_schema_order(self.embeddings(sparse), self.feature_names, self.embedding_dimension)
 
     def head(self, representation: Tensor) -> Tensor:
         """[B, H] -> serving logit [B]."""
@@ -144,6 +154,16 @@ class Ranker(nn.Module):
     def forward(self, dense: Tensor, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
         """{"serving": logit [B]}."""
         return {SERVING: self.head(self.represent(dense, sparse))}
+
+
+def in_schema_order(pooled: KeyedTensor, names: list[str], dimension: int) -> Tensor:
+    """Pooled embeddings of ``names``, in their order: [B, F, N]."""
+    keys = pooled.keys()
+    columns = pooled.values().view(-1, len(keys), dimension)  # [B, F, N], no copy
+    if keys == names:
+        return columns
+    order = torch.tensor([keys.index(name) for name in names])  # a plan may reorder the columns
+    return columns.index_select(1, order.to(columns.device))
 
 
 def table_configs(schema: Schema, dimension: int) -> list[EmbeddingBagConfig]:

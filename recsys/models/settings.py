@@ -1,10 +1,38 @@
 """Size and shape of a ranker."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from recsys.config import Settings
+
+PASS_THROUGH = "pass_through"
+
+
+class TowerModuleSettings(Settings):
+    """What a tower does to its features' embeddings; see recsys/towers/modules.py.
+
+    ``kind``: ``dot`` (DLRM's), ``cross`` (DCN's), ``pass_through`` (nothing: towers move tables,
+    not the model) or ``package.module:Class`` of a module of one's own, which may read ``options``;
+    null: the architecture's. ``dot`` gives ``vectors`` mixtures of the whole tower (the paper's p)
+    and ``vectors_per_feature`` projections of each feature (c). ``cross`` has ``cross_layers`` of
+    rank ``cross_rank`` (null: the model's) and one vector a tower; a tower of one feature is left
+    as it is, or, with ``cross_singletons``, goes through the cross layers and is not projected.
+    """
+
+    kind: str | None = None
+    vectors: NonNegativeInt = 0
+    vectors_per_feature: NonNegativeInt = 1
+    cross_layers: PositiveInt = 1
+    cross_rank: PositiveInt | None = None
+    cross_singletons: bool = False
+    options: dict[str, Any] = Field(default={})
+
+    @model_validator(mode="after")
+    def _gives_something(self) -> "TowerModuleSettings":
+        if self.vectors + self.vectors_per_feature == 0:
+            raise ValueError("vectors and vectors_per_feature are both 0; a tower must give at least one vector")
+        return self
 
 
 class ModelSettings(Settings):
@@ -25,4 +53,15 @@ class ModelSettings(Settings):
     cross_rank: PositiveInt = 32
     towers: bool = False
     tower_dimension: PositiveInt = 8
-    tower_cross_layers: PositiveInt = 1
+    tower_module: TowerModuleSettings = TowerModuleSettings()
+
+    @property
+    def tower_kind(self) -> str:
+        """The kind of tower module, the architecture's own where none is given."""
+        return self.tower_module.kind or {"dlrm": "dot", "dcn": "cross"}[self.architecture]
+
+    @property
+    def interaction_dimension(self) -> int:
+        """Width of the vectors that DLRM's dots are taken of."""
+        compressed = self.towers and self.tower_kind != PASS_THROUGH
+        return self.tower_dimension if compressed else self.embedding_dimension

@@ -41,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", type=Path, help="write the plan here")
     plan.add_argument("--figure", type=Path, help="draw the ranks here (PNG)")
     calibrate = commands.add_parser("calibrate", help="measure this machine for plan --hardware cpu")
+    calibrate.add_argument("--output", type=Path, help="write here instead: a file for hardware of params/train.yaml")
     calibrate.set_defaults(command=_calibrate)
     return parser
 
@@ -80,8 +81,11 @@ def _calibrate(options: argparse.Namespace) -> None:
     from recsys.sharding.calibration import calibrate
     from recsys.sharding.topology import calibration_path
 
-    measured = calibrate(HARDWARE)
-    print(f"{calibration_path()}: {measured.source}")
+    path = options.output or calibration_path()
+    if options.output and not path.parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}")
+    measured = calibrate(HARDWARE, path)
+    print(f"{path}: {measured.source}")
     print(
         f"memory {measured.ddr.gb_s:g} GB/s, all-to-all {measured.intra_gb_s:g} GB/s, "
         f"collective {measured.collective_ms:g} ms, dense {measured.dense_tflops:g} TFLOP/s"

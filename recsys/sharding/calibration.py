@@ -1,5 +1,6 @@
 """Measure what this machine can do, in a few seconds: memory copies, gloo over the loopback, GEMM."""
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ import yaml
 from torch import distributed
 
 from recsys.config import load_settings
-from recsys.sharding.topology import GIGA, Hardware, calibration_path
+from recsys.sharding.topology import GIGA, Hardware
 from recsys.training.launch import run_on_ranks
 
 RANKS = 2
@@ -22,10 +23,10 @@ FLOAT_BYTES = 4
 DIGITS = 4
 
 
-def calibrate(folder: Path) -> Hardware:
-    """Measure, write the result where ``plan --hardware cpu`` looks for it, and return it.
+def calibrate(folder: Path, path: Path) -> Hardware:
+    """Measure, write the result to ``path``, and return it.
 
-    What is not measured (latency of a shard, reserve) is taken from ``folder/cpu.yaml``.
+    What is not measured (cost of a shard and of a step, reserve) is taken from ``folder/cpu.yaml``.
     """
     guessed = load_settings(folder / "cpu.yaml", Hardware)
     large, small = run_on_ranks(_exchange_seconds, (), RANKS, 1)[0]
@@ -39,10 +40,10 @@ def calibrate(folder: Path) -> Hardware:
             "reduce_gb_s": bandwidth,
             "collective_ms": _rounded(small * 1000),
             "dense_tflops": _rounded(_gemm_tflops()),
+            "cores": os.cpu_count(),
             "source": f"measured by calibrate: {RANKS} gloo ranks over the loopback, {torch.get_num_threads()} threads",
         }
     )
-    path = calibration_path()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(measured.model_dump(), sort_keys=False))
     return measured

@@ -6,6 +6,7 @@ column shards) or by reduce-scatter (row shards), each forward and backward.
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 
@@ -28,9 +29,12 @@ STATE_PASSES = 2  # read and written
 MISS_PASSES = 2  # a missed row comes in, a changed one goes out
 OUTPUT_COPIES = 2  # the pooled output and its gradient
 ID_BUFFERS = 2 + 4  # this batch and the prefetched one; keys and values of the backward's sort, in and out
-GRADIENT_PASSES = 6  # dense gradients: zeroed, written, reduced, read; weights read and written
+GRADIENT_PASSES = (
+    14  # dense gradient: zero, write; flatten (2), average (2), copy back (2); square (2), mean, update (3)
+)
 CACHE_SLOT_BYTES = 16  # FBGEMM: lxu_cache_state and lxu_state, int64 each
 CACHE_MAP_BYTES = 4  # FBGEMM: cache_index_table_map, int32 a row of the table
+EXCHANGES_A_KIND = 5  # TorchRec: sizes, lengths, ids, pooled outputs, their gradients
 SMALLEST_COLUMN_SHARD = 4  # FBGEMM's rows are multiples of 4 floats
 MS = 1000.0
 MEGA = 10**6
@@ -91,6 +95,12 @@ def options(table: Table, model: PlannedModel, topology: Topology) -> list[Optio
     return found
 
 
+def plain_option(table: Table, kind: Kind, column_shards: int, model: PlannedModel, topology: Topology) -> Option:
+    """``kind`` with the whole shard in the device's own memory."""
+    kernel = _Kernel("dense" if kind == "data_parallel" else "fused", topology.hardware.device_tier)
+    return _price(table, _split(table, kind, column_shards, model, topology), kernel, model, topology)
+
+
 def base_bytes(tables: list[Table], model: PlannedModel, topology: Topology) -> tuple[int, int, int]:
     """Bytes of each rank whatever the plan: dense part, pooled embeddings of its batch, reserve."""
     dense = model.dense_parameters * FLOAT_BYTES * (2 + DENSE_STATE_WORDS[model.dense_optimizer])
@@ -101,12 +111,21 @@ def base_bytes(tables: list[Table], model: PlannedModel, topology: Topology) -> 
     return result[HBM], result[DDR], result[SSD]
 
 
-def base_ms(model: PlannedModel, topology: Topology) -> float:
-    """Milliseconds of each rank's step whatever the plan: dense compute, its all-reduce, latencies."""
+def base_ms(model: PlannedModel, topology: Topology, kinds: Collection[Kind]) -> float:
+    """Milliseconds of each rank's step without tables: dense compute, its all-reduce, latencies.
+
+    TorchRec exchanges the tables of each of ``kinds`` by collectives of their own; copies need none.
+    """
     hardware = topology.hardware
+    exchanged = len(set(kinds) - {"data_parallel"})
     compute = 3 * model.dense_mflops_per_sample * MEGA * model.batch_size / (hardware.dense_tflops * MEGA**2) * MS
-    collectives = 4 * hardware.collective_ms if topology.world_size > 1 else 0.0  # ids, outputs, gradients, dense
-    return compute + collectives + _all_reduce_ms(model.dense_parameters * FLOAT_BYTES, topology)
+    collectives = 1 + EXCHANGES_A_KIND * exchanged if topology.world_size > 1 else 0
+    return (
+        compute
+        + hardware.step_ms
+        + collectives * hardware.collective_ms
+        + _all_reduce_ms(model.dense_parameters * FLOAT_BYTES, topology)
+    )
 
 
 def hit_rate(rows: int, skew: float, load_factor: float) -> float:
@@ -122,28 +141,38 @@ def column_counts(dimension: int, most: int) -> list[int]:
 
 
 def _splits(table: Table, model: PlannedModel, topology: Topology) -> list[_Split]:
-    gpus, world, batch = topology.gpus, topology.world_size, model.batch_size
-    ids, samples = batch * world * table.pooling, batch * world  # of the global batch
-    rows, columns = table.rows, table.dimension
+    gpus, world = topology.gpus, topology.world_size
     found: list[_Split] = []
     for kind in model.allowed_kinds():
-        if kind == "data_parallel":
-            found.append(_Split(kind, "all", 1, rows, columns, ids / world, batch))
-        elif kind == "table_wise":
-            found.append(_Split(kind, "rank", 1, rows, columns, ids, samples))
-        elif kind == "column_wise":
-            counts = column_counts(columns, world)
-            found += [_Split(kind, "rank", k, rows, columns // k, ids, samples) for k in counts]
-        elif kind == "row_wise":
-            found.append(_Split(kind, "all", 1, -(-rows // world), columns, ids / world, samples))
-        elif kind == "table_row_wise" and topology.nodes > 1:
-            found.append(_Split(kind, "node", 1, -(-rows // gpus), columns, ids / gpus, samples))
-        elif kind == "table_column_wise" and topology.nodes > 1 and gpus in column_counts(columns, gpus):
-            found.append(_Split(kind, "node", 1, rows, columns // gpus, ids, samples))
+        counts = [1]
+        if kind == "column_wise":
+            counts = column_counts(table.dimension, world)
+        elif kind == "table_column_wise":
+            counts = [gpus] if topology.nodes > 1 and gpus in column_counts(table.dimension, gpus) else []
         elif kind == "grid_shard":
-            counts = column_counts(columns, topology.nodes)
-            found += [_Split(kind, "node", k, -(-rows // gpus), columns // k, ids / gpus, samples) for k in counts]
+            counts = column_counts(table.dimension, topology.nodes)
+        elif (kind == "row_wise" and world == 1) or (kind == "table_row_wise" and topology.nodes == 1):
+            counts = []  # nothing to split
+        found += [_split(table, kind, count, model, topology) for count in counts]
     return found
+
+
+def _split(table: Table, kind: Kind, column_shards: int, model: PlannedModel, topology: Topology) -> _Split:
+    gpus, world, samples = topology.gpus, topology.world_size, model.batch_size * topology.world_size
+    ids, rows, columns = samples * table.pooling, table.rows, table.dimension // column_shards
+    match kind:
+        case "data_parallel":
+            return _Split(kind, "all", 1, rows, columns, ids / world, model.batch_size)
+        case "row_wise":
+            return _Split(kind, "all", 1, -(-rows // world), columns, ids / world, samples)
+        case "table_row_wise":
+            return _Split(kind, "node", 1, -(-rows // gpus), columns, ids / gpus, samples)
+        case "grid_shard":
+            return _Split(kind, "node", column_shards, -(-rows // gpus), columns, ids / gpus, samples)
+        case "table_column_wise":
+            return _Split(kind, "node", 1, rows, columns, ids, samples)
+        case _:
+            return _Split(kind, "rank", column_shards, rows, columns, ids, samples)
 
 
 def _kernels(model: PlannedModel, topology: Topology) -> list[_Kernel]:

@@ -12,6 +12,11 @@ from recsys.config import InputError
 LOCAL_WORLD_SIZE = "LOCAL_WORLD_SIZE"
 
 
+def local_size(ranks_per_host: int | None, world_size: int) -> int:
+    """Ranks of a host: ``ranks_per_host``, else LOCAL_WORLD_SIZE, else all."""
+    return ranks_per_host or min(int(os.environ.get(LOCAL_WORLD_SIZE) or world_size), world_size)
+
+
 @contextmanager
 def hosts_of(ranks_per_host: int | None) -> Iterator[int]:
     """Shard in here with hosts of ``ranks_per_host`` ranks (None: LOCAL_WORLD_SIZE as it is); gives that number.
@@ -23,7 +28,7 @@ def hosts_of(ranks_per_host: int | None) -> Iterator[int]:
         InputError: the ranks are not whole hosts.
     """
     world_size, before = distributed.get_world_size(), os.environ.get(LOCAL_WORLD_SIZE)
-    local = ranks_per_host or min(int(before or world_size), world_size)
+    local = local_size(ranks_per_host, world_size)
     if world_size % local:
         raise InputError(
             f"params/train.yaml: {world_size} ranks are no whole hosts of {local} (ranks_per_host or "

@@ -4,15 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed._shard.sharding_spec.api import EnumerableShardingSpec
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
-from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
-from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.sharding_plan import (
     calculate_shard_sizes_and_offsets,
     column_wise,
@@ -34,13 +31,25 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from recsys.config import InputError
+from recsys.sharding.communication import check_kind, sends_int8
+from recsys.sharding.training_plan import collective_plan
 from recsys.training.settings import ShardingKind, TrainSettings, nearest_hint
 
 ParameterShardingGenerator = Callable[[nn.Parameter, int, int, str, ModuleSharder[Any]], ParameterSharding]
 
-DEVICE = "cpu"
+# With the optimiser in the backward pass. On a GPU also with rows in the host's memory, all or all but a cache; not
+# key_value, which needs a folder on a disk.
+COMPUTE_KERNELS = {
+    "cpu": [EmbeddingComputeKernel.FUSED.value],
+    "cuda": [
+        EmbeddingComputeKernel.FUSED.value,
+        EmbeddingComputeKernel.FUSED_UVM.value,
+        EmbeddingComputeKernel.FUSED_UVM_CACHING.value,
+    ],
+}
 BYTES_PER_GIB = 2**30
 FLOAT_BYTES = 4
+ELEMENT_BYTES = {"fp32": 4, "fp16": 2}
 SMALLEST_COLUMN_SHARD = 4  # FBGEMM's rows are multiples of 4 floats
 COLUMN_KINDS = {"column_wise", "table_column_wise", "grid_shard"}
 
@@ -53,8 +62,8 @@ class BagSharder(EmbeddingBagCollectionSharder):
         return [kind.value for kind in ShardingType]
 
     def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
-        """The one kernel with the optimiser in the backward pass."""
-        return [EmbeddingComputeKernel.FUSED.value]
+        """Kernels that a planner may choose from; the first is that of tables whose kind is given."""
+        return COMPUTE_KERNELS[compute_device_type]
 
 
 @dataclass(frozen=True)
@@ -90,15 +99,14 @@ def make_plan(model: nn.Module, request: PlanRequest, sharder: ModuleSharder[Any
 
     Raises:
         InputError: ``table_sharding`` names no table, columns are split with row-wise AdaGrad
-            (TorchRec would silently run another algorithm), or tables do not fit ``memory_gb``.
+            (TorchRec would silently run another algorithm), rows are split with int8 communication,
+            or tables do not fit ``memory_gb``.
     """
     configs = [c for module in bag_collections(model).values() for c in module.embedding_bag_configs()]
     _check_kinds([config.name for config in configs], request)
     fixed = _fixed_shards([config for config in configs if request.kind(config.name) is not None], request)
-    plan = _searched_plan(model, request, sharder) if len(fixed) < len(configs) else ShardingPlan({})
-    if not fixed:
-        return plan
-    for path, module in bag_collections(model).items():
+    plan = _searched_plan(model, request) if len(fixed) < len(configs) else ShardingPlan({})
+    for path, module in bag_collections(model).items() if fixed else ():
         names = [config.name for config in module.embedding_bag_configs()]
         made = construct_module_sharding_plan(
             module,
@@ -106,7 +114,7 @@ def make_plan(model: nn.Module, request: PlanRequest, sharder: ModuleSharder[Any
             sharder=sharder,
             local_size=request.local_size,
             world_size=request.world_size,
-            device_type=DEVICE,
+            device_type=request.settings.device,
         )
         searched = plan.plan.get(path, {})
         assert isinstance(searched, dict)
@@ -120,11 +128,10 @@ def _check_kinds(tables: list[str], request: PlanRequest) -> None:
     for table in settings.table_sharding:
         if table not in tables:
             raise InputError(f"params/train.yaml: table_sharding: no table {table!r}; {nearest_hint(table, tables)}")
-    if settings.table_optimizer != "rowwise_adagrad":
-        return
     for table in tables:
         kind = request.kind(table)
-        if kind in COLUMN_KINDS:
+        check_kind(settings.communication, table, kind or "table_wise")
+        if kind in COLUMN_KINDS and settings.table_optimizer == "rowwise_adagrad":
             where = "table_sharding" if table in settings.table_sharding else "sharding"
             raise InputError(
                 f"params/train.yaml: {where} {kind} changes what rowwise_adagrad computes for {table}; "
@@ -158,10 +165,10 @@ def plan_rows(model: nn.Module, plan: ShardingPlan, settings: TrainSettings) -> 
 
 
 def table_bytes(config: EmbeddingBagConfig, settings: TrainSettings) -> int:
-    """Bytes of a table's float32 weights and of its optimiser state."""
+    """Bytes of a table's weights and of its optimiser state, which is float32 in any case."""
     dimension = config.embedding_dim
     state = {"sgd": 0, "rowwise_adagrad": 1, "adagrad": dimension, "adam": 2 * dimension}[settings.table_optimizer]
-    return config.num_embeddings * (dimension + state) * FLOAT_BYTES
+    return config.num_embeddings * (dimension * ELEMENT_BYTES[settings.table_precision] + state * FLOAT_BYTES)
 
 
 def _fixed_shards(configs: list[EmbeddingBagConfig], request: PlanRequest) -> dict[str, ParameterShardingGenerator]:
@@ -245,36 +252,28 @@ def spread_groups(groups: list[list[str]], sizes: dict[str, int], world_size: in
     return placed
 
 
-def _searched_plan(model: nn.Module, request: PlanRequest, sharder: ModuleSharder[Any]) -> ShardingPlan:
-    """The plan that TorchRec's planner estimates to be the fastest."""
+def _searched_plan(model: nn.Module, request: PlanRequest) -> ShardingPlan:
+    """The plan that the planner predicts to be the fastest."""
+    modules = {c.name: path for path, m in bag_collections(model).items() for c in m.embedding_bag_configs()}
+    plan = collective_plan(model, request.settings, request.hosts, request.local_size, modules)
+    if plan is not None:
+        return plan
     settings = request.settings
-    topology = Topology(
-        world_size=request.world_size,
-        local_world_size=request.local_size,
-        compute_device=DEVICE,
-        ddr_cap=int(settings.memory_gb * BYTES_PER_GIB),
-    )
-    kinds = [ShardingType.TABLE_WISE.value, ShardingType.ROW_WISE.value]
-    tables = [c.name for module in bag_collections(model).values() for c in module.embedding_bag_configs()]
-    planner = EmbeddingShardingPlanner(
-        topology=topology,
-        batch_size=-(-settings.global_batch_size // request.world_size),
-        constraints={table: ParameterConstraints(sharding_types=kinds) for table in tables},
-        storage_reservation=FixedPercentageStorageReservation(percentage=0.0),  # memory_gb is for tables alone
-        stats=[],
-        debug=False,
-    )
-    group = distributed.group.WORLD
-    assert group is not None
-    try:
-        return planner.collective_plan(model, [sharder], group)
-    except PlannerError as error:
-        raise InputError(_too_large(request, f"the planner found no plan ({error.error_type.value})")) from error
+    if settings.table_memory == "file":
+        raise InputError(
+            f"params/train.yaml: the tables do not fit what table_file_dir {settings.table_file_dir} has free "
+            f"on {request.world_size} ranks; free some, or shrink the tables"
+        )
+    raise InputError(_too_large(request, "the planner found no plan"))
 
 
 def _check_memory(rows: list[dict[str, Any]], request: PlanRequest) -> None:
+    """Check what is held in memory; files are checked by reserving them."""
+    in_files = request.settings.table_memory == "file"
     load = [0.0] * request.world_size
     for row in rows:
+        if in_files and row["kind"] != ShardingType.DATA_PARALLEL.value:
+            continue
         for rank in row["ranks"]:
             load[rank] += row["bytes"] / len(row["ranks"])
     if max(load) > request.settings.memory_gb * BYTES_PER_GIB:
@@ -282,9 +281,11 @@ def _check_memory(rows: list[dict[str, Any]], request: PlanRequest) -> None:
 
 
 def _too_large(request: PlanRequest, what: str) -> str:
+    settings = request.settings
+    without = ", which may split no rows because communication is int8" if sends_int8(settings.communication) else ""
     return (
-        f"params/train.yaml: the tables do not fit memory_gb {request.settings.memory_gb:g} "
-        f"on {request.world_size} ranks: {what}; raise memory_gb or world_size, or shrink the tables"
+        f"params/train.yaml: the tables do not fit memory_gb {settings.memory_gb:g} "
+        f"on {request.world_size} ranks: {what}{without}; raise memory_gb or world_size, or shrink the tables"
     )
 
 

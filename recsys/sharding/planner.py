@@ -62,6 +62,7 @@ class Plan:
     ``rank_bytes`` are (HBM, DDR, SSD) a rank, with what every rank holds whatever the plan.
     ``base_ms`` is every rank's time without tables. ``placements`` names the largest load, in
     ms, that each placement heuristic reached (None: no room found); ``kept`` is the best.
+    ``ranks_a_core`` is below 1 where every rank has cores of its own.
     """
 
     tables: list[PlannedTable]
@@ -70,11 +71,12 @@ class Plan:
     base_ms: float
     kept: str
     placements: dict[str, float | None]
+    ranks_a_core: float
 
     @property
     def step_ms(self) -> float:
-        """Predicted time of a step: the slowest rank's."""
-        return max(self.rank_ms)
+        """Predicted time of a step: the slowest rank's, or all ranks' work over the cores that they share."""
+        return max(*self.rank_ms, sum(self.rank_ms) / len(self.rank_ms) * self.ranks_a_core)
 
     @property
     def imbalance(self) -> float:
@@ -312,7 +314,7 @@ def _rank_bins(node_bins: Bins, gpus: int) -> Bins:
 
 def _describe(tables: list[Table], menu: _Menu, best: _Candidate, model: PlannedModel, topology: Topology) -> Plan:
     chosen, placed = [menu.options[row][column] for row, column in enumerate(best.choice)], best.placed
-    base = base_ms(model, topology)
+    base = base_ms(model, topology, {one.kind for one in chosen})
     rank_bytes = np.tile(np.array(base_bytes(tables, model, topology), dtype=np.int64), (topology.world_size, 1))
     rank_ms = np.full(topology.world_size, base)
     rows = []
@@ -320,7 +322,7 @@ def _describe(tables: list[Table], menu: _Menu, best: _Candidate, model: Planned
         ranks = placed.where[key]
         rank_bytes[ranks] += np.array(one.bytes, dtype=np.int64)
         rank_ms[ranks] += one.ms
-        rows.append(_describe_table(table, one, ranks))
+        rows.append(plan_table(table, one, one.kind, ranks))
     return Plan(
         tables=rows,
         rank_bytes=[(int(hbm), int(ddr), int(ssd)) for hbm, ddr, ssd in rank_bytes],
@@ -328,13 +330,15 @@ def _describe(tables: list[Table], menu: _Menu, best: _Candidate, model: Planned
         base_ms=base,
         kept=placed.method,
         placements=placed.reached,
+        ranks_a_core=topology.ranks_a_core,
     )
 
 
-def _describe_table(table: Table, option: Option, ranks: list[int]) -> PlannedTable:
+def plan_table(table: Table, option: Option, kind: Kind, ranks: list[int]) -> PlannedTable:
+    """The row of ``table``, which ``kind`` splits over ``ranks`` into shards that cost what ``option`` says."""
     return PlannedTable(
         table=table.name,
-        kind=option.kind,
+        kind=kind,
         kernel=option.kernel,
         load_factor=option.load_factor,
         column_shards=table.dimension // option.columns,

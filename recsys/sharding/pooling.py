@@ -43,8 +43,8 @@ def sum_split_rows(collection: EmbeddingBagCollection, plan: ShardingPlan, path:
 
 def _divide(sums: KeyedTensor, counts: dict[str, Tensor]) -> KeyedTensor:
     values = sums.values()  # [B, columns of all features]
-    one = torch.ones(values.shape[0])
+    one = values.new_ones(values.shape[0])
     divisors = torch.stack([counts.get(name, one).to(values.dtype) for name in sums.keys()], dim=1)  # noqa: SIM118
-    widths = torch.tensor(sums.length_per_key())
+    widths = torch.tensor(sums.length_per_key(), device=values.device)
     divided = values / divisors.repeat_interleave(widths, dim=1, output_size=values.shape[1])
     return KeyedTensor(keys=sums.keys(), length_per_key=sums.length_per_key(), values=divided, key_dim=1)

@@ -95,7 +95,8 @@ def draw_plan(plan: Plan, path: Path) -> None:
             below.bar(ranks, held, width=1.0, bottom=bottom, color=colour, label=name.upper())
             bottom = [low + size for low, size in zip(bottom, held, strict=True)]
     below.set(xlabel="rank", ylabel="GB")
-    below.legend()
+    if len(below.containers) > 1:  # one kind of memory needs no name
+        below.legend()
     figure.savefig(path, dpi=DOTS_PER_INCH, metadata=NO_VERSION)
 
 

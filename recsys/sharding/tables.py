@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from recsys.config import InputError, Settings
 
 WeightType = Literal["fp32", "fp16"]
-CommType = Literal["fp32", "fp16", "bf16"]
+CommType = Literal["fp32", "fp16", "bf16", "int8"]
 TableOptimizer = Literal["sgd", "rowwise_adagrad", "adagrad", "adam"]
 Kind = Literal[
     "data_parallel", "table_wise", "column_wise", "row_wise", "table_row_wise", "table_column_wise", "grid_shard"
@@ -25,7 +25,7 @@ KINDS: tuple[Kind, ...] = (
     "grid_shard",
 )
 COLUMN_KINDS: tuple[Kind, ...] = ("column_wise", "table_column_wise", "grid_shard")
-BYTES_OF = {"fp32": 4, "fp16": 2, "bf16": 2}
+BYTES_OF = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 STATE_BYTES = 4  # FBGEMM keeps optimiser state in fp32, also for fp16 tables
 DENSE_STATE_WORDS = {"sgd": 0, "adagrad": 1, "adam": 2}
 ROW_STEP = (math.sqrt(5) - 1) / 2  # golden ratio: its multiples spread evenly over [0, 1)

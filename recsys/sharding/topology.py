@@ -32,7 +32,9 @@ class Hardware(Settings):
     ``cross_gb_s`` is an all-to-all's bandwidth between nodes, ``reduce_gb_s`` the bus bandwidth
     of reduce-scatter, all-gather and all-reduce between nodes, ``intra_gb_s`` of either inside a
     node. ``collective_ms`` is the latency of a collective, ``shard_ms`` a shard's fixed cost in
-    the lookup kernels. ``reserved_gb`` of each rank's memory is not for the model.
+    the lookup kernels. ``reserved_gb`` of each rank's memory is not for the model. ``step_ms`` is a
+    step's cost on each rank beside all that is counted. ``cores`` are those that the ranks of a node
+    share (None: each has its own).
     """
 
     device: Literal["cuda", "cpu"]
@@ -46,12 +48,14 @@ class Hardware(Settings):
     shard_ms: NonNegativeFloat
     dense_tflops: PositiveFloat
     reserved_gb: NonNegativeFloat
+    step_ms: NonNegativeFloat = 0.0
+    cores: PositiveInt | None = None
     source: str
 
     @property
     def device_tier(self) -> int:
         """Index in :data:`TIERS` of the memory that lookups write their outputs to."""
-        return TIERS.index("hbm" if self.device == "cuda" else "ddr")
+        return TIERS.index("ddr" if self.hbm is None else "hbm")
 
     def tier(self, index: int) -> Tier | None:
         """The tier at ``index`` of :data:`TIERS`."""
@@ -73,6 +77,11 @@ class Topology:
     def world_size(self) -> int:
         """Ranks over all nodes."""
         return self.nodes * self.gpus
+
+    @property
+    def ranks_a_core(self) -> float:
+        """Ranks that share a core; 0 where each has its own."""
+        return self.gpus / self.hardware.cores if self.hardware.cores else 0.0
 
     def total_bytes(self) -> tuple[int, int, int]:
         """Bytes of (HBM, DDR, SSD) over all nodes."""

@@ -6,6 +6,11 @@ import numpy as np
 import torch
 from k_means_constrained import KMeansConstrained
 from numpy.typing import NDArray
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import eye_array, kron
+from scipy.spatial.distance import cdist
+from sklearn.cluster import kmeans_plusplus
+from sklearn.manifold import spectral_embedding
 
 from recsys.config import InputError
 from recsys.towers.partition_file import Partition
@@ -14,24 +19,39 @@ from recsys.towers.settings import PartitionSettings
 Array = NDArray[np.float64]
 DECIMALS = 6  # of the numbers in partition.json
 SMALLEST_DISTANCE = 1e-12
+ROUNDS = 20  # of weighted k-means; it mostly stands still before
+RELATIVE_GAP = 1e-3  # of the cost of an assignment to the best possible
+WEIGHT_TOLERANCE = 1e-9
 
 
-def partition_by_affinity(features: list[str], affinity: Array, settings: PartitionSettings) -> Partition:
-    """Towers from the affinity of features, [F, F] in [0, 1].
+def partition_by_affinity(
+    features: list[str], affinity: Array, settings: PartitionSettings, weights: Array | None = None
+) -> Partition:
+    """Towers from the affinity of features, [F, F] in [0, 1]; ``weights`` [F] > 0 for a balance other than count.
 
     Raises:
         InputError: more towers than features.
     """
     _check_count(features, settings)
-    distances = 1.0 - affinity if settings.strategy == "coherent" else affinity
-    coordinates, stress = embed_distances(distances, settings)
-    labels = balanced_clusters(coordinates, settings.towers, settings.balance_ratio, settings.seed)
+    if settings.strategy == "spectral":
+        coordinates, stress = _spectral_coordinates(affinity, settings), 0.0
+    else:
+        distances = affinity if settings.strategy == "diverse" else 1.0 - affinity
+        coordinates, stress = embed_distances(
+            _stretched(distances) if settings.stretch_distances else distances, settings
+        )
+    if settings.balance == "count" or weights is None:
+        labels = balanced_clusters(coordinates, settings.towers, settings.balance_ratio, settings.seed)
+    else:
+        labels = weighted_clusters(coordinates, weights, settings)
     members = [[features[i] for i in np.flatnonzero(labels == tower)] for tower in range(settings.towers)]
     return _partition(features, members, settings, stress, affinity, coordinates)
 
 
-def partition_without_probe(features: list[str], settings: PartitionSettings) -> Partition:
-    """Towers by stride, at random or by hand.
+def partition_without_probe(
+    features: list[str], settings: PartitionSettings, weights: Array | None = None
+) -> Partition:
+    """Towers by stride, at random, greedily by ``weights`` [F] (1 each by default) or by hand.
 
     Raises:
         InputError: more towers than features, or manual towers that do not hold each feature once.
@@ -41,6 +61,10 @@ def partition_without_probe(features: list[str], settings: PartitionSettings) ->
         partition.check_features(features)
         return partition
     _check_count(features, settings)
+    if settings.strategy == "greedy":
+        labels = greedy_clusters(np.ones(len(features)) if weights is None else weights, settings.towers)
+        members = [[features[i] for i in np.flatnonzero(labels == tower)] for tower in range(settings.towers)]
+        return _partition(features, members, settings)
     order = list(features)
     if settings.strategy == "random":
         order = [features[i] for i in np.random.default_rng(settings.seed).permutation(len(features))]
@@ -90,6 +114,78 @@ def _size_bounds(points: int, clusters: int, ratio: float) -> list[tuple[int, in
     even = points // clusters
     bounds = [(smallest, min(int(ratio * smallest), points)) for smallest in range(1, even + 1)]
     return [b for b in bounds if b[1] * clusters >= points] or [(even, -(-points // clusters))]
+
+
+def greedy_clusters(weights: Array, clusters: int) -> NDArray[np.int64]:
+    """Cluster of each weight, [F]: the next heaviest to the lightest cluster; none is empty."""
+    labels = np.zeros(len(weights), dtype=np.int64)
+    load, count = np.zeros(clusters), np.zeros(clusters)
+    for item in np.argsort(-weights, kind="stable"):
+        lightest = int(np.lexsort((count, load))[0])
+        labels[item] = lightest
+        load[lightest] += weights[item]
+        count[lightest] += 1
+    return labels
+
+
+def weight_bound(weights: Array, clusters: int, ratio: float) -> float:
+    """The most that a cluster may weigh: ``ratio`` times the mean, or what greedy needs if that is more."""
+    greedy = np.bincount(greedy_clusters(weights, clusters), weights=weights, minlength=clusters).max()
+    return max(ratio * float(weights.sum()) / clusters, float(greedy))
+
+
+def weighted_clusters(points: Array, weights: Array, settings: PartitionSettings) -> NDArray[np.int64]:
+    """Cluster of each point, [F]: k-means under :func:`weight_bound`, no cluster empty.
+
+    Each round assigns all points at once, the cheapest way that the bound allows (an integer
+    program, scipy's HiGHS). The best of ``restarts`` starts.
+    """
+    clusters, bound = settings.towers, weight_bound(weights, settings.towers, settings.balance_ratio)
+    tries = []
+    for restart in range(settings.restarts):
+        centres, _ = kmeans_plusplus(points, clusters, random_state=settings.seed + restart)
+        labels = np.full(len(points), -1)
+        for _ in range(ROUNDS):
+            before, labels = labels, _assign(cdist(points, centres, "sqeuclidean"), weights / bound)
+            if np.array_equal(before, labels):
+                break
+            centres = np.stack([points[labels == cluster].mean(axis=0) for cluster in range(clusters)])
+        tries.append((float(((points - centres[labels]) ** 2).sum()), labels))
+    return min(tries, key=lambda one: one[0])[1]
+
+
+def _assign(costs: NDArray[np.floating], weights: Array) -> NDArray[np.int64]:
+    """The cheapest cluster of each point, [F], at most 1 of weight and at least one point in each of [F, clusters]."""
+    points, clusters = costs.shape
+    once = kron(eye_array(points), np.ones((1, clusters)))
+    load = kron(weights[None, :], eye_array(clusters))
+    count = kron(np.ones((1, points)), eye_array(clusters))
+    found = milp(
+        costs.ravel(),
+        integrality=np.ones(costs.size),
+        bounds=Bounds(0, 1),
+        constraints=[
+            LinearConstraint(once, 1, 1),
+            LinearConstraint(load, -np.inf, 1 + WEIGHT_TOLERANCE),
+            LinearConstraint(count, 1, np.inf),
+        ],
+        options={"mip_rel_gap": RELATIVE_GAP},
+    )
+    return found.x.reshape(costs.shape).argmax(axis=1)
+
+
+def _spectral_coordinates(affinity: Array, settings: PartitionSettings) -> Array:
+    """[F, towers]: the first eigenvectors of the affinity's Laplacian (Ng, Jordan and Weiss 2002)."""
+    count = min(settings.towers, len(affinity) - 1)
+    return np.asarray(spectral_embedding(affinity, n_components=count, random_state=settings.seed, drop_first=False))
+
+
+def _stretched(distances: Array) -> Array:
+    """The distances of pairs mapped onto [0, 1]; those of a feature to itself are not used."""
+    pairs = distances[~np.eye(len(distances), dtype=bool)]
+    if not pairs.size or pairs.max() == pairs.min():
+        return distances
+    return (distances - pairs.min()) / (pairs.max() - pairs.min())
 
 
 def _check_count(features: list[str], settings: PartitionSettings) -> None:

@@ -1,5 +1,8 @@
 """Learn a partition: train a small probe on the first windows, then compare its features' embeddings."""
 
+from collections.abc import Callable
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -8,18 +11,24 @@ from numpy.typing import NDArray
 from torch import Tensor, distributed
 from torch.nn.functional import normalize
 
+from recsys.config import InputError
 from recsys.data.loader import Batch, WindowReader
 from recsys.data.schema import Schema
+from recsys.evaluation.metrics import entropy
+from recsys.models.factorization import FactorizationMachine
 from recsys.models.factory import build_ranker
 from recsys.models.ranker import Ranker
 from recsys.progress import RowProgress
 from recsys.towers.figures import draw_affinity, draw_map
 from recsys.towers.partition_file import PARTITION_FILE, Partition
 from recsys.towers.partitioner import DECIMALS, partition_by_affinity, partition_without_probe
-from recsys.towers.settings import PartitionSettings
+from recsys.towers.settings import PROBED, PartitionSettings
 from recsys.training.engine import Engine
-from recsys.training.launch import run_on_ranks
+from recsys.training.launch import launch
+from recsys.training.overlap import load_ahead, train_batches
 from recsys.training.settings import TrainSettings
+
+FLOAT_BYTES = 4
 
 
 def learn_partition(
@@ -30,14 +39,19 @@ def learn_partition(
     Raises:
         InputError: the windows are missing or the settings do not fit their features.
     """
-    features = [feature.name for feature in Schema.load(windows_dir).categorical]
+    reader = WindowReader(windows_dir)
+    features = [feature.name for feature in reader.schema.categorical]
     output_dir.mkdir(parents=True, exist_ok=True)
-    if settings.strategy not in ("coherent", "diverse"):
-        partition = partition_without_probe(features, settings)
+    weights = feature_weights(reader, settings, train)
+    if settings.strategy not in PROBED:
+        partition = partition_without_probe(features, settings, weights)
     else:
         arguments = (windows_dir, settings, train)
-        affinity = run_on_ranks(train_probe, arguments, train.world_size, train.threads_per_rank)[0]
-        partition = partition_by_affinity(features, affinity, settings)
+        affinity = launch(train_probe, arguments, train)[0]
+        if settings.strategy == "both":
+            partition = _better(windows_dir, features, affinity, settings, train, weights)
+        else:
+            partition = partition_by_affinity(features, affinity, settings, weights)
         figures = output_dir / "figures"
         figures.mkdir(exist_ok=True)
         draw_affinity(partition, figures / "affinity.png")
@@ -46,46 +60,139 @@ def learn_partition(
     return partition
 
 
+def feature_weights(reader: WindowReader, settings: PartitionSettings, train: TrainSettings) -> NDArray[np.float64]:
+    """What each feature weighs for ``settings.balance``, [F] > 0.
+
+    ``bytes`` are the table's rows x width x 4; ``lookup_cost`` the float32 bytes read an example, over the
+    first ``affinity_batches`` batches of the first window.
+    """
+    row_bytes = settings.probe_model.embedding_dimension * FLOAT_BYTES
+    if settings.balance == "count":
+        return np.ones(len(reader.schema.categorical))
+    if settings.balance == "bytes":
+        return np.array([float(feature.num_embeddings * row_bytes) for feature in reader.schema.categorical])
+    batches = reader.event_batches(reader.windows[0], train.global_batch_size, rank=0, world_size=1)
+    ids, rows = np.zeros(len(reader.schema.categorical)), 0
+    for batch in islice(batches, settings.affinity_batches):
+        ids += np.array([batch.sparse[name].lengths().sum().item() for name in batch.sparse.keys()])  # noqa: SIM118
+        rows += batch.global_rows
+    return np.maximum(ids, 1.0) * row_bytes / max(rows, 1)
+
+
+def _better(
+    windows_dir: Path,
+    features: list[str],
+    affinity: NDArray[np.float64],
+    settings: PartitionSettings,
+    train: TrainSettings,
+    weights: NDArray[np.float64],
+) -> Partition:
+    """Of the coherent and the diverse partition, the one with the lower :func:`proxy_ne`; coherent if equal."""
+    choices = [
+        partition_by_affinity(features, affinity, settings.model_copy(update={"strategy": name}), weights)
+        for name in ("coherent", "diverse")
+    ]
+    measured = [launch(proxy_ne, (windows_dir, settings, train, choice), train)[0] for choice in choices]
+    return choices[int(np.argmin(measured))]
+
+
+def proxy_ne(windows_dir: Path, settings: PartitionSettings, train: TrainSettings, partition: Partition) -> float:
+    """On every rank: NE of ``probe_model`` with towers over the probe's windows from the second on.
+
+    Each window is predicted before it is learnt from. The windows that judge the teacher come later
+    (``first_evaluation_window`` of the evaluation is at least ``probe_windows``), so the choice has not seen them.
+
+    Raises:
+        InputError: one window, so nothing is predicted by a model that has learnt anything.
+    """
+    reader = WindowReader(windows_dir)
+    windows = reader.windows[: settings.probe_windows]
+    if len(windows) == 1:
+        raise InputError("params/partition.yaml: strategy both compares on the second window on; give probe_windows 2")
+    rank, world_size = distributed.get_rank(), distributed.get_world_size()
+    chosen = settings.probe_model.model_copy(update={"towers": True})
+    engine = Engine(build_ranker(reader.schema, chosen, partition, settings.seed, "meta"), train, settings.seed)
+    sums = torch.zeros(3, dtype=torch.float64)  # loss, clicks, rows
+    for window in windows:
+        if window is not windows[0]:
+            for batch in reader.event_batches(window, train.global_batch_size, rank, world_size):
+                loss = engine.serving_loss(engine.outputs(batch), batch)
+                parts = (batch.weight * loss, batch.weight * batch.label, batch.weight)
+                sums += torch.stack([part.double().sum() for part in parts])
+        for batch in reader.label_batches(window, train.global_batch_size, rank, world_size):
+            engine.train_step(batch, engine.serving_loss)
+    distributed.all_reduce(sums)
+    loss, clicks, rows = sums.tolist()
+    return loss / rows / entropy(clicks / rows)
+
+
 def train_probe(windows_dir: Path, settings: PartitionSettings, train: TrainSettings) -> NDArray[np.float64]:
-    """On every rank: train the probe once over its windows; the affinity of its features, [F, F] in [0, 1]."""
+    """On every rank: train the probe over its windows; the affinity of its features, [F, F] in [0, 1]."""
     reader = WindowReader(windows_dir)
     windows = reader.windows[: settings.probe_windows]
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
-    model = build_ranker(reader.schema, settings.probe_model, None, settings.seed, "meta")
-    engine = Engine(model, train, settings.seed)
-    with RowProgress("probe", sum(window.rows for window in windows), enabled=rank == 0) as progress:
-        for window in windows:
-            for batch in reader.label_batches(window, train.global_batch_size, rank, world_size):
-                engine.train_step(batch, engine.serving_loss)
-                progress.advance(batch.global_rows)
+    engine = Engine(_probe(reader.schema, settings), train, settings.seed)
+    rows = settings.probe_epochs * sum(window.rows for window in windows)
+    with RowProgress("probe", rows, enabled=rank == 0) as progress:
+        for window in settings.probe_epochs * windows:
+            batches = reader.label_batches(window, train.global_batch_size, rank, world_size)
+            with (
+                closing(load_ahead(engine, batches)) as ahead,
+                closing(train_batches(engine, ahead, engine.serving_loss)) as steps,
+            ):
+                for batch, _ in steps:
+                    progress.advance(batch.global_rows)
     batches = reader.event_batches(windows[-1], train.global_batch_size, rank, world_size)
-    chosen = [batch for _, batch in zip(range(settings.affinity_batches), batches, strict=False)]
-    return measure_affinity(engine, chosen, signed=settings.affinity_mean == "signed")
+    chosen = [engine.on_device(batch) for batch in islice(batches, settings.affinity_batches)]
+    return measure_affinity(engine, chosen, settings)
 
 
-def measure_affinity(engine: Engine, batches: list[Batch], signed: bool) -> NDArray[np.float64]:
-    """Mean cosine of each pair of features' embeddings over the batches of all ranks: [F, F] in [0, 1].
+def _probe(schema: Schema, settings: PartitionSettings) -> Ranker | FactorizationMachine:
+    if settings.probe == "factorization":
+        return FactorizationMachine(schema, settings.probe_model.embedding_dimension, "meta")
+    return build_ranker(schema, settings.probe_model, None, settings.seed, "meta")
 
-    The mean of absolute values, or, ``signed``, the absolute value of the mean.
+
+def measure_affinity(engine: Engine, batches: list[Batch], settings: PartitionSettings) -> NDArray[np.float64]:
+    """Affinity of each pair of features over the batches of all ranks: [F, F] in [0, 1].
+
+    The mean of the absolute cosines of their embeddings in an example, the root of the mean of
+    their squares, or the absolute value of the mean, by ``affinity_mean``.
     """
-    ranker = engine.module
-    assert isinstance(ranker, Ranker)
-    features = len(ranker.feature_names)
+    probe = engine.module
+    assert isinstance(probe, Ranker | FactorizationMachine)
+    mean = _mean_embeddings(probe, batches) if settings.affinity_centred else torch.zeros((), device=engine.device)
+    of_each: Callable[[Tensor], Tensor] = {"absolute": Tensor.abs, "squared": Tensor.square, "signed": Tensor.double}[
+        settings.affinity_mean
+    ]
+    features = len(probe.feature_names)
     total = torch.zeros(features, features, dtype=torch.float64)
     rows = torch.zeros((), dtype=torch.float64)
     for batch in batches:
-        cosines = _cosines(ranker, batch)
-        weight = batch.weight.double()
-        total += torch.einsum("b,bij->ij", weight, (cosines if signed else cosines.abs()).double())
+        weight = batch.weight.double().cpu()
+        total += torch.einsum("b,bij->ij", weight, of_each(_cosines(probe, batch, mean)).double().cpu())
         rows += weight.sum()
     distributed.all_reduce(total)
     distributed.all_reduce(rows)
-    affinity = (total / rows).abs().clamp(max=1.0).fill_diagonal_(1.0)
-    return np.round(affinity.numpy().astype(np.float64), DECIMALS)
+    affinity = (total / rows).abs()
+    if settings.affinity_mean == "squared":
+        affinity = affinity.sqrt()
+    return np.round(affinity.clamp(max=1.0).fill_diagonal_(1.0).numpy().astype(np.float64), DECIMALS)
 
 
 @torch.no_grad()
-def _cosines(ranker: Ranker, batch: Batch) -> Tensor:
-    """Cosines of all pairs of features' embeddings of each example: [B, F, F]."""
-    unit = normalize(ranker.embed(batch.sparse), dim=2)  # [B, F, N]; an empty list stays 0
+def _mean_embeddings(probe: Ranker | FactorizationMachine, batches: list[Batch]) -> Tensor:
+    """Mean embedding of each feature over the batches of all ranks: [F, N] float32."""
+    sums = [torch.einsum("b,bfn->fn", batch.weight, probe.embed(batch.sparse)).double() for batch in batches]
+    rows = sum((batch.weight.double().sum() for batch in batches), torch.zeros((), dtype=torch.float64))
+    total = torch.stack(sums).sum(dim=0)
+    distributed.all_reduce(total)
+    distributed.all_reduce(rows)
+    return (total / rows).float()
+
+
+@torch.no_grad()
+def _cosines(probe: Ranker | FactorizationMachine, batch: Batch, mean: Tensor) -> Tensor:
+    """Cosines of all pairs of features' embeddings of each example, less ``mean``: [B, F, F]."""
+    unit = normalize(probe.embed(batch.sparse) - mean, dim=2)  # [B, F, N]; without a mean an empty list stays 0
     return torch.bmm(unit, unit.transpose(1, 2))

@@ -7,23 +7,25 @@ model's outputs, gradients and checkpoints stay what they are.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import gcd
 from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed._shard.sharding_spec.api import EnumerableShardingSpec
 from torch.distributed.remote_device import _remote_device
-from torchrec.distributed.types import EmbeddingModuleShardingPlan, ModuleSharder, QuantizedCommCodecs, ShardingPlan
+from torchrec.distributed.types import CommOp, EmbeddingModuleShardingPlan, ModuleSharder, ShardingPlan
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from recsys.config import InputError
 from recsys.models.ranker import Ranker
-from recsys.sharding.plan import DEVICE, PlanRequest, make_plan, table_bytes
+from recsys.sharding.communication import wire_codecs
+from recsys.sharding.plan import PlanRequest, make_plan, table_bytes
 from recsys.towers.exchange import PeerExchange
 from recsys.towers.partition_file import Partition
 from recsys.towers.state import average_gradients, clip_gradients, gather_parts
 from recsys.towers.topology import TowerGroups, place_towers, tower_groups
-from recsys.training.settings import ShardingKind, TrainSettings, nearest_hint
+from recsys.training.settings import CommunicationSettings, ShardingKind, TrainSettings, nearest_hint
 
 # Inside a tower's hosts there is one level of ranks, so the kinds of a host and of all ranks are the same.
 KINDS_INSIDE: dict[str, ShardingKind] = {
@@ -62,7 +64,7 @@ class TowerTransform:
                 for shard in cast(EnumerableShardingSpec, sharding.sharding_spec).shards:
                     rank = cast(_remote_device, shard.placement).rank()
                     assert rank is not None
-                    shard.placement = _remote_device(f"rank:{self._first_rank + rank}/{DEVICE}")
+                    shard.placement = _remote_device(f"rank:{self._first_rank + rank}/{self.request.settings.device}")
         return plan
 
     def average_own(self, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
@@ -97,12 +99,10 @@ class TowerTransform:
         return [parameter for parameter in parameters if id(parameter) not in own]
 
 
-def transform(
-    model: nn.Module, partition: Partition, settings: TrainSettings, codecs: QuantizedCommCodecs | None = None
-) -> TowerTransform:
+def transform(model: nn.Module, partition: Partition, settings: TrainSettings) -> TowerTransform:
     """Leave in ``model``, which holds a ranker with the towers of ``partition``, this rank's tables and towers.
 
-    Names in the state_dict stay. ``codecs`` quantise the tower outputs between hosts. Collective.
+    Names in the state_dict stay. ``communication`` is that of the tower outputs between hosts. Collective.
 
     Raises:
         InputError: ``model`` has no towers, the hosts do not fit them, or a kind of sharding leaves a tower's hosts.
@@ -115,11 +115,13 @@ def transform(
     features = [[n for n in ranker.feature_names if n in _names(partition, towers)] for towers in placed]
     widths = _widths(ranker)
     outputs = [[(tower, widths[tower]) for tower in towers] for towers in placed]
+    codecs = (wire_codecs(settings.communication, gcd(*widths)) or {}).get(CommOp.POOLED_EMBEDDINGS_ALL_TO_ALL.name)
     ranker.peers = PeerExchange(groups.peers, features, outputs, codecs)
     _keep(ranker, partition, set(placed[groups.index]), features[groups.index])
     own = {config.name for config in ranker.embeddings.embedding_bag_configs()}
     fixed = {table: kind for table, kind in table_sharding.items() if table in own}
-    inside = settings.model_copy(update={"sharding": sharding, "table_sharding": fixed})
+    as_is = CommunicationSettings()
+    inside = settings.model_copy(update={"sharding": sharding, "table_sharding": fixed, "communication": as_is})
     request = PlanRequest(inside, groups.size, groups.size, table_groups=None)
     return TowerTransform(groups, request, list(ranker.interaction.towers.parameters()))
 

@@ -4,19 +4,23 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import distributed
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, distributed
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from recsys.config import InputError
+from recsys.training.checkpoint_memory import InPlacePlanner, MappedReader
 
 MANIFEST_FILE = "manifest.json"
+ROWS_SUFFIX = ".rows.safetensors"
 PARTIAL_SUFFIX = ".partial"
 MISSING = "missing"
 
@@ -32,30 +36,48 @@ class ReproducibleWriter(FileSystemWriter):
         """No storage metadata; loading does not need it."""
 
 
-def save_checkpoint(state: dict[str, Any], directory: Path, facts: Mapping[str, Any] | None = None) -> None:
+def save_checkpoint(
+    state: dict[str, Any],
+    directory: Path,
+    facts: Mapping[str, Any] | None = None,
+    rows: dict[str, Tensor] | None = None,
+    group: distributed.ProcessGroup | None = None,
+) -> None:
     """Write ``state`` from all ranks beside ``directory``, then rename it there; collective.
 
     A manifest holds the SHA-256 of each file, the number of ranks, and ``facts`` (plain values).
 
+    Args:
+        rows: tensors that this rank writes in a file of its own, besides ``state``.
+        group: process group of the collectives; None for the default one.
+
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written; raised on every rank, whichever it happened on.
     """
     partial = directory.with_name(directory.name + PARTIAL_SUFFIX)
-    if distributed.get_rank() == 0:
+    rank = distributed.get_rank(group)
+    if rank == 0:
         shutil.rmtree(partial, ignore_errors=True)
-    distributed.barrier()
+    distributed.barrier(group)
     try:
-        save(state, storage_writer=ReproducibleWriter(partial))
+        save(state, storage_writer=ReproducibleWriter(partial), planner=InPlacePlanner(), process_group=group)
     except CheckpointException as error:
         raise OSError(f"{directory}: cannot write the checkpoint: {_reason(error)}") from error
-    files = _checksums(partial, sorted(path.name for path in partial.iterdir()))
-    if distributed.get_rank() == 0:
-        manifest = {"files": files, "world_size": distributed.get_world_size(), "facts": dict(facts or {})}
-        write_durably(partial / MANIFEST_FILE, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-        shutil.rmtree(directory, ignore_errors=True)
-        partial.rename(directory)
-        _flush_folder(directory.parent)
-    distributed.barrier()
+    if rows is not None:
+        _on_all_ranks(lambda: _write_rows(rows, partial / f"{rank:04d}{ROWS_SUFFIX}"), directory, group)
+    files = _checksums(partial, sorted(path.name for path in partial.iterdir()), group)
+    if MISSING in files.values():
+        raise OSError(f"{directory}: cannot read back the checkpoint that was just written")
+
+    def publish() -> None:
+        if rank == 0:
+            manifest = {"files": files, "world_size": distributed.get_world_size(group), "facts": dict(facts or {})}
+            write_durably(partial / MANIFEST_FILE, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+            shutil.rmtree(directory, ignore_errors=True)
+            partial.rename(directory)
+            _flush_folder(directory.parent)
+
+    _on_all_ranks(publish, directory, group)
 
 
 def load_checkpoint(state: dict[str, Any], directory: Path) -> dict[str, Any]:
@@ -67,7 +89,7 @@ def load_checkpoint(state: dict[str, Any], directory: Path) -> dict[str, Any]:
     manifest = read_manifest(directory)
     _check_files(directory, manifest["files"])
     try:
-        load(state, checkpoint_id=str(directory))
+        load(state, storage_reader=MappedReader(directory))
     except CheckpointException as error:
         raise DamagedCheckpointError(
             f"{directory}: the checkpoint is not of this model and its settings: {_reason(error)}"
@@ -102,7 +124,7 @@ def write_durably(path: Path, text: str) -> None:
 
 
 def _check_files(directory: Path, expected: Mapping[str, str]) -> None:
-    found = _checksums(directory, sorted(expected))
+    found = _checksums(directory, sorted(expected), None)
     for name, checksum in expected.items():
         if found[name] == MISSING:
             raise DamagedCheckpointError(f"{directory / name}: missing; the checkpoint is damaged")
@@ -112,16 +134,40 @@ def _check_files(directory: Path, expected: Mapping[str, str]) -> None:
             )
 
 
-def _checksums(directory: Path, names: Iterable[str]) -> dict[str, str]:
+def _checksums(directory: Path, names: Iterable[str], group: distributed.ProcessGroup | None) -> dict[str, str]:
     """SHA-256 of each file, by name, on every rank; the ranks share the work."""
-    rank, world_size = distributed.get_rank(), distributed.get_world_size()
-    mine = {name: _checksum(directory / name) for name in list(names)[rank::world_size]}
+    rank, world_size = distributed.get_rank(group), distributed.get_world_size(group)
+    mine = {name: checksum(directory / name) for name in list(names)[rank::world_size]}
     parts: list[Any] = [None] * world_size
-    distributed.all_gather_object(parts, mine)
+    distributed.all_gather_object(parts, mine, group)
     return {name: checksum for part in parts for name, checksum in part.items()}
 
 
-def _checksum(path: Path) -> str:
+def _on_all_ranks(action: Callable[[], None], directory: Path, group: distributed.ProcessGroup | None) -> None:
+    """Run ``action`` on every rank; where it fails on one, all raise, so that none waits for it."""
+    problem = None
+    try:
+        action()
+    except OSError as error:
+        problem = " ".join(str(error).split())
+    problems: list[Any] = [None] * distributed.get_world_size(group)
+    distributed.all_gather_object(problems, problem, group)
+    for found in problems:
+        if found is not None:
+            raise OSError(f"{directory}: cannot write the checkpoint: {found}")
+
+
+def _write_rows(rows: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(rows, path)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file; MISSING if it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,9 +1,8 @@
 """Train a model whose tables are sharded over the ranks of the current process group."""
 
 import math
-import sys
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,24 +17,23 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.types import ModuleSharder, QuantizedCommCodecs, ShardingEnv, ShardingType
+from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingType
 
 from recsys.data.loader import Batch
-from recsys.models.initial_tables import initial_rows
+from recsys.models.initial_tables import initial_rows, row_blocks
 from recsys.models.ranker import SERVING, TABLE_PREFIX
+from recsys.sharding.communication import mean_over_ranks, shard_width, wire_codecs
 from recsys.sharding.hosts import hosts_of
-from recsys.sharding.plan import DEVICE, BagSharder, PlanRequest, bag_collections, local_shards, make_plan, plan_rows
+from recsys.sharding.plan import BagSharder, PlanRequest, bag_collections, local_shards, make_plan, plan_rows
 from recsys.sharding.pooling import sum_split_rows
 from recsys.towers.partition_file import Partition
 from recsys.towers.transform import transform
 from recsys.training.checkpoints import load_checkpoint, save_checkpoint
+from recsys.training.non_finite import NonFiniteGuard
 from recsys.training.optimizers import (
-    NonFiniteLossError,
     dense_optimizer,
     first_state,
     is_constant,
-    non_finite_sources,
-    on_any_rank,
     rate_factor,
     replicated_table_optimizer,
     set_rates,
@@ -43,6 +41,7 @@ from recsys.training.optimizers import (
     tensors,
 )
 from recsys.training.settings import TrainSettings
+from recsys.training.table_memory import TableFiles, set_table_precision
 
 LossFunction = Callable[[dict[str, Tensor], Batch], Tensor]
 
@@ -60,30 +59,31 @@ class Engine:
         seed: of the initial tables.
         partition: towers whose tables stay together on one rank, or, with ``tower_transform``, on the
             tower's hosts; None where the plan is free.
-        peer_codecs: how the tower transform quantises tower outputs between hosts; None: not at all.
 
     Raises:
         InputError: no plan fits the settings, or the hosts do not fit the towers.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        settings: TrainSettings,
-        seed: int,
-        partition: Partition | None = None,
-        peer_codecs: QuantizedCommCodecs | None = None,
+        self, model: nn.Module, settings: TrainSettings, seed: int, partition: Partition | None = None
     ) -> None:
         self.settings = settings
         self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
+        self.device = torch.device(settings.device)
+        if settings.device == "cuda":
+            self.device = torch.device("cuda", torch.cuda.current_device())
+        self._guard = NonFiniteGuard(settings.skip_non_finite_batches)
+        self._files = TableFiles(settings.table_file_dir) if settings.table_memory == "file" else None
         self._towers = None
         if settings.tower_transform and partition is not None:
-            self._towers = transform(model, partition, settings, peer_codecs)
+            self._towers = transform(model, partition, settings)
+        set_table_precision(model, settings)
         self._set_table_optimizer(model)
         paths = list(bag_collections(model))
         configs = [config for m in bag_collections(model).values() for config in m.embedding_bag_configs()]
         tables = {config.name: (config.num_embeddings, config.embedding_dim) for config in configs}
-        with hosts_of(settings.ranks_per_host) as ranks_per_host:
+        files = self._files.hold_new_tables() if self._files else nullcontext()
+        with hosts_of(settings.ranks_per_host) as ranks_per_host, files:
             self._model = self._shard(model, ranks_per_host, partition)
         self._write_tables(tables, seed)
         self._dense = {
@@ -110,6 +110,21 @@ class Engine:
         return int(self._counts[1])
 
     @property
+    def overlaps(self) -> bool:
+        """Whether the ids of the next batch can be distributed while one is computed."""
+        return self.settings.overlap and self._towers is None  # which looks its peers' ids up, not the batch's own
+
+    @property
+    def sharded(self) -> DistributedModelParallel:
+        """TorchRec's wrapper of the model."""
+        return self._model
+
+    @property
+    def dense_optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser of the dense part."""
+        return self._dense_optimizer
+
+    @property
     def module(self) -> nn.Module:
         """The model itself, its tables sharded."""
         return self._model.module
@@ -121,9 +136,14 @@ class Engine:
     def outputs(self, batch: Batch) -> dict[str, Tensor]:
         """Every output of the model for this rank's share, float32, without gradients."""
         self._model.eval()
+        batch = self.on_device(batch)
         with torch.no_grad(), self._precision():
             outputs = self._model.module(batch.dense, batch.sparse)
         return {name: value.float() for name, value in outputs.items()}
+
+    def on_device(self, batch: Batch) -> Batch:
+        """``batch`` on this rank's device."""
+        return batch if self.device.type == "cpu" else batch.to(self.device)
 
     def train_step(self, batch: Batch, loss_function: LossFunction) -> float:
         """One optimiser step on a global batch.
@@ -137,8 +157,15 @@ class Engine:
 
         Raises:
             NonFiniteLossError: this rank's part is NaN or infinite; nothing was updated.
+            NonFiniteGradientError: a gradient is.
         """
+        loss = self.begin_step(self.on_device(batch), loss_function)
+        return loss.item() if loss is not None and self.finish_step(loss) else math.nan
+
+    def begin_step(self, batch: Batch, loss_function: LossFunction) -> Tensor | None:
+        """The first half of :meth:`train_step`: the loss to differentiate; None if all ranks skip the batch."""
         self._model.train()
+        self._guard.begin(self.steps + 1)
         self._dense_optimizer.zero_grad(set_to_none=True)
         if self._replicated_optimizer is not None:
             self._replicated_optimizer.zero_grad(set_to_none=True)
@@ -147,18 +174,25 @@ class Engine:
             outputs = self._model(batch.dense, batch.sparse)
         losses = loss_function({name: value.float() for name, value in outputs.items()}, batch)
         loss = (batch.weight * losses).sum() * (self.world_size / batch.global_rows)
-        value = loss.item()
-        if self._skips(value, batch, outputs):
-            return math.nan
+        if self._guard.skips_loss(loss.item(), batch, outputs):
+            self._counts[1] += 1
+            return None
+        return loss
+
+    def finish_step(self, loss: Tensor) -> bool:
+        """The second half: gradients, averaged over ranks, and the optimisers; False if all ranks skip the batch."""
         loss.backward()
         self._average_gradients()
+        if self._guard.skips_gradients(self._dense | self._replicated, differ=self._towers is not None):
+            self._counts[1] += 1
+            return False
         if self.settings.dense_clip_norm is not None:
             self._clip_gradients(self.settings.dense_clip_norm)
         self._dense_optimizer.step()
         if self._replicated_optimizer is not None:
             self._replicated_optimizer.step()
         self._counts[0] += 1
-        return value
+        return True
 
     def serving_loss(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
         """Binary cross-entropy of the serving logit against the label, an example: [B]."""
@@ -166,7 +200,8 @@ class Engine:
 
     def save(self, directory: Path, facts: Mapping[str, Any] | None = None) -> None:
         """Write weights and optimiser state, and ``facts`` (plain values), as a checkpoint folder."""
-        save_checkpoint(self._state(), directory, facts)
+        with self.tables_in_order():
+            save_checkpoint(self.state(), directory, facts)
 
     def load(self, directory: Path) -> dict[str, Any]:
         """Read what :meth:`save` wrote, also with another plan or number of ranks; its facts.
@@ -174,15 +209,34 @@ class Engine:
         Raises:
             DamagedCheckpointError: it is not whole, or of another model.
         """
-        state = self._state()
-        facts = load_checkpoint(state, directory)
+        state = self.state()
+        with self.tables_in_order():
+            facts = load_checkpoint(state, directory)
+        self.adopt(state)
+        return facts
+
+    def tables_in_order(self) -> AbstractContextManager[None]:
+        """A context in which whole tables are read or written; for those in files it reads ahead."""
+        return self._files.in_order() if self._files else nullcontext()
+
+    def adopt(self, state: dict[str, Any]) -> None:
+        """Go on from what was loaded into ``state``, which is that of :meth:`state`."""
         self._model.load_state_dict(state["model"])
         if self.steps == 0:
             self._dense_optimizer = dense_optimizer(list(self._dense.values()), self.settings)
-            return facts
+            return
         for name, values in state.get("dense", {}).items():
             self._dense_optimizer.state[self._dense[name]] = values
-        return facts
+
+    def state(self) -> dict[str, Any]:
+        """Live references to everything that a checkpoint holds."""
+        tables = self._model.fused_optimizer.state_dict()["state"] | self._replicated_state()
+        dense = {name: self._dense_state(parameter) for name, parameter in self._dense.items()}
+        optimizers = {"tables": tables, "dense": dense}
+        # A dict of nothing but empty ones makes DCP take the checkpoint for one of an old PyTorch.
+        filled = {key: {name: s for name, s in states.items() if s} for key, states in optimizers.items()}
+        state = {"model": self._model.state_dict(), "counts": self._counts}
+        return state | {key: states for key, states in filled.items() if states}
 
     def gather_state(self) -> dict[str, Tensor]:
         """The unsharded model's state_dict, float32, on rank 0; empty on the other ranks."""
@@ -191,12 +245,13 @@ class Engine:
         gathered: dict[str, Tensor] = {}
         for name, value in self._model.state_dict().items():
             if isinstance(value, ShardedTensor):
-                whole = torch.empty(value.metadata().size) if self.rank == 0 else None
+                size = value.metadata().size
+                whole = torch.empty(size, dtype=value.dtype, device=self.device) if self.rank == 0 else None
                 value.gather(dst=0, out=whole)
-                value = whole
-            if self.rank == 0:
-                assert value is not None
-                gathered[name] = value.detach().float().clone()
+                if whole is not None:
+                    gathered[name] = self._files.copy(whole) if self._files else whole.cpu().float()
+            elif self.rank == 0:
+                gathered[name] = value.detach().cpu().float().clone()
         return gathered
 
     def plan_summary(self) -> list[dict[str, Any]]:
@@ -212,8 +267,7 @@ class Engine:
         if self.world_size == 1 or not gradients:
             return
         flat = torch.cat([gradient.flatten() for gradient in gradients])
-        distributed.all_reduce(flat)
-        flat /= self.world_size
+        flat = mean_over_ranks(flat, self.settings.communication.gradients)
         for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
 
@@ -223,21 +277,6 @@ class Engine:
             clip_grad_norm_(dense, limit)
         else:
             self._towers.clip_gradients(dense, limit)
-
-    def _skips(self, loss: float, batch: Batch, outputs: Mapping[str, Tensor]) -> bool:
-        """Whether to leave this batch out, the same on every rank; raises where it may not be left out."""
-        sources = [] if math.isfinite(loss) else non_finite_sources(batch, outputs)
-        if not self.settings.skip_non_finite_batches:
-            if sources:
-                raise NonFiniteLossError(self.steps + 1, sources)
-            return False
-        sources = on_any_rank(sources)
-        if sources:
-            self._counts[1] += 1
-            if self.rank == 0:
-                found = f"NaN or infinity in {', '.join(sources)}"
-                print(f"train: after step {self.steps}: {found}; batch skipped", file=sys.stderr, flush=True)
-        return bool(sources)
 
     def _set_rates(self) -> None:
         """Learning rates of the coming step."""
@@ -251,12 +290,15 @@ class Engine:
         self._model.fused_optimizer.zero_grad()  # hands the kernels their rate
 
     def _shard(self, model: nn.Module, ranks_per_host: int, partition: Partition | None) -> DistributedModelParallel:
-        sharder = BagSharder()
+        communication = self.settings.communication
         request = PlanRequest(self.settings, self.world_size, ranks_per_host, _table_groups(partition))
         if self._towers is None:
-            plan, group = make_plan(model, request, sharder), distributed.group.WORLD
+            plan = make_plan(model, request, BagSharder(qcomm_codecs_registry=wire_codecs(communication)))
+            group = distributed.group.WORLD
+            sharder = BagSharder(qcomm_codecs_registry=wire_codecs(communication, shard_width(plan)))
             self._plan_rows = plan_rows(model, plan, self.settings)
         else:
+            sharder = BagSharder()
             plan, group = self._towers.make_plan(model, sharder), self._towers.groups.inside
             self._plan_rows = self._towers.gather_rows(plan_rows(model, plan, self.settings))
         means = {path: sum_split_rows(module, plan, path) for path, module in bag_collections(model).items()}
@@ -264,21 +306,25 @@ class Engine:
         sharded = DistributedModelParallel(
             model,
             env=ShardingEnv.from_process_group(group),
-            device=torch.device(DEVICE),
+            device=self.device,
             plan=plan,
             sharders=[cast(ModuleSharder[nn.Module], sharder)],
             init_data_parallel=False,  # one all-reduce of ours: DDP refuses heads that a loss does not read
         )
-        for module in _sharded_collections(sharded):
+        if self.device.type == "cuda":
+            sharded.module.to(self.device)  # the dense part; TorchRec does it in its own data-parallel wrapper only
+        for module in sharded_collections(sharded).values():
             lookups = module._lookups  # DDP, for replicated tables, waits for a backward pass after each forward pass
             lookups[:] = [m.module if isinstance(m, DistributedDataParallel) else m for m in lookups]
         for path, mean in means.items():
             if mean is not None:
                 sharded.module.get_submodule(path).register_forward_hook(mean)
+        for module in sharded_collections(sharded).values():
+            module.register_forward_hook(self._guard.watch)
         return sharded
 
     def _precision(self) -> AbstractContextManager[Any]:
-        return torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=self.settings.bf16)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.bf16)
 
     def _set_table_optimizer(self, model: nn.Module) -> None:
         optimizer = table_optimizer(self.settings)
@@ -293,18 +339,11 @@ class Engine:
                 continue
             for weight, row, column in local_shards(value):
                 count, dimension = tables[table]
-                rows = initial_rows(seed, table, count, dimension, row, row + weight.shape[0])
-                weight.copy_(rows[:, column : column + weight.shape[1]])
-
-    def _state(self) -> dict[str, Any]:
-        """Live references to everything that a checkpoint holds."""
-        tables = self._model.fused_optimizer.state_dict()["state"] | self._replicated_state()
-        dense = {name: self._dense_state(parameter) for name, parameter in self._dense.items()}
-        optimizers = {"tables": tables, "dense": dense}
-        # A dict of nothing but empty ones makes DCP take the checkpoint for one of an old PyTorch.
-        filled = {key: {name: s for name, s in states.items() if s} for key, states in optimizers.items()}
-        state = {"model": self._model.state_dict(), "counts": self._counts}
-        return state | {key: states for key, states in filled.items() if states}
+                for start, stop in row_blocks(row, row + weight.shape[0]):
+                    rows = initial_rows(seed, table, count, dimension, start, stop)
+                    weight[start - row : stop - row].copy_(rows[:, column : column + weight.shape[1]])
+                    if self._files:
+                        self._files.flush()  # clean pages can be taken back; many dirty ones are out of memory
 
     def _dense_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         """Optimiser state of a dense parameter; before the first step one of the same shapes."""
@@ -322,15 +361,16 @@ class Engine:
         return state
 
 
-def _sharded_collections(model: nn.Module) -> list[ShardedEmbeddingBagCollection]:
-    return [module for module in model.modules() if isinstance(module, ShardedEmbeddingBagCollection)]
+def sharded_collections(model: nn.Module) -> dict[str, ShardedEmbeddingBagCollection]:
+    """The sharded collections of ``model`` by their path in it."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, ShardedEmbeddingBagCollection)}
 
 
 def _replicated_tables(model: DistributedModelParallel) -> dict[str, nn.Parameter]:
     """Weights of the tables that every rank holds whole and updates outside the kernels, by name."""
     replicated = {
         id(module.embedding_bags[table].weight)
-        for module in _sharded_collections(model)
+        for module in sharded_collections(model).values()
         for table, sharding in module.module_sharding_plan.items()
         if sharding.sharding_type == ShardingType.DATA_PARALLEL.value
     }

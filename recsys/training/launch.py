@@ -1,42 +1,53 @@
-"""Run a function on several ranks of this host: torchrun's elastic API, gloo over the loopback."""
+"""Run a function on several ranks, of one host or of several nodes: torchrun's elastic API."""
 
 import multiprocessing
 import os
-import pickle
-import signal
+import socket
 import sys
 import tempfile
-import threading
-import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import distributed
-from torch._C._distributed_c10d import HashStore, PrefixStore
+from torch._C._distributed_c10d import HashStore
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous.api import RendezvousError, RendezvousTimeoutError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-from torch.distributed.rendezvous import rendezvous
 
 from recsys.config import InputError
+from recsys.training.failures import (
+    HungRankError,
+    LostPeerError,
+    LostRankError,
+    RankKilledError,
+    first_failure,
+    read_failures,
+)
+from recsys.training.heartbeat import watching
+from recsys.training.launch_settings import LOOPBACK_INTERFACE, LaunchSettings
+from recsys.training.memory import keep_freed_memory, return_freed_memory
 from recsys.training.quiet import quiet_libraries
+from recsys.training.rank_process import join_group, rank_main
+
+__all__ = ["HungRankError", "LostRankError", "OtherNodeEnd", "RankKilledError", "launch", "run_on_ranks"]
 
 LOOPBACK = "127.0.0.1"
 PRELOAD = ["torch", "torchrec", "recsys.training.engine"]
 # Set by the operating system's loader for the ranks; spinning OpenMP threads make a shared host 30 times slower.
-RANK_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "GLOO_SOCKET_IFNAME": "lo"}
-FAILURE_SUFFIX = ".failure"
-RESTART_COUNT = "TORCHELASTIC_RESTART_COUNT"
-MEMORY_HINT = "; if nobody did it by hand, the machine ran out of memory: lower world_size or use smaller tables"
-LAST_WORD_S = 0.5  # a rank that lost its peer ends after it, so that the agent sees the peer's end first
+RANK_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+# A fresh store each time nodes meet; a shared one stays at the address of a node that may have been lost.
+SEVERAL_NODES_ENVIRONMENT = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
-class RankKilledError(Exception):
-    """A rank's process was ended from outside."""
+class OtherNodeEnd(SystemExit):
+    """This node's ranks have done their part; node 0 has the results and writes them. Exit code 0."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
 
 
 def run_on_ranks(
@@ -46,125 +57,162 @@ def run_on_ranks(
     threads_per_rank: int,
     max_restarts: int = 0,
 ) -> list[Any]:
-    """Call ``function(*arguments)`` on every rank, inside a gloo process group; its results by rank.
+    """:func:`launch` on the CPU of this host."""
+    settings = LaunchSettings(world_size=world_size, threads_per_rank=threads_per_rank, max_restarts=max_restarts)
+    return launch(function, arguments, settings)
 
-    One rank runs in this process. Several run as forkserver processes, so ``function`` must be
-    importable and arguments and results picklable. When a rank fails or is killed, all ranks end; up
-    to ``max_restarts`` times they are started anew, but not after an InputError. Then what went wrong
-    last is raised here: an InputError as itself, the name of the signal that killed a rank, else the
-    earliest exception as itself.
+
+def launch(function: Callable[..., Any], arguments: tuple[Any, ...], settings: LaunchSettings) -> list[Any]:
+    """Call ``function(*arguments)`` on every rank, inside a process group; its results by rank.
+
+    One rank without restarts runs in this process. Others run as forkserver processes, so ``function``
+    must be importable and arguments and results picklable. When a rank fails, is killed or hangs, all
+    ranks end; up to ``max_restarts`` times they are started anew, but not after an InputError or a
+    NonFiniteError; then a lost rank (no other error) is left out if ``min_world_size`` allows. So
+    ``function`` must be fit to run again on another number of ranks. Then what went wrong last is raised.
+
+    On several nodes this process runs the ranks of its own; each node must call it with arguments that
+    mean the same on a file system that all share.
+
+    Raises:
+        InputError: a rank raised it, or the settings do not fit this machine.
+        LostRankError: a rank was killed, hung, or is out of reach.
+        OtherNodeEnd: all went well and this is not node 0.
     """
-    if world_size == 1:
-        return [_run_here(function, arguments, threads_per_rank)]
+    _check_machine(settings)
+    if settings.world_size == 1 and settings.max_restarts == 0:
+        return [_run_here(function, arguments, settings)]
     multiprocessing.set_forkserver_preload(PRELOAD)
-    with tempfile.TemporaryDirectory(prefix="ranks-") as folder, _environment(RANK_ENVIRONMENT), quiet_libraries():
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=world_size,
-            rdzv_backend="c10d",
-            rdzv_endpoint=f"{LOOPBACK}:0",
-            rdzv_configs={"is_host": True},
-            local_addr=LOOPBACK,
-            run_id=Path(folder).name,
-            max_restarts=max_restarts,
-            start_method="forkserver",
-            shutdown_timeout=1,
-        )
+    if settings.nodes.count > 1:
+        return _on_nodes(function, arguments, settings)
+    world_size = settings.world_size
+    while True:
         try:
-            results = elastic_launch(config, _rank_main)(function, arguments, threads_per_rank, folder)
+            results = _elastic(function, arguments, settings, _one_host(world_size))
+            return [results[rank] for rank in range(world_size)]
+        except LostRankError as error:
+            smaller = settings.smaller_world(world_size)
+            if smaller is None:
+                raise
+            print(f"ranks: {error}; going on with {smaller} of {world_size}", file=sys.stderr, flush=True)
+            world_size = smaller
+
+
+def _one_host(world_size: int) -> dict[str, Any]:
+    return {
+        "min_nodes": 1,
+        "max_nodes": 1,
+        "nproc_per_node": world_size,
+        "rdzv_endpoint": f"{LOOPBACK}:0",
+        "rdzv_configs": {"is_host": True},
+        "local_addr": LOOPBACK,
+    }
+
+
+def _on_nodes(function: Callable[..., Any], arguments: tuple[Any, ...], settings: LaunchSettings) -> list[Any]:
+    """This node's part of a run on several; the results if it is node 0."""
+    nodes = settings.nodes
+    meeting = {
+        "min_nodes": nodes.min_count or nodes.count,
+        "max_nodes": nodes.count,
+        "nproc_per_node": settings.ranks_per_node,
+        "rdzv_endpoint": nodes.rendezvous_endpoint,
+        "rdzv_configs": {"last_call_timeout": nodes.last_call_s, "join_timeout": nodes.join_timeout_s},
+        "local_addr": _address(settings.interface),
+        "run_id": f"{function.__module__}.{function.__qualname__}",
+    }
+    where = f"params/train.yaml: nodes.rendezvous_endpoint {nodes.rendezvous_endpoint}"
+    try:
+        results = _elastic(function, arguments, settings, meeting)
+    except RendezvousTimeoutError as error:
+        raise InputError(
+            f"{where}: fewer than {meeting['min_nodes']} of {nodes.count} nodes came within {nodes.join_timeout_s} s "
+            "(join_timeout_s); run the same command on each node"
+        ) from error
+    except RendezvousError as error:
+        raise LostPeerError(f"{where}: no connection to this node, which holds the list of nodes: {error}") from error
+    if 0 not in results:
+        print("ranks: this node has done its part; node 0 writes the results", file=sys.stderr, flush=True)
+        raise OtherNodeEnd
+    return results[0]
+
+
+def _elastic(
+    function: Callable[..., Any], arguments: tuple[Any, ...], settings: LaunchSettings, where: Mapping[str, Any]
+) -> dict[int, Any]:
+    """The results of this node's ranks, by rank."""
+    several = settings.nodes.count > 1
+    environment = RANK_ENVIRONMENT | _network(settings) | (SEVERAL_NODES_ENVIRONMENT if several else {})
+    with tempfile.TemporaryDirectory(prefix="ranks-") as name, _environment(environment), quiet_libraries():
+        folder = Path(name)
+        options: dict[str, Any] = {"run_id": folder.name, "max_restarts": settings.max_restarts, **where}
+        config = LaunchConfig(rdzv_backend="c10d", start_method="forkserver", shutdown_timeout=1, **options)
+        try:
+            with watching(folder, settings.rank_timeout_s, whole_world=not several):
+                return elastic_launch(config, rank_main)(function, arguments, settings, name)
         except ChildFailedError as error:
-            raise _first_failure(Path(folder), error) from error
-    return [results[rank] for rank in range(world_size)]
+            raise first_failure(folder, error) from error
+        except RendezvousError:
+            failures = [error for _, error, _, _ in read_failures(folder) if not isinstance(error, LostPeerError)]
+            if failures:
+                raise failures[-1] from None
+            raise
 
 
-def _run_here(function: Callable[..., Any], arguments: tuple[Any, ...], threads: int) -> Any:
+def _run_here(function: Callable[..., Any], arguments: tuple[Any, ...], settings: LaunchSettings) -> Any:
     """Rank 0 of 1, in this process."""
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    with _environment({"GLOO_SOCKET_IFNAME": "lo"}):
-        distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    torch.set_num_threads(settings.threads_per_rank)
+    keep_freed_memory()
+    with _environment(_network(settings)):
+        join_group(settings, HashStore(), 0, 1)
     try:
         with quiet_libraries():
             return function(*arguments)
     finally:
         distributed.destroy_process_group()
         torch.set_num_threads(before)
+        return_freed_memory()
 
 
-def _rank_main(function: Callable[..., Any], arguments: tuple[Any, ...], threads: int, failures: str) -> Any:
-    """Body of one rank's process."""
-    _die_with_parent()
-    if any(isinstance(error, InputError) for _, error, _, _ in _read_failures(Path(failures))):
-        os._exit(1)  # a restart mends no input
-    torch.set_num_threads(threads)
-    try:
-        _join_group()
-        with quiet_libraries():
-            result = function(*arguments)
-        distributed.barrier()
-        distributed.destroy_process_group()
-        return result
-    except BaseException as error:  # DCP's CheckpointException is no Exception
-        _write_failure(Path(failures), error)
-        sys.stderr.flush()
-        time.sleep(0.0 if isinstance(error, InputError) else LAST_WORD_S)
-        os._exit(1)  # skip clean-up that would wait for the other ranks
+def _network(settings: LaunchSettings) -> dict[str, str]:
+    return {"GLOO_SOCKET_IFNAME": settings.interface, "NCCL_SOCKET_IFNAME": settings.interface}
 
 
-def _join_group() -> None:
-    """The process group of this attempt; the store still holds the addresses of the attempts before it."""
-    store, rank, world_size = next(rendezvous("env://"))
-    store = PrefixStore(f"attempt-{os.environ[RESTART_COUNT]}", store)
-    distributed.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+def _check_machine(settings: LaunchSettings) -> None:
+    """Check what the settings want of this machine.
+
+    Raises:
+        InputError: it has no such GPUs or no such interface.
+    """
+    if settings.network_interface is not None:
+        _address(settings.network_interface)
+    if settings.device == "cpu":
+        return
+    if not torch.cuda.is_available():
+        raise InputError("params/train.yaml: device cuda: torch sees no CUDA device; set device: cpu")
+    found = torch.cuda.device_count()
+    if found < settings.ranks_per_node:
+        raise InputError(
+            f"params/train.yaml: device cuda: {settings.ranks_per_node} ranks on a node need as many GPUs, "
+            f"torch sees {found}; lower world_size"
+        )
 
 
-def _die_with_parent() -> None:
-    """No rank outlives a killed parent."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
+def _address(interface: str) -> str:
+    """The IPv4 address of a network interface.
 
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _write_failure(folder: Path, error: BaseException) -> None:
-    text = "".join(traceback.format_exception(error))
-    attempt = int(os.environ.get(RESTART_COUNT, "0"))
-    try:
-        body = pickle.dumps((time.monotonic(), error, text, attempt))
-        pickle.loads(body)
-    except Exception:
-        body = pickle.dumps((time.monotonic(), RuntimeError(f"{type(error).__name__}: {error}"), text, attempt))
-    partial = folder / str(os.getpid())
-    partial.write_bytes(body)
-    partial.rename(partial.with_suffix(FAILURE_SUFFIX))
-
-
-def _read_failures(folder: Path) -> list[tuple[float, BaseException, str, int]]:
-    """(time, exception, traceback, attempt) of each rank's exception, from files they wrote in our own folder."""
-    return [pickle.loads(path.read_bytes()) for path in folder.glob(f"*{FAILURE_SUFFIX}")]
-
-
-def _first_failure(folder: Path, error: ChildFailedError) -> BaseException:
-    """What the ranks of the last attempt died of."""
-    failures = _read_failures(folder)
-    for _, first, _, _ in failures:
-        if isinstance(first, InputError):
-            return first
-    rank, failure = error.get_first_failure()
-    if failure.exitcode < 0:
-        name = signal.Signals(-failure.exitcode).name
-        return RankKilledError(f"rank {rank} was killed by {name}{MEMORY_HINT if name == 'SIGKILL' else ''}")
-    if not failures:
-        return RuntimeError(f"rank {rank} ended with exit code {failure.exitcode} and left no message")
-    last = max(attempt for _, _, _, attempt in failures)
-    _, first, text, _ = min((f for f in failures if f[3] == last), key=lambda f: f[0])
-    first.add_note(f"In a rank:\n{text}")
-    return first
+    Raises:
+        InputError: there is no such interface, or it has none.
+    """
+    interfaces = psutil.net_if_addrs()
+    for address in interfaces.get(interface, []):
+        if address.family == socket.AF_INET:
+            return address.address
+    raise InputError(
+        f"params/train.yaml: network_interface {interface!r} has no IPv4 address here; "
+        f"there are: {', '.join(sorted(interfaces)) or LOOPBACK_INTERFACE}"
+    )
 
 
 @contextmanager

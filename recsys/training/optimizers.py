@@ -1,39 +1,18 @@
-"""Optimisers of the dense part and of replicated tables, learning rates over the steps, and non-finite losses."""
+"""Optimisers of the dense part and of the tables, and learning rates over the steps."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torchrec.optim import RowWiseAdagrad
 
 from recsys.config import InputError
-from recsys.data.loader import Batch
 from recsys.training.settings import DENSE_OPTIMIZERS, ScheduleSettings, TrainSettings
 
 TABLE_OPTIMIZERS = {"rowwise_adagrad": RowWiseAdagrad, "adagrad": torch.optim.Adagrad, "sgd": torch.optim.SGD}
 FBGEMM_EPSILON = 1e-8  # what FBGEMM's AdaGrad kernels add to the root of the sum
-SOURCES = ("the dense input", "the labels", "the outputs", "the loss function's result")
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss of a batch is NaN or infinite.
-
-    Args:
-        step: number of the optimiser step that would have followed, from 1.
-        sources: which of SOURCES held a NaN or an infinity on this rank.
-    """
-
-    def __init__(self, step: int, sources: Sequence[str]) -> None:
-        self.step, self.sources = step, tuple(sources)
-        super().__init__(
-            f"step {step}: the loss is not finite: NaN or infinity in {', '.join(sources)}; lower the learning rates, "
-            "mend the data, or set skip_non_finite_batches in params/train.yaml"
-        )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.step, self.sources)
 
 
 def table_optimizer(settings: TrainSettings) -> type[torch.optim.Optimizer]:
@@ -42,6 +21,8 @@ def table_optimizer(settings: TrainSettings) -> type[torch.optim.Optimizer]:
     Raises:
         InputError: the CPU has no kernel for it.
     """
+    if settings.device == "cuda" and settings.table_optimizer == "adam":
+        return torch.optim.Adam
     if settings.table_optimizer not in TABLE_OPTIMIZERS:
         raise InputError(
             f"params/train.yaml: table_optimizer {settings.table_optimizer} has no kernel on the CPU; "
@@ -83,7 +64,15 @@ def tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def replicated_table_optimizer(tables: list[nn.Parameter], settings: TrainSettings) -> torch.optim.Optimizer:
-    """What FBGEMM's kernel computes, for tables that every rank holds whole with a dense gradient."""
+    """What FBGEMM's kernel computes, for tables that every rank holds whole with a dense gradient.
+
+    Raises:
+        InputError: it is adam, whose step on rows that a batch does not read is another in a dense optimiser.
+    """
+    if settings.table_optimizer not in TABLE_OPTIMIZERS:
+        raise InputError(
+            f"params/train.yaml: table_optimizer {settings.table_optimizer} has no data_parallel form; use another kind"
+        )
     rate = settings.table_learning_rate
     if settings.table_optimizer == "sgd":
         return torch.optim.SGD(tables, lr=rate)
@@ -114,22 +103,3 @@ def set_rates(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Give every parameter of ``optimizer`` this learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = rate
-
-
-def non_finite_sources(batch: Batch, outputs: Mapping[str, Tensor]) -> list[str]:
-    """Which of SOURCES hold a NaN or an infinity, where the loss of ``batch`` [B] does."""
-    held = [batch.dense], [batch.label], list(outputs.values())
-    found = [name for name, values in zip(SOURCES, held, strict=False) if not all(_finite(v) for v in values)]
-    return found or [SOURCES[-1]]
-
-
-def on_any_rank(sources: Sequence[str]) -> list[str]:
-    """The union of ``sources`` over ranks, in one collective."""
-    flags = torch.tensor([float(name in sources) for name in SOURCES])
-    if distributed.get_world_size() > 1:
-        distributed.all_reduce(flags, op=distributed.ReduceOp.MAX)
-    return [name for name, flag in zip(SOURCES, flags.tolist(), strict=True) if flag]
-
-
-def _finite(value: Tensor) -> bool:
-    return bool(torch.isfinite(value).all())

@@ -13,11 +13,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
 from recsys.config import InputError
-from recsys.training.checkpoints import PARTIAL_SUFFIX, DamagedCheckpointError, read_manifest
+from recsys.training.background import BackgroundWriter
+from recsys.training.checkpoints import (
+    MANIFEST_FILE,
+    PARTIAL_SUFFIX,
+    DamagedCheckpointError,
+    checksum,
+    read_manifest,
+    save_checkpoint,
+)
+from recsys.training.differential import (
+    TouchedRows,
+    describe_tables,
+    load_state,
+    take_rows,
+    without_tables,
+)
 from recsys.training.engine import Engine
+from recsys.training.settings import Quantisation
 
 LOCK_FILE = "lock"
 CHECKPOINTS_DIR = "checkpoints"
@@ -47,33 +64,69 @@ class Position:
     progress_rows: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Checkpoints:
-    """The last ``keep`` checkpoints of one run, in ``folder``; collective in every method.
+    """The last ``keep`` checkpoints of one run, in ``folder``, and the full ones they need; collective in every method.
 
     ``run`` identifies what the run computes. Besides each window's end, :meth:`due` asks for one
-    every ``every_batches`` batches of a window (None: never).
+    every ``every_batches`` batches of a window (None: never). With ``asynchronously``, and inside
+    :meth:`writing`, a save stalls training for a copy in memory only. Every ``full_every``-th is full,
+    those between hold the table rows trained on since. ``quantisation`` is that of the table weights
+    in all of them; what is restored from fp16 or int8 is not bitwise what was saved.
     """
 
     folder: Path
     run: str
     keep: int
     every_batches: int | None = None
+    asynchronously: bool = False
+    full_every: int = 1
+    quantisation: Quantisation = "none"
+    _writer: BackgroundWriter | None = field(default=None, init=False)
+    _touched: TouchedRows | None = field(default=None, init=False)
+    _base: str | None = field(default=None, init=False)  # the last full one
+    _since_base: int = field(default=0, init=False)  # differential ones since
 
     def due(self, batches: int) -> bool:
         """Whether to save after the ``batches``-th batch of a window."""
         return self.every_batches is not None and batches % self.every_batches == 0
 
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Saves inside this block are asynchronous, if asked for; its end waits for the last one.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        if not self.asynchronously:
+            yield
+            return
+        self._writer = BackgroundWriter()
+        try:
+            with self._writer.closing():
+                yield
+        finally:
+            self._writer = None
+
     def save(self, engine: Engine, position: Position) -> None:
-        """Publish weights, optimiser state, random state and ``position``; then remove the oldest beyond ``keep``."""
-        mine = {"loss": position.loss, "random": base64.b64encode(_random_state()).decode()}
-        ranks: list[Any] = [None] * engine.world_size
-        distributed.all_gather_object(ranks, mine)
-        facts = {"run": self.run, "position": asdict(position), "ranks": ranks}
-        engine.save(self.folder / f"{position.window:06d}-{position.batches:09d}", facts)
-        if engine.rank == 0:
-            for old in self._published()[self.keep :]:
-                shutil.rmtree(old)
+        """Publish weights, optimiser state, random state and ``position``; then remove the oldest beyond ``keep``.
+
+        Raises:
+            OSError: it cannot be written, or the one before could not in the background.
+        """
+        if self._writer is not None:
+            self._writer.wait()
+        name = f"{position.window:06d}-{position.batches:09d}"
+        facts = self._facts(engine, position)
+        state, rows = engine.state(), None
+        if self._touched is not None:
+            state, rows, facts["rows"] = self._split(engine, state, self._touched, name)
+        if self._writer is None:
+            with engine.tables_in_order():
+                self._publish(state, rows, name, facts, None)
+            return
+        copied, group = BlockingAsyncStager().stage(state), self._writer.group
+        self._writer.start(lambda: self._publish(copied, rows, name, facts, group))
 
     def restore(self, engine: Engine) -> Position:
         """Load the newest whole checkpoint into ``engine``; its position, that of the start if there is none.
@@ -84,6 +137,12 @@ class Checkpoints:
             DamagedCheckpointError: there are checkpoints and all are damaged.
             InputError: they are of another run.
         """
+        if engine.rank == 0:
+            for partial in self.folder.glob(f"*{PARTIAL_SUFFIX}"):
+                shutil.rmtree(partial)
+        is_plain = self.full_every == 1 and self.quantisation == "none"
+        self._touched = None if is_plain else TouchedRows(engine.module)
+        self._base, self._since_base = None, 0
         damage: DamagedCheckpointError | None = None
         for path in self._published():
             try:
@@ -95,17 +154,71 @@ class Checkpoints:
             raise damage
         return Position()
 
+    def _facts(self, engine: Engine, position: Position) -> dict[str, Any]:
+        mine = {"loss": position.loss, "random": base64.b64encode(_random_state()).decode()}
+        ranks: list[Any] = [None] * engine.world_size
+        distributed.all_gather_object(ranks, mine)
+        return {"run": self.run, "position": asdict(position), "ranks": ranks, "plan": engine.plan_summary()}
+
+    def _split(
+        self, engine: Engine, state: dict[str, Any], touched: TouchedRows, name: str
+    ) -> tuple[dict[str, Any], dict[str, Tensor] | None, dict[str, Any] | None]:
+        """What to write of ``state`` by DCP, what as table rows, and the facts of the latter; None where it is all."""
+        is_full = self._base is None or self._since_base + 1 >= self.full_every
+        base = None if is_full else self._base
+        rows = written = None
+        if base is not None or self.quantisation != "none":
+            tables = describe_tables(engine.module, engine.settings.table_optimizer)
+            rows = take_rows(state, touched, is_full, self.quantisation)
+            manifest = None if base is None else checksum(self.folder / base / MANIFEST_FILE)
+            since = 0 if is_full else self._since_base + 1
+            written = {
+                "base": base,
+                "base_manifest": manifest,
+                "since_base": since,
+                "tables": tables,
+            }
+            state = without_tables(state, tables)
+        self._since_base += 1
+        if is_full:
+            self._base, self._since_base = name, 0
+            touched.clear()
+        return state, rows, written
+
+    def _publish(
+        self,
+        state: dict[str, Any],
+        rows: dict[str, Tensor] | None,
+        name: str,
+        facts: dict[str, Any],
+        group: distributed.ProcessGroup | None,
+    ) -> None:
+        save_checkpoint(state, self.folder / name, facts, rows, group)
+        if distributed.get_rank() == 0:
+            published = self._published()
+            kept = {path.name for path in published[: self.keep]}
+            kept |= {base for path in published[: self.keep] for base in [_base_of(path)] if base is not None}
+            for old in published:
+                if old.name not in kept:
+                    shutil.rmtree(old)
+
     def _restore(self, engine: Engine, path: Path) -> Position:
         if read_manifest(path)["facts"].get("run") != self.run:
             raise InputError(f"{path}: this checkpoint is of a run with other data or settings; remove {self.folder}")
-        facts = engine.load(path)
+        state = engine.state()
+        tables = describe_tables(engine.module, engine.settings.table_optimizer)
+        with engine.tables_in_order():
+            facts = load_state(state, tables, self._touched, path)
+        engine.adopt(state)
+        rows = facts.get("rows") or {"base": None, "since_base": 0}
+        self._base, self._since_base = rows["base"] or path.name, rows["since_base"]
         position, ranks = Position(**facts["position"]), facts["ranks"]
         _say(engine, f"goes on at window {position.window + 1}, batch {position.batches + 1}, from {path}")
         if len(ranks) != engine.world_size:
             return replace(position, loss=sum(rank["loss"] for rank in ranks) / len(ranks))
         mine = ranks[engine.rank]
-        state = bytearray(base64.b64decode(mine["random"]))
-        torch.set_rng_state(torch.frombuffer(state, dtype=torch.uint8))
+        random = bytearray(base64.b64decode(mine["random"]))
+        torch.set_rng_state(torch.frombuffer(random, dtype=torch.uint8))
         return replace(position, loss=mine["loss"])
 
     def _published(self) -> list[Path]:
@@ -114,9 +227,19 @@ class Checkpoints:
         return sorted(found, reverse=True)
 
 
+def _base_of(path: Path) -> str | None:
+    """The full checkpoint that a differential one needs; None for a full or a damaged one."""
+    try:
+        return (read_manifest(path)["facts"].get("rows") or {}).get("base")
+    except DamagedCheckpointError:
+        return None
+
+
 @contextmanager
-def work_folder(resume_dir: Path, run: str) -> Iterator[Path]:
+def work_folder(resume_dir: Path, run: str, shared: bool = False) -> Iterator[Path]:
     """The folder in ``resume_dir`` where ``run`` keeps what a killed process needs to go on; others' are removed.
+
+    ``shared``: a process of each node uses it.
 
     Raises:
         InputError: another process is using it.
@@ -124,12 +247,12 @@ def work_folder(resume_dir: Path, run: str) -> Iterator[Path]:
     resume_dir.mkdir(parents=True, exist_ok=True)
     with (resume_dir / LOCK_FILE).open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(f"{resume_dir}: another run is using this folder; wait for its end") from error
         for path in resume_dir.iterdir():
             if path.is_dir() and path.name != run:
-                shutil.rmtree(path)
+                shutil.rmtree(path, ignore_errors=shared)  # another node may be removing it
         folder = resume_dir / run
         (folder / OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
         (folder / CHECKPOINTS_DIR).mkdir(exist_ok=True)

@@ -3,11 +3,13 @@
 import difflib
 import inspect
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 
 from recsys.config import Settings
+from recsys.training.launch_settings import LaunchSettings
 
 ShardingKind = Literal[
     "data_parallel",
@@ -28,6 +30,7 @@ Sharding = Literal[
     "table_column_wise",
     "grid_shard",
 ]
+Quantisation = Literal["none", "fp16", "int8"]  # of table weights in checkpoints
 # Classes of torch.optim by lower-case name. Not LBFGS (several losses a step), SparseAdam (sparse gradients), Muon
 # (matrices only).
 DENSE_OPTIMIZERS = {
@@ -70,7 +73,20 @@ class ScheduleSettings(Settings):
         return decay
 
 
-class TrainSettings(Settings):
+class CommunicationSettings(Settings):
+    """How many bits a number has on its way between ranks; weights and optimisers stay float32.
+
+    ``forward`` is for pooled embeddings, ``backward`` for their gradients, ``gradients`` for the
+    all-reduce of the gradients of all that every rank holds whole. int8 goes with tables that are
+    not split by rows only. Neo's recipe is fp16 forward and bf16 backward.
+    """
+
+    forward: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
+    backward: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
+    gradients: Literal["fp32", "fp16", "bf16"] = "fp32"
+
+
+class TrainSettings(LaunchSettings):
     """Settings of the engine, shared by the probe, the teacher and the students.
 
     ``global_batch_size`` counts examples over all ranks. ``memory_gb`` is what one rank may spend
@@ -78,17 +94,23 @@ class TrainSettings(Settings):
     bfloat16; weights and optimiser state stay float32.
 
     ``sharding`` is how every table is split; ``table_sharding`` fixes single tables, by name, and goes
-    before the towers of a partition. A host has ``ranks_per_host`` ranks; None: as many as
-    LOCAL_WORLD_SIZE says. ``tower_transform`` keeps each tower of a model on ``hosts_per_tower`` hosts, where
-    ``sharding`` and ``table_sharding`` split its tables (planner: whole tables), so that only tower
-    outputs cross hosts; it changes no model without towers. ``dense_optimizer`` is the name of a class of
-    torch.optim in any case, ``dense_optimizer_options`` its further arguments. ``dense_clip_norm`` is the
-    largest norm of the dense part's gradient. A batch whose loss is NaN or infinite ends the run, or, with
-    ``skip_non_finite_batches``, is left out by all ranks.
+    before the towers of a partition. ``tower_transform`` keeps each tower of a model on ``hosts_per_tower``
+    hosts, where ``sharding`` and ``table_sharding`` split its tables (planner: whole tables), so that only
+    tower outputs cross hosts; it changes no model without towers. ``communication`` is then that of the tower
+    outputs; inside the hosts all is sent as it is. The planner reckons with the bandwidths of the file
+    ``hardware`` and with ``ids_per_list`` ids an example of a list.
+    ``dense_optimizer`` is the name of a class of torch.optim in any case,
+    ``dense_optimizer_options`` its further arguments. ``dense_clip_norm`` is the largest norm of the
+    dense part's gradient. A batch whose loss is NaN or infinite ends the run, or, with
+    ``skip_non_finite_batches``, is left out by all ranks. ``overlap`` reads up to ``prefetch_batches``
+    batches ahead and distributes the next one while one is computed; it changes no bit of the result.
+
+    ``table_precision`` is that of the tables' rows; what they give out, gradients and optimiser state
+    stay float32. FBGEMM rounds fp16 rows to nearest on the CPU: its stochastic rounding does nothing
+    there. ``table_memory: file`` keeps all but data_parallel tables and their optimiser state in
+    nameless files in ``table_file_dir``, so the disk bounds them and ``memory_gb`` does not.
     """
 
-    world_size: PositiveInt = 2
-    threads_per_rank: PositiveInt = 1
     global_batch_size: PositiveInt = 512
     table_optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
     table_learning_rate: PositiveFloat = 0.05
@@ -100,12 +122,18 @@ class TrainSettings(Settings):
     skip_non_finite_batches: bool = False
     sharding: Sharding = "planner"
     table_sharding: dict[str, ShardingKind] = Field(default_factory=dict)
-    ranks_per_host: PositiveInt | None = None
     tower_transform: bool = False
     hosts_per_tower: PositiveInt = 1
     memory_gb: PositiveFloat = Field(default=4.0, description="GiB a rank")
+    hardware: Path = Path("params/hardware/cpu.yaml")
+    ids_per_list: PositiveFloat = 5.0
+    table_precision: Literal["fp32", "fp16"] = "fp32"
+    table_memory: Literal["ram", "file"] = "ram"
+    table_file_dir: Path = Path(".work/tables")
     bf16: bool = False
-    max_restarts: int = Field(default=0, ge=0, description="of all ranks, after one was lost")
+    communication: CommunicationSettings = CommunicationSettings()
+    overlap: bool = True
+    prefetch_batches: PositiveInt = 2
 
     @field_validator("dense_optimizer")
     @classmethod
@@ -123,14 +151,6 @@ class TrainSettings(Settings):
                 if name not in valid:
                     raise ValueError(f"{info.data['dense_optimizer']} takes no {name!r}; {nearest_hint(name, valid)}")
         return options
-
-    @field_validator("ranks_per_host")
-    @classmethod
-    def _divides_the_ranks(cls, ranks: int | None, info: ValidationInfo) -> int | None:
-        world_size = info.data.get("world_size", 1)
-        if ranks is not None and world_size % ranks:
-            raise ValueError(f"world_size {world_size} is no multiple of it")
-        return ranks
 
 
 def optimizer_arguments(name: str) -> list[str]:

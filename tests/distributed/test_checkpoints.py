@@ -52,7 +52,7 @@ def everything(engine: Engine) -> dict[str, Tensor]:
             whole = torch.as_tensor(value).detach().clone()
             mine[path] = tuple(whole.shape), [([0] * whole.dim(), whole)]
 
-    visit("", engine._state())
+    visit("", engine.state())
     ranks: list[Any] = [None] * engine.world_size
     distributed.all_gather_object(ranks, mine)
     found: dict[str, Tensor] = {}

@@ -24,7 +24,7 @@ from recsys.towers.partition_file import Partition
 from recsys.training import engine as engine_module
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
-from recsys.training.optimizers import NonFiniteLossError
+from recsys.training.non_finite import NonFiniteLossError
 from recsys.training.settings import TrainSettings
 
 SEED = 5

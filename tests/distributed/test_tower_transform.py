@@ -10,7 +10,6 @@ from unittest import mock
 import pytest
 import torch
 from torch import Tensor, distributed, nn
-from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.config import InputError
@@ -26,7 +25,7 @@ from recsys.towers.traffic import AllToAllRecorder
 from recsys.training import engine as engine_module
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
-from recsys.training.settings import TrainSettings
+from recsys.training.settings import CommunicationSettings, TrainSettings
 from tests.distributed.test_checkpoints import everything
 
 pytestmark = pytest.mark.slow
@@ -377,17 +376,17 @@ def test_checkpoints_are_the_same_with_and_without_the_transform(optimizer: str,
             assert [n for n, v in saved.items() if not torch.equal(v, loaded[n])] == [], (source, target)
 
 
-def sent_across(layout: tuple[int, int, int], precision: str | None) -> dict[str, Any]:
+def sent_across(layout: tuple[int, int, int], precision: str) -> dict[str, Any]:
     """On every rank: bytes of floats that one training step sends to other hosts, and the outputs."""
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     partition = random_partition(layout, 3)
-    codecs = None
-    if precision is not None:
-        codecs = get_qcomm_codecs(QCommsConfig(CommType(precision), CommType(precision)))
+    on_wire = CommunicationSettings(forward=precision, backward=precision)
     results = {}
     for name, used in {"flat": None, "transformed": layout}.items():
         ranker = build_ranker(SCHEMA, model_settings("dcn"), partition, SEED, "meta")
-        engine = Engine(ranker, train_settings(world_size, used), SEED, partition, codecs)
+        wire = on_wire if used else CommunicationSettings()
+        settings = train_settings(world_size, used).model_copy(update={"communication": wire})
+        engine = Engine(ranker, settings, SEED, partition)
         batch = share(SIZES[0], 0, rank, world_size)
         outputs = engine.predict(batch)
         with AllToAllRecorder() as recorder:
@@ -404,22 +403,29 @@ def tower_widths(partition: Partition) -> int:
     return sum(DIMENSION if len(tower) == 1 else 4 for tower in partition.towers)
 
 
-@pytest.mark.parametrize("precision", [None, "fp16", "bf16"])
-def test_only_tower_outputs_cross_hosts(precision: str | None) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_only_tower_outputs_cross_hosts(precision: str) -> None:
     layout = (2, 2, 1)
     ranks = run_on_ranks(sent_across, (layout, precision), 4, 1)
     hosts, examples = layout[0], SIZES[0]
     # Dossier 2.5: S (T - 1) / T forward, the same backward; S of all ranks' examples.
     flat = 2 * examples * len(FEATURES) * DIMENSION * 4 * (hosts - 1) // hosts
-    towers = 2 * examples * tower_widths(random_partition(layout, 3)) * (2 if precision else 4) * (hosts - 1) // hosts
+    towers = (
+        2
+        * examples
+        * tower_widths(random_partition(layout, 3))
+        * (4 if precision == "fp32" else 2)
+        * (hosts - 1)
+        // hosts
+    )
     assert sum(rank["flat"]["bytes"] for rank in ranks) == flat
     assert sum(rank["transformed"]["bytes"] for rank in ranks) == towers < flat
     for rank in ranks:
         assert all(count <= hosts for count in rank["transformed"]["messages"])  # its peers and itself
-        tolerance = {"fp16": 1e-3, "bf16": 1e-2, None: 0.0}[precision]
+        tolerance = {"fp16": 1e-3, "bf16": 1e-2, "fp32": 0.0}[precision]
         outputs = rank["transformed"]["outputs"], rank["flat"]["outputs"]
         torch.testing.assert_close(*outputs, rtol=0, atol=tolerance)
-        assert torch.equal(*outputs) == (precision is None)
+        assert torch.equal(*outputs) == (precision == "fp32")
 
 
 def test_towers_go_largest_first_to_the_group_with_the_fewest_bytes() -> None:

@@ -1,6 +1,7 @@
 """A stage's outputs appear whole or not at all."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -31,10 +32,14 @@ def test_a_failure_leaves_the_old_outputs_and_nothing_else(tmp_path: Path) -> No
 
 def test_what_a_killed_run_left_is_removed_and_a_running_one_is_not_touched(tmp_path: Path) -> None:
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    left, running = tmp_path / f".teacher-{dead.stdout.strip()}-abc", tmp_path / f".teacher-{os.getppid()}-abc"
-    left.mkdir()
-    running.mkdir()
+    host = socket.gethostname()
+    left = tmp_path / f".teacher-{host}-{dead.stdout.strip()}-abc"
+    running = tmp_path / f".teacher-{host}-{os.getppid()}-abc"
+    elsewhere = tmp_path / f".teacher-another{host}-{dead.stdout.strip()}-abc"
+    for folder in (left, running, elsewhere):
+        folder.mkdir()
     with replacing(tmp_path / "teacher"):
         pass
     assert not left.exists()
     assert running.exists()
+    assert elsewhere.exists()

@@ -7,53 +7,72 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from recsys.config import InputError
-from recsys.data.loader import Batch
 from recsys.distill import ranks, teacher
 from recsys.distill.settings import TeacherSettings
 from recsys.distill.teacher import last_good, train_teacher
-from recsys.training.engine import Engine, LossFunction
+from recsys.training import checkpoints
+from recsys.training.engine import Engine
 from recsys.training.launch import PRELOAD
 from recsys.training.resume import work_folder
 from recsys.training.settings import TrainSettings
 from tests.recsys.distill.test_pipeline import TEACHER, TRAIN, windows_dir  # noqa: F401
 
 
-def settings_with(every_batches: int | None) -> TeacherSettings:
-    changes = {"checkpoint_every_batches": every_batches, "snapshot_every_windows": 2}
-    return TEACHER.model_copy(update=changes)
+def settings_with(every_batches: int | None, **changes: Any) -> TeacherSettings:
+    return TEACHER.model_copy(
+        update={"checkpoint_every_batches": every_batches, "snapshot_every_windows": 2, **changes}
+    )
 
 
 def die_after(steps: int) -> None:
     """Make this process kill itself after ``steps`` optimiser steps."""
-    train_step, done = Engine.train_step, iter(range(1, steps + 1))
+    finish_step, done = Engine.finish_step, iter(range(1, steps + 1))
 
-    def counted(engine: Engine, batch: Batch, loss_function: LossFunction) -> float:
-        loss = train_step(engine, batch, loss_function)
+    def counted(engine: Engine, loss: Tensor) -> bool:
+        updated = finish_step(engine, loss)
         if next(done) == steps:
             os.kill(os.getpid(), signal.SIGKILL)
-        return loss
+        return updated
 
-    Engine.train_step = counted
+    Engine.finish_step = counted
 
 
-def run_and_die(windows: Path, every_batches: int | None, steps: int, folder: Path) -> None:
+def die_in_write(writes: int) -> None:
+    """Make this process kill itself when the ``writes``-th checkpoint is written but not yet published."""
+    write, done = checkpoints.write_durably, iter(range(1, writes + 1))
+
+    def counted(path: Path, text: str) -> None:
+        write(path, text)
+        if next(done) == writes:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoints.write_durably = counted
+
+
+def run_and_die(windows: Path, every_batches: int | None, steps: int, folder: Path, **changes: Any) -> None:
     die_after(steps)
-    run(windows, TRAIN, every_batches, folder)
+    run(windows, TRAIN, every_batches, folder, **changes)
 
 
-def run(windows: Path, train: TrainSettings, every_batches: int | None, folder: Path) -> None:
+def run_and_die_in_write(windows: Path, every_batches: int, writes: int, folder: Path, **changes: Any) -> None:
+    die_in_write(writes)
+    run(windows, TRAIN, every_batches, folder, **changes)
+
+
+def run(windows: Path, train: TrainSettings, every_batches: int | None, folder: Path, **changes: Any) -> None:
     output = folder / "output"
     output.mkdir(parents=True, exist_ok=True)
-    train_teacher(windows, None, settings_with(every_batches), train, output, folder / "resume")
+    train_teacher(windows, None, settings_with(every_batches, **changes), train, output, folder / "resume")
 
 
-def kill(target: object, *arguments: object) -> None:
+def kill(target: object, *arguments: object, **changes: object) -> None:
     """Run ``target`` in a process that kills itself."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
-    process = context.Process(target=target, args=arguments)  # type: ignore[arg-type]
+    process = context.Process(target=target, args=arguments, kwargs=changes)  # type: ignore[arg-type]
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
@@ -61,8 +80,7 @@ def kill(target: object, *arguments: object) -> None:
 
 def train_rank_that_dies_once(*arguments: Any) -> Any:
     """:func:`teacher._train_rank`; the first time, rank 1 kills itself after 7 steps."""
-    checkpoints = arguments[-1]
-    killed = checkpoints.folder / "killed.txt"
+    killed = arguments[-1].folder / "killed.txt"
     if ranks.rank() == 1 and not killed.exists():
         killed.touch()
         die_after(7)
@@ -98,15 +116,33 @@ def test_killed_run_ends_with_the_same_bytes(
     assert contents(tmp_path / "output") == undisturbed
 
 
+@pytest.mark.parametrize("asynchronously", [False, True])
+def test_killed_in_a_step_or_a_write_with_differential_checkpoints_ends_with_the_same_bytes(
+    asynchronously: bool,
+    windows_dir: Path,  # noqa: F811
+    undisturbed: dict[str, bytes],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    changes = {"checkpoint_asynchronously": asynchronously, "full_checkpoint_every": 3}
+    for die, count in ((run_and_die, 7), (run_and_die_in_write, 2), (run_and_die_in_write, 3), (run_and_die, 5)):
+        kill(die, windows_dir, 1, count, tmp_path, **changes)
+        assert contents(tmp_path / "output") == {}
+    capfd.readouterr()
+    run(windows_dir, TRAIN, 1, tmp_path, **changes)
+    assert "goes on at window" in capfd.readouterr().err
+    assert contents(tmp_path / "output") == undisturbed
+
+
 def test_lost_rank_restarts_the_group_and_ends_with_the_same_bytes(
     windows_dir: Path,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     train = TRAIN.model_copy(update={"world_size": 2, "max_restarts": 1})
-    run(windows_dir, train, 2, tmp_path / "calm")
+    run(windows_dir, train, 2, tmp_path / "calm", checkpoint_asynchronously=True)
     monkeypatch.setattr(teacher, "_train_rank", train_rank_that_dies_once)
-    run(windows_dir, train, 2, tmp_path / "lost")
+    run(windows_dir, train, 2, tmp_path / "lost", checkpoint_asynchronously=True)
     assert list((tmp_path / "lost" / "resume").rglob("killed.txt"))
     assert contents(tmp_path / "lost" / "output") == contents(tmp_path / "calm" / "output")
 
@@ -118,7 +154,7 @@ def test_ended_run_is_not_trained_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run(windows_dir, TRAIN, None, tmp_path)
-    monkeypatch.delattr(Engine, "train_step")
+    monkeypatch.delattr(Engine, "finish_step")
     again = tmp_path / "again"
     again.mkdir()
     train_teacher(windows_dir, None, settings_with(None), TRAIN, again, tmp_path / "resume")

@@ -10,7 +10,7 @@ from recsys.config import InputError
 from recsys.data.schema import CategoricalFeature, Schema
 from recsys.models.factory import build_ranker
 from recsys.models.initial_tables import ROWS_PER_BLOCK, initial_rows
-from recsys.models.settings import ModelSettings
+from recsys.models.settings import ModelSettings, TowerModuleSettings
 from recsys.towers.partition_file import Partition
 
 SCHEMA = Schema(
@@ -63,3 +63,26 @@ def test_initial_rows_do_not_depend_on_the_shard() -> None:
 def test_towers_need_a_partition() -> None:
     with pytest.raises(InputError, match="partition"):
         build_ranker(SCHEMA, ModelSettings(towers=True), None, seed=0)
+
+
+@pytest.mark.parametrize("architecture", ["dlrm", "dcn"])
+def test_towers_that_pass_through_are_the_model_without_towers(architecture: str) -> None:
+    flat = ModelSettings.model_validate({"architecture": architecture})
+    towers = flat.model_copy(update={"towers": True, "tower_module": TowerModuleSettings(kind="pass_through")})
+    dense, sparse = inputs()
+    expected = build_ranker(SCHEMA, flat, None, seed=1)(dense, sparse)["serving"]
+    assert torch.equal(build_ranker(SCHEMA, towers, PARTITION, seed=1)(dense, sparse)["serving"], expected)
+
+
+@pytest.mark.parametrize("architecture", ["dlrm", "dcn"])
+@pytest.mark.parametrize("kind", ["dot", "cross", "pass_through"])
+def test_tower_outputs_may_come_from_elsewhere(architecture: str, kind: str) -> None:
+    """What a tower transform does: run the tower modules alone, then give their outputs to the interaction."""
+    model = {"architecture": architecture, "towers": True, "tower_module": {"kind": kind}}
+    ranker = build_ranker(SCHEMA, ModelSettings.model_validate(model), PARTITION, seed=1)
+    dense, sparse = inputs()
+    embeddings, arch = ranker.embed(sparse), ranker.interaction
+    outputs = [tower(embeddings[:, members]) for tower, members in zip(arch.towers, [[0, 2], [1]], strict=True)]
+    assert [output.shape[1] for output in outputs] == [tower.out_features for tower in arch.towers]
+    hidden = ranker.dense_arch(dense)
+    assert torch.equal(arch.interact(hidden, outputs), arch(hidden, embeddings))

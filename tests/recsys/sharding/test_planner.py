@@ -143,7 +143,7 @@ def check_memory(plan: Plan, model: PlannedModel, topology: Topology) -> None:
     everywhere = sum(base_bytes(tables, model, topology)) * topology.world_size
     assert held.sum() == everywhere + sum(table.bytes for table in plan.tables)
     assert [t.table for t in plan.tables] == [t.name for t in tables]
-    loads = np.full(topology.world_size, base_ms(model, topology))
+    loads = np.full(topology.world_size, base_ms(model, topology, {table.kind for table in plan.tables}))
     for table in plan.tables:
         loads[table.ranks] += table.ms / len(table.ranks)
         assert len(set(table.ranks)) == len(table.ranks)

@@ -4,12 +4,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from sklearn.metrics import adjusted_rand_score
 
 from recsys.config import InputError
 from recsys.towers.figures import draw_affinity, draw_map
 from recsys.towers.partition_file import Partition
-from recsys.towers.partitioner import balanced_clusters, partition_by_affinity, partition_without_probe
+from recsys.towers.partitioner import (
+    balanced_clusters,
+    greedy_clusters,
+    partition_by_affinity,
+    partition_without_probe,
+    weight_bound,
+)
 from recsys.towers.settings import PartitionSettings
 
 FEATURES = [f"f{i}" for i in range(12)]
@@ -50,7 +59,76 @@ def test_sizes_are_balanced(ratio: float) -> None:
     assert sizes.max() <= max(ratio * sizes.min(), sizes.min() + 1)
 
 
-@pytest.mark.parametrize("strategy", ["stride", "random"])
+def loads(partition: Partition, weights: np.ndarray) -> list[float]:
+    return [float(sum(weights[FEATURES.index(name)] for name in tower)) for tower in partition.towers]
+
+
+@pytest.mark.parametrize("strategy", ["coherent", "diverse", "spectral"])
+@pytest.mark.parametrize("balance", ["count", "bytes"])
+@given(seed=st.integers(0, 2**31 - 1), towers=st.integers(1, 6), ratio=st.floats(1.0, 3.0))
+@hypothesis_settings(max_examples=8, deadline=None)
+def test_any_affinity_gives_a_whole_balanced_partition(
+    strategy: str, balance: str, seed: int, towers: int, ratio: float
+) -> None:
+    draw = np.random.default_rng(seed)
+    noise = draw.uniform(size=(12, 12))
+    affinity = (noise + noise.T) / 2
+    np.fill_diagonal(affinity, 1)
+    weights = 10.0 ** draw.uniform(0, 4, 12)  # like table sizes: one may outweigh all others
+    settings = PartitionSettings.model_validate(
+        {"towers": towers, "strategy": strategy, "balance": balance, "balance_ratio": ratio, "steps": 20, "restarts": 1}
+    )
+    partition = partition_by_affinity(FEATURES, affinity, settings, weights)
+    partition.check_features(FEATURES)
+    assert len(partition.towers) == towers
+    assert all(partition.towers)
+    if balance == "bytes":
+        assert max(loads(partition, weights)) <= weight_bound(weights, towers, ratio) * (1 + 1e-6)
+    else:
+        sizes = [len(tower) for tower in partition.towers]
+        assert max(sizes) <= max(ratio * min(sizes), min(sizes) + 1)
+    assert partition == partition_by_affinity(FEATURES, affinity, settings, weights)
+
+
+@pytest.mark.parametrize("strategy", ["coherent", "spectral"])
+@pytest.mark.parametrize("balance", ["count", "bytes"])
+@given(order=st.permutations(range(12)))
+@hypothesis_settings(max_examples=8, deadline=None)
+def test_the_order_of_features_does_not_change_who_stands_together(
+    strategy: str, balance: str, order: list[int]
+) -> None:
+    weights = np.linspace(1, 2, 12)
+    settings = SETTINGS.model_copy(update={"strategy": strategy, "balance": balance})
+    affinity = planted()[np.ix_(order, order)]
+    partition = partition_by_affinity([FEATURES[i] for i in order], affinity, settings, weights[order])
+    expected = {frozenset(name for name, group in zip(FEATURES, GROUPS, strict=True) if group == g) for g in range(3)}
+    assert {frozenset(tower) for tower in partition.towers} == expected
+
+
+def test_a_weight_balance_is_kept_against_the_affinity() -> None:
+    weights = np.where(np.equal(GROUPS, 0), 8.0, 1.0)  # one planted group holds most of the bytes: 32 of 40
+    settings = SETTINGS.model_copy(update={"balance": "bytes", "balance_ratio": 1.3})
+    partition = partition_by_affinity(FEATURES, planted(), settings, weights)
+    assert max(loads(partition, weights)) <= weight_bound(weights, 3, 1.3) < 32
+    assert max(loads(partition_by_affinity(FEATURES, planted(), SETTINGS), weights)) == 32
+
+
+def test_stretching_changes_distances_not_their_order() -> None:
+    flat = 0.9 + planted() / 20  # all pairs alike to 4 %
+    np.fill_diagonal(flat, 1)
+    stretched = SETTINGS.model_copy(update={"stretch_distances": True})
+    assert adjusted_rand_score(GROUPS, labels(partition_by_affinity(FEATURES, flat, stretched))) == 1.0
+
+
+@given(weights=st.lists(st.floats(0.1, 1e6), min_size=6, max_size=30), clusters=st.integers(1, 6))
+@hypothesis_settings(deadline=None)
+def test_greedy_weighs_at_most_a_mean_and_one_item(weights: list[float], clusters: int) -> None:
+    load = np.bincount(greedy_clusters(np.array(weights), clusters), weights=weights, minlength=clusters)
+    assert load.min() > 0
+    assert load.max() <= sum(weights) / clusters + max(weights) + 1e-6
+
+
+@pytest.mark.parametrize("strategy", ["stride", "random", "greedy"])
 def test_baselines_place_each_feature_once(strategy: str) -> None:
     settings = SETTINGS.model_copy(update={"strategy": strategy})
     partition_without_probe(FEATURES, settings).check_features(FEATURES)

@@ -1,9 +1,12 @@
 """Launching: one rank in this process, several from any thread."""
 
+import ctypes
+import resource
 import threading
 from typing import Any
 
 import pytest
+import torch
 from torch import distributed
 
 from recsys.config import InputError
@@ -31,3 +34,18 @@ def test_two_ranks_from_a_thread() -> None:
     thread.start()
     thread.join()
     assert results == [(0, 2, 7), (1, 2, 7)]
+
+
+def pages_of_a_second_block() -> int:
+    """Pages that the kernel hands out for a block of 256 MiB after another one was freed."""
+    elements = 2**26
+    torch.zeros(elements).add_(1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.zeros(elements).add_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc only")
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_freed_memory_is_used_again_without_new_pages(world_size: int) -> None:
+    assert max(run_on_ranks(pages_of_a_second_block, (), world_size, 1)) < 50  # mapped anew: 128 huge or 65,536 small

@@ -18,7 +18,8 @@ from recsys.data.loader import Batch
 from recsys.models.initial_tables import initial_rows
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
-from recsys.training.optimizers import SOURCES, NonFiniteLossError, first_state, rate_factor
+from recsys.training.non_finite import SOURCES, NonFiniteLossError
+from recsys.training.optimizers import first_state, rate_factor
 from recsys.training.settings import DENSE_OPTIMIZERS, ScheduleSettings, TrainSettings
 
 ROWS, DIMENSION, WIDTH, BATCH, STEPS = 20, 4, 3, 16, 6

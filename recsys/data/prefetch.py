@@ -1,0 +1,75 @@
+"""Batches read ahead by a thread of their own."""
+
+import threading
+from collections.abc import Generator, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from queue import Empty, Queue
+from typing import TypeVar
+
+Item = TypeVar("Item")
+THREAD_NAME = "prefetch"
+JOIN_S = 10.0  # a source that hangs must not keep the consumer's own error from being seen
+
+
+@dataclass(frozen=True)
+class _End:
+    """Of the source; ``error`` is what it raised."""
+
+    error: BaseException | None = None
+
+
+def prefetched(source: Iterable[Item], depth: int) -> Generator[Item]:
+    """The items of ``source`` in their order, up to ``depth`` of them read ahead by a thread.
+
+    The thread starts with the first item asked for and ends with the source, with its error, or when
+    the iterator is closed; a source that has a ``close`` is closed in the thread. ``depth`` 0 reads
+    without a thread.
+
+    Raises:
+        BaseException: what the source raised, after the items before it, with the source's traceback.
+    """
+    if depth == 0:
+        yield from source
+        return
+    ready: Queue[Item | _End] = Queue(maxsize=depth)
+    stopped = threading.Event()
+    thread = threading.Thread(target=_read, args=(source, ready, stopped), name=THREAD_NAME, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item = ready.get()
+            if isinstance(item, _End):
+                break
+            yield item
+        if item.error is not None:
+            raise item.error
+    finally:
+        stopped.set()
+        _empty(ready)  # a thread that waits for room goes on, sees that it is stopped, and puts at most one more item
+        thread.join(JOIN_S)
+
+
+def _read(source: Iterable[Item], ready: "Queue[Item | _End]", stopped: threading.Event) -> None:
+    """Body of the thread."""
+    error: BaseException | None = None
+    try:
+        items = iter(source)
+        try:
+            for item in items:
+                if stopped.is_set():
+                    break
+                ready.put(item)
+        finally:
+            if hasattr(items, "close"):
+                items.close()  # pyright: ignore[reportAttributeAccessIssue]
+    except BaseException as raised:  # also SystemExit: the consumer must not wait for a thread that is gone
+        error = raised
+    if not stopped.is_set():
+        ready.put(_End(error))
+
+
+def _empty(queue: "Queue[Item | _End]") -> None:
+    with suppress(Empty):
+        while True:
+            queue.get_nowait()

@@ -1,0 +1,167 @@
+"""What the collectives of sharded training carry: full or fewer bits a number, by direction.
+
+Neo (Mudigere et al., arXiv 2104.05158) sends pooled embeddings forward in float16 and their gradients
+back in bfloat16. The codecs are FBGEMM's, built here because TorchRec's registry turns bfloat16 into
+float16 on gloo. FBGEMM's clamp a number that the format cannot hold, which hides that training diverged;
+here it ends the run.
+"""
+
+import math
+from typing import Any, cast
+
+import torch
+from fbgemm_gpu.quantize_comm import QuantizationContext, QuantizedCommCodec
+from fbgemm_gpu.split_embedding_configs import SparseType
+from torch import Tensor, distributed
+from torchrec.distributed.types import CommOp, EmbeddingModuleShardingPlan, QuantizedCommCodecs, ShardingPlan
+
+from recsys.config import InputError
+from recsys.training.settings import CommunicationSettings
+
+FORMATS = {"fp32": SparseType.FP32, "fp16": SparseType.FP16, "bf16": SparseType.BF16, "int8": SparseType.INT8}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+OPERATIONS = (CommOp.POOLED_EMBEDDINGS_ALL_TO_ALL, CommOp.POOLED_EMBEDDINGS_REDUCE_SCATTER)
+REDUCING_KINDS = {"row_wise", "table_row_wise", "grid_shard"}  # they add up over ranks in a reduce-scatter
+SMALLEST_WIDTH = 4  # columns of the narrowest shard that FBGEMM takes
+
+
+class CommunicationOverflowError(RuntimeError):
+    """A gradient holds a NaN, an infinity or a number that its format on the wire cannot hold.
+
+    Args:
+        setting: of ``communication`` in params/train.yaml: ``backward`` or ``gradients``.
+        precision: its value.
+    """
+
+    def __init__(self, setting: str, precision: str) -> None:
+        self.setting, self.precision = setting, precision
+        super().__init__(
+            f"communication.{setting} {precision}: a gradient is NaN or larger than {largest_number(precision):.6g}; "
+            "lower the learning rates, or use bf16 or fp32 in params/train.yaml"
+        )
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.setting, self.precision)
+
+
+class WireCodec(QuantizedCommCodec):
+    """FBGEMM's codec for one direction, without its silent clamping.
+
+    Forward, what the format cannot hold, or a sum over ranks that it cannot hold, arrives as NaN, so
+    that the loss is NaN too. Backward it raises before anything is sent, as the tables' optimisers run
+    on what arrives.
+
+    Args:
+        precision: fp32, fp16, bf16 or int8. int8 sends a scale and an offset (8 bytes) each ``width`` numbers.
+        forward: pooled embeddings, else their gradients.
+        width: a divisor of the number of columns of every shard.
+    """
+
+    def __init__(self, precision: str, forward: bool, width: int) -> None:
+        super().__init__(FORMATS[precision], is_fwd=forward)
+        self._precision, self._width = precision, width
+
+    def encode(self, input_tensor: Tensor, ctx: QuantizationContext | None = None) -> Tensor:
+        """``input_tensor`` as it is sent: [N] or [B, N] float32 to the format.
+
+        Raises:
+            CommunicationOverflowError: backward, a number does not fit.
+        """
+        if self._precision != "fp32" and not _fits(input_tensor, largest_number(self._precision)):
+            if not self._is_fwd:
+                raise CommunicationOverflowError("backward", self._precision)
+            fits = input_tensor.abs() <= largest_number(self._precision)  # False for NaN
+            # An infinity makes the scale of int8 one, and with it the whole row NaN; a NaN it would lose.
+            unfit = math.inf if self._precision == "int8" else math.nan
+            input_tensor = torch.where(fits, input_tensor, unfit)
+        return super().encode(input_tensor, ctx)
+
+    def decode(self, input_tensor: Tensor, ctx: QuantizationContext | None = None) -> Tensor:
+        """What arrived, as float32."""
+        decoded = super().decode(input_tensor, ctx)
+        if self._precision != "fp32" and not _fits(decoded, largest_number("fp32")):
+            decoded = torch.where(decoded.isfinite(), decoded, math.nan)
+        return decoded
+
+    def create_context(self) -> QuantizationContext:
+        """A row of int8 is ``width`` numbers; FBGEMM's 32 must divide every rank's part, or it crashes."""
+        return QuantizationContext(row_dim=self._width)
+
+
+def wire_codecs(
+    communication: CommunicationSettings, width: int = SMALLEST_WIDTH
+) -> dict[str, QuantizedCommCodecs] | None:
+    """Codecs by collective, for TorchRec's sharder; None where all is sent as it is.
+
+    ``width`` divides the columns of every shard, see :func:`shard_width`.
+    """
+    if communication.forward == communication.backward == "fp32":
+        return None
+    codecs = QuantizedCommCodecs()
+    codecs.forward = cast(Any, WireCodec(communication.forward, True, width))
+    codecs.backward = cast(Any, WireCodec(communication.backward, False, width))
+    return {operation.name: codecs for operation in OPERATIONS}
+
+
+def shard_width(plan: ShardingPlan) -> int:
+    """The largest number of columns that divides those of every shard."""
+    widths: list[int] = []
+    for module in plan.plan.values():
+        assert isinstance(module, EmbeddingModuleShardingPlan)
+        for sharding in module.values():
+            shards = getattr(sharding.sharding_spec, "shards", [])
+            widths += [shard.shard_sizes[1] for shard in shards if shard.shard_sizes[1]]
+    return math.gcd(*widths) or SMALLEST_WIDTH  # all tables replicated: nothing is sent
+
+
+def check_kind(communication: CommunicationSettings, table: str, kind: str) -> None:
+    """Refuse int8 where a collective adds up: it has no sum.
+
+    Raises:
+        InputError: ``table`` is split as ``kind``, and a direction is int8.
+    """
+    if kind not in REDUCING_KINDS:
+        return
+    for direction in ("forward", "backward"):
+        if getattr(communication, direction) == "int8":
+            raise InputError(
+                f"params/train.yaml: communication.{direction} int8 does not work with {kind} of {table}, whose parts "
+                "are added up on the way (reduce-scatter); use fp16 or bf16, or split the table table_wise, "
+                "column_wise, table_column_wise or data_parallel"
+            )
+
+
+def sends_int8(communication: CommunicationSettings) -> bool:
+    """Whether a direction is int8, so that the planner has to leave out the kinds of :func:`check_kind`."""
+    return "int8" in (communication.forward, communication.backward)
+
+
+def mean_over_ranks(flat: Tensor, precision: str) -> Tensor:
+    """Mean over ranks of ``flat`` [N] float32, sent and added up in ``precision``; collective.
+
+    Raises:
+        CommunicationOverflowError: it holds what ``precision`` (not fp32) cannot hold; on every rank.
+    """
+    world_size = distributed.get_world_size()
+    if precision == "fp32":
+        distributed.all_reduce(flat)
+        return flat.div_(world_size)
+    sent = (flat / world_size).to(DTYPES[precision])  # divided first, so that the sum fits where its parts did
+    distributed.all_reduce(sent)
+    mean = sent.float()
+    if not _fits(mean, largest_number("fp32")):
+        raise CommunicationOverflowError("gradients", precision)
+    return mean
+
+
+def largest_number(precision: str) -> float:
+    """The largest finite number of a format; int8 scales each row, so it has float32's."""
+    return torch.finfo(DTYPES.get(precision, torch.float32)).max
+
+
+def _fits(values: Tensor, largest: float) -> bool:
+    """Whether all lie in [-largest, largest]; one pass, which NaN does not."""
+    if not values.numel():
+        return True
+    low, high = values.aminmax()
+    return bool(low >= -largest) and bool(high <= largest)

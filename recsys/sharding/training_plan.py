@@ -1,0 +1,135 @@
+"""The planner for the engine: its tables and settings as a model to plan, the plan as TorchRec's."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from math import prod
+from typing import Any
+
+from torch import distributed, nn
+from torchrec.distributed.types import ShardingPlan
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+
+from recsys.config import InputError, load_settings
+from recsys.sharding.assess import assess, ways_of
+from recsys.sharding.communication import REDUCING_KINDS, sends_int8
+from recsys.sharding.hosts import local_size
+from recsys.sharding.planner import Plan, find_plan
+from recsys.sharding.tables import PlannedModel, TableGroup
+from recsys.sharding.topology import Hardware, Topology
+from recsys.sharding.torchrec_plan import to_torchrec_plan
+from recsys.training.settings import TrainSettings
+
+BYTES_PER_GIB = 2**30
+MEGA = 10**6
+FLOPS_A_WEIGHT = 2  # of a sample's forward pass through linear layers
+
+
+def training_topology(settings: TrainSettings, hosts: int, ranks_a_host: int) -> Topology:
+    """The ranks of a training run, ``memory_gb`` each of them.
+
+    Raises:
+        InputError: there is no hardware file as ``hardware`` says, or it holds a wrong key.
+    """
+    found = load_settings(settings.hardware, Hardware)
+    own = found.model_copy(update={"hbm": found.hbm or found.ddr, "ssd": None, "reserved_gb": 0.0})
+    return Topology(own, hosts, ranks_a_host, _capacity(settings, ranks_a_host), 0, 0)
+
+
+def _capacity(settings: TrainSettings, ranks_a_host: int) -> int:
+    """Bytes a rank: of memory, or its share of the free space on the disk that holds the tables."""
+    if settings.table_memory == "file":
+        return shutil.disk_usage(settings.table_file_dir).free // ranks_a_host
+    return int(settings.memory_gb * BYTES_PER_GIB)
+
+
+def planned_model(model: nn.Module, settings: TrainSettings, world_size: int) -> PlannedModel:
+    """``model`` as the planner sees it; nothing is read but shapes. Tables with mean pooling are lists."""
+    collections = [module for module in model.modules() if isinstance(module, EmbeddingBagCollection)]
+    configs = list(chain.from_iterable(module.embedding_bag_configs() for module in collections))
+    tables = {id(weight) for module in collections for weight in module.parameters()}
+    dense = sum(prod(weight.shape) for weight in model.parameters() if id(weight) not in tables)
+    communication = settings.communication
+    planned = PlannedModel(
+        batch_size=-(-settings.global_batch_size // world_size),
+        table_optimizer=settings.table_optimizer,
+        forward_comm=communication.forward,
+        backward_comm=communication.backward,
+        dense_parameters=dense,
+        dense_mflops_per_sample=FLOPS_A_WEIGHT * dense / MEGA,
+        tables=[_group(config, settings) for config in configs],
+    )
+    if not sends_int8(communication):
+        return planned
+    return planned.model_copy(update={"kinds": [k for k in planned.allowed_kinds() if k not in REDUCING_KINDS]})
+
+
+def search(model: PlannedModel, topology: Topology) -> Plan | None:
+    """The plan with the shortest predicted step: of all kinds together, and of each kind alone.
+
+    Each kind in use costs exchanges of its own, which the search for all kinds together does not see.
+    """
+    kinds = model.allowed_kinds()
+    subsets = [list(kinds), *([kind] for kind in kinds)]
+    found = [find_plan(model.model_copy(update={"kinds": subset}), topology) for subset in subsets]
+    plans = [plan for plan in found if plan is not None]
+    return min(plans, key=lambda plan: plan.step_ms) if plans else None
+
+
+def predict_training(
+    model: nn.Module, settings: TrainSettings, world_size: int, rows: Sequence[Mapping[str, Any]]
+) -> Plan:
+    """What the engine's plan of ``model`` (not sharded), a row a table, is predicted to take and to hold.
+
+    Raises:
+        InputError: there is no hardware file as ``hardware`` says, or it holds a wrong key.
+    """
+    local = local_size(settings.ranks_per_host, world_size)
+    topology = training_topology(settings, world_size // local, local)
+    return assess(planned_model(model, settings, world_size), topology, ways_of(rows, local))
+
+
+def collective_plan(
+    model: nn.Module, settings: TrainSettings, hosts: int, ranks_a_host: int, modules: Mapping[str, str]
+) -> ShardingPlan | None:
+    """The plan that rank 0 finds, on every rank; None where none fits. Collective.
+
+    Args:
+        modules: path of the collection that holds each table.
+
+    Raises:
+        InputError: rank 0's, about the hardware file.
+    """
+    answer: list[tuple[Plan | None, Topology] | InputError | None] = [None]
+    if distributed.get_rank() == 0:
+        answer = [_plan_or_error(model, settings, hosts, ranks_a_host)]
+    if distributed.get_world_size() > 1:
+        distributed.broadcast_object_list(answer, src=0)
+    found = answer[0]
+    assert found is not None
+    if isinstance(found, InputError):
+        raise found
+    plan, topology = found
+    return None if plan is None else to_torchrec_plan(plan, topology, modules)
+
+
+def _plan_or_error(
+    model: nn.Module, settings: TrainSettings, hosts: int, ranks_a_host: int
+) -> tuple[Plan | None, Topology] | InputError:
+    try:
+        topology = training_topology(settings, hosts, ranks_a_host)
+    except InputError as error:
+        return error
+    return search(planned_model(model, settings, hosts * ranks_a_host), topology), topology
+
+
+def _group(config: EmbeddingBagConfig, settings: TrainSettings) -> TableGroup:
+    a_sample = settings.ids_per_list if config.pooling is PoolingType.MEAN else 1.0
+    return TableGroup(
+        name=config.name,
+        rows=config.num_embeddings,
+        dimension=config.embedding_dim,
+        pooling=a_sample * len(config.feature_names),
+        dtype="fp16" if config.data_type is DataType.FP16 else "fp32",
+    )

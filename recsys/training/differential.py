@@ -1,0 +1,243 @@
+"""Differential checkpoints: the table rows trained on since the last full one (Check-N-Run, NSDI 2022, section 4).
+
+A differential checkpoint is Check-N-Run's one-shot kind: every row since the last full one, so that two
+folders restore a run and a damaged differential one costs only itself. Rows may be quantised.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, distributed, nn
+from torch.distributed._shard.sharded_tensor.api import ShardedTensor
+from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from recsys.training.checkpoints import (
+    MANIFEST_FILE,
+    ROWS_SUFFIX,
+    DamagedCheckpointError,
+    checksum,
+    load_checkpoint,
+    read_manifest,
+)
+from recsys.training.settings import Quantisation
+
+ROWS, WEIGHT = "rows", "weight"
+SMALL_IDS = 2**31  # rows that an int32 counts
+
+
+@dataclass(frozen=True)
+class _LocalTable:
+    """Rows of a table here: ``touched`` [rows] bool, from ``first_row``; ``copies``: ranks that hold the same ones."""
+
+    touched: Tensor
+    first_row: int
+    copies: int
+
+
+class TouchedRows:
+    """Which rows of this rank's shards training has looked up since the last :meth:`clear`: a byte a row.
+
+    TorchRec calls it after each lookup with the ids that reached this rank. Its own
+    ModelDeltaTrackerTrec keeps the ids of every batch, those of predictions too; rows that are only
+    predicted with do not change.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._tables: dict[str, _LocalTable] = {}
+        for path, module in _collections(model):
+            self._watch(path, module)
+
+    @torch.no_grad()
+    def rows(self, all_rows: bool = False) -> Iterator[tuple[str, Tensor, int]]:
+        """(weight name, touched rows of the whole table [n] int64, first row of the shard); collective.
+
+        Ranks that hold copies of a table share its rows among them.
+        """
+        for name, table in self._tables.items():
+            touched = torch.ones_like(table.touched) if all_rows else table.touched
+            if table.copies > 1 and not all_rows:
+                union = touched.to(torch.uint8)
+                distributed.all_reduce(union, distributed.ReduceOp.MAX)
+                touched = union.bool()
+            found = touched.nonzero().flatten() + table.first_row
+            yield name, found[distributed.get_rank() :: table.copies] if table.copies > 1 else found, table.first_row
+
+    def mark(self, name: str, rows: Tensor) -> None:
+        """Count ``rows`` (of the whole table) among the touched."""
+        table = self._tables.get(name)
+        if table is not None:
+            local = rows - table.first_row
+            table.touched[local[(local >= 0) & (local < len(table.touched))]] = True
+
+    def clear(self) -> None:
+        """Forget them all."""
+        for table in self._tables.values():
+            table.touched.zero_()
+
+    def _watch(self, path: str, module: ShardedEmbeddingBagCollection) -> None:
+        weights, by_feature = module.state_dict(), {}
+        for table, config in module._table_name_to_config.items():
+            weight = weights[f"embedding_bags.{table}.weight"]
+            shards = list(_shards(weight))
+            if not shards:
+                continue
+            (shard, first_row, _), *_ = shards  # shards of other columns have the same rows
+            copies = 1 if isinstance(weight, ShardedTensor) else distributed.get_world_size()
+            local = _LocalTable(torch.zeros(len(shard), dtype=torch.bool), first_row, copies)
+            self._tables[_weight_name(path, table)] = local
+            by_feature |= dict.fromkeys(config.feature_names, local.touched)
+
+        def record(ids: KeyedJaggedTensor, *_: Any) -> None:
+            if torch.is_grad_enabled():
+                for feature, jagged in ids.to_dict().items():
+                    by_feature[feature][jagged.values()] = True
+
+        module.register_post_lookup_tracker_fn(record)
+
+
+def take_rows(
+    state: dict[str, Any], touched: TouchedRows, all_rows: bool, quantisation: Quantisation
+) -> dict[str, Tensor]:
+    """Copies of the touched rows, or of all, of this rank's weights and optimiser state; collective.
+
+    Args:
+        state: of :meth:`Engine.state`.
+        quantisation: of the weights; optimiser state stays as it is.
+
+    Returns:
+        "0|rows|<name>": rows [n]; "<first column>|<weight or kind of state>|<name>": [n, columns] or [n].
+    """
+    taken: dict[str, Tensor] = {}
+    for name, rows, first_row in touched.rows(all_rows):
+        taken[f"0|{ROWS}|{name}"] = rows.to(torch.int32) if state["model"][name].size(0) < SMALL_IDS else rows
+        for kind, value in _values(state, name).items():
+            for shard, _, column in _shards(value):
+                part = shard[rows - first_row]
+                taken[f"{column}|{kind}|{name}"] = _quantise(part, quantisation) if kind == WEIGHT else part
+    return taken
+
+
+def load_state(
+    state: dict[str, Any], tables: dict[str, list[Any]], touched: TouchedRows | None, directory: Path
+) -> dict[str, Any]:
+    """Fill ``state`` in place from a checkpoint, full or differential, and the one it is based on; collective.
+
+    ``touched`` then holds the rows that differ from the full one. Returns its facts.
+
+    Args:
+        tables: of :func:`describe_tables`.
+
+    Raises:
+        DamagedCheckpointError: one of the two is not whole, or is of another model.
+    """
+    written = read_manifest(directory)["facts"].get("rows")
+    if touched is not None:
+        touched.clear()
+    if written is None:
+        return load_checkpoint(state, directory)
+    if written["tables"] != tables:
+        raise DamagedCheckpointError(f"{directory}: the checkpoint is not of this model and its settings: its tables")
+    if written["base"] is not None:
+        base = directory.with_name(written["base"])
+        if checksum(base / MANIFEST_FILE) != written["base_manifest"]:
+            raise DamagedCheckpointError(f"{directory}: {base}, which it needs, is missing or was changed")
+        load_state(state, tables, None, base)
+    facts = load_checkpoint(without_tables(state, tables), directory)
+    for path in sorted(directory.glob(f"*{ROWS_SUFFIX}")):
+        _put_rows(state, touched if written["base"] is not None else None, path)
+    return facts
+
+
+def describe_tables(model: nn.Module, optimizer: str) -> dict[str, list[Any]]:
+    """[rows, columns, optimiser] of each sharded table in ``model``, by weight name; the same on every rank."""
+    return {
+        _weight_name(path, table): [config.num_embeddings, config.embedding_dim, optimizer]
+        for path, module in _collections(model)
+        for table, config in module._table_name_to_config.items()
+    }
+
+
+def without_tables(state: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """``state`` less the tables and their optimiser state."""
+    tables = set(names)
+    model = {name: value for name, value in state["model"].items() if name not in tables}
+    rest = {key: value for key, value in state.items() if key not in ("model", "tables")}
+    return rest | ({"model": model} if model else {})
+
+
+def _put_rows(state: dict[str, Any], touched: TouchedRows | None, path: Path) -> None:
+    """Write a file of :func:`take_rows` over this rank's shards."""
+    with safe_open(path, "pt") as file:
+        rows_of = {}
+        for key in file.keys():  # noqa: SIM118 - no mapping
+            column, kind, name = key.split("|", 2)
+            if kind == ROWS:
+                continue
+            if name not in rows_of:
+                rows_of[name] = file.get_tensor(f"0|{ROWS}|{name}").long()
+                if touched is not None:
+                    touched.mark(name, rows_of[name])
+            values = file.get_tensor(key)
+            if kind == WEIGHT:
+                values = _dequantise(values)
+            held = _values(state, name).get(kind)  # no optimiser state where the rank has no shard of the table
+            for shard, first_row, first_column in [] if held is None else _shards(held):
+                _overlay(shard, rows_of[name] - first_row, values, int(column) - first_column)
+
+
+@torch.no_grad()
+def _overlay(shard: Tensor, rows: Tensor, values: Tensor, column: int) -> None:
+    """Write ``values`` over ``shard`` at ``rows`` from ``column``, as far as they lie in it."""
+    inside = (rows >= 0) & (rows < len(shard))
+    rows, values = rows[inside], values[inside]
+    if shard.dim() == 1:
+        shard[rows] = values
+        return
+    start, end = max(column, 0), min(column + values.shape[1], shard.shape[1])
+    if start < end:
+        shard[rows, start:end] = values[:, start - column : end - column]
+
+
+def _quantise(values: Tensor, quantisation: Quantisation) -> Tensor:
+    """[n, columns] as it is, fp16, or uint8 with a scale and an offset at the end of each row."""
+    if quantisation == "fp16":
+        return values.half()
+    if quantisation == "int8":
+        return torch.ops.fbgemm.FloatToFused8BitRowwiseQuantized(values)
+    return values
+
+
+def _dequantise(values: Tensor) -> Tensor:
+    """float32; the type says how it was quantised."""
+    if values.dtype == torch.uint8:
+        return torch.ops.fbgemm.Fused8BitRowwiseQuantizedToFloat(values)
+    return values.float()
+
+
+def _values(state: dict[str, Any], name: str) -> dict[str, Any]:
+    """Weight and optimiser state of a table, by kind."""
+    states = state.get("tables", {}).get(name, {})
+    return {WEIGHT: state["model"][name]} | {key.rsplit(".", 1)[-1]: value for key, value in states.items()}
+
+
+def _shards(value: Tensor) -> Iterator[tuple[Tensor, int, int]]:
+    """(values, first row, first column) of each shard on this rank; a replicated tensor is one."""
+    if not isinstance(value, ShardedTensor):
+        yield value.detach(), 0, 0
+        return
+    for shard in value.local_shards():
+        row, *column = shard.metadata.shard_offsets
+        yield shard.tensor.detach(), row, column[0] if column else 0
+
+
+def _collections(model: nn.Module) -> list[tuple[str, ShardedEmbeddingBagCollection]]:
+    return [(path, m) for path, m in model.named_modules() if isinstance(m, ShardedEmbeddingBagCollection)]
+
+
+def _weight_name(path: str, table: str) -> str:
+    return f"{path}.embedding_bags.{table}.weight"

@@ -1,0 +1,139 @@
+"""Training on a sequence of batches: loading, input distribution and compute at the same time, or in turn."""
+
+import math
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
+from torchrec.distributed.train_pipeline.pipeline_context import TrainPipelineContext
+from torchrec.distributed.train_pipeline.runtime_forwards import PipelinedForward
+from torchrec.distributed.train_pipeline.tracing import GetAttrArgInfoStep
+from torchrec.distributed.train_pipeline.train_pipelines import TrainPipelineSparseDist
+from torchrec.distributed.train_pipeline.types import ArgInfo, CallArgs
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from recsys.data.loader import Batch
+from recsys.data.prefetch import prefetched
+from recsys.training.engine import Engine, LossFunction, sharded_collections
+
+SPARSE = CallArgs(args=[ArgInfo([GetAttrArgInfoStep("sparse")])], kwargs={})  # what every collection is called with
+
+
+def load_ahead(engine: Engine, batches: Iterable[Batch]) -> Generator[Batch]:
+    """``batches``, read by a thread of their own where the settings of ``engine`` overlap."""
+    return prefetched(batches, engine.settings.prefetch_batches if engine.settings.overlap else 0)
+
+
+def train_batches(
+    engine: Engine, batches: Iterable[Batch], loss_function: LossFunction
+) -> Generator[tuple[Batch, float]]:
+    """Each of ``batches`` with what :meth:`Engine.train_step` returns for it, once it is trained on; collective.
+
+    With ``overlap`` in the settings the ids of batch i+1 are on their way to the ranks that hold their
+    rows while batch i is computed: bitwise the same losses and weights. What is yielded is trained, and
+    nothing behind it, so a checkpoint between two batches is the plain loop's. Close it where you leave
+    it early.
+
+    Raises:
+        Exception: what reading a batch raised; with ``overlap`` up to two batches before its turn.
+    """
+    if not engine.overlaps:
+        for batch in batches:
+            yield batch, engine.train_step(batch, loss_function)
+        return
+    source = iter(batches)
+    with closing(OverlappedSteps(engine, loss_function)) as pipeline:
+        while True:
+            try:
+                done = pipeline.progress(source)
+            except StopIteration:
+                return
+            yield done
+
+
+class OverlappedSteps(TrainPipelineSparseDist[Batch, tuple[Batch, float]]):
+    """TorchRec's pipeline with the engine's step: batch i+1 is distributed while batch i is computed.
+
+    It takes over the collections' forward pass without tracing the model, and leaves their input
+    distribution as it is, so that the model still predicts between two steps. Collections must be
+    called with the batch's own ids.
+    """
+
+    def __init__(self, engine: Engine, loss_function: LossFunction) -> None:
+        self._engine = engine
+        self._loss_function = loss_function
+        self._updated = False
+        super().__init__(
+            engine.sharded,
+            engine.dense_optimizer,
+            engine.device,
+            custom_model_fwd=self._begin,
+        )
+
+    def progress(self, dataloader_iter: Iterator[Batch]) -> tuple[Batch, float]:
+        """One step on the next batch: the batch and its loss, NaN if it was skipped.
+
+        Raises:
+            StopIteration: there is none.
+        """
+        self._model.train()
+        self._updated = False
+        batch, loss = super().progress(dataloader_iter)
+        return batch, loss if self._updated else math.nan
+
+    def close(self) -> None:
+        """Give the collections their own forward pass back."""
+        for module in self._pipelined_modules:
+            del module.forward
+        self._pipelined_modules = []
+        self.reset()
+
+    def _pipeline_model(
+        self,
+        batch: Batch | None,
+        context: TrainPipelineContext,
+        pipelined_forward: type[PipelinedForward] = PipelinedForward,
+    ) -> None:
+        del pipelined_forward
+        for name, module in sharded_collections(self._engine.module).items():
+            module.forward = DistributedForward(name, module, context)
+            self._pipelined_modules.append(module)
+        self.start_sparse_data_dist(batch, context)
+
+    def _begin(self, batch: Batch | None) -> tuple[Tensor, tuple[Batch, float]]:
+        assert batch is not None
+        for module in self._pipelined_modules:
+            cast(DistributedForward, module.forward).sparse = batch.sparse
+        loss = self._engine.begin_step(batch, self._loss_function)
+        value = math.nan if loss is None else loss.item()
+        return loss, (batch, value)  # pyright: ignore[reportReturnType]
+
+    def _backward(self, losses: Tensor | None) -> None:
+        if losses is not None:
+            self._updated = self._engine.finish_step(losses)
+
+    def _optimizer_step(self) -> None:
+        """Done: the engine's step ends with its optimisers."""
+
+
+class DistributedForward(PipelinedForward):
+    """A collection's forward pass on ids that are distributed already; as ever where no gradient is asked for."""
+
+    def __init__(self, name: str, module: ShardedEmbeddingBagCollection, context: TrainPipelineContext) -> None:
+        super().__init__(name, SPARSE, module, context)
+        self.sparse: KeyedJaggedTensor | None = None
+
+    def __call__(self, sparse: KeyedJaggedTensor) -> Any:
+        """What the collection's own forward pass returns.
+
+        Raises:
+            ValueError: in training, ``sparse`` are not the ids of the batch.
+        """
+        if not torch.is_grad_enabled():
+            return type(self._module).forward(self._module, sparse)
+        if sparse is not self.sparse:
+            raise ValueError(f"{self.name}: the model changes the batch's ids; such a model needs overlap: false")
+        return super().__call__(sparse)

@@ -1,0 +1,83 @@
+"""Body of one rank's process: join the group, run the function, leave word of what went wrong."""
+
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from recsys.config import InputError
+from recsys.training.failures import LASTING, RESTART_COUNT, read_failures, write_failure
+from recsys.training.heartbeat import report_progress
+from recsys.training.launch_settings import LaunchSettings
+from recsys.training.memory import keep_freed_memory
+from recsys.training.quiet import quiet_libraries
+
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
+LOCAL_RANK, NODES = "LOCAL_RANK", "GROUP_WORLD_SIZE"
+LAST_WORD_S = 0.5  # a rank that lost its peer ends after it, so that the agent sees the peer's end first
+COLLECTIVE_TIMEOUTS = 2  # of the rank timeout: whoever watches the missing rank finds it before its peers give up
+
+
+def rank_main(function: Callable[..., Any], arguments: tuple[Any, ...], settings: LaunchSettings, folder: str) -> Any:
+    """``function(*arguments)`` inside the process group; on several nodes every rank's result, by rank."""
+    _die_with_parent()
+    if any(isinstance(error, LASTING) for _, error, _, _ in read_failures(Path(folder))):
+        os._exit(1)
+    report_progress(Path(folder), settings.rank_timeout_s)
+    torch.set_num_threads(settings.threads_per_rank)
+    keep_freed_memory()
+    try:
+        store, rank, world_size = next(rendezvous("env://"))
+        if settings.nodes.count == 1:  # the store still holds the addresses of the attempts before this one
+            store = PrefixStore(f"attempt-{os.environ[RESTART_COUNT]}", store)
+        join_group(settings, store, rank, world_size)
+        with quiet_libraries():
+            result = function(*arguments)
+        result = _from_all_ranks(result) if settings.nodes.count > 1 else result
+        distributed.barrier()
+        distributed.destroy_process_group()
+        return result
+    except BaseException as error:  # DCP's CheckpointException is no Exception
+        write_failure(Path(folder), error)
+        sys.stderr.flush()
+        time.sleep(0.0 if isinstance(error, InputError) else LAST_WORD_S)
+        os._exit(1)  # skip clean-up that would wait for the other ranks
+
+
+def join_group(settings: LaunchSettings, store: Store, rank: int, world_size: int) -> None:
+    """The default process group: gloo for tensors on the CPU, NCCL for those on the rank's own GPU."""
+    if settings.device == "cuda":
+        torch.cuda.set_device(int(os.environ.get(LOCAL_RANK, "0")))
+    timeout = timedelta(seconds=COLLECTIVE_TIMEOUTS * settings.rank_timeout_s)
+    distributed.init_process_group(
+        BACKENDS[settings.device], store=store, rank=rank, world_size=world_size, timeout=timeout
+    )
+
+
+def _from_all_ranks(result: Any) -> list[Any]:
+    results: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(results, result)
+    return results
+
+
+def _die_with_parent() -> None:
+    """No rank outlives a killed parent."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

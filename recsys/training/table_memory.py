@@ -1,0 +1,195 @@
+"""Where tables and their optimiser state live on this rank, and how wide their rows are."""
+
+import errno
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
+from torch import Tensor, nn
+from torchrec.distributed.batched_embedding_kernel import BaseBatchedEmbeddingBag
+from torchrec.modules.embedding_configs import DataType
+
+from recsys.config import InputError
+from recsys.sharding.plan import BYTES_PER_GIB, bag_collections
+from recsys.training.settings import TrainSettings
+
+PRECISIONS = {"fp32": (DataType.FP32, torch.float32), "fp16": (DataType.FP16, torch.float16)}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def set_table_precision(model: nn.Module, settings: TrainSettings) -> None:
+    """Make the tables of a model without memory for them ("meta") as wide as ``table_precision`` says.
+
+    FBGEMM computes in float32, gives out float32 and keeps optimiser state in float32; an updated row is
+    rounded to nearest, and so is its change before, but not with row-wise AdaGrad. A change below half of a
+    row's last bit is lost: FBGEMM's stochastic rounding, which would keep it on average, silently does
+    nothing on the CPU.
+
+    Raises:
+        InputError: a table is data_parallel and fp16, for which there is no kernel.
+    """
+    data_type, dtype = PRECISIONS[settings.table_precision]
+    kinds = {settings.sharding, *settings.table_sharding.values()}
+    if settings.table_precision == "fp16" and "data_parallel" in kinds:
+        raise InputError(
+            "params/train.yaml: table_precision fp16 has no kernel for data_parallel tables; "
+            "use fp32, or split them another way in sharding and table_sharding"
+        )
+    for module in bag_collections(model).values():
+        for config in module.embedding_bag_configs():
+            config.data_type = data_type
+        module.to(dtype)
+
+
+class TableFiles:
+    """Memory-mapped files that hold this rank's tables and their optimiser state, one a kernel and kind of state.
+
+    They have no name, so they end with the process, however it ends: what a killed run goes on from is
+    its last checkpoint and nothing else. Their space is reserved when they are made, so that a full disk
+    is an error then and no SIGBUS in the middle of a step. The kernel's page cache keeps the hot pages in
+    memory; it reads single pages (MADV_RANDOM), since the neighbours of a row are not what is looked up next.
+
+    Args:
+        folder: on the disk to use.
+
+    Raises:
+        InputError: the folder cannot be made or written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._mappings: list[mmap.mmap] = []
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise self._refusal(error) from error
+
+    def zeros(self, count: int, dtype: torch.dtype) -> Tensor:
+        """[count] zeros in a new file.
+
+        Raises:
+            InputError: the disk has no room for it.
+        """
+        mapping = self._new(count * dtype.itemsize)
+        mapping.madvise(mmap.MADV_RANDOM)
+        self._mappings.append(mapping)
+        return torch.frombuffer(mapping, dtype=dtype)
+
+    def copy(self, value: Tensor) -> Tensor:
+        """The same, float32, in a file that ends with the tensor.
+
+        Raises:
+            InputError: the disk has no room for it.
+        """
+        mapping = self._new(value.numel() * torch.float32.itemsize)
+        return torch.frombuffer(mapping, dtype=torch.float32).view(value.shape).copy_(value)
+
+    def flush(self) -> None:
+        """Write every changed page to the disk, so that its memory can be had for others at once."""
+        for mapping in self._mappings:
+            mapping.flush()
+
+    @contextmanager
+    def in_order(self) -> Iterator[None]:
+        """Read ahead while whole tables are read or written from first to last."""
+        self._advise(mmap.MADV_SEQUENTIAL)
+        try:
+            yield
+        finally:
+            self._advise(mmap.MADV_RANDOM)
+
+    @contextmanager
+    def hold_new_tables(self) -> Iterator[None]:
+        """Have FBGEMM put the tables that are made in this context, and their state, in files, all zeros.
+
+        TorchRec gives no way to hand buffers in, and draws random rows over the whole table first.
+        """
+        apply_split = SplitTableBatchedEmbeddingBagsCodegen._apply_split
+
+        def in_files(module: Any, split: Any, prefix: str, dtype: torch.dtype, *rest: Any, **more: Any) -> None:
+            if split.host_size:
+                more["preallocated_host_buffer"] = self.zeros(split.host_size, dtype)
+                pages = RowPages(module, self._mappings[-1], split.offsets, dtype.itemsize)
+                module.register_forward_pre_hook(pages.ask_for, with_kwargs=True)
+            apply_split(module, split, prefix, cast(Any, dtype), *rest, **more)
+
+        with ExitStack() as stack:
+            _replace(stack, SplitTableBatchedEmbeddingBagsCodegen, "_apply_split", in_files)
+            _replace(stack, BaseBatchedEmbeddingBag, "init_parameters", lambda module: None)
+            yield
+
+    def _new(self, size: int) -> mmap.mmap:
+        try:
+            with tempfile.TemporaryFile(dir=self.folder) as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+                return mmap.mmap(file.fileno(), size)
+        except OSError as error:
+            raise self._refusal(error, size) from error
+
+    def _advise(self, advice: int) -> None:
+        for mapping in self._mappings:
+            mapping.madvise(advice)
+
+    def _refusal(self, error: OSError, size: int = 0) -> InputError:
+        what = f"params/train.yaml: table_file_dir {self.folder}"
+        if error.errno in FULL:
+            free = shutil.disk_usage(self.folder).free / BYTES_PER_GIB
+            return InputError(
+                f"{what}: no room for a file of {size / BYTES_PER_GIB:.2f} GiB ({free:.2f} GiB free); "
+                "free some, name a folder on another disk, or shrink the tables"
+            )
+        return InputError(f"{what}: cannot be written ({error.strerror}); name a folder that can")
+
+
+class RowPages:
+    """Which pages of a file the rows of a lookup lie in.
+
+    Args:
+        module: the kernel whose tables, or whose state of them, the file holds.
+        mapping: of the file.
+        starts: where each table begins in it, in elements.
+        element_bytes: size of an element.
+    """
+
+    def __init__(
+        self,
+        module: SplitTableBatchedEmbeddingBagsCodegen,
+        mapping: mmap.mmap,
+        starts: list[int],
+        element_bytes: int,
+    ) -> None:
+        tables = [(rows, columns) for rows, columns, *_ in module.embedding_specs]
+        rowwise = len(mapping) == sum(rows for rows, _ in tables) * element_bytes
+        self._mapping = mapping
+        self._starts = [start * element_bytes for start in starts]
+        self._row_bytes = [(1 if rowwise else columns) * element_bytes for _, columns in tables]
+        self._tables = list(module.feature_table_map)  # of each feature
+
+    def ask_for(self, _module: nn.Module, _: Any, lookup: dict[str, Tensor]) -> None:
+        """Start reading the pages of a lookup all at once, before the kernel faults on one after the other."""
+        for page in self.of(lookup["indices"], lookup["offsets"]).tolist():
+            self._mapping.madvise(mmap.MADV_WILLNEED, page * mmap.PAGESIZE, mmap.PAGESIZE)
+
+    def of(self, indices: Tensor, offsets: Tensor) -> np.ndarray:
+        """[P] int64 distinct pages, in order, of ids [N] in bags that ``offsets`` [F * B + 1] part."""
+        bounds = offsets[:: (offsets.numel() - 1) // len(self._tables)].tolist()
+        pages = []
+        for table, start, stop in zip(self._tables, bounds, bounds[1:], strict=False):
+            first = self._starts[table] + indices[start:stop].numpy() * self._row_bytes[table]
+            pages += [first // mmap.PAGESIZE, (first + self._row_bytes[table] - 1) // mmap.PAGESIZE]
+        return np.unique(np.concatenate(pages))
+
+
+def _replace(stack: ExitStack, owner: type, name: str, function: Callable[..., Any]) -> None:
+    """Set an attribute until ``stack`` ends."""
+    stack.callback(setattr, owner, name, getattr(owner, name))
+    setattr(owner, name, function)

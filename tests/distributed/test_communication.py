@@ -1,0 +1,399 @@
+"""What gloo ranks send each other with fewer bits, what that does to the weights, and what is refused."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.functional import embedding_bag
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from bench.wire import sent_bytes
+from recsys.config import InputError
+from recsys.data.loader import Batch
+from recsys.data.schema import CategoricalFeature, Schema
+from recsys.models.initial_tables import initial_rows
+from recsys.models.ranker import table_configs
+from recsys.sharding.communication import CommunicationOverflowError
+from recsys.training import engine as engine_module
+from recsys.training.engine import Engine
+from recsys.training.launch import run_on_ranks
+from recsys.training.optimizers import NonFiniteLossError
+from recsys.training.settings import TrainSettings
+
+SEED = 7
+DIMENSION = 16
+FEATURES = {"color": (5, "id"), "shop": (40, "id"), "history": (30, "list"), "user": (64, "id")}
+TABLE_RATE, DENSE_RATE = 0.5, 0.25
+WIRE_ROWS = 1024  # of the batch whose bytes are counted
+SIZES = [64, 64, 27]  # of the batches trained on; the last one is uneven
+ROUNDOFF = {"fp32": 0.0, "fp16": 2.0**-11, "bf16": 2.0**-8}
+SUBNORMAL = {"fp32": 0.0, "fp16": 2.0**-25, "bf16": 2.0**-133}  # rounding error of the smallest numbers
+FLOAT32_NOISE = 1e-6
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.uint8}
+# Bytes that a rank sends a byte given, among n ranks; gloo's reduce-scatter is an all-reduce.
+TRAFFIC: dict[str, Callable[[int], float]] = {
+    "all_to_all_single": lambda n: (n - 1) / n,
+    "reduce_scatter_tensor": lambda n: 2 * (n - 1) / n,
+    "all_gather_into_tensor": lambda n: n - 1,
+}
+COLLECTIVES = (*TRAFFIC, "reduce_scatter", "all_gather", "all_reduce")
+SCHEMA = Schema(
+    dataset="test",
+    dense=["price", "age"],
+    categorical=[CategoricalFeature(name, rows, kind) for name, (rows, kind) in FEATURES.items()],
+    domains=["feed"],
+    windows=[],
+    initial_base_rate=0.2,
+    planted_groups={},
+)
+LARGE_ROWS = 100_000
+LARGE = replace(SCHEMA, categorical=[CategoricalFeature("user", LARGE_ROWS, "id")])
+REDUCING = ("row_wise", "table_row_wise", "grid_shard")
+KINDS = ("table_wise", "column_wise", "table_column_wise", *REDUCING)
+RECIPES = {
+    "full": ("fp32", "fp32", "fp32"),
+    "fp16": ("fp16", "fp16", "fp16"),
+    "neo": ("fp16", "bf16", "bf16"),
+    "bf16": ("bf16", "bf16", "bf16"),
+    "forward": ("fp16", "fp32", "fp32"),
+    "backward": ("fp32", "bf16", "fp32"),
+    "int8": ("int8", "bf16", "fp32"),
+    "int8 both": ("int8", "int8", "fp32"),
+}
+ONE_HOST_KINDS = ("table_wise", "column_wise", "row_wise")  # on the one host of two ranks the others are the same
+CASES = {
+    world_size: [(k, recipe) for k in kinds for recipe in RECIPES if "int8" not in recipe or k not in REDUCING]
+    for world_size, kinds in ((2, ONE_HOST_KINDS), (4, KINDS))
+}
+REPEATED = {world_size: [c for c in cases if c[1] in ("neo", "int8 both")] for world_size, cases in CASES.items()}
+WORLD_CASES = [(world_size, *case) for world_size, cases in CASES.items() for case in cases]
+
+
+def recipe_settings(world_size: int, kind: str, recipe: str, **changes: Any) -> TrainSettings:
+    """Four ranks are two hosts of two."""
+    communication = dict(zip(("forward", "backward", "gradients"), RECIPES[recipe], strict=True))
+    base = {"world_size": world_size, "global_batch_size": 64, "table_optimizer": "sgd", "dense_optimizer": "sgd"}
+    rates = {"table_learning_rate": TABLE_RATE, "dense_learning_rate": DENSE_RATE}
+    hosts = {"ranks_per_host": min(world_size, 2)}
+    return TrainSettings.model_validate(
+        {**base, **rates, **hosts, "sharding": kind, "communication": communication, **changes}
+    )
+
+
+def share(rows: int, seed: int, rank: int, world_size: int) -> Batch:
+    """Rank ``rank``'s share of a seeded global batch, padded with a copy of row 0."""
+    draw = torch.Generator().manual_seed(seed)
+    dense = torch.randn(rows, SCHEMA.dense_width, generator=draw)
+    label = torch.randint(0, 2, (rows,), generator=draw).float()
+    bags: list[list[list[int]]] = []
+    for size, kind in FEATURES.values():
+        lengths = torch.randint(0, 4, (rows,), generator=draw).tolist() if kind == "list" else [1] * rows
+        bags.append([torch.randint(0, size, (n,), generator=draw).tolist() for n in lengths])
+    count = -(-rows // world_size)
+    wanted = range(rank * count, (rank + 1) * count)
+    index = [i if i < rows else 0 for i in wanted]
+    ids = torch.arange(len(index))
+    return Batch(
+        dense=dense[index],
+        sparse=KeyedJaggedTensor(
+            list(FEATURES),
+            torch.tensor([v for bag in bags for i in index for v in bag[i]], dtype=torch.int64),
+            lengths=torch.tensor([len(bag[i]) for bag in bags for i in index], dtype=torch.int64),
+        ),
+        label=label[index],
+        weight=torch.tensor([float(i < rows) for i in wanted]),
+        domain=torch.zeros_like(ids),
+        group=ids,
+        example_id=ids,
+        event_time=ids,
+        score=torch.full((len(index),), float("nan")),
+        global_rows=rows,
+    )
+
+
+class Linear(nn.Module):
+    """A sum of its inputs times constants, so that gradients do not depend on weights and errors can be bounded.
+
+    ``factors`` [features, N] multiply the embeddings.
+    """
+
+    def __init__(self, table_device: str, factor: float = 1.0, schema: Schema = SCHEMA) -> None:
+        super().__init__()
+        self.project = nn.Linear(SCHEMA.dense_width, 1, bias=False)
+        nn.init.constant_(self.project.weight, 0.5)
+        self.embeddings = EmbeddingBagCollection(
+            tables=table_configs(schema, DIMENSION), device=torch.device(table_device)
+        )
+        self.factors = factor * torch.randn(len(FEATURES), DIMENSION, generator=torch.Generator().manual_seed(SEED))
+
+    def forward(self, dense: Tensor, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
+        pooled = self.embeddings(sparse).to_dict()
+        vectors = torch.stack([pooled[name] for name in FEATURES], dim=1)  # [B, features, N]
+        serving = (vectors * self.factors).sum(dim=(1, 2)) + self.project(dense).squeeze(1)
+        return {"serving": serving, "vectors": vectors}
+
+
+def signed(outputs: dict[str, Tensor], batch: Batch) -> Tensor:
+    """The output, less for the clicked: [B]."""
+    return outputs["serving"] * (1 - 2 * batch.label)
+
+
+@contextmanager
+def recorded() -> Iterator[list[tuple[str, torch.dtype, int]]]:
+    """(name, dtype, bytes given) of every collective that carries numbers, not ids."""
+    calls: list[tuple[str, torch.dtype, int]] = []
+
+    def record(name: str) -> Any:
+        collective = getattr(distributed, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            position = 0 if name == "all_reduce" else 1
+            given = options.get("input", arguments[position] if len(arguments) > position else None)
+            parts = given if isinstance(given, list) else [given]
+            if parts[0].dtype not in (torch.int32, torch.int64):
+                calls.append((name, parts[0].dtype, sum(part.nbytes for part in parts)))
+            return collective(*arguments, **options)
+
+        return call
+
+    with ExitStack() as stack:
+        for name in COLLECTIVES:
+            stack.enter_context(mock.patch.object(distributed, name, record(name)))
+        yield calls
+
+
+def sent_while(work: Callable[[], Any]) -> int:
+    """Bytes that this rank sends in ``work``, a collective."""
+    distributed.barrier()
+    before = sent_bytes()
+    work()
+    distributed.barrier()
+    return sent_bytes() - before
+
+
+def run_cases(cases: list[tuple[str, str]]) -> dict[tuple[str, str], dict[str, Any]]:
+    """On every rank: what each case sends for a prediction and for a step, its embeddings, its trained weights."""
+    rank, world_size = distributed.get_rank(), distributed.get_world_size()
+    results = {}
+    for kind, recipe in cases:
+        settings = recipe_settings(world_size, kind, recipe)
+        engine = Engine(Linear("meta"), settings, SEED)
+        batch = share(WIRE_ROWS, 100, rank, world_size)
+        vectors = engine.outputs(batch)["vectors"]
+        for step, rows in enumerate(SIZES):
+            engine.train_step(share(rows, step, rank, world_size), signed)
+        state = engine.gather_state()
+        with recorded() as forward:
+            forward_sent = sent_while(partial(engine.outputs, batch))
+        with recorded() as step_calls:
+            step_sent = sent_while(partial(engine.train_step, batch, signed))
+        results[kind, recipe] = {
+            "forward": forward,
+            "step": step_calls,
+            "forward_sent": forward_sent,
+            "step_sent": step_sent,
+            "vectors": vectors,
+            "state": state,
+            "bytes": [row["bytes"] for row in engine.plan_summary()],
+        }
+    return results
+
+
+@cache
+def ran(world_size: int) -> list[dict[tuple[str, str], dict[str, Any]]]:
+    """Results of CASES by rank."""
+    return run_on_ranks(run_cases, (CASES[world_size],), world_size, 1)
+
+
+def directions(result: dict[str, Any]) -> tuple[list[Any], list[Any], list[Any]]:
+    """The collectives of a training step: of embeddings, of their gradients, of the dense gradients."""
+    numbers = [call for call in result["step"] if call[0] != "all_reduce"]
+    count = len(result["forward"])
+    return numbers[:count], numbers[count:], [call for call in result["step"] if call[0] == "all_reduce"]
+
+
+@pytest.mark.parametrize(("world_size", "kind", "recipe"), WORLD_CASES)
+def test_collectives_get_the_formats_asked_for(world_size: int, kind: str, recipe: str) -> None:
+    for by_case in ran(world_size):
+        for calls, precision in zip(directions(by_case[kind, recipe]), RECIPES[recipe], strict=True):
+            assert calls
+            assert {dtype for _, dtype, _ in calls} == {DTYPES[precision]}
+
+
+@pytest.mark.parametrize(("world_size", "kind", "recipe"), WORLD_CASES)
+def test_sixteen_bits_are_half_the_bytes_and_eight_less(world_size: int, kind: str, recipe: str) -> None:
+    width = DIMENSION // (min(world_size, 2) if "table_column" in kind else world_size if "column" in kind else 1)
+    shares = {"fp32": 1.0, "fp16": 0.5, "bf16": 0.5, "int8": (width + 8) / (4 * width)}
+    for by_case in ran(world_size):
+        whole = directions(by_case[kind, "full"])
+        for calls, full, precision in zip(directions(by_case[kind, recipe]), whole, RECIPES[recipe], strict=True):
+            assert [name for name, _, _ in calls] == [name for name, _, _ in full]
+            assert sum(b for _, _, b in calls) == shares[precision] * sum(b for _, _, b in full)
+
+
+@pytest.mark.parametrize(("world_size", "kind"), dict.fromkeys(case[:2] for case in WORLD_CASES))
+def test_the_kernel_sees_the_halving_too(world_size: int, kind: str) -> None:
+    """Ids and headers are sent in any case, so the saving is compared with the bytes of the embeddings alone."""
+    group = 2 if world_size == 4 and kind in ("table_row_wise", "grid_shard") else world_size
+
+    def traffic(direction: int) -> float:
+        calls = [call for by_case in ran(world_size) for call in directions(by_case[kind, "full"])[direction]]
+        return sum(TRAFFIC[name](group) * given for name, _, given in calls)
+
+    def saved(recipe: str, what: str) -> int:
+        return sum(by_case[kind, "full"][what] - by_case[kind, recipe][what] for by_case in ran(world_size))
+
+    assert saved("fp16", "forward_sent") == pytest.approx(traffic(0) / 2, rel=0.01)
+    assert saved("forward", "step_sent") == pytest.approx(traffic(0) / 2, rel=0.01)
+    assert saved("backward", "step_sent") == pytest.approx(traffic(1) / 2, rel=0.01)
+
+
+def reference_rows(name: str) -> Tensor:
+    return initial_rows(SEED, f"table_{name}", FEATURES[name][0], DIMENSION, 0, FEATURES[name][0])
+
+
+def pooled(batch: Batch, absolute: bool) -> Tensor:
+    """Embeddings [B, features, N] by plain PyTorch; ``absolute``: of the absolute values, which bound the error."""
+    features = []
+    for name, bags in batch.sparse.to_dict().items():
+        rows = reference_rows(name).abs() if absolute else reference_rows(name)
+        features.append(embedding_bag(bags.values(), rows, bags.offsets()[:-1], mode="mean"))
+    return torch.stack(features, dim=1)
+
+
+@pytest.mark.parametrize(("world_size", "kind", "recipe"), [c for c in WORLD_CASES if "int8" not in c[2]])
+def test_embeddings_arrive_within_the_formats_roundoff(world_size: int, kind: str, recipe: str) -> None:
+    precision = RECIPES[recipe][0]
+    roundings = world_size if kind in REDUCING else 1  # one sending, and one an addition
+    for rank, by_case in enumerate(ran(world_size)):
+        batch = share(WIRE_ROWS, 100, rank, world_size)
+        error = (by_case[kind, recipe]["vectors"] - pooled(batch, absolute=False)).abs()
+        allowed = roundings * (ROUNDOFF[precision] * pooled(batch, absolute=True) + SUBNORMAL[precision])
+        assert (error <= 1.01 * allowed + FLOAT32_NOISE).all()
+        assert precision == "fp32" or error.max() > FLOAT32_NOISE
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("recipe", ["int8", "int8 both"])
+def test_eight_bits_arrive_within_half_a_step_of_their_row(recipe: str, world_size: int) -> None:
+    for rank, by_case in enumerate(ran(world_size)):
+        exact = pooled(share(WIRE_ROWS, 100, rank, world_size), absolute=False)
+        step = (exact.amax(dim=2) - exact.amin(dim=2)) / 255
+        error = (by_case["table_wise", recipe]["vectors"] - exact).abs()
+        assert (error <= 0.51 * step[:, :, None] + FLOAT32_NOISE).all()
+
+
+def movement() -> dict[str, Tensor]:
+    """How far SIZES can move each weight: the learning rate times the sum of absolute gradients."""
+    model = Linear("cpu")
+    moved = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+    model.factors = model.factors.abs()
+    for step, rows in enumerate(SIZES):
+        batch = share(rows, step, 0, 1)
+        model.zero_grad()
+        model(batch.dense.abs(), batch.sparse)["serving"].mean().backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None
+            moved[name] += (DENSE_RATE if name == "project.weight" else TABLE_RATE) * parameter.grad
+    return moved
+
+
+@pytest.mark.parametrize(("world_size", "kind", "recipe"), [c for c in WORLD_CASES if c[2] != "int8 both"])
+def test_trained_weights_differ_by_no_more_than_the_gradients_roundoff(world_size: int, kind: str, recipe: str) -> None:
+    state, exact = (ran(world_size)[0][kind, name]["state"] for name in (recipe, "full"))
+    _, backward, gradients = RECIPES[recipe]
+    for name, moved in movement().items():
+        dense = name == "project.weight"
+        allowed = world_size * ROUNDOFF[gradients] if dense else 1.01 * ROUNDOFF[backward]
+        tiny = sum(SIZES) * (SUBNORMAL[gradients] if dense else SUBNORMAL[backward])
+        assert ((state[name] - exact[name]).abs() <= allowed * moved + tiny + FLOAT32_NOISE).all(), name
+        assert moved.max() > 0.01
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_two_runs_are_bitwise_equal(world_size: int) -> None:
+    first, second = ran(world_size)[0], run_on_ranks(run_cases, (REPEATED[world_size],), world_size, 1)[0]
+    for case in REPEATED[world_size]:
+        for name, value in first[case]["state"].items():
+            assert torch.equal(value, second[case]["state"][name]), (case, name)
+
+
+def test_planned_bytes_do_not_depend_on_it() -> None:
+    for kind, recipe in CASES[2]:
+        assert ran(2)[0][kind, recipe]["bytes"] == ran(2)[0][kind, "full"]["bytes"]
+
+
+def large_rows(*arguments: Any) -> Tensor:
+    """Initial rows of 40,000: one fits float16, the sum of two does not."""
+    return torch.full_like(initial_rows(*arguments), 40_000.0)
+
+
+def step_with(
+    kind: str, recipe: str, rows: bool = False, factor: float = 1.0, dense: float = 1.0, **changes: Any
+) -> tuple[float, int]:
+    """One step on large table rows, factors or dense inputs; its loss and the batches skipped."""
+    rank, world_size = distributed.get_rank(), distributed.get_world_size()
+    settings = recipe_settings(world_size, kind, recipe, **changes)
+    with mock.patch.object(engine_module, "initial_rows", large_rows if rows else initial_rows):
+        engine = Engine(Linear("meta", factor), settings, SEED)
+    batch = share(WIRE_ROWS, 100, rank, world_size)
+    batch.dense.mul_(dense)
+    loss = engine.train_step(batch, signed)
+    return loss, engine.skipped_batches
+
+
+def step_and_skip() -> tuple[float, int]:
+    return step_with("row_wise", "fp16", rows=True, skip_non_finite_batches=True)
+
+
+def test_a_sum_of_embeddings_that_overflows_stops_the_run() -> None:
+    (fits, _), _ = run_on_ranks(step_with, ("table_wise", "fp16", True), 2, 1)
+    assert math.isfinite(fits)
+    with pytest.raises(NonFiniteLossError, match="step 1: the loss is not finite: NaN or infinity in the outputs"):
+        run_on_ranks(step_with, ("row_wise", "fp16", True), 2, 1)
+
+
+def test_an_overflowing_batch_is_skipped_where_the_settings_allow_it() -> None:
+    for loss, skipped in run_on_ranks(step_and_skip, (), 2, 1):
+        assert math.isnan(loss)
+        assert skipped == 1
+
+
+def test_gradients_that_overflow_stop_the_run_before_tables_change() -> None:
+    huge = 1e9
+    with pytest.raises(CommunicationOverflowError, match=r"backward fp16: a gradient is NaN or larger than 65504;"):
+        run_on_ranks(step_with, ("table_wise", "fp16", False, huge), 2, 1)
+    with pytest.raises(CommunicationOverflowError, match=r"gradients fp16: a gradient is NaN or larger than 65504;"):
+        run_on_ranks(step_with, ("table_wise", "fp16", False, 1.0, huge), 2, 1)
+    (loss, _), _ = run_on_ranks(step_with, ("table_wise", "bf16", False, huge, huge), 2, 1)
+    assert math.isfinite(loss)
+
+
+def plan_kinds(settings: TrainSettings) -> set[str]:
+    return {row["kind"] for row in Engine(Linear("meta", schema=LARGE), settings, SEED).plan_summary()}
+
+
+@pytest.mark.parametrize("kind", REDUCING)
+def test_int8_is_refused_where_a_collective_adds_up(kind: str) -> None:
+    pattern = rf"^params/train.yaml: communication.forward int8 does not work with {kind} of table_\w+, .*table_wise"
+    with pytest.raises(InputError, match=pattern):
+        run_on_ranks(plan_kinds, (recipe_settings(1, kind, "int8"),), 1, 1)
+    fixed = recipe_settings(1, "planner", "int8 both", table_sharding={"table_user": kind})
+    with pytest.raises(InputError, match=rf"{kind} of table_user,"):
+        run_on_ranks(plan_kinds, (fixed,), 1, 1)
+
+
+def test_with_int8_the_planner_splits_no_rows_and_says_so_where_it_had_to() -> None:
+    tight = {"memory_gb": 0.8 * LARGE_ROWS * DIMENSION * 4 / 2**30}
+    assert run_on_ranks(plan_kinds, (recipe_settings(2, "planner", "neo", **tight),), 2, 1)[0] == {"row_wise"}
+    assert run_on_ranks(plan_kinds, (recipe_settings(2, "planner", "int8"),), 2, 1)[0] == {"table_wise"}
+    with pytest.raises(InputError, match="may split no rows because communication is int8"):
+        run_on_ranks(plan_kinds, (recipe_settings(2, "planner", "int8", **tight),), 2, 1)

@@ -1,0 +1,218 @@
+"""Overlapped steps give the bits of the plain loop, in every kind of sharding and on 1, 2 and 4 gloo ranks."""
+
+import math
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, distributed
+from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
+
+from recsys.data.loader import Batch
+from recsys.data.prefetch import THREAD_NAME
+from recsys.models.factory import build_ranker
+from recsys.training.engine import Engine
+from recsys.training.launch import run_on_ranks
+from recsys.training.optimizers import NonFiniteLossError
+from recsys.training.overlap import load_ahead, train_batches
+from recsys.training.settings import TrainSettings
+from tests.distributed.test_parallelism import CASES, KINDS, MIXED, MODEL, SCHEMA, SEED, share, train_settings
+
+SIZES = [32, 13, 32, 2, 32, 7]  # rows of the global batches; on 4 ranks two have no row of the fourth
+SECONDS = 15.0  # to start two ranks, fail and end
+HARD = {
+    "schedule": {"warmup_steps": 2, "decay": "cosine", "decay_steps": 5},
+    "dense_clip_norm": 0.05,
+    "dense_optimizer": "adam",
+    "skip_non_finite_batches": True,
+    "table_optimizer": "adagrad",
+}
+RUNS = {kind: CASES[f"{kind}-sgd"] for kind in KINDS} | {
+    "rowwise": CASES["row_wise-rowwise_adagrad"],
+    "grid on hosts of one": CASES["grid_on_hosts_of_one-sgd"],
+    "mixed, all options": {"table_sharding": MIXED, **HARD},
+    "bfloat16": {"table_sharding": MIXED, "bf16": True},
+}
+
+
+class LostFileError(Exception):
+    """Raised by a loader."""
+
+
+def batches(sizes: list[int], bad: int | None = None, fails_at: int | None = None) -> Iterator[Batch]:
+    """This rank's shares; batch ``bad`` has a NaN on the last rank, whose loader raises at ``fails_at``."""
+    rank, world_size = distributed.get_rank(), distributed.get_world_size()
+    for step, rows in enumerate(sizes):
+        if step == fails_at and rank == world_size - 1:
+            raise LostFileError(f"batch {step} on rank {rank}")
+        batch = share(rows, step, rank, world_size)
+        if step == bad and rank == world_size - 1:
+            batch.dense[0, 0] = math.nan
+        yield batch
+
+
+def engine_with(changes: dict[str, Any]) -> Engine:
+    settings = train_settings(distributed.get_world_size(), **changes)
+    return Engine(build_ranker(SCHEMA, MODEL, None, SEED, "meta"), settings, SEED)
+
+
+def weighted(engine: Engine) -> Any:
+    """A loss function of our own: it reads the batch too."""
+    return lambda outputs, batch: engine.serving_loss(outputs, batch) * (1.0 + batch.label)
+
+
+def train(changes: dict[str, Any], overlap: bool, lengths: tuple[int, ...], bad: int | None) -> dict[str, Any]:
+    """Losses, predictions made between the steps, counts and weights of training on ``lengths`` batches in turn."""
+    engine = engine_with({**changes, "overlap": overlap})
+    losses, predictions = [], []
+    for length in lengths:
+        for batch, loss in train_batches(engine, load_ahead(engine, batches(SIZES[:length], bad)), weighted(engine)):
+            losses.append(loss)
+            predictions.append(engine.predict(batch))
+    counts = (engine.steps, engine.skipped_batches)
+    return {"losses": losses, "predictions": predictions, "counts": counts, "state": engine.gather_state()}
+
+
+def compare_all(runs: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+    """On every rank: what differs between the plain loop and the overlapped one, by run."""
+    differences = {}
+    for name, changes in runs.items():
+        bad = 2 if changes.get("skip_non_finite_batches") else None
+        plain, overlapped = (train(changes, overlap, (6, 0, 1, 2), bad) for overlap in (False, True))
+        assert plain["counts"] == ((8, 1) if bad else (9, 0))
+        differences[name] = [key for key in plain if not same(plain[key], overlapped[key])]
+    return differences
+
+
+def same(left: Any, right: Any) -> bool:
+    """Whether two results hold the same bits; NaN equals NaN."""
+    if isinstance(left, Tensor):
+        return left.numpy().tobytes() == right.numpy().tobytes()
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(value, right[key]) for key, value in left.items())
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(map(same, left, right))
+    return left == right or (math.isnan(left) and math.isnan(right))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
+def test_losses_predictions_and_weights_are_bitwise_those_of_the_plain_loop(world_size: int) -> None:
+    for differences in run_on_ranks(compare_all, (RUNS,), world_size, 1):
+        assert differences == {name: [] for name in RUNS}
+
+
+def order_of_work(overlap: bool) -> list[str]:
+    """What happened on this rank, in order: ids of a batch sent ("send"), its loss computed ("compute")."""
+    events: list[str] = []
+    send = ShardedEmbeddingBagCollection.input_dist
+
+    def recorded(module: ShardedEmbeddingBagCollection, *arguments: Any, **named: Any) -> Any:
+        events.append("send")
+        return send(module, *arguments, **named)
+
+    engine = engine_with({"sharding": "row_wise", "overlap": overlap})
+
+    def loss(outputs: dict[str, Tensor], batch: Batch) -> Tensor:
+        events.append("compute")
+        return engine.serving_loss(outputs, batch)
+
+    ShardedEmbeddingBagCollection.input_dist = recorded  # type: ignore[method-assign]
+    try:
+        list(train_batches(engine, batches(SIZES[:3]), loss))
+    finally:
+        ShardedEmbeddingBagCollection.input_dist = send  # type: ignore[method-assign]
+    return events
+
+
+def test_the_next_batch_is_on_its_way_before_a_batch_is_computed() -> None:
+    assert run_on_ranks(order_of_work, (True,), 2, 1)[0] == ["send", "send", "compute", "send", "compute", "compute"]
+    assert run_on_ranks(order_of_work, (False,), 1, 1)[0] == ["send", "compute"] * 3
+
+
+def save_at_every_batch(changes: dict[str, Any], folder: Path) -> list[dict[str, Tensor]]:
+    """Train 4 batches with a checkpoint after each; then the weights that a fresh engine reads from each."""
+    engine = engine_with(changes)
+    ahead = load_ahead(engine, batches(SIZES[:4]))
+    for index, _ in enumerate(train_batches(engine, ahead, engine.serving_loss)):
+        engine.save(folder / str(index), {"steps": engine.steps})
+    states = []
+    for index in range(4):
+        fresh = engine_with({**changes, "overlap": False})
+        assert fresh.load(folder / str(index)) == {"steps": index + 1}
+        states.append(fresh.gather_state())
+    return states
+
+
+def test_a_checkpoint_holds_what_was_trained_whatever_is_read_ahead(tmp_path: Path) -> None:
+    kinds = {"table_sharding": MIXED, "table_optimizer": "adagrad"}
+    plain = run_on_ranks(save_at_every_batch, ({**kinds, "overlap": False}, tmp_path / "plain"), 2, 1)[0]
+    for depth in (1, 5):
+        changes = {**kinds, "overlap": True, "prefetch_batches": depth}
+        assert same(run_on_ranks(save_at_every_batch, (changes, tmp_path / str(depth)), 2, 1)[0], plain)
+
+
+def stop_early(overlap: bool) -> dict[str, Any]:
+    """Leave the loop after 2 of 6 batches, then train on the last ones: losses, weights, threads left."""
+    engine = engine_with({"table_sharding": MIXED, "overlap": overlap})
+    losses = []
+    with (
+        closing(load_ahead(engine, batches(SIZES))) as ahead,
+        closing(train_batches(engine, ahead, engine.serving_loss)) as steps,
+    ):
+        losses += [loss for (_, loss), _ in zip(steps, range(2), strict=False)]
+    left = [thread.name for thread in threading.enumerate() if thread.name == THREAD_NAME]
+    losses += [engine.train_step(batch, engine.serving_loss) for batch in batches(SIZES[3:])]
+    return {"losses": losses, "state": engine.gather_state(), "threads": left}
+
+
+def test_a_loop_left_early_leaves_the_engine_as_the_plain_loop_does() -> None:
+    plain, overlapped = (run_on_ranks(stop_early, (overlap,), 2, 1)[0] for overlap in (False, True))
+    assert same(overlapped, plain)
+    assert plain["threads"] == []
+
+
+def train_until_the_loader_fails(settings: TrainSettings, fails_at: int) -> None:
+    engine = Engine(build_ranker(SCHEMA, MODEL, None, SEED, "meta"), settings, SEED)
+    ahead = load_ahead(engine, batches(SIZES, fails_at=fails_at))
+    for _ in train_batches(engine, ahead, engine.serving_loss):
+        pass
+
+
+@pytest.mark.parametrize(("world_size", "fails_at"), [(1, 3), (2, 0), (2, 1), (2, 4)])
+def test_a_loader_that_fails_on_one_rank_ends_the_run_with_its_error(world_size: int, fails_at: int) -> None:
+    settings = train_settings(world_size, table_sharding=MIXED, overlap=True)
+    started = time.monotonic()
+    with pytest.raises(LostFileError) as caught:
+        run_on_ranks(train_until_the_loader_fails, (settings, fails_at), world_size, 1)
+    assert str(caught.value) == f"batch {fails_at} on rank {world_size - 1}"
+    assert time.monotonic() - started < SECONDS
+
+
+def train_on_infinity() -> None:
+    engine = engine_with({"overlap": True})
+    for _ in train_batches(engine, batches(SIZES, bad=3), engine.serving_loss):
+        pass
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_non_finite_loss_ends_the_run_with_its_step(world_size: int) -> None:
+    with pytest.raises(NonFiniteLossError) as caught:
+        run_on_ranks(train_on_infinity, (), world_size, 1)
+    assert caught.value.step == 4
+
+
+def compute_on_other_ids() -> None:
+    engine = engine_with({"overlap": True})
+    forward = engine.module.forward
+    engine.module.forward = lambda dense, sparse: forward(dense, sparse.to(torch.device("cpu")))
+    list(train_batches(engine, batches(SIZES), engine.serving_loss))
+
+
+def test_ids_that_the_model_has_changed_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"embeddings.*overlap: false"):
+        run_on_ranks(compute_on_other_ids, (), 1, 1)

@@ -1,0 +1,130 @@
+"""The planner inside the engine: predictions for given plans, plans for training, both against the real thing."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.planner_cases import JUDGED, plans
+from bench.planner_report import Compared, clear_pairs
+from bench.planner_worker import measure
+from recsys.config import InputError, load_settings
+from recsys.distill import ranks
+from recsys.models.factory import build_ranker
+from recsys.sharding.assess import Way, assess
+from recsys.sharding.planner import find_plan
+from recsys.sharding.report import draw_plan
+from recsys.sharding.tables import PlannedModel, TableGroup
+from recsys.sharding.topology import Hardware, Topology
+from recsys.sharding.training_plan import planned_model, predict_training, search, training_topology
+from recsys.training.engine import Engine
+from recsys.training.launch import run_on_ranks
+from recsys.training.settings import TrainSettings
+
+HARDWARE = Path(__file__).resolve().parents[3] / "params" / "hardware" / "cpu.yaml"
+GB = 10**9
+SEED = 1
+FEW_ROUNDS, FEW_STEPS = 3, 2
+
+
+def model_of(*rows: int, **changes: object) -> PlannedModel:
+    tables = [TableGroup(name=f"t{i}", rows=n, dimension=32) for i, n in enumerate(rows)]
+    return PlannedModel.model_validate({"batch_size": 64, "tables": tables, **changes})
+
+
+def cpu(ranks_a_host: int, hosts: int = 1, **changes: object) -> Topology:
+    hardware = load_settings(HARDWARE, Hardware).model_copy(update=changes)
+    return Topology(hardware, hosts, ranks_a_host, 0, 8 * GB, 0)
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_a_found_plan_is_predicted_the_same_when_given(hosts: int) -> None:
+    model, topology = model_of(100, 5_000, 80_000, table_optimizer="adagrad"), cpu(2, hosts)
+    found = find_plan(model, topology)
+    assert found is not None
+    given = assess(model, topology, {t.table: Way(t.kind, t.ranks, t.column_shards) for t in found.tables})
+    assert given.rank_ms == pytest.approx(found.rank_ms)
+    assert given.rank_bytes == found.rank_bytes
+
+
+def test_ranks_that_share_cores_take_their_work_in_turn() -> None:
+    ways = {"t0": Way("row_wise", [0, 1, 2, 3])}
+    alone = assess(model_of(10_000), cpu(4, cores=None), ways)
+    shared = assess(model_of(10_000), cpu(4, cores=2), ways)
+    assert alone.step_ms == max(alone.rank_ms)
+    assert shared.step_ms == pytest.approx(2 * alone.step_ms)
+    crowded = {"t0": Way("table_wise", [0])}
+    busy = assess(model_of(10_000_000, batch_size=4096), cpu(4, cores=2, step_ms=0.0, collective_ms=0.0), crowded)
+    assert busy.step_ms == max(busy.rank_ms)
+
+
+def test_the_search_counts_the_exchanges_of_each_kind() -> None:
+    """With very slow collectives all tables are copied, which needs none but the dense part's."""
+    plan = search(model_of(100, 5_000, 80_000), cpu(2, collective_ms=1000.0))
+    assert plan is not None
+    assert {table.kind for table in plan.tables} == {"data_parallel"}
+
+
+def test_one_rank_holds_whole_tables() -> None:
+    plan = search(model_of(100, 5_000), cpu(1))
+    assert plan is not None
+    assert {table.kind for table in plan.tables} == {"table_wise"}
+
+
+def test_memory_of_a_rank_is_its_own() -> None:
+    """Two tables that fit two ranks only if each takes one."""
+    model = model_of(1_000_000, 1_000_000, kinds=["table_wise"])
+    settings = TrainSettings(memory_gb=0.2, hardware=HARDWARE)
+    plan = search(model, training_topology(settings, 1, 2))
+    assert plan is not None
+    assert sorted(table.ranks for table in plan.tables) == [[0], [1]]
+    assert search(model, training_topology(settings.model_copy(update={"memory_gb": 0.1}), 1, 2)) is None
+
+
+def test_a_missing_hardware_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.yaml: no such file") as raised:
+        training_topology(TrainSettings(hardware=tmp_path / "none.yaml"), 1, 2)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_figure_of_a_plan_has_the_same_bytes_each_time(tmp_path: Path) -> None:
+    model, settings = JUDGED[0], TrainSettings(hardware=HARDWARE)
+    ranker = build_ranker(model.schema, model.settings, None, SEED, "meta")
+    plan = search(planned_model(ranker, settings, 2), training_topology(settings, 1, 2))
+    assert plan is not None
+    rows = [{"table": table.table, "kind": table.kind, "ranks": table.ranks} for table in plan.tables]
+    for name in ("one.png", "two.png"):
+        draw_plan(predict_training(ranker, settings, 2, rows), tmp_path / name)
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+
+
+@pytest.mark.slow
+def test_predicted_bytes_are_the_engines_and_clear_differences_in_time_are_right() -> None:
+    hardware = load_settings(HARDWARE, Hardware)
+    model = JUDGED[3]
+    tried = plans(model, 2)
+    measured = run_on_ranks(measure, (model, tried, FEW_ROUNDS, FEW_STEPS), 2, 1)[0]
+    cases = [Compared(model, 2, one.name, m) for one, m in zip(tried, measured, strict=True)]
+    for case in cases:
+        assert case.predicted_bytes(hardware) == case.measured.bytes, case.plan
+    right, count = clear_pairs(cases, hardware)
+    assert count > 0
+    assert right == count
+
+
+def plan_of_rank(settings: TrainSettings) -> list[dict[str, Any]]:
+    model = JUDGED[1]
+    engine = Engine(build_ranker(model.schema, model.settings, None, SEED, "meta"), settings, SEED)
+    return ranks.gather(engine.plan_summary())
+
+
+def test_every_rank_gets_the_plan_that_the_search_finds() -> None:
+    model = JUDGED[1]
+    settings = TrainSettings(hardware=HARDWARE, sharding="planner")
+    plans_of_ranks = run_on_ranks(plan_of_rank, (settings,), 2, 1)[0]
+    assert plans_of_ranks[0] == plans_of_ranks[1]
+    ranker = build_ranker(model.schema, model.settings, None, SEED, "meta")
+    found = search(planned_model(ranker, settings, 2), training_topology(settings, 1, 2))
+    assert found is not None
+    expected = {table.table: (table.kind, table.ranks) for table in found.tables}
+    assert {row["table"]: (row["kind"], row["ranks"]) for row in plans_of_ranks[0]} == expected
