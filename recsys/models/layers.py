@@ -23,6 +23,7 @@ class DotInteraction(nn.Module):
 
     def __init__(self, vectors: int, dimension: int) -> None:
         super().__init__()
+        self.vectors, self.dimension = vectors, dimension
         rows, columns = torch.triu_indices(vectors, vectors, offset=1)
         self.register_buffer("pairs", rows * vectors + columns, persistent=False)  # [P], places in [V, V]
         places = torch.full((vectors, vectors), rows.numel())
