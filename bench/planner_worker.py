@@ -87,7 +87,7 @@ def share(model: Model) -> Batch:
 
 def held_bytes(engine: Engine) -> int:
     """Bytes of this rank's table weights and of their optimiser state, as the engine's tensors have them."""
-    state = engine._state()
+    state = engine.state()
     tables = [value for name, value in state["model"].items() if "embedding_bags" in name.split(".")]
     tables += [one for states in state.get("tables", {}).values() for one in states.values()]
     return sum(part.numel() * part.element_size() for value in tables for part in _local(value))

@@ -25,7 +25,7 @@ from recsys.sharding.communication import CommunicationOverflowError
 from recsys.training import engine as engine_module
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
-from recsys.training.optimizers import NonFiniteLossError
+from recsys.training.non_finite import NonFiniteLossError
 from recsys.training.settings import TrainSettings
 
 SEED = 7

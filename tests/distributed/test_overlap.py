@@ -18,7 +18,7 @@ from recsys.data.prefetch import THREAD_NAME
 from recsys.models.factory import build_ranker
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
-from recsys.training.optimizers import NonFiniteLossError
+from recsys.training.non_finite import NonFiniteLossError
 from recsys.training.overlap import load_ahead, train_batches
 from recsys.training.settings import TrainSettings
 from tests.distributed.test_parallelism import CASES, KINDS, MIXED, MODEL, SCHEMA, SEED, share, train_settings

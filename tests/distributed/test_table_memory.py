@@ -357,7 +357,7 @@ def dtypes(changes: dict[str, Any]) -> tuple[set[torch.dtype], set[torch.dtype],
     """Of rows, of their optimiser state, and of what a lookup gives out."""
     engine = make_engine(changes)
     train_steps(engine, 0, 1)
-    state = engine._state()
+    state = engine.state()
     rows = {value.dtype for name, value in state["model"].items() if "embedding_bags" in name}
     moments = {value.dtype for table in state["tables"].values() for value in table.values()}
     model = engine.module
