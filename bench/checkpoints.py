@@ -46,7 +46,7 @@ INTERVALS = [8, 32, 128]  # batches between two saves
 STALL_INTERVAL = 128
 FULL_EVERY = 6  # saves a cycle: one full one, then differential ones
 KEEP = 2
-REPEATS = 2  # of the stalls
+REPEATS = 1  # of the stalls
 MEGA = 1e6
 INTRODUCTION = f"""
 {TABLES} tables of {ROWS:,} rows x {DIMENSION}, row-wise AdaGrad, one rank, {BATCH} examples a batch, ids by a power
