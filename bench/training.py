@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -55,6 +56,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sharding", default="planner", help="as in params/train.yaml")
     parser.add_argument("--peers", default="", help="folder with fuxictr (see bench/README.md)")
     parser.add_argument("--timeout", type=float, default=1800.0, help="seconds, a measurement")
+    parser.add_argument("--results", type=Path, help="file of earlier repeats and models, to be continued")
     parser.add_argument("--write", action="store_true", help=f"also write {REPORT}")
     parser.add_argument("--quick", action="store_true", help="one small model, one short repeat")
     if "--quick" in sys.argv:
@@ -78,8 +80,8 @@ def run_worker(what: str, case: Case, threads: int, timeout: float, *more: str) 
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def run_section(model: Model, windows: Path, given: argparse.Namespace) -> Section:
-    """All contenders on one model, alternating over the repeats."""
+def run_section(model: Model, windows: Path, given: argparse.Namespace, earlier: Section | None) -> Section:
+    """All contenders on one model, alternating over the repeats; goes on from the ``earlier`` ones, if any."""
     cases = {
         name: Case(name, model, str(windows), given.seconds, given.least_steps, given.sharding, given.peers)
         for name in given.contenders
@@ -90,7 +92,10 @@ def run_section(model: Model, windows: Path, given: argparse.Namespace) -> Secti
     )
     if isinstance(machine, str):
         raise RuntimeError(machine)
-    section = Section(model, machine)
+    section = earlier or Section(model, {})
+    section.machine |= machine
+    for name in cases:
+        section.reasons.pop(name, None)  # asked for again
     for repeat in range(given.repeats):
         for name, case in cases.items():
             if name in section.reasons:
@@ -107,9 +112,22 @@ def run_section(model: Model, windows: Path, given: argparse.Namespace) -> Secti
     return section
 
 
+def read_sections(path: Path) -> dict[Model, Section]:
+    """What :func:`write_sections` wrote; nothing where there is no such file."""
+    saved = json.loads(path.read_text()) if path.exists() else []
+    sections = [Section(**{**values, "model": Model(**values["model"])}) for values in saved]
+    return {section.model: section for section in sections}
+
+
+def write_sections(path: Path, sections: dict[Model, Section]) -> None:
+    """All measurements, for a later call to go on from."""
+    path.write_text(json.dumps([asdict(section) for section in sections.values()]))
+
+
 def _command(given: argparse.Namespace) -> str:
     """How to run the same again, without a path of this machine."""
-    words = ["PEERS" if given.peers and word == given.peers else word for word in sys.argv[1:]]
+    names = {given.peers: "PEERS", str(given.results): "RESULTS"}
+    words = [names.get(word, word) for word in sys.argv[1:]]
     return f'make bench ARGS="{" ".join(words)}"' if words else "make bench"
 
 
@@ -122,17 +140,20 @@ def main() -> int:
         TrainSettings.model_validate({"sharding": given.sharding})
     except ValidationError as error:
         raise InputError(f"--sharding {given.sharding}: {error.errors()[0]['msg']}") from error
+    sections = read_sections(given.results) if given.results else {}
     lines = header(_command(given), SPIN)
     given.peers = str(Path(given.peers).absolute()) if given.peers else ""
-    differences: list[str] = []
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         for rows in given.rows:
             windows = Path(folder) / str(rows)
             write_windows(windows, rows, given.window_rows, WINDOWS, SEED)
             for choice in itertools.product(given.architectures, given.dimensions, given.batches):
-                section = run_section(Model(*choice, rows), windows, given)
-                lines += section_lines(section)
-                differences += losses_differ(section, LOSS_TOLERANCE)
+                model = Model(*choice, rows)
+                sections[model] = run_section(model, windows, given, sections.get(model))
+                if given.results:
+                    write_sections(given.results, sections)
+    lines += [line for section in sections.values() for line in section_lines(section)]
+    differences = [line for section in sections.values() for line in losses_differ(section, LOSS_TOLERANCE)]
     if differences:
         lines += ["", *differences]
     text = "\n".join(lines) + "\n"

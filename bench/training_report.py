@@ -149,7 +149,7 @@ def losses_differ(section: Section, tolerance: float) -> list[str]:
 
 def reason_for_skipping(case: Case, tables: int) -> str | None:
     """Why ``case`` cannot run on this machine, None where it can."""
-    if case.who().kind == "fuxictr" and not (Path(case.peers) / "fuxictr").is_dir():
+    if case.who().kind == "fuxictr" and not (Path(case.peers) / "fuxictr" / "__init__.py").is_file():
         return "skipped: no --peers folder with fuxictr"
     needed, free = case.table_bytes(tables) / BYTES_PER_GIB, psutil.virtual_memory().available / BYTES_PER_GIB
     if needed > free:

@@ -11,7 +11,7 @@ from torch import Tensor
 from recsys.models.factory import build_ranker
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
-from recsys.training.non_finite import NonFiniteError, NonFiniteGradientError, NonFiniteLossError
+from recsys.training.non_finite import NonFiniteError, NonFiniteGradientError, NonFiniteGuard, NonFiniteLossError
 from tests.distributed.test_engine import SCHEMA, model_settings, share, train_settings
 from tests.recsys.training.test_optimizers import SEED, Small, make_batch
 from tests.recsys.training.test_optimizers import train_settings as small_settings
@@ -106,3 +106,12 @@ def test_bad_gradient_of_one_rank_is_skipped_by_all_and_leaves_no_trace(optimize
 def test_bad_gradient_ends_the_run_with_its_step() -> None:
     with pytest.raises(NonFiniteGradientError, match=r"^step 3: the gradient is not finite: .*embeddings; features"):
         run_on_ranks(train_over_a_bad_gradient, ("sgd", True, False), 2, 1)
+
+
+def test_finite_gradients_whose_sum_is_not_finite_are_no_error() -> None:
+    weight = torch.nn.Parameter(torch.zeros(4))
+    weight.grad = torch.full((4,), 3e38)
+    assert not NonFiniteGuard(skip=False).skips_gradients({"weight": weight})
+    weight.grad = torch.tensor([0.0, math.inf, -math.inf, 0.0])
+    with pytest.raises(NonFiniteGradientError, match="weight"):
+        NonFiniteGuard(skip=False).skips_gradients({"weight": weight})
