@@ -170,11 +170,12 @@ def scoring_lines(work: Path) -> list[str]:
     bare, scored = median(scoring["bare forward"]), median(scoring["scoring"])
     ratio = median(s / b for s, b in zip(scoring["scoring"], scoring["bare forward"], strict=True))
     share = median(j / s for j, s in zip(join["join"], join["step"], strict=True))
+    joined, step = median(join["join"]), median(join["step"])
     return [
         "| what | measured | beside | measured | ratio |",
         "|---|---:|---|---:|---:|",
         f"| scoring, disk to log | {scored:,.0f} examples/s | bare forward | {bare:,.0f} examples/s | {ratio:.1%} |",
-        f"| join | {median(join['join']):.3f} ms a batch | a student's step | {median(join['step']):.2f} ms | {share:.1%} |",
+        f"| join | {joined:.3f} ms a batch | a student's step | {step:.2f} ms | {share:.1%} |",
     ]
 
 

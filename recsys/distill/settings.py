@@ -36,6 +36,12 @@ class TeacherSettings(Settings):
     seed: int = Field(default=1, ge=0)
 
 
+class TeacherLadderSettings(Settings):
+    """params/teacher_ladder.yaml: models of growing size, by name."""
+
+    models: dict[str, ModelSettings] = Field(min_length=1)
+
+
 class AugmentSettings(Settings):
     """params/augment.yaml.
 

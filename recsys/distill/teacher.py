@@ -21,6 +21,7 @@ from recsys.models.settings import ModelSettings
 from recsys.progress import RowProgress
 from recsys.sharding.report import draw_plan
 from recsys.sharding.training_plan import predict_training
+from recsys.towers.flops import ranker_cost
 from recsys.towers.partition_file import Partition
 from recsys.training.engine import Engine
 from recsys.training.launch import launch
@@ -73,7 +74,7 @@ def train_teacher(
 
     Writes in ``output_dir``: snapshots/<name>/, predictions/<window>.parquet, metrics.json (a row a
     window), plan.json (where each table's shards are), plan.png (what each rank is predicted to take
-    and to hold) and size.json (parameters).
+    and to hold) and size.json (parameters, and training FLOPs an example).
 
     With ``resume_dir`` it works there and puts the results in ``output_dir`` at the end. A run that
     was killed goes on from its last checkpoint if data, code and settings are the same (placement on
@@ -170,7 +171,7 @@ def _train_rank(
         write_json(output_dir / PLAN_FILE, plan)
         ranker = build_ranker(reader.schema, settings.model, partition, settings.seed, table_device="meta")
         draw_plan(predict_training(ranker, train, ranks.world_size(), plan), output_dir / PLAN_FIGURE)
-        write_json(output_dir / SIZE_FILE, model_size(state))
+        write_json(output_dir / SIZE_FILE, model_size(state) | {"flops_an_example": ranker_cost(ranker).flops})
     return history
 
 
