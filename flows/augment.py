@@ -1,16 +1,37 @@
 """Log the teacher's scores for later windows: data/scores."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 from prefect import flow
+from prefect.context import FlowRunContext
 
 from flows.command_line import run_stage_command
+from recsys.config import load_settings
+from recsys.distill.scoring import WindowPlan
+from recsys.distill.settings import AugmentSettings
+from tasks.augmentation import augment_settings_file, plan_scores, publish_scores, score_share
 from tasks.calling import call
-from tasks.distillation import score_all_windows
+from tasks.runners import task_runner
+
+
+@flow(name="score windows")
+def score_shares(shares: list[list[WindowPlan]]) -> None:
+    """Score shares of the windows at once, on the task runner that params/augment.yaml names."""
+    score_share.map(shares).result()
 
 
 @flow(name="augment")
 def augment() -> None:
     """Log the teacher's scores for later windows: data/scores."""
-    call(score_all_windows)
+    settings = load_settings(augment_settings_file(), AugmentSettings)
+    shares = call(plan_scores)
+    if FlowRunContext.get() or settings.runner != "threads":
+        runner = task_runner(settings.runner, settings.parallel_tasks, str(augment_settings_file()))
+        score_shares.with_options(task_runner=runner)(shares)
+    else:
+        with ThreadPoolExecutor(settings.parallel_tasks) as threads:
+            list(threads.map(score_share.fn, shares))
+    call(publish_scores)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The teacher, its scores, and the students that learn from them."""
+"""The teacher, and the students that learn from its scores."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ from prefect import task
 
 from recsys.config import load_settings
 from recsys.data.schema import Schema
-from recsys.distill.settings import AugmentSettings, StudentsSettings, TeacherSettings
+from recsys.distill.settings import StudentsSettings, TeacherSettings
 from recsys.training.settings import TrainSettings
 from tasks.project import (
     PARAMS,
@@ -22,6 +22,7 @@ from tasks.project import (
     replacing,
     require,
 )
+from tasks.snapshots import check_scores
 from tasks.tracking import RunRecord, flatten, record
 from tasks.versioning import output_version
 
@@ -54,23 +55,12 @@ def train_teacher_model() -> None:
 
 
 @task
-def score_all_windows() -> None:
-    """Score each window with the last snapshot that knows nothing of it, and write data/scores."""
-    from recsys.distill.scoring import score_windows
-
-    require(WINDOWS, PARTITION_FILE, TEACHER)
-    teacher = load_settings(PARAMS / "teacher.yaml", TeacherSettings)
-    settings = load_settings(PARAMS / "augment.yaml", AugmentSettings)
-    with replacing(SCORES) as (output,):
-        score_windows(WINDOWS, PARTITION_FILE, TEACHER, teacher, settings, _train_settings(), output)
-
-
-@task
 def train_all_students() -> None:
     """Train each student with and without distillation, once a seed, into models/students; a killed run goes on."""
     from recsys.distill.students import train_students
 
     require(WINDOWS, SCORES)
+    check_scores()
     settings, train = load_settings(PARAMS / "students.yaml", StudentsSettings), _train_settings()
     with replacing(STUDENTS) as (output,):
         train_students(WINDOWS, SCORES, settings, train, output, STUDENTS_WORK)

@@ -12,8 +12,8 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
-from recsys.config import InputError
 from recsys.data.schema import Schema, Window
+from recsys.distill.score_log import ScoreLog
 
 META_COLUMNS = ["example_id", "event_time", "label_time", "domain", "group", "label"]
 
@@ -33,6 +33,7 @@ class Batch(Pipelineable):
         example_id: [B] int64.
         event_time: [B] int64, ms since the epoch.
         score: [B] float32, the teacher's logit; NaN where there is none.
+        staleness_ms: [B] int64, event_time minus the scoring snapshot's high-water mark; 0 where there is none.
         global_rows: real rows of the global batch over all ranks.
     """
 
@@ -45,6 +46,7 @@ class Batch(Pipelineable):
     example_id: Tensor
     event_time: Tensor
     score: Tensor
+    staleness_ms: Tensor
     global_rows: int
 
     def to(self, device: torch.device, non_blocking: bool = True) -> "Batch":
@@ -85,13 +87,22 @@ class WindowReader:
         return scan.select(pl.len()).collect().item()
 
     def event_batches(
-        self, window: Window, batch_size: int, rank: int, world_size: int, domain: int | None = None
+        self,
+        window: Window,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        domain: int | None = None,
+        first_batch: int = 0,
     ) -> Iterator[Batch]:
-        """The examples whose event lies in ``window``, in event time; holds one part in memory."""
+        """The examples whose event lies in ``window``, in event time, from a batch on; holds one part in memory."""
         rest: pl.DataFrame | None = None
+        skip = first_batch * batch_size
         for part in self._parts(window):
             frame = _of_domain(pl.read_parquet(part, columns=self._columns), domain)
             frame = frame if rest is None else pl.concat([rest, frame])
+            skipped = min(skip, frame.height)
+            frame, skip = frame[skipped:], skip - skipped
             whole = frame.height - frame.height % batch_size
             yield from self._batches(frame[:whole], batch_size, rank, world_size)
             rest = frame[whole:]
@@ -113,18 +124,21 @@ class WindowReader:
         by the end of the last one is met exactly once. Holds the labels of one window in memory.
 
         Raises:
-            InputError: ``scores_dir`` is given and holds no file for a window that is needed.
+            InputError: ``scores_dir`` is given and its log lacks a window that is needed or is wrong,
+                as :meth:`recsys.distill.score_log.ScoreLog.join`.
+            LookAheadError: a score knows labels of its example's time.
         """
         position = self.windows.index(window)
         low = window.start_ms if position == 0 else self.windows[position - 1].end_ms
         frames = []
+        log = None if scores_dir is None else ScoreLog(scores_dir)
         for source in self.windows[: position + 1]:
             if source.end_ms + source.max_label_delay_ms <= low:
                 continue
             scan = pl.scan_parquet(self._parts(source)).select(self._columns)
             frame = scan.filter((pl.col("label_time") >= low) & (pl.col("label_time") < window.end_ms)).collect()
             frame = _of_domain(frame, domain)
-            frames.append(frame if scores_dir is None else _with_scores(frame, scores_dir, source))
+            frames.append(frame if log is None else log.join(frame, source))
         ordered = pl.concat(frames).sort("label_time", "example_id")
         yield from self._batches(ordered, batch_size, rank, world_size)
 
@@ -145,7 +159,7 @@ def batch_of(frame: pl.DataFrame, schema: Schema, weight: np.ndarray, global_row
     """``frame``'s rows as tensors.
 
     Args:
-        frame: B rows with the columns of a part, and ``score`` if there are teacher scores.
+        frame: B rows with the columns of a part, and ``score`` and ``staleness_ms`` if there are teacher scores.
         weight: [B] float32.
     """
     values = np.stack([frame[name].cast(pl.Float32).to_numpy() for name in schema.dense], axis=1, dtype=np.float32)
@@ -154,6 +168,7 @@ def batch_of(frame: pl.DataFrame, schema: Schema, weight: np.ndarray, global_row
     in_domain = np.eye(len(schema.domains), dtype=np.float32)[domain.numpy()]
     dense = np.concatenate([np.where(missing, 0.0, values), missing, in_domain], axis=1, dtype=np.float32)
     score = frame["score"].fill_null(float("nan")) if "score" in frame.columns else None
+    staleness = None if score is None else frame["staleness_ms"].fill_null(0)
     return Batch(
         dense=torch.from_numpy(dense),  # [B, 2 * dense features + domains]
         sparse=_sparse(frame, schema),
@@ -164,6 +179,9 @@ def batch_of(frame: pl.DataFrame, schema: Schema, weight: np.ndarray, global_row
         example_id=_tensor(frame["example_id"], np.int64),
         event_time=_tensor(frame["event_time"], np.int64),
         score=torch.full((frame.height,), float("nan")) if score is None else _tensor(score, np.float32),
+        staleness_ms=torch.zeros(frame.height, dtype=torch.int64)
+        if staleness is None
+        else _tensor(staleness, np.int64),
         global_rows=global_rows,
     )
 
@@ -189,11 +207,3 @@ def _tensor(column: pl.Series, dtype: type[np.generic]) -> Tensor:
 
 def _of_domain(frame: pl.DataFrame, domain: int | None) -> pl.DataFrame:
     return frame if domain is None else frame.filter(pl.col("domain") == domain)
-
-
-def _with_scores(frame: pl.DataFrame, scores_dir: Path, window: Window) -> pl.DataFrame:
-    path = scores_dir / f"{window.name}.parquet"
-    if not path.is_file():
-        raise InputError(f"{path}: no teacher scores for window {window.name}; run the augment stage first")
-    scores = pl.read_parquet(path, columns=["example_id", "logit"]).rename({"logit": "score"})
-    return frame.join(scores, on="example_id", how="left")

@@ -1,16 +1,29 @@
-"""The score log: every example scored once, by a teacher that knew nothing of its time."""
+"""Fill the score log: every example scored once, by a teacher that knew nothing of its time."""
 
+import json
+import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from recsys.config import InputError
 from recsys.data.loader import WindowReader
-from recsys.data.schema import Schema, Window
+from recsys.data.schema import MANIFEST_FILE, Schema, Window
 from recsys.distill import ranks
+from recsys.distill.score_log import (
+    SCORE_SCHEMA,
+    ScoreLog,
+    WindowFacts,
+    domains_of,
+    file_hash,
+    staleness_parts,
+    write_atomically,
+)
 from recsys.distill.settings import AugmentSettings, TeacherSettings
 from recsys.distill.snapshots import (
     SNAPSHOTS_DIR,
@@ -21,45 +34,69 @@ from recsys.distill.snapshots import (
     list_snapshots,
 )
 from recsys.distill.stream import predict, write_json
-from recsys.distill.teacher import load_partition, teacher_engine
+from recsys.distill.teacher import CODE, PLACEMENT_KEYS, code_of, load_partition, teacher_engine
 from recsys.progress import RowProgress
 from recsys.towers.partition_file import Partition
 from recsys.training.engine import Engine
 from recsys.training.launch import launch
+from recsys.training.resume import fingerprint
 from recsys.training.settings import TrainSettings
 
+__all__ = ["SCORE_SCHEMA", "SCORING_FILE", "ScoreReport", "ScoringJob", "score_windows"]
+
 SCORING_FILE = "scoring.json"
+KEYS_DIR, TIMES_DIR = "keys", "times"
 MS_PER_HOUR = 3_600_000
-SCORE_SCHEMA = {
-    "example_id": pl.Int64,
-    "logit": pl.Float32,
-    "snapshot": pl.String,
-    "high_water_mark": pl.Int64,
-    "staleness_ms": pl.Int64,
-}
 
 
 @dataclass(frozen=True)
-class WindowScores:
-    """What one window got: its snapshot (None: no score) and the mean and largest staleness in ms."""
+class ScoringJob:
+    """What is scored, by what and where to.
 
-    window: str
-    rows: int
-    scored: int
-    snapshot: str | None
-    mean_staleness_ms: float | None
-    max_staleness_ms: int | None
+    Attributes:
+        log_dir: the score log.
+        work_dir: keeps what decided each window of the log, so that what is still right stays and a killed
+            job goes on, and times/<window>.jsonl, when each segment was scored and in how long: apart from
+            the log, whose bytes do not depend on the clock. None: every call scores everything.
+        withdrawn: weights' hashes of snapshots that may not score.
+    """
+
+    windows_dir: Path
+    partition_file: Path | None
+    teacher_dir: Path
+    teacher: TeacherSettings
+    settings: AugmentSettings
+    train: TrainSettings
+    log_dir: Path
+    work_dir: Path | None = None
+    withdrawn: frozenset[str] = field(default_factory=frozenset)
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """One window: who scores it (None: nobody), and the name of all that decides its records."""
+
+    window: Window
+    snapshot: Snapshot | None
+    key: str
 
 
 @dataclass(frozen=True)
 class ScoreReport:
-    """Totals over all windows; ``mean_staleness_ms`` is over the scored examples, None without any."""
+    """Totals over all windows; ``mean_staleness_ms`` is over the scored examples, None without any.
+
+    ``staleness`` maps a bin, such as "1-2 h", to its examples; ``scored_by_domain`` a domain to its.
+    """
 
     rows: int
     scored: int
     missing: int
+    hit_rate: float
+    miss_rate: float
     mean_staleness_ms: float | None
-    windows: list[WindowScores]
+    staleness: dict[str, int]
+    scored_by_domain: dict[str, int]
+    windows: list[dict[str, Any]]
 
 
 def score_windows(
@@ -73,23 +110,55 @@ def score_windows(
 ) -> ScoreReport:
     """Score every example once with the newest snapshot allowed for its window.
 
-    Writes <window>.parquet (a row a scored example; no rows where no snapshot is allowed) and
-    scoring.json, the report.
+    Writes the score log (see :mod:`recsys.distill.score_log`) and scoring.json, the report.
 
     Raises:
         LookAheadError: a snapshot that claims to be older than what it has learnt from.
         InputError: no data or no snapshots, or the snapshots are of another model.
     """
-    schema = Schema.load(windows_dir)
-    partition = load_partition(partition_file, teacher.model)
-    snapshots = list_snapshots(teacher_dir / SNAPSHOTS_DIR)
+    job = ScoringJob(windows_dir, partition_file, teacher_dir, teacher, settings, train, output_dir)
+    score_part(job, plan_scoring(job))
+    return finish_scoring(job)
+
+
+def plan_scoring(job: ScoringJob) -> list[WindowPlan]:
+    """The windows still to be scored; drops from the log what other data, snapshots or settings have left.
+
+    Raises:
+        LookAheadError, InputError: as :func:`score_windows`.
+    """
+    schema = Schema.load(job.windows_dir)
+    job.log_dir.mkdir(parents=True, exist_ok=True)
+    log = ScoreLog(job.log_dir)
+    plans = plans_of(job, schema)
+    log.describe(_milliseconds(job.settings.wait_hours), _used(plans))
+    for name in log.windows() - {plan.window.name for plan in plans}:
+        log.drop(name)
+    for plan in plans:
+        _drop_stale(job, log, plan)
+    return [plan for plan in plans if log.window(plan.window.name) is None]
+
+
+def plans_of(job: ScoringJob, schema: Schema) -> list[WindowPlan]:
+    """All windows with the snapshot that each is due."""
+    snapshots = list_snapshots(job.teacher_dir / SNAPSHOTS_DIR)
     if not snapshots:
-        raise InputError(f"{teacher_dir / SNAPSHOTS_DIR}: no snapshots; run the teacher stage first")
-    chosen = choose_snapshots(schema, snapshots)
-    arguments = (windows_dir, partition, teacher_dir, chosen, teacher, settings, train, output_dir)
-    report = launch(_score_rank, arguments, train)[0]
-    write_json(output_dir / SCORING_FILE, asdict(report))
-    return report
+        raise InputError(f"{job.teacher_dir / SNAPSHOTS_DIR}: no snapshots; run the teacher stage first")
+    chosen = choose_snapshots(schema, [s for s in snapshots if s.weights_hash not in job.withdrawn])
+    decisive = (
+        code_of(CODE),
+        load_partition(job.partition_file, job.teacher.model),
+        job.settings.model_dump(exclude={"wait_hours", "runner", "parallel_tasks"}),
+        job.teacher.model.model_dump(),
+        job.train.model_dump(exclude=PLACEMENT_KEYS),
+    )
+    common = fingerprint(*decisive)
+    plans = []
+    for window, snapshot in zip(schema.windows, chosen, strict=True):
+        manifest = job.windows_dir / window.name / MANIFEST_FILE
+        data = manifest.read_bytes() if manifest.is_file() else repr(window)
+        plans.append(WindowPlan(window, snapshot, fingerprint(common, data, snapshot)))
+    return plans
 
 
 def choose_snapshots(schema: Schema, snapshots: list[Snapshot]) -> list[Snapshot | None]:
@@ -105,84 +174,210 @@ def choose_snapshots(schema: Schema, snapshots: list[Snapshot]) -> list[Snapshot
     return chosen
 
 
-def _score_rank(
-    windows_dir: Path,
-    partition: Partition | None,
-    teacher_dir: Path,
-    chosen: list[Snapshot | None],
-    teacher: TeacherSettings,
-    settings: AugmentSettings,
-    train: TrainSettings,
-    output_dir: Path,
-) -> ScoreReport | None:
-    """Score on one rank; rank 0 writes and returns the report."""
-    reader = WindowReader(windows_dir)
-    engine = teacher_engine(reader.schema, partition, teacher, train)
+def parts_of(plans: list[WindowPlan], count: int) -> list[list[WindowPlan]]:
+    """``plans`` in up to ``count`` runs of neighbours of about equally many examples; none is empty."""
+    total = sum(plan.window.rows for plan in plans)
+    parts: list[list[WindowPlan]] = [[] for _ in range(count)]
+    seen = 0
+    for plan in plans:
+        parts[min(count - 1, seen * count // max(total, 1))].append(plan)
+        seen += plan.window.rows
+    return [part for part in parts if part]
+
+
+def score_part(job: ScoringJob, plans: list[WindowPlan]) -> None:
+    """Score ``plans`` in one launch of ranks; goes on behind the last segment that a killed call has written.
+
+    Raises:
+        LookAheadError, InputError: as :func:`score_windows`.
+    """
+    if plans:
+        partition = load_partition(job.partition_file, job.teacher.model)
+        launch(_score_rank, (job, partition, plans), job.train)
+
+
+def finish_scoring(job: ScoringJob) -> ScoreReport:
+    """Write scoring.json once every window is done; its report."""
+    log = ScoreLog(job.log_dir)
+    facts = [log.window(window.name) for window in Schema.load(job.windows_dir).windows]
+    done = [one for one in facts if one is not None]
+    report = _report(done, job.settings)
+    write_json(job.log_dir / SCORING_FILE, asdict(report))
+    return report
+
+
+def calls_saved(scored_by_domain: dict[str, int], readers: dict[str, int]) -> int:
+    """Calls of the teacher that one log for all saves against one a reader: reads of scores minus scores.
+
+    Args:
+        readers: how many students read each domain.
+    """
+    reads = sum(scored_by_domain.get(domain, 0) * count for domain, count in readers.items())
+    return reads - sum(rows for domain, rows in scored_by_domain.items() if readers.get(domain))
+
+
+def scoring_speed(work_dir: Path) -> tuple[int, float]:
+    """(examples, seconds) of all segments that ``work_dir`` tells the times of."""
+    paths = sorted((work_dir / TIMES_DIR).glob("*.jsonl"))
+    lines = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    return sum(line["rows"] for line in lines), sum(line["seconds"] for line in lines)
+
+
+def _drop_stale(job: ScoringJob, log: ScoreLog, plan: WindowPlan) -> None:
+    """Keep what an earlier call with the same key has written, whole or in part; remove anything else."""
+    name = plan.window.name
+    marker = None if job.work_dir is None else job.work_dir / KEYS_DIR / name
+    done = log.window(name)
+    same = marker is not None and marker.is_file() and marker.read_text() == plan.key
+    if same and (done is None or _is_whole(log.folder, done)):
+        return
+    log.drop(name)
+    if marker is not None:
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(marker, plan.key.encode())
+
+
+def _is_whole(folder: Path, facts: WindowFacts) -> bool:
+    paths = [(folder / facts.window / name, digest) for name, digest in facts.segments.items()]
+    return all(path.is_file() and file_hash(path) == digest for path, digest in paths)
+
+
+def _used(plans: list[WindowPlan]) -> list[Snapshot]:
+    return list({plan.snapshot.name: plan.snapshot for plan in plans if plan.snapshot is not None}.values())
+
+
+def _milliseconds(hours: float | None) -> int | None:
+    return None if hours is None else int(hours * MS_PER_HOUR)
+
+
+def _score_rank(job: ScoringJob, partition: Partition | None, plans: list[WindowPlan]) -> None:
+    """Score on one rank; rank 0 writes."""
+    reader = WindowReader(job.windows_dir)
+    engine = teacher_engine(reader.schema, partition, job.teacher, job.train)
     loaded: str | None = None
-    results = []
-    with RowProgress("augment", sum(w.rows for w in reader.windows), enabled=ranks.rank() == 0) as progress:
-        for window, snapshot in zip(reader.windows, chosen, strict=True):
+    with RowProgress("augment", sum(p.window.rows for p in plans), enabled=ranks.rank() == 0) as progress:
+        for plan in plans:
+            snapshot = _in_time(plan, job.settings)
             if snapshot is not None and snapshot.name != loaded:
-                engine.load(teacher_dir / SNAPSHOTS_DIR / snapshot.name / WEIGHTS_DIR)
+                engine.load(job.teacher_dir / SNAPSHOTS_DIR / snapshot.name / WEIGHTS_DIR)
                 loaded = snapshot.name
-            scores = score_window(engine, reader, window, snapshot, settings, progress)
-            if scores is not None:
-                scores.write_parquet(output_dir / f"{window.name}.parquet")
-                results.append(_summary(window, scores))
-    return _report(results) if ranks.rank() == 0 else None
+            score_window(engine, reader, plan, job, progress)
+
+
+def _in_time(plan: WindowPlan, settings: AugmentSettings) -> Snapshot | None:
+    """The plan's snapshot; None where all of the window is further past it than the limit."""
+    limit, snapshot = _milliseconds(settings.max_staleness_hours), plan.snapshot
+    if snapshot is None or limit is None or plan.window.start_ms - snapshot.high_water_mark <= limit:
+        return snapshot
+    return None
 
 
 def score_window(
-    engine: Engine,
-    reader: WindowReader,
-    window: Window,
-    snapshot: Snapshot | None,
-    settings: AugmentSettings,
-    progress: RowProgress,
-) -> pl.DataFrame | None:
-    """Score one window with ``engine``, which holds ``snapshot``; rank 0 gets the scores, others None.
+    engine: Engine, reader: WindowReader, plan: WindowPlan, job: ScoringJob, progress: RowProgress
+) -> None:
+    """Score one window with ``engine``, which holds its snapshot, segment by segment; called by every rank.
 
     Raises:
         LookAheadError: see :func:`check_no_look_ahead`.
     """
-    limit_ms = None if settings.max_staleness_hours is None else int(settings.max_staleness_hours * MS_PER_HOUR)
-    if snapshot is not None:
-        check_no_look_ahead(snapshot, window, reader.schema)
-    if snapshot is None or (limit_ms is not None and window.start_ms - snapshot.high_water_mark > limit_ms):
+    window, settings, log = plan.window, job.settings, ScoreLog(job.log_dir)
+    snapshot = _in_time(plan, settings)
+    if snapshot is None:
         progress.advance(window.rows)
-        return pl.DataFrame(schema=SCORE_SCHEMA) if ranks.rank() == 0 else None
-    predictions = predict(engine, _batches(reader, window, settings), progress)
-    if predictions is None:
-        return None
-    scores = predictions.select(
+    else:
+        check_no_look_ahead(snapshot, window, reader.schema)
+        batches_a_segment = max(1, settings.segment_rows // settings.batch_size)
+        done = ranks.broadcast(log.chunks(window.name))
+        total = -(-window.rows // settings.batch_size)
+        batches = _batches(reader, window, settings, done * batches_a_segment)
+        progress.advance(min(done * batches_a_segment * settings.batch_size, window.rows))
+        for index in range(done, -(-total // batches_a_segment)):
+            began = time.perf_counter()
+            predictions = predict(engine, islice(batches, batches_a_segment), progress)
+            if predictions is not None:
+                _write(log, window, index, _records(predictions, snapshot, settings), reader.schema)
+                _note_time(job.work_dir, window, index, predictions.height, time.perf_counter() - began)
+    if ranks.rank() == 0:
+        log.finish(_window_facts(log, plan, snapshot, settings))
+    ranks.barrier()
+
+
+def _batches(reader: WindowReader, window: Window, settings: AugmentSettings, first: int) -> Iterator[Any]:
+    return reader.event_batches(window, settings.batch_size, ranks.rank(), ranks.world_size(), first_batch=first)
+
+
+def _records(predictions: pl.DataFrame, snapshot: Snapshot, settings: AugmentSettings) -> pl.DataFrame:
+    """Log records of predictions, with ``domain``; a logit that is not finite is no score."""
+    records = predictions.select(
         "example_id",
         "logit",
+        "domain",
         snapshot=pl.lit(snapshot.name),
         high_water_mark=pl.lit(snapshot.high_water_mark, dtype=pl.Int64),
         staleness_ms=pl.col("event_time") - snapshot.high_water_mark,
-    ).sort("example_id")
-    return scores if limit_ms is None else scores.filter(pl.col("staleness_ms") <= limit_ms)
+    ).filter(pl.col("logit").is_finite())
+    limit = _milliseconds(settings.max_staleness_hours)
+    return records if limit is None else records.filter(pl.col("staleness_ms") <= limit)
 
 
-def _batches(reader: WindowReader, window: Window, settings: AugmentSettings) -> Iterator[Any]:
-    return reader.event_batches(window, settings.batch_size, ranks.rank(), ranks.world_size())
+def _write(log: ScoreLog, window: Window, index: int, records: pl.DataFrame, schema: Schema) -> None:
+    counts = records["domain"].value_counts().sort("domain")
+    domains = {schema.domains[domain]: rows for domain, rows in counts.iter_rows()}
+    log.write_chunk(window.name, index, records, domains)
 
 
-def _summary(window: Window, scores: pl.DataFrame) -> WindowScores:
-    if scores.is_empty():
-        return WindowScores(window.name, window.rows, 0, None, None, None)
-    staleness = scores["staleness_ms"].to_numpy()
-    return WindowScores(
-        window=window.name,
-        rows=window.rows,
-        scored=scores.height,
-        snapshot=scores["snapshot"][0],
-        mean_staleness_ms=float(staleness.mean()),
-        max_staleness_ms=int(staleness.max()),
+def _note_time(work_dir: Path | None, window: Window, segment: int, rows: int, seconds: float) -> None:
+    if work_dir is None:
+        return
+    times_dir = work_dir / TIMES_DIR
+    times_dir.mkdir(parents=True, exist_ok=True)
+    line = {"segment": segment, "rows": rows, "seconds": seconds, "ended_at": time.time()}
+    with (times_dir / f"{window.name}.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _window_facts(log: ScoreLog, plan: WindowPlan, snapshot: Snapshot | None, settings: AugmentSettings) -> WindowFacts:
+    segments = log.segments(plan.window.name)
+    edges = np.array([_milliseconds(hours) for hours in settings.staleness_bins_hours])
+    counts = np.zeros(len(edges) + 1, dtype=np.int64)
+    scored, total, largest = 0, 0, None
+    for staleness in staleness_parts(segments):
+        values = staleness.to_numpy()
+        counts += np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(counts))
+        scored, total = scored + len(values), total + int(values.sum())
+        largest = max(largest or 0, int(values.max())) if len(values) else largest
+    return WindowFacts(
+        window=plan.window.name,
+        rows=plan.window.rows,
+        scored=scored,
+        snapshot=snapshot.name if snapshot is not None and scored else None,
+        mean_staleness_ms=total / scored if scored else None,
+        max_staleness_ms=largest,
+        staleness=counts.tolist(),
+        domains=domains_of(segments),
+        segments={segment.path.name: file_hash(segment.path) for segment in segments},
     )
 
 
-def _report(windows: list[WindowScores]) -> ScoreReport:
+def _report(windows: list[WindowFacts], settings: AugmentSettings) -> ScoreReport:
     rows, scored = sum(w.rows for w in windows), sum(w.scored for w in windows)
     total = sum((w.mean_staleness_ms or 0.0) * w.scored for w in windows)
-    return ScoreReport(rows, scored, rows - scored, total / scored if scored else None, windows)
+    edges = ["0", *(f"{hours:g}" for hours in settings.staleness_bins_hours)]
+    names = [f"{low}-{high} h" for low, high in pairwise(edges)] + [f"from {edges[-1]} h"]
+    counts = [sum(w.staleness[place] for w in windows) for place in range(len(names))]
+    domains: dict[str, int] = {}
+    for window in windows:
+        for domain, count in window.domains.items():
+            domains[domain] = domains.get(domain, 0) + count
+    shown = ("window", "rows", "scored", "snapshot", "mean_staleness_ms", "max_staleness_ms")
+    return ScoreReport(
+        rows=rows,
+        scored=scored,
+        missing=rows - scored,
+        hit_rate=scored / rows if rows else 0.0,
+        miss_rate=1.0 - scored / rows if rows else 1.0,
+        mean_staleness_ms=total / scored if scored else None,
+        staleness=dict(zip(names, counts, strict=True)),
+        scored_by_domain=domains,
+        windows=[{name: getattr(window, name) for name in shown} for window in windows],
+    )

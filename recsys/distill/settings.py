@@ -1,6 +1,7 @@
 """Settings of the teacher, augment and students stages."""
 
 from pathlib import PurePath
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,9 +13,12 @@ from recsys.training.settings import Quantisation
 class TeacherSettings(Settings):
     """params/teacher.yaml.
 
+    ``snapshot_every_examples``: publish at the first window's end with so many examples since the last
+    snapshot; null: every ``snapshot_every_windows``.
     ``hold_back_ne_increase``: a snapshot whose window NE is more than this fraction above that of the
-    last good one is written but never scores (0.05 is 5 %). ``checkpoint_every_batches``: besides each
-    window's end, a point to go on from after a kill; null for none. ``keep_checkpoints``: how many.
+    last good one (0.05 is 5 %), or with a NaN anywhere, is written but never scores.
+    ``checkpoint_every_batches``: besides each window's end, a point to go on from after a kill; null for
+    none. ``keep_checkpoints``: how many.
     ``checkpoint_asynchronously``: training waits for a copy in memory, not for the disk. Every
     ``full_checkpoint_every``-th is full, those between hold the table rows trained on since.
     ``quantise_checkpoints``: table weights in them; a run that goes on from fp16 or int8 does not end bitwise the same.
@@ -22,6 +26,7 @@ class TeacherSettings(Settings):
 
     model: ModelSettings
     snapshot_every_windows: int = Field(default=1, ge=1)
+    snapshot_every_examples: int | None = Field(default=None, ge=1)
     hold_back_ne_increase: float = Field(default=0.1, ge=0)
     checkpoint_every_batches: int | None = Field(default=None, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
@@ -31,15 +36,38 @@ class TeacherSettings(Settings):
     seed: int = Field(default=1, ge=0)
 
 
+class TeacherLadderSettings(Settings):
+    """params/teacher_ladder.yaml: models of growing size, by name."""
+
+    models: dict[str, ModelSettings] = Field(min_length=1)
+
+
 class AugmentSettings(Settings):
     """params/augment.yaml.
 
     ``batch_size`` is global (over all ranks). ``max_staleness_hours``: an example whose event time is
     further past the snapshot's high-water mark stays without a score; null scores every one.
+    ``wait_hours``: how long after its event an example waits for its score, in the stream's time; then
+    it trains on its hard label alone; null waits for every window's scores. ``segment_rows``: examples
+    of one file of the log, what memory and a kill can cost. ``staleness_bins_hours``: borders of the
+    report's histogram. ``parallel_tasks``: shares of the windows that Prefect scores at once, each in
+    processes of its own; ``runner`` says where.
     """
 
     batch_size: int = Field(default=4096, ge=1)
     max_staleness_hours: float | None = Field(default=None, gt=0)
+    wait_hours: float | None = Field(default=None, ge=0)
+    segment_rows: int = Field(default=262_144, ge=1)
+    staleness_bins_hours: list[float] = Field(default=[1, 2, 4, 8, 16, 24, 48, 96, 168])
+    runner: Literal["threads", "dask", "ray"] = "threads"
+    parallel_tasks: int = Field(default=1, ge=1)
+
+    @field_validator("staleness_bins_hours")
+    @classmethod
+    def _rising(cls, borders: list[float]) -> list[float]:
+        if not borders or borders[0] <= 0 or sorted(set(borders)) != borders:
+            raise ValueError("give at least one border; each must be above the one before it, the first above 0")
+        return borders
 
 
 class AuxiliaryHeadSettings(Settings):

@@ -4,8 +4,9 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ WEIGHTS_DIR = "weights"
 PARTIAL_SUFFIX = ".partial"
 
 
-class LookAheadError(Exception):
+class LookAheadError(InputError):
     """A window would be scored by a teacher that had learnt from labels of its time or later."""
 
 
@@ -30,7 +31,8 @@ class Snapshot:
 
     ``high_water_mark`` (ms): every label it has learnt from was known before. ``ne`` is that of its
     last window, predicted before it was trained on; None where it is not defined. ``held_back``
-    snapshots never score. ``weights_hash`` is the SHA-256 of all weights by name.
+    snapshots never score. ``weights_hash`` is the SHA-256 of all weights by name. ``metrics`` are all
+    those of that window; a value that is not defined is None.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Snapshot:
     ne: float | None
     weights_hash: str
     held_back: bool
+    metrics: dict[str, Any] = field(default_factory=dict)
 
 
 def publish(snapshots_dir: Path, snapshot: Snapshot, save_weights: Callable[[Path], None]) -> None:

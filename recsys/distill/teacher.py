@@ -14,12 +14,14 @@ from recsys.data.schema import Schema, Window
 from recsys.distill import ranks
 from recsys.distill.settings import TeacherSettings
 from recsys.distill.snapshots import SNAPSHOTS_DIR, Snapshot, hash_weights, publish
-from recsys.distill.stream import Stream, run_stream, write_json
+from recsys.distill.stream import Stream, finite, run_stream, write_json
+from recsys.evaluation.metrics import METRICS
 from recsys.models.factory import build_ranker
 from recsys.models.settings import ModelSettings
 from recsys.progress import RowProgress
 from recsys.sharding.report import draw_plan
 from recsys.sharding.training_plan import predict_training
+from recsys.towers.flops import ranker_cost
 from recsys.towers.partition_file import Partition
 from recsys.training.engine import Engine
 from recsys.training.launch import launch
@@ -72,7 +74,7 @@ def train_teacher(
 
     Writes in ``output_dir``: snapshots/<name>/, predictions/<window>.parquet, metrics.json (a row a
     window), plan.json (where each table's shards are), plan.png (what each rank is predicted to take
-    and to hold) and size.json (parameters).
+    and to hold) and size.json (parameters, and training FLOPs an example).
 
     With ``resume_dir`` it works there and puts the results in ``output_dir`` at the end. A run that
     was killed goes on from its last checkpoint if data, code and settings are the same (placement on
@@ -169,7 +171,7 @@ def _train_rank(
         write_json(output_dir / PLAN_FILE, plan)
         ranker = build_ranker(reader.schema, settings.model, partition, settings.seed, table_device="meta")
         draw_plan(predict_training(ranker, train, ranks.world_size(), plan), output_dir / PLAN_FIGURE)
-        write_json(output_dir / SIZE_FILE, model_size(state))
+        write_json(output_dir / SIZE_FILE, model_size(state) | {"flops_an_example": ranker_cost(ranker).flops})
     return history
 
 
@@ -181,20 +183,48 @@ class _Publisher:
 
     def after_window(self, window: Window, history: list[dict[str, Any]]) -> None:
         """Publish if it is this window's turn; called by every rank."""
-        every = self._settings.snapshot_every_windows
-        if len(history) % every:
+        turns = publication_turns(history, self._settings)
+        if not turns or turns[-1] != len(history) - 1:
             return
-        *before, ne = [row["ne"] for row in history[every - 1 :: every]]
+        *before, row = [history[turn] for turn in turns]
         allowed = self._settings.hold_back_ne_increase
+        state = self._engine.gather_state()
+        is_bad = is_worse(row["ne"], last_good([one["ne"] for one in before], allowed), allowed)
         snapshot = Snapshot(
             name=window.name,
             window=window.name,
             high_water_mark=window.end_ms,
-            ne=ne if math.isfinite(ne) else None,
-            weights_hash=ranks.broadcast(hash_weights(self._engine.gather_state())),
-            held_back=is_worse(ne, last_good(before, allowed), allowed),
+            ne=row["ne"] if math.isfinite(row["ne"]) else None,
+            weights_hash=ranks.broadcast(hash_weights(state)),
+            held_back=ranks.broadcast(is_bad or is_broken(row, state)),
+            metrics=finite({name: row[name] for name in METRICS if name in row}),
         )
         publish(self._folder, snapshot, self._engine.save)
+
+
+def publication_turns(history: list[dict[str, Any]], settings: TeacherSettings) -> list[int]:
+    """After which windows of ``history`` (places, from 0) a snapshot is published.
+
+    By examples it is at the first window's end with so many predicted since the last one: a snapshot
+    inside a window could not score before the next window's start, and the end is fresher.
+    """
+    if settings.snapshot_every_examples is None:
+        every = settings.snapshot_every_windows
+        return list(range(every - 1, len(history), every))
+    turns, since = [], 0
+    for place, row in enumerate(history):
+        since += row.get("rows", 0)
+        if since >= settings.snapshot_every_examples:
+            turns.append(place)
+            since = 0
+    return turns
+
+
+def is_broken(row: dict[str, Any], state: dict[str, Tensor]) -> bool:
+    """Whether the window's predictions or the weights after it hold a NaN or an infinity."""
+    has_predictions = row.get("rows", 0) > 0 and row.get("logloss") is not None
+    predicted_nan = has_predictions and not math.isfinite(row["logloss"])
+    return predicted_nan or not all(bool(v.isfinite().all()) for v in state.values() if v.is_floating_point())
 
 
 def last_good(nes: list[float], allowed_increase: float) -> float | None:

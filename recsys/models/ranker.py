@@ -11,6 +11,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from recsys.data.schema import Schema
 from recsys.models.layers import DotInteraction, LowRankCrossNetwork, perceptron
 from recsys.models.settings import PASS_THROUGH, ModelSettings
+from recsys.models.wukong import WukongLayer
 from recsys.towers.exchange import PeerExchange
 from recsys.towers.modules import build_tower, tower_width
 
@@ -97,6 +98,32 @@ class CrossArch(Arch):
         return self.cross(inputs)
 
 
+class WukongArch(Arch):
+    """Wukong: a stack of layers over the dense vector and the embeddings, or the towers' vectors of D."""
+
+    def __init__(self, dense_features: int, towers: list[list[int]] | None, features: int, s: ModelSettings) -> None:
+        super().__init__(dense_features, towers, features, s)
+        vectors, layers = 1 + self.width // self.dimension, []
+        for _ in range(s.wukong.layers):
+            layers.append(
+                WukongLayer(
+                    vectors, self.dimension, s.wukong.factorized, s.wukong.compressed, s.wukong.rank, s.wukong.widths
+                )
+            )
+            vectors = layers[-1].out_vectors
+        self.layers = nn.Sequential(*layers)
+        self.out_features = vectors * self.dimension
+
+    def _dense_dimension(self, settings: ModelSettings) -> int:
+        return settings.interaction_dimension
+
+    def _interact(self, inputs: Tensor) -> Tensor:
+        return self.layers(inputs.unflatten(1, (-1, self.dimension))).flatten(1)  # of [B, 1 + V, D]
+
+
+ARCHITECTURES = {"dlrm": DotArch, "dcn": CrossArch, "wukong": WukongArch}
+
+
 class Ranker(nn.Module):
     """One embedding table a categorical feature, a dense arch, an interaction and an over arch.
 
@@ -118,8 +145,7 @@ class Ranker(nn.Module):
         widths = settings.dense_layers
         self.dense_arch = perceptron(schema.dense_width, widths)
         dense_features = widths[-1] if widths else schema.dense_width
-        arch = DotArch if settings.architecture == "dlrm" else CrossArch
-        self.interaction = arch(dense_features, towers, len(tables), settings)
+        self.interaction = ARCHITECTURES[settings.architecture](dense_features, towers, len(tables), settings)
         self.over_arch = perceptron(self.interaction.out_features, settings.over_layers)
         self.representation_size = settings.over_layers[-1]
         self.output = nn.Linear(self.representation_size, 1)

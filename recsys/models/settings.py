@@ -35,22 +35,36 @@ class TowerModuleSettings(Settings):
         return self
 
 
+class WukongSettings(Settings):
+    """Wukong's stack: ``layers``, each giving ``factorized`` + ``compressed`` vectors; see recsys/models/wukong.py.
+
+    ``rank`` is that of the factorization's projection, ``widths`` of the perceptron above it.
+    """
+
+    layers: PositiveInt = 2
+    factorized: PositiveInt = 8
+    compressed: PositiveInt = 8
+    rank: PositiveInt = 8
+    widths: list[PositiveInt] = Field(default=[64])
+
+
 class ModelSettings(Settings):
-    """A DLRM (pairwise dots) or DCNv2 (low-rank cross layers) ranker.
+    """A DLRM (pairwise dots), DCNv2 (low-rank cross layers) or Wukong (stacked factorization machines) ranker.
 
     ``dense_layers`` is the arch over the dense features; its output is projected to
     ``embedding_dimension``. ``over_layers`` stands above the interaction; its last width is the
-    size of the representation that the heads read. ``cross_*`` are read by ``dcn`` only,
+    size of the representation that the heads read. ``cross_*`` are read by ``dcn`` only, ``wukong`` by ``wukong``,
     ``tower_*`` only with ``towers: true``: one tower module a group of the partition, each output
     vector ``tower_dimension`` wide.
     """
 
-    architecture: Literal["dlrm", "dcn"] = "dlrm"
+    architecture: Literal["dlrm", "dcn", "wukong"] = "dlrm"
     embedding_dimension: PositiveInt = Field(default=16, multiple_of=4)
     dense_layers: list[PositiveInt] = Field(default=[64])
     over_layers: list[PositiveInt] = Field(default=[128, 64], min_length=1)
     cross_layers: PositiveInt = 2
     cross_rank: PositiveInt = 32
+    wukong: WukongSettings = WukongSettings()
     towers: bool = False
     tower_dimension: PositiveInt = 8
     tower_module: TowerModuleSettings = TowerModuleSettings()
@@ -58,10 +72,10 @@ class ModelSettings(Settings):
     @property
     def tower_kind(self) -> str:
         """The kind of tower module, the architecture's own where none is given."""
-        return self.tower_module.kind or {"dlrm": "dot", "dcn": "cross"}[self.architecture]
+        return self.tower_module.kind or {"dlrm": "dot", "dcn": "cross", "wukong": "dot"}[self.architecture]
 
     @property
     def interaction_dimension(self) -> int:
-        """Width of the vectors that DLRM's dots are taken of."""
+        """Width of the vectors that DLRM's dots are taken of and Wukong's layers mix."""
         compressed = self.towers and self.tower_kind != PASS_THROUGH
         return self.tower_dimension if compressed else self.embedding_dimension

@@ -102,7 +102,7 @@ def build_tower(features: int, settings: ModelSettings) -> nn.Module:
     kind = settings.tower_kind
     tower = _tower_class(kind)(features, settings)
     width, dimension = tower_width(tower), settings.interaction_dimension
-    if settings.architecture == "dlrm" and width % dimension:
+    if settings.architecture != "dcn" and width % dimension:
         raise InputError(
             f"model: tower_module {kind!r} gives {width} numbers for {features} features; dlrm takes them as vectors "
             f"of {dimension}; choose a tower_dimension that divides {width}"

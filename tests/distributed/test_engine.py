@@ -83,6 +83,7 @@ def share(rows: int, seed: int, rank: int, world_size: int) -> Batch:
         example_id=ids,
         event_time=ids,
         score=torch.full((len(index),), float("nan")),
+        staleness_ms=torch.zeros(len(index), dtype=torch.int64),
         global_rows=rows,
     )
 
@@ -130,7 +131,7 @@ def test_weights_equal_plain_pytorch(sharding: str, world_size: int) -> None:
     assert_same(results[0]["state"], reference(settings, model, None))
 
 
-@pytest.mark.parametrize("architecture", ["dlrm", "dcn"])
+@pytest.mark.parametrize("architecture", ["dlrm", "dcn", "wukong"])
 def test_towers_stay_together_and_equal_plain_pytorch(architecture: str) -> None:
     settings, model = train_settings(2), model_settings(architecture, towers=True)
     results = run_on_ranks(train, (settings, model, PARTITION), 2, 1)

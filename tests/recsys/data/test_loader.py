@@ -58,6 +58,9 @@ def test_event_batches_give_each_example_once_in_time_order(small_stream: Stream
     for window in reader.windows:
         batches = list(reader.event_batches(window, 700, 0, 1))
         times = torch.cat([batch.event_time for batch in batches])
+        for first in (1, len(batches)):
+            rest = [batch.example_id.tolist() for batch in reader.event_batches(window, 700, 0, 1, first_batch=first)]
+            assert rest == [batch.example_id.tolist() for batch in batches[first:]]
         assert len(times) == window.rows == reader.rows(window)
         assert bool((times.diff() >= 0).all())
         assert window.start_ms <= int(times[0]) and int(times[-1]) < window.end_ms
@@ -85,12 +88,17 @@ def test_scores_meet_their_examples(small_stream: Stream, tmp_path: Path) -> Non
     window = reader.windows[0]
     ids = pl.read_parquet(small_stream[0] / window.name / "part-*.parquet")["example_id"]
     scored = ids.filter(ids % 2 == 0)
-    scores = pl.DataFrame({"example_id": scored, "logit": scored.cast(pl.Float32) / 10})
+    scores = pl.DataFrame({"example_id": scored, "logit": scored.cast(pl.Float32) / 10}).with_columns(
+        snapshot=pl.lit("old"),
+        high_water_mark=pl.lit(window.start_ms, dtype=pl.Int64),
+        staleness_ms=pl.col("example_id") + 1,
+    )
     scores.write_parquet(tmp_path / f"{window.name}.parquet")
     for batch in reader.label_batches(window, 512, 0, 1, scores_dir=tmp_path):
         even = batch.example_id % 2 == 0
         assert torch.isnan(batch.score[~even]).all()
         torch.testing.assert_close(batch.score[even], batch.example_id[even].float() / 10)
+        assert batch.staleness_ms.tolist() == torch.where(even, batch.example_id + 1, 0).tolist()
     with pytest.raises(InputError, match="augment"):
         list(reader.label_batches(reader.windows[1], 512, 0, 1, scores_dir=tmp_path))
 

@@ -31,6 +31,7 @@ def batch(score: Tensor | None = None) -> Batch:
         example_id=rows,
         event_time=rows,
         score=torch.randn(ROWS, generator=generator) if score is None else score,
+        staleness_ms=torch.zeros(ROWS, dtype=torch.int64),
         global_rows=ROWS,
     )
 

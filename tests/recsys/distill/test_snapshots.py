@@ -17,7 +17,8 @@ from recsys.distill.snapshots import (
     list_snapshots,
     publish,
 )
-from recsys.distill.teacher import is_worse
+from recsys.distill.teacher import is_broken, is_worse, publication_turns
+from tests.recsys.distill.test_pipeline import TEACHER
 
 WINDOWS = [Window(f"w{i}", 100 * i, 100 * (i + 1), 10, 0) for i in range(4)]
 SCHEMA = Schema("toy", [], [], ["all"], WINDOWS, 0.1, {})
@@ -90,3 +91,24 @@ def test_hash_sees_names_and_values_but_not_order() -> None:
 )
 def test_hold_back(ne: float, reference: float | None, worse: bool) -> None:
     assert is_worse(ne, reference, allowed_increase=0.1) is worse
+
+
+def test_cadence_by_windows_or_by_examples_since_the_last_one() -> None:
+    history = [{"rows": rows} for rows in (40, 70, 10, 90, 100, 5)]
+    every_two = TEACHER.model_copy(update={"snapshot_every_windows": 2})
+    every_100 = TEACHER.model_copy(update={"snapshot_every_examples": 100})
+    assert publication_turns(history, every_two) == [1, 3, 5]
+    assert publication_turns(history, every_100) == [1, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("logloss", "weight", "broken"),
+    [(0.3, 1.0, False), (float("nan"), 1.0, True), (0.3, float("nan"), True), (0.3, float("inf"), True)],
+)
+def test_snapshot_with_a_nan_is_broken(logloss: float, weight: float, broken: bool) -> None:
+    state = {"weight": torch.tensor([1.0, weight]), "step": torch.tensor(3)}
+    assert is_broken({"rows": 5, "logloss": logloss}, state) is broken
+
+
+def test_window_without_examples_breaks_nothing() -> None:
+    assert not is_broken({"rows": 0, "logloss": float("nan")}, {"weight": torch.ones(2)})

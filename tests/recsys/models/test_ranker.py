@@ -33,7 +33,7 @@ def inputs() -> tuple[torch.Tensor, KeyedJaggedTensor]:
     )
 
 
-@pytest.mark.parametrize("architecture", ["dlrm", "dcn"])
+@pytest.mark.parametrize("architecture", ["dlrm", "dcn", "wukong"])
 @pytest.mark.parametrize("towers", [False, True])
 def test_output_shapes_and_seed(architecture: str, towers: bool) -> None:
     settings = ModelSettings.model_validate({"architecture": architecture, "towers": towers})
@@ -65,7 +65,7 @@ def test_towers_need_a_partition() -> None:
         build_ranker(SCHEMA, ModelSettings(towers=True), None, seed=0)
 
 
-@pytest.mark.parametrize("architecture", ["dlrm", "dcn"])
+@pytest.mark.parametrize("architecture", ["dlrm", "dcn", "wukong"])
 def test_towers_that_pass_through_are_the_model_without_towers(architecture: str) -> None:
     flat = ModelSettings.model_validate({"architecture": architecture})
     towers = flat.model_copy(update={"towers": True, "tower_module": TowerModuleSettings(kind="pass_through")})
@@ -74,7 +74,7 @@ def test_towers_that_pass_through_are_the_model_without_towers(architecture: str
     assert torch.equal(build_ranker(SCHEMA, towers, PARTITION, seed=1)(dense, sparse)["serving"], expected)
 
 
-@pytest.mark.parametrize("architecture", ["dlrm", "dcn"])
+@pytest.mark.parametrize("architecture", ["dlrm", "dcn", "wukong"])
 @pytest.mark.parametrize("kind", ["dot", "cross", "pass_through"])
 def test_tower_outputs_may_come_from_elsewhere(architecture: str, kind: str) -> None:
     """What a tower transform does: run the tower modules alone, then give their outputs to the interaction."""

@@ -1,0 +1,369 @@
+"""The score log: append-only, one record an example, written whole or not at all and never changed.
+
+A folder holds ``log.json`` (what the whole log goes by) and, a window, a folder of segments and
+``window.json``, which says that the window is done. A record is late where its segment came after
+the window was done; the segment's name then holds the stream time at which it came. A log made by
+hand may instead hold one ``<window>.parquet`` a window with the columns of :data:`SCORE_SCHEMA`.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from recsys.config import InputError
+from recsys.data.schema import Window
+from recsys.distill.snapshots import LookAheadError, Snapshot
+
+LOG_FILE = "log.json"
+WINDOW_FILE = "window.json"
+SEGMENT_PREFIX = "segment-"
+LATE_PREFIX = "late-"
+PARTIAL_SUFFIX = ".partial"
+ROW_GROUP = 131_072  # rows; a reader skips groups whose ids it does not want
+SCORE_SCHEMA = {
+    "example_id": pl.Int64,
+    "logit": pl.Float32,
+    "snapshot": pl.String,
+    "high_water_mark": pl.Int64,
+    "staleness_ms": pl.Int64,
+}
+
+
+class ScoreConflictError(InputError):
+    """Two records of one example by one snapshot with different logits."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A file of records; ``arrival_ms`` is the stream time at which a late one came, None for one in time."""
+
+    path: Path
+    arrival_ms: int | None = None
+
+
+@dataclass(frozen=True)
+class LogFacts:
+    """log.json: ``wait_ms`` as in :class:`recsys.distill.settings.AugmentSettings` (None: wait for every window),
+    and the high-water mark and weights' hash of each snapshot that scored; None where the log does not tell."""
+
+    wait_ms: int | None = None
+    snapshots: dict[str, dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class WindowFacts:
+    """window.json of a window that is done.
+
+    ``staleness`` counts records by the bins of the
+    settings; ``domains`` by domain. ``segments`` maps each file to its SHA-256.
+    """
+
+    window: str
+    rows: int
+    scored: int
+    snapshot: str | None
+    mean_staleness_ms: float | None
+    max_staleness_ms: int | None
+    staleness: list[int]
+    domains: dict[str, int]
+    segments: dict[str, str] = field(default_factory=dict)
+
+
+class ScoreLog:
+    """The log in ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._facts: LogFacts | None = None
+
+    @property
+    def facts(self) -> LogFacts:
+        """log.json; defaults for a log made by hand that has none."""
+        if self._facts is None:
+            path = self.folder / LOG_FILE
+            self._facts = LogFacts(**_read_json(path)) if path.is_file() else LogFacts()
+        return self._facts
+
+    def describe(self, wait_ms: int | None, snapshots: list[Snapshot]) -> None:
+        """Write log.json."""
+        marks = {s.name: {"high_water_mark": s.high_water_mark, "weights_hash": s.weights_hash} for s in snapshots}
+        self._facts = LogFacts(wait_ms, marks)
+        write_atomically(self.folder / LOG_FILE, _json(asdict(self._facts)))
+
+    def window(self, name: str) -> WindowFacts | None:
+        """What is known of a window that is done; None where it is not."""
+        path = self.folder / name / WINDOW_FILE
+        return WindowFacts(**_read_json(path)) if path.is_file() else None
+
+    def holds(self, name: str) -> bool:
+        """Whether the window's records are all there (late ones may still come)."""
+        return self._by_hand(name).is_file() or (self.folder / name / WINDOW_FILE).is_file()
+
+    def segments(self, name: str) -> list[Segment]:
+        """The window's segments: those in time in their order, then the late ones by arrival."""
+        if self._by_hand(name).is_file():
+            return [Segment(self._by_hand(name))]
+        in_time = [Segment(path) for path in sorted((self.folder / name).glob(f"{SEGMENT_PREFIX}*.parquet"))]
+        late = sorted((self.folder / name).glob(f"{LATE_PREFIX}*.parquet"))
+        return in_time + [Segment(path, int(path.name.split("-")[1])) for path in late]
+
+    def chunks(self, name: str) -> int:
+        """How many segments of the window, from the first, are written."""
+        return sum(1 for segment in self.segments(name) if segment.arrival_ms is None)
+
+    def write_chunk(self, name: str, index: int, records: pl.DataFrame, domains: dict[str, int] | None = None) -> int:
+        """Write the window's ``index``-th segment, in which every key is new.
+
+        Args:
+            records: of :data:`SCORE_SCHEMA`; exact repetitions and records of examples that already
+                have one are left out (the first one stays).
+            domains: records by domain, kept in the file for the report.
+
+        Returns:
+            Records written.
+
+        Raises:
+            ScoreConflictError: a repetition by the same snapshot has another logit.
+        """
+        fresh = self._new(name, records)
+        path = self.folder / name / f"{SEGMENT_PREFIX}{index:05d}.parquet"
+        _write_segment(path, fresh, {"domains": json.dumps(domains or {}, sort_keys=True)})
+        return fresh.height
+
+    def add_late(self, name: str, arrival_ms: int, records: pl.DataFrame) -> int:
+        """Add records that came at stream time ``arrival_ms``, after the window was done; how many were new.
+
+        Raises:
+            ScoreConflictError: as :meth:`write_chunk`.
+        """
+        fresh = self._new(name, records)
+        if fresh.height:
+            number = sum(1 for segment in self.segments(name) if segment.arrival_ms is not None)
+            path = self.folder / name / f"{LATE_PREFIX}{arrival_ms:015d}-{number:05d}.parquet"
+            _write_segment(path, fresh, {})
+        return fresh.height
+
+    def finish(self, facts: WindowFacts) -> None:
+        """Say that a window is done."""
+        (self.folder / facts.window).mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / facts.window / WINDOW_FILE, _json(asdict(facts)))
+
+    def drop(self, name: str) -> None:
+        """Remove a window, ``window.json`` first, so that no half of it looks done."""
+        folder = self.folder / name
+        (folder / WINDOW_FILE).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def join(self, frame: pl.DataFrame, window: Window) -> pl.DataFrame:
+        """``frame`` with ``score`` (Float32) and ``staleness_ms`` (Int64), null where an example has no score in time.
+
+        Holds ``frame`` and a row group of the log in memory, however long the log is.
+
+        Args:
+            frame: examples of ``window`` with example_id, event_time and label_time.
+
+        Raises:
+            LookAheadError: a score's snapshot knows labels of the example's time or later.
+            InputError: the window is not scored and its examples have not waited long enough, or a
+                record is of a snapshot that the log does not know.
+        """
+        if not self.holds(window.name):
+            self._check_waited(frame, window)
+            return frame.with_columns(_none("score", pl.Float32), _none("staleness_ms", pl.Int64))
+        wanted = frame.select("example_id", "event_time")
+        found = [self._found(segment, wanted) for segment in self.segments(window.name)] if frame.height else []
+        records = _first_of_each(pl.concat(found)) if found else pl.DataFrame(schema=SCORE_SCHEMA)
+        scores = records.select("example_id", pl.col("logit").alias("score"), "staleness_ms")
+        return frame.join(scores, on="example_id", how="left", maintain_order="left")
+
+    def windows(self) -> set[str]:
+        """Names of the windows of which there is anything."""
+        files = [*self.folder.glob(f"*/{WINDOW_FILE}"), *self.folder.glob(f"*/{SEGMENT_PREFIX}*")]
+        return {path.parent.name for path in files}
+
+    def used(self) -> dict[str, list[str]]:
+        """Windows by the snapshot that scored them, of windows that are done."""
+        by_snapshot: dict[str, list[str]] = {}
+        for path in sorted(self.folder.glob(f"*/{WINDOW_FILE}")):
+            snapshot = _read_json(path)["snapshot"]
+            if snapshot is not None:
+                by_snapshot.setdefault(snapshot, []).append(path.parent.name)
+        return by_snapshot
+
+    def _by_hand(self, name: str) -> Path:
+        return self.folder / f"{name}.parquet"
+
+    def _check_waited(self, frame: pl.DataFrame, window: Window) -> None:
+        wait = self.facts.wait_ms
+        waited = (frame["label_time"] - frame["event_time"]).min() if frame.height else None
+        if wait is None or (isinstance(waited, int) and waited < wait):
+            missing = self.folder / window.name
+            raise InputError(f"{missing}: no teacher scores for window {window.name}; run the augment stage first")
+
+    def _new(self, name: str, records: pl.DataFrame) -> pl.DataFrame:
+        fresh = _first_of_each(records.select(list(SCORE_SCHEMA)).cast(SCORE_SCHEMA))  # type: ignore[arg-type]
+        for segment in self.segments(name):
+            known = _read_segment(segment.path, fresh)
+            if known.height:
+                both = pl.concat([known, fresh.join(known, on="example_id", how="semi")])
+                _first_of_each(both)
+                fresh = fresh.join(known, on="example_id", how="anti", maintain_order="left")
+        return fresh
+
+    def _found(self, segment: Segment, wanted: pl.DataFrame) -> pl.DataFrame:
+        """The segment's records of ``wanted`` examples, checked."""
+        records = _read_segment(segment.path, wanted).join(wanted, on="example_id", how="inner")
+        ahead = records.filter(pl.col("high_water_mark") > pl.col("event_time")).head(1)
+        if ahead.height:
+            example, mark, event, snapshot = ahead.select(
+                "example_id", "high_water_mark", "event_time", "snapshot"
+            ).row(0)
+            raise LookAheadError(
+                f"{segment.path}: example {example} of time {event} is scored by snapshot {snapshot}, whose "
+                f"high-water mark {mark} lies after it"
+            )
+        self._check_snapshots(segment.path, records)
+        if segment.arrival_ms is not None and self.facts.wait_ms is not None:
+            records = records.filter(pl.col("event_time") + self.facts.wait_ms >= segment.arrival_ms)
+        return records.select(list(SCORE_SCHEMA))
+
+    def _check_snapshots(self, path: Path, records: pl.DataFrame) -> None:
+        known = self.facts.snapshots
+        if known is None:
+            return
+        for name, mark in records.select("snapshot", "high_water_mark").unique(maintain_order=True).iter_rows():
+            if name not in known or known[name]["high_water_mark"] != mark:
+                raise InputError(
+                    f"{path}: snapshot {name!r} with high-water mark {mark} is not one that {self.folder / LOG_FILE} "
+                    "names; run the augment stage again"
+                )
+
+
+def check_snapshots_of_log(log: ScoreLog, snapshots: list[Snapshot], withdrawn: set[str]) -> None:
+    """Check that every snapshot that scored exists, has the weights that scored, and is not withdrawn.
+
+    Args:
+        withdrawn: weights' hashes of withdrawn snapshots.
+
+    Raises:
+        InputError: one does not; the message names it and its windows.
+    """
+    by_name = {snapshot.name: snapshot for snapshot in snapshots}
+    for name, windows in log.used().items():
+        logged = (log.facts.snapshots or {}).get(name, {})
+        where = f"{log.folder}: windows {', '.join(windows)} are scored by snapshot {name}"
+        if logged.get("weights_hash") in withdrawn:
+            raise InputError(f"{where}, which is withdrawn; run the augment stage again")
+        if name not in by_name or by_name[name].weights_hash != logged.get("weights_hash"):
+            raise InputError(f"{where}, which is not a snapshot of this teacher; run the augment stage again")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file under a name of its own, then rename it: whole or absent, also after a power cut."""
+    partial = _partial(path)
+    with partial.open("wb") as file:
+        file.write(content)
+    _publish(partial, path)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def staleness_parts(segments: list[Segment]) -> Iterator[pl.Series]:
+    """``staleness_ms`` of each segment in turn."""
+    for segment in segments:
+        yield pl.read_parquet(segment.path, columns=["staleness_ms"])["staleness_ms"]
+
+
+def domains_of(segments: list[Segment]) -> dict[str, int]:
+    """Records by domain, as the segments' writer has counted them."""
+    total: dict[str, int] = {}
+    for segment in segments:
+        counted = json.loads(pl.read_parquet_metadata(segment.path).get("domains", "{}"))
+        for domain, rows in counted.items():
+            total[domain] = total.get(domain, 0) + rows
+    return total
+
+
+def _first_of_each(records: pl.DataFrame) -> pl.DataFrame:
+    """The first record of each example.
+
+    Raises:
+        ScoreConflictError: a later one by the same snapshot has another logit.
+    """
+    if not records["example_id"].is_duplicated().any():
+        return records
+    several = records.filter(pl.col("example_id").is_duplicated())
+    by_key = several.group_by("example_id", "snapshot", maintain_order=True)
+    conflicts = by_key.agg("logit").filter(pl.col("logit").list.n_unique() > 1)
+    if conflicts.height:
+        example, snapshot, logits = conflicts.row(0)
+        raise ScoreConflictError(
+            f"score log: example {example} has several logits by snapshot {snapshot}: "
+            f"{', '.join(f'{logit:.9g}' for logit in logits)}; a record is written once"
+        )
+    return records.unique("example_id", keep="first", maintain_order=True)
+
+
+def _read_segment(path: Path, wanted: pl.DataFrame) -> pl.DataFrame:
+    """The segment's records of the ``wanted`` examples; reads only row groups in their range of ids."""
+    scan = pl.scan_parquet(path)
+    missing = [name for name in SCORE_SCHEMA if name not in scan.collect_schema().names()]
+    if missing:
+        raise InputError(f"{path}: no column {missing[0]!r}; a score log has {', '.join(SCORE_SCHEMA)}")
+    low, high = wanted["example_id"].min(), wanted["example_id"].max()
+    near = scan.filter(pl.col("example_id").is_between(low, high)).select(list(SCORE_SCHEMA))
+    ids = wanted.lazy().select("example_id").unique()
+    joined = near.join(ids, on="example_id", how="semi", maintain_order="left")
+    return joined.collect(engine="streaming").cast(SCORE_SCHEMA)  # type: ignore[arg-type]
+
+
+def _write_segment(path: Path, records: pl.DataFrame, metadata: dict[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial(path)
+    records.sort("example_id").write_parquet(partial, row_group_size=ROW_GROUP, metadata=metadata)
+    _publish(partial, path)
+
+
+def _partial(path: Path) -> Path:
+    """A name that no other writer of ``path`` uses; what a killed one has left is removed."""
+    for left in path.parent.glob(f"{path.name}.*{PARTIAL_SUFFIX}"):
+        if not Path(f"/proc/{left.name.split('.')[-2]}").exists():
+            left.unlink(missing_ok=True)
+    return path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+
+
+def _publish(partial: Path, path: Path) -> None:
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.rename(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _none(name: str, dtype: type[pl.DataType]) -> pl.Expr:
+    return pl.lit(None, dtype=dtype).alias(name)
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON: {error}") from error

@@ -1,0 +1,75 @@
+"""Snapshots taken back: which they are, and what they have touched."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from pydantic import Field
+
+from recsys.config import InputError, Settings, load_settings
+from recsys.data.schema import Schema
+from recsys.distill.score_log import ScoreLog, write_atomically
+from recsys.distill.settings import StudentSettings
+from recsys.distill.snapshots import Snapshot
+
+HEADER = "# Snapshots that may not score any more; written by `python -m flows.snapshots withdraw NAME`.\n"
+
+
+class Withdrawal(Settings):
+    """One withdrawn snapshot: of its name, exactly the one with these weights."""
+
+    snapshot: str
+    weights_hash: str
+
+
+class WithdrawnSettings(Settings):
+    """params/withdrawn.yaml: a person's decision, kept with the settings and not with the teacher's outputs."""
+
+    snapshots: list[Withdrawal] = Field(default=[])
+
+    @property
+    def hashes(self) -> frozenset[str]:
+        """Weights' hashes of all."""
+        return frozenset(withdrawal.weights_hash for withdrawal in self.snapshots)
+
+
+@dataclass(frozen=True)
+class Touched:
+    """What a snapshot has scored, and who has read it."""
+
+    windows: list[str]
+    students: list[str]
+
+
+def withdraw(name: str, snapshots: list[Snapshot], withdrawn_file: Path) -> Snapshot:
+    """Note in ``withdrawn_file``, in one atomic step, that snapshot ``name`` is withdrawn; again is no error.
+
+    Raises:
+        InputError: there is no such snapshot.
+    """
+    found = next((snapshot for snapshot in snapshots if snapshot.name == name), None)
+    if found is None:
+        names = ", ".join(snapshot.name for snapshot in snapshots) or "none"
+        raise InputError(f"no snapshot {name!r}; there are: {names}")
+    before = load_settings(withdrawn_file, WithdrawnSettings)
+    if found.weights_hash not in before.hashes:
+        entries = [one.model_dump() for one in before.snapshots]
+        entries.append({"snapshot": name, "weights_hash": found.weights_hash})
+        text = HEADER + yaml.safe_dump({"snapshots": entries}, sort_keys=False)
+        write_atomically(withdrawn_file, text.encode())
+    return found
+
+
+def touched_by(snapshot: Snapshot, log: ScoreLog, schema: Schema, students: list[StudentSettings]) -> Touched:
+    """The windows that ``snapshot`` has scored and the students whose domain has examples in them.
+
+    A window scored by another snapshot of the same name is not among them.
+    """
+    logged = (log.facts.snapshots or {}).get(snapshot.name, {})
+    if logged.get("weights_hash") != snapshot.weights_hash:
+        return Touched([], [])
+    windows = log.used().get(snapshot.name, [])
+    facts = [log.window(name) for name in windows]
+    domains = {domain for one in facts if one is not None for domain, rows in one.domains.items() if rows}
+    known = domains & set(schema.domains)
+    return Touched(windows, [student.name for student in students if student.domain in known])

@@ -1,0 +1,114 @@
+"""The teacher's scores: planned, scored in shares of the windows, published as data/scores."""
+
+import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prefect import task
+
+from recsys.config import load_settings
+from recsys.data.schema import Schema
+from recsys.distill.settings import AugmentSettings, StudentsSettings, TeacherSettings
+from recsys.distill.withdrawals import WithdrawnSettings
+from recsys.training.resume import link_files
+from recsys.training.settings import TrainSettings
+from tasks.project import (
+    PARAMS,
+    PARTITION_FILE,
+    SCORES,
+    SCORES_WORK,
+    TEACHER,
+    WINDOWS,
+    WITHDRAWN_FILE,
+    replacing,
+    require,
+)
+from tasks.tracking import RunRecord, flatten, record
+from tasks.versioning import output_version
+
+if TYPE_CHECKING:
+    from recsys.distill.scoring import ScoringJob, WindowPlan
+
+LOG_DIR = SCORES_WORK / "log"
+
+
+def augment_settings_file() -> Path:
+    """params/augment.yaml."""
+    return PARAMS / "augment.yaml"
+
+
+@task
+def plan_scores() -> "list[list[WindowPlan]]":
+    """The windows still to be scored, in shares for mapped tasks; what a killed run has scored is not among them."""
+    from recsys.distill.scoring import parts_of, plan_scoring
+
+    require(WINDOWS, PARTITION_FILE, TEACHER)
+    job = _job()
+    return parts_of(plan_scoring(job), job.settings.parallel_tasks)
+
+
+@task(task_run_name="score share")
+def score_share(share: "list[WindowPlan]") -> None:
+    """Score some windows; in a process of its own where others do the same at once, since ranks share nothing."""
+    from recsys.distill.scoring import score_part
+
+    job = _job()
+    if job.settings.parallel_tasks == 1:
+        score_part(job, share)
+        return
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver")) as own:
+        own.submit(score_part, job, share).result()
+
+
+@task
+def publish_scores() -> None:
+    """Write the report, put the log in the place of data/scores, and log speed and savings to MLflow."""
+    from recsys.distill.scoring import calls_saved, finish_scoring, scoring_speed
+
+    job = _job()
+    report = finish_scoring(job)
+    with replacing(SCORES) as (output,):
+        link_files(LOG_DIR, output)
+    students = load_settings(PARAMS / "students.yaml", StudentsSettings)
+    domains = [student.domain for student in students.students]
+    readers = {domain: domains.count(domain) * len(students.seeds) for domain in domains}
+    rows, seconds = scoring_speed(SCORES_WORK)
+    measured = {
+        "calls": report.scored,
+        "calls_saved": calls_saved(report.scored_by_domain, readers),
+        "hit_rate": report.hit_rate,
+        "miss_rate": report.miss_rate,
+        "examples_per_second": rows / seconds if seconds else 0.0,
+    }
+    (SCORES_WORK / "measured.json").write_text(json.dumps(measured, indent=1, sort_keys=True) + "\n")
+    record(
+        RunRecord(
+            name="scores",
+            kind="scores",
+            parameters=flatten(job.settings) | flatten(job.train),
+            data_version=output_version(WINDOWS),
+            dataset=Schema.load(WINDOWS).dataset,
+            metrics={key: float(value) for key, value in measured.items()},
+            curves={"staleness/examples_by_bin": [float(count) for count in report.staleness.values()]},
+            tags={"teacher_version": output_version(TEACHER)},
+            artifacts={str(SCORES / "scoring.json"): "", str(SCORES_WORK / "measured.json"): ""},
+        )
+    )
+
+
+def _job() -> "ScoringJob":
+    from recsys.distill.scoring import ScoringJob
+
+    return ScoringJob(
+        windows_dir=WINDOWS,
+        partition_file=PARTITION_FILE,
+        teacher_dir=TEACHER,
+        teacher=load_settings(PARAMS / "teacher.yaml", TeacherSettings),
+        settings=load_settings(augment_settings_file(), AugmentSettings),
+        train=load_settings(PARAMS / "train.yaml", TrainSettings),
+        log_dir=LOG_DIR,
+        work_dir=SCORES_WORK,
+        withdrawn=load_settings(WITHDRAWN_FILE, WithdrawnSettings).hashes,
+    )

@@ -1,0 +1,54 @@
+"""The teacher's snapshots: shown, and taken back."""
+
+from recsys.config import load_settings
+from recsys.data.schema import Schema
+from recsys.distill.score_log import ScoreLog, check_snapshots_of_log
+from recsys.distill.settings import StudentsSettings
+from recsys.distill.snapshots import SNAPSHOTS_DIR, list_snapshots
+from recsys.distill.withdrawals import WithdrawnSettings, touched_by, withdraw
+from tasks.project import PARAMS, SCORES, STUDENTS, TEACHER, WINDOWS, WITHDRAWN_FILE, require
+
+
+def snapshot_table() -> list[str]:
+    """A line a snapshot: name, high-water mark, NE, state and the windows it has scored."""
+    require(TEACHER)
+    withdrawn = load_settings(WITHDRAWN_FILE, WithdrawnSettings).hashes
+    used = ScoreLog(SCORES).used()
+    lines = []
+    for one in list_snapshots(TEACHER / SNAPSHOTS_DIR):
+        state = "withdrawn" if one.weights_hash in withdrawn else "held back" if one.held_back else "good"
+        ne = "none" if one.ne is None else f"{one.ne:.4f}"
+        scored = ", ".join(used.get(one.name, [])) or "nothing"
+        lines.append(f"{one.name}  high-water mark {one.high_water_mark}  NE {ne}  {state}  scored: {scored}")
+    return lines
+
+
+def withdraw_snapshot(name: str) -> list[str]:
+    """Withdraw a snapshot; lines that name the windows and students that it has touched.
+
+    Raises:
+        InputError: there is no such snapshot.
+    """
+    require(TEACHER, WINDOWS)
+    snapshot = withdraw(name, list_snapshots(TEACHER / SNAPSHOTS_DIR), WITHDRAWN_FILE)
+    students = load_settings(PARAMS / "students.yaml", StudentsSettings).students
+    touched = touched_by(snapshot, ScoreLog(SCORES), Schema.load(WINDOWS), students)
+    trained = [student for student in touched.students if (STUDENTS / student).is_dir()]
+    return [
+        f"withdrawn: {name} (noted in {WITHDRAWN_FILE})",
+        f"windows that it has scored: {', '.join(touched.windows) or 'none'}",
+        f"students trained on these scores: {', '.join(trained) or 'none'}",
+        "run dvc repro: these windows are scored by the snapshot before it, then the students train again",
+    ]
+
+
+def check_scores() -> None:
+    """Check, where the teacher is here, that no score is by a snapshot that is gone, changed or withdrawn.
+
+    Raises:
+        InputError: one is; the message names its windows.
+    """
+    if not TEACHER.exists():
+        return
+    withdrawn = load_settings(WITHDRAWN_FILE, WithdrawnSettings).hashes
+    check_snapshots_of_log(ScoreLog(SCORES), list_snapshots(TEACHER / SNAPSHOTS_DIR), set(withdrawn))

@@ -1,0 +1,184 @@
+"""The score log: once by key, whole or absent, and never of a snapshot that knows its example's time."""
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from recsys.config import InputError
+from recsys.data.schema import Window
+from recsys.distill import score_log
+from recsys.distill.score_log import (
+    SCORE_SCHEMA,
+    ScoreConflictError,
+    ScoreLog,
+    WindowFacts,
+    check_snapshots_of_log,
+)
+from recsys.distill.snapshots import LookAheadError, Snapshot
+
+WINDOW = Window("w1", 100, 200, 10, 50)
+FACTS = WindowFacts("w1", 10, 10, "w0", 5.0, 9, [10], {})
+
+
+def records(ids: list[int], logit: float = 0.5, snapshot: str = "w0", mark: int = 100) -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "example_id": ids,
+            "logit": [logit + i for i in ids],
+            "snapshot": [snapshot] * len(ids),
+            "high_water_mark": [mark] * len(ids),
+            "staleness_ms": ids,
+        }
+    ).cast(SCORE_SCHEMA)  # type: ignore[arg-type]
+
+
+def examples(ids: list[int], delay: int = 20) -> pl.DataFrame:
+    """Examples of the window; number i happens at time 100 + i."""
+    frame = pl.DataFrame({"example_id": ids}, schema={"example_id": pl.Int64})
+    return frame.with_columns(event_time=100 + pl.col("example_id"), label_time=100 + delay + pl.col("example_id"))
+
+
+def snapshot(name: str = "w0", weights_hash: str = "hash") -> Snapshot:
+    return Snapshot(name, "w0", 100, 0.9, weights_hash, False)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_join_gives_each_example_its_score_in_the_order_of_the_examples(tmp_path: Path) -> None:
+    log = ScoreLog(tmp_path)
+    log.write_chunk("w1", 0, records([1, 2, 3]))
+    log.write_chunk("w1", 1, records([7, 5]))
+    log.finish(FACTS)
+    joined = log.join(examples([7, 4, 1, 3]), WINDOW)
+    assert joined["score"].to_list() == [7.5, None, 1.5, 3.5]
+    assert joined["staleness_ms"].to_list() == [7, None, 1, 3]
+    assert log.join(examples([]), WINDOW).height == 0
+
+
+def test_first_write_wins_and_repetitions_change_nothing(tmp_path: Path) -> None:
+    log = ScoreLog(tmp_path)
+    log.finish(FACTS)
+    assert log.write_chunk("w1", 0, records([1, 2, 2])) == 2
+    before = contents(tmp_path)
+    assert log.add_late("w1", 150, records([2, 1])) == 0
+    assert log.add_late("w1", 150, records([1], logit=9.0, snapshot="other")) == 0
+    assert contents(tmp_path) == before
+    assert log.add_late("w1", 150, records([1, 4])) == 1
+    assert log.join(examples([1, 4]), WINDOW)["score"].to_list() == [1.5, 4.5]
+
+
+def test_two_logits_by_one_snapshot_are_an_error_that_names_the_example(tmp_path: Path) -> None:
+    log = ScoreLog(tmp_path)
+    log.write_chunk("w1", 0, records([1, 2]))
+    before = contents(tmp_path)
+    with pytest.raises(ScoreConflictError, match="example 2 has several logits by snapshot w0"):
+        log.add_late("w1", 150, records([3, 2], logit=0.75))
+    with pytest.raises(ScoreConflictError, match="example 4"):
+        log.write_chunk("w1", 1, pl.concat([records([4]), records([4], logit=0.25)]))
+    assert contents(tmp_path) == before
+
+
+def test_hand_made_log_with_conflicts_is_refused_by_its_reader(tmp_path: Path) -> None:
+    pl.concat([records([1]), records([1], logit=0.25)]).write_parquet(tmp_path / "w1.parquet")
+    with pytest.raises(ScoreConflictError, match="example 1"):
+        ScoreLog(tmp_path).join(examples([1]), WINDOW)
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_score_that_knows_its_examples_time_is_look_ahead(by_hand: bool, tmp_path: Path) -> None:
+    log = ScoreLog(tmp_path)
+    scored = pl.concat([records([1, 2, 3]), records([4], mark=105)])
+    if by_hand:
+        scored.write_parquet(tmp_path / "w1.parquet")
+    else:
+        log.write_chunk("w1", 0, scored)
+        log.finish(FACTS)
+    assert log.join(examples([1, 2, 3]), WINDOW)["score"].null_count() == 0
+    with pytest.raises(LookAheadError, match=r"example 4 of time 104 is scored by snapshot w0.*105 lies after it"):
+        log.join(examples([1, 2, 3, 4]), WINDOW)
+
+
+def test_mark_at_the_examples_own_time_is_no_look_ahead(tmp_path: Path) -> None:
+    records([5], mark=105).write_parquet(tmp_path / "w1.parquet")
+    assert ScoreLog(tmp_path).join(examples([5]), WINDOW)["score"].to_list() == [5.5]
+
+
+def test_record_of_a_snapshot_that_the_log_does_not_name_is_refused(tmp_path: Path) -> None:
+    log = ScoreLog(tmp_path)
+    log.describe(None, [snapshot()])
+    for scored in (records([1], snapshot="forged"), records([1], mark=90)):
+        scored.write_parquet(tmp_path / "w1.parquet")
+        with pytest.raises(InputError, match=r"is not one that .*log\.json names"):
+            ScoreLog(tmp_path).join(examples([1]), WINDOW)
+
+
+def test_missing_column_is_named(tmp_path: Path) -> None:
+    records([1]).drop("high_water_mark").write_parquet(tmp_path / "w1.parquet")
+    with pytest.raises(InputError, match="no column 'high_water_mark'"):
+        ScoreLog(tmp_path).join(examples([1]), WINDOW)
+
+
+def test_example_waits_for_its_score_so_long_and_then_goes_without(tmp_path: Path) -> None:
+    log = ScoreLog(tmp_path)
+    log.describe(30, [snapshot()])
+    waited = log.join(examples([1, 2], delay=30), WINDOW)
+    assert waited["score"].null_count() == waited.height == 2
+    with pytest.raises(InputError, match="run the augment stage"):
+        log.join(examples([1, 2], delay=29), WINDOW)
+    ScoreLog(tmp_path).describe(None, [snapshot()])
+    with pytest.raises(InputError, match="run the augment stage"):
+        ScoreLog(tmp_path).join(examples([1, 2], delay=1000), WINDOW)
+
+
+def test_late_score_counts_within_the_wait_only(tmp_path: Path) -> None:
+    log = ScoreLog(tmp_path)
+    log.describe(30, [snapshot()])
+    log.write_chunk("w1", 0, records([1]))
+    log.finish(FACTS)
+    log.add_late("w1", 135, records([4, 5]))
+    assert log.join(examples([1, 4, 5]), WINDOW)["score"].to_list() == [1.5, None, 5.5]
+
+
+def test_window_that_is_not_done_is_not_read(tmp_path: Path) -> None:
+    log = ScoreLog(tmp_path)
+    log.write_chunk("w1", 0, records([1]))
+    with pytest.raises(InputError, match="run the augment stage"):
+        log.join(examples([1]), WINDOW)
+
+
+def test_segment_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = ScoreLog(tmp_path)
+
+    def fail(partial: Path, path: Path) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(score_log, "_publish", fail)
+        with pytest.raises(OSError, match="disk full"):
+            log.write_chunk("w1", 0, records([1]))
+    assert log.segments("w1") == []
+    log.write_chunk("w1", 0, records([1]))
+    assert [segment.path.name for segment in log.segments("w1")] == ["segment-00000.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("snapshots", "withdrawn", "message"),
+    [
+        ([], set(), "not a snapshot of this teacher"),
+        ([snapshot(weights_hash="other")], set(), "not a snapshot of this teacher"),
+        ([snapshot()], {"hash"}, "is withdrawn; run the augment stage again"),
+    ],
+)
+def test_scores_of_a_snapshot_that_is_gone_changed_or_withdrawn_are_refused(
+    snapshots: list[Snapshot], withdrawn: set[str], message: str, tmp_path: Path
+) -> None:
+    log = ScoreLog(tmp_path)
+    log.describe(None, [snapshot()])
+    log.write_chunk("w1", 0, records([1]))
+    log.finish(FACTS)
+    check_snapshots_of_log(log, [snapshot()], set())
+    with pytest.raises(InputError, match=f"windows w1 are scored by snapshot w0.*{message}"):
+        check_snapshots_of_log(log, snapshots, withdrawn)
