@@ -102,6 +102,7 @@ def batches(count: int) -> Iterator[Batch]:
             example_id=ids,
             event_time=ids,
             score=torch.full((BATCH,), float("nan")),
+            staleness_ms=torch.zeros(BATCH, dtype=torch.int64),
             global_rows=BATCH,
         )
 

@@ -95,6 +95,7 @@ def make_batches(case: Case) -> list[Batch]:
                 example_id=ids,
                 event_time=ids,
                 score=torch.full((BATCH,), float("nan")),
+                staleness_ms=torch.zeros(BATCH, dtype=torch.int64),
                 global_rows=BATCH,
             )
         )

@@ -81,6 +81,7 @@ def share(model: Model) -> Batch:
         example_id=index,
         event_time=index,
         score=torch.full((count,), float("nan")),
+        staleness_ms=torch.zeros(count, dtype=torch.int64),
         global_rows=model.batch_size,
     )
 

@@ -33,6 +33,7 @@ class Batch(Pipelineable):
         example_id: [B] int64.
         event_time: [B] int64, ms since the epoch.
         score: [B] float32, the teacher's logit; NaN where there is none.
+        staleness_ms: [B] int64, event time less the time that the score's snapshot knew; 0 where there is none.
         global_rows: real rows of the global batch over all ranks.
     """
 
@@ -45,6 +46,7 @@ class Batch(Pipelineable):
     example_id: Tensor
     event_time: Tensor
     score: Tensor
+    staleness_ms: Tensor
     global_rows: int
 
     def to(self, device: torch.device, non_blocking: bool = True) -> "Batch":
@@ -145,7 +147,7 @@ def batch_of(frame: pl.DataFrame, schema: Schema, weight: np.ndarray, global_row
     """``frame``'s rows as tensors.
 
     Args:
-        frame: B rows with the columns of a part, and ``score`` if there are teacher scores.
+        frame: B rows with the columns of a part, and ``score`` and ``staleness_ms`` if there are teacher scores.
         weight: [B] float32.
     """
     values = np.stack([frame[name].cast(pl.Float32).to_numpy() for name in schema.dense], axis=1, dtype=np.float32)
@@ -153,7 +155,7 @@ def batch_of(frame: pl.DataFrame, schema: Schema, weight: np.ndarray, global_row
     domain = _tensor(frame["domain"], np.int64)
     in_domain = np.eye(len(schema.domains), dtype=np.float32)[domain.numpy()]
     dense = np.concatenate([np.where(missing, 0.0, values), missing, in_domain], axis=1, dtype=np.float32)
-    score = frame["score"].fill_null(float("nan")) if "score" in frame.columns else None
+    scored = "score" in frame.columns
     return Batch(
         dense=torch.from_numpy(dense),  # [B, 2 * dense features + domains]
         sparse=_sparse(frame, schema),
@@ -163,7 +165,12 @@ def batch_of(frame: pl.DataFrame, schema: Schema, weight: np.ndarray, global_row
         group=_tensor(frame["group"], np.int64),
         example_id=_tensor(frame["example_id"], np.int64),
         event_time=_tensor(frame["event_time"], np.int64),
-        score=torch.full((frame.height,), float("nan")) if score is None else _tensor(score, np.float32),
+        score=_tensor(frame["score"].fill_null(float("nan")), np.float32)
+        if scored
+        else torch.full((frame.height,), float("nan")),
+        staleness_ms=_tensor(frame["staleness_ms"].fill_null(0), np.int64)
+        if scored
+        else torch.zeros(frame.height, dtype=torch.int64),
         global_rows=global_rows,
     )
 
@@ -195,5 +202,5 @@ def _with_scores(frame: pl.DataFrame, scores_dir: Path, window: Window) -> pl.Da
     path = scores_dir / f"{window.name}.parquet"
     if not path.is_file():
         raise InputError(f"{path}: no teacher scores for window {window.name}; run the augment stage first")
-    scores = pl.read_parquet(path, columns=["example_id", "logit"]).rename({"logit": "score"})
+    scores = pl.read_parquet(path, columns=["example_id", "logit", "staleness_ms"]).rename({"logit": "score"})
     return frame.join(scores, on="example_id", how="left")

@@ -65,6 +65,7 @@ def make_batch(step: int) -> Batch:
         example_id=ids,
         event_time=ids,
         score=torch.full((BATCH,), math.nan),
+        staleness_ms=torch.zeros(BATCH, dtype=torch.int64),
         global_rows=BATCH,
     )
 

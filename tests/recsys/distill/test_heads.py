@@ -7,8 +7,9 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.data.loader import Batch
 from recsys.data.schema import CategoricalFeature, Schema
-from recsys.distill.auxiliary_head import DistillationLoss, DistilledRanker, scale_gradient
-from recsys.distill.settings import AuxiliaryHeadSettings
+from recsys.distill.distillation_settings import DistillationSettings
+from recsys.distill.heads import DistilledRanker, scale_gradient
+from recsys.distill.losses import DistillationLoss
 from recsys.models.factory import build_ranker
 from recsys.models.settings import ModelSettings
 
@@ -31,12 +32,13 @@ def batch(score: Tensor | None = None) -> Batch:
         example_id=rows,
         event_time=rows,
         score=torch.randn(ROWS, generator=generator) if score is None else score,
+        staleness_ms=torch.zeros(ROWS, dtype=torch.int64),
         global_rows=ROWS,
     )
 
 
 def distilled(**changes: float) -> tuple[DistilledRanker, DistillationLoss]:
-    settings = AuxiliaryHeadSettings(head_layers=[5], **changes)  # type: ignore[arg-type]
+    settings = DistillationSettings(head_layers=[5], **changes)  # type: ignore[arg-type]
     return DistilledRanker(
         build_ranker(SCHEMA, MODEL, None, seed=3), settings, seed=3, base_rate=0.1
     ), DistillationLoss(settings)
@@ -97,7 +99,7 @@ def test_missing_score_leaves_the_label_loss() -> None:
 
 
 def test_label_scale_multiplies_the_probability_and_clips_at_one() -> None:
-    settings = AuxiliaryHeadSettings(loss_weight=1.0, gradient_scale=1.0, label_scale=4.0)
+    settings = DistillationSettings(loss_weight=1.0, gradient_scale=1.0, label_scale=4.0)
     one = batch(torch.logit(torch.tensor([0.1, 0.9])))
     one.label = torch.zeros(2)
     outputs = {"serving": torch.zeros(2), "distillation": torch.tensor([0.5, 0.5])}
