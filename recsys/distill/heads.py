@@ -1,6 +1,7 @@
 """A ranker with heads for the teacher's labels; none of them is served."""
 
 import math
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -20,6 +21,10 @@ class SplitRanker(Protocol):
     """A module of recsys.models whose representation and head can be called apart."""
 
     representation_size: int
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every weight by name."""
+        ...
 
     def embed(self, sparse: KeyedJaggedTensor) -> Tensor:
         """Ids of F features -> [B, F, N]."""

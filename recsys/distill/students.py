@@ -151,13 +151,30 @@ def _train_rank(
     checkpoints: Checkpoints | None,
 ) -> dict[str, list[dict[str, Any]]]:
     """All students on one rank."""
-    reader = WindowReader(windows_dir)
-    runs = [
+    return train_runs(runs_of(settings), windows_dir, scores_dir, settings, train, output_dir, checkpoints)
+
+
+def runs_of(settings: StudentsSettings) -> list[Run]:
+    """All students x seeds x arms, in the order in which they are trained."""
+    return [
         Run(student, arm, seed, settings.model_of(student), settings.distillation_of(student, arm))
         for student in settings.students
         for seed in settings.seeds
         for arm in settings.arms
     ]
+
+
+def train_runs(
+    runs: list[Run],
+    windows_dir: Path,
+    scores_dir: Path,
+    settings: StudentsSettings,
+    train: TrainSettings,
+    output_dir: Path,
+    checkpoints: Checkpoints | None,
+) -> dict[str, list[dict[str, Any]]]:
+    """Train ``runs`` on this rank, one after the other; see :func:`train_students`."""
+    reader = WindowReader(windows_dir)
     streams = [_stream(reader, run, scores_dir, train) for run in runs]
     total = 2 * sum(stream.rows() for stream in streams)
     results = {}
