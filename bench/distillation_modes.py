@@ -280,7 +280,8 @@ def interval(values: NDArray[np.floating]) -> tuple[float, float, float, float |
     if len(values) < 2:
         return mean, math.nan, math.nan, None
     half = float(stats.sem(values) * stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
-    return mean, mean - half, mean + half, float(stats.ttest_1samp(values, 0.0).pvalue)
+    _, p = stats.ttest_1samp(values, 0.0)
+    return mean, mean - half, mean + half, float(p)
 
 
 def comparison_lines(results: list[dict[str, Any]], part: str) -> list[str]:

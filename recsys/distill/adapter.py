@@ -96,7 +96,7 @@ class StudentAdapter(SideModel):
 
     def _learn(self, batch: Batch) -> None:
         usable = is_usable(batch, self._settings)
-        logit = self.network(torch.where(usable, batch.score, 0.0))  # [B]
+        logit = self.network(torch.where(usable, batch.score.detach(), 0.0))  # [B]
         losses = binary_cross_entropy_with_logits(logit, batch.label, reduction="none")
         weight = torch.where(usable, batch.weight, 0.0)
         loss = (weight * losses).sum() * (self._world_size / batch.global_rows)

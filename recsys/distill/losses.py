@@ -77,7 +77,7 @@ class DistillationLoss:
         return usable * torch.exp2(-batch.staleness_ms / (half_life * MS_PER_HOUR)).float()
 
     def _probability(self, batch: Batch, adapted: bool, scale: float) -> Tensor:
-        score = torch.where(is_usable(batch, self.settings), batch.score, 0.0)
+        score = torch.where(is_usable(batch, self.settings), batch.score.detach(), 0.0)
         if adapted:
             assert self._adapter is not None, "a mode with an adapter needs one"
             score = self._adapter(score)
