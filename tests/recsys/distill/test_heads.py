@@ -132,9 +132,8 @@ def served_calibration(mode: str, w: float, ratio: float) -> float:
     one = batch(torch.logit(ratio * rate).expand(ROWS))
     one.label = (torch.arange(ROWS) % 4 == 0).float()
     one.dense = torch.zeros_like(one.dense)
-    one.sparse = KeyedJaggedTensor(
-        ["user", "ad"], torch.zeros(2 * ROWS, dtype=torch.int64), torch.ones(2 * ROWS).long()
-    )
+    ids = torch.zeros(2 * ROWS, dtype=torch.int64)
+    one.sparse = KeyedJaggedTensor(["user", "ad"], ids, lengths=torch.ones_like(ids))
     adam = torch.optim.Adam(model.parameters(), lr=0.02)
     for _ in range(400):
         adam.zero_grad()
