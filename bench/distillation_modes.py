@@ -75,15 +75,17 @@ def _adapter(kind: str, update: str = "before") -> AdapterSettings:
 # The strengths are those that ``tune`` found; see docs/benchmarks/distillation_modes.md.
 ARMS: dict[str, DistillationSettings] = {
     PLAIN: DistillationSettings(mode="none"),
-    "shared": DistillationSettings(mode="shared", loss_weight=1.0),
-    "affine": DistillationSettings(mode="affine", loss_weight=1.0),
+    "shared": DistillationSettings(mode="shared", loss_weight=3.0),
+    "affine": DistillationSettings(mode="affine", loss_weight=3.0),
     "AH, beta = alpha = w = 1": DistillationSettings(mode="auxiliary"),
-    "AH": DistillationSettings(mode="auxiliary", gradient_scale=3.0),
+    "AH": DistillationSettings(mode="auxiliary", gradient_scale=10.0),
     "AH + SA, extra head": DistillationSettings(
-        mode="auxiliary_adapter", gradient_scale=3.0, adapter=_adapter("extra_head")
+        mode="auxiliary_adapter", gradient_scale=10.0, adapter=_adapter("extra_head")
     ),
-    "AH + SA, replace": DistillationSettings(mode="auxiliary_adapter", gradient_scale=3.0, adapter=_adapter("replace")),
-    "co-distillation": DistillationSettings(mode="co_distillation", gradient_scale=3.0, peer_model=PEER),
+    "AH + SA, replace": DistillationSettings(
+        mode="auxiliary_adapter", gradient_scale=10.0, adapter=_adapter("replace")
+    ),
+    "co-distillation": DistillationSettings(mode="co_distillation", gradient_scale=10.0, peer_model=PEER),
 }
 SCALES = {"shared": (0.3, 1.0, 3.0, 10.0), "affine": (0.3, 1.0, 3.0, 10.0)}  # of w, where there is no beta
 BETAS = (1.0, 3.0, 10.0, 30.0)
@@ -280,8 +282,9 @@ def interval(values: NDArray[np.floating]) -> tuple[float, float, float, float |
     if len(values) < 2:
         return mean, math.nan, math.nan, None
     half = float(stats.sem(values) * stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
-    _, p = stats.ttest_1samp(values, 0.0)
-    return mean, mean - half, mean + half, float(p)
+    error = float(stats.sem(values))
+    p = 2 * float(stats.t.sf(abs(mean) / error, len(values) - 1)) if error > 0 else None
+    return mean, mean - half, mean + half, p
 
 
 def comparison_lines(results: list[dict[str, Any]], part: str) -> list[str]:

@@ -104,7 +104,7 @@ def _train_settings() -> TrainSettings:
 
 
 def _curves(folder: Path) -> dict[str, list[float]]:
-    """Per-window metrics and diagnostics of one model, as MLflow curves ``window/ne`` and so on, and skipped batches."""
+    """Per-window metrics, diagnostics and skipped batches of one model, as MLflow curves ``window/ne`` and so on."""
     windows = json.loads((folder / "metrics.json").read_text())["windows"]
     curves = {f"window/{key}": [window[key] for window in windows if window[key] is not None] for key in CURVES}
     for key in DIAGNOSTICS:
