@@ -45,7 +45,7 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class Report:
-    """What evaluate found: ``arms`` are those compared with plain; ``windows`` is windows.csv, a row a model and window."""
+    """What evaluate found: ``arms`` are those beside plain; ``windows`` is windows.csv, a row a model and window."""
 
     first_window: str
     rows_by_student: dict[str, int]
