@@ -27,6 +27,14 @@ from tasks.tracking import RunRecord, flatten, record
 from tasks.versioning import output_version
 
 CURVES = ("ne", "auc", "logloss", "calibration")
+DIAGNOSTICS = (
+    "missing_scores",
+    "clip_rate",
+    "gradient_ratio",
+    "gradient_cosine",
+    "serving_calibration",
+    "distillation_calibration",
+)
 SKIPPED = "skipped_batches"
 
 
@@ -56,7 +64,7 @@ def train_teacher_model() -> None:
 
 @task
 def train_all_students() -> None:
-    """Train each student with and without distillation, once a seed, into models/students; a killed run goes on."""
+    """Train each student once an arm and seed into models/students; a killed run goes on."""
     from recsys.distill.students import train_students
 
     require(WINDOWS, SCORES)
@@ -86,9 +94,12 @@ def _train_settings() -> TrainSettings:
 
 
 def _curves(folder: Path) -> dict[str, list[float]]:
-    """Per-window metrics of one model, as MLflow curves ``window/ne`` and so on, with skipped batches if any."""
+    """Per-window metrics, diagnostics and skipped batches of one model, as MLflow curves ``window/ne`` and so on."""
     windows = json.loads((folder / "metrics.json").read_text())["windows"]
     curves = {f"window/{key}": [window[key] for window in windows if window[key] is not None] for key in CURVES}
+    for key in DIAGNOSTICS:
+        curve = [window[key] for window in windows if window.get(key) is not None]
+        curves |= {f"window/{key}": curve} if curve else {}
     if any(SKIPPED in window for window in windows):
         curves[f"window/{SKIPPED}"] = [window.get(SKIPPED, 0) for window in windows]
     return curves

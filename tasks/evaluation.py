@@ -55,12 +55,18 @@ def _check_probe_is_past(settings: EvaluateSettings) -> None:
 
 
 def _record_model(report: "Report", model: str, settings: EvaluateSettings) -> None:
-    """One run a student and model (plain, distilled, teacher, oracle), on the same rows, to compare side by side."""
+    """One run a student and model (each arm, teacher, oracle), on the same rows, to compare side by side."""
     student, arm = model.split("/")
     windows = [row for row in report.windows if row["model"] == model]
-    by_metric = {row.comparison.metric: row for row in report.metrics if row.student == student}
+    rows = [row for row in report.metrics if row.student == student]
+    by_metric = {row.comparison.metric: row for row in sorted(rows, key=lambda row: row.arm == arm)}  # its own last
     values = {
-        metric: {"plain": row.comparison.first, "distilled": row.comparison.second}.get(arm, getattr(row, arm, None))
+        metric: {
+            "plain": row.comparison.first,
+            row.arm: row.comparison.second,
+            "teacher": row.teacher,
+            "oracle": row.oracle,
+        }[arm]
         for metric, row in by_metric.items()
     }
     record(
@@ -79,9 +85,13 @@ def _record_model(report: "Report", model: str, settings: EvaluateSettings) -> N
 
 
 def _headline(report: "Report") -> dict[str, float]:
-    """The differences distilled - plain as MLflow metrics: ``feed/ne/difference``, its ``low`` and ``high``."""
+    """The differences arm - plain as MLflow metrics: ``feed/ne/difference``, its ``low`` and ``high``.
+
+    With several arms ``feed/<arm>/ne/difference``.
+    """
     metrics = {}
     for row in report.metrics:
-        one, key = row.comparison, f"{row.student}/{row.comparison.metric}"
+        student = row.student if len(report.arms) == 1 else f"{row.student}/{row.arm}"
+        one, key = row.comparison, f"{student}/{row.comparison.metric}"
         metrics |= {f"{key}/difference": one.difference, f"{key}/low": one.low, f"{key}/high": one.high}
     return {key: value for key, value in metrics.items() if math.isfinite(value)}

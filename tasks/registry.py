@@ -1,15 +1,17 @@
-"""Register the better arm of each student in MLflow."""
+"""Register the best arm of each student in MLflow."""
 
 import hashlib
 import json
 import logging
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import polars as pl
 from prefect import task
 
 from recsys.data.schema import Schema
+from recsys.distill.settings import DISTILLED, PLAIN
 from tasks.project import EVALUATION, REGISTRATION, STUDENTS, WINDOWS, require
 from tasks.tracking import connect
 from tasks.versioning import code_version, output_version
@@ -26,8 +28,9 @@ def register_students() -> None:
     If MLflow is away, the models stay in models/students and the run says so; training results are not lost.
     """
     require(WINDOWS, STUDENTS, EVALUATION)
-    rows = json.loads((EVALUATION / "report.json").read_text())["students"]
-    chosen = {name: _better_arm(student) for name, student in sorted(rows.items())}
+    report = json.loads((EVALUATION / "report.json").read_text())
+    rows, comparisons = report["students"], report.get("comparisons", {})
+    chosen = {name: _best_arm(rows[name], comparisons.get(name, {DISTILLED: {}})) for name in sorted(rows)}
     registration = {
         name: {"arm": arm, "model_sha256": _folder_hash(_export(name, arm)), "ne": rows[name]["ne"][arm]}
         for name, arm in chosen.items()
@@ -42,8 +45,8 @@ def register_students() -> None:
     scratch.replace(REGISTRATION)
 
 
-def _better_arm(student: dict) -> str:
-    return min(("plain", "distilled"), key=lambda arm: student["ne"][arm])
+def _best_arm(student: dict, compared: Iterable[str]) -> str:
+    return min((PLAIN, *compared), key=lambda arm: student["ne"][arm])
 
 
 def _folder_hash(folder: Path) -> str:

@@ -3,11 +3,14 @@
 from pathlib import PurePath
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from recsys.config import Settings
+from recsys.distill.distillation_settings import DistillationSettings, overlaid
 from recsys.models.settings import ModelSettings
 from recsys.training.settings import Quantisation
+
+PLAIN, DISTILLED = "plain", "distilled"
 
 
 class TeacherSettings(Settings):
@@ -70,50 +73,49 @@ class AugmentSettings(Settings):
         return borders
 
 
-class AuxiliaryHeadSettings(Settings):
-    """The distillation head and its loss (ExFM, section 3.3).
+class BudgetSettings(Settings):
+    """The most that a student may cost to serve: ``parameters``, tables included, and ``training_flops`` a sample
+    (forward and backward; a third of them are served)."""
 
-    ``loss_weight`` is w, ``gradient_scale`` is β (between head and backbone), ``label_scale`` is α
-    (the head's target is min(α p, 1)). Under Adam only the product w·β matters.
-    """
-
-    head_layers: list[int] = Field(default_factory=lambda: [32])
-    loss_weight: float = Field(default=1.0, ge=0)
-    gradient_scale: float = Field(default=1.0, ge=0)
-    label_scale: float = Field(default=1.0, gt=0)
-
-    @field_validator("head_layers")
-    @classmethod
-    def _positive(cls, widths: list[int]) -> list[int]:
-        if any(width < 1 for width in widths):
-            raise ValueError("every width must be at least 1")
-        return widths
+    parameters: PositiveInt | None = None
+    training_flops: PositiveInt | None = None
 
 
 class StudentSettings(Settings):
-    """One student: its name and the domain (vertical) it serves."""
+    """One student: its name, the domain (vertical) it serves and, where it differs from the others, how.
+
+    What ``model`` and ``distillation`` give goes before what params/students.yaml gives for all.
+    """
 
     name: str
     domain: str
+    model: ModelSettings | None = None
+    budget: BudgetSettings = BudgetSettings()
+    distillation: DistillationSettings | None = None
 
     @field_validator("name")
     @classmethod
     def _folder_name(cls, name: str) -> str:
-        if not name or PurePath(name).name != name or name in {".", ".."}:
-            raise ValueError("a student's name must be usable as a folder name")
-        return name
+        return _checked_name(name, "a student's name")
 
 
 class StudentsSettings(Settings):
-    """params/students.yaml: every student is trained plain and distilled, once per seed.
+    """params/students.yaml: every student is trained once per arm and seed.
 
+    ``arms``: by name, what an arm changes in the distillation of each student; ``plain`` changes the mode to
+    none, and the report compares the others with it. ``diagnostics``: gradients and calibration of the
+    heads, clipped and missing scores, in the metrics of each window.
     ``checkpoint_every_batches`` and ``keep_checkpoints`` are as in :class:`TeacherSettings`, for each student.
     """
 
     model: ModelSettings
     seeds: list[int] = Field(min_length=1)
     students: list[StudentSettings] = Field(min_length=1)
-    distillation: AuxiliaryHeadSettings
+    distillation: DistillationSettings
+    arms: dict[str, DistillationSettings] = Field(
+        default={PLAIN: DistillationSettings(mode="none"), DISTILLED: DistillationSettings()}
+    )
+    diagnostics: bool = True
     checkpoint_every_batches: int | None = Field(default=None, ge=1)
     keep_checkpoints: int = Field(default=1, ge=1)
 
@@ -125,3 +127,30 @@ class StudentsSettings(Settings):
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds must differ, got {self.seeds}")
         return self
+
+    @model_validator(mode="after")
+    def _arms_can_be_trained(self) -> "StudentsSettings":
+        plain = self.arms.get(PLAIN)
+        if plain is None or plain.mode != "none":
+            raise ValueError(f"arms must hold {PLAIN!r} with mode none: the others are compared with it")
+        for arm in self.arms:
+            _checked_name(arm, "an arm's name")
+            for student in self.students:
+                distillation = self.distillation_of(student, arm)
+                if distillation.mode == "co_distillation" and distillation.peer_model is None:
+                    raise ValueError(f"arm {arm!r}: mode co_distillation needs peer_model, the larger ranker")
+        return self
+
+    def model_of(self, student: StudentSettings) -> ModelSettings:
+        """The student's model."""
+        return overlaid(self.model, student.model)
+
+    def distillation_of(self, student: StudentSettings, arm: str) -> DistillationSettings:
+        """How the student learns in ``arm``."""
+        return overlaid(self.distillation, student.distillation, self.arms[arm])
+
+
+def _checked_name(name: str, what: str) -> str:
+    if not name or PurePath(name).name != name or name in {".", ".."}:
+        raise ValueError(f"{what} must be usable as a folder name")
+    return name

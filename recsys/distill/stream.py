@@ -2,12 +2,12 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
@@ -52,6 +52,23 @@ class Stream:
         return sum(self.reader.rows(window, self.domain) for window in self.reader.windows)
 
 
+class WindowDiagnostics(Protocol):
+    """What is to be known of a window besides the metrics of its predictions."""
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """Sums over this rank's share of a batch, by name."""
+        ...
+
+    def summary(self, engine: Engine, counts: dict[str, float], probe: Batch | None) -> dict[str, Any]:
+        """Rows for the window's metrics; collective, the same on every rank.
+
+        Args:
+            counts: means over ranks of the sums over the window.
+            probe: this rank's share of the window's middle batch; None in a window without labels.
+        """
+        ...
+
+
 def run_stream(
     engine: Engine,
     loss_function: LossFunction,
@@ -60,6 +77,7 @@ def run_stream(
     progress: RowProgress,
     after_window: Callable[[Window, list[dict[str, Any]]], None] | None = None,
     checkpoints: Checkpoints | None = None,
+    diagnostics: WindowDiagnostics | None = None,
 ) -> list[dict[str, Any]]:
     """Predict and train ``engine`` over all windows; called by every rank.
 
@@ -71,6 +89,8 @@ def run_stream(
         loss_function: outputs and batch to loss [B].
         after_window: called on every rank after training on a window, with the metrics of the
             windows so far.
+        diagnostics: adds to the metrics of each window, after training on it. It reads the window's
+            labels once more.
 
     Returns:
         Metrics of each window, as in metrics.json; the same on every rank.
@@ -85,10 +105,11 @@ def run_stream(
         if position.batches == 0:
             measured = _predict_window(engine, window, stream, output_dir, progress)
             position = replace(position, measured=measured)
-        position = train(engine, loss_function, window, stream, progress, position, checkpoints)
+        position = train(engine, loss_function, window, stream, progress, position, checkpoints, diagnostics)
         train_loss = ranks.mean_over_ranks([position.loss])[0] / position.rows if position.rows else None
         skipped = _skipped(engine, history)
-        history.append({"window": window.name, **position.measured, "train_loss": train_loss, **skipped})
+        found = {} if diagnostics is None else _diagnose(diagnostics, engine, window, stream, position)
+        history.append({"window": window.name, **position.measured, "train_loss": train_loss, **skipped, **found})
         if after_window is not None:
             after_window(window, history)
         position = Position(window=index + 1, history=list(history), progress_rows=progress.rows)
@@ -103,6 +124,26 @@ def _skipped(engine: Engine, history: list[dict[str, Any]]) -> dict[str, int]:
     """{"skipped_batches": those of the window after ``history``}; nothing where there are none."""
     skipped = engine.skipped_batches - sum(row.get(SKIPPED, 0) for row in history)
     return {SKIPPED: skipped} if skipped else {}
+
+
+def _diagnose(
+    diagnostics: WindowDiagnostics, engine: Engine, window: Window, stream: Stream, position: Position
+) -> dict[str, Any]:
+    names = sorted(position.counts)
+    means = ranks.mean_over_ranks([position.counts[name] for name in names])
+    middle = islice(_label_batches(stream, window), position.batches // 2, None)
+    return diagnostics.summary(engine, dict(zip(names, means, strict=True)), next(middle, None))
+
+
+def _label_batches(stream: Stream, window: Window) -> Iterator[Batch]:
+    return stream.reader.label_batches(
+        window,
+        stream.batch_size,
+        ranks.rank(),
+        ranks.world_size(),
+        domain=stream.domain,
+        scores_dir=stream.scores_dir,
+    )
 
 
 def _predict_window(
@@ -146,26 +187,23 @@ def train(
     progress: RowProgress,
     position: Position,
     checkpoints: Checkpoints | None = None,
+    diagnostics: WindowDiagnostics | None = None,
 ) -> Position:
     """Train once on the examples whose label became known in ``window``, past ``position.batches`` batches.
 
     Returns:
         The position after its last batch, with this rank's loss sum and the rows of all ranks.
     """
-    batches = stream.reader.label_batches(
-        window,
-        stream.batch_size,
-        ranks.rank(),
-        ranks.world_size(),
-        domain=stream.domain,
-        scores_dir=stream.scores_dir,
-    )
+    batches = _label_batches(stream, window)
     try:
         with (
             closing(load_ahead(engine, islice(batches, position.batches, None))) as ahead,
             closing(train_batches(engine, ahead, loss_function)) as steps,
         ):
             for batch, loss in steps:
+                counts = position.counts
+                if diagnostics is not None:
+                    counts = {name: counts.get(name, 0.0) + n for name, n in diagnostics.counts(batch).items()}
                 trained = 0 if math.isnan(loss) else batch.global_rows  # NaN: the batch was skipped
                 progress.advance(batch.global_rows)
                 position = replace(
@@ -174,6 +212,7 @@ def train(
                     loss=position.loss + (loss * trained if trained else 0.0),
                     rows=position.rows + trained,
                     progress_rows=progress.rows,
+                    counts=counts,
                 )
                 if checkpoints is not None and checkpoints.due(position.batches):
                     checkpoints.save(engine, position)

@@ -1,4 +1,4 @@
-"""Students: one small model a domain, trained with the teacher's scores and without, once a seed."""
+"""Students: one small model a domain, trained once an arm (without a teacher, with one) and seed."""
 
 import json
 import shutil
@@ -10,13 +10,19 @@ from recsys.config import InputError
 from recsys.data.loader import WindowReader
 from recsys.data.schema import Schema
 from recsys.distill import ranks
-from recsys.distill.auxiliary_head import RANKER_PREFIX, DistillationLoss, DistilledRanker
+from recsys.distill.adapter import StudentAdapter
+from recsys.distill.diagnostics import DistillationDiagnostics
+from recsys.distill.distillation_settings import DistillationSettings
+from recsys.distill.heads import PEER_TABLE_PREFIX, RANKER_PREFIX, DistilledRanker
+from recsys.distill.losses import DistillationLoss
 from recsys.distill.settings import StudentSettings, StudentsSettings
 from recsys.distill.stream import Stream, run_stream, write_json
 from recsys.distill.teacher import CHECKPOINT_KEYS, CODE, PLACEMENT_KEYS, code_of, model_size
 from recsys.models.factory import build_ranker
+from recsys.models.settings import ModelSettings
 from recsys.progress import RowProgress
 from recsys.serving.export import export_ranker
+from recsys.towers.flops import ranker_cost
 from recsys.training.checkpoints import PARTIAL_SUFFIX, write_durably
 from recsys.training.engine import Engine, LossFunction
 from recsys.training.launch import launch
@@ -31,8 +37,6 @@ from recsys.training.resume import (
 )
 from recsys.training.settings import TrainSettings
 
-PLAIN, DISTILLED = "plain", "distilled"
-ARMS = (PLAIN, DISTILLED)
 EXPORT_DIR = "export"
 SIZE_FILE = "size.json"
 ENDED_FILE = "ended.json"
@@ -40,11 +44,18 @@ ENDED_FILE = "ended.json"
 
 @dataclass(frozen=True)
 class Run:
-    """One student x arm x seed."""
+    """One student x arm x seed, with the student's own settings."""
 
     student: StudentSettings
     arm: str
     seed: int
+    model: ModelSettings
+    distillation: DistillationSettings
+
+    @property
+    def is_distilled(self) -> bool:
+        """Whether there is more to it than the ranker."""
+        return self.distillation.mode != "none"
 
     def folder(self, output_dir: Path) -> Path:
         """Where its predictions and metrics go."""
@@ -61,9 +72,10 @@ def train_students(
 ) -> dict[str, list[dict[str, Any]]]:
     """Train all students x arms x seeds in one launch of ranks.
 
-    Both arms of a seed start from the same weights and see the same batches; only the distilled one
-    has the second head. Writes <student>/<arm>/seed-<n>/{predictions,metrics.json}, for the first
-    seed <student>/<arm>/export/, and size.json (parameters of a served student).
+    The arms of a seed start from the same weights and see the same batches; what they add is not served.
+    Writes <student>/<arm>/seed-<n>/{predictions,metrics.json}, for the first seed
+    <student>/<arm>/export/, and size.json (parameters of a served student), for a student with a model
+    of its own in <student>/.
 
     With ``resume_dir`` a killed run goes on at the student and window it was at, as
     :func:`recsys.distill.teacher.train_teacher` does. The caller removes ``resume_dir``.
@@ -72,7 +84,8 @@ def train_students(
         Metrics of each window by "<student>/<arm>/seed-<n>".
 
     Raises:
-        InputError: a student's domain is not in the data, the model has towers, or ``resume_dir`` is in use.
+        InputError: a student's domain is not in the data, a model has towers or breaks its budget, or
+            ``resume_dir`` is in use.
     """
     schema = Schema.load(windows_dir)
     check_students(schema, settings)
@@ -83,7 +96,10 @@ def train_students(
 
     if resume_dir is None:
         return run_ranks(output_dir, None)
-    decisive = settings.model_dump(exclude=CHECKPOINT_KEYS), train.model_dump(exclude=PLACEMENT_KEYS)
+    decisive = (
+        settings.model_dump(exclude=CHECKPOINT_KEYS, exclude_unset=True),
+        train.model_dump(exclude=PLACEMENT_KEYS),
+    )
     run = fingerprint(folder_state(windows_dir), folder_state(scores_dir), code_of(CODE), decisive)
     with work_folder(resume_dir, run, shared=train.nodes.count > 1) as folder:
         every, keep = settings.checkpoint_every_batches, settings.keep_checkpoints
@@ -93,17 +109,36 @@ def train_students(
 
 
 def check_students(schema: Schema, settings: StudentsSettings) -> None:
-    """Check that each student's domain is in the data and that the model needs no partition.
+    """Check that each student's domain is in the data, that no model needs a partition, and the budgets.
 
     Raises:
         InputError: otherwise.
     """
-    if settings.model.towers:
-        raise InputError("students: key 'model.towers': students are too small to be split; set towers: false")
     for student in settings.students:
         if student.domain not in schema.domains:
             raise InputError(
                 f"students: {student.name!r} has domain {student.domain!r}; the data has {', '.join(schema.domains)}"
+            )
+        model = settings.model_of(student)
+        peers = [settings.distillation_of(student, arm).peer_model for arm in settings.arms]
+        if model.towers or any(peer.towers for peer in peers if peer is not None):
+            raise InputError("students: key 'model.towers': students are too small to be split; set towers: false")
+        _check_budget(schema, student, model)
+
+
+def _check_budget(schema: Schema, student: StudentSettings, model: ModelSettings) -> None:
+    limits = student.budget
+    if limits.parameters is None and limits.training_flops is None:
+        return
+    cost = ranker_cost(build_ranker(schema, model, None, seed=0, table_device="meta"))
+    for name, limit, value in (
+        ("parameters", limits.parameters, cost.parameters),
+        ("training_flops", limits.training_flops, round(cost.flops)),
+    ):
+        if limit is not None and value > limit:
+            raise InputError(
+                f"students: {student.name!r}: key 'budget.{name}': the model has {value:,}, more than {limit:,}; "
+                "make it smaller (model) or raise the budget"
             )
 
 
@@ -116,8 +151,30 @@ def _train_rank(
     checkpoints: Checkpoints | None,
 ) -> dict[str, list[dict[str, Any]]]:
     """All students on one rank."""
+    return train_runs(runs_of(settings), windows_dir, scores_dir, settings, train, output_dir, checkpoints)
+
+
+def runs_of(settings: StudentsSettings) -> list[Run]:
+    """All students x seeds x arms, in the order in which they are trained."""
+    return [
+        Run(student, arm, seed, settings.model_of(student), settings.distillation_of(student, arm))
+        for student in settings.students
+        for seed in settings.seeds
+        for arm in settings.arms
+    ]
+
+
+def train_runs(
+    runs: list[Run],
+    windows_dir: Path,
+    scores_dir: Path,
+    settings: StudentsSettings,
+    train: TrainSettings,
+    output_dir: Path,
+    checkpoints: Checkpoints | None,
+) -> dict[str, list[dict[str, Any]]]:
+    """Train ``runs`` on this rank, one after the other; see :func:`train_students`."""
     reader = WindowReader(windows_dir)
-    runs = [Run(student, arm, seed) for student in settings.students for seed in settings.seeds for arm in ARMS]
     streams = [_stream(reader, run, scores_dir, train) for run in runs]
     total = 2 * sum(stream.rows() for stream in streams)
     results = {}
@@ -158,7 +215,7 @@ def _end(checkpoints: Checkpoints, history: list[dict[str, Any]]) -> None:
 
 def _stream(reader: WindowReader, run: Run, scores_dir: Path, train: TrainSettings) -> Stream:
     domain = reader.schema.domains.index(run.student.domain)
-    return Stream(reader, train.global_batch_size, domain, scores_dir if run.arm == DISTILLED else None)
+    return Stream(reader, train.global_batch_size, domain, scores_dir if run.distillation.reads_scores else None)
 
 
 def _train_run(
@@ -172,27 +229,39 @@ def _train_run(
 ) -> list[dict[str, Any]]:
     """Train one student; export it if it is of the first seed."""
     schema = stream.reader.schema
-    engine, loss_function = _engine(run, schema, settings, train)
-    history = run_stream(engine, loss_function, stream, folder, progress, checkpoints=checkpoints)
+    engine, loss_function = _engine(run, schema, train)
+    diagnostics = None
+    if settings.diagnostics and isinstance(loss_function, DistillationLoss):
+        diagnostics = DistillationDiagnostics(loss_function)
+    history = run_stream(
+        engine, loss_function, stream, folder, progress, checkpoints=checkpoints, diagnostics=diagnostics
+    )
     if run.seed == settings.seeds[0]:
         state = engine.gather_state()
         if ranks.rank() == 0:
-            served = {name.removeprefix(RANKER_PREFIX): v for name, v in state.items() if _is_served(name, run.arm)}
-            export_ranker(served, schema, settings.model, folder.parent / EXPORT_DIR)
-            write_json(folder.parents[2] / SIZE_FILE, model_size(served))
+            served = {name.removeprefix(RANKER_PREFIX): v for name, v in state.items() if _is_served(name, run)}
+            export_ranker(served, schema, run.model, folder.parent / EXPORT_DIR)
+            size_dir = folder.parents[2] if run.student.model is None else folder.parents[1]
+            write_json(size_dir / SIZE_FILE, model_size(served))
     if checkpoints is not None:
         _end(checkpoints, history)
     return history
 
 
-def _engine(run: Run, schema: Schema, settings: StudentsSettings, train: TrainSettings) -> tuple[Engine, LossFunction]:
-    ranker = build_ranker(schema, settings.model, None, run.seed, table_device="meta")
-    if run.arm == PLAIN:
+def _engine(run: Run, schema: Schema, train: TrainSettings) -> tuple[Engine, LossFunction]:
+    ranker = build_ranker(schema, run.model, None, run.seed, table_device="meta")
+    if not run.is_distilled:
         engine = Engine(ranker, train, run.seed)
         return engine, engine.serving_loss
-    distilled = DistilledRanker(ranker, settings.distillation, run.seed, schema.initial_base_rate)
-    return Engine(distilled, train, run.seed), DistillationLoss(settings.distillation)
+    settings, peer, adapter = run.distillation, None, None
+    if settings.mode == "co_distillation":
+        assert settings.peer_model is not None
+        peer = build_ranker(schema, settings.peer_model, None, run.seed, "meta", PEER_TABLE_PREFIX)
+    if settings.mode == "auxiliary_adapter":
+        adapter = StudentAdapter(settings, train, run.seed, ranks.world_size())
+    distilled = DistilledRanker(ranker, settings, run.seed, schema.initial_base_rate, peer)
+    return Engine(distilled, train, run.seed, side=adapter), DistillationLoss(settings, adapter)
 
 
-def _is_served(name: str, arm: str) -> bool:
-    return arm == PLAIN or name.startswith(RANKER_PREFIX)
+def _is_served(name: str, run: Run) -> bool:
+    return not run.is_distilled or name.startswith(RANKER_PREFIX)

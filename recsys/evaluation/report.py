@@ -1,4 +1,4 @@
-"""The evaluate stage: is the distilled student better than the plain one, by how much, how surely."""
+"""The evaluate stage: is a student better with a teacher than without, by how much, how surely."""
 
 import csv
 import json
@@ -26,18 +26,18 @@ TABLE_WIDTH = 110  # characters, so that no cell of the table is cut
 LABELS = {"ne": "NE", "auc": "AUC", "gauc": "gAUC", "logloss": "LogLoss", "calibration": "calibration"}
 PLAIN, DISTILLED, TEACHER, ORACLE = "plain", "distilled", "teacher", "oracle"
 SMALLEST_PROBABILITY = 1e-12
-HEADINGS = ("student", "metric", "plain", "distilled", "difference", "low", "high", "teacher", "oracle")
 
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One student and metric over the evaluation windows.
+    """One student, arm and metric over the evaluation windows; the comparison is plain's with the arm's.
 
     ``teacher`` and ``oracle`` (the generated stream's true probabilities) are measured on the same
     rows; ``oracle`` is None on real logs.
     """
 
     student: str
+    arm: str
     comparison: Comparison
     teacher: float
     oracle: float | None
@@ -45,11 +45,12 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class Report:
-    """What evaluate found. ``windows`` has a row a model and window, as in windows.csv."""
+    """What evaluate found: ``arms`` are those beside plain; ``windows`` is windows.csv, a row a model and window."""
 
     first_window: str
     rows_by_student: dict[str, int]
     seeds: list[int]
+    arms: list[str]
     metrics: list[MetricRow]
     windows: list[dict[str, Any]]
 
@@ -82,7 +83,7 @@ def evaluate(
     settings: EvaluateSettings,
     output_dir: Path,
 ) -> Report:
-    """Compare the arms of every student on the evaluation windows, all their rows pooled.
+    """Compare every arm of every student with the plain one, on the evaluation windows, all their rows pooled.
 
     Writes report.json, table.md, windows.csv and figures/*.png in ``output_dir``.
 
@@ -98,18 +99,19 @@ def evaluate(
     students = sorted(path.name for path in students_dir.glob("*") if (path / PLAIN).is_dir())
     if not students:
         raise InputError(f"{students_dir}: no students; run the students stage first (python -m flows.students)")
-    seeds = _common_seeds(students_dir, students)
+    arms = _common_arms(students_dir, students)
+    seeds = _common_seeds(students_dir, students, arms)
     metrics: list[MetricRow] = []
     window_rows: list[dict[str, Any]] = []
     rows_by_student: dict[str, int] = {}
     for student in students:
-        predictions = _read(schema, oracle_dir, teacher_dir, students_dir / student, seeds)
+        predictions = _read(schema, oracle_dir, teacher_dir, students_dir / student, arms, seeds)
         evaluated = predictions.select(predictions.window >= settings.first_evaluation_window)
         rows_by_student[student] = len(evaluated.labels)
-        metrics += _compare(student, evaluated, settings)
+        metrics += [row for arm in arms for row in _compare(student, arm, evaluated, settings)]
         window_rows += _by_window(student, predictions, schema.windows)
     first = schema.windows[settings.first_evaluation_window].name
-    report = Report(first, rows_by_student, seeds, metrics, window_rows)
+    report = Report(first, rows_by_student, seeds, arms, metrics, window_rows)
     _write(report, output_dir)
     return report
 
@@ -119,17 +121,18 @@ def print_report(folder: Path) -> None:
     report = json.loads((folder / "report.json").read_text())
     rows = ", ".join(f"{student} {count:,}" for student, count in report["rows"].items())
     console = Console(width=max(Console().width, TABLE_WIDTH))
+    arms = list(report.get("comparisons", {}).values()) or [{DISTILLED: {}}]
     console.print(Markdown((folder / TABLE_FILE).read_text()))
     console.print(
         f"Predictions made before training on them, windows from {report['first_window']}; rows: {rows}; "
-        f"seeds: {len(report['seeds'])}. low and high bound the difference distilled - plain."
+        f"seeds: {len(report['seeds'])}. low and high bound the difference {', '.join(next(iter(arms)))} - plain."
     )
 
 
-def _compare(student: str, evaluated: _Predictions, settings: EvaluateSettings) -> list[MetricRow]:
+def _compare(student: str, arm: str, evaluated: _Predictions, settings: EvaluateSettings) -> list[MetricRow]:
     comparisons = compare(
         evaluated.logits[PLAIN],
-        evaluated.logits[DISTILLED],
+        evaluated.logits[arm],
         evaluated.labels,
         evaluated.groups,
         settings.bootstrap_samples,
@@ -138,7 +141,7 @@ def _compare(student: str, evaluated: _Predictions, settings: EvaluateSettings) 
     )
     teacher = evaluated.metrics(TEACHER)
     oracle = evaluated.metrics(ORACLE) if ORACLE in evaluated.logits else {}
-    return [MetricRow(student, one, teacher[one.metric], oracle.get(one.metric)) for one in comparisons]
+    return [MetricRow(student, arm, one, teacher[one.metric], oracle.get(one.metric)) for one in comparisons]
 
 
 def _by_window(student: str, predictions: _Predictions, windows: list[Window]) -> list[dict[str, Any]]:
@@ -151,14 +154,29 @@ def _by_window(student: str, predictions: _Predictions, windows: list[Window]) -
     return rows
 
 
-def _common_seeds(students_dir: Path, students: list[str]) -> list[int]:
-    """The seeds that every student has in both arms."""
+def _common_arms(students_dir: Path, students: list[str]) -> list[str]:
+    """The arms beside plain, the same for every student; distilled first."""
+    found = {student: sorted(path.name for path in (students_dir / student).glob("*/")) for student in students}
+    arms = found[students[0]]
+    for student, own in found.items():
+        if own != arms:
+            raise InputError(f"{students_dir / student}: arms {own} differ from {arms}; train the students again")
+    compared = sorted((arm for arm in arms if arm != PLAIN), key=lambda arm: (arm != DISTILLED, arm))
+    if not compared:
+        raise InputError(
+            f"{students_dir}: no arm but {PLAIN}; give params/students.yaml another and train the students"
+        )
+    return compared
+
+
+def _common_seeds(students_dir: Path, students: list[str], arms: list[str]) -> list[int]:
+    """The seeds that every student has in every arm."""
     found = {
         (student, arm): sorted(
             int(path.name.removeprefix("seed-")) for path in (students_dir / student / arm).glob("seed-*")
         )
         for student in students
-        for arm in (PLAIN, DISTILLED)
+        for arm in (PLAIN, *arms)
     }
     seeds = found[students[0], PLAIN]
     for (student, arm), own in found.items():
@@ -169,7 +187,9 @@ def _common_seeds(students_dir: Path, students: list[str]) -> list[int]:
     return seeds
 
 
-def _read(schema: Schema, oracle_dir: Path, teacher_dir: Path, student_dir: Path, seeds: list[int]) -> _Predictions:
+def _read(
+    schema: Schema, oracle_dir: Path, teacher_dir: Path, student_dir: Path, arms: list[str], seeds: list[int]
+) -> _Predictions:
     """All windows of one student, the teacher and the oracle joined by example."""
     parts = []
     for index, window in enumerate(schema.windows):
@@ -179,12 +199,12 @@ def _read(schema: Schema, oracle_dir: Path, teacher_dir: Path, student_dir: Path
         oracle = oracle_dir / f"{window.name}.parquet"
         if oracle.is_file():
             frame = _join(frame, _oracle_logits(oracle), ORACLE)
-        for arm in (PLAIN, DISTILLED):
+        for arm in (PLAIN, *arms):
             for seed in seeds:
                 frame = _join(frame, _read_window(student_dir / arm / f"seed-{seed}", window), f"{arm}-{seed}")
         parts.append(frame)
     whole = pl.concat(parts)
-    logits = {arm: [whole[f"{arm}-{seed}"].to_numpy() for seed in seeds] for arm in (PLAIN, DISTILLED)}
+    logits = {arm: [whole[f"{arm}-{seed}"].to_numpy() for seed in seeds] for arm in (PLAIN, *arms)}
     logits |= {model: [whole[model].to_numpy()] for model in (TEACHER, ORACLE) if model in whole.columns}
     return _Predictions(whole["window"].to_numpy(), whole["label"].to_numpy(), whole["group"].to_numpy(), logits)
 
@@ -228,36 +248,48 @@ def _write(report: Report, output_dir: Path) -> None:
     for student in report.rows_by_student:
         rows = [row for row in report.windows if row["model"].startswith(f"{student}/")]
         draw_windows(student, rows, figures / f"ne_{student}.png")
-    draw_differences([(row.student, row.comparison) for row in report.metrics], figures / "differences.png")
+    arm = report.arms[0] if len(report.arms) == 1 else "arm"
+    differences = [(_name(row, report), row.comparison) for row in report.metrics]
+    draw_differences(differences, arm, figures / "differences.png")
 
 
 def _as_json(report: Report) -> dict[str, Any]:
+    """A metric of a student: each arm's value and the first arm's difference; ``comparisons`` has every arm's."""
     students: dict[str, dict[str, Any]] = {}
+    comparisons: dict[str, dict[str, dict[str, Any]]] = {}
     for row in report.metrics:
         one = {**asdict(row.comparison), "teacher": row.teacher, "oracle": row.oracle}
-        one[PLAIN], one[DISTILLED] = one.pop("first"), one.pop("second")
-        students.setdefault(row.student, {})[one.pop("metric")] = one
-    return {
+        one[PLAIN], one[row.arm] = one.pop("first"), one.pop("second")
+        metric = one.pop("metric")
+        students.setdefault(row.student, {}).setdefault(metric, one)[row.arm] = one[row.arm]
+        comparisons.setdefault(row.student, {}).setdefault(row.arm, {})[metric] = dict(one)
+    found = {
         "first_window": report.first_window,
         "rows": report.rows_by_student,
         "seeds": report.seeds,
         "students": students,
     }
+    return found if report.arms == [DISTILLED] else {**found, "comparisons": comparisons}
+
+
+def _name(row: MetricRow, report: Report) -> str:
+    return row.student if len(report.arms) == 1 else f"{row.student}: {row.arm}"
 
 
 def _markdown(report: Report) -> str:
-    lines = [f"| {' | '.join(HEADINGS)} |", "|---|---|" + "---:|" * (len(HEADINGS) - 2)]
-    lines += [f"| {' | '.join(_cells(row))} |" for row in report.metrics]
+    arm = report.arms[0] if len(report.arms) == 1 else "arm"
+    headings = ("student", "metric", PLAIN, arm, "difference", "low", "high", "teacher", "oracle")
+    lines = [f"| {' | '.join(headings)} |", "|---|---|" + "---:|" * (len(headings) - 2)]
+    lines += [f"| {' | '.join([_name(row, report), *_cells(row)])} |" for row in report.metrics]
     return "\n".join(lines) + "\n"
 
 
 def _cells(row: MetricRow) -> list[str]:
-    """The row as text; a value that is not defined (gAUC of a log without groups) is a dash."""
+    """The row's values as text; one that is not defined (gAUC of a log without groups) is a dash."""
     one = row.comparison
     oracle = "" if row.oracle is None else _text(row.oracle, ".4f")
     signed = [_text(value, "+.5f") for value in (one.difference, one.low, one.high)]
     return [
-        row.student,
         LABELS[one.metric],
         _text(one.first, ".4f"),
         _text(one.second, ".4f"),

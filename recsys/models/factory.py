@@ -5,13 +5,18 @@ import torch
 from recsys.config import InputError
 from recsys.data.schema import Schema
 from recsys.models.initial_tables import initial_rows
-from recsys.models.ranker import Ranker
+from recsys.models.ranker import TABLE_PREFIX, Ranker
 from recsys.models.settings import ModelSettings
 from recsys.towers.partition_file import Partition
 
 
 def build_ranker(
-    schema: Schema, settings: ModelSettings, partition: Partition | None, seed: int, table_device: str = "cpu"
+    schema: Schema,
+    settings: ModelSettings,
+    partition: Partition | None,
+    seed: int,
+    table_device: str = "cpu",
+    table_prefix: str = TABLE_PREFIX,
 ) -> Ranker:
     """A ranker whose weights depend on ``seed`` only.
 
@@ -23,7 +28,7 @@ def build_ranker(
     towers = _tower_positions(schema, partition) if settings.towers else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        ranker = Ranker(schema, settings, towers, table_device)
+        ranker = Ranker(schema, settings, towers, table_device, table_prefix)
     if table_device != "meta":
         _write_tables(ranker, seed)
     return ranker

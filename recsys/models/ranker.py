@@ -130,18 +130,24 @@ class Ranker(nn.Module):
     ``towers`` holds the positions of each tower's features in ``schema.categorical``.
     ``table_device="meta"`` leaves the tables without memory, for the engine to shard. ``peers`` is set by
     the tower transform: this rank then computes its host's towers only, for its peers' examples.
-    The head's bias starts at log(p / (1 - p)) of the schema's initial base rate.
+    The head's bias starts at log(p / (1 - p)) of the schema's initial base rate. Two rankers in one
+    model need two ``table_prefix``.
     """
 
     def __init__(
-        self, schema: Schema, settings: ModelSettings, towers: list[list[int]] | None, table_device: str
+        self,
+        schema: Schema,
+        settings: ModelSettings,
+        towers: list[list[int]] | None,
+        table_device: str,
+        table_prefix: str = TABLE_PREFIX,
     ) -> None:
         super().__init__()
         self.feature_names = [feature.name for feature in schema.categorical]
         self.dense_width = schema.dense_width
         self.embedding_dimension = settings.embedding_dimension
         self.peers: PeerExchange | None = None
-        tables = table_configs(schema, settings.embedding_dimension)
+        tables = table_configs(schema, settings.embedding_dimension, table_prefix)
         widths = settings.dense_layers
         self.dense_arch = perceptron(schema.dense_width, widths)
         dense_features = widths[-1] if widths else schema.dense_width
@@ -192,11 +198,11 @@ def in_schema_order(pooled: KeyedTensor, names: list[str], dimension: int) -> Te
     return columns.index_select(1, order.to(columns.device))
 
 
-def table_configs(schema: Schema, dimension: int) -> list[EmbeddingBagConfig]:
+def table_configs(schema: Schema, dimension: int, prefix: str = TABLE_PREFIX) -> list[EmbeddingBagConfig]:
     """One table a categorical feature; lists are mean-pooled. Weights are written by the caller."""
     return [
         EmbeddingBagConfig(
-            name=TABLE_PREFIX + feature.name,
+            name=prefix + feature.name,
             embedding_dim=dimension,
             num_embeddings=feature.num_embeddings,
             feature_names=[feature.name],

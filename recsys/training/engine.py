@@ -41,6 +41,7 @@ from recsys.training.optimizers import (
     tensors,
 )
 from recsys.training.settings import TrainSettings
+from recsys.training.side_model import SideModel
 from recsys.training.table_memory import TableFiles, set_table_precision
 
 LossFunction = Callable[[dict[str, Tensor], Batch], Tensor]
@@ -59,15 +60,22 @@ class Engine:
         seed: of the initial tables.
         partition: towers whose tables stay together on one rank, or, with ``tower_transform``, on the
             tower's hosts; None where the plan is free.
+        side: trained beside it.
 
     Raises:
         InputError: no plan fits the settings, or the hosts do not fit the towers.
     """
 
     def __init__(
-        self, model: nn.Module, settings: TrainSettings, seed: int, partition: Partition | None = None
+        self,
+        model: nn.Module,
+        settings: TrainSettings,
+        seed: int,
+        partition: Partition | None = None,
+        side: SideModel | None = None,
     ) -> None:
         self.settings = settings
+        self._side = side or SideModel()
         self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
         self.device = torch.device(settings.device)
         if settings.device == "cuda":
@@ -170,12 +178,13 @@ class Engine:
         if self._replicated_optimizer is not None:
             self._replicated_optimizer.zero_grad(set_to_none=True)
         self._set_rates()  # the kernels take theirs in the forward pass
+        self._side.begin(batch, self.steps + 1)
         with self._precision():
             outputs = self._model(batch.dense, batch.sparse)
         losses = loss_function({name: value.float() for name, value in outputs.items()}, batch)
         loss = (batch.weight * losses).sum() * (self.world_size / batch.global_rows)
         if self._guard.skips_loss(loss.item(), batch, outputs):
-            self._counts[1] += 1
+            self._end_step(updated=False)
             return None
         return loss
 
@@ -184,15 +193,13 @@ class Engine:
         loss.backward()
         self._average_gradients()
         if self._guard.skips_gradients(self._dense | self._replicated, differ=self._towers is not None):
-            self._counts[1] += 1
-            return False
+            return self._end_step(updated=False)
         if self.settings.dense_clip_norm is not None:
             self._clip_gradients(self.settings.dense_clip_norm)
         self._dense_optimizer.step()
         if self._replicated_optimizer is not None:
             self._replicated_optimizer.step()
-        self._counts[0] += 1
-        return True
+        return self._end_step(updated=True)
 
     def serving_loss(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
         """Binary cross-entropy of the serving logit against the label, an example: [B]."""
@@ -236,7 +243,7 @@ class Engine:
         # A dict of nothing but empty ones makes DCP take the checkpoint for one of an old PyTorch.
         filled = {key: {name: s for name, s in states.items() if s} for key, states in optimizers.items()}
         state = {"model": self._model.state_dict(), "counts": self._counts}
-        return state | {key: states for key, states in filled.items() if states}
+        return state | {key: states for key, states in filled.items() if states} | self._side.state()
 
     def gather_state(self) -> dict[str, Tensor]:
         """The unsharded model's state_dict, float32, on rank 0; empty on the other ranks."""
@@ -257,6 +264,11 @@ class Engine:
     def plan_summary(self) -> list[dict[str, Any]]:
         """One row a table: table, kind, ranks, bytes."""
         return self._plan_rows
+
+    def _end_step(self, updated: bool) -> bool:
+        self._counts[0 if updated else 1] += 1
+        self._side.end(updated)
+        return updated
 
     def _average_gradients(self) -> None:
         """Mean over ranks of the gradients of all that is replicated, in one collective."""

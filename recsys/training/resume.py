@@ -53,6 +53,7 @@ class Position:
         measured: metrics of the window's predictions, if batches is above 0.
         history: metrics of the windows done.
         progress_rows: rows that a progress bar has counted.
+        counts: what else this rank has counted in the batches, by name.
     """
 
     window: int = 0
@@ -62,6 +63,7 @@ class Position:
     measured: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     progress_rows: int = 0
+    counts: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -155,7 +157,7 @@ class Checkpoints:
         return Position()
 
     def _facts(self, engine: Engine, position: Position) -> dict[str, Any]:
-        mine = {"loss": position.loss, "random": base64.b64encode(_random_state()).decode()}
+        mine = {"loss": position.loss, "counts": position.counts, "random": base64.b64encode(_random_state()).decode()}
         ranks: list[Any] = [None] * engine.world_size
         distributed.all_gather_object(ranks, mine)
         return {"run": self.run, "position": asdict(position), "ranks": ranks, "plan": engine.plan_summary()}
@@ -215,11 +217,12 @@ class Checkpoints:
         position, ranks = Position(**facts["position"]), facts["ranks"]
         _say(engine, f"goes on at window {position.window + 1}, batch {position.batches + 1}, from {path}")
         if len(ranks) != engine.world_size:
-            return replace(position, loss=sum(rank["loss"] for rank in ranks) / len(ranks))
+            counts = {name: sum(rank["counts"][name] for rank in ranks) / len(ranks) for name in position.counts}
+            return replace(position, loss=sum(rank["loss"] for rank in ranks) / len(ranks), counts=counts)
         mine = ranks[engine.rank]
         random = bytearray(base64.b64decode(mine["random"]))
         torch.set_rng_state(torch.frombuffer(random, dtype=torch.uint8))
-        return replace(position, loss=mine["loss"])
+        return replace(position, loss=mine["loss"], counts=mine["counts"])
 
     def _published(self) -> list[Path]:
         """Checkpoint folders, newest first."""

@@ -6,10 +6,10 @@ import polars as pl
 import pytest
 
 from recsys.data.schema import CategoricalFeature, Schema, Window
+from recsys.distill.distillation_settings import DistillationSettings
 from recsys.distill.scoring import score_windows
 from recsys.distill.settings import (
     AugmentSettings,
-    AuxiliaryHeadSettings,
     StudentSettings,
     StudentsSettings,
     TeacherSettings,
@@ -32,7 +32,7 @@ STUDENTS = StudentsSettings(
     model=MODEL,
     seeds=[1],
     students=[StudentSettings(name="one", domain="b")],
-    distillation=AuxiliaryHeadSettings(loss_weight=1.0, gradient_scale=10.0, label_scale=1.0),
+    distillation=DistillationSettings(loss_weight=1.0, gradient_scale=10.0, label_scale=1.0),
 )
 
 

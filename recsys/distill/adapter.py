@@ -1,0 +1,134 @@
+"""The student adapter (ExFM, section 3.4, Algorithm 1): the teacher's score, brought up to the present."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.utils import clip_grad_norm_, get_total_norm
+
+from recsys.data.loader import Batch
+from recsys.distill.distillation_settings import DistillationSettings
+from recsys.distill.losses import is_usable
+from recsys.models.layers import perceptron
+from recsys.sharding.communication import mean_over_ranks
+from recsys.training.non_finite import NonFiniteGradientError
+from recsys.training.settings import TrainSettings
+from recsys.training.side_model import SideModel
+
+
+class ScoreNetwork(nn.Module):
+    """logit [B] -> logit [B]: the teacher's plus an MLP of it. It starts as the identity."""
+
+    def __init__(self, hidden: list[int], seed: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.hidden = perceptron(1, hidden)
+            self.output = nn.Linear(hidden[-1] if hidden else 1, 1)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, score: Tensor) -> Tensor:
+        """The corrected logits."""
+        return score + self.output(self.hidden(score.unsqueeze(-1))).squeeze(-1)
+
+
+class StudentAdapter(SideModel):
+    """A :class:`ScoreNetwork` that learns the hard label of the scored examples, by Adam of its own.
+
+    Called with scores it gives its prediction without a gradient, so the student's loss does not reach
+    it. Its gradient is the mean over the ranks' global batch and is clipped like the dense part's, by a
+    norm of its own.
+
+    Args:
+        settings: size, learning rate and when it learns.
+        train: precision of the gradients between ranks, clipping, what to do with non-finite ones, device.
+        seed: of its weights.
+        world_size: ranks that train it together.
+    """
+
+    def __init__(self, settings: DistillationSettings, train: TrainSettings, seed: int, world_size: int) -> None:
+        self._settings, self._train, self._world_size = settings, train, world_size
+        self.network = ScoreNetwork(settings.adapter.hidden_layers, seed).to(train.device)
+        self._optimizer = _filled(torch.optim.Adam(self.network.parameters(), lr=settings.adapter.learning_rate))
+        self._before: list[Tensor] = []
+        self._batch: Batch | None = None
+        self._step = 0
+
+    @torch.no_grad()
+    def __call__(self, score: Tensor) -> Tensor:
+        """The adapted logits [B] of the teacher's [B], without a gradient."""
+        return self.network(score)
+
+    def begin(self, batch: Batch, step: int) -> None:
+        """Learn from ``batch`` if that is to be before the student does.
+
+        Raises:
+            NonFiniteGradientError: its gradient is NaN or infinite and no batch may be left out.
+        """
+        self._batch, self._step = batch, step
+        if self._settings.adapter.update == "before":
+            self._before = [value.clone() for value in self._tensors()]
+            self._learn(batch)
+
+    def end(self, updated: bool) -> None:
+        """Learn from the batch if that is to be after the student has; undo it where the student left it out.
+
+        Raises:
+            NonFiniteGradientError: see :meth:`begin`.
+        """
+        assert self._batch is not None, "end without begin"
+        if self._settings.adapter.update == "after":
+            if updated:
+                self._learn(self._batch)
+        elif not updated:
+            with torch.no_grad():
+                for value, before in zip(self._tensors(), self._before, strict=True):
+                    value.copy_(before)
+        self._before, self._batch = [], None
+
+    def state(self) -> dict[str, Any]:
+        """Weights and optimiser state, live."""
+        optimizer = {name: self._optimizer.state[p] for name, p in self.network.named_parameters()}
+        return {"side": {"network": self.network.state_dict(), "optimizer": optimizer}}
+
+    def _learn(self, batch: Batch) -> None:
+        usable = is_usable(batch, self._settings)
+        logit = self.network(torch.where(usable, batch.score.detach(), 0.0))  # [B]
+        losses = binary_cross_entropy_with_logits(logit, batch.label, reduction="none")
+        weight = torch.where(usable, batch.weight, 0.0)
+        loss = (weight * losses).sum() * (self._world_size / batch.global_rows)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = list(self.network.parameters())
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if self._world_size > 1:
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            flat = mean_over_ranks(flat, self._train.communication.gradients)
+            for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+                gradient.copy_(mean.view_as(gradient))
+        if not math.isfinite(get_total_norm(gradients, norm_type=math.inf).item()):
+            if not self._train.skip_non_finite_batches:
+                raise NonFiniteGradientError(self._step, ["the student adapter"])
+            return
+        if self._train.dense_clip_norm is not None:
+            clip_grad_norm_(parameters, self._train.dense_clip_norm)
+        self._optimizer.step()
+
+    def _tensors(self) -> list[Tensor]:
+        optimizer = [value for p in self.network.parameters() for value in self._optimizer.state[p].values()]
+        return [*self.network.parameters(), *optimizer]
+
+
+def _filled(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """``optimizer`` with the state of before its first step, so that a checkpoint can be read into it."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for parameter in parameters:
+        optimizer.state[parameter]["step"].zero_()
+    optimizer.zero_grad(set_to_none=True)
+    return optimizer

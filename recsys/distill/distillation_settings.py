@@ -1,0 +1,84 @@
+"""How one student learns from a teacher: mode, heads, weights, adapter."""
+
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from recsys.config import Settings
+from recsys.models.settings import ModelSettings
+
+Mode = Literal["none", "shared", "affine", "auxiliary", "auxiliary_adapter", "co_distillation"]
+S = TypeVar("S", bound=Settings)
+
+
+class AdapterSettings(Settings):
+    """The student adapter (ExFM, section 3.4): an MLP of the teacher's logit that learns the hard label.
+
+    ``kind``: its prediction is the target of a head of its own (``extra_head``) or takes the place of
+    the teacher's (``replace``). ``update``: it learns from a batch ``before`` the student does, as in the
+    paper's Algorithm 1, or ``after``, so that its target does not know the batch's labels.
+    ``loss_weight`` and ``label_scale`` are the extra head's w and α.
+    """
+
+    kind: Literal["extra_head", "replace"] = "extra_head"
+    update: Literal["before", "after"] = "before"
+    hidden_layers: list[PositiveInt] = Field(default=[8])
+    learning_rate: PositiveFloat = 0.01
+    loss_weight: float = Field(default=1.0, ge=0)
+    label_scale: PositiveFloat = 1.0
+
+
+class DistillationSettings(Settings):
+    """What a student learns besides the hard label of its serving head (ExFM, section 3.3).
+
+    ``mode``: ``none``; ``shared``: the serving head learns both labels; ``affine``: it does, the
+    teacher's through a learned affine map of its logit; ``auxiliary``: a head of its own learns the
+    teacher's; ``auxiliary_adapter``: the same with an adapter; ``co_distillation``: that head learns from a
+    ranker of ``peer_model`` that is trained with the student, instead of from the teacher.
+
+    ``loss_weight`` is w, ``label_scale`` is α (the target is min(α p, 1)), ``gradient_scale`` is β, between
+    a head of its own and the backbone; ``shared`` and ``affine`` have no such place and do not read it. Under
+    Adam only the product w·β matters. ``hard_label_weight``: the distillation head also learns the hard
+    label, with this weight (the auxiliary tower of Rec-Distill, arXiv 2605.29755).
+
+    An example whose score is older than ``max_staleness_hours`` (event time less the snapshot's
+    high-water mark) counts as unscored; its distillation term halves every ``staleness_half_life_hours``.
+    """
+
+    mode: Mode = "auxiliary"
+    head_layers: list[PositiveInt] = Field(default=[32])
+    loss_weight: float = Field(default=1.0, ge=0)
+    gradient_scale: float = Field(default=1.0, ge=0)
+    label_scale: PositiveFloat = 1.0
+    hard_label_weight: float = Field(default=0.0, ge=0)
+    max_staleness_hours: PositiveFloat | None = None
+    staleness_half_life_hours: PositiveFloat | None = None
+    adapter: AdapterSettings = AdapterSettings()
+    peer_model: ModelSettings | None = None
+
+    @property
+    def reads_scores(self) -> bool:
+        """Whether it needs the teacher's scores."""
+        return self.mode not in ("none", "co_distillation")
+
+    @property
+    def has_own_head(self) -> bool:
+        """Whether a head beside the serving head learns the soft label."""
+        return self.mode in ("auxiliary", "auxiliary_adapter", "co_distillation")
+
+
+def overlaid(base: S, *changes: S | None) -> S:
+    """``base`` with every key that ``changes`` set, the last one winning; nested settings key by key."""
+    values = base.model_dump(exclude_unset=True)
+    for change in changes:
+        if change is not None:
+            _overlay(values, change.model_dump(exclude_unset=True))
+    return type(base).model_validate(values)
+
+
+def _overlay(values: dict[str, Any], changes: dict[str, Any]) -> None:
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(values.get(key), dict):
+            _overlay(values[key], value)
+        else:
+            values[key] = value

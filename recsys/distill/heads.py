@@ -1,0 +1,138 @@
+"""A ranker with heads for the teacher's labels; none of them is served."""
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from recsys.distill.distillation_settings import DistillationSettings
+from recsys.models.ranker import SERVING, SMALLEST_RATE
+
+RANKER_PREFIX = "ranker."
+PEER_TABLE_PREFIX = "peer_"
+DISTILLATION, ADAPTED, PEER = "distillation", "adapted", "peer"
+
+
+class SplitRanker(Protocol):
+    """A module of recsys.models whose representation and head can be called apart."""
+
+    representation_size: int
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every weight by name."""
+        ...
+
+    def embed(self, sparse: KeyedJaggedTensor) -> Tensor:
+        """Ids of F features -> [B, F, N]."""
+        ...
+
+    def represent_embedded(self, dense: Tensor, embeddings: Tensor) -> Tensor:
+        """[B, W], [B, F, N] -> [B, H]."""
+        ...
+
+    def represent(self, dense: Tensor, sparse: KeyedJaggedTensor) -> Tensor:
+        """[B, W] and ids -> [B, H]."""
+        ...
+
+    def head(self, representation: Tensor) -> Tensor:
+        """[B, H] -> logit [B]."""
+        ...
+
+
+class DistilledRanker(nn.Module):
+    """A ranker with what its mode of distillation adds; see :class:`DistillationSettings`.
+
+    With a head of its own the serving head sees the hard label only and the distillation head the soft
+    one only (ExFM, section 3.3); they share the backbone. The gradient from the distillation heads into the
+    backbone is multiplied by ``gradient_scale``; their own parameters keep theirs.
+
+    Args:
+        ranker: initialised; the same one trains the plain arm.
+        settings: mode, layers of the heads, and the scales.
+        seed: of the heads' weights.
+        base_rate: of the labels; a head starts at α times it, or its first steps, all one way,
+            would shake the backbone and use up the tables' AdaGrad.
+        peer: the larger ranker of co-distillation.
+    """
+
+    def __init__(
+        self,
+        ranker: SplitRanker,
+        settings: DistillationSettings,
+        seed: int,
+        base_rate: float,
+        peer: SplitRanker | None = None,
+    ) -> None:
+        super().__init__()
+        self.ranker = ranker
+        self.gradient_scale = settings.gradient_scale
+        self.distillation_head = self.affine = self.adapter_head = None
+        size, layers = ranker.representation_size, settings.head_layers
+        if settings.has_own_head:
+            self.distillation_head = _seeded_head(size, layers, seed)
+            _start_at(self.distillation_head, settings.label_scale * base_rate)
+        elif settings.mode == "affine":
+            self.affine = nn.Linear(1, 1)
+            nn.init.ones_(self.affine.weight)
+            nn.init.zeros_(self.affine.bias)
+        if settings.mode == "auxiliary_adapter" and settings.adapter.kind == "extra_head":
+            self.adapter_head = _seeded_head(size, layers, seed + 1)  # not the other head's weights
+            _start_at(self.adapter_head, settings.adapter.label_scale * base_rate)
+        self.peer = peer
+
+    def forward(self, dense: Tensor, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
+        """Logits [B] by head: ``serving``, ``distillation``, ``adapted``, and in training ``peer``; dense is [B, W]."""
+        outputs = self.heads(self.ranker.represent(dense, sparse))
+        if self.peer is not None and self.training:
+            outputs[PEER] = self.peer.head(self.peer.represent(dense, sparse))
+        return outputs
+
+    def heads(self, representation: Tensor) -> dict[str, Tensor]:
+        """Logits [B] of the heads on a representation [B, H]."""
+        scaled = scale_gradient(representation, self.gradient_scale)  # [B, H]
+        outputs = {SERVING: self.ranker.head(representation)}  # [B]
+        if self.distillation_head is not None:
+            outputs[DISTILLATION] = self.distillation_head(scaled).squeeze(-1)  # [B]
+        elif self.affine is not None:
+            outputs[DISTILLATION] = self.affine(outputs[SERVING].unsqueeze(-1)).squeeze(-1)
+        else:
+            outputs[DISTILLATION] = outputs[SERVING]
+        if self.adapter_head is not None:
+            outputs[ADAPTED] = self.adapter_head(scaled).squeeze(-1)
+        return outputs
+
+
+def scale_gradient(value: Tensor, scale: float) -> Tensor:
+    """``value`` unchanged; its gradient times ``scale``."""
+    return _GradientScale.apply(value, scale)  # type: ignore[return-value]
+
+
+class _GradientScale(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, value: Tensor, scale: float) -> Tensor:
+        context.scale = scale
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient * context.scale, None
+
+
+def _seeded_head(inputs: int, hidden: list[int], seed: int) -> nn.Sequential:
+    """An MLP inputs -> hidden -> 1 with ReLU, drawn from ``seed`` alone."""
+    layers: list[nn.Module] = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for width_in, width_out in pairwise([inputs, *hidden]):
+            layers += [nn.Linear(width_in, width_out), nn.ReLU()]
+        layers.append(nn.Linear(([inputs, *hidden])[-1], 1))
+    return nn.Sequential(*layers)
+
+
+def _start_at(head: nn.Sequential, rate: float) -> None:
+    start = min(max(rate, SMALLEST_RATE), 1 - SMALLEST_RATE)
+    nn.init.constant_(head[-1].bias, math.log(start / (1 - start)))  # type: ignore[arg-type]

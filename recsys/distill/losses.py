@@ -1,0 +1,96 @@
+"""What a distilled student minimises: the hard label, and the soft label of a teacher, an adapter or a peer."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from recsys.data.loader import Batch
+from recsys.distill.distillation_settings import DistillationSettings
+from recsys.distill.heads import ADAPTED, DISTILLATION, PEER
+from recsys.models.ranker import SERVING
+
+MS_PER_HOUR = 3_600_000
+
+
+class ScoreMap(Protocol):
+    """Logits of a teacher to logits of the present, [B] to [B], without gradients."""
+
+    def __call__(self, score: Tensor, /) -> Tensor:
+        """The mapped logits."""
+        ...
+
+
+class DistillationLoss:
+    """Loss [B] of each example: BCE(serving, label) + w · BCE(distillation, min(α p, 1)).
+
+    p is the probability of the teacher, of ``adapter`` or of the peer. An example without a usable score
+    has no second term. An extra head for the adapter, a hard label for the distillation head and the
+    peer's own loss are further terms.
+    """
+
+    def __init__(self, settings: DistillationSettings, adapter: ScoreMap | None = None) -> None:
+        self.settings = settings
+        self._adapter = adapter
+
+    def __call__(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
+        """The loss [B]."""
+        loss = self.serving(outputs, batch) + self.distillation(outputs, batch)
+        return loss + _entropy(outputs[PEER], batch.label) if PEER in outputs else loss
+
+    def serving(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
+        """The serving head's own loss [B]."""
+        return _entropy(outputs[SERVING], batch.label)
+
+    def distillation(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
+        """All that the other heads add to the loss, [B], weighted."""
+        settings = self.settings
+        trust = self.trust(batch)
+        target = self.target(outputs, batch)
+        term = _entropy(outputs[DISTILLATION], target) * trust
+        loss = settings.loss_weight * torch.where(trust > 0, term, 0.0)
+        if ADAPTED in outputs:
+            adapted = self._probability(batch, adapted=True, scale=settings.adapter.label_scale)
+            term = _entropy(outputs[ADAPTED], adapted) * trust
+            loss = loss + settings.adapter.loss_weight * torch.where(trust > 0, term, 0.0)
+        if settings.hard_label_weight > 0:
+            loss = loss + settings.hard_label_weight * _entropy(outputs[DISTILLATION], batch.label)
+        return loss
+
+    def target(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
+        """What the distillation head learns, [B] probabilities, without gradients; arbitrary where trust is 0."""
+        scale = self.settings.label_scale
+        if PEER in outputs:
+            return (scale * torch.sigmoid(outputs[PEER].detach())).clamp(max=1.0)
+        replaced = self.settings.mode == "auxiliary_adapter" and self.settings.adapter.kind == "replace"
+        return self._probability(batch, adapted=replaced, scale=scale)
+
+    def trust(self, batch: Batch) -> Tensor:
+        """Weight [B] in [0, 1] of each example's soft label: 0 where it is missing or too old."""
+        if self.settings.mode == "co_distillation":
+            return torch.ones_like(batch.label)
+        usable = is_usable(batch, self.settings).float()
+        half_life = self.settings.staleness_half_life_hours
+        if half_life is None:
+            return usable
+        return usable * torch.exp2(-batch.staleness_ms / (half_life * MS_PER_HOUR)).float()
+
+    def _probability(self, batch: Batch, adapted: bool, scale: float) -> Tensor:
+        score = torch.where(is_usable(batch, self.settings), batch.score.detach(), 0.0)
+        if adapted:
+            assert self._adapter is not None, "a mode with an adapter needs one"
+            score = self._adapter(score)
+        return (scale * torch.sigmoid(score)).clamp(max=1.0)
+
+
+def is_usable(batch: Batch, settings: DistillationSettings) -> Tensor:
+    """Whether each example has a finite score that is not too old: [B] bool."""
+    usable = torch.isfinite(batch.score)
+    if settings.max_staleness_hours is None:
+        return usable
+    return usable & (batch.staleness_ms <= settings.max_staleness_hours * MS_PER_HOUR)
+
+
+def _entropy(logit: Tensor, target: Tensor) -> Tensor:
+    return binary_cross_entropy_with_logits(logit, target, reduction="none")

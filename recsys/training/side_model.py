@@ -1,0 +1,23 @@
+"""What trains beside an engine's model, on the same batches, by an optimiser of its own."""
+
+from typing import Any
+
+from recsys.data.loader import Batch
+
+
+class SideModel:
+    """Nothing; subclasses train a small model that every rank holds whole.
+
+    The engine calls :meth:`begin` before the forward pass of each batch and :meth:`end` after its
+    optimisers, on every rank, so both may be collective. Checkpoints hold :meth:`state`.
+    """
+
+    def begin(self, batch: Batch, step: int) -> None:
+        """``batch``, on the engine's device, is about to be the engine's optimiser step number ``step``, from 1."""
+
+    def end(self, updated: bool) -> None:
+        """The step was taken; not ``updated``: the batch was left out, and what begin did is to be undone."""
+
+    def state(self) -> dict[str, Any]:
+        """Live references to all tensors, {"side": {...}}; empty where there are none."""
+        return {}
