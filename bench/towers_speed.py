@@ -10,9 +10,9 @@ quiet machine.
 """
 
 import argparse
-import json
 import sys
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
@@ -21,34 +21,15 @@ import yaml
 from bench import towers_worker
 from bench.cluster import Cluster, ClusterUnavailableError, Shape, cluster
 from bench.towers_cases import FLAT_WHOLE, RATES_MBIT, SHAPES, Architecture, contenders
+from bench.towers_report import report_lines, write_report
+from bench.towers_runs import RUNS, Run, load_runs, save_runs
 
-RUNS = Path(".work/towers_speed")
 BASE_HARDWARE = Path("params/hardware/cpu.yaml")
 PLANNED_MBIT = 400.0  # the network that the flat engine's planner reckons with, between the slowest and the fastest
 MBIT_PER_GB_S = 8000.0
 PAPER_EXPOSED = 0.275  # of the flat step, DCN on 64 H100: the paper's Figure 1
 ARCHITECTURES: tuple[Architecture, ...] = ("dcn", "dlrm")
 STEPS = 2  # a turn
-
-
-@dataclass(frozen=True)
-class Run:
-    """One contender at one rate: medians over turns, of the slowest rank.
-
-    ``busy_ms`` is processor time of all ranks a step; ``host_bytes`` what the busiest host sends a step,
-    by its interface's counter.
-    """
-
-    architecture: Architecture
-    hosts: int
-    ranks_per_host: int
-    contender: str
-    rate_mbit: float | None
-    step_ms: float
-    spread_ms: tuple[float, float]
-    busy_ms: float
-    host_bytes: float
-    operating_point: bool = False
 
 
 def measure(architecture: Architecture, shape: Shape, rounds: int) -> list[Run]:
@@ -63,40 +44,41 @@ def measure(architecture: Architecture, shape: Shape, rounds: int) -> list[Run]:
         print(f"{architecture}, {shape}: {plans}", flush=True)
         for name in plans:
             turn(hosts, name)  # warm up
-        runs = [run for at in RATES_MBIT[architecture] for run in at_rate(hosts, architecture, at, rounds, False)]
-        point = operating_rate([run for run in runs if run.contender == FLAT_WHOLE])
-        return runs + at_rate(hosts, architecture, point, rounds, True)
+        turns = Turns(architecture, shape)
+        turns.take(hosts, RATES_MBIT[architecture], rounds)
+        point = operating_rate([run for run in turns.runs() if run.contender == FLAT_WHOLE])
+        turns.take(hosts, (point, None), rounds)
+        return turns.runs(point)
 
 
-def at_rate(
-    hosts: Cluster, architecture: Architecture, rate_mbit: float | None, rounds: int, point: bool
-) -> list[Run]:
-    """Every contender in turns, the order reversed each round."""
-    hosts.set_rate(rate_mbit)
-    names = [one.name for one in contenders(architecture)]
-    turns: dict[str, list[tuple[float, float, float]]] = {name: [] for name in names}
-    for index in range(rounds):
-        for name in names if index % 2 == 0 else reversed(names):
-            turns[name].append(turn(hosts, name))
-    found = []
-    for name, taken in turns.items():
-        steps, busy, sent = (list(column) for column in zip(*taken, strict=True))
-        found.append(
-            Run(
-                architecture,
-                hosts.shape.hosts,
-                hosts.shape.ranks_per_host,
-                name,
-                rate_mbit,
-                median(steps),
-                (min(steps), max(steps)),
-                median(busy),
-                median(sent),
-                point,
-            )
-        )
-    print(f"{rate_mbit} Mbit/s: " + ", ".join(f"{run.contender} {run.step_ms:.0f} ms" for run in found), flush=True)
-    return found
+class Turns:
+    """Turns of every contender at every rate: rates and contenders alternate, so that a disturbance meets all."""
+
+    def __init__(self, architecture: Architecture, shape: Shape) -> None:
+        self._architecture: Architecture = architecture
+        self._shape = shape
+        self._names = [one.name for one in contenders(architecture)]
+        self._taken: dict[tuple[float | None, str], list[tuple[float, float, float]]] = defaultdict(list)
+
+    def take(self, hosts: Cluster, rates: Sequence[float | None], rounds: int) -> None:
+        """``rounds`` more turns at each of ``rates``, the order reversed each round."""
+        for index in range(rounds):
+            step = 1 if index % 2 == 0 else -1
+            for rate in rates[::step]:
+                hosts.set_rate(rate)
+                for name in self._names[::step]:
+                    self._taken[rate, name].append(turn(hosts, name))
+
+    def runs(self, point: float | None = None) -> list[Run]:
+        """What the turns so far give; ``point`` is the operating point."""
+        found = []
+        for (rate, name), taken in self._taken.items():
+            steps, busy, sent = (list(column) for column in zip(*taken, strict=True))
+            spread = min(steps), max(steps)
+            place = self._architecture, self._shape.hosts, self._shape.ranks_per_host
+            at_point = rate is not None and rate == point
+            found.append(Run(*place, name, rate, median(steps), spread, median(busy), median(sent), at_point))
+        return found
 
 
 def turn(hosts: Cluster, name: str) -> tuple[float, float, float]:
@@ -110,7 +92,7 @@ def turn(hosts: Cluster, name: str) -> tuple[float, float, float]:
 
 
 def operating_rate(flat: list[Run]) -> float:
-    """Mbit/s at which PAPER_EXPOSED of the flat step is exposed, between the rates measured: time is linear in 1/rate."""
+    """Mbit/s at which PAPER_EXPOSED of the flat step is exposed; between the rates measured, linear in 1/rate."""
     free = next(run.step_ms for run in flat if run.rate_mbit is None)
     wanted = free / (1 - PAPER_EXPOSED)
     points = sorted(((1 / run.rate_mbit, run.step_ms) for run in flat if run.rate_mbit), key=lambda point: point[1])
@@ -121,12 +103,6 @@ def operating_rate(flat: list[Run]) -> float:
             break
         inverse, below = slower, step_ms
     return round(1 / inverse, 1)
-
-
-def load_runs() -> list[Run]:
-    """All runs that are kept."""
-    files = [RUNS / f"{architecture}-{shape.hosts}.json" for shape in SHAPES for architecture in ARCHITECTURES]
-    return [Run(**values) for path in files if path.is_file() for values in json.loads(path.read_text())]
 
 
 def main() -> None:
@@ -146,7 +122,11 @@ def main() -> None:
                 runs = measure(architecture, shape, given.rounds)
             except ClusterUnavailableError as error:
                 sys.exit(f"skipped: {error}")
-            (RUNS / f"{name}.json").write_text(json.dumps([asdict(run) for run in runs], indent=1) + "\n")
+            save_runs(name, runs)
+    runs = load_runs()
+    print("\n".join(report_lines(runs)))
+    if given.write:
+        write_report(runs)
 
 
 if __name__ == "__main__":

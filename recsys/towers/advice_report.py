@@ -62,7 +62,7 @@ def reasons(best: Choice, flat: Choice) -> list[str]:
 
 
 def _grid(shown: list[Choice], flat: Choice) -> Grid:
-    names = [field.name for field in fields(StepTime)]
+    names = [field.name for field in fields(StepTime) if any(getattr(choice.time, field.name) for choice in shown)]
     grid = Grid(box=SIMPLE)
     for name in ("choice", "x flat", "ms", *names, "MB across"):
         grid.add_column(name, justify="left" if name == "choice" else "right", no_wrap=name != "choice")
@@ -75,4 +75,4 @@ def _grid(shown: list[Choice], flat: Choice) -> Grid:
 
 
 def _largest(time: StepTime) -> str:
-    return max((field.name for field in fields(time)), key=lambda name: getattr(time, name))
+    return max(LIMITED_BY, key=lambda name: getattr(time, name))

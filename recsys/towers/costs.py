@@ -7,6 +7,7 @@ bandwidth, a fixed time a collective and a message; FLOPs over a rate.
 
 import math
 from dataclasses import dataclass, fields
+from itertools import pairwise
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -36,6 +37,8 @@ class TowerCluster(Settings):
         reduce_gb_s: bus bandwidth of an all-reduce over hosts, by number of ranks; as above.
         collective_ms: of each collective.
         message_ms: of each message to another host.
+        hidden: how long the network works unseen, as a part of the time that a rank computes and copies: ranks that
+            share cores come to an exchange one after the other.
         source: where the numbers are from.
     """
 
@@ -49,6 +52,7 @@ class TowerCluster(Settings):
     reduce_gb_s: dict[PositiveInt, PositiveFloat] = Field(min_length=1)
     collective_ms: NonNegativeFloat = 0.0
     message_ms: NonNegativeFloat = 0.0
+    hidden: float = Field(default=0.0, ge=0.0)
     source: str
 
     def efficiency_at(self, ranks: int) -> float:
@@ -152,7 +156,7 @@ class Volumes:
 
 @dataclass(frozen=True)
 class StepTime:
-    """Milliseconds of a step by what they are spent on."""
+    """Milliseconds of a step by what they are spent on; ``hidden`` is below 0: what of them the network hides."""
 
     compute: float
     fixed: float
@@ -162,6 +166,7 @@ class StepTime:
     across: float
     latency: float
     gradients: float
+    hidden: float = 0.0
 
     @property
     def total(self) -> float:
@@ -171,7 +176,7 @@ class StepTime:
     @property
     def exchange(self) -> float:
         """Of ids, embeddings and tower outputs, not of gradients."""
-        return self.ids + self.inside + self.across + self.latency
+        return self.ids + self.inside + self.across + self.latency + self.hidden
 
 
 def volumes(work: Work, hosts: Hosts) -> Volumes:
@@ -222,15 +227,19 @@ def step_time(work: Work, hosts: Hosts, cluster: TowerCluster) -> StepTime:
     ids = _ms(moved.ids_inside, cluster.inside_gb_s) + _ms(moved.ids_across, across_gb_s)
     exposed_ids = max(ids - compute, 0.0) if work.ids_ahead else ids
     reduce_gb_s = cluster.reduce_at(hosts.ranks) if hosts.hosts > 1 else cluster.inside_gb_s
+    copies = _ms(moved.copied, cluster.copy_gb_s)
+    across = busiest * _ms(moved.outputs_across, across_gb_s)
+    shared = _ms(moved.shared_gradients, reduce_gb_s)
     return StepTime(
         compute=compute,
         fixed=cluster.step_ms,
-        copies=_ms(moved.copied, cluster.copy_gb_s),
+        copies=copies,
         ids=exposed_ids,
         inside=_ms(moved.outputs_inside, cluster.inside_gb_s),
-        across=busiest * _ms(moved.outputs_across, across_gb_s),
+        across=across,
         latency=moved.collectives * cluster.collective_ms + moved.messages * cluster.message_ms,
-        gradients=_ms(moved.shared_gradients, reduce_gb_s) + _ms(moved.tower_gradients, cluster.inside_gb_s),
+        gradients=shared + _ms(moved.tower_gradients, cluster.inside_gb_s),
+        hidden=0.0 - min(cluster.hidden * (compute + cluster.step_ms + copies), exposed_ids + across + shared),
     )
 
 
@@ -261,7 +270,7 @@ def _at(curve: dict[int, float], ranks: int) -> float:
     known = sorted(curve)
     if ranks <= known[0]:
         return curve[known[0]]
-    for low, high in zip(known, known[1:], strict=False):
+    for low, high in pairwise(known):
         if ranks <= high:
             part = math.log(ranks / low) / math.log(high / low)
             return curve[low] + part * (curve[high] - curve[low])

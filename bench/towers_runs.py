@@ -1,0 +1,65 @@
+"""What bench/towers_speed.py has measured."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bench.towers_cases import FLAT, FLAT_WHOLE, Architecture
+
+RUNS = Path(".work/towers_speed")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One contender at one rate: medians over turns, of the slowest rank.
+
+    ``busy_ms`` is processor time of all ranks a step; ``host_bytes`` what the busiest host sends a step,
+    by its interface's counter.
+    """
+
+    architecture: Architecture
+    hosts: int
+    ranks_per_host: int
+    contender: str
+    rate_mbit: float | None
+    step_ms: float
+    spread_ms: tuple[float, float]
+    busy_ms: float
+    host_bytes: float
+    operating_point: bool = False
+
+    @property
+    def cluster(self) -> tuple[Architecture, int]:
+        """What was measured in the same processes."""
+        return self.architecture, self.hosts
+
+
+def load_runs(folder: Path = RUNS) -> list[Run]:
+    """All runs that are kept."""
+    return [Run(**values) for path in sorted(folder.glob("*-*.json")) for values in json.loads(path.read_text())]
+
+
+def save_runs(name: str, runs: list[Run]) -> None:
+    """Keep ``runs``, in place of those of the same name."""
+    (RUNS / f"{name}.json").write_text(json.dumps([asdict(run) for run in runs], indent=1) + "\n")
+
+
+def at(runs: list[Run], like: Run, contender: str) -> Run:
+    """The run of ``contender`` in the same place."""
+    return next(
+        run
+        for run in runs
+        if (*run.cluster, run.rate_mbit, run.contender) == (*like.cluster, like.rate_mbit, contender)
+    )
+
+
+def baseline(runs: list[Run], like: Run) -> Run:
+    """The faster of the two flat plans in the same place."""
+    return min((at(runs, like, name) for name in (FLAT, FLAT_WHOLE)), key=lambda run: run.step_ms)
+
+
+def unlimited(runs: list[Run], like: Run) -> Run:
+    """The same contender where nothing limits the links."""
+    return next(
+        run for run in runs if (*run.cluster, run.rate_mbit, run.contender) == (*like.cluster, None, like.contender)
+    )
