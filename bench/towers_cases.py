@@ -20,8 +20,8 @@ TABLES, TABLE_ROWS = 26, 10_000
 DIMENSION = 32
 SHAPES = (Shape(2, 2), Shape(4, 2), Shape(8, 1))
 RATES_MBIT: dict[Architecture, tuple[float | None, ...]] = {
-    "dcn": (100, 200, 400, 800, 1600, None),
-    "dlrm": (100, 200, 400, 800, None),  # it has twice the contenders
+    "dcn": (100, 200, 400, 800, None),
+    "dlrm": (100, 200, 400, None),  # it has twice the contenders
 }
 # Neo's recipe, for what the flat engine exchanges and for what towers send to each other.
 COMMUNICATION = CommunicationSettings(forward="fp16", backward="bf16", gradients="bf16")

@@ -13,7 +13,7 @@ from recsys.models.factory import build_ranker
 from recsys.towers.advice import Wire, ranker_work
 from recsys.towers.costs import GIGA, MS, Hosts, TowerCluster, Work, flat_imbalance, step_time, volumes
 
-FITTED_CLUSTERS = {("dcn", 4), ("dlrm", 8)}
+FITTED_CLUSTERS = {("dcn", 2), ("dlrm", 8)}
 FITTED_RATES = (100.0, 400.0, None)
 LEFT_OUT = "flat, planner"  # splits tables by rows inside hosts; the model's flat exchange is of whole tables
 MS_PER_GB_AT_1_MBIT = 8 * GIGA / 1e6 * MS
@@ -23,13 +23,12 @@ TYPICAL_ERROR = 0.1
 WIRE = Wire(COMMUNICATION.forward, COMMUNICATION.backward, COMMUNICATION.gradients)
 UNITS = {
     "compute": "ms a GFLOP and core",
-    "step": "ms",
+    "step": "ms a rank and core",
     "copies": "ms a GB and core",
-    "sending": "ms a GB and core",
+    "inside": "ms a GB and core",
     "link": "of the time that the bytes take at the rate",
     "message": "ms a core",
-    "collective": "ms a core",
-    "hidden": "of the time that a rank computes",
+    "hidden": "of the time that a rank computes, times 1 - cores / ranks",
 }
 
 
@@ -43,19 +42,17 @@ class Fitted:
     def cluster(self, hosts: Hosts, rate_mbit: float | None) -> TowerCluster:
         """The hosts as the model sees them: a rank has its part of the cores, and of its host's link."""
         share, costs = hosts.ranks / self.cores, self.costs
-        sending = share * costs["sending"]
         link = costs["link"] * MS_PER_GB_AT_1_MBIT / rate_mbit if rate_mbit else 0.0
         return TowerCluster(
             ranks_per_host=hosts.ranks_per_host,
             compute_tflops=_inverse(share * costs["compute"]),
-            step_ms=costs["step"],
+            step_ms=share * costs["step"],
             copy_gb_s=MS * _inverse(share * costs["copies"]),
-            inside_gb_s=MS * _inverse(sending),
-            across_gb_s=MS * _inverse(sending + hosts.ranks_per_host * link),
-            reduce_gb_s={hosts.ranks: MS * _inverse(sending + link)},  # a ring crosses each link once
-            collective_ms=share * costs["collective"],
+            inside_gb_s=MS * _inverse(share * costs["inside"]),
+            across_gb_s=MS * _inverse(hosts.ranks_per_host * link),
+            reduce_gb_s={hosts.ranks: MS * _inverse(link)},  # a ring crosses each link once
             message_ms=share * costs["message"],
-            hidden=costs["hidden"],
+            hidden=costs["hidden"] * max(1 - self.cores / hosts.ranks, 0.0),
             source="bench/towers_fit.py",
         )
 
@@ -101,12 +98,11 @@ def terms(run: Run, cores: int) -> list[float]:
     link = hosts.ranks_per_host * across + moved.shared_gradients
     return [
         share * work.batch * work.flops / GIGA,
-        1.0,
+        share,
         share * moved.copied / GIGA,
-        share * (across + inside + moved.shared_gradients + moved.tower_gradients) / GIGA,
+        share * (inside + moved.tower_gradients) / GIGA,
         link / GIGA * MS_PER_GB_AT_1_MBIT / run.rate_mbit if run.rate_mbit else 0.0,
         share * moved.messages,
-        share * moved.collectives,
     ]
 
 

@@ -11,7 +11,7 @@ RUNS = Path(".work/towers_speed")
 
 @dataclass(frozen=True)
 class Run:
-    """One contender at one rate: medians over turns, of the slowest rank.
+    """One contender at one rate: the median over the steps of all turns, of each the slowest rank.
 
     ``busy_ms`` is processor time of all ranks a step; ``host_bytes`` what the busiest host sends a step,
     by its interface's counter.

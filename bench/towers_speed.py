@@ -13,6 +13,7 @@ import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -29,7 +30,7 @@ PLANNED_MBIT = 400.0  # the network that the flat engine's planner reckons with,
 MBIT_PER_GB_S = 8000.0
 PAPER_EXPOSED = 0.275  # of the flat step, DCN on 64 H100: the paper's Figure 1
 ARCHITECTURES: tuple[Architecture, ...] = ("dcn", "dlrm")
-STEPS = 2  # a turn
+STEPS = 3  # a turn
 
 
 def measure(architecture: Architecture, shape: Shape, rounds: int) -> list[Run]:
@@ -51,6 +52,15 @@ def measure(architecture: Architecture, shape: Shape, rounds: int) -> list[Run]:
         return turns.runs(point)
 
 
+@dataclass(frozen=True)
+class Turn:
+    """Milliseconds of each step on its slowest rank; a step's processor time, bytes of the busiest host."""
+
+    steps_ms: list[float]
+    busy_ms: float
+    host_bytes: float
+
+
 class Turns:
     """Turns of every contender at every rate: rates and contenders alternate, so that a disturbance meets all."""
 
@@ -58,7 +68,7 @@ class Turns:
         self._architecture: Architecture = architecture
         self._shape = shape
         self._names = [one.name for one in contenders(architecture)]
-        self._taken: dict[tuple[float | None, str], list[tuple[float, float, float]]] = defaultdict(list)
+        self._taken: dict[tuple[float | None, str], list[Turn]] = defaultdict(list)
 
     def take(self, hosts: Cluster, rates: Sequence[float | None], rounds: int) -> None:
         """``rounds`` more turns at each of ``rates``, the order reversed each round."""
@@ -73,22 +83,23 @@ class Turns:
         """What the turns so far give; ``point`` is the operating point."""
         found = []
         for (rate, name), taken in self._taken.items():
-            steps, busy, sent = (list(column) for column in zip(*taken, strict=True))
+            steps = [ms for one in taken for ms in one.steps_ms]
             spread = min(steps), max(steps)
+            busy, sent = median(one.busy_ms for one in taken), median(one.host_bytes for one in taken)
             place = self._architecture, self._shape.hosts, self._shape.ranks_per_host
             at_point = rate is not None and rate == point
-            found.append(Run(*place, name, rate, median(steps), spread, median(busy), median(sent), at_point))
+            found.append(Run(*place, name, rate, median(steps), spread, busy, sent, at_point))
         return found
 
 
-def turn(hosts: Cluster, name: str) -> tuple[float, float, float]:
-    """A few steps of a contender: milliseconds of one, of all processors, bytes that the busiest host sent."""
+def turn(hosts: Cluster, name: str) -> Turn:
+    """A few steps of a contender."""
     hosts.call(towers_worker.start, name)
     before = hosts.sent_bytes()
     seconds, busy = zip(*hosts.call(towers_worker.advance, STEPS), strict=True)
     sent = max(after - start for after, start in zip(hosts.sent_bytes(), before, strict=True))
     hosts.call(towers_worker.stop)
-    return max(seconds) / STEPS * 1e3, sum(busy) / STEPS * 1e3, sent / STEPS
+    return Turn([max(ranks) * 1e3 for ranks in zip(*seconds, strict=True)], sum(busy) * 1e3, sent / STEPS)
 
 
 def operating_rate(flat: list[Run]) -> float:

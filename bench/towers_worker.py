@@ -41,12 +41,14 @@ def start(state: State, name: str) -> None:
     distributed.barrier()
 
 
-def advance(state: State, count: int) -> tuple[float, float]:
-    """``count`` steps: seconds, and seconds of processor time."""
-    started, busy = perf_counter(), process_time()
+def advance(state: State, count: int) -> tuple[list[float], float]:
+    """``count`` steps: seconds of each, and seconds of processor time a step."""
+    seconds, busy = [], process_time()
     for _ in range(count):
+        started = perf_counter()
         next(state["steps"])
-    return perf_counter() - started, process_time() - busy
+        seconds.append(perf_counter() - started)
+    return seconds, (process_time() - busy) / count
 
 
 def stop(state: State) -> None:

@@ -65,10 +65,8 @@ class Choice:
     time: StepTime
 
 
-def choices(model: AdvisedModel, cluster: TowerCluster, hosts: int, ids_ahead: bool = False) -> list[Choice]:
+def choices(model: AdvisedModel, cluster: TowerCluster, hosts: int) -> list[Choice]:
     """Flat, the transform alone, and towers of every number and compression; the fastest first.
-
-    ``ids_ahead``: the transform, too, exchanges the next batch's ids while one is computed.
 
     Raises:
         InputError: a tower module does not fit the model.
@@ -79,10 +77,10 @@ def choices(model: AdvisedModel, cluster: TowerCluster, hosts: int, ids_ahead: b
     for count in tower_counts(hosts, model.features):
         placed = Hosts(hosts, cluster.ranks_per_host, hosts // count)
         dimension = model.model.embedding_dimension
-        alone = work_of(passing, count, dimension, ids_ahead)
+        alone = work_of(passing, count, dimension)
         priced.append(_priced(f"transform alone, {count} groups of hosts", alone, placed, cluster, count, dimension))
         for narrow in tower_dimensions(model):
-            work = work_of(model, count, narrow, ids_ahead)
+            work = work_of(model, count, narrow)
             name = f"{count} towers, dimension {narrow}"
             priced.append(_priced(name, work, placed, cluster, count, narrow))
     return sorted(priced, key=lambda choice: choice.time.total)
@@ -100,10 +98,10 @@ def tower_dimensions(model: AdvisedModel) -> list[int]:
     return sorted(set(found), reverse=True)
 
 
-def work_of(model: AdvisedModel, towers: int | None, dimension: int = 0, ids_ahead: bool = False) -> Work:
-    """What a rank does in a step; ``towers`` None: flat. Counted on a model without memory."""
+def work_of(model: AdvisedModel, towers: int | None, dimension: int = 0) -> Work:
+    """What a rank does in a step, overlap on; ``towers`` None: flat. Counted on a model without memory."""
     wire = Wire(model.forward, model.backward, model.gradients)
-    work = ranker_work(advised_ranker(model, towers, dimension), model.batch_size, wire, towers is None or ids_ahead)
+    work = ranker_work(advised_ranker(model, towers, dimension), model.batch_size, wire, ids_ahead=True)
     return work if model.ids_per_example is None else replace(work, ids=model.ids_per_example)
 
 

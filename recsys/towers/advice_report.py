@@ -10,6 +10,7 @@ from recsys.towers.advice import Choice
 from recsys.towers.costs import StepTime, TowerCluster
 
 SMALL_GAIN = 1.02  # below it the measurements behind the constants do not tell two choices apart
+SMALLEST_SHOWN_MS = 0.005  # half of the last digit printed
 MEGA = 1e6
 LIMITED_BY = {
     "compute": "the dense part's FLOPs",
@@ -49,7 +50,7 @@ def reasons(best: Choice, flat: Choice) -> list[str]:
     spent = ", ".join(
         f"{name} {getattr(flat.time, name) - getattr(best.time, name):+.2f}"
         for name in (field.name for field in fields(StepTime))
-        if abs(getattr(flat.time, name) - getattr(best.time, name)) >= 0.005
+        if abs(getattr(flat.time, name) - getattr(best.time, name)) >= SMALLEST_SHOWN_MS
     )
     return [
         *lines,

@@ -18,6 +18,9 @@ FLOAT_BYTES = 4
 EXCHANGES = 5  # sizes, lengths, ids, outputs, their gradients
 ID_EXCHANGES = 3
 LOOKUP_PASSES = 5  # forward reads a row and writes it out; the fused backward reads a gradient, reads and writes a row
+WIRE_PASSES = (
+    6  # what is exchanged is packed, sent, received and unpacked, in half the bytes where quantised; both ways
+)
 SHUFFLE_PASSES = 8  # steps c and e of the transform read and write everything, forward and backward
 GIGA, TERA, MS = 1e9, 1e12, 1e3
 
@@ -136,7 +139,7 @@ class Volumes:
         outputs_across: to other hosts.
         shared_gradients: a ring's all-reduce over all ranks.
         tower_gradients: a ring's over the ranks of a tower, fp32.
-        copied: bytes read and written by lookups and by the transform's shuffles.
+        copied: bytes read and written by lookups, around the exchanges across hosts, and by the transform's shuffles.
         peers: ranks of other hosts that embeddings or tower outputs go to.
         messages: to other hosts.
         collectives: all of them.
@@ -196,7 +199,7 @@ def volumes(work: Work, hosts: Hosts) -> Volumes:
             outputs_across=numbers * wire * across,
             shared_gradients=shared,
             tower_gradients=0.0,
-            copied=lookups,
+            copied=lookups + WIRE_PASSES * numbers * FLOAT_BYTES,
             peers=others,
             messages=EXCHANGES * others,
             collectives=(EXCHANGES + 1) * (hosts.ranks > 1),
@@ -211,7 +214,7 @@ def volumes(work: Work, hosts: Hosts) -> Volumes:
         outputs_across=work.batch * work.output_width * wire * to_peers + numbers * work.inside_bytes * beside,
         shared_gradients=shared,
         tower_gradients=_ring(work.tower_parameters / hosts.groups * FLOAT_BYTES, hosts.group),
-        copied=lookups + SHUFFLE_PASSES * numbers * FLOAT_BYTES,
+        copied=lookups + (SHUFFLE_PASSES * numbers + WIRE_PASSES * work.batch * work.output_width) * FLOAT_BYTES,
         peers=hosts.groups - 1 + neighbours,
         messages=EXCHANGES * (hosts.groups - 1 + neighbours),
         collectives=EXCHANGES * ((hosts.groups > 1) + (hosts.group > 1)) + (hosts.ranks > 1) + (hosts.group > 1),

@@ -10,7 +10,7 @@ from bench.towers_runs import Run
 from bench.towers_speed import operating_rate
 
 CORES = 2
-COSTS = dict(zip(UNITS, (20.0, 15.0, 150.0, 600.0, 1.1, 0.1, 0.8, 0.3), strict=True))
+COSTS = dict(zip(UNITS, (20.0, 5.0, 150.0, 600.0, 1.1, 0.1, 0.3), strict=True))
 
 
 def runs_of(fitted: Fitted) -> list[Run]:
@@ -28,6 +28,8 @@ def runs_of(fitted: Fitted) -> list[Run]:
 def test_a_step_is_the_products_of_terms_and_costs() -> None:
     fitted = Fitted(COSTS | {"hidden": 0.0}, CORES)
     for run in modelled(runs_of(fitted)):
+        if run.rate_mbit == min(filter(None, RATES_MBIT["dcn"])):
+            continue  # there ids that travel ahead are not hidden whole
         products = sum(a * b for a, b in zip(terms(run, CORES), COSTS.values(), strict=False))
         assert products == pytest.approx(fitted.predict(run))
 

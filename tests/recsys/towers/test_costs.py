@@ -95,10 +95,12 @@ def test_faster_parts_never_make_a_step_longer(work: Work, hosts: Hosts, part: s
     assert after <= before + 1e-9
 
 
-@given(WORKS, HOSTS, st.sampled_from(["batch", "flops", "shared_parameters", "forward_bytes", "backward_bytes"]))
-def test_more_work_makes_a_step_longer(work: Work, hosts: Hosts, part: str) -> None:
+@given(WORKS, HOSTS, st.sampled_from(["batch", "flops", "features", "shared_parameters", "forward_bytes"]))
+def test_more_work_never_makes_a_step_shorter(work: Work, hosts: Hosts, part: str) -> None:
     more = replace(work, **{part: 2 * getattr(work, part)})
-    assert step_time(more, hosts, CLUSTER).total > step_time(work, hosts, CLUSTER).total
+    assert step_time(more, hosts, CLUSTER).total >= step_time(work, hosts, CLUSTER).total
+    if part in ("batch", "flops", "shared_parameters"):
+        assert step_time(more, hosts, CLUSTER).total > step_time(work, hosts, CLUSTER).total
 
 
 def test_towers_win_on_a_slow_network_and_the_transform_alone_loses_on_a_fast_one() -> None:
