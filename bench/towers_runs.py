@@ -4,9 +4,12 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from bench.towers_cases import FLAT, FLAT_WHOLE, Architecture
 
 RUNS = Path(".work/towers_speed")
+PAPER_EXPOSED = 0.275  # of the flat step, DCN on 64 H100: the paper's Figure 1
 
 
 @dataclass(frozen=True)
@@ -63,3 +66,18 @@ def unlimited(runs: list[Run], like: Run) -> Run:
     return next(
         run for run in runs if (*run.cluster, run.rate_mbit, run.contender) == (*like.cluster, None, like.contender)
     )
+
+
+def operating_rate(flat_ms: dict[float | None, float]) -> float:
+    """Mbit/s at which PAPER_EXPOSED of the flat step is exposed; between the rates measured, linear in 1/rate."""
+    free = flat_ms[None]
+    points = sorted((ms, 1 / rate) for rate, ms in flat_ms.items() if rate is not None)
+    times, inverses = zip((free, 0.0), *((ms, inverse) for ms, inverse in points if ms > free), strict=True)
+    return round(1 / float(np.interp(free / (1 - PAPER_EXPOSED), times, inverses)), 1)
+
+
+def step_ms_at(by_rate: dict[float | None, float], rate_mbit: float) -> float:
+    """A step between the rates measured, linear in 1/rate."""
+    points = sorted((0.0 if rate is None else 1 / rate, ms) for rate, ms in by_rate.items())
+    inverses, times = zip(*points, strict=True)
+    return float(np.interp(1 / rate_mbit, inverses, times))

@@ -23,12 +23,11 @@ from bench import towers_worker
 from bench.cluster import Cluster, ClusterUnavailableError, Shape, cluster
 from bench.towers_cases import FLAT_WHOLE, RATES_MBIT, SHAPES, Architecture, contenders
 from bench.towers_report import report_lines, write_report
-from bench.towers_runs import RUNS, Run, load_runs, save_runs
+from bench.towers_runs import RUNS, Run, load_runs, operating_rate, save_runs
 
 BASE_HARDWARE = Path("params/hardware/cpu.yaml")
 PLANNED_MBIT = 400.0  # the network that the flat engine's planner reckons with, between the slowest and the fastest
 MBIT_PER_GB_S = 8000.0
-PAPER_EXPOSED = 0.275  # of the flat step, DCN on 64 H100: the paper's Figure 1
 ARCHITECTURES: tuple[Architecture, ...] = ("dcn", "dlrm")
 STEPS = 3  # a turn
 
@@ -47,7 +46,7 @@ def measure(architecture: Architecture, shape: Shape, rounds: int) -> list[Run]:
             turn(hosts, name)  # warm up
         turns = Turns(architecture, shape)
         turns.take(hosts, RATES_MBIT[architecture], rounds)
-        point = operating_rate([run for run in turns.runs() if run.contender == FLAT_WHOLE])
+        point = operating_rate({run.rate_mbit: run.step_ms for run in turns.runs() if run.contender == FLAT_WHOLE})
         turns.take(hosts, (point, None), rounds)
         return turns.runs(point)
 
@@ -100,20 +99,6 @@ def turn(hosts: Cluster, name: str) -> Turn:
     sent = max(after - start for after, start in zip(hosts.sent_bytes(), before, strict=True))
     hosts.call(towers_worker.stop)
     return Turn([max(ranks) * 1e3 for ranks in zip(*seconds, strict=True)], sum(busy) * 1e3, sent / STEPS)
-
-
-def operating_rate(flat: list[Run]) -> float:
-    """Mbit/s at which PAPER_EXPOSED of the flat step is exposed; between the rates measured, linear in 1/rate."""
-    free = next(run.step_ms for run in flat if run.rate_mbit is None)
-    wanted = free / (1 - PAPER_EXPOSED)
-    points = sorted(((1 / run.rate_mbit, run.step_ms) for run in flat if run.rate_mbit), key=lambda point: point[1])
-    inverse, below = 0.0, free
-    for slower, step_ms in points:
-        if step_ms >= wanted:
-            inverse += (slower - inverse) * (wanted - below) / (step_ms - below)
-            break
-        inverse, below = slower, step_ms
-    return round(1 / inverse, 1)
 
 
 def main() -> None:

@@ -6,8 +6,7 @@ import pytest
 
 from bench.towers_cases import RATES_MBIT, SHAPES, contenders
 from bench.towers_fit import UNITS, Fitted, fit, modelled, terms
-from bench.towers_runs import Run
-from bench.towers_speed import operating_rate
+from bench.towers_runs import Run, operating_rate, step_ms_at
 
 CORES = 2
 COSTS = dict(zip(UNITS, (20.0, 5.0, 150.0, 600.0, 1.1, 0.1, 0.3), strict=True))
@@ -42,9 +41,7 @@ def test_the_fit_predicts_runs_of_the_model_that_it_has_not_seen() -> None:
 
 
 def test_the_operating_rate_is_where_the_share_is_exposed() -> None:
-    flat = [
-        Run("dcn", 4, 2, "flat", rate, 200 + 40_000 / rate, (0.0, 0.0), 0.0, 0.0)
-        for rate in (100.0, 200.0, 400.0, 800.0)
-    ]
-    flat.append(Run("dcn", 4, 2, "flat", None, 200.0, (0.0, 0.0), 0.0, 0.0))
-    assert 40_000 / operating_rate(flat) / (200 + 40_000 / operating_rate(flat)) == pytest.approx(0.275, abs=1e-3)
+    flat: dict[float | None, float] = {rate: 200 + 40_000 / rate for rate in (100.0, 200.0, 400.0, 800.0)}
+    flat[None] = 200.0
+    step_ms = step_ms_at(flat, operating_rate(flat))
+    assert (step_ms - 200) / step_ms == pytest.approx(0.275, abs=1e-3)
