@@ -62,11 +62,12 @@ def _text() -> list[str]:
     wire = f"{COMMUNICATION.forward} forward, {COMMUNICATION.backward} backward, {COMMUNICATION.gradients} gradients"
     return [
         "Hosts are network namespaces on one machine (bench/cluster.py), each with an egress rate; ranks are gloo",
-        f"processes and share {os.cpu_count()} cores. {TABLES} tables of width {DIMENSION}, {GLOBAL_BATCH} examples a step",
-        "over all ranks, so that a step without a limit takes 100 to 500 ms. The models are the paper's, smaller,",
+        f"processes and share {os.cpu_count()} cores. {TABLES} tables of width {DIMENSION}, {GLOBAL_BATCH} examples a",
+        "step over all ranks, so that a step without a limit takes 100 to 500 ms. The models are the paper's, smaller,",
         "with its ratio of exchanged embeddings to dense gradients. All contenders send the same formats",
         f"({wire}), overlap on. *Flat* is the faster of the planner's plan",
-        "(reckoning with 400 Mbit/s) and whole tables. A host has one tower, by stride. Contenders are built once in the same ranks and train in turns.",
+        "(reckoning with 400 Mbit/s) and whole tables. A host has one tower, by stride. Contenders are built once in the",
+        "same ranks and train in turns.",
         "",
         "*Exposed* is the step at the rate less the same contender's step without a limit. *Compute saved* is flat",
         "less towers, both without a limit: FLOPs, and bytes that two cores need not copy. *CPU* is processor time",
