@@ -23,6 +23,8 @@ from tests.distributed.test_tower_transform import (
     train_settings,
 )
 
+pytestmark = pytest.mark.slow
+
 LAYOUT = (2, 2, 1)
 SIZES = [32, 13, 32, 2, 7]  # rows of the global batches; most ranks have no row of the fourth
 BAD = 1  # a batch with a NaN on the last rank

@@ -19,6 +19,8 @@ from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.settings import CommunicationSettings, TrainSettings
 
+pytestmark = pytest.mark.slow
+
 SEED, ROWS, RANKS = 3, 16, 4
 EXAMPLES = 8  # a rank
 NAMES = [f"feature_{index}" for index in range(8)]  # two a rank, so that every rank sends the mean
