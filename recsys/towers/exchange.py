@@ -3,9 +3,29 @@
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from torchrec.distributed.dist_data import KJTAllToAll, PooledEmbeddingsAllToAll
-from torchrec.distributed.types import QuantizedCommCodecs
+from torchrec.distributed.dist_data import KJTAllToAll, KJTAllToAllTensorsAwaitable, PooledEmbeddingsAllToAll
+from torchrec.distributed.types import Awaitable, QuantizedCommCodecs
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+
+class _IdsOnTheirWay:
+    """An exchange of the ids ``sparse`` that has begun."""
+
+    def __init__(self, sparse: KeyedJaggedTensor, sizes: Awaitable[KJTAllToAllTensorsAwaitable]) -> None:
+        self.sparse = sparse
+        self._sizes = sizes
+        self._ids: KJTAllToAllTensorsAwaitable | None = None
+
+    def send(self) -> None:
+        """Wait for the peers' sizes and send the ids, once."""
+        if self._ids is None:
+            self._ids = self._sizes.wait()
+
+    def arrived(self) -> KeyedJaggedTensor:
+        """The peers' ids."""
+        self.send()
+        assert self._ids is not None
+        return self._ids.wait()
 
 
 class PeerExchange:
@@ -33,15 +53,39 @@ class PeerExchange:
         self._ids = KJTAllToAll(peers, [len(names) for names in features])
         widths = [sum(width for _, width in towers) for towers in outputs]
         self._outputs = PooledEmbeddingsAllToAll(peers, widths, codecs=codecs)
+        self._ahead: list[_IdsOnTheirWay] = []
         arrived = [tower for towers in outputs for tower in towers]  # by group of hosts, not in the model's order
         self._widths = [width for _, width in arrived]
         self._order = sorted(range(len(arrived)), key=lambda place: arrived[place][0])
 
     def exchange_ids(self, sparse: KeyedJaggedTensor) -> KeyedJaggedTensor:
-        """Ids of B examples, all features -> ids of the peers' B examples each, the features of this group."""
+        """Ids of B examples, all features -> ids of the peers' B examples each, the features of this group.
+
+        Those that :meth:`start_ids` sent ahead have arrived or are waited for.
+        """
+        for ahead in self._ahead:
+            if ahead.sparse is sparse:
+                self._ahead.remove(ahead)
+                return ahead.arrived()
+        return self._start(sparse).arrived()
+
+    def start_ids(self, sparse: KeyedJaggedTensor) -> None:
+        """Send the sizes of a coming :meth:`exchange_ids`, which has to be called with the same object."""
+        self._ahead.append(self._start(sparse))
+
+    def send_ids(self) -> None:
+        """Send the ids whose sizes have gone ahead; this waits for the peers' sizes, not for their ids."""
+        for ahead in self._ahead:
+            ahead.send()
+
+    def forget_ids(self) -> None:
+        """Expect none of what was sent ahead."""
+        self._ahead = []
+
+    def _start(self, sparse: KeyedJaggedTensor) -> "_IdsOnTheirWay":
         keys = sparse.keys()
         ordered = sparse.permute([keys.index(name) for name in self._features])
-        return self._ids(ordered).wait().wait()
+        return _IdsOnTheirWay(sparse, self._ids(ordered))
 
     def exchange_outputs(self, outputs: list[Tensor]) -> list[Tensor]:
         """This group's tower outputs [peers * B, O] -> those of all towers, [B, O], in the model's order."""

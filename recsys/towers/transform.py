@@ -46,11 +46,13 @@ class TowerTransform:
         groups: process groups.
         request: for the plan of this group's tables over its ranks.
         own: parameters of this group's tower modules; the ranks of other groups do not have them.
+        peers: what crosses the groups.
     """
 
     groups: TowerGroups
     request: PlanRequest
     own: list[nn.Parameter]
+    peers: PeerExchange
 
     def make_plan(self, model: nn.Module, sharder: ModuleSharder[Any]) -> ShardingPlan:
         """A plan for this group's tables: ranks count within the group, the shards' placements over all ranks.
@@ -123,7 +125,7 @@ def transform(model: nn.Module, partition: Partition, settings: TrainSettings) -
     as_is = CommunicationSettings()
     inside = settings.model_copy(update={"sharding": sharding, "table_sharding": fixed, "communication": as_is})
     request = PlanRequest(inside, groups.size, groups.size, table_groups=None)
-    return TowerTransform(groups, request, list(ranker.interaction.towers.parameters()))
+    return TowerTransform(groups, request, list(ranker.interaction.towers.parameters()), ranker.peers)
 
 
 def _ranker(model: nn.Module) -> Ranker:

@@ -26,6 +26,7 @@ from recsys.sharding.communication import mean_over_ranks, shard_width, wire_cod
 from recsys.sharding.hosts import hosts_of
 from recsys.sharding.plan import BagSharder, PlanRequest, bag_collections, local_shards, make_plan, plan_rows
 from recsys.sharding.pooling import sum_split_rows
+from recsys.towers.exchange import PeerExchange
 from recsys.towers.partition_file import Partition
 from recsys.towers.transform import transform
 from recsys.training.checkpoints import load_checkpoint, save_checkpoint
@@ -118,9 +119,9 @@ class Engine:
         return int(self._counts[1])
 
     @property
-    def overlaps(self) -> bool:
-        """Whether the ids of the next batch can be distributed while one is computed."""
-        return self.settings.overlap and self._towers is None  # which looks its peers' ids up, not the batch's own
+    def peers(self) -> PeerExchange | None:
+        """What crosses hosts under the tower transform; None: the flat engine."""
+        return None if self._towers is None else self._towers.peers
 
     @property
     def sharded(self) -> DistributedModelParallel:

@@ -17,6 +17,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.data.loader import Batch
 from recsys.data.prefetch import prefetched
+from recsys.towers.exchange import PeerExchange
 from recsys.training.engine import Engine, LossFunction, sharded_collections
 
 SPARSE = CallArgs(args=[ArgInfo([GetAttrArgInfoStep("sparse")])], kwargs={})  # what every collection is called with
@@ -40,9 +41,12 @@ def train_batches(
     Raises:
         Exception: what reading a batch raised; with ``overlap`` up to two batches before its turn.
     """
-    if not engine.overlaps:
+    if not engine.settings.overlap:
         for batch in batches:
             yield batch, engine.train_step(batch, loss_function)
+        return
+    if engine.peers is not None:
+        yield from _steps_with_ids_ahead(engine, engine.peers, batches, loss_function)
         return
     source = iter(batches)
     with closing(OverlappedSteps(engine, loss_function)) as pipeline:
@@ -52,6 +56,39 @@ def train_batches(
             except StopIteration:
                 return
             yield done
+
+
+def _steps_with_ids_ahead(
+    engine: Engine, peers: PeerExchange, batches: Iterable[Batch], loss_function: LossFunction
+) -> Generator[tuple[Batch, float]]:
+    """Under the tower transform batch i+1's ids are on their way to the peers while batch i is computed.
+
+    Inside the hosts they are distributed in the forward pass, where they cost little.
+    """
+    source = iter(batches)
+    try:
+        batch = _next_batch(engine, peers, source)
+        while batch is not None:
+            peers.send_ids()
+            following = _next_batch(engine, peers, source)
+            loss = engine.begin_step(batch, loss_function)
+            value = math.nan if loss is None else loss.item()
+            peers.send_ids()
+            updated = loss is not None and engine.finish_step(loss)
+            yield batch, value if updated else math.nan
+            batch = following
+    finally:
+        peers.forget_ids()
+
+
+def _next_batch(engine: Engine, peers: PeerExchange, source: Iterator[Batch]) -> Batch | None:
+    """The next batch on its device, the sizes of its ids sent; None: there is none."""
+    batch = next(source, None)
+    if batch is None:
+        return None
+    batch = engine.on_device(batch)
+    peers.start_ids(batch.sparse)
+    return batch
 
 
 class OverlappedSteps(TrainPipelineSparseDist[Batch, tuple[Batch, float]]):

@@ -1,0 +1,47 @@
+"""The fit of the slow-network runs: its terms are the cost model's, and it finds constants that it is given."""
+
+from dataclasses import replace
+
+import pytest
+
+from bench.towers_cases import RATES_MBIT, SHAPES, contenders
+from bench.towers_fit import UNITS, Fitted, fit, modelled, terms
+from bench.towers_runs import Run, operating_rate, step_ms_at
+
+CORES = 2
+COSTS = dict(zip(UNITS, (20.0, 5.0, 150.0, 600.0, 1.1, 0.1, 0.3), strict=True))
+
+
+def runs_of(fitted: Fitted) -> list[Run]:
+    """Every run of the benchmark, its time that of the model."""
+    found = []
+    for shape in SHAPES:
+        for architecture, rates in RATES_MBIT.items():
+            for rate in rates:
+                for one in contenders(architecture):
+                    place = architecture, shape.hosts, shape.ranks_per_host, one.name, rate
+                    found.append(Run(*place, 1.0, (1.0, 1.0), 1.0, 1.0))
+    return [replace(run, step_ms=fitted.predict(run)) for run in found]
+
+
+def test_a_step_is_the_products_of_terms_and_costs() -> None:
+    fitted = Fitted(COSTS | {"hidden": 0.0}, CORES)
+    for run in modelled(runs_of(fitted)):
+        if run.rate_mbit == min(filter(None, RATES_MBIT["dcn"])):
+            continue  # there ids that travel ahead are not hidden whole
+        products = sum(a * b for a, b in zip(terms(run, CORES), COSTS.values(), strict=False))
+        assert products == pytest.approx(fitted.predict(run))
+
+
+def test_the_fit_predicts_runs_of_the_model_that_it_has_not_seen() -> None:
+    truth = Fitted(COSTS, CORES)
+    runs = runs_of(truth)
+    found = fit(runs, CORES)
+    assert max(abs(found.predict(run) / run.step_ms - 1) for run in modelled(runs)) < 0.02
+
+
+def test_the_operating_rate_is_where_the_share_is_exposed() -> None:
+    flat: dict[float | None, float] = {rate: 200 + 40_000 / rate for rate in (100.0, 200.0, 400.0, 800.0)}
+    flat[None] = 200.0
+    step_ms = step_ms_at(flat, operating_rate(flat))
+    assert (step_ms - 200) / step_ms == pytest.approx(0.275, abs=1e-3)
