@@ -76,5 +76,6 @@ def share(rank: int, world_size: int) -> Batch:
         example_id=index,
         event_time=index,
         score=torch.full((count,), float("nan")),
+        staleness_ms=torch.zeros(count, dtype=torch.int64),
         global_rows=GLOBAL_BATCH,
     )

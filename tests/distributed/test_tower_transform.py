@@ -130,6 +130,7 @@ def share(rows: int, seed: int, rank: int, world_size: int) -> Batch:
         example_id=ids,
         event_time=ids,
         score=torch.full((len(index),), float("nan")),
+        staleness_ms=torch.zeros(len(index), dtype=torch.int64),
         global_rows=rows,
     )
 

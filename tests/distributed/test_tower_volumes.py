@@ -55,6 +55,7 @@ def batch_of(rank: int) -> Batch:
         example_id=index,
         event_time=index,
         score=torch.full((EXAMPLES,), float("nan")),
+        staleness_ms=torch.zeros(EXAMPLES, dtype=torch.int64),
         global_rows=EXAMPLES * RANKS,
     )
 
