@@ -8,7 +8,7 @@ from prefect import task
 
 from recsys.config import load_settings
 from recsys.data.schema import Schema
-from recsys.distill.settings import AugmentSettings, StudentsSettings, TeacherSettings
+from recsys.distill.settings import AugmentSettings, StudentsSettings, load_teacher
 from recsys.training.settings import TrainSettings
 from tasks.project import (
     PARAMS,
@@ -35,7 +35,7 @@ def train_teacher_model() -> None:
     from recsys.distill.teacher import train_teacher
 
     require(WINDOWS, PARTITION_FILE)
-    settings, train = load_settings(PARAMS / "teacher.yaml", TeacherSettings), _train_settings()
+    settings, train = load_teacher(PARAMS)
     with replacing(TEACHER) as (output,):
         train_teacher(WINDOWS, PARTITION_FILE, settings, train, output, TEACHER_WORK)
     shutil.rmtree(TEACHER_WORK, ignore_errors=True)
@@ -59,10 +59,10 @@ def score_all_windows() -> None:
     from recsys.distill.scoring import score_windows
 
     require(WINDOWS, PARTITION_FILE, TEACHER)
-    teacher = load_settings(PARAMS / "teacher.yaml", TeacherSettings)
+    teacher, train = load_teacher(PARAMS)
     settings = load_settings(PARAMS / "augment.yaml", AugmentSettings)
     with replacing(SCORES) as (output,):
-        score_windows(WINDOWS, PARTITION_FILE, TEACHER, teacher, settings, _train_settings(), output)
+        score_windows(WINDOWS, PARTITION_FILE, TEACHER, teacher, settings, train, output)
 
 
 @task
@@ -71,7 +71,8 @@ def train_all_students() -> None:
     from recsys.distill.students import train_students
 
     require(WINDOWS, SCORES)
-    settings, train = load_settings(PARAMS / "students.yaml", StudentsSettings), _train_settings()
+    settings = load_settings(PARAMS / "students.yaml", StudentsSettings)
+    train = load_settings(PARAMS / "train.yaml", TrainSettings)
     with replacing(STUDENTS) as (output,):
         train_students(WINDOWS, SCORES, settings, train, output, STUDENTS_WORK)
     shutil.rmtree(STUDENTS_WORK, ignore_errors=True)
@@ -89,10 +90,6 @@ def train_all_students() -> None:
                 artifacts={str(folder / "metrics.json"): ""},
             )
         )
-
-
-def _train_settings() -> TrainSettings:
-    return load_settings(PARAMS / "train.yaml", TrainSettings)
 
 
 def _curves(folder: Path) -> dict[str, list[float]]:

@@ -1,16 +1,17 @@
 """Settings of the teacher, augment and students stages."""
 
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from pydantic import Field, field_validator, model_validator
 
-from recsys.config import Settings
+from recsys.config import Settings, load_settings
 from recsys.models.settings import ModelSettings
-from recsys.training.settings import Quantisation
+from recsys.towers.settings import TowersSettings
+from recsys.training.settings import Quantisation, TrainSettings
 
 
 class TeacherSettings(Settings):
-    """params/teacher.yaml.
+    """params/teacher.yaml; its towers are set in params/towers.yaml.
 
     ``hold_back_ne_increase``: a snapshot whose window NE is more than this fraction above that of the
     last good one is written but never scores (0.05 is 5 %). ``checkpoint_every_batches``: besides each
@@ -29,6 +30,18 @@ class TeacherSettings(Settings):
     full_checkpoint_every: int = Field(default=1, ge=1)
     quantise_checkpoints: Quantisation = "none"
     seed: int = Field(default=1, ge=0)
+
+
+def load_teacher(params: Path) -> tuple[TeacherSettings, TrainSettings]:
+    """The teacher of ``params``/teacher.yaml and train.yaml with the towers of towers.yaml.
+
+    Raises:
+        InputError: one of the files is missing or wrong.
+    """
+    towers = load_settings(params / "towers.yaml", TowersSettings)
+    teacher = load_settings(params / "teacher.yaml", TeacherSettings)
+    train = load_settings(params / "train.yaml", TrainSettings)
+    return teacher.model_copy(update={"model": towers.model(teacher.model)}), towers.train(train)
 
 
 class AugmentSettings(Settings):
