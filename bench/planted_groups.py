@@ -10,6 +10,7 @@ found here. Prints the median adjusted Rand index (1: the four planted groups of
 """
 
 import argparse
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
@@ -32,11 +33,12 @@ from recsys.training.settings import TrainSettings
 PARAMS = Path("params")
 REPORT = Path("docs/benchmarks/planted_groups.md")
 STREAM = "params"
+THREADS = "OMP_NUM_THREADS"
+COMMAND = "python -m bench.planted_groups --results planted.json --write   # the calls that filled it: see its help"
 NOTES = [
     "The generated stream has four planted groups of four features. ARI: adjusted Rand index of the learnt towers",
     "and these groups, 1 for the same, 0 for chance. The probe sees the labels of all rows, `epochs` times over.",
-    "The recipe `factorization` was chosen on the stream of params/; the other stream seeds were not looked at",
-    "before.",
+    "The recipe `factorization` was chosen on the stream of params/; the other stream seeds had no part in it.",
 ]
 RECIPES: dict[str, dict[str, Any]] = {
     "ranker, absolute": {"affinity_mean": "absolute"},
@@ -132,8 +134,8 @@ def main() -> None:
     lines = table(results.values)
     print("\n".join(lines if whole else ["more to do: the same command goes on"]))
     if given.write:
-        command = "python -m bench.planted_groups --results planted.json ... --write"
-        REPORT.write_text("\n".join([*machine_lines("Planted groups", command, {}), "", *NOTES, "", *lines]) + "\n")
+        head = machine_lines("Planted groups", COMMAND, {THREADS: os.environ.get(THREADS, "unset")})
+        REPORT.write_text("\n".join([*head, "", *NOTES, "", *lines]) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ is trained on the windows before those that judge. A difference is paired by see
 """
 
 import argparse
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -54,6 +55,8 @@ Found = dict[str, list[dict[str, Any]]]  # by architecture/model: a result a see
 Logs = dict[str, tuple[dict[str, Any], Found]]  # by name: facts, results
 DIMENSION = 16
 CONFIDENCE = 0.95
+THREADS = "OMP_NUM_THREADS"
+FEWEST_SEEDS = 3  # of a row of the table
 PROBE = {**RECIPES["factorization"], "balance_ratio": 2.0, "probe_epochs": 3}
 FLAT, SHORT, TRANSFORM = "flat", "flat, short over arch", "transform only"
 OVER, SHORT_OVER = [128, 128, 64], [128, 64]
@@ -129,7 +132,7 @@ def report(logs: Logs) -> str:
     """The tables of all logs, in Markdown."""
     command = "python -m bench.towers_quality --write --results stream.json ebnerd.json"
     lines = [
-        *machine_lines("Quality of towers", command, {}),
+        *machine_lines("Quality of towers", command, {THREADS: os.environ.get(THREADS, "unset")}),
         "",
         *NOTES,
         "",
@@ -160,10 +163,10 @@ def log_lines(about: dict[str, Any], found: Found) -> list[str]:
 
 
 def measured(about: dict[str, Any], found: Found, architecture: str) -> list[tuple[Model, list[dict[str, Any]]]]:
-    """The models of an architecture that have seeds, in the table's order."""
+    """The models of an architecture that have seeds enough, in the table's order."""
     chosen = [model for model in models(len(about["features"]), grid=True) if model.architecture == architecture]
     pairs = [(model, found.get(f"{architecture}/{model.name}", [])) for model in chosen]
-    return [(model, ones) for model, ones in pairs if ones]
+    return [(model, ones) for model, ones in pairs if len(ones) >= FEWEST_SEEDS]
 
 
 def flat_of(found: Found, architecture: str) -> dict[int, dict[str, Any]]:
