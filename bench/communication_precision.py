@@ -24,19 +24,19 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from bench.partition_strategies import headline
+from bench.progressive import headline
 from bench.wire import sent_bytes
 from recsys.config import load_settings
 from recsys.data.ingest import ingest
 from recsys.data.loader import WindowReader
 from recsys.data.settings import DatasetSettings, DataSettings
 from recsys.distill import ranks
-from recsys.distill.settings import TeacherSettings
+from recsys.distill.settings import load_teacher
 from recsys.distill.teacher import teacher_engine, train_teacher
 from recsys.evaluation.settings import EvaluateSettings
 from recsys.towers.partition_file import PARTITION_FILE, Partition
 from recsys.towers.probe import learn_partition
-from recsys.towers.settings import PartitionSettings
+from recsys.towers.settings import TowersSettings
 from recsys.training.launch import run_on_ranks
 from recsys.training.settings import CommunicationSettings, TrainSettings
 
@@ -77,13 +77,13 @@ def prepare(folder: Path, dataset: str, root: Path | None) -> None:
     data = data.model_copy(update={"dataset": dataset} | ({"root": str(root)} if root is not None else {}))
     described = load_settings(PARAMS / f"datasets/{dataset}.yaml", DatasetSettings)
     ingest(data, described, folder / "windows", folder / "oracle")
-    partition = load_settings(PARAMS / "partition.yaml", PartitionSettings)
+    partition = load_settings(PARAMS / "towers.yaml", TowersSettings).partition
     learn_partition(folder / "windows", partition, train_settings(BASELINE), folder / "partition")
 
 
 def quality(folder: Path, recipe: str, seed: int) -> tuple[float, float]:
     """NE and AUC of one teacher over the evaluation windows."""
-    teacher = load_settings(PARAMS / "teacher.yaml", TeacherSettings)
+    teacher, _ = load_teacher(PARAMS)
     teacher = teacher.model_copy(update={"seed": seed, "snapshot_every_windows": 10**9})
     judge = load_settings(PARAMS / "evaluate.yaml", EvaluateSettings)
     with tempfile.TemporaryDirectory() as output:
@@ -101,7 +101,7 @@ def step_bytes(folder: Path, recipe: str) -> float:
 
 def _count_rank(folder: Path, train: TrainSettings) -> float:
     reader = WindowReader(folder / "windows")
-    teacher = load_settings(PARAMS / "teacher.yaml", TeacherSettings)
+    teacher, _ = load_teacher(PARAMS)
     partition = Partition.load(folder / "partition" / PARTITION_FILE)
     engine = teacher_engine(reader.schema, partition, teacher, train)
     batches = reader.label_batches(reader.windows[1], train.global_batch_size, ranks.rank(), train.world_size)

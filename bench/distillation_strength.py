@@ -16,13 +16,13 @@ from recsys.config import load_settings
 from recsys.data.ingest import ingest
 from recsys.data.settings import DatasetSettings, DataSettings
 from recsys.distill.scoring import score_windows
-from recsys.distill.settings import AugmentSettings, StudentsSettings, TeacherSettings
+from recsys.distill.settings import AugmentSettings, StudentsSettings, load_teacher
 from recsys.distill.students import train_students
 from recsys.distill.teacher import train_teacher
 from recsys.evaluation.report import evaluate
 from recsys.evaluation.settings import EvaluateSettings
 from recsys.towers.probe import learn_partition
-from recsys.towers.settings import PartitionSettings
+from recsys.towers.settings import TowersSettings
 from recsys.training.settings import TrainSettings
 
 PARAMS = Path("params")
@@ -48,10 +48,9 @@ def prepare(folder: Path, seed: int | None) -> None:
     for name in ("windows", "oracle", "partition", "teacher", "scores"):
         (folder / name).mkdir()
     write_windows(folder, seed)
-    train = load_settings(PARAMS / "train.yaml", TrainSettings)
-    partition = load_settings(PARAMS / "partition.yaml", PartitionSettings)
+    teacher, train = load_teacher(PARAMS)
+    partition = load_settings(PARAMS / "towers.yaml", TowersSettings).partition
     learn_partition(folder / "windows", partition, train, folder / "partition")
-    teacher = load_settings(PARAMS / "teacher.yaml", TeacherSettings)
     partition_file = folder / "partition/partition.json"
     train_teacher(folder / "windows", partition_file, teacher, train, folder / "teacher")
     augment = load_settings(PARAMS / "augment.yaml", AugmentSettings)

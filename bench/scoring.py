@@ -26,7 +26,7 @@ from recsys.data.schema import Window
 from recsys.data.settings import DataSettings, load_dataset
 from recsys.distill.score_log import SCORE_SCHEMA, ScoreLog, WindowFacts
 from recsys.distill.scoring import ScoringJob, WindowPlan, plans_of, score_window
-from recsys.distill.settings import AugmentSettings, StudentsSettings, TeacherSettings
+from recsys.distill.settings import AugmentSettings, StudentsSettings, load_teacher
 from recsys.distill.snapshots import Snapshot, hash_weights, publish
 from recsys.distill.teacher import teacher_engine
 from recsys.models.factory import build_ranker
@@ -56,7 +56,7 @@ def make_windows(folder: Path) -> Path:
 def measure_scoring(windows_dir: Path, folder: Path) -> dict[str, list[float]]:
     """Examples/s of the bare forward on batches in memory and of scoring from disk to log, in turn; one rank."""
     train = load_settings(PARAMS / "train.yaml", TrainSettings).model_copy(update={"world_size": 1})
-    teacher = load_settings(PARAMS / "teacher.yaml", TeacherSettings)
+    teacher = load_teacher(PARAMS)[0]
     teacher = teacher.model_copy(update={"model": teacher.model.model_copy(update={"towers": False})})
     settings = load_settings(PARAMS / "augment.yaml", AugmentSettings)
     reader = WindowReader(windows_dir)

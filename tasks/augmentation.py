@@ -10,10 +10,9 @@ from prefect import task
 
 from recsys.config import load_settings
 from recsys.data.schema import Schema
-from recsys.distill.settings import AugmentSettings, StudentsSettings, TeacherSettings
+from recsys.distill.settings import AugmentSettings, StudentsSettings, load_teacher
 from recsys.distill.withdrawals import WithdrawnSettings
 from recsys.training.resume import link_files
-from recsys.training.settings import TrainSettings
 from tasks.project import (
     PARAMS,
     PARTITION_FILE,
@@ -101,13 +100,14 @@ def publish_scores() -> None:
 def _job() -> "ScoringJob":
     from recsys.distill.scoring import ScoringJob
 
+    teacher, train = load_teacher(PARAMS)
     return ScoringJob(
         windows_dir=WINDOWS,
         partition_file=PARTITION_FILE,
         teacher_dir=TEACHER,
-        teacher=load_settings(PARAMS / "teacher.yaml", TeacherSettings),
+        teacher=teacher,
         settings=load_settings(augment_settings_file(), AugmentSettings),
-        train=load_settings(PARAMS / "train.yaml", TrainSettings),
+        train=train,
         log_dir=LOG_DIR,
         work_dir=SCORES_WORK,
         withdrawn=load_settings(WITHDRAWN_FILE, WithdrawnSettings).hashes,

@@ -8,7 +8,7 @@ from prefect import task
 
 from recsys.config import load_settings
 from recsys.data.schema import Schema
-from recsys.distill.settings import StudentsSettings, TeacherSettings
+from recsys.distill.settings import StudentsSettings, load_teacher
 from recsys.training.settings import TrainSettings
 from tasks.project import (
     PARAMS,
@@ -44,7 +44,7 @@ def train_teacher_model() -> None:
     from recsys.distill.teacher import train_teacher
 
     require(WINDOWS, PARTITION_FILE)
-    settings, train = load_settings(PARAMS / "teacher.yaml", TeacherSettings), _train_settings()
+    settings, train = load_teacher(PARAMS)
     with replacing(TEACHER) as (output,):
         train_teacher(WINDOWS, PARTITION_FILE, settings, train, output, TEACHER_WORK)
     shutil.rmtree(TEACHER_WORK, ignore_errors=True)
@@ -69,7 +69,8 @@ def train_all_students() -> None:
 
     require(WINDOWS, SCORES)
     check_scores()
-    settings, train = load_settings(PARAMS / "students.yaml", StudentsSettings), _train_settings()
+    settings = load_settings(PARAMS / "students.yaml", StudentsSettings)
+    train = load_settings(PARAMS / "train.yaml", TrainSettings)
     with replacing(STUDENTS) as (output,):
         train_students(WINDOWS, SCORES, settings, train, output, STUDENTS_WORK)
     shutil.rmtree(STUDENTS_WORK, ignore_errors=True)
@@ -87,10 +88,6 @@ def train_all_students() -> None:
                 artifacts={str(folder / "metrics.json"): ""},
             )
         )
-
-
-def _train_settings() -> TrainSettings:
-    return load_settings(PARAMS / "train.yaml", TrainSettings)
 
 
 def _curves(folder: Path) -> dict[str, list[float]]:

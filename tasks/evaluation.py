@@ -8,7 +8,7 @@ from prefect import task
 from recsys.config import InputError, load_settings
 from recsys.data.schema import Schema
 from recsys.evaluation.settings import EvaluateSettings
-from recsys.towers.settings import PartitionSettings
+from recsys.towers.settings import TowersSettings
 from tasks.project import EVALUATION, ORACLE, PARAMS, STUDENTS, TEACHER, WINDOWS, replacing, require
 from tasks.tracking import RunRecord, flatten, record
 from tasks.versioning import output_version
@@ -45,11 +45,11 @@ def evaluate_students() -> None:
 
 def _check_probe_is_past(settings: EvaluateSettings) -> None:
     """The partition is learnt from windows before those that judge it, else it knows their labels."""
-    partition = load_settings(PARAMS / "partition.yaml", PartitionSettings)
+    partition = load_settings(PARAMS / "towers.yaml", TowersSettings).partition
     if partition.probe_windows > settings.first_evaluation_window:
         raise InputError(
-            f"{PARAMS / 'partition.yaml'}: key 'probe_windows': the partition would know labels that it is judged on; "
-            f"must be at most evaluate.first_evaluation_window = {settings.first_evaluation_window}, "
+            f"{PARAMS / 'towers.yaml'}: key 'partition.probe_windows': the partition would know labels that it is "
+            f"judged on; must be at most evaluate.first_evaluation_window = {settings.first_evaluation_window}, "
             f"got {partition.probe_windows}"
         )
 

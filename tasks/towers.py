@@ -4,7 +4,7 @@ from prefect import task
 
 from recsys.config import load_settings
 from recsys.data.schema import Schema
-from recsys.towers.settings import PartitionSettings
+from recsys.towers.settings import TowersSettings
 from recsys.training.settings import TrainSettings
 from tasks.project import PARAMS, PARTITION, WINDOWS, replacing, require
 from tasks.tracking import RunRecord, flatten, record
@@ -17,7 +17,7 @@ def partition_features() -> None:
     from recsys.towers.probe import learn_partition
 
     require(WINDOWS)
-    settings = load_settings(PARAMS / "partition.yaml", PartitionSettings)
+    settings = load_settings(PARAMS / "towers.yaml", TowersSettings).partition
     train = load_settings(PARAMS / "train.yaml", TrainSettings)
     with replacing(PARTITION) as (output,):
         partition = learn_partition(WINDOWS, settings, train, output)

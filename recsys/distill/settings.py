@@ -1,20 +1,21 @@
 """Settings of the teacher, augment and students stages."""
 
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from recsys.config import Settings
+from recsys.config import Settings, load_settings
 from recsys.distill.distillation_settings import DistillationSettings, overlaid
 from recsys.models.settings import ModelSettings
-from recsys.training.settings import Quantisation
+from recsys.towers.settings import TowersSettings
+from recsys.training.settings import Quantisation, TrainSettings
 
 PLAIN, DISTILLED = "plain", "distilled"
 
 
 class TeacherSettings(Settings):
-    """params/teacher.yaml.
+    """params/teacher.yaml; its towers are set in params/towers.yaml.
 
     ``snapshot_every_examples``: publish at the first window's end with so many examples since the last
     snapshot; null: every ``snapshot_every_windows``.
@@ -43,6 +44,18 @@ class TeacherLadderSettings(Settings):
     """params/teacher_ladder.yaml: models of growing size, by name."""
 
     models: dict[str, ModelSettings] = Field(min_length=1)
+
+
+def load_teacher(params: Path) -> tuple[TeacherSettings, TrainSettings]:
+    """The teacher of ``params``/teacher.yaml and train.yaml with the towers of towers.yaml.
+
+    Raises:
+        InputError: one of the files is missing or wrong.
+    """
+    towers = load_settings(params / "towers.yaml", TowersSettings)
+    teacher = load_settings(params / "teacher.yaml", TeacherSettings)
+    train = load_settings(params / "train.yaml", TrainSettings)
+    return teacher.model_copy(update={"model": towers.model(teacher.model)}), towers.train(train)
 
 
 class AugmentSettings(Settings):

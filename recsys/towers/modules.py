@@ -14,8 +14,8 @@ A tower module is a class with ``__init__(features, settings)``, the attribute `
         def forward(self, embeddings: Tensor) -> Tensor:
             return self.project(embeddings.mean(dim=1))
 
-    # params/teacher.yaml
-    model: {towers: true, tower_module: {kind: "my_towers:MeanTower"}}
+    # params/towers.yaml
+    module: {enabled: true, dimension: 32, kind: "my_towers:MeanTower"}
 """
 
 import importlib

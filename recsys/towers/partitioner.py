@@ -191,7 +191,7 @@ def _stretched(distances: Array) -> Array:
 def _check_count(features: list[str], settings: PartitionSettings) -> None:
     if settings.towers > len(features):
         raise InputError(
-            f"params/partition.yaml: towers is {settings.towers} and the data has {len(features)} "
+            f"params/towers.yaml: partition.towers is {settings.towers} and the data has {len(features)} "
             f"categorical features; give at most {len(features)}"
         )
 

@@ -108,7 +108,7 @@ def proxy_ne(windows_dir: Path, settings: PartitionSettings, train: TrainSetting
     reader = WindowReader(windows_dir)
     windows = reader.windows[: settings.probe_windows]
     if len(windows) == 1:
-        raise InputError("params/partition.yaml: strategy both compares on the second window on; give probe_windows 2")
+        raise InputError("params/towers.yaml: strategy both compares on the second window on; give probe_windows 2")
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     chosen = settings.probe_model.model_copy(update={"towers": True})
     engine = Engine(build_ranker(reader.schema, chosen, partition, settings.seed, "meta"), train, settings.seed)

@@ -1,11 +1,12 @@
-"""How features are grouped into towers."""
+"""Everything about towers that a user chooses: params/towers.yaml."""
 
 from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from recsys.config import Settings
-from recsys.models.settings import ModelSettings
+from recsys.config import InputError, Settings
+from recsys.models.settings import ModelSettings, TowerModuleSettings
+from recsys.training.settings import CommunicationSettings, TrainSettings
 
 PROBED = ("coherent", "diverse", "both", "spectral")
 Balance = Literal["count", "bytes", "lookup_cost"]
@@ -52,3 +53,71 @@ class PartitionSettings(Settings):
     restarts: PositiveInt = 4
     seed: int = 0
     manual_towers: list[list[str]] = Field(default=[])
+
+
+class TeacherTowerSettings(TowerModuleSettings):
+    """The teacher's tower modules: as :class:`TowerModuleSettings`, their width D, and whether there are any."""
+
+    enabled: bool = True
+    dimension: PositiveInt = 8
+
+
+class TransformSettings(Settings):
+    """The tower transform: each tower's tables and module stay on ``hosts_per_tower`` hosts.
+
+    A host has ``ranks_per_host`` ranks (None: as params/train.yaml says). ``communication`` is that of the tower
+    outputs between hosts, and of the teacher's other gradients (None: as params/train.yaml says).
+    """
+
+    enabled: bool = False
+    ranks_per_host: PositiveInt | None = None
+    hosts_per_tower: PositiveInt = 1
+    communication: CommunicationSettings | None = None
+
+
+class TowersSettings(Settings):
+    """params/towers.yaml: ``partition`` is read by the partition stage, the rest by whatever runs the teacher."""
+
+    partition: PartitionSettings = PartitionSettings()
+    module: TeacherTowerSettings = TeacherTowerSettings()
+    transform: TransformSettings = TransformSettings()
+
+    def model(self, model: ModelSettings) -> ModelSettings:
+        """``model`` with these tower modules.
+
+        Raises:
+            InputError: it has some of its own.
+        """
+        _check_absent("params/teacher.yaml: model", model, "module", "towers", "tower_dimension", "tower_module")
+        chosen = self.module.model_dump(exclude={"enabled", "dimension"})
+        return model.model_copy(
+            update={
+                "towers": self.module.enabled,
+                "tower_dimension": self.module.dimension,
+                "tower_module": TowerModuleSettings.model_validate(chosen),
+            }
+        )
+
+    def train(self, train: TrainSettings) -> TrainSettings:
+        """``train`` with this transform, where there are towers.
+
+        Raises:
+            InputError: it has one of its own.
+        """
+        _check_absent("params/train.yaml", train, "transform", "tower_transform", "hosts_per_tower")
+        chosen = self.transform
+        if not (chosen.enabled and self.module.enabled):
+            return train
+        update = {
+            "tower_transform": True,
+            "hosts_per_tower": chosen.hosts_per_tower,
+            "ranks_per_host": chosen.ranks_per_host or train.ranks_per_host,
+            "communication": chosen.communication or train.communication,
+        }
+        return train.model_copy(update=update)
+
+
+def _check_absent(where: str, given: Settings, section: str, *keys: str) -> None:
+    for key in keys:
+        if key in given.model_fields_set:
+            raise InputError(f"{where}: key {key!r}: the teacher's towers are set in params/towers.yaml: {section}")

@@ -51,13 +51,13 @@ def tower_ranks(world_size: int, ranks_per_host: int, hosts_per_tower: int, towe
     layout = f"{world_size} ranks are {hosts} hosts of {ranks_per_host}"
     if hosts % hosts_per_tower:
         raise InputError(
-            f"params/train.yaml: hosts_per_tower {hosts_per_tower}: {layout}; use a divisor of {hosts}, "
+            f"params/towers.yaml: hosts_per_tower {hosts_per_tower}: {layout}; use a divisor of {hosts}, "
             "or change world_size or ranks_per_host"
         )
     groups = hosts // hosts_per_tower
     if towers < groups:
         raise InputError(
-            f"params/train.yaml: tower_transform: {layout}, {hosts_per_tower} a tower: the partition's {towers} towers "
+            f"params/towers.yaml: transform: {layout}, {hosts_per_tower} a tower: the partition's {towers} towers "
             f"leave {groups - towers} without one; raise hosts_per_tower, or make at least {groups} towers"
         )
     return ranks_per_host * hosts_per_tower

@@ -131,7 +131,7 @@ def transform(model: nn.Module, partition: Partition, settings: TrainSettings) -
 def _ranker(model: nn.Module) -> Ranker:
     rankers = [module for module in model.modules() if isinstance(module, Ranker)]
     if len(rankers) != 1 or rankers[0].interaction.members is None:
-        raise InputError("params/train.yaml: tower_transform: the model has no towers; set model.towers: true")
+        raise InputError("params/towers.yaml: transform: the model has no towers; set module.enabled: true")
     return rankers[0]
 
 
@@ -168,7 +168,7 @@ def _kinds_inside(ranker: Ranker, settings: TrainSettings) -> tuple[ShardingKind
         if kind not in KINDS_INSIDE:
             raise InputError(
                 f"params/train.yaml: {where}: {kind} does not stay inside a tower's hosts; "
-                f"with tower_transform there are: {', '.join(KINDS_INSIDE)}"
+                f"choose one of {', '.join(KINDS_INSIDE)}, or transform.enabled: false in params/towers.yaml"
             )
     fixed: dict[str, ShardingKind] = {table: KINDS_INSIDE[kind] for table, kind in settings.table_sharding.items()}
     return KINDS_INSIDE[settings.sharding], fixed

@@ -94,11 +94,11 @@ class TrainSettings(LaunchSettings):
     bfloat16; weights and optimiser state stay float32.
 
     ``sharding`` is how every table is split; ``table_sharding`` fixes single tables, by name, and goes
-    before the towers of a partition. ``tower_transform`` keeps each tower of a model on ``hosts_per_tower``
-    hosts, where ``sharding`` and ``table_sharding`` split its tables (planner: whole tables), so that only
-    tower outputs cross hosts; it changes no model without towers. ``communication`` is then that of the tower
-    outputs; inside the hosts all is sent as it is. The planner reckons with the bandwidths of the file
-    ``hardware`` and with ``ids_per_list`` ids an example of a list.
+    before the towers of a partition. ``tower_transform``, which params/towers.yaml sets, keeps each tower of a
+    model on ``hosts_per_tower`` hosts, where ``sharding`` and ``table_sharding`` split its tables (planner: whole
+    tables), so that only tower outputs cross hosts; it changes no model without towers. ``communication`` is then
+    that of the tower outputs; inside the hosts all is sent as it is. The planner reckons with the bandwidths of
+    the file ``hardware`` and with ``ids_per_list`` ids an example of a list.
     ``dense_optimizer`` is the name of a class of torch.optim in any case,
     ``dense_optimizer_options`` its further arguments. ``dense_clip_norm`` is the largest norm of the
     dense part's gradient. A batch whose loss is NaN or infinite ends the run, or, with

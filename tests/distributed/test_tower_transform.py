@@ -457,7 +457,7 @@ def build(changes: dict[str, Any], towers: bool) -> None:
         ({"table_sharding": {"table_shop": "grid_shard"}}, True, r"table_shop: grid_shard does not stay inside"),
         ({"table_sharding": {"table_shp": "row_wise"}}, True, r"no table 'table_shp'; did you mean 'table_shop'"),
         ({"sharding": "column_wise", "table_optimizer": "rowwise_adagrad"}, True, r"changes what rowwise_adagrad"),
-        ({}, False, r"the model has no towers; set model.towers: true"),
+        ({}, False, r"the model has no towers; set module.enabled: true"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes: dict[str, Any], towers: bool, message: str) -> None:

@@ -1,0 +1,93 @@
+"""Many small models on the same rows, in one process: each predicts a window, then learns it; results in a file."""
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from recsys.data.loader import Batch, WindowReader
+from recsys.data.schema import Schema
+from recsys.evaluation.metrics import compute_metrics
+from recsys.towers.partition_file import Partition
+from recsys.training.engine import Engine
+from recsys.training.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The batches of a windows folder in memory: by event time, to predict, and by label time, to train on."""
+
+    schema: Schema
+    predicted: list[list[Batch]]
+    trained: list[list[Batch]]
+
+
+def read_rows(windows_dir: Path, batch_size: int, windows: int | None) -> Rows:
+    """The first ``windows`` windows (None: all) for one rank."""
+    reader = WindowReader(windows_dir)
+    chosen = reader.windows[:windows]
+    return Rows(
+        reader.schema,
+        [list(reader.event_batches(window, batch_size, 0, 1)) for window in chosen],
+        [list(reader.label_batches(window, batch_size, 0, 1)) for window in chosen],
+    )
+
+
+def validate_progressively(
+    model: nn.Module, rows: Rows, train: TrainSettings, seed: int, first_window: int, partition: Partition | None = None
+) -> dict[str, float]:
+    """Metrics of the pooled predictions from ``first_window`` on; each window is predicted before it is learnt.
+
+    Called inside a process group of one rank.
+    """
+    engine = Engine(model, train, seed, partition)
+    logits, labels, groups = [], [], []
+    for index, (predicted, trained) in enumerate(zip(rows.predicted, rows.trained, strict=True)):
+        if index >= first_window:
+            logits += [engine.predict(batch).numpy() for batch in predicted]
+            labels += [batch.label.numpy() for batch in predicted]
+            groups += [batch.group.numpy() for batch in predicted]
+        for batch in trained:
+            engine.train_step(batch, engine.serving_loss)
+    return compute_metrics(np.concatenate(logits), np.concatenate(labels), np.concatenate(groups)).as_dict()
+
+
+def headline(history: list[dict[str, Any]], first_window: int) -> tuple[float, float]:
+    """Size-weighted NE and AUC of a teacher's windows from ``first_window`` on."""
+    judged = history[first_window:]
+    rows = [one["rows"] for one in judged]
+    ne, auc = (float(np.average([one[key] for one in judged], weights=rows)) for key in ("ne", "auc"))
+    return ne, auc
+
+
+class Results:
+    """Results by key in a JSON file, written after each, so that a stopped bench goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.values: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def get(self, key: str, compute: Callable[[], Any]) -> Any:
+        """The value of ``key``, computed where the file has none."""
+        if key not in self.values:
+            self.values[key] = compute()
+            scratch = self._path.with_suffix(".tmp")
+            scratch.write_text(json.dumps(self.values))
+            scratch.replace(self._path)
+        return self.values[key]
+
+    def fill(self, work: Iterable[tuple[str, Callable[[], Any]]], minutes: float) -> bool:
+        """Compute what is missing until ``minutes`` have passed; whether all of ``work`` is there."""
+        end = time.monotonic() + 60 * minutes
+        for key, compute in work:
+            if time.monotonic() > end:
+                return False
+            if key not in self.values:
+                start = time.monotonic()
+                print(f"{key}: {self.get(key, compute)} in {time.monotonic() - start:.1f} s", flush=True)
+        return True
