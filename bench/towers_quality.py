@@ -45,7 +45,10 @@ NOTES = [
     "embeddings over those of all tower outputs, by which the bytes that cross hosts shrink. MFLOP: a training",
     "step, by recsys/towers/flops.py. Embeddings of 16. DLRM's towers come with the short over arch, as the",
     "paper's FLOPs tell (it does not say so); the flat model with that arch tells the two effects apart. DCN's",
-    "keep the whole one. Nothing was tuned for any of them.",
+    "keep the whole one. Nothing was tuned for any of them. One rank, replicated tower modules; *transform only*",
+    "is pass-through towers there, and that moving them between hosts changes nothing is",
+    "tests/distributed/test_tower_transform.py. Towers: the coherent partition by the factorization probe, three",
+    "epochs, which is not the default of params/towers.yaml.",
 ]
 REPORT = Path("docs/benchmarks/towers_quality.md")
 FIGURE = Path("docs/images/towers_quality.png")
