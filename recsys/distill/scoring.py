@@ -59,6 +59,7 @@ class ScoringJob:
             job goes on, and times/<window>.jsonl, when each segment was scored and in how long: apart from
             the log, whose bytes do not depend on the clock. None: every call scores everything.
         withdrawn: weights' hashes of snapshots that may not score.
+        growing: more windows and snapshots are to come, so that there may be none of the latter yet.
     """
 
     windows_dir: Path
@@ -70,6 +71,7 @@ class ScoringJob:
     log_dir: Path
     work_dir: Path | None = None
     withdrawn: frozenset[str] = field(default_factory=frozenset)
+    growing: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,9 +143,10 @@ def plan_scoring(job: ScoringJob) -> list[WindowPlan]:
 
 def plans_of(job: ScoringJob, schema: Schema) -> list[WindowPlan]:
     """All windows with the snapshot that each is due."""
-    snapshots = list_snapshots(job.teacher_dir / SNAPSHOTS_DIR)
-    if not snapshots:
-        raise InputError(f"{job.teacher_dir / SNAPSHOTS_DIR}: no snapshots; run the teacher stage first")
+    folder = job.teacher_dir / SNAPSHOTS_DIR
+    snapshots = [] if job.growing and not folder.is_dir() else list_snapshots(folder)
+    if not snapshots and not job.growing:
+        raise InputError(f"{folder}: no snapshots; run the teacher stage first")
     chosen = choose_snapshots(schema, [s for s in snapshots if s.weights_hash not in job.withdrawn])
     decisive = (
         code_of(CODE),

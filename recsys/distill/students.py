@@ -90,22 +90,36 @@ def train_students(
     schema = Schema.load(windows_dir)
     check_students(schema, settings)
 
-    def run_ranks(folder: Path, checkpoints: Checkpoints | None) -> dict[str, list[dict[str, Any]]]:
-        arguments = (windows_dir, scores_dir, settings, train, folder, checkpoints)
-        return launch(_train_rank, arguments, train)[0]
-
     if resume_dir is None:
-        return run_ranks(output_dir, None)
+        return run_students(windows_dir, scores_dir, settings, train, output_dir, None)
     decisive = (
         settings.model_dump(exclude=CHECKPOINT_KEYS, exclude_unset=True),
         train.model_dump(exclude=PLACEMENT_KEYS),
     )
     run = fingerprint(folder_state(windows_dir), folder_state(scores_dir), code_of(CODE), decisive)
     with work_folder(resume_dir, run, shared=train.nodes.count > 1) as folder:
-        every, keep = settings.checkpoint_every_batches, settings.keep_checkpoints
-        results = run_ranks(folder / OUTPUT_DIR, Checkpoints(folder / CHECKPOINTS_DIR, run, keep, every))
+        checkpoints = students_checkpoints(folder / CHECKPOINTS_DIR, run, settings)
+        results = run_students(windows_dir, scores_dir, settings, train, folder / OUTPUT_DIR, checkpoints)
         link_files(folder / OUTPUT_DIR, output_dir)
     return results
+
+
+def run_students(
+    windows_dir: Path,
+    scores_dir: Path,
+    settings: StudentsSettings,
+    train: TrainSettings,
+    output_dir: Path,
+    checkpoints: Checkpoints | None,
+) -> dict[str, list[dict[str, Any]]]:
+    """One launch of :func:`train_students`, each student from the last of its checkpoints to the last window."""
+    return launch(_train_rank, (windows_dir, scores_dir, settings, train, output_dir, checkpoints), train)[0]
+
+
+def students_checkpoints(folder: Path, run: str, settings: StudentsSettings, continued: bool = False) -> Checkpoints:
+    """The checkpoints of ``run`` in ``folder``, a subfolder a student, as ``settings`` want them."""
+    every, keep = settings.checkpoint_every_batches, settings.keep_checkpoints
+    return Checkpoints(folder, run, keep, every, continued=continued)
 
 
 def check_students(schema: Schema, settings: StudentsSettings) -> None:
@@ -183,7 +197,7 @@ def train_runs(
             folder = run.folder(output_dir)
             name = folder.relative_to(output_dir).as_posix()
             own = None if checkpoints is None else replace(checkpoints, folder=run.folder(checkpoints.folder))
-            history = None if own is None else _ended(own)
+            history = None if own is None else _ended(own, len(reader.windows))
             if history is None:
                 history = _train_run(run, stream, settings, train, folder, progress, own)
             else:
@@ -192,24 +206,26 @@ def train_runs(
     return results
 
 
-def _ended(checkpoints: Checkpoints) -> list[dict[str, Any]] | None:
-    """The metrics of a student that an earlier process has ended; None where it has not."""
+def _ended(checkpoints: Checkpoints, windows: int) -> list[dict[str, Any]] | None:
+    """The metrics of a student that an earlier process has ended after ``windows`` windows; None where it has not."""
     path, history = checkpoints.folder / ENDED_FILE, None
     if ranks.rank() == 0:
         checkpoints.folder.mkdir(parents=True, exist_ok=True)
         history = json.loads(path.read_text()) if path.exists() else None
+        history = history if history is not None and len(history) == windows else None
     return ranks.broadcast(history)
 
 
 def _end(checkpoints: Checkpoints, history: list[dict[str, Any]]) -> None:
-    """Note that a student is done, then drop the checkpoints it needs no more."""
+    """Note that a student is done, then drop the checkpoints unless it is to be continued."""
     if ranks.rank() == 0:
         partial = checkpoints.folder / f"{ENDED_FILE}{PARTIAL_SUFFIX}"
         write_durably(partial, json.dumps(history))
         partial.rename(checkpoints.folder / ENDED_FILE)
-        for path in checkpoints.folder.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
+        if not checkpoints.continued:
+            for path in checkpoints.folder.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
     ranks.barrier()
 
 

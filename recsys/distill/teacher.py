@@ -89,32 +89,49 @@ def train_teacher(
     """
     partition = load_partition(partition_file, settings.model)
     Schema.load(windows_dir)
+    if resume_dir is None:
+        return run_teacher(windows_dir, partition, settings, train, output_dir, None)
+    run = _run_name(windows_dir, partition, settings, train)
+    with work_folder(resume_dir, run, shared=train.nodes.count > 1) as folder:
+        checkpoints = teacher_checkpoints(folder / CHECKPOINTS_DIR, run, settings)
+        history = run_teacher(windows_dir, partition, settings, train, folder / OUTPUT_DIR, checkpoints)
+        link_files(folder / OUTPUT_DIR, output_dir)
+    return history
+
+
+def run_teacher(
+    windows_dir: Path,
+    partition: Partition | None,
+    settings: TeacherSettings,
+    train: TrainSettings,
+    output_dir: Path,
+    checkpoints: Checkpoints | None,
+) -> list[dict[str, Any]]:
+    """One launch of :func:`train_teacher`, from the last of ``checkpoints`` to the last window.
+
+    Raises:
+        InputError: as :func:`train_teacher`.
+    """
     if settings.checkpoint_asynchronously and train.table_memory == "file":
         raise InputError(
             "params/teacher.yaml: checkpoint_asynchronously copies the tables into memory, and table_memory is file "
             "because they do not fit there; set one of them otherwise"
         )
+    return launch(_train_rank, (windows_dir, partition, settings, train, output_dir, checkpoints), train)[0]
 
-    def run_ranks(folder: Path, checkpoints: Checkpoints | None) -> list[dict[str, Any]]:
-        arguments = (windows_dir, partition, settings, train, folder, checkpoints)
-        return launch(_train_rank, arguments, train)[0]
 
-    if resume_dir is None:
-        return run_ranks(output_dir, None)
-    run = _run_name(windows_dir, partition, settings, train)
-    with work_folder(resume_dir, run, shared=train.nodes.count > 1) as folder:
-        checkpoints = Checkpoints(
-            folder / CHECKPOINTS_DIR,
-            run,
-            settings.keep_checkpoints,
-            settings.checkpoint_every_batches,
-            settings.checkpoint_asynchronously,
-            settings.full_checkpoint_every,
-            settings.quantise_checkpoints,
-        )
-        history = run_ranks(folder / OUTPUT_DIR, checkpoints)
-        link_files(folder / OUTPUT_DIR, output_dir)
-    return history
+def teacher_checkpoints(folder: Path, run: str, settings: TeacherSettings, continued: bool = False) -> Checkpoints:
+    """The checkpoints of ``run`` in ``folder``, as ``settings`` want them."""
+    return Checkpoints(
+        folder,
+        run,
+        settings.keep_checkpoints,
+        settings.checkpoint_every_batches,
+        settings.checkpoint_asynchronously,
+        settings.full_checkpoint_every,
+        settings.quantise_checkpoints,
+        continued,
+    )
 
 
 def _run_name(windows_dir: Path, partition: Partition | None, settings: TeacherSettings, train: TrainSettings) -> str:

@@ -74,7 +74,8 @@ class Checkpoints:
     every ``every_batches`` batches of a window (None: never). With ``asynchronously``, and inside
     :meth:`writing`, a save stalls training for a copy in memory only. Every ``full_every``-th is full,
     those between hold the table rows trained on since. ``quantisation`` is that of the table weights
-    in all of them; what is restored from fp16 or int8 is not bitwise what was saved.
+    in all of them; what is restored from fp16 or int8 is not bitwise what was saved. ``continued``: more
+    windows may come after the last one, so that the end of a run is no reason to remove them.
     """
 
     folder: Path
@@ -84,6 +85,7 @@ class Checkpoints:
     asynchronously: bool = False
     full_every: int = 1
     quantisation: Quantisation = "none"
+    continued: bool = False
     _writer: BackgroundWriter | None = field(default=None, init=False)
     _touched: TouchedRows | None = field(default=None, init=False)
     _base: str | None = field(default=None, init=False)  # the last full one
@@ -279,10 +281,11 @@ def folder_state(folder: Path) -> list[tuple[str, int, int]]:
 
 def link_files(source: Path, target: Path) -> None:
     """Put ``source``'s files in ``target``, as hard links where the file system can."""
-    shutil.copytree(source, target, copy_function=_link, dirs_exist_ok=True)
+    shutil.copytree(source, target, copy_function=link_file, dirs_exist_ok=True)
 
 
-def _link(source: str, target: str) -> None:
+def link_file(source: str, target: str) -> None:
+    """A hard link where the file system can, a copy elsewhere."""
     try:
         os.link(source, target)
     except OSError:

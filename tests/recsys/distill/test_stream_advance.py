@@ -1,0 +1,125 @@
+"""A stream's windows one at a time, all at once, or with kills in between: the bytes of the batch stages."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from recsys.config import InputError
+from recsys.data.schema import Schema, Window
+from recsys.distill.scoring import score_windows
+from recsys.distill.settings import AugmentSettings
+from recsys.distill.snapshots import list_snapshots
+from recsys.distill.stream_advance import StreamJob, advance
+from recsys.distill.students import train_students
+from recsys.distill.teacher import train_teacher
+from recsys.training.engine import Engine
+from recsys.training.resume import work_folder
+from tests.recsys.distill.test_pipeline import STUDENTS, TEACHER, TRAIN, WINDOWS, windows_dir  # noqa: F401
+from tests.recsys.distill.test_resume import contents, die_after, kill
+
+AUGMENT = AugmentSettings(batch_size=128)
+NAMES = [window.name for window in WINDOWS]
+
+
+@pytest.fixture(scope="module")
+def batch(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:  # noqa: F811
+    """What the batch stages write over all windows."""
+    root = tmp_path_factory.mktemp("batch")
+    for name in ("teacher", "scores", "students"):
+        (root / name).mkdir()
+    train_teacher(windows_dir, None, TEACHER, TRAIN, root / "teacher")
+    score_windows(windows_dir, None, root / "teacher", TEACHER, AUGMENT, TRAIN, root / "scores")
+    train_students(windows_dir, root / "scores", STUDENTS, TRAIN, root / "students")
+    return contents(root)
+
+
+def job_of(arrived: Path, root: Path, finished: bool = False) -> StreamJob:
+    return StreamJob(arrived, None, TEACHER, AUGMENT, STUDENTS, TRAIN, root / "work", finished=finished)
+
+
+def arrive(source: Path, windows: list[Window], root: Path) -> Path:
+    """Replace the arrived windows, as ingest does."""
+    arrived = root / "arrived"
+    shutil.rmtree(arrived, ignore_errors=True)
+    arrived.mkdir(parents=True)
+    replace(Schema.load(source), windows=windows).save(arrived)
+    for window in windows:
+        shutil.copytree(source / window.name, arrived / window.name)
+    return arrived
+
+
+def advance_and_die(arrived: Path, root: Path, steps: int) -> None:
+    die_after(steps)
+    advance(job_of(arrived, root), root / "output")
+
+
+def forbid_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    for method in ("predict", "finish_step"):
+        monkeypatch.delattr(Engine, method)
+
+
+def test_windows_one_at_a_time_are_taken_when_the_next_one_is_there_and_give_the_batch_bytes(
+    windows_dir: Path,  # noqa: F811
+    batch: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for count in range(1, len(WINDOWS) + 1):
+        arrived = arrive(windows_dir, WINDOWS[:count], tmp_path)
+        done = advance(job_of(arrived, tmp_path), tmp_path / f"output-{count}")
+        assert (done.before, done.new) == (NAMES[: max(count - 2, 0)], NAMES[max(count - 2, 0) : count - 1])
+    assert advance(job_of(arrived, tmp_path, finished=True), tmp_path / "output").new == NAMES[-1:]
+    assert contents(tmp_path / "output") == batch
+    forbid_work(monkeypatch)
+    assert advance(job_of(arrived, tmp_path, finished=True), tmp_path / "again").new == []
+    assert contents(tmp_path / "again") == batch
+
+
+def test_killed_while_catching_up_it_goes_on_and_gives_the_batch_bytes(
+    windows_dir: Path,  # noqa: F811
+    batch: dict[str, bytes],
+    tmp_path: Path,
+) -> None:
+    arrived = arrive(windows_dir, WINDOWS, tmp_path)
+    for steps in (7, 12, 6):  # in the teacher's second window, in the first student, in the second
+        kill(advance_and_die, arrived, tmp_path, steps)
+        assert not (tmp_path / "output").exists()
+    assert advance(job_of(arrived, tmp_path, finished=True), tmp_path / "output").new == NAMES
+    assert contents(tmp_path / "output") == batch
+
+
+def test_second_process_is_refused(windows_dir: Path, tmp_path: Path) -> None:  # noqa: F811
+    with work_folder(tmp_path / "work", "other"), pytest.raises(InputError, match="another run is using this folder"):
+        advance(job_of(windows_dir, tmp_path), tmp_path / "output")
+    assert not (tmp_path / "output").exists()
+
+
+def test_withdrawn_snapshot_starts_the_students_over_and_its_windows_are_scored_by_the_one_before(
+    windows_dir: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    job = job_of(windows_dir, tmp_path, finished=True)
+    arrived = arrive(windows_dir, WINDOWS[:3], tmp_path)
+    advance(replace(job, windows_dir=arrived), tmp_path / "before")
+    bad = list_snapshots(tmp_path / "before" / "teacher" / "snapshots")[1]
+    withdrawn = replace(job, withdrawn=frozenset({bad.weights_hash}))
+    advance(withdrawn, tmp_path / "after")
+    advance(replace(withdrawn, work_dir=tmp_path / "at_once"), tmp_path / "expected")
+    scores = pl.read_parquet(tmp_path / "after" / "scores" / "w2" / "*.parquet")
+    assert scores["snapshot"].unique().to_list() == ["w0"]
+    assert contents(tmp_path / "after") == contents(tmp_path / "expected")
+
+
+def test_changed_and_incomplete_windows_are_one_clear_line(windows_dir: Path, tmp_path: Path) -> None:  # noqa: F811
+    short = arrive(windows_dir, WINDOWS[:2], tmp_path)
+    shutil.rmtree(short / "w0")
+    (short / "w0").mkdir()
+    with pytest.raises(InputError, match=r"w0: 0 rows where schema.json says 300; run the ingest stage again"):
+        advance(job_of(short, tmp_path), tmp_path / "output")
+    advance(job_of(arrive(windows_dir, WINDOWS[:2], tmp_path), tmp_path), tmp_path / "first")
+    grown = [replace(WINDOWS[0], rows=301), *WINDOWS[1:]]
+    with pytest.raises(InputError, match=r"w0: this window has changed since the stream took it; start over"):
+        advance(job_of(arrive(windows_dir, grown, tmp_path), tmp_path), tmp_path / "output")
