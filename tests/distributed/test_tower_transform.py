@@ -26,6 +26,7 @@ from recsys.training import engine as engine_module
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.settings import CommunicationSettings, TrainSettings
+from tests.distributed.batches import random_share
 from tests.distributed.test_checkpoints import everything
 
 pytestmark = pytest.mark.slow
@@ -105,34 +106,7 @@ def random_partition(layout: tuple[int, int, int], seed: int) -> Partition:
 
 def share(rows: int, seed: int, rank: int, world_size: int) -> Batch:
     """Rank ``rank``'s share of a seeded global batch of few bits, padded with a copy of row 0."""
-    draw = torch.Generator().manual_seed(seed)
-    dense = torch.randn(rows, SCHEMA.dense_width, generator=draw).round()
-    label = torch.randint(0, 2, (rows,), generator=draw).float()
-    bags: list[list[list[int]]] = []
-    for size, kind in FEATURES.values():
-        lengths = torch.randint(0, 3, (rows,), generator=draw).tolist() if kind == "list" else [1] * rows
-        bags.append([torch.randint(0, size, (n,), generator=draw).tolist() for n in lengths])
-    count = -(-rows // world_size)
-    wanted = range(rank * count, (rank + 1) * count)
-    index = [i if i < rows else 0 for i in wanted]
-    ids = torch.arange(len(index))
-    return Batch(
-        dense=dense[index],
-        sparse=KeyedJaggedTensor(
-            list(FEATURES),
-            torch.tensor([v for bag in bags for i in index for v in bag[i]], dtype=torch.int64),
-            lengths=torch.tensor([len(bag[i]) for bag in bags for i in index], dtype=torch.int64),
-        ),
-        label=label[index],
-        weight=torch.tensor([float(i < rows) for i in wanted]),
-        domain=torch.zeros_like(ids),
-        group=ids,
-        example_id=ids,
-        event_time=ids,
-        score=torch.full((len(index),), float("nan")),
-        staleness_ms=torch.zeros(len(index), dtype=torch.int64),
-        global_rows=rows,
-    )
+    return random_share(FEATURES, SCHEMA.dense_width, rows, seed, rank, world_size, few_bits=True)
 
 
 class Halves(nn.Linear):
