@@ -5,23 +5,16 @@ import sys
 from pathlib import Path
 
 from recsys.config import InputError, load_settings
+from recsys.config.command_line import positive, run_command
 
 HARDWARE = Path("params/hardware")
-STATUS_OF_A_MISTAKE = 2
 DEFAULT_ROWS = 40
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; a user's mistake is one line and exit status 2."""
     options = _parser().parse_args(arguments)
-    try:
-        options.command(options)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return STATUS_OF_A_MISTAKE
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run_command(options.command, options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -31,13 +24,13 @@ def _parser() -> argparse.ArgumentParser:
     plan.set_defaults(command=_plan)
     plan.add_argument("model", type=Path, help="a model's tables, e.g. params/models/model_f.yaml")
     plan.add_argument("--hardware", default="a100_zionex", help="a file of params/hardware, without .yaml")
-    plan.add_argument("--nodes", type=_positive, default=1, help="hosts")
-    plan.add_argument("--gpus", type=_positive, default=8, help="ranks a host")
+    plan.add_argument("--nodes", type=positive, default=1, help="hosts")
+    plan.add_argument("--gpus", type=positive, default=8, help="ranks a host")
     plan.add_argument("--hbm", default="40GB", help="device memory a rank; not read for CPU hardware")
     plan.add_argument("--ddr", default="1.5TB", help="host memory a node")
     plan.add_argument("--ssd", default="0", help="flash a node")
-    plan.add_argument("--batch-size", type=_positive, help="samples a rank, instead of the model file's")
-    plan.add_argument("--rows", type=_positive, default=DEFAULT_ROWS, help="tables to print")
+    plan.add_argument("--batch-size", type=positive, help="samples a rank, instead of the model file's")
+    plan.add_argument("--rows", type=positive, default=DEFAULT_ROWS, help="tables to print")
     plan.add_argument("--json", type=Path, help="write the plan here")
     plan.add_argument("--figure", type=Path, help="draw the ranks here (PNG)")
     calibrate = commands.add_parser("calibrate", help="measure this machine for plan --hardware cpu")
@@ -90,12 +83,6 @@ def _calibrate(options: argparse.Namespace) -> None:
         f"memory {measured.ddr.gb_s:g} GB/s, all-to-all {measured.intra_gb_s:g} GB/s, "
         f"collective {measured.collective_ms:g} ms, dense {measured.dense_tflops:g} TFLOP/s"
     )
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -4,23 +4,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from recsys.config import InputError, load_settings
+from recsys.config import load_settings
+from recsys.config.command_line import positive, run_command
 
-STATUS_OF_A_MISTAKE = 2
 DEFAULT_ROWS = 12
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; a user's mistake is one line and exit status 2."""
     options = _parser().parse_args(arguments)
-    try:
-        _advise(options)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return STATUS_OF_A_MISTAKE
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run_command(_advise, options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -29,9 +22,9 @@ def _parser() -> argparse.ArgumentParser:
     advise = commands.add_parser("advise", help="flat or towers on a cluster, how many, how narrow, and why")
     advise.add_argument("model", type=Path, help="a model and its batch, e.g. params/models/dcn_criteo.yaml")
     advise.add_argument("--cluster", type=Path, required=True, help="hosts and links, e.g. params/clusters/h100.yaml")
-    advise.add_argument("--hosts", type=_positive, required=True, help="number of hosts")
-    advise.add_argument("--batch-size", type=_positive, help="examples a rank, instead of the model file's")
-    advise.add_argument("--rows", type=_positive, default=DEFAULT_ROWS, help="choices to print")
+    advise.add_argument("--hosts", type=positive, required=True, help="number of hosts")
+    advise.add_argument("--batch-size", type=positive, help="examples a rank, instead of the model file's")
+    advise.add_argument("--rows", type=positive, default=DEFAULT_ROWS, help="choices to print")
     return parser
 
 
@@ -48,12 +41,6 @@ def _advise(options: argparse.Namespace) -> None:
     cluster = load_settings(options.cluster, TowerCluster)
     check_hosts(options.hosts, model.features, options.model)
     print_advice(choices(model, cluster, options.hosts), cluster, options.rows, Console())
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
 
 
 if __name__ == "__main__":
