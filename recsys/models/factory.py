@@ -8,6 +8,7 @@ from recsys.models.initial_tables import initial_rows
 from recsys.models.ranker import TABLE_PREFIX, Ranker
 from recsys.models.settings import ModelSettings
 from recsys.towers.partition_file import Partition
+from recsys.towers.slices import Piece
 
 
 def build_ranker(
@@ -25,23 +26,24 @@ def build_ranker(
     Raises:
         InputError: the settings ask for towers and there is no partition, or it does not fit the schema.
     """
-    towers = _tower_positions(schema, partition) if settings.towers else None
+    towers, pieces = _tower_positions(schema, partition) if settings.towers else (None, None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        ranker = Ranker(schema, settings, towers, table_device, table_prefix)
+        ranker = Ranker(schema, settings, towers, table_device, table_prefix, pieces)
     if table_device != "meta":
         _write_tables(ranker, seed)
     return ranker
 
 
-def _tower_positions(schema: Schema, partition: Partition | None) -> list[list[int]]:
+def _tower_positions(schema: Schema, partition: Partition | None) -> tuple[list[list[int]], list[Piece]]:
+    """Positions of each tower's features and slices among all, and these."""
     if partition is None:
         raise InputError(
             "model: towers is true and no partition was given; run the partition stage or set towers: false"
         )
-    names = [feature.name for feature in schema.categorical]
-    partition.check_features(names)
-    return [[names.index(name) for name in tower] for tower in partition.towers]
+    pieces = partition.pieces([feature.name for feature in schema.categorical])
+    names = [piece.name for piece in pieces]
+    return [[names.index(name) for name in tower] for tower in partition.towers], pieces
 
 
 @torch.no_grad()

@@ -6,14 +6,22 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from recsys.towers.slices import Piece
+
 ROWS_PER_BLOCK = 65536
 
 
 def initial_rows(seed: int, table: str, num_embeddings: int, dimension: int, start: int, stop: int) -> Tensor:
     """Rows [start, stop) of a table: [stop - start, dimension] float32, uniform in +-1/sqrt(num_embeddings).
 
-    Rows are drawn in blocks, each with its own generator, so that any shard can be filled alone.
+    Rows are drawn in blocks, each with its own generator, so that any shard can be filled alone. A column
+    slice (recsys/towers/slices.py) has its columns of the whole table's rows.
     """
+    piece = Piece.parse(table)
+    if piece.count > 1:
+        columns = piece.columns(dimension * piece.count)
+        whole = initial_rows(seed, piece.feature, num_embeddings, dimension * piece.count, start, stop)
+        return whole[:, columns.start : columns.stop]
     if stop <= start:
         return torch.empty(0, dimension)
     first, last = start // ROWS_PER_BLOCK, (stop - 1) // ROWS_PER_BLOCK

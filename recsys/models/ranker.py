@@ -1,11 +1,12 @@
 """The rankers: embeddings and dense features -> interaction -> representation -> logit."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, get_embedding_names_by_table
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from recsys.data.schema import Schema
@@ -13,7 +14,8 @@ from recsys.models.layers import DotInteraction, LowRankCrossNetwork, perceptron
 from recsys.models.settings import PASS_THROUGH, ModelSettings
 from recsys.models.wukong import WukongLayer
 from recsys.towers.exchange import PeerExchange
-from recsys.towers.modules import build_tower, tower_width
+from recsys.towers.modules import tower_of, tower_width
+from recsys.towers.slices import Piece, are_whole, schema_order, whole_pieces
 
 SERVING = "serving"
 SMALLEST_RATE = 1e-4
@@ -23,30 +25,34 @@ TABLE_PREFIX = "table_"
 class Arch(nn.Module):
     """The dense vector, and embeddings or the towers' outputs; subclasses interact them.
 
-    ``members`` holds the positions of each tower's features; None without towers. The tower modules run
+    ``members`` holds the positions of each tower's ``pieces``, which are features or column slices of them;
+    None without towers. The tower modules run
     here on what :meth:`compress` is given; the tower transform empties the towers of other hosts, leaves
     their outputs out, and calls :meth:`interact` with those of all. Towers that pass their embeddings
     through give them back in the order of the schema, so that the model is the one without towers.
     """
 
-    def __init__(self, dense_features: int, towers: list[list[int]] | None, features: int, s: ModelSettings) -> None:
+    def __init__(
+        self, dense_features: int, towers: list[list[int]] | None, pieces: list[Piece], s: ModelSettings
+    ) -> None:
         super().__init__()
         self.dimension = s.interaction_dimension
         self.project = nn.Linear(dense_features, self._dense_dimension(s))
         self.members = towers
-        self.towers = nn.ModuleList(build_tower(len(members), s) for members in towers or [])
-        self.width = sum(tower_width(tower) for tower in self.towers) if towers else features * s.embedding_dimension
+        self.towers = nn.ModuleList(tower_of([pieces[p] for p in members], s) for members in towers or [])
+        self.width = sum(map(tower_width, self.towers)) if towers else len(pieces) * s.embedding_dimension
         self.order: list[int] | None = None
         if towers and s.tower_kind == PASS_THROUGH:
-            placed = [position for members in towers for position in members]
-            self.order = [placed.index(position) for position in range(features)]
+            features = list(dict.fromkeys(piece.feature for piece in pieces))
+            placed = [pieces[position] for members in towers for position in members]
+            self.order = schema_order(placed, features, s.embedding_dimension)
 
     def forward(self, dense: Tensor, embeddings: Tensor) -> Tensor:
         """[B, W], [B, F, N] -> [B, out_features]."""
         return self.interact(dense, self.compress(embeddings))
 
     def compress(self, embeddings: Tensor) -> list[Tensor]:
-        """[B, F, N] -> each tower's output [B, O]; without towers the embeddings themselves, [B, F * N]."""
+        """[B, P, N] -> each tower's output [B, O]; without towers the embeddings themselves, [B, F * N]."""
         if self.members is None:
             return [embeddings.flatten(1)]
         pairs = zip(self.towers, self.members, strict=True)
@@ -57,7 +63,7 @@ class Arch(nn.Module):
         projected = self.project(dense)
         vectors = [output.to(projected.dtype) for output in outputs]
         if self.order is not None:
-            placed = torch.cat(vectors, dim=1).unflatten(1, (len(self.order), self.dimension))
+            placed = torch.cat(vectors, dim=1).unflatten(1, (len(self.order), -1))
             vectors = [placed[:, self.order].flatten(1)]
         return self._interact(torch.cat([projected, *vectors], dim=1))  # [B, D + sum of O]
 
@@ -71,8 +77,10 @@ class Arch(nn.Module):
 class DotArch(Arch):
     """DLRM: dots between the dense vector and the embeddings, or the towers' vectors of D."""
 
-    def __init__(self, dense_features: int, towers: list[list[int]] | None, features: int, s: ModelSettings) -> None:
-        super().__init__(dense_features, towers, features, s)
+    def __init__(
+        self, dense_features: int, towers: list[list[int]] | None, pieces: list[Piece], s: ModelSettings
+    ) -> None:
+        super().__init__(dense_features, towers, pieces, s)
         self.interaction = DotInteraction(1 + self.width // self.dimension, self.dimension)
         self.out_features = self.interaction.out_features
 
@@ -86,8 +94,10 @@ class DotArch(Arch):
 class CrossArch(Arch):
     """DCNv2: cross layers over the dense vector and the embeddings, or the towers' outputs."""
 
-    def __init__(self, dense_features: int, towers: list[list[int]] | None, features: int, s: ModelSettings) -> None:
-        super().__init__(dense_features, towers, features, s)
+    def __init__(
+        self, dense_features: int, towers: list[list[int]] | None, pieces: list[Piece], s: ModelSettings
+    ) -> None:
+        super().__init__(dense_features, towers, pieces, s)
         self.out_features = s.embedding_dimension + self.width
         self.cross = LowRankCrossNetwork(self.out_features, s.cross_layers, s.cross_rank)
 
@@ -101,8 +111,10 @@ class CrossArch(Arch):
 class WukongArch(Arch):
     """Wukong: a stack of layers over the dense vector and the embeddings, or the towers' vectors of D."""
 
-    def __init__(self, dense_features: int, towers: list[list[int]] | None, features: int, s: ModelSettings) -> None:
-        super().__init__(dense_features, towers, features, s)
+    def __init__(
+        self, dense_features: int, towers: list[list[int]] | None, pieces: list[Piece], s: ModelSettings
+    ) -> None:
+        super().__init__(dense_features, towers, pieces, s)
         vectors, layers = 1 + self.width // self.dimension, []
         for _ in range(s.wukong.layers):
             layers.append(
@@ -127,7 +139,8 @@ ARCHITECTURES = {"dlrm": DotArch, "dcn": CrossArch, "wukong": WukongArch}
 class Ranker(nn.Module):
     """One embedding table a categorical feature, a dense arch, an interaction and an over arch.
 
-    ``towers`` holds the positions of each tower's features in ``schema.categorical``.
+    ``towers`` holds the positions of each tower's members in ``pieces``: features, or column slices of them, each a
+    table; None: the features of ``schema.categorical``.
     ``table_device="meta"`` leaves the tables without memory, for the engine to shard. ``peers`` is set by
     the tower transform: this rank then computes its host's towers only, for its peers' examples.
     The head's bias starts at log(p / (1 - p)) of the schema's initial base rate. Two rankers in one
@@ -141,24 +154,31 @@ class Ranker(nn.Module):
         towers: list[list[int]] | None,
         table_device: str,
         table_prefix: str = TABLE_PREFIX,
+        pieces: list[Piece] | None = None,
     ) -> None:
         super().__init__()
-        self.feature_names = [feature.name for feature in schema.categorical]
+        pieces = pieces or whole_pieces([feature.name for feature in schema.categorical])
         self.dense_width = schema.dense_width
         self.embedding_dimension = settings.embedding_dimension
         self.peers: PeerExchange | None = None
-        tables = table_configs(schema, settings.embedding_dimension, table_prefix)
         widths = settings.dense_layers
         self.dense_arch = perceptron(schema.dense_width, widths)
         dense_features = widths[-1] if widths else schema.dense_width
-        self.interaction = ARCHITECTURES[settings.architecture](dense_features, towers, len(tables), settings)
+        self.interaction = ARCHITECTURES[settings.architecture](dense_features, towers, pieces, settings)
         self.over_arch = perceptron(self.interaction.out_features, settings.over_layers)
         self.representation_size = settings.over_layers[-1]
         self.output = nn.Linear(self.representation_size, 1)
         rate = min(max(schema.initial_base_rate, SMALLEST_RATE), 1 - SMALLEST_RATE)
         nn.init.constant_(self.output.bias, math.log(rate / (1 - rate)))
         # Last, so that its draws of random numbers do not reach the dense part.
+        self.hold(pieces, table_configs(schema, settings.embedding_dimension, table_prefix, pieces), table_device)
+
+    def hold(self, pieces: list[Piece], tables: list[EmbeddingBagConfig], table_device: str) -> None:
+        """Look up ``pieces``, of a table each, and nothing else from now on."""
+        self.pieces = pieces
+        self.feature_names = list(dict.fromkeys(piece.feature for piece in pieces))
         self.embeddings = EmbeddingBagCollection(tables=tables, device=torch.device(table_device))
+        self._keys = [key for (key,) in get_embedding_names_by_table(tables)]
 
     def represent(self, dense: Tensor, sparse: KeyedJaggedTensor) -> Tensor:
         """[B, W] float32 and ids of F features -> [B, H]."""
@@ -172,12 +192,15 @@ class Ranker(nn.Module):
         return self.peers.exchange_outputs(self.interaction.compress(embeddings))
 
     def represent_embedded(self, dense: Tensor, embeddings: Tensor) -> Tensor:
-        """[B, W], [B, F, N] -> [B, H]: the ranker above its tables."""
+        """[B, W], [B, P, N] -> [B, H]: the ranker above its tables."""
         return self.over_arch(self.interaction(self.dense_arch(dense), embeddings))
 
     def embed(self, sparse: KeyedJaggedTensor) -> Tensor:
-        """Pooled embeddings in the order of the schema: [B, F, N]."""
-        return in_schema_order(self.embeddings(sparse), self.feature_names, self.embedding_dimension)
+        """Pooled embeddings in the order of the schema: [B, P, N]; the columns that a slice does not have are 0."""
+        pooled = self.embeddings(sparse)
+        if are_whole(self.pieces):
+            return in_schema_order(pooled, self.feature_names, self.embedding_dimension)
+        return in_own_columns(pooled, dict(zip(self._keys, self.pieces, strict=True)), self.embedding_dimension)
 
     def head(self, representation: Tensor) -> Tensor:
         """[B, H] -> serving logit [B]."""
@@ -198,18 +221,34 @@ def in_schema_order(pooled: KeyedTensor, names: list[str], dimension: int) -> Te
     return columns.index_select(1, order.to(columns.device))
 
 
-def table_configs(schema: Schema, dimension: int, prefix: str = TABLE_PREFIX) -> list[EmbeddingBagConfig]:
-    """One table a categorical feature; lists are mean-pooled. Weights are written by the caller."""
+def in_own_columns(pooled: KeyedTensor, pieces: dict[str, Piece], dimension: int) -> Tensor:
+    """Pooled embeddings of ``pieces`` (by key) in their order, each in its own columns, the others 0: [B, P, N]."""
+    places = {key: (place * dimension, piece) for place, (key, piece) in enumerate(pieces.items())}
+    found = [places[key] for key in pooled.keys()]  # noqa: SIM118
+    columns = torch.tensor([start + column for start, piece in found for column in piece.columns(dimension)])
+    values = pooled.values()  # [B, own columns]
+    whole = values.new_zeros(values.shape[0], len(pieces) * dimension)
+    return whole.index_copy(1, columns.to(values.device), values).unflatten(1, (len(pieces), dimension))
+
+
+def table_configs(
+    schema: Schema, dimension: int, prefix: str = TABLE_PREFIX, pieces: Sequence[Piece] | None = None
+) -> list[EmbeddingBagConfig]:
+    """A table for each of ``pieces``, by default the categorical features.
+
+    Lists are mean-pooled. Weights are written by the caller.
+    """
+    features = {feature.name: feature for feature in schema.categorical}
     return [
         EmbeddingBagConfig(
-            name=prefix + feature.name,
-            embedding_dim=dimension,
-            num_embeddings=feature.num_embeddings,
-            feature_names=[feature.name],
-            pooling=PoolingType.MEAN if feature.kind == "list" else PoolingType.SUM,
+            name=prefix + piece.name,
+            embedding_dim=len(piece.columns(dimension)),
+            num_embeddings=features[piece.feature].num_embeddings,
+            feature_names=[piece.feature],
+            pooling=PoolingType.MEAN if features[piece.feature].kind == "list" else PoolingType.SUM,
             init_fn=_leave,
         )
-        for feature in schema.categorical
+        for piece in pieces or whole_pieces(list(features))
     ]
 
 

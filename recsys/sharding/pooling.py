@@ -9,23 +9,27 @@ import torch
 from torch import Tensor, nn
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, LazyAwaitable, ShardingPlan, ShardingType
 from torchrec.modules.embedding_configs import PoolingType
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, get_embedding_names_by_table
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 ROW_KINDS = {ShardingType.ROW_WISE.value, ShardingType.TABLE_ROW_WISE.value, ShardingType.GRID_SHARD.value}
 
 
 class MeanPooling:
-    """Divides the pooled sums of ``features`` by their numbers of ids; a forward hook of a sharded collection."""
+    """Divides the pooled sums by the numbers of ids; a forward hook of a sharded collection.
 
-    def __init__(self, features: list[str]) -> None:
+    Args:
+        features: by the key of the sum.
+    """
+
+    def __init__(self, features: dict[str, str]) -> None:
         self.features = features
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: LazyAwaitable[KeyedTensor]) -> None:
         """Divide once ``output`` is waited for."""
         sparse: KeyedJaggedTensor = inputs[0]
         lengths = sparse.lengths().view(len(sparse.keys()), -1)  # [F, B]
-        counts = {name: lengths[sparse.keys().index(name)].clamp(min=1) for name in self.features}
+        counts = {key: lengths[sparse.keys().index(name)].clamp(min=1) for key, name in self.features.items()}
         output.callbacks.append(lambda sums: _divide(sums, counts))
 
 
@@ -33,11 +37,12 @@ def sum_split_rows(collection: EmbeddingBagCollection, plan: ShardingPlan, path:
     """Make mean-pooled tables of ``collection`` whose rows ``plan`` splits sum-pooled; the hook that divides."""
     placed = plan.plan[path]
     assert isinstance(placed, EmbeddingModuleShardingPlan)
-    features: list[str] = []
-    for config in collection.embedding_bag_configs():
+    features: dict[str, str] = {}
+    configs = collection.embedding_bag_configs()
+    for config, keys in zip(configs, get_embedding_names_by_table(configs), strict=True):
         if config.pooling is PoolingType.MEAN and placed[config.name].sharding_type in ROW_KINDS:
             config.pooling = PoolingType.SUM
-            features += config.feature_names
+            features |= zip(keys, config.feature_names, strict=True)
     return MeanPooling(features) if features else None
 
 

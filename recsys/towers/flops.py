@@ -53,7 +53,7 @@ def ranker_cost(ranker: Ranker) -> RankerCost:
 
 
 def _matrix_flops(ranker: Ranker, parameters: list[nn.Parameter]) -> int:
-    device, features = ranker.output.weight.device, len(ranker.feature_names)
+    device, features = ranker.output.weight.device, len(ranker.pieces)
     dense = torch.zeros(SAMPLES, ranker.dense_width, device=device)
     embeddings = torch.zeros(SAMPLES, features, ranker.embedding_dimension, device=device, requires_grad=True)
     with FlopCounterMode(display=False) as counter:

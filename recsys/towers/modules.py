@@ -19,6 +19,7 @@ A tower module is a class with ``__init__(features, settings)``, the attribute `
 """
 
 import importlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from recsys.config import InputError
 from recsys.models.layers import LowRankCrossNetwork
 from recsys.models.settings import PASS_THROUGH, ModelSettings
+from recsys.towers.slices import Piece, are_whole, kept_columns
 
 
 class DotTower(nn.Module):
@@ -90,7 +92,34 @@ class PassThrough(nn.Module):
         return embeddings.flatten(1)
 
 
+class PassSlices(nn.Module):
+    """Gives the own columns of a tower with slices as they are: what the embeddings have besides is 0."""
+
+    columns: Tensor
+
+    def __init__(self, pieces: Sequence[Piece], dimension: int) -> None:
+        super().__init__()
+        kept = kept_columns(pieces, dimension)
+        self.register_buffer("columns", torch.tensor(kept), persistent=False)
+        self.out_features = len(kept)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """[B, F, N] -> [B, own columns]."""
+        return embeddings.flatten(1).index_select(1, self.columns)
+
+
 KINDS: dict[str, type[nn.Module]] = {"dot": DotTower, "cross": CrossTower, PASS_THROUGH: PassThrough}
+
+
+def tower_of(pieces: Sequence[Piece], settings: ModelSettings) -> nn.Module:
+    """The tower module of ``settings`` for ``pieces``; one that passes them through leaves the zeros of slices out.
+
+    Raises:
+        InputError: as :func:`build_tower`.
+    """
+    if settings.tower_kind == PASS_THROUGH and not are_whole(pieces):
+        return PassSlices(pieces, settings.embedding_dimension)
+    return build_tower(len(pieces), settings)
 
 
 def build_tower(features: int, settings: ModelSettings) -> nn.Module:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from recsys.config import InputError
+from recsys.towers.slices import Piece
 
 PARTITION_FILE = "partition.json"
 VERSION = 1
@@ -12,7 +13,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Partition:
-    """Towers of categorical features.
+    """Towers of categorical features, or of column slices of them (recsys/towers/slices.py).
 
     ``features`` names the rows of ``affinity`` (n x n, in [0, 1]) and of ``coordinates``
     (n x dimensions); both are empty for strategies that need no probe, and ``stress`` is 0.
@@ -50,15 +51,34 @@ class Partition:
         return partition
 
     def check_features(self, names: list[str]) -> None:
-        """Check that every feature of ``names`` stands in exactly one tower.
+        """Check that every feature of ``names``, or every slice of it, stands in exactly one tower.
 
         Raises:
-            InputError: a feature is missing, unknown or repeated.
+            InputError: a feature is missing, unknown or repeated, or some of its slices are.
         """
-        placed = [name for tower in self.towers for name in tower]
-        for name in sorted(set(names) ^ set(placed)):
+        self.pieces(names)
+
+    def pieces(self, names: list[str]) -> list[Piece]:
+        """What stands in the towers, in the order of ``names``; slices of a feature one after the other.
+
+        Raises:
+            InputError: as :meth:`check_features`.
+        """
+        placed = [Piece(n) if n in names else Piece.parse(n) for tower in self.towers for n in tower]
+        for name in sorted(set(names) ^ {piece.feature for piece in placed}):
             problem = "is in no tower" if name in names else "is not a categorical feature of the data"
             raise InputError(f"partition: feature {name!r} {problem}; each of {len(names)} features needs one tower")
-        if len(placed) != len(names):
-            repeated = sorted({name for name in placed if placed.count(name) > 1})
+        repeated = sorted({piece.name for piece in placed if placed.count(piece) > 1})
+        if repeated:
             raise InputError(f"partition: feature {repeated[0]!r} stands in more than one tower")
+        found = sorted(placed, key=lambda piece: (names.index(piece.feature), piece.count, piece.number))
+        for name in names:
+            _check_slices(name, [piece for piece in found if piece.feature == name])
+        return found
+
+
+def _check_slices(name: str, found: list[Piece]) -> None:
+    count = found[0].count
+    if found != [Piece(name, number, count) for number in range(1, count + 1)]:
+        slices = ", ".join(piece.name for piece in found)
+        raise InputError(f"partition: feature {name!r} stands in towers as {slices}; give it whole, or 1ofn to nofn")

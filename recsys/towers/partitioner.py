@@ -1,5 +1,6 @@
 """The tower partitioner: affinity -> distances -> map -> balanced clusters (DMT, arXiv 2403.00877, section 3.3)."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -58,8 +59,7 @@ def partition_without_probe(
     """
     if settings.strategy == "manual":
         partition = Partition("manual", settings.manual_towers, features, settings.balance_ratio)
-        partition.check_features(features)
-        return partition
+        return replace(partition, features=[piece.name for piece in partition.pieces(features)])
     _check_count(features, settings)
     if settings.strategy == "greedy":
         labels = greedy_clusters(np.ones(len(features)) if weights is None else weights, settings.towers)
@@ -192,7 +192,7 @@ def _check_count(features: list[str], settings: PartitionSettings) -> None:
     if settings.towers > len(features):
         raise InputError(
             f"params/towers.yaml: partition.towers is {settings.towers} and the data has {len(features)} "
-            f"categorical features; give at most {len(features)}"
+            f"categorical features or slices of them; give at most {len(features)}"
         )
 
 

@@ -23,6 +23,7 @@ from recsys.towers.figures import draw_affinity, draw_map
 from recsys.towers.partition_file import PARTITION_FILE, Partition
 from recsys.towers.partitioner import DECIMALS, partition_by_affinity, partition_without_probe
 from recsys.towers.settings import PROBED, PartitionSettings
+from recsys.towers.slices import Piece, cut_heavy, whole_pieces
 from recsys.training.engine import Engine
 from recsys.training.launch import launch
 from recsys.training.overlap import load_ahead, train_batches
@@ -42,12 +43,14 @@ def learn_partition(
     reader = WindowReader(windows_dir)
     features = [feature.name for feature in reader.schema.categorical]
     output_dir.mkdir(parents=True, exist_ok=True)
-    weights = feature_weights(reader, settings, train)
+    pieces, weights = cut_features(features, feature_weights(reader, settings, train), settings)
+    of_piece = [features.index(piece.feature) for piece in pieces]
+    features = [piece.name for piece in pieces]
     if settings.strategy not in PROBED:
         partition = partition_without_probe(features, settings, weights)
     else:
         arguments = (windows_dir, settings, train)
-        affinity = launch(train_probe, arguments, train)[0]
+        affinity = launch(train_probe, arguments, train)[0][np.ix_(of_piece, of_piece)]
         if settings.strategy == "both":
             partition = _better(windows_dir, features, affinity, settings, train, weights)
         else:
@@ -58,6 +61,16 @@ def learn_partition(
         draw_map(partition, figures / "map.png")
     partition.save(output_dir / PARTITION_FILE)
     return partition
+
+
+def cut_features(
+    features: list[str], weights: NDArray[np.float64], settings: PartitionSettings
+) -> tuple[list[Piece], NDArray[np.float64]]:
+    """What is to be partitioned, P features or slices of them, and the weights, [P]; see ``slice_above``."""
+    if settings.slice_above is None:
+        return whole_pieces(features), weights
+    limit = settings.slice_above * float(weights.sum()) / settings.towers
+    return cut_heavy(features, weights, limit, settings.probe_model.embedding_dimension)
 
 
 def feature_weights(reader: WindowReader, settings: PartitionSettings, train: TrainSettings) -> NDArray[np.float64]:

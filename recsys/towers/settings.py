@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from recsys.config import InputError, Settings
 from recsys.models.settings import ModelSettings, TowerModuleSettings
@@ -24,6 +24,9 @@ class PartitionSettings(Settings):
     ``balance`` is what a feature weighs: 1, its table's bytes, or the embedding bytes it looks up an example
     (rows x width). ``balance_ratio`` bounds the largest tower's feature count over the smallest's; for
     other weights the heaviest tower over the mean, or over what greedy reaches if that is more.
+    ``slice_above`` first cuts a feature that weighs more than this part of a tower's mean share into equal
+    column slices (recsys/towers/slices.py), as few as weigh no more each; they stand where their own
+    weights fit, and a manual tower may name them. None: no table is cut.
 
     The probed strategies train a probe on the first ``probe_windows`` windows, ``probe_epochs`` times over (a
     probe is not served, so it may overfit): ``probe: ranker`` is
@@ -39,6 +42,7 @@ class PartitionSettings(Settings):
     strategy: Literal["coherent", "diverse", "both", "spectral", "stride", "random", "greedy", "manual"] = "coherent"
     balance: Balance = "count"
     balance_ratio: float = Field(default=2.0, ge=1.0)
+    slice_above: PositiveFloat | None = None
     dimensions: PositiveInt = 2
     stretch_distances: bool = False
     probe: Literal["ranker", "factorization"] = "ranker"
@@ -53,6 +57,12 @@ class PartitionSettings(Settings):
     restarts: PositiveInt = 4
     seed: int = 0
     manual_towers: list[list[str]] = Field(default=[])
+
+    @model_validator(mode="after")
+    def _slices_have_weights(self) -> "PartitionSettings":
+        if self.slice_above is not None and (self.balance == "count" or self.strategy == "manual"):
+            raise ValueError("slice_above needs balance: bytes or lookup_cost, and a strategy other than manual")
+        return self
 
 
 class TeacherTowerSettings(TowerModuleSettings):

@@ -15,7 +15,6 @@ from torch import Tensor, distributed, nn
 from torch.distributed._shard.sharding_spec.api import EnumerableShardingSpec
 from torch.distributed.remote_device import _remote_device
 from torchrec.distributed.types import CommOp, EmbeddingModuleShardingPlan, ModuleSharder, ShardingPlan
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from recsys.config import InputError
 from recsys.models.ranker import Ranker
@@ -23,6 +22,7 @@ from recsys.sharding.communication import wire_codecs
 from recsys.sharding.plan import PlanRequest, make_plan, table_bytes
 from recsys.towers.exchange import PeerExchange
 from recsys.towers.partition_file import Partition
+from recsys.towers.slices import Piece
 from recsys.towers.state import average_gradients, clip_gradients, gather_parts
 from recsys.towers.topology import TowerGroups, place_towers, tower_groups
 from recsys.training.settings import CommunicationSettings, ShardingKind, TrainSettings, nearest_hint
@@ -112,14 +112,16 @@ def transform(model: nn.Module, partition: Partition, settings: TrainSettings) -
     ranker = _ranker(model)
     sharding, table_sharding = _kinds_inside(ranker, settings)
     groups = tower_groups(settings, len(partition.towers))
-    sizes = {c.feature_names[0]: table_bytes(c, settings) for c in ranker.embeddings.embedding_bag_configs()}
+    tables = ranker.embeddings.embedding_bag_configs()
+    sizes = {p.name: table_bytes(config, settings) for p, config in zip(ranker.pieces, tables, strict=True)}
     placed = place_towers(partition.towers, sizes, groups.count)
-    features = [[n for n in ranker.feature_names if n in _names(partition, towers)] for towers in placed]
+    pieces = [[p for p in ranker.pieces if p.name in _names(partition, towers)] for towers in placed]
+    features = [list(dict.fromkeys(piece.feature for piece in held)) for held in pieces]
     widths = _widths(ranker)
     outputs = [[(tower, widths[tower]) for tower in towers] for towers in placed]
     codecs = (wire_codecs(settings.communication, gcd(*widths)) or {}).get(CommOp.POOLED_EMBEDDINGS_ALL_TO_ALL.name)
     ranker.peers = PeerExchange(groups.peers, features, outputs, codecs)
-    _keep(ranker, partition, set(placed[groups.index]), features[groups.index])
+    _keep(ranker, partition, set(placed[groups.index]), pieces[groups.index])
     own = {config.name for config in ranker.embeddings.embedding_bag_configs()}
     fixed = {table: kind for table, kind in table_sharding.items() if table in own}
     as_is = CommunicationSettings()
@@ -142,16 +144,16 @@ def _names(partition: Partition, towers: list[int]) -> set[str]:
 @torch.no_grad()
 def _widths(ranker: Ranker) -> list[int]:
     """Width O of each tower's output, from a batch without examples."""
-    empty = torch.empty(0, len(ranker.feature_names), ranker.embedding_dimension)
+    empty = torch.empty(0, len(ranker.pieces), ranker.embedding_dimension)
     return [output.shape[1] for output in ranker.interaction.compress(empty)]
 
 
-def _keep(ranker: Ranker, partition: Partition, own: set[int], features: list[str]) -> None:
-    """Drop all tables but those of ``features`` and all tower modules but those of ``own``."""
-    configs = [c for c in ranker.embeddings.embedding_bag_configs() if c.feature_names[0] in features]
-    ranker.embeddings = EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
-    ranker.feature_names = features
-    positions = [[features.index(n) for n in t] if i in own else [] for i, t in enumerate(partition.towers)]
+def _keep(ranker: Ranker, partition: Partition, own: set[int], pieces: list[Piece]) -> None:
+    """Drop all tables but those of ``pieces`` and all tower modules but those of ``own``."""
+    tables = zip(ranker.pieces, ranker.embeddings.embedding_bag_configs(), strict=True)
+    ranker.hold(pieces, [config for piece, config in tables if piece in pieces], "meta")
+    names = [piece.name for piece in pieces]
+    positions = [[names.index(n) for n in t] if i in own else [] for i, t in enumerate(partition.towers)]
     ranker.interaction.members = positions
     for index in range(len(positions)):
         if index not in own:

@@ -80,7 +80,8 @@ class TouchedRows:
             table.touched.zero_()
 
     def _watch(self, path: str, module: ShardedEmbeddingBagCollection) -> None:
-        weights, by_feature = module.state_dict(), {}
+        weights = module.state_dict()
+        by_feature: dict[str, list[Tensor]] = {}
         for table, config in module._table_name_to_config.items():
             weight = weights[f"embedding_bags.{table}.weight"]
             shards = list(_shards(weight))
@@ -90,12 +91,14 @@ class TouchedRows:
             copies = 1 if isinstance(weight, ShardedTensor) else distributed.get_world_size()
             local = _LocalTable(torch.zeros(len(shard), dtype=torch.bool), first_row, copies)
             self._tables[_weight_name(path, table)] = local
-            by_feature |= dict.fromkeys(config.feature_names, local.touched)
+            for feature in config.feature_names:
+                by_feature.setdefault(feature, []).append(local.touched)
 
         def record(ids: KeyedJaggedTensor, *_: Any) -> None:
             if torch.is_grad_enabled():
                 for feature, jagged in ids.to_dict().items():
-                    by_feature[feature][jagged.values()] = True
+                    for touched in by_feature[feature]:
+                        touched[jagged.values()] = True
 
         module.register_post_lookup_tracker_fn(record)
 
