@@ -25,11 +25,13 @@ FIGURE = Path("docs/images/towers_speed.png")
 DOTS_PER_INCH = 110
 MEGA = 1e6
 WITHIN = 0.2
+ABOUT = "## About these runs"  # what follows it is written by hand
 SHORT_FLAT, SHORT_TOWERS = "flat, short over arch", "towers, CR 2, short over arch"
 
 
 def write_report(runs: list[Run]) -> None:
-    """The page and its figure."""
+    """The page, which keeps what was written by hand at its end, and its figure."""
+    by_hand = written_by_hand(REPORT.read_text() if REPORT.exists() else "")
     head = [
         "# Flat training against towers on a slow network",
         "",
@@ -38,8 +40,14 @@ def write_report(runs: list[Run]) -> None:
         "    python -m bench.towers_speed --write",
         "",
     ]
-    REPORT.write_text("\n".join([*head, *_text(), *report_lines(runs)]) + "\n")
+    REPORT.write_text("\n".join([*head, *_text(), *report_lines(runs), *by_hand]) + "\n")
     _draw(runs)
+
+
+def written_by_hand(page: str) -> list[str]:
+    """The lines of ``page`` from ABOUT on, and an empty one before; none if it has no such section."""
+    _, heading, text = page.partition(f"\n{ABOUT}\n")
+    return ["", ABOUT, *text.rstrip("\n").split("\n")] if heading else []
 
 
 def report_lines(runs: list[Run]) -> list[str]:
