@@ -1,7 +1,7 @@
 """The constants of recsys/towers/costs.py, fitted on some runs of bench/towers_speed.py; what it predicts for all."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -108,7 +108,8 @@ def terms(run: Run, cores: int) -> list[float]:
 
 def work_of(run: Run) -> Work:
     """What a rank does in a step of ``run``."""
-    return _work(run.architecture, run.contender, run.hosts, run.hosts * run.ranks_per_host)
+    work = _work(run.architecture, run.contender, run.hosts, run.hosts * run.ranks_per_host)
+    return replace(work, compact_ids=run.compact_ids)
 
 
 @cache

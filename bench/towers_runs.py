@@ -17,7 +17,7 @@ class Run:
     """One contender at one rate: the median over the steps of all turns, of each the slowest rank.
 
     ``busy_ms`` is processor time of all ranks a step; ``host_bytes`` what the busiest host sends a step,
-    by its interface's counter.
+    by its interface's counter; ``compact_ids``: with recsys/towers/ids.py, before which towers' ids went as TorchRec's.
     """
 
     architecture: Architecture
@@ -30,6 +30,7 @@ class Run:
     busy_ms: float
     host_bytes: float
     operating_point: bool = False
+    compact_ids: bool = False
 
     @property
     def cluster(self) -> tuple[Architecture, int]:

@@ -87,7 +87,7 @@ class Turns:
             busy, sent = median(one.busy_ms for one in taken), median(one.host_bytes for one in taken)
             place = self._architecture, self._shape.hosts, self._shape.ranks_per_host
             at_point = rate is not None and rate == point
-            found.append(Run(*place, name, rate, median(steps), spread, busy, sent, at_point))
+            found.append(Run(*place, name, rate, median(steps), spread, busy, sent, at_point, compact_ids=True))
         return found
 
 

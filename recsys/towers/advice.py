@@ -102,7 +102,9 @@ def work_of(model: AdvisedModel, towers: int | None, dimension: int = 0) -> Work
     """What a rank does in a step, overlap on; ``towers`` None: flat. Counted on a model without memory."""
     wire = Wire(model.forward, model.backward, model.gradients)
     work = ranker_work(advised_ranker(model, towers, dimension), model.batch_size, wire, ids_ahead=True)
-    return work if model.ids_per_example is None else replace(work, ids=model.ids_per_example)
+    if model.ids_per_example is None:
+        return work
+    return replace(work, ids=model.ids_per_example, lists=model.features)
 
 
 def ranker_work(ranker: Ranker, batch: int, wire: Wire, ids_ahead: bool) -> Work:

@@ -14,9 +14,10 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from recsys.config import Settings
 
 ID_BYTES = LENGTH_BYTES = 8  # int64
+PEER_ID_BYTES = 4  # recsys/towers/ids.py, where no table has more than 2^31 rows
 FLOAT_BYTES = 4
 EXCHANGES = 5  # sizes, lengths, ids, outputs, their gradients
-ID_EXCHANGES = 3
+OUTPUT_EXCHANGES = 2
 LOOKUP_PASSES = 5  # forward reads a row and writes it out; the fused backward reads a gradient, reads and writes a row
 WIRE_PASSES = (
     6  # what is exchanged is packed, sent, received and unpacked, in half the bytes where quantised; both ways
@@ -76,6 +77,8 @@ class Work:
         features: of the model, a table each.
         dimension: of an embedding.
         ids: ids an example, all features together.
+        lists: features with any number of ids an example.
+        compact_ids: to the peers they travel as recsys/towers/ids.py sends them; else as TorchRec does.
         flops: of an example above the tables, forward and backward.
         shared_parameters: dense parameters that every rank has.
         tower_parameters: those of all tower modules.
@@ -102,6 +105,8 @@ class Work:
     gradient_bytes: float = FLOAT_BYTES
     imbalance: float = 1.0
     ids_ahead: bool = True
+    lists: int = 0
+    compact_ids: bool = True
 
 
 @dataclass(frozen=True)
@@ -207,17 +212,21 @@ def volumes(work: Work, hosts: Hosts) -> Volumes:
     inside, beside = _parts(hosts.group, hosts.ranks_per_host)  # beside: on the other hosts of the same towers
     to_peers = (hosts.groups - 1) / hosts.groups
     neighbours = hosts.group - hosts.ranks_per_host
+    peer_ids, exchanges = ids, EXCHANGES
+    if work.compact_ids:
+        peer_ids = work.batch * (work.ids + work.lists) * PEER_ID_BYTES
+        exchanges = OUTPUT_EXCHANGES + 1 + (work.lists > 0)
     return Volumes(
         ids_inside=ids * inside,
-        ids_across=ids * (to_peers + beside),
+        ids_across=peer_ids * to_peers + ids * beside,
         outputs_inside=numbers * work.inside_bytes * inside,
         outputs_across=work.batch * work.output_width * wire * to_peers + numbers * work.inside_bytes * beside,
         shared_gradients=shared,
         tower_gradients=_ring(work.tower_parameters / hosts.groups * FLOAT_BYTES, hosts.group),
         copied=lookups + (SHUFFLE_PASSES * numbers + WIRE_PASSES * work.batch * work.output_width) * FLOAT_BYTES,
         peers=hosts.groups - 1 + neighbours,
-        messages=EXCHANGES * (hosts.groups - 1 + neighbours),
-        collectives=EXCHANGES * ((hosts.groups > 1) + (hosts.group > 1)) + (hosts.ranks > 1) + (hosts.group > 1),
+        messages=exchanges * (hosts.groups - 1) + EXCHANGES * neighbours,
+        collectives=exchanges * (hosts.groups > 1) + (EXCHANGES + 1) * (hosts.group > 1) + (hosts.ranks > 1),
     )
 
 

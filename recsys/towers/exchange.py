@@ -2,30 +2,11 @@
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
-from torchrec.distributed.dist_data import KJTAllToAll, KJTAllToAllTensorsAwaitable, PooledEmbeddingsAllToAll
-from torchrec.distributed.types import Awaitable, QuantizedCommCodecs
+from torchrec.distributed.dist_data import PooledEmbeddingsAllToAll
+from torchrec.distributed.types import QuantizedCommCodecs
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-
-class _IdsOnTheirWay:
-    """An exchange of the ids ``sparse`` that has begun."""
-
-    def __init__(self, sparse: KeyedJaggedTensor, sizes: Awaitable[KJTAllToAllTensorsAwaitable]) -> None:
-        self.sparse = sparse
-        self._sizes = sizes
-        self._ids: KJTAllToAllTensorsAwaitable | None = None
-
-    def send(self) -> None:
-        """Wait for the peers' sizes and send the ids, once."""
-        if self._ids is None:
-            self._ids = self._sizes.wait()
-
-    def arrived(self) -> KeyedJaggedTensor:
-        """The peers' ids."""
-        self.send()
-        assert self._ids is not None
-        return self._ids.wait()
+from recsys.towers.ids import IdExchange, IdsOnTheirWay
 
 
 class PeerExchange:
@@ -36,24 +17,21 @@ class PeerExchange:
     divides by the number of peers, as TorchRec's other exchanges divide by theirs.
 
     Args:
-        peers: process group, one rank a group of hosts.
-        features: names that each group of hosts looks up.
+        ids: between the ranks of a process group, one a group of hosts.
         outputs: (position of the tower in the model, width O) of each group's towers, in its order.
         codecs: how outputs and their gradients are quantised on the wire; None: as they are.
     """
 
     def __init__(
         self,
-        peers: ProcessGroup,
-        features: list[list[str]],
+        ids: IdExchange,
         outputs: list[list[tuple[int, int]]],
         codecs: QuantizedCommCodecs | None = None,
     ) -> None:
-        self._features = [name for names in features for name in names]
-        self._ids = KJTAllToAll(peers, [len(names) for names in features])
+        self._ids = ids
         widths = [sum(width for _, width in towers) for towers in outputs]
-        self._outputs = PooledEmbeddingsAllToAll(peers, widths, codecs=codecs)
-        self._ahead: list[_IdsOnTheirWay] = []
+        self._outputs = PooledEmbeddingsAllToAll(ids.peers, widths, codecs=codecs)
+        self._ahead: list[IdsOnTheirWay] = []
         arrived = [tower for towers in outputs for tower in towers]  # by group of hosts, not in the model's order
         self._widths = [width for _, width in arrived]
         self._order = sorted(range(len(arrived)), key=lambda place: arrived[place][0])
@@ -70,11 +48,11 @@ class PeerExchange:
         return self._start(sparse).arrived()
 
     def start_ids(self, sparse: KeyedJaggedTensor) -> None:
-        """Send the sizes of a coming :meth:`exchange_ids`, which has to be called with the same object."""
+        """Begin a coming :meth:`exchange_ids`, which has to be called with the same object."""
         self._ahead.append(self._start(sparse))
 
     def send_ids(self) -> None:
-        """Send the ids whose sizes have gone ahead; this waits for the peers' sizes, not for their ids."""
+        """Send what is left of what has begun; this waits for the peers' numbers of ids, not for those ids."""
         for ahead in self._ahead:
             ahead.send()
 
@@ -82,10 +60,8 @@ class PeerExchange:
         """Expect none of what was sent ahead."""
         self._ahead = []
 
-    def _start(self, sparse: KeyedJaggedTensor) -> "_IdsOnTheirWay":
-        keys = sparse.keys()
-        ordered = sparse.permute([keys.index(name) for name in self._features])
-        return _IdsOnTheirWay(sparse, self._ids(ordered))
+    def _start(self, sparse: KeyedJaggedTensor) -> IdsOnTheirWay:
+        return self._ids.start(sparse)
 
     def exchange_outputs(self, outputs: list[Tensor]) -> list[Tensor]:
         """This group's tower outputs [peers * B, O] -> those of all towers, [B, O], in the model's order."""

@@ -15,12 +15,14 @@ from torch import Tensor, distributed, nn
 from torch.distributed._shard.sharding_spec.api import EnumerableShardingSpec
 from torch.distributed.remote_device import _remote_device
 from torchrec.distributed.types import CommOp, EmbeddingModuleShardingPlan, ModuleSharder, ShardingPlan
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 
 from recsys.config import InputError
 from recsys.models.ranker import Ranker
 from recsys.sharding.communication import wire_codecs
 from recsys.sharding.plan import PlanRequest, make_plan, table_bytes
 from recsys.towers.exchange import PeerExchange
+from recsys.towers.ids import IdExchange
 from recsys.towers.partition_file import Partition
 from recsys.towers.slices import Piece
 from recsys.towers.state import average_gradients, clip_gradients, gather_parts
@@ -120,7 +122,9 @@ def transform(model: nn.Module, partition: Partition, settings: TrainSettings) -
     widths = _widths(ranker)
     outputs = [[(tower, widths[tower]) for tower in towers] for towers in placed]
     codecs = (wire_codecs(settings.communication, gcd(*widths)) or {}).get(CommOp.POOLED_EMBEDDINGS_ALL_TO_ALL.name)
-    ranker.peers = PeerExchange(groups.peers, features, outputs, codecs)
+    lists = {config.feature_names[0] for config in tables if config.pooling is PoolingType.MEAN}
+    ids = IdExchange(groups.peers, features, lists, _id_type(tables))
+    ranker.peers = PeerExchange(ids, outputs, codecs)
     _keep(ranker, partition, set(placed[groups.index]), pieces[groups.index])
     own = {config.name for config in ranker.embeddings.embedding_bag_configs()}
     fixed = {table: kind for table, kind in table_sharding.items() if table in own}
@@ -135,6 +139,12 @@ def _ranker(model: nn.Module) -> Ranker:
     if len(rankers) != 1 or rankers[0].interaction.members is None:
         raise InputError("params/towers.yaml: transform: the model has no towers; set module.enabled: true")
     return rankers[0]
+
+
+def _id_type(tables: list[EmbeddingBagConfig]) -> torch.dtype:
+    """Of ids on the wire: int32 where it counts the rows of every table."""
+    rows = max(config.num_embeddings for config in tables)
+    return torch.int32 if rows - 1 <= torch.iinfo(torch.int32).max else torch.int64
 
 
 def _names(partition: Partition, towers: list[int]) -> set[str]:

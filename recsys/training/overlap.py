@@ -82,7 +82,7 @@ def _steps_with_ids_ahead(
 
 
 def _next_batch(engine: Engine, peers: PeerExchange, source: Iterator[Batch]) -> Batch | None:
-    """The next batch on its device, the sizes of its ids sent; None: there is none."""
+    """The next batch on its device, its ids begun to be sent; None: there is none."""
     batch = next(source, None)
     if batch is None:
         return None

@@ -71,12 +71,22 @@ def test_one_rank_sends_nothing() -> None:
 def test_the_transform_alone_sends_as_much_across_in_fewer_messages(hosts: Hosts) -> None:
     """The paper's 3.1.2: S (T - 1) / T either way; G - L messages become T - 1."""
     hosts = replace(hosts, hosts_per_tower=1)
-    flat, alone = volumes(FLAT, hosts), volumes(ALONE, hosts)
+    flat, alone = volumes(FLAT, hosts), volumes(replace(ALONE, compact_ids=False), hosts)
     whole = 1024 * 26 * 64 * 4
     assert flat.outputs_across == pytest.approx(whole * (hosts.hosts - 1) / hosts.hosts)
     assert alone.outputs_across == pytest.approx(flat.outputs_across)
     assert alone.ids_across == pytest.approx(flat.ids_across)
     assert flat.messages * (hosts.hosts - 1) == alone.messages * (hosts.ranks - hosts.ranks_per_host)
+
+
+@given(HOSTS)
+def test_peers_get_ids_in_int32_without_lengths_that_are_1(hosts: Hosts) -> None:
+    hosts = replace(hosts, hosts_per_tower=1)
+    whole = volumes(replace(ALONE, compact_ids=False), hosts)
+    singles, mixed = volumes(ALONE, hosts), volumes(replace(ALONE, ids=46.0, lists=4), hosts)
+    assert singles.ids_across == pytest.approx(whole.ids_across / 4)  # a length and an id of 8 bytes become one of 4
+    assert mixed.ids_across == pytest.approx(singles.ids_across * (46 + 4) / 26)
+    assert (whole.messages, mixed.messages, singles.messages) == tuple(n * (hosts.hosts - 1) for n in (5, 4, 3))
 
 
 @given(HOSTS, st.sampled_from([2, 4, 8]))
