@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from recsys.config import InputError
 from recsys.data.loader import META_COLUMNS, batch_of
-from recsys.data.schema import CategoricalFeature, Schema
+from recsys.data.schema import CategoricalFeature, Schema, task_columns
 from recsys.models.factory import build_ranker
 from recsys.models.ranker import Ranker
 from recsys.models.settings import ModelSettings
@@ -67,7 +67,8 @@ class Predictor:
         self._check(rows)
         if rows.is_empty():
             return np.zeros(0)
-        filled = rows.with_columns(pl.lit(0).alias(name) for name in META_COLUMNS if name not in rows.columns)
+        unread = [*META_COLUMNS, *task_columns("label", self.schema.tasks)]
+        filled = rows.with_columns(pl.lit(0).alias(name) for name in unread if name not in rows.columns)
         batch = batch_of(filled, self.schema, np.ones(rows.height, np.float32), rows.height)
         logits = self.ranker(batch.dense, batch.sparse)["serving"]  # [N]
         return torch.sigmoid(logits.double()).numpy()
