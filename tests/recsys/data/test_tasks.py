@@ -103,6 +103,10 @@ def test_reader_gives_labels_and_scores_under_the_names_of_the_models_tasks(
             np.testing.assert_array_equal(labels[task].numpy(), own[columns[task]].to_numpy())
             known = torch.isfinite(scores[task])
             assert torch.equal(scores[task][known], (batch.example_id + logits[task]).float()[known])
+        moved = batch.to(torch.device("meta"), non_blocking=False)
+        assert all(
+            part.is_meta for part in (moved.label, *moved.further_labels.values(), *moved.further_scores.values())
+        )
         if len(tasks) > 1:
             assert torch.equal(batch.of_task(tasks[1]).label.nan_to_num(-1), labels[tasks[1]].nan_to_num(-1))
 
