@@ -91,10 +91,14 @@ def train_all_students() -> None:
 
 
 def _curves(folder: Path) -> dict[str, list[float]]:
-    """Per-window metrics, diagnostics and skipped batches of one model, as MLflow curves ``window/ne`` and so on."""
+    """Per-window metrics, diagnostics and skipped batches of one model, as MLflow curves ``window/ne`` and so on.
+
+    A task beside the main one has ``window/ne_<task>``.
+    """
     windows = json.loads((folder / "metrics.json").read_text())["windows"]
     curves = {f"window/{key}": [window[key] for window in windows if window[key] is not None] for key in CURVES}
-    for key in DIAGNOSTICS:
+    further = [key for key in windows[0] if key.startswith(tuple(f"{curve}_" for curve in CURVES))]
+    for key in (*DIAGNOSTICS, *further):
         curve = [window[key] for window in windows if window.get(key) is not None]
         curves |= {f"window/{key}": curve} if curve else {}
     if any(SKIPPED in window for window in windows):

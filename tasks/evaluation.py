@@ -57,18 +57,21 @@ def _check_probe_is_past(settings: EvaluateSettings) -> None:
 def _record_model(report: "Report", model: str, settings: EvaluateSettings) -> None:
     """One run a student and model (each arm, teacher, oracle), on the same rows, to compare side by side."""
     student, arm = model.split("/")
-    windows = [row for row in report.windows if row["model"] == model]
-    rows = [row for row in report.metrics if row.student == student]
-    by_metric = {row.comparison.metric: row for row in sorted(rows, key=lambda row: row.arm == arm)}  # its own last
-    values = {
-        metric: {
-            "plain": row.comparison.first,
-            row.arm: row.comparison.second,
-            "teacher": row.teacher,
-            "oracle": row.oracle,
-        }[arm]
-        for metric, row in by_metric.items()
-    }
+    values: dict[str, float | None] = {}
+    curves: dict[str, list[float]] = {}
+    for learnt in report.tasks[student]:
+        ending = "" if report.is_main(student, learnt) else f"_{learnt}"
+        windows = [row for row in report.windows if row["model"] == model and row["task"] == learnt]
+        rows = [row for row in report.metrics if row.student == student and row.task == learnt]
+        by_metric = {row.comparison.metric: row for row in sorted(rows, key=lambda row: row.arm == arm)}  # its own last
+        for metric, row in by_metric.items():
+            values[metric + ending] = {
+                "plain": row.comparison.first,
+                row.arm: row.comparison.second,
+                "teacher": row.teacher,
+                "oracle": row.oracle,
+            }[arm]
+            curves[f"window/{metric}{ending}"] = [one[metric] for one in windows]
     record(
         RunRecord(
             name=f"{student}: {arm}",
@@ -77,7 +80,7 @@ def _record_model(report: "Report", model: str, settings: EvaluateSettings) -> N
             data_version=output_version(WINDOWS),
             dataset=Schema.load(WINDOWS).dataset,
             metrics={f"eval/{metric}": value for metric, value in values.items() if value is not None},
-            curves={f"window/{metric}": [row[metric] for row in windows] for metric in by_metric},
+            curves=curves,
             tags={"student": student, "arm": arm, "students_version": output_version(STUDENTS)},
             artifacts={str(EVALUATION / "figures" / f"ne_{student}.png"): "figures"},
         )
@@ -87,11 +90,12 @@ def _record_model(report: "Report", model: str, settings: EvaluateSettings) -> N
 def _headline(report: "Report") -> dict[str, float]:
     """The differences arm - plain as MLflow metrics: ``feed/ne/difference``, its ``low`` and ``high``.
 
-    With several arms ``feed/<arm>/ne/difference``.
+    With several arms ``feed/<arm>/ne/difference``, of a task beside the main one ``feed/<task>/ne/difference``.
     """
     metrics = {}
     for row in report.metrics:
         student = row.student if len(report.arms) == 1 else f"{row.student}/{row.arm}"
+        student = student if report.is_main(row.student, row.task) else f"{student}/{row.task}"
         one, key = row.comparison, f"{student}/{row.comparison.metric}"
         metrics |= {f"{key}/difference": one.difference, f"{key}/low": one.low, f"{key}/high": one.high}
     return {key: value for key, value in metrics.items() if math.isfinite(value)}

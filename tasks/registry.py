@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 from prefect import task
 
-from recsys.data.schema import Schema
+from recsys.data.schema import Schema, task_columns
 from recsys.distill.settings import DISTILLED, PLAIN
 from tasks.project import EVALUATION, REGISTRATION, STUDENTS, WINDOWS, require
 from tasks.tracking import connect
@@ -64,7 +64,8 @@ def _export(name: str, arm: str) -> Path:
 def _register(chosen: dict[str, str]) -> None:
     """One MLflow run that holds the served model of each student, and a new version of each registered model."""
     mlflow, experiment_id = connect()
-    window = Schema.load(WINDOWS).windows[-1].name
+    schema = Schema.load(WINDOWS)
+    window, labels = schema.windows[-1].name, task_columns("label", schema.tasks)
     example = pl.read_parquet(sorted((WINDOWS / window).glob("part-*.parquet"))[0]).head(EXAMPLE_ROWS).to_pandas()
     client = mlflow.MlflowClient()
     with (
@@ -79,7 +80,7 @@ def _register(chosen: dict[str, str]) -> None:
                 python_model="tasks/served_model.py",
                 artifacts={"student": str(_export(name, arm))},
                 code_paths=["recsys"],
-                input_example=example.drop(columns=["label", "label_time"]),
+                input_example=example.drop(columns=["label_time", *labels]),
                 registered_model_name=registered,
                 pip_requirements="requirements/cpu.lock",
             )

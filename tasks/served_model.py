@@ -18,8 +18,9 @@ class ServedStudent(PythonModel):
         self.predictor = Predictor.load(Path(context.artifacts["student"]))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
-        """Probabilities [N] float32 for a frame of encoded columns."""
-        return self.predictor.predict(model_input)
+        """Probabilities [N] for a frame of encoded columns; for several tasks a frame with a column each."""
+        found = self.predictor.predict_tasks(model_input)
+        return pd.DataFrame(found) if len(found) > 1 else self.predictor.predict(model_input)
 
 
 set_model(ServedStudent())

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys.config import InputError
-from recsys.data.schema import MANIFEST_FILE, SCHEMA_FILE, Schema, Window
+from recsys.data.schema import MANIFEST_FILE, SCHEMA_FILE, Schema, Window, task_columns
 from recsys.data.settings import DatasetSettings, DataSettings
 from recsys.data.sources.base import Chunk, Source
 from recsys.data.sources.criteo import criteo_source
@@ -20,7 +20,6 @@ from recsys.data.synthetic import MS_PER_HOUR, synthetic_source
 from recsys.progress import RowProgress
 
 QUARANTINE_FILE = "quarantine.parquet"
-ORACLE_COLUMNS = ["example_id", "probability"]
 EXAMPLES_SHOWN = 3
 
 
@@ -61,20 +60,32 @@ def ingest(settings: DataSettings, dataset: DatasetSettings, windows_dir: Path, 
     quarantine.check(writer.rows, settings.quarantine_limit)
     if writer.rows == 0:
         raise InputError(f"dataset {settings.dataset!r}: no good rows")
+    base_rate = writer.done[0].clicks / writer.done[0].window.rows
     schema = Schema(
         dataset=settings.dataset,
         dense=source.dense,
         categorical=source.categorical,
         domains=source.domains,
         windows=[done.window for done in writer.done],
-        initial_base_rate=writer.done[0].clicks / writer.done[0].window.rows,
+        initial_base_rate=base_rate,
         planted_groups=source.planted_groups,
+        tasks=source.tasks,
+        further_base_rates=_further_base_rates(windows_dir / writer.done[0].window.name, source.tasks, base_rate),
     )
     schema.save(windows_dir)
     _write_manifests(writer.done, windows_dir)
     clicks = sum(done.clicks for done in writer.done)
     size = sum(path.stat().st_size for path in windows_dir.glob("*/part-*.parquet"))
     return IngestReport(writer.rows, len(writer.done), quarantine.rows, clicks / writer.rows, size)
+
+
+def _further_base_rates(window_dir: Path, tasks: list[str], main_rate: float) -> list[float]:
+    """Mean known label of each task but the first in a window; ``main_rate`` where none is known."""
+    labels = task_columns("label", tasks)[1:]
+    if not labels:
+        return []
+    means = pl.scan_parquet(window_dir / "part-*.parquet").select(pl.col(labels).cast(pl.Float64).mean()).collect()
+    return [main_rate if mean is None else mean for mean in means.row(0)]
 
 
 def open_source(settings: DataSettings, dataset: DatasetSettings) -> Source:
@@ -106,8 +117,9 @@ class _WindowWriter:
         self.window_ms = round(settings.window_hours * MS_PER_HOUR)
         self.max_windows, self.rows_per_part = settings.max_windows, settings.rows_per_part
         self.origin_ms = source.origin_ms % self.window_ms
-        names = ["example_id", "event_time", "label_time", "domain", "group", "label"]
+        names = ["example_id", "event_time", "label_time", "domain", "group", *task_columns("label", source.tasks)]
         self.columns = names + source.dense + [feature.name for feature in source.categorical]
+        self.oracle_columns = ["example_id", *task_columns("probability", source.tasks)]
         self.done: list[_Done] = []
         self.rows = 0
         self.full = False
@@ -144,7 +156,7 @@ class _WindowWriter:
         self._delay = max(self._delay, int(delay) if isinstance(delay, int) else 0)
         self._done.clicks += float(piece["label"].cast(pl.Float64).sum())
         if "probability" in piece.columns:
-            table = piece.select(ORACLE_COLUMNS).to_arrow()
+            table = piece.select(self.oracle_columns).to_arrow()
             if self._oracle is None:
                 path = self.oracle_dir / f"{self._done.window.name}.parquet"
                 self._oracle = pq.ParquetWriter(path, table.schema)

@@ -1,7 +1,7 @@
 """Batches of a windows folder, in event time (to predict) and in label time (to train)."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
-from recsys.data.schema import Schema, Window
+from recsys.data.schema import Schema, Window, task_columns
 from recsys.distill.score_log import ScoreLog
 
-META_COLUMNS = ["example_id", "event_time", "label_time", "domain", "group", "label"]
+META_COLUMNS = ["example_id", "event_time", "label_time", "domain", "group"]
 
 
 @dataclass
@@ -26,15 +26,17 @@ class Batch(Pipelineable):
         dense: [B, schema.dense_width] float32: the values (missing as 0), the missing indicators,
             and the domain as one-hot.
         sparse: ids int64 of every categorical feature, keys in the order of ``schema.categorical``.
-        label: [B] float32 in {0, 1}.
+        label: [B] float32 in {0, 1}, of the main task; NaN where it has none.
         weight: [B] float32: 1 for a real row, 0 for padding.
         domain: [B] int64, index in ``schema.domains``.
         group: [B] int64.
         example_id: [B] int64.
         event_time: [B] int64, ms since the epoch.
-        score: [B] float32, the teacher's logit; NaN where there is none.
+        score: [B] float32, the teacher's logit of the main task; NaN where there is none.
         staleness_ms: [B] int64, event_time minus the scoring snapshot's high-water mark; 0 where there is none.
         global_rows: real rows of the global batch over all ranks.
+        further_labels: as ``label``, of each further task by name.
+        further_scores: as ``score``.
     """
 
     dense: Tensor
@@ -48,19 +50,29 @@ class Batch(Pipelineable):
     score: Tensor
     staleness_ms: Tensor
     global_rows: int
+    further_labels: dict[str, Tensor] = field(default_factory=dict)
+    further_scores: dict[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device, non_blocking: bool = True) -> "Batch":
         """The same batch on ``device``."""
-        moved = {name: value.to(device, non_blocking=non_blocking) for name, value in self._parts().items()}
-        return replace(self, **moved)
+        return replace(self, **self._each(lambda part: part.to(device, non_blocking=non_blocking)))
 
     def record_stream(self, stream: Any) -> None:
         """Keep the memory until ``stream`` has used it."""
-        for value in self._parts().values():
-            value.record_stream(stream)
+        self._each(lambda part: part.record_stream(stream))
 
-    def _parts(self) -> dict[str, Tensor | KeyedJaggedTensor]:
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "global_rows"}
+    def of_task(self, task: str) -> "Batch":
+        """The same batch with the further ``task`` as its main and only one."""
+        label, score = self.further_labels[task], self.further_scores[task]
+        return replace(self, label=label, score=score, further_labels={}, further_scores={})
+
+    def _each(self, function: Callable[[Any], Any]) -> dict[str, Any]:
+        """``function`` of every tensor, by attribute."""
+        found: dict[str, Any] = {}
+        for name in (one.name for one in fields(self) if one.name != "global_rows"):
+            value = getattr(self, name)
+            found[name] = {k: function(v) for k, v in value.items()} if isinstance(value, dict) else function(value)
+        return found
 
 
 class WindowReader:
@@ -69,15 +81,26 @@ class WindowReader:
     ``batch_size`` is global everywhere: which rows form a global batch, and their order, does not
     depend on the number of ranks. A rank takes a contiguous share of ceil(rows / world_size) rows.
 
+    Args:
+        tasks: those whose labels and scores are read, the main one first; None: all of the data. ``schema``
+            is that of a model of these tasks.
+
     Raises:
-        InputError: the folder holds no schema.
+        InputError: the folder holds no schema, or the data lack a task.
     """
 
-    def __init__(self, windows_dir: Path) -> None:
+    def __init__(self, windows_dir: Path, tasks: list[str] | None = None) -> None:
         self.windows_dir = windows_dir
-        self.schema = Schema.load(windows_dir)
+        stored = Schema.load(windows_dir)
+        self.schema = stored if tasks is None else stored.for_tasks(tasks)
         self.windows: list[Window] = self.schema.windows
-        self._columns = META_COLUMNS + self.schema.dense + [feature.name for feature in self.schema.categorical]
+        self._logits = stored.columns("logit", self.schema.tasks)
+        self._names = self._renaming(stored, "label") | self._renaming(stored, "score")
+        self._stored_names = {
+            new: old for base in ("label", "logit") for old, new in self._renaming(stored, base).items()
+        }
+        features = self.schema.dense + [feature.name for feature in self.schema.categorical]
+        self._columns = META_COLUMNS + stored.columns("label", self.schema.tasks) + features
 
     def rows(self, window: Window, domain: int | None = None) -> int:
         """Number of examples whose event lies in ``window`` (of one domain, if given)."""
@@ -99,7 +122,7 @@ class WindowReader:
         rest: pl.DataFrame | None = None
         skip = first_batch * batch_size
         for part in self._parts(window):
-            frame = _of_domain(pl.read_parquet(part, columns=self._columns), domain)
+            frame = _of_domain(pl.read_parquet(part, columns=self._columns), domain).rename(self._names, strict=False)
             frame = frame if rest is None else pl.concat([rest, frame])
             skipped = min(skip, frame.height)
             frame, skip = frame[skipped:], skip - skipped
@@ -131,7 +154,7 @@ class WindowReader:
         position = self.windows.index(window)
         low = window.start_ms if position == 0 else self.windows[position - 1].end_ms
         frames = []
-        log = None if scores_dir is None else ScoreLog(scores_dir)
+        log = None if scores_dir is None else ScoreLog(scores_dir, self._logits)
         for source in self.windows[: position + 1]:
             if source.end_ms + source.max_label_delay_ms <= low:
                 continue
@@ -139,8 +162,18 @@ class WindowReader:
             frame = scan.filter((pl.col("label_time") >= low) & (pl.col("label_time") < window.end_ms)).collect()
             frame = _of_domain(frame, domain)
             frames.append(frame if log is None else log.join(frame, source))
-        ordered = pl.concat(frames).sort("label_time", "example_id")
+        ordered = pl.concat(frames).rename(self._names, strict=False).sort("label_time", "example_id")
         yield from self._batches(ordered, batch_size, rank, world_size)
+
+    def as_stored(self, predictions: pl.DataFrame) -> pl.DataFrame:
+        """``predictions`` with labels and logits under the names that they have where all tasks are predicted."""
+        return predictions.rename(self._stored_names, strict=False)
+
+    def _renaming(self, stored: Schema, base: str) -> dict[str, str]:
+        """Columns of the data whose task has another name in this reader's batches."""
+        tasks = self.schema.tasks
+        pairs = zip(stored.columns(base, tasks), task_columns(base, tasks), strict=True)
+        return {old: new for old, new in pairs if old != new}
 
     def _parts(self, window: Window) -> list[Path]:
         return sorted((self.windows_dir / window.name).glob("part-*.parquet"))
@@ -159,7 +192,8 @@ def batch_of(frame: pl.DataFrame, schema: Schema, weight: np.ndarray, global_row
     """``frame``'s rows as tensors.
 
     Args:
-        frame: B rows with the columns of a part, and ``score`` and ``staleness_ms`` if there are teacher scores.
+        frame: B rows with the columns of a part, those of ``schema.tasks`` in its order, and ``score``
+            (``score_<task>``) and ``staleness_ms`` if there are teacher scores.
         weight: [B] float32.
     """
     values = np.stack([frame[name].cast(pl.Float32).to_numpy() for name in schema.dense], axis=1, dtype=np.float32)
@@ -167,22 +201,31 @@ def batch_of(frame: pl.DataFrame, schema: Schema, weight: np.ndarray, global_row
     domain = _tensor(frame["domain"], np.int64)
     in_domain = np.eye(len(schema.domains), dtype=np.float32)[domain.numpy()]
     dense = np.concatenate([np.where(missing, 0.0, values), missing, in_domain], axis=1, dtype=np.float32)
-    score = frame["score"].fill_null(float("nan")) if "score" in frame.columns else None
-    staleness = None if score is None else frame["staleness_ms"].fill_null(0)
+    has_scores = "score" in frame.columns
+    labels = {name: _tensor(frame[name], np.float32) for name in task_columns("label", schema.tasks)}
+    scores = {
+        name: _tensor(frame[name].fill_null(float("nan")), np.float32)
+        if has_scores
+        else torch.full((frame.height,), float("nan"))
+        for name in task_columns("score", schema.tasks)
+    }
+    staleness = frame["staleness_ms"].fill_null(0) if has_scores else None
     return Batch(
         dense=torch.from_numpy(dense),  # [B, 2 * dense features + domains]
         sparse=_sparse(frame, schema),
-        label=_tensor(frame["label"], np.float32),
+        label=labels["label"],
         weight=torch.from_numpy(weight),
         domain=domain,
         group=_tensor(frame["group"], np.int64),
         example_id=_tensor(frame["example_id"], np.int64),
         event_time=_tensor(frame["event_time"], np.int64),
-        score=torch.full((frame.height,), float("nan")) if score is None else _tensor(score, np.float32),
+        score=scores["score"],
         staleness_ms=torch.zeros(frame.height, dtype=torch.int64)
         if staleness is None
         else _tensor(staleness, np.int64),
         global_rows=global_rows,
+        further_labels={task: labels[f"label_{task}"] for task in schema.tasks[1:]},
+        further_scores={task: scores[f"score_{task}"] for task in schema.tasks[1:]},
     )
 
 

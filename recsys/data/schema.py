@@ -1,13 +1,20 @@
 """What a windows folder holds: features, tables, domains and windows, as written by ingest."""
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from recsys.config import InputError
 
 SCHEMA_FILE = "schema.json"
 MANIFEST_FILE = "manifest.json"
+MAIN_TASK = "click"
+
+
+def task_columns(base: str, tasks: Sequence[str]) -> list[str]:
+    """Columns of ``base`` (label, logit, ...) of ``tasks``: ``base`` for the first, ``base_<task>`` for another."""
+    return [base, *(f"{base}_{task}" for task in tasks[1:])]
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,9 @@ class Schema:
 
     ``initial_base_rate`` is the mean label of the first window, the only one that a model may
     know before it starts. ``planted_groups`` is the true grouping of the generated stream, by
-    feature name, for evaluation only; empty on real logs.
+    feature name, for evaluation only; empty on real logs. ``tasks`` are what is predicted, the main one
+    first; every example has its label, those of the others may be missing. ``further_base_rates`` are
+    their mean known labels in the first window.
     """
 
     dataset: str
@@ -52,6 +61,33 @@ class Schema:
     windows: list[Window]
     initial_base_rate: float
     planted_groups: dict[str, str]
+    tasks: list[str] = field(default_factory=lambda: [MAIN_TASK])
+    further_base_rates: list[float] = field(default_factory=list)
+
+    @property
+    def base_rates(self) -> dict[str, float]:
+        """Mean label of the first window by task, in their order."""
+        return dict(zip(self.tasks, [self.initial_base_rate, *self.further_base_rates], strict=True))
+
+    def columns(self, base: str, tasks: Sequence[str]) -> list[str]:
+        """The columns of these data that hold ``base`` of ``tasks``; see :func:`task_columns`."""
+        names = dict(zip(self.tasks, task_columns(base, self.tasks), strict=True))
+        return [names[task] for task in tasks]
+
+    def for_tasks(self, tasks: list[str]) -> "Schema":
+        """The schema of a model that learns ``tasks`` alone, the first of them its main one.
+
+        Raises:
+            InputError: the data have no such task, none is given or one is given twice.
+        """
+        rates = self.base_rates
+        unknown = [task for task in tasks if task not in rates]
+        if unknown:
+            raise InputError(f"task {unknown[0]!r}: the data have {', '.join(self.tasks)}")
+        if not tasks or len(set(tasks)) != len(tasks):
+            raise InputError(f"tasks: give at least one, each once, got {tasks}")
+        further = [rates[task] for task in tasks[1:]]
+        return replace(self, tasks=list(tasks), initial_base_rate=rates[tasks[0]], further_base_rates=further)
 
     @property
     def dense_width(self) -> int:

@@ -3,9 +3,22 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from recsys.config import InputError, Settings, load_settings
+from recsys.data.schema import MAIN_TASK
+
+TASK_PATTERN = r"^[a-z][a-z0-9_]*$"
+OUTPUT_NAMES = ("serving", "distillation", "adapted", "peer")  # a model's outputs that are no task
+
+
+def _checked_task(name: str) -> str:
+    if name in (MAIN_TASK, *OUTPUT_NAMES):
+        raise ValueError(f"{name!r} is not free as the name of a further task; give another")
+    return name
+
+
+TaskName = Annotated[str, Field(pattern=TASK_PATTERN), AfterValidator(_checked_task)]
 
 
 class DataSettings(Settings):
@@ -31,11 +44,26 @@ class DomainSettings(Settings):
     base_rate: Annotated[float, Field(gt=0, lt=1)]
 
 
+class ConversionSettings(Settings):
+    """The second task of the generated stream, ``conversion``: whether a click is followed by a purchase.
+
+    ``rate`` is the mean probability that a click converts, over all impressions. Effects are in logits:
+    ``strength`` of the ids' own effects on it, ``click_strength`` times the click's logit, which relates the
+    two. ``labelled``: on ``impressions`` every example has the label clicked-and-converted (CTCVR); on
+    ``clicks`` clicked examples alone have one, converted (CVR).
+    """
+
+    rate: Annotated[float, Field(gt=0, lt=1)]
+    strength: float
+    click_strength: float
+    labelled: Literal["impressions", "clicks"]
+
+
 class SyntheticSettings(Settings):
     """The generated stream; see :mod:`recsys.data.synthetic` for what each strength scales.
 
     ``rows`` are spread over ``windows`` windows. Times are in hours, strengths in logits (standard
-    deviation). ``chunk_rows`` bounds the memory.
+    deviation). ``chunk_rows`` bounds the memory. Without ``conversions`` clicks are the only task.
     """
 
     seed: int
@@ -59,6 +87,7 @@ class SyntheticSettings(Settings):
     missing_share: Annotated[float, Field(ge=0, lt=1)]
     label_delay_hours: Annotated[float, Field(ge=0)]
     label_delay_cap_hours: Annotated[float, Field(ge=0)]
+    conversions: ConversionSettings | None = None
 
 
 class CriteoSettings(Settings):
@@ -142,7 +171,8 @@ class CategoricalColumnSettings(Settings):
 class TableSettings(Settings):
     """Any CSV, TSV or Parquet log, described column by column.
 
-    Exactly one of ``label``, ``explode`` and ``sample_negatives`` makes the labels. ``group`` is the
+    Exactly one of ``label``, ``explode`` and ``sample_negatives`` makes the labels. ``labels``: columns of
+    further tasks' labels by the task's name, 0, 1 or empty (this row has none). ``group`` is the
     column that grouped AUC is computed within; null: the raw row (an impression, or a click with its
     sampled negatives). Derived columns: event_hour (UTC) and, after ``explode``, shown_count. The
     whole log is held in memory.
@@ -152,6 +182,7 @@ class TableSettings(Settings):
     file_format: Literal["csv", "tsv", "parquet"]
     time: TimeSettings
     label: str | None = None
+    labels: dict[TaskName, str] = Field(default_factory=dict)
     group: str | None = None
     domain: DomainColumnSettings | None = None
     dense: list[str] = Field(default_factory=list)
@@ -165,6 +196,8 @@ class TableSettings(Settings):
         given = [self.label is not None, self.explode is not None, self.sample_negatives is not None]
         if sum(given) != 1:
             raise ValueError("give exactly one of label, explode and sample_negatives")
+        if self.labels and self.label is None:
+            raise ValueError("labels needs label: explode and sample_negatives know of no further task")
         return self
 
 

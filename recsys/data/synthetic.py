@@ -6,6 +6,7 @@ Users, ads and pages have power-law popularity and live for a part of the stream
 
 where interactions are products of latent vectors, strong inside a planted group of features and
 weak across groups. All effects but the last are shared over the domains. The effects drift.
+Conversions, if they are asked for, change nothing else of the stream.
 Chunks are made one at a time, so memory does not grow with the number of rows.
 """
 
@@ -17,17 +18,17 @@ import numpy as np
 import polars as pl
 
 from recsys.config import InputError
+from recsys.data.conversions import CONVERSION, Conversions, intercept
 from recsys.data.encoding import milliseconds, signed_log1p
-from recsys.data.schema import CategoricalFeature
+from recsys.data.schema import MAIN_TASK, CategoricalFeature
 from recsys.data.settings import SyntheticSettings
 from recsys.data.sources.base import Chunk, Source
 
 MS_PER_HOUR = 3_600_000
 HOURS_PER_DAY = 24
 CALIBRATION_ROWS = 50_000
-BISECTION_STEPS = 60
 DENSE_TAILS = [0.5, 0.5, 1.0, 1.0, 1.5, 1.5, 2.0, 2.5]  # raw value = sinh(tail * z): the larger, the heavier
-EFFECTS, ENTITIES, CALIBRATION, ROWS = range(4)  # keys of independent random streams
+EFFECTS, ENTITIES, CALIBRATION, ROWS, CONVERSION_EFFECTS, CONVERSION_ROWS = range(6)  # keys of random streams
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,8 @@ class SyntheticStream:
         random = self._random(ROWS, window, piece)
         event_time = np.sort(random.integers(*span, size=count))
         ids, domain, dense = self._inputs(random, window, event_time)
-        logit = self._logit(window, ids, domain, dense) + self.intercepts[domain]
-        probability = 1.0 / (1.0 + np.exp(-logit))
+        logit = self._logit(window, ids, domain, dense)
+        probability = 1.0 / (1.0 + np.exp(-(logit + self.intercepts[domain])))
         delay_h = random.exponential(self.settings.label_delay_hours, count) if self.settings.label_delay_hours else 0.0
         delay_h = np.minimum(delay_h, self.settings.label_delay_cap_hours)
         raw = np.sinh(dense * np.array(DENSE_TAILS))
@@ -118,6 +119,9 @@ class SyntheticStream:
             **ids,
             "probability": probability,
         }
+        if self.conversions is not None:
+            own = self._random(CONVERSION_ROWS, window, piece)
+            columns |= self.conversions.columns(own, ids, logit, probability, columns["label"])
         return pl.DataFrame(columns).with_columns(signed_log1p(name) for name in self.dense)
 
     def _inputs(
@@ -189,19 +193,30 @@ class SyntheticStream:
     @cached_property
     def intercepts(self) -> np.ndarray:
         """[domains] float64: where each domain's mean probability over the stream is its base rate."""
+        _, domains, logits = zip(*self._calibration_rows(), strict=True)
+        logit, domain = np.concatenate(logits), np.concatenate(domains)
+        return np.array(
+            [intercept(logit[domain == index], one.base_rate) for index, one in enumerate(self.settings.domains)]
+        )
+
+    @cached_property
+    def conversions(self) -> Conversions | None:
+        """The second task, if there is one."""
+        if self.settings.conversions is None:
+            return None
+        sizes = {name: feature.size for name, feature in self.features.items()}
+        sample = [(ids, logit) for ids, _, logit in self._calibration_rows()]
+        return Conversions(self.settings.conversions, sizes, self._random(CONVERSION_EFFECTS), sample)
+
+    def _calibration_rows(self) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]]:
+        """Ids by feature, domain and logit [N] of rows of each window that are not of the stream."""
         per_window = -(-CALIBRATION_ROWS // self.settings.windows)
-        logits, domains = [], []
         for window in range(self.settings.windows):
             random = self._random(CALIBRATION, window)
             low = self.start_ms + window * self.window_ms
             times = random.integers(low, low + self.window_ms, size=per_window)
             ids, domain, dense = self._inputs(random, window, times)
-            logits.append(self._logit(window, ids, domain, dense))
-            domains.append(domain)
-        logit, domain = np.concatenate(logits), np.concatenate(domains)
-        return np.array(
-            [_intercept(logit[domain == index], one.base_rate) for index, one in enumerate(self.settings.domains)]
-        )
+            yield ids, domain, self._logit(window, ids, domain, dense)
 
     @cached_property
     def _groups(self) -> dict[str, list[str]]:
@@ -244,16 +259,6 @@ def _draw(random: np.random.Generator, weights: np.ndarray, count: int) -> np.nd
     return np.searchsorted(cumulative, random.random(count) * cumulative[-1], side="right")
 
 
-def _intercept(logit: np.ndarray, base_rate: float) -> float:
-    """The number that, added to ``logit`` [N], makes the mean probability ``base_rate``."""
-    low, high = -30.0, 30.0
-    for _ in range(BISECTION_STEPS):
-        middle = (low + high) / 2
-        too_high = np.mean(1.0 / (1.0 + np.exp(-logit - middle))) > base_rate
-        low, high = (low, middle) if too_high else (middle, high)
-    return (low + high) / 2
-
-
 def synthetic_source(settings: SyntheticSettings, window_hours: float) -> Source:
     """The generated stream as a source; see :class:`SyntheticStream`."""
     stream = SyntheticStream(settings, window_hours)
@@ -265,4 +270,5 @@ def synthetic_source(settings: SyntheticSettings, window_hours: float) -> Source
         planted_groups={name: feature.group for name, feature in stream.features.items()},
         origin_ms=stream.start_ms,
         expected_rows=settings.rows,
+        tasks=[MAIN_TASK] if settings.conversions is None else [MAIN_TASK, CONVERSION],
     )

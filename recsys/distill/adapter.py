@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from recsys.data.loader import Batch
@@ -13,6 +12,7 @@ from recsys.distill.distillation_settings import DistillationSettings
 from recsys.distill.losses import is_usable
 from recsys.models.layers import perceptron
 from recsys.sharding.communication import mean_over_ranks
+from recsys.training.label_loss import label_entropy
 from recsys.training.non_finite import NonFiniteGradientError
 from recsys.training.settings import TrainSettings
 from recsys.training.side_model import SideModel
@@ -97,7 +97,7 @@ class StudentAdapter(SideModel):
     def _learn(self, batch: Batch) -> None:
         usable = is_usable(batch, self._settings)
         logit = self.network(torch.where(usable, batch.score.detach(), 0.0))  # [B]
-        losses = binary_cross_entropy_with_logits(logit, batch.label, reduction="none")
+        losses = label_entropy(logit, batch.label)
         weight = torch.where(usable, batch.weight, 0.0)
         loss = (weight * losses).sum() * (self._world_size / batch.global_rows)
         self._optimizer.zero_grad(set_to_none=True)

@@ -13,7 +13,7 @@ from recsys.models.ranker import SERVING
 from recsys.sharding.communication import mean_over_ranks
 from recsys.training.engine import Engine
 
-TABLES_PREFIX, HEAD_PREFIX = "embeddings.", "output."  # of a ranker's parameters
+TABLES_PREFIX, HEAD_PREFIXES = "embeddings.", ("output.", "further_output.")  # of a ranker's parameters
 
 
 class DistillationDiagnostics:
@@ -23,7 +23,8 @@ class DistillationDiagnostics:
     - ``gradient_cosine``: between the two. The backbone is the dense part below the heads and the pooled embeddings;
     - ``serving_calibration``, ``distillation_calibration``: mean prediction over mean target of each head.
 
-    It costs one forward and two backward passes a window, which update nothing, and one more read of its labels.
+    Scores, clipping and calibration are of the main task, gradients of all. It costs one forward and two
+    backward passes a window, which update nothing, and one more read of its labels.
     """
 
     def __init__(self, loss: DistillationLoss) -> None:
@@ -60,9 +61,10 @@ class DistillationDiagnostics:
         terms = [(weight * term(outputs, batch)).sum() for term in (self._loss.serving, self._loss.distillation)]
         own, both, other = _gradient_products(terms[0], terms[1], model, embeddings)
         trust = self._loss.trust(batch) * batch.weight
+        known = torch.where(torch.isnan(batch.label), 0.0, batch.weight)
         heads = [
-            (batch.weight * torch.sigmoid(outputs[SERVING])).sum(),
-            (batch.weight * batch.label).sum(),
+            (known * torch.sigmoid(outputs[SERVING])).sum(),
+            (known * batch.label.nan_to_num()).sum(),
             (trust * torch.sigmoid(outputs[DISTILLATION])).sum(),
             (trust * self._loss.target(outputs, batch)).sum(),
         ]
@@ -82,7 +84,7 @@ def _gradient_products(
     dense = [
         parameter
         for name, parameter in model.ranker.named_parameters()
-        if not name.startswith((TABLES_PREFIX, HEAD_PREFIX))
+        if not name.startswith((TABLES_PREFIX, *HEAD_PREFIXES))
     ]
     flat, rows = [], []  # of each loss: the dense part's gradient over all ranks, this rank's examples' own
     for loss in (serving, distillation):

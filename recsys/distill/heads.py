@@ -1,7 +1,6 @@
 """A ranker with heads for the teacher's labels; none of them is served."""
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -10,17 +9,23 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.distill.distillation_settings import DistillationSettings
-from recsys.models.ranker import SERVING, SMALLEST_RATE
+from recsys.models.ranker import SERVING, log_odds
 
 RANKER_PREFIX = "ranker."
 PEER_TABLE_PREFIX = "peer_"
 DISTILLATION, ADAPTED, PEER = "distillation", "adapted", "peer"
 
 
+def distillation_of(task: str) -> str:
+    """The output that learns the teacher's score of a further task."""
+    return f"{DISTILLATION}_{task}"
+
+
 class SplitRanker(Protocol):
     """A module of recsys.models whose representation and head can be called apart."""
 
     representation_size: int
+    further_tasks: list[str]
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every weight by name."""
@@ -42,13 +47,18 @@ class SplitRanker(Protocol):
         """[B, H] -> logit [B]."""
         ...
 
+    def heads(self, representation: Tensor) -> dict[str, Tensor]:
+        """[B, H] -> logits [B]: ``serving``, and each further task's under its name."""
+        ...
+
 
 class DistilledRanker(nn.Module):
     """A ranker with what its mode of distillation adds; see :class:`DistillationSettings`.
 
     With a head of its own the serving head sees the hard label only and the distillation head the soft
     one only (ExFM, section 3.3); they share the backbone. The gradient from the distillation heads into the
-    backbone is multiplied by ``gradient_scale``; their own parameters keep theirs.
+    backbone is multiplied by ``gradient_scale``; their own parameters keep theirs. Each of the ranker's tasks
+    has what the mode adds for itself.
 
     Args:
         ranker: initialised; the same one trains the plain arm.
@@ -56,6 +66,7 @@ class DistilledRanker(nn.Module):
         seed: of the heads' weights.
         base_rate: of the labels; a head starts at α times it, or its first steps, all one way,
             would shake the backbone and use up the tables' AdaGrad.
+        further_base_rates: those of the ranker's further tasks.
         peer: the larger ranker of co-distillation.
     """
 
@@ -66,26 +77,34 @@ class DistilledRanker(nn.Module):
         seed: int,
         base_rate: float,
         peer: SplitRanker | None = None,
+        further_base_rates: Sequence[float] = (),
     ) -> None:
         super().__init__()
         self.ranker = ranker
+        assert len(further_base_rates) == len(ranker.further_tasks), "a rate a further task"
         self.gradient_scale = settings.gradient_scale
         self.distillation_head = self.affine = self.adapter_head = None
         size, layers = ranker.representation_size, settings.head_layers
+        self.further_heads = nn.ModuleList()
         if settings.has_own_head:
             self.distillation_head = _seeded_head(size, layers, seed)
             _start_at(self.distillation_head, settings.label_scale * base_rate)
+            for number, rate in enumerate(further_base_rates, start=1):
+                self.further_heads.append(_seeded_head(size, layers, seed + number))
+                _start_at(self.further_heads[-1], settings.label_scale * rate)  # type: ignore[arg-type]
         elif settings.mode == "affine":
-            self.affine = nn.Linear(1, 1)
-            nn.init.ones_(self.affine.weight)
-            nn.init.zeros_(self.affine.bias)
+            self.affine = _identity()
+            self.further_heads.extend(_identity() for _ in further_base_rates)
         if settings.mode == "auxiliary_adapter" and settings.adapter.kind == "extra_head":
             self.adapter_head = _seeded_head(size, layers, seed + 1)  # not the other head's weights
             _start_at(self.adapter_head, settings.adapter.label_scale * base_rate)
         self.peer = peer
 
     def forward(self, dense: Tensor, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
-        """Logits [B] by head: ``serving``, ``distillation``, ``adapted``, and in training ``peer``; dense is [B, W]."""
+        """Logits [B] by head: ``serving``, ``distillation``, ``adapted``, and in training ``peer``; dense is [B, W].
+
+        A further task's have its name: ``<task>``, ``distillation_<task>``.
+        """
         outputs = self.heads(self.ranker.represent(dense, sparse))
         if self.peer is not None and self.training:
             outputs[PEER] = self.peer.head(self.peer.represent(dense, sparse))
@@ -94,7 +113,7 @@ class DistilledRanker(nn.Module):
     def heads(self, representation: Tensor) -> dict[str, Tensor]:
         """Logits [B] of the heads on a representation [B, H]."""
         scaled = scale_gradient(representation, self.gradient_scale)  # [B, H]
-        outputs = {SERVING: self.ranker.head(representation)}  # [B]
+        outputs = self.ranker.heads(representation)  # each [B]
         if self.distillation_head is not None:
             outputs[DISTILLATION] = self.distillation_head(scaled).squeeze(-1)  # [B]
         elif self.affine is not None:
@@ -103,7 +122,16 @@ class DistilledRanker(nn.Module):
             outputs[DISTILLATION] = outputs[SERVING]
         if self.adapter_head is not None:
             outputs[ADAPTED] = self.adapter_head(scaled).squeeze(-1)
-        return outputs
+        return outputs | self._further(outputs, scaled)
+
+    def _further(self, outputs: dict[str, Tensor], scaled: Tensor) -> dict[str, Tensor]:
+        """What learns the teacher's scores of the further tasks."""
+        tasks = self.ranker.further_tasks
+        if not self.further_heads:
+            return {distillation_of(task): outputs[task] for task in tasks}
+        inputs = [scaled if self.affine is None else outputs[task].unsqueeze(-1) for task in tasks]
+        heads = zip(tasks, self.further_heads, inputs, strict=True)
+        return {distillation_of(task): head(value).squeeze(-1) for task, head, value in heads}
 
 
 def scale_gradient(value: Tensor, scale: float) -> Tensor:
@@ -134,5 +162,12 @@ def _seeded_head(inputs: int, hidden: list[int], seed: int) -> nn.Sequential:
 
 
 def _start_at(head: nn.Sequential, rate: float) -> None:
-    start = min(max(rate, SMALLEST_RATE), 1 - SMALLEST_RATE)
-    nn.init.constant_(head[-1].bias, math.log(start / (1 - start)))  # type: ignore[arg-type]
+    nn.init.constant_(head[-1].bias, log_odds(rate))  # type: ignore[arg-type]
+
+
+def _identity() -> nn.Linear:
+    """logit [B, 1] -> logit [B, 1], unchanged until it has learnt."""
+    layer = nn.Linear(1, 1)
+    nn.init.ones_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

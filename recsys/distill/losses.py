@@ -1,5 +1,6 @@
 """What a distilled student minimises: the hard label, and the soft label of a teacher, an adapter or a peer."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -8,8 +9,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from recsys.data.loader import Batch
 from recsys.distill.distillation_settings import DistillationSettings
-from recsys.distill.heads import ADAPTED, DISTILLATION, PEER
-from recsys.models.ranker import SERVING
+from recsys.distill.heads import ADAPTED, DISTILLATION, PEER, distillation_of
+from recsys.training.label_loss import label_entropy, label_loss
 
 MS_PER_HOUR = 3_600_000
 
@@ -26,25 +27,40 @@ class DistillationLoss:
     """Loss [B] of each example: BCE(serving, label) + w · BCE(distillation, min(α p, 1)).
 
     p is the probability of the teacher, of ``adapter`` or of the peer. An example without a usable score
-    has no second term. An extra head for the adapter, a hard label for the distillation head and the
-    peer's own loss are further terms.
+    has no second term, one without a label no first. An extra head for the adapter, a hard label for the
+    distillation head and the peer's own loss are further terms. A further task adds both terms of its
+    own label and score, times its weight in ``task_weights`` (1 where it has none).
     """
 
-    def __init__(self, settings: DistillationSettings, adapter: ScoreMap | None = None) -> None:
+    def __init__(
+        self,
+        settings: DistillationSettings,
+        adapter: ScoreMap | None = None,
+        task_weights: Mapping[str, float] | None = None,
+    ) -> None:
         self.settings = settings
         self._adapter = adapter
+        self._weights = task_weights or {}
 
     def __call__(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
         """The loss [B]."""
         loss = self.serving(outputs, batch) + self.distillation(outputs, batch)
-        return loss + _entropy(outputs[PEER], batch.label) if PEER in outputs else loss
+        return loss + label_entropy(outputs[PEER], batch.label) if PEER in outputs else loss
 
     def serving(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
-        """The serving head's own loss [B]."""
-        return _entropy(outputs[SERVING], batch.label)
+        """The serving heads' own loss [B]."""
+        return label_loss(outputs, batch, self._weights)
 
     def distillation(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
         """All that the other heads add to the loss, [B], weighted."""
+        loss = self._of_one_task(outputs, batch)
+        for task in batch.further_labels:
+            own = {DISTILLATION: outputs[distillation_of(task)]}
+            loss = loss + self._weights.get(task, 1.0) * self._of_one_task(own, batch.of_task(task))
+        return loss
+
+    def _of_one_task(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
+        """The distillation loss [B] of the main task of ``batch``."""
         settings = self.settings
         trust = self.trust(batch)
         target = self.target(outputs, batch)
@@ -55,7 +71,7 @@ class DistillationLoss:
             term = _entropy(outputs[ADAPTED], adapted) * trust
             loss = loss + settings.adapter.loss_weight * torch.where(trust > 0, term, 0.0)
         if settings.hard_label_weight > 0:
-            loss = loss + settings.hard_label_weight * _entropy(outputs[DISTILLATION], batch.label)
+            loss = loss + settings.hard_label_weight * label_entropy(outputs[DISTILLATION], batch.label)
         return loss
 
     def target(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:

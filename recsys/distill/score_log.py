@@ -4,13 +4,14 @@ A folder holds ``log.json`` (what the whole log goes by) and, a window, a folder
 ``window.json``, which says that the window is done. A record is late where its segment came after
 the window was done; the segment's name then holds the stream time at which it came. A log made by
 hand may instead hold one ``<window>.parquet`` a window with the columns of :data:`SCORE_SCHEMA`.
+A record has one logit a task: ``logit`` for the data's main one, ``logit_<task>`` for another.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,11 @@ WINDOW_FILE = "window.json"
 SEGMENT_PREFIX = "segment-"
 LATE_PREFIX = "late-"
 PARTIAL_SUFFIX = ".partial"
+LOGIT = "logit"
 ROW_GROUP = 131_072  # rows; a reader skips groups whose ids it does not want
 SCORE_SCHEMA = {
     "example_id": pl.Int64,
-    "logit": pl.Float32,
+    LOGIT: pl.Float32,
     "snapshot": pl.String,
     "high_water_mark": pl.Int64,
     "staleness_ms": pl.Int64,
@@ -77,10 +79,13 @@ class WindowFacts:
 
 
 class ScoreLog:
-    """The log in ``folder``."""
+    """The log in ``folder``; ``logits`` are its columns of logits that are read or written."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, logits: Sequence[str] = (LOGIT,)) -> None:
         self.folder = folder
+        self.logits = list(logits)
+        common = {name: dtype for name, dtype in SCORE_SCHEMA.items() if name != LOGIT or LOGIT in logits}
+        self.schema = common | {name: pl.Float32 for name in logits if name != LOGIT}
         self._facts: LogFacts | None = None
 
     @property
@@ -122,7 +127,7 @@ class ScoreLog:
         """Write the window's ``index``-th segment, in which every key is new.
 
         Args:
-            records: of :data:`SCORE_SCHEMA`; exact repetitions and records of examples that already
+            records: of ``schema``; exact repetitions and records of examples that already
                 have one are left out (the first one stays).
             domains: records by domain, kept in the file for the report.
 
@@ -164,6 +169,7 @@ class ScoreLog:
     def join(self, frame: pl.DataFrame, window: Window) -> pl.DataFrame:
         """``frame`` with ``score`` (Float32) and ``staleness_ms`` (Int64), null where an example has no score in time.
 
+        A column ``logit_<task>`` of ``logits`` gives ``score_<task>``.
         Holds ``frame`` and a row group of the log in memory, however long the log is.
 
         Args:
@@ -176,11 +182,13 @@ class ScoreLog:
         """
         if not self.holds(window.name):
             self._check_waited(frame, window)
-            return frame.with_columns(_none("score", pl.Float32), _none("staleness_ms", pl.Int64))
+            missing = [_none(_score_name(name), pl.Float32) for name in self.logits]
+            return frame.with_columns(*missing, _none("staleness_ms", pl.Int64))
         wanted = frame.select("example_id", "event_time")
         found = [self._found(segment, wanted) for segment in self.segments(window.name)] if frame.height else []
-        records = _first_of_each(pl.concat(found)) if found else pl.DataFrame(schema=SCORE_SCHEMA)
-        scores = records.select("example_id", pl.col("logit").alias("score"), "staleness_ms")
+        records = _first_of_each(pl.concat(found)) if found else pl.DataFrame(schema=self.schema)
+        logits = [pl.col(name).alias(_score_name(name)) for name in self.logits]
+        scores = records.select("example_id", *logits, "staleness_ms")
         return frame.join(scores, on="example_id", how="left", maintain_order="left")
 
     def windows(self) -> set[str]:
@@ -208,9 +216,9 @@ class ScoreLog:
             raise InputError(f"{missing}: no teacher scores for window {window.name}; run the augment stage first")
 
     def _new(self, name: str, records: pl.DataFrame) -> pl.DataFrame:
-        fresh = _first_of_each(records.select(list(SCORE_SCHEMA)).cast(SCORE_SCHEMA))  # type: ignore[arg-type]
+        fresh = _first_of_each(records.select(list(self.schema)).cast(self.schema))  # type: ignore[arg-type]
         for segment in self.segments(name):
-            known = _read_segment(segment.path, fresh)
+            known = self._read(segment.path, fresh)
             if known.height:
                 both = pl.concat([known, fresh.join(known, on="example_id", how="semi")])
                 _first_of_each(both)
@@ -219,7 +227,7 @@ class ScoreLog:
 
     def _found(self, segment: Segment, wanted: pl.DataFrame) -> pl.DataFrame:
         """The segment's records of ``wanted`` examples, checked."""
-        records = _read_segment(segment.path, wanted).join(wanted, on="example_id", how="inner")
+        records = self._read(segment.path, wanted).join(wanted, on="example_id", how="inner")
         ahead = records.filter(pl.col("high_water_mark") > pl.col("event_time")).head(1)
         if ahead.height:
             example, mark, event, snapshot = ahead.select(
@@ -232,7 +240,19 @@ class ScoreLog:
         self._check_snapshots(segment.path, records)
         if segment.arrival_ms is not None and self.facts.wait_ms is not None:
             records = records.filter(pl.col("event_time") + self.facts.wait_ms >= segment.arrival_ms)
-        return records.select(list(SCORE_SCHEMA))
+        return records.select(list(self.schema))
+
+    def _read(self, path: Path, wanted: pl.DataFrame) -> pl.DataFrame:
+        """The segment's records of the ``wanted`` examples; reads only row groups in their range of ids."""
+        scan = pl.scan_parquet(path)
+        missing = [name for name in self.schema if name not in scan.collect_schema().names()]
+        if missing:
+            raise InputError(f"{path}: no column {missing[0]!r}; a score log has {', '.join(self.schema)}")
+        low, high = wanted["example_id"].min(), wanted["example_id"].max()
+        near = scan.filter(pl.col("example_id").is_between(low, high)).select(list(self.schema))
+        ids = wanted.lazy().select("example_id").unique()
+        joined = near.join(ids, on="example_id", how="semi", maintain_order="left")
+        return joined.collect(engine="streaming").cast(self.schema)  # type: ignore[arg-type]
 
     def _check_snapshots(self, path: Path, records: pl.DataFrame) -> None:
         known = self.facts.snapshots
@@ -305,27 +325,16 @@ def _first_of_each(records: pl.DataFrame) -> pl.DataFrame:
         return records
     several = records.filter(pl.col("example_id").is_duplicated())
     by_key = several.group_by("example_id", "snapshot", maintain_order=True)
-    conflicts = by_key.agg("logit").filter(pl.col("logit").list.n_unique() > 1)
-    if conflicts.height:
+    for name in (column for column in records.columns if column.startswith(LOGIT)):
+        conflicts = by_key.agg(name).filter(pl.col(name).list.n_unique() > 1)
+        if not conflicts.height:
+            continue
         example, snapshot, logits = conflicts.row(0)
         raise ScoreConflictError(
             f"score log: example {example} has several logits by snapshot {snapshot}: "
             f"{', '.join(f'{logit:.9g}' for logit in logits)}; a record is written once"
         )
     return records.unique("example_id", keep="first", maintain_order=True)
-
-
-def _read_segment(path: Path, wanted: pl.DataFrame) -> pl.DataFrame:
-    """The segment's records of the ``wanted`` examples; reads only row groups in their range of ids."""
-    scan = pl.scan_parquet(path)
-    missing = [name for name in SCORE_SCHEMA if name not in scan.collect_schema().names()]
-    if missing:
-        raise InputError(f"{path}: no column {missing[0]!r}; a score log has {', '.join(SCORE_SCHEMA)}")
-    low, high = wanted["example_id"].min(), wanted["example_id"].max()
-    near = scan.filter(pl.col("example_id").is_between(low, high)).select(list(SCORE_SCHEMA))
-    ids = wanted.lazy().select("example_id").unique()
-    joined = near.join(ids, on="example_id", how="semi", maintain_order="left")
-    return joined.collect(engine="streaming").cast(SCORE_SCHEMA)  # type: ignore[arg-type]
 
 
 def _write_segment(path: Path, records: pl.DataFrame, metadata: dict[str, str]) -> None:
@@ -352,6 +361,11 @@ def _publish(partial: Path, path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _score_name(logit: str) -> str:
+    """score, score_<task>."""
+    return f"score{logit.removeprefix(LOGIT)}"
 
 
 def _none(name: str, dtype: type[pl.DataType]) -> pl.Expr:

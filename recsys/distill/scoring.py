@@ -13,7 +13,7 @@ import polars as pl
 
 from recsys.config import InputError
 from recsys.data.loader import WindowReader
-from recsys.data.schema import MANIFEST_FILE, Schema, Window
+from recsys.data.schema import MANIFEST_FILE, Schema, Window, task_columns
 from recsys.distill import ranks
 from recsys.distill.score_log import (
     SCORE_SCHEMA,
@@ -283,7 +283,8 @@ def score_window(
     Raises:
         LookAheadError: see :func:`check_no_look_ahead`.
     """
-    window, settings, log = plan.window, job.settings, ScoreLog(job.log_dir)
+    window, settings = plan.window, job.settings
+    log = ScoreLog(job.log_dir, task_columns("logit", reader.schema.tasks))
     snapshot = _in_time(plan, settings)
     if snapshot is None:
         progress.advance(window.rows)
@@ -296,9 +297,9 @@ def score_window(
         progress.advance(min(done * batches_a_segment * settings.batch_size, window.rows))
         for index in range(done, -(-total // batches_a_segment)):
             began = time.perf_counter()
-            predictions = predict(engine, islice(batches, batches_a_segment), progress)
+            predictions = predict(engine, islice(batches, batches_a_segment), progress, reader.schema.tasks)
             if predictions is not None:
-                _write(log, window, index, _records(predictions, snapshot, settings), reader.schema)
+                _write(log, window, index, _records(predictions, snapshot, settings, log), reader.schema)
                 _note_time(job.work_dir, window, index, predictions.height, time.perf_counter() - began)
     if ranks.rank() == 0:
         log.finish(_window_facts(log, plan, snapshot, settings))
@@ -309,16 +310,16 @@ def _batches(reader: WindowReader, window: Window, settings: AugmentSettings, fi
     return reader.event_batches(window, settings.batch_size, ranks.rank(), ranks.world_size(), first_batch=first)
 
 
-def _records(predictions: pl.DataFrame, snapshot: Snapshot, settings: AugmentSettings) -> pl.DataFrame:
-    """Log records of predictions, with ``domain``; a logit that is not finite is no score."""
+def _records(predictions: pl.DataFrame, snapshot: Snapshot, settings: AugmentSettings, log: ScoreLog) -> pl.DataFrame:
+    """Log records of predictions, with ``domain``; with a logit that is not finite there is no score."""
     records = predictions.select(
         "example_id",
-        "logit",
+        *log.logits,
         "domain",
         snapshot=pl.lit(snapshot.name),
         high_water_mark=pl.lit(snapshot.high_water_mark, dtype=pl.Int64),
         staleness_ms=pl.col("event_time") - snapshot.high_water_mark,
-    ).filter(pl.col("logit").is_finite())
+    ).filter(pl.all_horizontal(pl.col(log.logits).is_finite()))
     limit = _milliseconds(settings.max_staleness_hours)
     return records if limit is None else records.filter(pl.col("staleness_ms") <= limit)
 

@@ -3,10 +3,10 @@
 from pathlib import Path, PurePath
 from typing import Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator, model_validator
 
 from recsys.config import Settings, load_settings
-from recsys.distill.distillation_settings import DistillationSettings, overlaid
+from recsys.distill.distillation_settings import ONE_TASK_MODES, DistillationSettings, overlaid
 from recsys.models.settings import ModelSettings
 from recsys.towers.settings import TowersSettings
 from recsys.training.settings import Quantisation, TrainSettings
@@ -21,6 +21,7 @@ class TeacherSettings(Settings):
     snapshot; null: every ``snapshot_every_windows``.
     ``hold_back_ne_increase``: a snapshot whose window NE is more than this fraction above that of the
     last good one (0.05 is 5 %), or with a NaN anywhere, is written but never scores.
+    ``task_weights``: of the losses of tasks beside the data's main one, whose weight is 1; 1 where none is given.
     ``checkpoint_every_batches``: besides each window's end, a point to go on from after a kill; null for
     none. ``keep_checkpoints``: how many.
     ``checkpoint_asynchronously``: training waits for a copy in memory, not for the disk. Every
@@ -32,6 +33,7 @@ class TeacherSettings(Settings):
     snapshot_every_windows: int = Field(default=1, ge=1)
     snapshot_every_examples: int | None = Field(default=None, ge=1)
     hold_back_ne_increase: float = Field(default=0.1, ge=0)
+    task_weights: dict[str, NonNegativeFloat] = Field(default={})
     checkpoint_every_batches: int | None = Field(default=None, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
     checkpoint_asynchronously: bool = False
@@ -97,11 +99,15 @@ class BudgetSettings(Settings):
 class StudentSettings(Settings):
     """One student: its name, the domain (vertical) it serves and, where it differs from the others, how.
 
+    ``tasks``: what it predicts, its main task first; null: the data's main one. ``task_weights``: of the losses
+    of those beside its main one, whose weight is 1; 1 where none is given.
     What ``model`` and ``distillation`` give goes before what params/students.yaml gives for all.
     """
 
     name: str
     domain: str
+    tasks: list[str] | None = None
+    task_weights: dict[str, NonNegativeFloat] = Field(default={})
     model: ModelSettings | None = None
     budget: BudgetSettings = BudgetSettings()
     distillation: DistillationSettings | None = None
@@ -150,6 +156,12 @@ class StudentsSettings(Settings):
             _checked_name(arm, "an arm's name")
             for student in self.students:
                 distillation = self.distillation_of(student, arm)
+                several = student.tasks is not None and len(student.tasks) > 1
+                if several and distillation.mode in ONE_TASK_MODES:
+                    raise ValueError(
+                        f"student {student.name!r}: arm {arm!r}: mode {distillation.mode} is for one task; "
+                        f"choose another mode or a student a task"
+                    )
                 if distillation.mode == "co_distillation" and distillation.peer_model is None:
                     raise ValueError(f"arm {arm!r}: mode co_distillation needs peer_model, the larger ranker")
         return self

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -13,9 +13,10 @@ import numpy as np
 import polars as pl
 
 from recsys.data.loader import Batch, WindowReader
-from recsys.data.schema import Window
+from recsys.data.schema import MAIN_TASK, Window, task_columns
 from recsys.distill import ranks
 from recsys.evaluation.metrics import compute_metrics
+from recsys.models.ranker import SERVING
 from recsys.progress import RowProgress
 from recsys.training.engine import Engine, LossFunction
 from recsys.training.non_finite import NonFiniteError
@@ -81,7 +82,8 @@ def run_stream(
 ) -> list[dict[str, Any]]:
     """Predict and train ``engine`` over all windows; called by every rank.
 
-    Writes predictions/<window>.parquet and metrics.json in ``output_dir``. Each window advances
+    Writes predictions/<window>.parquet and metrics.json in ``output_dir``; the metrics of a task beside the
+    main one have its name at their end (ne_<task>). Each window advances
     ``progress`` by its examples twice: once predicted, once trained on. With ``checkpoints`` it goes
     on from the last one, in the ``output_dir`` of the run that wrote it.
 
@@ -153,21 +155,33 @@ def _predict_window(
     batches = stream.reader.event_batches(
         window, stream.batch_size, ranks.rank(), ranks.world_size(), domain=stream.domain
     )
-    predictions = predict(engine, batches, progress)
+    tasks = stream.reader.schema.tasks
+    predictions = predict(engine, batches, progress, tasks)
     measured: dict[str, Any] = {}
     if predictions is not None:
-        predictions.write_parquet(output_dir / PREDICTIONS_DIR / f"{window.name}.parquet")
-        measured = measure(predictions)
+        path = output_dir / PREDICTIONS_DIR / f"{window.name}.parquet"
+        stream.reader.as_stored(predictions).write_parquet(path)
+        measured = measure(predictions, tasks)
     return ranks.broadcast(measured)
 
 
-def predict(engine: Engine, batches: Iterable[Batch], progress: RowProgress) -> pl.DataFrame | None:
-    """Predict ``batches``; rank 0 gets every rank's real rows by (event_time, example_id), others None."""
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in PREDICTION_SCHEMA}
+def predict(
+    engine: Engine, batches: Iterable[Batch], progress: RowProgress, tasks: Sequence[str] = (MAIN_TASK,)
+) -> pl.DataFrame | None:
+    """Predict ``batches``; rank 0 gets every rank's real rows by (event_time, example_id), others None.
+
+    Each of ``tasks`` beside the first has a label_<task> (NaN where there is none) and a logit_<task>.
+    """
+    further = [*task_columns("label", tasks)[1:], *task_columns("logit", tasks)[1:]]
+    schema = PREDICTION_SCHEMA | dict.fromkeys(further, pl.Float32)
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in schema}
     with closing(load_ahead(engine, batches)) as ahead:
         for batch in ahead:
             tensors = {name: getattr(batch, name) for name in PREDICTION_SCHEMA if name != "logit"}
-            tensors["logit"] = engine.predict(batch).float()  # [B]
+            outputs = engine.outputs(batch)
+            tensors["logit"] = outputs[SERVING]  # [B]
+            for task in tasks[1:]:
+                tensors |= {f"label_{task}": batch.further_labels[task], f"logit_{task}": outputs[task]}
             real = batch.weight > 0  # [B]
             for name, value in tensors.items():
                 columns[name].append(value[real].cpu().numpy())
@@ -175,7 +189,7 @@ def predict(engine: Engine, batches: Iterable[Batch], progress: RowProgress) -> 
     gathered = ranks.gather({name: np.concatenate(parts) if parts else np.empty(0) for name, parts in columns.items()})
     if ranks.rank() != 0:
         return None
-    frames = [pl.DataFrame(shard).cast(PREDICTION_SCHEMA) for shard in gathered]  # type: ignore[arg-type]
+    frames = [pl.DataFrame(shard).cast(schema) for shard in gathered]  # type: ignore[arg-type]
     return pl.concat(frames).sort("event_time", "example_id")
 
 
@@ -221,10 +235,15 @@ def train(
     return position
 
 
-def measure(predictions: pl.DataFrame) -> dict[str, Any]:
-    """Metrics of a predictions frame, by name."""
-    logit, label, group = (predictions[name].to_numpy() for name in ("logit", "label", "group"))
-    return compute_metrics(logit, label, group).as_dict()
+def measure(predictions: pl.DataFrame, tasks: Sequence[str] = (MAIN_TASK,)) -> dict[str, Any]:
+    """Metrics of a predictions frame by name, each of ``tasks`` on the rows that have its label."""
+    found: dict[str, Any] = {}
+    labels, logits = task_columns("label", tasks), task_columns("logit", tasks)
+    for task, label, logit in zip(tasks, labels, logits, strict=True):
+        known = predictions.filter(pl.col(label).is_not_nan())
+        metrics = compute_metrics(*(known[name].to_numpy() for name in (logit, label, "group"))).as_dict()
+        found |= {name if task == tasks[0] else f"{name}_{task}": value for name, value in metrics.items()}
+    return found
 
 
 def write_json(path: Path, value: Any) -> None:

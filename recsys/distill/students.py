@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from recsys.serving.export import export_ranker
 from recsys.towers.flops import ranker_cost
 from recsys.training.checkpoints import PARTIAL_SUFFIX, write_durably
 from recsys.training.engine import Engine, LossFunction
+from recsys.training.label_loss import check_task_weights, label_loss
 from recsys.training.launch import launch
 from recsys.training.resume import (
     CHECKPOINTS_DIR,
@@ -75,7 +77,7 @@ def train_students(
     The arms of a seed start from the same weights and see the same batches; what they add is not served.
     Writes <student>/<arm>/seed-<n>/{predictions,metrics.json}, for the first seed
     <student>/<arm>/export/, and size.json (parameters of a served student), for a student with a model
-    of its own in <student>/.
+    of its own or several tasks in <student>/.
 
     With ``resume_dir`` a killed run goes on at the student and window it was at, as
     :func:`recsys.distill.teacher.train_teacher` does. The caller removes ``resume_dir``.
@@ -84,7 +86,7 @@ def train_students(
         Metrics of each window by "<student>/<arm>/seed-<n>".
 
     Raises:
-        InputError: a student's domain is not in the data, a model has towers or breaks its budget, or
+        InputError: a student's domain or task is not in the data, a model has towers or breaks its budget, or
             ``resume_dir`` is in use.
     """
     schema = Schema.load(windows_dir)
@@ -123,7 +125,7 @@ def students_checkpoints(folder: Path, run: str, settings: StudentsSettings, con
 
 
 def check_students(schema: Schema, settings: StudentsSettings) -> None:
-    """Check that each student's domain is in the data, that no model needs a partition, and the budgets.
+    """Check that each student's domain and tasks are in the data, that no model needs a partition, and the budgets.
 
     Raises:
         InputError: otherwise.
@@ -133,11 +135,21 @@ def check_students(schema: Schema, settings: StudentsSettings) -> None:
             raise InputError(
                 f"students: {student.name!r} has domain {student.domain!r}; the data has {', '.join(schema.domains)}"
             )
+        try:
+            own = schema.for_tasks(tasks_of(student, schema))
+        except InputError as error:
+            raise InputError(f"students: {student.name!r}: {error}") from error
+        check_task_weights(student.task_weights, own.tasks, f"students: {student.name!r}")
         model = settings.model_of(student)
         peers = [settings.distillation_of(student, arm).peer_model for arm in settings.arms]
         if model.towers or any(peer.towers for peer in peers if peer is not None):
             raise InputError("students: key 'model.towers': students are too small to be split; set towers: false")
-        _check_budget(schema, student, model)
+        _check_budget(own, student, model)
+
+
+def tasks_of(student: StudentSettings, schema: Schema) -> list[str]:
+    """What the student predicts: the data's main task unless it says otherwise."""
+    return schema.tasks[:1] if student.tasks is None else student.tasks
 
 
 def _check_budget(schema: Schema, student: StudentSettings, model: ModelSettings) -> None:
@@ -188,8 +200,8 @@ def train_runs(
     checkpoints: Checkpoints | None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Train ``runs`` on this rank, one after the other; see :func:`train_students`."""
-    reader = WindowReader(windows_dir)
-    streams = [_stream(reader, run, scores_dir, train) for run in runs]
+    schema = Schema.load(windows_dir)
+    streams = [_stream(windows_dir, schema, run, scores_dir, train) for run in runs]
     total = 2 * sum(stream.rows() for stream in streams)
     results = {}
     with RowProgress("students", total, enabled=ranks.rank() == 0) as progress:
@@ -197,7 +209,7 @@ def train_runs(
             folder = run.folder(output_dir)
             name = folder.relative_to(output_dir).as_posix()
             own = None if checkpoints is None else replace(checkpoints, folder=run.folder(checkpoints.folder))
-            history = None if own is None else _ended(own, len(reader.windows))
+            history = None if own is None else _ended(own, len(schema.windows))
             if history is None:
                 history = _train_run(run, stream, settings, train, folder, progress, own)
             else:
@@ -229,8 +241,9 @@ def _end(checkpoints: Checkpoints, history: list[dict[str, Any]]) -> None:
     ranks.barrier()
 
 
-def _stream(reader: WindowReader, run: Run, scores_dir: Path, train: TrainSettings) -> Stream:
-    domain = reader.schema.domains.index(run.student.domain)
+def _stream(windows_dir: Path, schema: Schema, run: Run, scores_dir: Path, train: TrainSettings) -> Stream:
+    reader = WindowReader(windows_dir, tasks_of(run.student, schema))
+    domain = schema.domains.index(run.student.domain)
     return Stream(reader, train.global_batch_size, domain, scores_dir if run.distillation.reads_scores else None)
 
 
@@ -257,7 +270,8 @@ def _train_run(
         if ranks.rank() == 0:
             served = {name.removeprefix(RANKER_PREFIX): v for name, v in state.items() if _is_served(name, run)}
             export_ranker(served, schema, run.model, folder.parent / EXPORT_DIR)
-            size_dir = folder.parents[2] if run.student.model is None else folder.parents[1]
+            is_common = run.student.model is None and len(schema.tasks) == 1
+            size_dir = folder.parents[2] if is_common else folder.parents[1]
             write_json(size_dir / SIZE_FILE, model_size(served))
     if checkpoints is not None:
         _end(checkpoints, history)
@@ -268,15 +282,17 @@ def _engine(run: Run, schema: Schema, train: TrainSettings) -> tuple[Engine, Los
     ranker = build_ranker(schema, run.model, None, run.seed, table_device="meta")
     if not run.is_distilled:
         engine = Engine(ranker, train, run.seed)
-        return engine, engine.serving_loss
+        return engine, partial(label_loss, weights=run.student.task_weights)
     settings, peer, adapter = run.distillation, None, None
     if settings.mode == "co_distillation":
         assert settings.peer_model is not None
         peer = build_ranker(schema, settings.peer_model, None, run.seed, "meta", PEER_TABLE_PREFIX)
     if settings.mode == "auxiliary_adapter":
         adapter = StudentAdapter(settings, train, run.seed, ranks.world_size())
-    distilled = DistilledRanker(ranker, settings, run.seed, schema.initial_base_rate, peer)
-    return Engine(distilled, train, run.seed, side=adapter), DistillationLoss(settings, adapter)
+    rate, further = schema.initial_base_rate, schema.further_base_rates
+    distilled = DistilledRanker(ranker, settings, run.seed, rate, peer, further)
+    loss = DistillationLoss(settings, adapter, run.student.task_weights)
+    return Engine(distilled, train, run.seed, side=adapter), loss
 
 
 def _is_served(name: str, run: Run) -> bool:

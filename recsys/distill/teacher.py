@@ -2,6 +2,7 @@
 
 import math
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 import recsys
 from recsys.config import InputError
 from recsys.data.loader import WindowReader
-from recsys.data.schema import Schema, Window
+from recsys.data.schema import Schema, Window, task_columns
 from recsys.distill import ranks
 from recsys.distill.settings import TeacherSettings
 from recsys.distill.snapshots import SNAPSHOTS_DIR, Snapshot, hash_weights, publish
@@ -24,6 +25,7 @@ from recsys.sharding.training_plan import predict_training
 from recsys.towers.flops import ranker_cost
 from recsys.towers.partition_file import Partition
 from recsys.training.engine import Engine
+from recsys.training.label_loss import check_task_weights, label_loss
 from recsys.training.launch import launch
 from recsys.training.launch_settings import LaunchSettings
 from recsys.training.resume import (
@@ -117,6 +119,7 @@ def run_teacher(
             "params/teacher.yaml: checkpoint_asynchronously copies the tables into memory, and table_memory is file "
             "because they do not fit there; set one of them otherwise"
         )
+    check_task_weights(settings.task_weights, Schema.load(windows_dir).tasks, "params/teacher.yaml")
     return launch(_train_rank, (windows_dir, partition, settings, train, output_dir, checkpoints), train)[0]
 
 
@@ -176,12 +179,11 @@ def _train_rank(
     reader = WindowReader(windows_dir)
     engine = teacher_engine(reader.schema, partition, settings, train)
     stream = Stream(reader, train.global_batch_size)
-    publisher = _Publisher(engine, settings, output_dir / SNAPSHOTS_DIR)
+    publisher = _Publisher(engine, settings, output_dir / SNAPSHOTS_DIR, reader.schema.tasks)
     writing = nullcontext() if checkpoints is None else checkpoints.writing()
     with RowProgress("teacher", 2 * stream.rows(), enabled=ranks.rank() == 0) as progress, writing:
-        history = run_stream(
-            engine, engine.serving_loss, stream, output_dir, progress, publisher.after_window, checkpoints
-        )
+        loss = partial(label_loss, weights=settings.task_weights)
+        history = run_stream(engine, loss, stream, output_dir, progress, publisher.after_window, checkpoints)
     plan = engine.plan_summary()
     state = engine.gather_state()
     if ranks.rank() == 0:
@@ -193,10 +195,14 @@ def _train_rank(
 
 
 class _Publisher:
-    """Publishes a snapshot every few windows; holds it back when its NE jumps above the last good one's."""
+    """Publishes a snapshot every few windows; holds it back when its NE jumps above the last good one's.
 
-    def __init__(self, engine: Engine, settings: TeacherSettings, snapshots_dir: Path) -> None:
+    The NE is the main task's.
+    """
+
+    def __init__(self, engine: Engine, settings: TeacherSettings, snapshots_dir: Path, tasks: list[str]) -> None:
         self._engine, self._settings, self._folder = engine, settings, snapshots_dir
+        self._metrics = [name for metric in METRICS for name in task_columns(metric, tasks)]
 
     def after_window(self, window: Window, history: list[dict[str, Any]]) -> None:
         """Publish if it is this window's turn; called by every rank."""
@@ -214,7 +220,7 @@ class _Publisher:
             ne=row["ne"] if math.isfinite(row["ne"]) else None,
             weights_hash=ranks.broadcast(hash_weights(state)),
             held_back=ranks.broadcast(is_bad or is_broken(row, state)),
-            metrics=finite({name: row[name] for name in METRICS if name in row}),
+            metrics=finite({name: row[name] for name in self._metrics if name in row}),
         )
         publish(self._folder, snapshot, self._engine.save)
 

@@ -30,13 +30,14 @@ SMALLEST_PROBABILITY = 1e-12
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One student, arm and metric over the evaluation windows; the comparison is plain's with the arm's.
+    """One student, task, arm and metric over the evaluation windows; the comparison is plain's with the arm's.
 
-    ``teacher`` and ``oracle`` (the generated stream's true probabilities) are measured on the same
-    rows; ``oracle`` is None on real logs.
+    Only rows that have the task's label count. ``teacher`` and ``oracle`` (the generated stream's true
+    probabilities) are measured on the same rows; ``oracle`` is None on real logs.
     """
 
     student: str
+    task: str
     arm: str
     comparison: Comparison
     teacher: float
@@ -45,14 +46,27 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class Report:
-    """What evaluate found: ``arms`` are those beside plain; ``windows`` is windows.csv, a row a model and window."""
+    """What evaluate found: ``arms`` are those beside plain; ``windows`` is windows.csv, a row a model, task and window.
+
+    ``tasks`` are each student's, its main one first; ``rows_by_student`` counts the main one's.
+    """
 
     first_window: str
     rows_by_student: dict[str, int]
     seeds: list[int]
     arms: list[str]
+    tasks: dict[str, list[str]]
     metrics: list[MetricRow]
     windows: list[dict[str, Any]]
+
+    @property
+    def shows_tasks(self) -> bool:
+        """Whether there is more than one task to tell apart."""
+        return len({task for tasks in self.tasks.values() for task in tasks}) > 1
+
+    def is_main(self, student: str, task: str) -> bool:
+        """Whether ``task`` is the main one of ``student``."""
+        return self.tasks[student][0] == task
 
 
 @dataclass(frozen=True)
@@ -104,14 +118,15 @@ def evaluate(
     metrics: list[MetricRow] = []
     window_rows: list[dict[str, Any]] = []
     rows_by_student: dict[str, int] = {}
-    for student in students:
-        predictions = _read(schema, oracle_dir, teacher_dir, students_dir / student, arms, seeds)
+    tasks = {student: _tasks(schema, students_dir / student / PLAIN / f"seed-{seeds[0]}") for student in students}
+    for student, task in [(name, task) for name in students for task in tasks[name]]:
+        predictions = _read(schema, task, oracle_dir, teacher_dir, students_dir / student, arms, seeds)
         evaluated = predictions.select(predictions.window >= settings.first_evaluation_window)
-        rows_by_student[student] = len(evaluated.labels)
-        metrics += [row for arm in arms for row in _compare(student, arm, evaluated, settings)]
-        window_rows += _by_window(student, predictions, schema.windows)
+        rows_by_student.setdefault(student, len(evaluated.labels))
+        metrics += [row for arm in arms for row in _compare(student, task, arm, evaluated, settings)]
+        window_rows += _by_window(student, task, predictions, schema.windows)
     first = schema.windows[settings.first_evaluation_window].name
-    report = Report(first, rows_by_student, seeds, arms, metrics, window_rows)
+    report = Report(first, rows_by_student, seeds, arms, tasks, metrics, window_rows)
     _write(report, output_dir)
     return report
 
@@ -129,7 +144,7 @@ def print_report(folder: Path) -> None:
     )
 
 
-def _compare(student: str, arm: str, evaluated: _Predictions, settings: EvaluateSettings) -> list[MetricRow]:
+def _compare(student: str, task: str, arm: str, evaluated: _Predictions, settings: EvaluateSettings) -> list[MetricRow]:
     comparisons = compare(
         evaluated.logits[PLAIN],
         evaluated.logits[arm],
@@ -141,16 +156,17 @@ def _compare(student: str, arm: str, evaluated: _Predictions, settings: Evaluate
     )
     teacher = evaluated.metrics(TEACHER)
     oracle = evaluated.metrics(ORACLE) if ORACLE in evaluated.logits else {}
-    return [MetricRow(student, arm, one, teacher[one.metric], oracle.get(one.metric)) for one in comparisons]
+    return [MetricRow(student, task, arm, one, teacher[one.metric], oracle.get(one.metric)) for one in comparisons]
 
 
-def _by_window(student: str, predictions: _Predictions, windows: list[Window]) -> list[dict[str, Any]]:
+def _by_window(student: str, task: str, predictions: _Predictions, windows: list[Window]) -> list[dict[str, Any]]:
     rows = []
     for index, window in enumerate(windows):
         part = predictions.select(predictions.window == index)
         for model in part.logits:
             values = part.metrics(model)
-            rows.append({"model": f"{student}/{model}", "window": window.name, "rows": len(part.labels), **values})
+            own = {"model": f"{student}/{model}", "task": task, "window": window.name, "rows": len(part.labels)}
+            rows.append(own | values)
     return rows
 
 
@@ -187,21 +203,36 @@ def _common_seeds(students_dir: Path, students: list[str], arms: list[str]) -> l
     return seeds
 
 
+def _tasks(schema: Schema, model_dir: Path) -> list[str]:
+    """The tasks that a model has predicted, in the order of its columns: its main one first."""
+    by_column = dict(zip(schema.columns("logit", schema.tasks), schema.tasks, strict=True))
+    return [by_column[name] for name in _read_window(model_dir, schema.windows[0]).columns if name in by_column]
+
+
 def _read(
-    schema: Schema, oracle_dir: Path, teacher_dir: Path, student_dir: Path, arms: list[str], seeds: list[int]
+    schema: Schema,
+    task: str,
+    oracle_dir: Path,
+    teacher_dir: Path,
+    student_dir: Path,
+    arms: list[str],
+    seeds: list[int],
 ) -> _Predictions:
-    """All windows of one student, the teacher and the oracle joined by example."""
+    """All windows of one student, the teacher and the oracle joined by example, of those with a label of ``task``."""
+    label, logit, probability = (schema.columns(base, [task])[0] for base in ("label", "logit", "probability"))
     parts = []
     for index, window in enumerate(schema.windows):
         base = _read_window(student_dir / PLAIN / f"seed-{seeds[0]}", window)
-        frame = base.select("example_id", "group", "label", window=pl.lit(index))
-        frame = _join(frame, _read_window(teacher_dir, window), TEACHER)
+        frame = base.select("example_id", "group", pl.col(label).alias("label"), window=pl.lit(index))
+        frame = frame.filter(pl.col("label").is_not_nan())
+        frame = _join(frame, _read_window(teacher_dir, window), logit, TEACHER)
         oracle = oracle_dir / f"{window.name}.parquet"
         if oracle.is_file():
-            frame = _join(frame, _oracle_logits(oracle), ORACLE)
+            frame = _join(frame, _oracle_logits(oracle, probability), "logit", ORACLE)
         for arm in (PLAIN, *arms):
             for seed in seeds:
-                frame = _join(frame, _read_window(student_dir / arm / f"seed-{seed}", window), f"{arm}-{seed}")
+                own = _read_window(student_dir / arm / f"seed-{seed}", window)
+                frame = _join(frame, own, logit, f"{arm}-{seed}")
         parts.append(frame)
     whole = pl.concat(parts)
     logits = {arm: [whole[f"{arm}-{seed}"].to_numpy() for seed in seeds] for arm in (PLAIN, *arms)}
@@ -216,15 +247,15 @@ def _read_window(model_dir: Path, window: Window) -> pl.DataFrame:
     return pl.read_parquet(path)
 
 
-def _oracle_logits(path: Path) -> pl.DataFrame:
-    probability = pl.col("probability").clip(SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)
+def _oracle_logits(path: Path, column: str) -> pl.DataFrame:
+    probability = pl.col(column).clip(SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)
     return pl.read_parquet(path).select("example_id", logit=(probability / (1 - probability)).log())
 
 
-def _join(frame: pl.DataFrame, predictions: pl.DataFrame, name: str) -> pl.DataFrame:
-    """``frame`` with the predictions' logit as column ``name``; rows keep their order."""
+def _join(frame: pl.DataFrame, predictions: pl.DataFrame, logit: str, name: str) -> pl.DataFrame:
+    """``frame`` with the predictions' column ``logit`` as column ``name``; rows keep their order."""
     joined = frame.join(
-        predictions.select("example_id", pl.col("logit").alias(name)),
+        predictions.select("example_id", pl.col(logit).alias(name)),
         on="example_id",
         how="left",
         maintain_order="left",
@@ -240,27 +271,36 @@ def _write(report: Report, output_dir: Path) -> None:
     (output_dir / "report.json").write_text(text + "\n")
     (output_dir / TABLE_FILE).write_text(_markdown(report))
     with (output_dir / "windows.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["model", "window", "rows", *METRICS], lineterminator="\n")
+        names = ["model", *(["task"] if report.shows_tasks else []), "window", "rows", *METRICS]
+        writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(report.windows)
     figures = output_dir / "figures"
     figures.mkdir(exist_ok=True)
-    for student in report.rows_by_student:
-        rows = [row for row in report.windows if row["model"].startswith(f"{student}/")]
-        draw_windows(student, rows, figures / f"ne_{student}.png")
+    for student, task in [(name, task) for name, tasks in report.tasks.items() for task in tasks]:
+        rows = [row for row in report.windows if row["model"].startswith(f"{student}/") and row["task"] == task]
+        name = student if report.is_main(student, task) else f"{student}_{task}"
+        draw_windows(student, rows, figures / f"ne_{name}.png")
     arm = report.arms[0] if len(report.arms) == 1 else "arm"
-    differences = [(_name(row, report), row.comparison) for row in report.metrics]
+    differences = [(": ".join(_names(row, report)), row.comparison) for row in report.metrics]
     draw_differences(differences, arm, figures / "differences.png")
 
 
 def _as_json(report: Report) -> dict[str, Any]:
-    """A metric of a student: each arm's value and the first arm's difference; ``comparisons`` has every arm's."""
+    """A metric of a student: each arm's value and the first arm's difference; ``comparisons`` has every arm's.
+
+    Both are of its main task; ``further_tasks`` has the others': student, task, arm, metric.
+    """
     students: dict[str, dict[str, Any]] = {}
     comparisons: dict[str, dict[str, dict[str, Any]]] = {}
+    further: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
     for row in report.metrics:
         one = {**asdict(row.comparison), "teacher": row.teacher, "oracle": row.oracle}
         one[PLAIN], one[row.arm] = one.pop("first"), one.pop("second")
         metric = one.pop("metric")
+        if not report.is_main(row.student, row.task):
+            further.setdefault(row.student, {}).setdefault(row.task, {}).setdefault(row.arm, {})[metric] = one
+            continue
         students.setdefault(row.student, {}).setdefault(metric, one)[row.arm] = one[row.arm]
         comparisons.setdefault(row.student, {}).setdefault(row.arm, {})[metric] = dict(one)
     found = {
@@ -269,18 +309,22 @@ def _as_json(report: Report) -> dict[str, Any]:
         "seeds": report.seeds,
         "students": students,
     }
-    return found if report.arms == [DISTILLED] else {**found, "comparisons": comparisons}
+    found |= {} if report.arms == [DISTILLED] else {"comparisons": comparisons}
+    return found | ({"tasks": report.tasks, "further_tasks": further} if report.shows_tasks else {})
 
 
-def _name(row: MetricRow, report: Report) -> str:
-    return row.student if len(report.arms) == 1 else f"{row.student}: {row.arm}"
+def _names(row: MetricRow, report: Report) -> list[str]:
+    """The student, with its arm and its task where there are several."""
+    student = row.student if len(report.arms) == 1 else f"{row.student}: {row.arm}"
+    return [student, row.task] if report.shows_tasks else [student]
 
 
 def _markdown(report: Report) -> str:
     arm = report.arms[0] if len(report.arms) == 1 else "arm"
-    headings = ("student", "metric", PLAIN, arm, "difference", "low", "high", "teacher", "oracle")
-    lines = [f"| {' | '.join(headings)} |", "|---|---|" + "---:|" * (len(headings) - 2)]
-    lines += [f"| {' | '.join([_name(row, report), *_cells(row)])} |" for row in report.metrics]
+    texts = ["student", *(["task"] if report.shows_tasks else []), "metric"]
+    numbers = [PLAIN, arm, "difference", "low", "high", "teacher", "oracle"]
+    lines = [f"| {' | '.join(texts + numbers)} |", "|---" * len(texts) + "|" + "---:|" * len(numbers)]
+    lines += [f"| {' | '.join([*_names(row, report), *_cells(row)])} |" for row in report.metrics]
     return "\n".join(lines) + "\n"
 
 

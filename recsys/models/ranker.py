@@ -1,4 +1,4 @@
-"""The rankers: embeddings and dense features -> interaction -> representation -> logit."""
+"""The rankers: embeddings and dense features -> interaction -> representation -> a logit a task."""
 
 import math
 from collections.abc import Sequence
@@ -143,8 +143,9 @@ class Ranker(nn.Module):
     table; None: the features of ``schema.categorical``.
     ``table_device="meta"`` leaves the tables without memory, for the engine to shard. ``peers`` is set by
     the tower transform: this rank then computes its host's towers only, for its peers' examples.
-    The head's bias starts at log(p / (1 - p)) of the schema's initial base rate. Two rankers in one
-    model need two ``table_prefix``.
+    Each of ``schema.tasks`` has a linear head whose bias starts at log(p / (1 - p)) of its initial base
+    rate; the main one's weights do not depend on the others. Two rankers in one model need two
+    ``table_prefix``.
     """
 
     def __init__(
@@ -168,8 +169,12 @@ class Ranker(nn.Module):
         self.over_arch = perceptron(self.interaction.out_features, settings.over_layers)
         self.representation_size = settings.over_layers[-1]
         self.output = nn.Linear(self.representation_size, 1)
-        rate = min(max(schema.initial_base_rate, SMALLEST_RATE), 1 - SMALLEST_RATE)
-        nn.init.constant_(self.output.bias, math.log(rate / (1 - rate)))
+        nn.init.constant_(self.output.bias, log_odds(schema.initial_base_rate))
+        self.further_tasks, self.further_output = schema.tasks[1:], None
+        if self.further_tasks:
+            self.further_output = nn.Linear(self.representation_size, len(self.further_tasks))
+            with torch.no_grad():
+                self.further_output.bias.copy_(torch.tensor([log_odds(rate) for rate in schema.further_base_rates]))
         # Last, so that its draws of random numbers do not reach the dense part.
         self.hold(pieces, table_configs(schema, settings.embedding_dimension, table_prefix, pieces), table_device)
 
@@ -206,9 +211,23 @@ class Ranker(nn.Module):
         """[B, H] -> serving logit [B]."""
         return self.output(representation).squeeze(1)
 
+    def heads(self, representation: Tensor) -> dict[str, Tensor]:
+        """[B, H] -> {"serving": logit [B] of the main task, and each further task's under its name}."""
+        outputs = {SERVING: self.head(representation)}
+        if self.further_output is not None:
+            further = self.further_output(representation).unbind(1)  # of [B, further tasks]
+            outputs |= dict(zip(self.further_tasks, further, strict=True))
+        return outputs
+
     def forward(self, dense: Tensor, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
-        """{"serving": logit [B]}."""
-        return {SERVING: self.head(self.represent(dense, sparse))}
+        """Logits [B] as :meth:`heads`."""
+        return self.heads(self.represent(dense, sparse))
+
+
+def log_odds(rate: float) -> float:
+    """log(p / (1 - p)) of ``rate``, kept off 0 and 1."""
+    kept = min(max(rate, SMALLEST_RATE), 1 - SMALLEST_RATE)
+    return math.log(kept / (1 - kept))
 
 
 def in_schema_order(pooled: KeyedTensor, names: list[str], dimension: int) -> Tensor:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from recsys.config import InputError
 from recsys.data.loader import META_COLUMNS, batch_of
-from recsys.data.schema import CategoricalFeature, Schema
+from recsys.data.schema import CategoricalFeature, Schema, task_columns
 from recsys.models.factory import build_ranker
 from recsys.models.ranker import Ranker
 from recsys.models.settings import ModelSettings
@@ -23,7 +23,7 @@ UNUSED_SEED = 0  # every weight is overwritten by the exported one
 
 
 class Predictor:
-    """Click probabilities of encoded rows.
+    """Probabilities of encoded rows, of each task that the model learnt.
 
     Example::
 
@@ -56,9 +56,13 @@ class Predictor:
         ranker.load_state_dict(load_file(directory / WEIGHTS_FILE))
         return cls(ranker, schema)
 
-    @torch.inference_mode()
     def predict(self, frame: pl.DataFrame | pd.DataFrame) -> NDArray[np.float64]:
-        """Probabilities [N] of ``frame``'s rows, which hold the domain and the features as ingest encodes them.
+        """Probabilities [N] of the main task; see :meth:`predict_tasks`."""
+        return self.predict_tasks(frame)[self.schema.tasks[0]]
+
+    @torch.inference_mode()
+    def predict_tasks(self, frame: pl.DataFrame | pd.DataFrame) -> dict[str, NDArray[np.float64]]:
+        """Probabilities [N] by task of ``frame``'s rows, which hold the domain and the features as ingest encodes them.
 
         Raises:
             InputError: a feature's column is missing, or an id lies outside its table.
@@ -66,11 +70,12 @@ class Predictor:
         rows = frame if isinstance(frame, pl.DataFrame) else pl.from_pandas(frame)
         self._check(rows)
         if rows.is_empty():
-            return np.zeros(0)
-        filled = rows.with_columns(pl.lit(0).alias(name) for name in META_COLUMNS if name not in rows.columns)
+            return {task: np.zeros(0) for task in self.schema.tasks}
+        unread = [*META_COLUMNS, *task_columns("label", self.schema.tasks)]
+        filled = rows.with_columns(pl.lit(0).alias(name) for name in unread if name not in rows.columns)
         batch = batch_of(filled, self.schema, np.ones(rows.height, np.float32), rows.height)
-        logits = self.ranker(batch.dense, batch.sparse)["serving"]  # [N]
-        return torch.sigmoid(logits.double()).numpy()
+        logits = self.ranker(batch.dense, batch.sparse).values()  # of [N], in the order of the tasks
+        return {task: torch.sigmoid(one.double()).numpy() for task, one in zip(self.schema.tasks, logits, strict=True)}
 
     def _check(self, rows: pl.DataFrame) -> None:
         features = ["domain", *self.schema.dense, *(feature.name for feature in self.schema.categorical)]

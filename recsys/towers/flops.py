@@ -58,8 +58,8 @@ def _matrix_flops(ranker: Ranker, parameters: list[nn.Parameter]) -> int:
     embeddings = torch.zeros(SAMPLES, features, ranker.embedding_dimension, device=device, requires_grad=True)
     with FlopCounterMode(display=False) as counter:
         # The counter's module tracker does not take leaves as the inputs of modules.
-        logit: Tensor = ranker.head(ranker.represent_embedded(dense, embeddings.clone()))
-        torch.autograd.grad(logit.sum(), [embeddings, *parameters])
+        logits: dict[str, Tensor] = ranker.heads(ranker.represent_embedded(dense, embeddings.clone()))
+        torch.autograd.grad([logit.sum() for logit in logits.values()], [embeddings, *parameters])
     return counter.get_total_flops()
 
 

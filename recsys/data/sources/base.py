@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from recsys.data.schema import CategoricalFeature
+from recsys.data.schema import MAIN_TASK, CategoricalFeature
 
 BAD_SCHEMA = {"row": pl.Int64, "reason": pl.String, "content": pl.String}
 
@@ -15,7 +15,8 @@ class Chunk:
     """Examples in (event_time, example_id) order, and the rows that could not become examples.
 
     ``frame`` has the columns of a window's part, already encoded, and ``probability`` (float64,
-    the true one) if the source knows it. ``bad`` has the columns row, reason and content.
+    the true one) if the source knows it; a further task's have its name at their end (label_<task>, null
+    where there is none). ``bad`` has the columns row, reason and content.
     """
 
     frame: pl.DataFrame
@@ -36,3 +37,4 @@ class Source:
     planted_groups: dict[str, str] = field(default_factory=dict)
     origin_ms: int = 0
     expected_rows: int = 0
+    tasks: list[str] = field(default_factory=lambda: [MAIN_TASK])

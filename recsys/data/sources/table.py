@@ -7,7 +7,7 @@ import polars as pl
 
 from recsys.config import InputError
 from recsys.data.encoding import hash_text, hash_to_rows, signed_log1p
-from recsys.data.schema import CategoricalFeature
+from recsys.data.schema import MAIN_TASK, CategoricalFeature, task_columns
 from recsys.data.settings import TableSettings, TimeSettings
 from recsys.data.sources.base import Chunk, Source
 from recsys.data.sources.counters import add_counters
@@ -43,6 +43,7 @@ def table_source(settings: TableSettings, root: Path) -> Source:
         domains=_domains(settings),
         chunks=iter([Chunk(_encode(frame, settings, counters), bad)]),
         expected_rows=frame.height,
+        tasks=[MAIN_TASK, *settings.labels],
     )
 
 
@@ -65,7 +66,7 @@ def _read(settings: TableSettings, root: Path) -> pl.DataFrame:
 
 
 def _check_columns(settings: TableSettings, columns: list[str]) -> None:
-    raw = [settings.time.column, settings.label, settings.domain and settings.domain.column]
+    raw = [settings.time.column, settings.label, settings.domain and settings.domain.column, *settings.labels.values()]
     made = list(DERIVED)
     if settings.explode is not None:
         raw += [settings.explode.shown, settings.explode.clicked]
@@ -97,6 +98,11 @@ def _parse(raw: pl.DataFrame, settings: TableSettings) -> tuple[pl.DataFrame, pl
         value = pl.col(settings.label).cast(pl.Float64, strict=False)
         reason = reason.when(~value.is_in([0.0, 1.0]).fill_null(False)).then(pl.lit("label outside {0, 1}"))
         label = [value.cast(pl.Float32).alias(LABEL)]
+    for task, column in settings.labels.items():
+        text, value = pl.col(column).cast(pl.String), pl.col(column).cast(pl.Float64, strict=False).fill_nan(None)
+        wrong = text.is_not_null() & ~text.is_in(["", "NaN"]) & ~value.is_in([0.0, 1.0]).fill_null(False)
+        reason = reason.when(wrong).then(pl.lit(f"label of {task} outside {{0, 1}}"))
+        label.append(value.cast(pl.Float32).alias(f"{LABEL}_{task}"))
     domain = _domain(settings)
     reason = reason.when(domain.is_null()).then(pl.lit("unknown domain"))
     marked = raw.with_columns(reason.alias("reason"))
@@ -159,7 +165,7 @@ def _encode(frame: pl.DataFrame, settings: TableSettings, counters: list[str]) -
         LABEL_TIME,
         pl.col("domain_index").alias("domain"),
         group.alias("group"),
-        LABEL,
+        *task_columns(LABEL, [MAIN_TASK, *settings.labels]),
         *(signed_log1p(name) for name in settings.dense),
         *(pl.col(name).cast(pl.Float32) for name in counters),
         *(hash_to_rows(frame[one.column], one.table_rows).alias(one.column) for one in settings.categorical),

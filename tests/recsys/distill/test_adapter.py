@@ -146,7 +146,7 @@ def test_only_scored_rows_teach_it() -> None:
 
 def test_a_gradient_that_is_not_finite_ends_the_run_or_is_left_out() -> None:
     one = batch()
-    one.label[3] = math.nan
+    one.label[3] = math.inf
     with pytest.raises(NonFiniteGradientError, match=r"step 7: .*the student adapter"):
         adapter_with().begin(one, 7)
     lenient = adapter_with({"skip_non_finite_batches": True})

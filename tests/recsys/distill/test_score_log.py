@@ -182,3 +182,32 @@ def test_scores_of_a_snapshot_that_is_gone_changed_or_withdrawn_are_refused(
     check_snapshots_of_log(log, [snapshot()], set())
     with pytest.raises(InputError, match=f"windows w1 are scored by snapshot w0.*{message}"):
         check_snapshots_of_log(log, snapshots, withdrawn)
+
+
+def test_a_record_has_a_logit_a_task_and_readers_take_theirs(tmp_path: Path) -> None:
+    both = records([1, 2, 3]).with_columns(logit_conversion=pl.col("logit") - 9)
+    log = ScoreLog(tmp_path, ["logit", "logit_conversion"])
+    assert log.write_chunk("w1", 0, both) == 3
+    log.finish(FACTS)
+    found = {
+        name: ScoreLog(tmp_path, columns).join(examples([3, 1]), WINDOW)
+        for name, columns in {
+            "click": ["logit"],
+            "conversion": ["logit_conversion"],
+            "both": ["logit", "logit_conversion"],
+        }.items()
+    }
+    assert found["click"]["score"].to_list() == found["both"]["score"].to_list() == [3.5, 1.5]
+    assert found["conversion"]["score_conversion"].to_list() == [-5.5, -7.5]
+    assert found["both"]["score_conversion"].to_list() == [-5.5, -7.5]
+    assert "score" not in found["conversion"].columns
+    with pytest.raises(ScoreConflictError, match="example 2 has several logits"):
+        log.add_late("w1", 150, both.filter(pl.col("example_id") == 2).with_columns(logit_conversion=pl.lit(0.0)))
+    with pytest.raises(InputError, match="no column 'logit_cart'"):
+        ScoreLog(tmp_path, ["logit", "logit_cart"]).join(examples([1]), WINDOW)
+
+
+def test_look_ahead_is_refused_whichever_task_is_read(tmp_path: Path) -> None:
+    records([4], mark=105).rename({"logit": "logit_conversion"}).write_parquet(tmp_path / "w1.parquet")
+    with pytest.raises(LookAheadError, match=r"example 4 of time 104"):
+        ScoreLog(tmp_path, ["logit_conversion"]).join(examples([4]), WINDOW)
