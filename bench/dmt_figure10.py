@@ -71,7 +71,7 @@ def predict() -> list[Predicted]:
             towers = TOWERS[gpus]
             flat = ranker_work(meta_ranker(DCN if model == "DCN" else FLAT_DLRM, 0), BATCH, WIRE, True)
             moved = ranker_work(meta_ranker(_tower_model(model, towers), towers), BATCH, WIRE, True)
-            moved = replace(moved, inside_bytes=INSIDE_BYTES)
+            moved = replace(moved, inside_bytes=INSIDE_BYTES, compact_ids=False)  # the paper sends ids as ever
             for generation, published in zip(GENERATIONS, speed_ups, strict=True):
                 if published is None:
                     continue

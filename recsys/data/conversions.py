@@ -1,19 +1,38 @@
 """Conversions of the generated stream: a second task, known where an impression was clicked."""
 
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
 import numpy as np
 import polars as pl
+from pydantic import Field
 
-from recsys.data.settings import ConversionSettings
+from recsys.config import Settings
 
 CONVERSION = "conversion"
 BISECTION_STEPS = 60
+
+
+class ConversionSettings(Settings):
+    """The second task of the generated stream, ``conversion``: whether a click is followed by a purchase.
+
+    ``rate`` is the mean probability that a click converts, over all impressions. Effects are in logits:
+    ``strength`` of the ids' own effects on it, ``click_strength`` times the click's logit, which relates the
+    two. ``labelled``: on ``impressions`` every example has the label clicked-and-converted (CTCVR); on
+    ``clicks`` clicked examples alone have one, converted (CVR).
+    """
+
+    rate: Annotated[float, Field(gt=0, lt=1)]
+    strength: float
+    click_strength: float
+    labelled: Literal["impressions", "clicks"]
 
 
 class Conversions:
     """The probability that a click converts: sigmoid(intercept + effects of the ids + a share of the click's logit).
 
     Args:
-        sizes: ids of each feature.
+        sizes: ids of each feature that has an effect.
         random: draws the effects.
         sample: ids by feature and the click's logit [N] of rows on which the mean is made ``settings.rate``.
     """
@@ -30,31 +49,29 @@ class Conversions:
         logit = np.concatenate([self._logit(ids, click_logit) for ids, click_logit in sample])
         self._intercept = intercept(logit, settings.rate)
 
-    def columns(
-        self,
-        random: np.random.Generator,
-        ids: dict[str, np.ndarray],
-        click_logit: np.ndarray,
-        click_probability: np.ndarray,
-        clicked: np.ndarray,
-    ) -> dict[str, pl.Series]:
-        """``label_conversion`` [N] float32, null where there is none, and ``probability_conversion`` [N] float64.
+    def add(self, frame: pl.DataFrame, random: np.random.Generator) -> pl.DataFrame:
+        """``frame``, which has ids, label and probability of the click, with those of the conversion.
 
-        The probability is that of the label: of both on impressions, given a click on clicks.
+        ``label_conversion`` is float32, null where there is none; ``probability_conversion``, float64, is that of
+        the label: of click and conversion on impressions, given a click on clicks.
         """
-        probability = 1.0 / (1.0 + np.exp(-self._logit(ids, click_logit) - self._intercept))
-        converted = (random.random(len(click_logit)) < probability).astype(np.float32)
+        click = frame["probability"].to_numpy()
+        ids = {name: frame[name].to_numpy() for name in self._effects}
+        logit = self._logit(ids, np.log(click) - np.log1p(-click)) + self._intercept
+        probability = 1.0 / (1.0 + np.exp(-logit))
+        converted = (random.random(frame.height) < probability).astype(np.float32)
+        clicked = frame["label"].to_numpy()
         if self.settings.labelled == "clicks":
             label = np.where(clicked > 0, converted, np.float32("nan"))
         else:
-            label, probability = clicked * converted, click_probability * probability
-        label_column, probability_column = f"label_{CONVERSION}", f"probability_{CONVERSION}"
-        return {
-            label_column: pl.Series(label_column, label, dtype=pl.Float32, nan_to_null=True),
-            probability_column: pl.Series(probability_column, probability),
-        }
+            label, probability = clicked * converted, click * probability
+        return frame.with_columns(
+            pl.Series(f"label_{CONVERSION}", label, dtype=pl.Float32, nan_to_null=True),
+            pl.Series(f"probability_{CONVERSION}", probability),
+        )
 
-    def _logit(self, ids: dict[str, np.ndarray], click_logit: np.ndarray) -> np.ndarray:
+    def _logit(self, ids: Mapping[str, np.ndarray], click_logit: np.ndarray) -> np.ndarray:
+        """[N] float64, without the intercept."""
         own = sum((effects[ids[name]] for name, effects in self._effects.items()), np.zeros(len(click_logit)))
         own /= np.sqrt(len(self._effects))
         return self.settings.strength * own + self.settings.click_strength * click_logit

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from recsys.config import InputError, Settings, load_settings
+from recsys.data.conversions import ConversionSettings
 from recsys.data.schema import MAIN_TASK
 
 TASK_PATTERN = r"^[a-z][a-z0-9_]*$"
@@ -44,21 +45,6 @@ class DomainSettings(Settings):
     base_rate: Annotated[float, Field(gt=0, lt=1)]
 
 
-class ConversionSettings(Settings):
-    """The second task of the generated stream, ``conversion``: whether a click is followed by a purchase.
-
-    ``rate`` is the mean probability that a click converts, over all impressions. Effects are in logits:
-    ``strength`` of the ids' own effects on it, ``click_strength`` times the click's logit, which relates the
-    two. ``labelled``: on ``impressions`` every example has the label clicked-and-converted (CTCVR); on
-    ``clicks`` clicked examples alone have one, converted (CVR).
-    """
-
-    rate: Annotated[float, Field(gt=0, lt=1)]
-    strength: float
-    click_strength: float
-    labelled: Literal["impressions", "clicks"]
-
-
 class SyntheticSettings(Settings):
     """The generated stream; see :mod:`recsys.data.synthetic` for what each strength scales.
 
@@ -85,9 +71,9 @@ class SyntheticSettings(Settings):
     domain_strength: float
     drift: Annotated[float, Field(ge=0)]
     missing_share: Annotated[float, Field(ge=0, lt=1)]
+    conversions: ConversionSettings | None = None
     label_delay_hours: Annotated[float, Field(ge=0)]
     label_delay_cap_hours: Annotated[float, Field(ge=0)]
-    conversions: ConversionSettings | None = None
 
 
 class CriteoSettings(Settings):

@@ -28,7 +28,8 @@ MS_PER_HOUR = 3_600_000
 HOURS_PER_DAY = 24
 CALIBRATION_ROWS = 50_000
 DENSE_TAILS = [0.5, 0.5, 1.0, 1.0, 1.5, 1.5, 2.0, 2.5]  # raw value = sinh(tail * z): the larger, the heavier
-EFFECTS, ENTITIES, CALIBRATION, ROWS, CONVERSION_EFFECTS, CONVERSION_ROWS = range(6)  # keys of random streams
+EFFECTS, ENTITIES, CALIBRATION, ROWS = range(4)  # keys of independent random streams
+CONVERSION_EFFECTS, CONVERSION_ROWS = 5, 6
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,8 @@ class SyntheticStream:
         random = self._random(ROWS, window, piece)
         event_time = np.sort(random.integers(*span, size=count))
         ids, domain, dense = self._inputs(random, window, event_time)
-        logit = self._logit(window, ids, domain, dense)
-        probability = 1.0 / (1.0 + np.exp(-(logit + self.intercepts[domain])))
+        logit = self._logit(window, ids, domain, dense) + self.intercepts[domain]
+        probability = 1.0 / (1.0 + np.exp(-logit))
         delay_h = random.exponential(self.settings.label_delay_hours, count) if self.settings.label_delay_hours else 0.0
         delay_h = np.minimum(delay_h, self.settings.label_delay_cap_hours)
         raw = np.sinh(dense * np.array(DENSE_TAILS))
@@ -119,10 +120,10 @@ class SyntheticStream:
             **ids,
             "probability": probability,
         }
+        frame = pl.DataFrame(columns).with_columns(signed_log1p(name) for name in self.dense)
         if self.conversions is not None:
-            own = self._random(CONVERSION_ROWS, window, piece)
-            columns |= self.conversions.columns(own, ids, logit, probability, columns["label"])
-        return pl.DataFrame(columns).with_columns(signed_log1p(name) for name in self.dense)
+            frame = self.conversions.add(frame, self._random(CONVERSION_ROWS, window, piece))
+        return frame
 
     def _inputs(
         self, random: np.random.Generator, window: int, event_time: np.ndarray
@@ -205,7 +206,7 @@ class SyntheticStream:
         if self.settings.conversions is None:
             return None
         sizes = {name: feature.size for name, feature in self.features.items()}
-        sample = [(ids, logit) for ids, _, logit in self._calibration_rows()]
+        sample = [(ids, logit + self.intercepts[domain]) for ids, domain, logit in self._calibration_rows()]
         return Conversions(self.settings.conversions, sizes, self._random(CONVERSION_EFFECTS), sample)
 
     def _calibration_rows(self) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]]:

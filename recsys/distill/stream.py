@@ -236,14 +236,14 @@ def train(
 
 
 def measure(predictions: pl.DataFrame, tasks: Sequence[str] = (MAIN_TASK,)) -> dict[str, Any]:
-    """Metrics of a predictions frame by name, each of ``tasks`` on the rows that have its label."""
+    """Metrics of a predictions frame by name, each of ``tasks`` on the rows that have its label; ``rows`` are all."""
     found: dict[str, Any] = {}
     labels, logits = task_columns("label", tasks), task_columns("logit", tasks)
     for task, label, logit in zip(tasks, labels, logits, strict=True):
         known = predictions.filter(pl.col(label).is_not_nan())
         metrics = compute_metrics(*(known[name].to_numpy() for name in (logit, label, "group"))).as_dict()
         found |= {name if task == tasks[0] else f"{name}_{task}": value for name, value in metrics.items()}
-    return found
+    return found | {"rows": predictions.height}
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from recsys.config import InputError
+from recsys.data.conversions import ConversionSettings
 from recsys.data.ingest import ingest
 from recsys.data.loader import WindowReader
 from recsys.data.schema import Schema
-from recsys.data.settings import ConversionSettings, DatasetSettings, DataSettings
+from recsys.data.settings import DatasetSettings, DataSettings
 from tests.recsys.data.test_sources import LOG, SECTION, rows_of, run
 from tests.recsys.data.test_synthetic import digests
 
