@@ -35,6 +35,7 @@ def rank_main(function: Callable[..., Any], arguments: tuple[Any, ...], settings
     if any(isinstance(error, LASTING) for _, error, _, _ in read_failures(Path(folder))):
         os._exit(1)
     report_progress(Path(folder), settings.rank_timeout_s)
+    os.environ.update(network_environment(settings))
     torch.set_num_threads(settings.threads_per_rank)
     keep_freed_memory()
     try:
@@ -53,6 +54,11 @@ def rank_main(function: Callable[..., Any], arguments: tuple[Any, ...], settings
         sys.stderr.flush()
         time.sleep(0.0 if isinstance(error, InputError) else LAST_WORD_S)
         os._exit(1)  # skip clean-up that would wait for the other ranks
+
+
+def network_environment(settings: LaunchSettings) -> dict[str, str]:
+    """Environment variables that name the interface of the ranks' traffic."""
+    return {"GLOO_SOCKET_IFNAME": settings.interface, "NCCL_SOCKET_IFNAME": settings.interface}
 
 
 def join_group(settings: LaunchSettings, store: Store, rank: int, world_size: int) -> None:

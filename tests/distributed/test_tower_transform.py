@@ -27,6 +27,7 @@ from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.settings import CommunicationSettings, TrainSettings
 from tests.distributed.batches import random_share
+from tests.distributed.launches import Case, run_cases
 from tests.distributed.test_checkpoints import everything
 
 pytestmark = pytest.mark.slow
@@ -333,14 +334,33 @@ def load_elsewhere(folder: Path, optimizer: str, kind: str, layout: tuple[int, i
     return everything(engine)
 
 
-@pytest.mark.parametrize(("optimizer", "kind"), [("adagrad", "column_wise"), ("rowwise_adagrad", "row_wise")])
-def test_checkpoints_are_the_same_with_and_without_the_transform(optimizer: str, kind: str, tmp_path: Path) -> None:
-    results = run_on_ranks(save_and_load, (tmp_path, optimizer, kind), 4, 1)[0]
+RESUMED = [("adagrad", "column_wise"), ("rowwise_adagrad", "row_wise")]  # table optimiser, sharding
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    """Results of RESUMED by rank, and what one rank reads, by (optimiser, kind, what was saved)."""
+    folders = {case: tmp_path_factory.mktemp(case[0]) for case in RESUMED}
+    saving = {case: (4, (folder, *case)) for case, folder in folders.items()}
+    reading: dict[Any, Case] = {
+        (*case, source): (1, (folder / source, *case, None))
+        for case, folder in folders.items()
+        for source in ("transformed", "flat")
+    }
+    return run_cases(save_and_load, saving), run_cases(load_elsewhere, reading)
+
+
+@pytest.mark.parametrize(("optimizer", "kind"), RESUMED)
+def test_checkpoints_are_the_same_with_and_without_the_transform(
+    optimizer: str, kind: str, resumed: tuple[dict[Any, Any], dict[Any, Any]]
+) -> None:
+    results = resumed[0][optimizer, kind][0]
+    assert list(results) == ["transformed", "flat"]
     for source, states in results.items():
         saved = states["saved"]
         assert any("towers" in name and "exp_avg" in name for name in saved)
         assert any("momentum" in name for name in saved)
-        elsewhere = {"one rank": run_on_ranks(load_elsewhere, (tmp_path / source, optimizer, kind, None), 1, 1)[0]}
+        elsewhere = {"one rank": resumed[1][optimizer, kind, source][0]}
         for target in ("transformed", "flat", "other hosts"):
             elsewhere[target] = states[target]
             trained_on, whole = states[f"{target} trained on"], states["flat trained on"]
@@ -378,10 +398,19 @@ def tower_widths(partition: Partition) -> int:
     return sum(DIMENSION if len(tower) == 1 else 4 for tower in partition.towers)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+PRECISIONS = ("fp32", "fp16", "bf16")
+
+
+@cache
+def sent() -> dict[str, list[dict[str, Any]]]:
+    """Results of sent_across by rank, by precision."""
+    return run_cases(sent_across, {precision: (4, ((2, 2, 1), precision)) for precision in PRECISIONS})
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_only_tower_outputs_cross_hosts(precision: str) -> None:
     layout = (2, 2, 1)
-    ranks = run_on_ranks(sent_across, (layout, precision), 4, 1)
+    ranks = sent()[precision]
     hosts, examples = layout[0], SIZES[0]
     # Dossier 2.5: S (T - 1) / T forward, the same backward; S of all ranks' examples.
     flat = 2 * examples * len(FEATURES) * DIMENSION * 4 * (hosts - 1) // hosts
