@@ -39,7 +39,7 @@ def train_steps(engine: Engine, first: int, last: int) -> None:
 
 
 def everything(engine: Engine) -> dict[str, Tensor]:
-    """Weights and optimiser state of all ranks, unsharded, by name."""
+    """Weights and optimiser state of all ranks, unsharded, by name, on rank 0; empty on the others."""
     mine: dict[str, tuple[tuple[int, ...], list[tuple[list[int], Tensor]]]] = {}  # name: size, (offsets, shard)
 
     def visit(path: str, value: Any) -> None:
@@ -54,8 +54,10 @@ def everything(engine: Engine) -> dict[str, Tensor]:
             mine[path] = tuple(whole.shape), [([0] * whole.dim(), whole)]
 
     visit("", engine.state())
-    ranks: list[Any] = [None] * engine.world_size
-    distributed.all_gather_object(ranks, mine)
+    ranks: list[Any] | None = [None] * engine.world_size if engine.rank == 0 else None
+    distributed.gather_object(mine, ranks)
+    if ranks is None:
+        return {}
     found: dict[str, Tensor] = {}
     for name, (size, shards) in ((name, part) for rank in ranks for name, part in rank.items()):
         whole = found.setdefault(name, torch.full(size, float("nan")))

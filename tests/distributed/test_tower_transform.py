@@ -139,15 +139,24 @@ def signed(outputs: dict[str, Tensor], batch: Batch) -> Tensor:
     return outputs[SERVING] * (1 - 2 * batch.label)
 
 
-def train_exactly(settings: TrainSettings, partition: Partition, modules: str) -> tuple[Tensor, dict[str, Tensor]]:
-    """Train with exact sums: this rank's first outputs, and the weights. With tower modules one step only."""
+def exact_engine(settings: TrainSettings, partition: Partition, modules: str) -> Engine:
+    """An engine whose sums are exact."""
     positions = [[list(FEATURES).index(name) for name in tower] for tower in partition.towers]
     model = Products(SCHEMA, model_settings("dlrm"), positions, "meta")
     model.interaction.towers = nn.ModuleList(Halves() if modules == "halves" else nn.Identity() for _ in positions)
     settings = settings.model_copy(update={"table_learning_rate": 1.0, "dense_learning_rate": 0.5})
     with mock.patch.object(engine_module, "initial_rows", few_bits):
-        engine = Engine(model, settings, SEED, partition)
-    outputs = engine.predict(share(SIZES[0], 0, engine.rank, engine.world_size))
+        return Engine(model, settings, SEED, partition)
+
+
+def first_outputs(engine: Engine) -> Tensor:
+    return engine.predict(share(SIZES[0], 0, engine.rank, engine.world_size))
+
+
+def train_exactly(settings: TrainSettings, partition: Partition, modules: str) -> tuple[Tensor, dict[str, Tensor]]:
+    """Train with exact sums: this rank's first outputs, and the weights. With tower modules one step only."""
+    engine = exact_engine(settings, partition, modules)
+    outputs = first_outputs(engine)
     for step, rows in enumerate(EXACT_SIZES if modules == "pass" else EXACT_SIZES[:1]):
         engine.train_step(share(rows, step, engine.rank, engine.world_size), signed)
     state = engine.gather_state()
@@ -172,7 +181,7 @@ def exact_case() -> dict[int, Any]:
         if layout[0] * layout[1] == world_size:
             settings = train_settings(world_size, layout, sharding=kind)
             outputs, state = train_exactly(settings, partition, modules)
-            flat, _ = train_exactly(train_settings(world_size, None), partition, modules)
+            flat = first_outputs(exact_engine(train_settings(world_size, None), partition, modules))
             results[index] = torch.equal(outputs, flat), state
     return results
 
@@ -201,9 +210,19 @@ def plain_case() -> dict[str, dict[str, Any]]:
     return results
 
 
+def both_cases() -> dict[str, Any]:
+    return {"plain": plain_case(), "exact": exact_case()}
+
+
+@cache
+def runs_of(world_size: int) -> list[dict[str, Any]]:
+    """Results of plain_case and exact_case by rank."""
+    return run_on_ranks(both_cases, (), world_size, 1)
+
+
 @pytest.mark.parametrize("world_size", LAYOUTS)
 def test_a_tower_a_feature_passed_through_is_the_model_without_towers(world_size: int) -> None:
-    for rank in run_on_ranks(plain_case, (), world_size, 1):
+    for rank in (ran["plain"] for ran in runs_of(world_size)):
         for name, result in rank.items():
             flat = rank[name.split()[0]]
             same = torch.allclose if name.endswith("row_wise") else torch.equal
@@ -215,14 +234,9 @@ def test_a_tower_a_feature_passed_through_is_the_model_without_towers(world_size
                 )
 
 
-@cache
-def exact_results(world_size: int) -> list[dict[int, Any]]:
-    return run_on_ranks(exact_case, (), world_size, 1)
-
-
 @pytest.mark.parametrize("world_size", LAYOUTS)
 def test_exact_sums_give_the_bits_of_one_process_for_any_placement(world_size: int) -> None:
-    results = exact_results(world_size)
+    results = [ran["exact"] for ran in runs_of(world_size)]
     runs = exact_runs()
     assert len(results[0]) == len(LAYOUTS[world_size]) * (len(KINDS) + 1)
     for index, (_, state) in results[0].items():
