@@ -1,6 +1,6 @@
 """Where the ranks of one host meet: at once, since torchrun's own rendezvous pauses for nodes that do not exist."""
 
-from torch.distributed import TCPStore
+from torch._C._distributed_c10d import TCPStore
 from torch.distributed.elastic.rendezvous import (
     RendezvousHandler,
     RendezvousInfo,
