@@ -258,8 +258,8 @@ def test_checkpoints_move_between_files_memory_and_plans(tmp_path: Path) -> None
         cases[precision, "to files"] = 2, (whole, rows, tmp_path / f"{precision} of memory")
     for name, ranks in run_cases(save_and_load, cases).items():
         saved, loaded = ranks[0]
-        assert saved, name
-        assert_equal(loaded, saved)
+        assert saved and loaded.keys() == saved.keys(), name
+        assert [key for key, value in saved.items() if not torch.equal(value, loaded[key])] == [], name
 
 
 def save_both(changes: dict[str, Any], folder: Path) -> None:
