@@ -1,10 +1,12 @@
 """Options shared by all tests."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+OF_RANKS = ("tests.distributed.", "tests.recsys.distill.", "tests.recsys.training.")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -13,6 +15,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=str(REPOSITORY.parent / "shared" / "data"),
         help="folder with ebnerd_demo and globo_clicks; tests of real logs skip where it is not there",
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ranks_start_from_a_server(request: pytest.FixtureRequest) -> None:
+    """What ranks are forked from imports beforehand what the collected tests of ranks import."""
+    launch = sys.modules.get("recsys.training.launch")
+    if launch is not None:
+        names = {item.module.__name__ for item in request.session.items if isinstance(item, pytest.Function)}
+        launch.start_server("pytest", *sorted(name for name in names if name.startswith(OF_RANKS)))
 
 
 @pytest.fixture(scope="session")

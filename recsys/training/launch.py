@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,20 @@ from recsys.training.failures import (
 from recsys.training.heartbeat import watching
 from recsys.training.launch_settings import LOOPBACK_INTERFACE, LaunchSettings
 from recsys.training.memory import keep_freed_memory, return_freed_memory
+from recsys.training.one_host import LOOPBACK, ONE_HOST_BACKEND
 from recsys.training.quiet import quiet_libraries
-from recsys.training.rank_process import join_group, rank_main
+from recsys.training.rank_process import join_group, network_environment, rank_main
 
-__all__ = ["HungRankError", "LostRankError", "OtherNodeEnd", "RankKilledError", "launch", "run_on_ranks"]
+__all__ = [
+    "HungRankError",
+    "LostRankError",
+    "OtherNodeEnd",
+    "RankKilledError",
+    "launch",
+    "run_on_ranks",
+    "start_server",
+]
 
-LOOPBACK = "127.0.0.1"
 PRELOAD = ["torch", "torchrec", "recsys.training.engine"]
 # Set by the operating system's loader for the ranks; spinning OpenMP threads make a shared host 30 times slower.
 RANK_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
@@ -82,7 +91,7 @@ def launch(function: Callable[..., Any], arguments: tuple[Any, ...], settings: L
     _check_machine(settings)
     if settings.world_size == 1 and settings.max_restarts == 0:
         return [_run_here(function, arguments, settings)]
-    multiprocessing.set_forkserver_preload(PRELOAD)
+    start_server()
     if settings.nodes.count > 1:
         return _on_nodes(function, arguments, settings)
     world_size = settings.world_size
@@ -98,13 +107,22 @@ def launch(function: Callable[..., Any], arguments: tuple[Any, ...], settings: L
             world_size = smaller
 
 
+def start_server(*modules: str) -> None:
+    """Start, if there is none, the process that ranks are forked from; it imports what they need, and ``modules``.
+
+    It does so beside its caller: started early it is ready when ranks are wanted.
+    """
+    multiprocessing.set_forkserver_preload([*PRELOAD, *modules])
+    with _environment(RANK_ENVIRONMENT):
+        forkserver.ensure_running()
+
+
 def _one_host(world_size: int) -> dict[str, Any]:
     return {
         "min_nodes": 1,
         "max_nodes": 1,
         "nproc_per_node": world_size,
-        "rdzv_endpoint": f"{LOOPBACK}:0",
-        "rdzv_configs": {"is_host": True},
+        "rdzv_backend": ONE_HOST_BACKEND,
         "local_addr": LOOPBACK,
     }
 
@@ -116,6 +134,7 @@ def _on_nodes(function: Callable[..., Any], arguments: tuple[Any, ...], settings
         "min_nodes": nodes.min_count or nodes.count,
         "max_nodes": nodes.count,
         "nproc_per_node": settings.ranks_per_node,
+        "rdzv_backend": "c10d",
         "rdzv_endpoint": nodes.rendezvous_endpoint,
         "rdzv_configs": {"last_call_timeout": nodes.last_call_s, "join_timeout": nodes.join_timeout_s},
         "local_addr": _address(settings.interface),
@@ -142,11 +161,11 @@ def _elastic(
 ) -> dict[int, Any]:
     """The results of this node's ranks, by rank."""
     several = settings.nodes.count > 1
-    environment = RANK_ENVIRONMENT | _network(settings) | (SEVERAL_NODES_ENVIRONMENT if several else {})
+    environment = RANK_ENVIRONMENT | (SEVERAL_NODES_ENVIRONMENT if several else {})
     with tempfile.TemporaryDirectory(prefix="ranks-") as name, _environment(environment), quiet_libraries():
         folder = Path(name)
         options: dict[str, Any] = {"run_id": folder.name, "max_restarts": settings.max_restarts, **where}
-        config = LaunchConfig(rdzv_backend="c10d", start_method="forkserver", shutdown_timeout=1, **options)
+        config = LaunchConfig(start_method="forkserver", shutdown_timeout=1, **options)
         try:
             with watching(folder, settings.rank_timeout_s, whole_world=not several):
                 return elastic_launch(config, rank_main)(function, arguments, settings, name)
@@ -164,7 +183,7 @@ def _run_here(function: Callable[..., Any], arguments: tuple[Any, ...], settings
     before = torch.get_num_threads()
     torch.set_num_threads(settings.threads_per_rank)
     keep_freed_memory()
-    with _environment(_network(settings)):
+    with _environment(network_environment(settings)):
         join_group(settings, HashStore(), 0, 1)
     try:
         with quiet_libraries():
@@ -173,10 +192,6 @@ def _run_here(function: Callable[..., Any], arguments: tuple[Any, ...], settings
         distributed.destroy_process_group()
         torch.set_num_threads(before)
         return_freed_memory()
-
-
-def _network(settings: LaunchSettings) -> dict[str, str]:
-    return {"GLOO_SOCKET_IFNAME": settings.interface, "NCCL_SOCKET_IFNAME": settings.interface}
 
 
 def _check_machine(settings: LaunchSettings) -> None:

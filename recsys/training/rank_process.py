@@ -16,7 +16,6 @@ from torch import distributed
 from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from recsys.config import InputError
 from recsys.training.failures import LASTING, RESTART_COUNT, read_failures, write_failure
 from recsys.training.heartbeat import report_progress
 from recsys.training.launch_settings import LaunchSettings
@@ -25,7 +24,9 @@ from recsys.training.quiet import quiet_libraries
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 LOCAL_RANK, NODES = "LOCAL_RANK", "GROUP_WORLD_SIZE"
-LAST_WORD_S = 0.5  # a rank that lost its peer ends after it, so that the agent sees the peer's end first
+# A rank that lost its peer ends after it, so that the agent sees the peer's end first. Errors that say so come in many
+# types; those that end at once are surely the rank's own.
+LAST_WORD_S = 0.5
 COLLECTIVE_TIMEOUTS = 2  # of the rank timeout: whoever watches the missing rank finds it before its peers give up
 
 
@@ -35,6 +36,7 @@ def rank_main(function: Callable[..., Any], arguments: tuple[Any, ...], settings
     if any(isinstance(error, LASTING) for _, error, _, _ in read_failures(Path(folder))):
         os._exit(1)
     report_progress(Path(folder), settings.rank_timeout_s)
+    os.environ.update(network_environment(settings))
     torch.set_num_threads(settings.threads_per_rank)
     keep_freed_memory()
     try:
@@ -51,8 +53,13 @@ def rank_main(function: Callable[..., Any], arguments: tuple[Any, ...], settings
     except BaseException as error:  # DCP's CheckpointException is no Exception
         write_failure(Path(folder), error)
         sys.stderr.flush()
-        time.sleep(0.0 if isinstance(error, InputError) else LAST_WORD_S)
+        time.sleep(0.0 if isinstance(error, LASTING) else LAST_WORD_S)
         os._exit(1)  # skip clean-up that would wait for the other ranks
+
+
+def network_environment(settings: LaunchSettings) -> dict[str, str]:
+    """Environment variables that name the interface of the ranks' traffic."""
+    return {"GLOO_SOCKET_IFNAME": settings.interface, "NCCL_SOCKET_IFNAME": settings.interface}
 
 
 def join_group(settings: LaunchSettings, store: Store, rank: int, world_size: int) -> None:

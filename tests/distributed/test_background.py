@@ -1,5 +1,6 @@
 """Asynchronous checkpoints: what the synchronous ones hold, while training goes on; their errors are not lost."""
 
+import itertools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +11,9 @@ import pytest
 from torch import distributed
 
 from recsys.training import resume
-from recsys.training.launch import run_on_ranks
 from recsys.training.resume import Checkpoints, Position
 from recsys.training.settings import TrainSettings
+from tests.distributed.launches import run_cases
 from tests.distributed.test_checkpoints import make_engine, settings_for, train_steps
 
 STEPS = 4
@@ -66,13 +67,22 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize(("kind", "full_every"), [("row_wise", 1), ("table_wise", 2), ("data_parallel", 2)])
-def test_same_bytes_as_synchronous_ones_though_training_goes_on(kind: str, full_every: int, tmp_path: Path) -> None:
-    settings = settings_for(kind, 2)
-    run_on_ranks(train_and_save, (settings, tmp_path / "sync", full_every), 2, 1)
-    run_on_ranks(train_and_save_asynchronously, (settings, tmp_path / "async", full_every), 2, 1)
-    assert len([name for name in files(tmp_path / "sync") if name.endswith("manifest.json")]) == STEPS
-    assert files(tmp_path / "async") == files(tmp_path / "sync")
+CASES = [("row_wise", 1), ("table_wise", 2), ("data_parallel", 2)]  # sharding, full checkpoint every
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What each of CASES writes, in <kind>/sync and <kind>/async."""
+    folder = tmp_path_factory.mktemp("saved")
+    for name, function in (("sync", train_and_save), ("async", train_and_save_asynchronously)):
+        run_cases(function, {kind: (2, (settings_for(kind, 2), folder / kind / name, full)) for kind, full in CASES})
+    return folder
+
+
+@pytest.mark.parametrize("kind", [kind for kind, _ in CASES])
+def test_same_bytes_as_synchronous_ones_though_training_goes_on(kind: str, saved: Path) -> None:
+    assert len([name for name in files(saved / kind / "sync") if name.endswith("manifest.json")]) == STEPS
+    assert files(saved / kind / "async") == files(saved / kind / "sync")
 
 
 def save_where_nothing_can_be_written(settings: TrainSettings, folder: Path, own_error: bool) -> list[str]:
@@ -99,15 +109,24 @@ def save_where_nothing_can_be_written(settings: TrainSettings, folder: Path, own
     return raised
 
 
+@pytest.fixture(scope="module")
+def raised(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[bool, int], list[list[str]]]:
+    """By whether training ends with an error of its own and by number of ranks: what is raised, by rank."""
+    cases = {}
+    for own_error, world_size in itertools.product((False, True), (1, 2)):
+        folder = tmp_path_factory.mktemp("unwritable")
+        (folder / "checkpoints").write_text("a file where a folder should be")
+        cases[own_error, world_size] = world_size, (settings_for("row_wise", world_size), folder, own_error)
+    return run_cases(save_where_nothing_can_be_written, cases)
+
+
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("own_error", [False, True])
 def test_a_failed_write_is_raised_at_the_next_save_and_at_the_end_on_every_rank(
-    own_error: bool, world_size: int, tmp_path: Path
+    own_error: bool, world_size: int, raised: dict[tuple[bool, int], list[list[str]]]
 ) -> None:
-    (tmp_path / "checkpoints").write_text("a file where a folder should be")
-    arguments = settings_for("row_wise", world_size), tmp_path, own_error
-    for raised in run_on_ranks(save_where_nothing_can_be_written, arguments, world_size, 1):
-        at_save, at_end = raised
+    assert len(raised[own_error, world_size]) == world_size
+    for at_save, at_end in raised[own_error, world_size]:
         assert "cannot write the checkpoint" in at_save
         assert "000000-000000003: cannot write the checkpoint" in at_end
         assert at_end.startswith("of the training") == own_error

@@ -17,6 +17,7 @@ from recsys.training.engine import Engine
 from recsys.training.launch import RankKilledError, run_on_ranks
 from recsys.training.resume import Checkpoints, Position
 from recsys.training.settings import TrainSettings
+from tests.distributed.launches import run_cases
 from tests.distributed.test_engine import SCHEMA, SEED, model_settings, share, train_settings
 
 STEPS = 6
@@ -38,7 +39,7 @@ def train_steps(engine: Engine, first: int, last: int) -> None:
 
 
 def everything(engine: Engine) -> dict[str, Tensor]:
-    """Weights and optimiser state of all ranks, unsharded, by name."""
+    """Weights and optimiser state of all ranks, unsharded, by name, on rank 0; empty on the others."""
     mine: dict[str, tuple[tuple[int, ...], list[tuple[list[int], Tensor]]]] = {}  # name: size, (offsets, shard)
 
     def visit(path: str, value: Any) -> None:
@@ -53,8 +54,10 @@ def everything(engine: Engine) -> dict[str, Tensor]:
             mine[path] = tuple(whole.shape), [([0] * whole.dim(), whole)]
 
     visit("", engine.state())
-    ranks: list[Any] = [None] * engine.world_size
-    distributed.all_gather_object(ranks, mine)
+    ranks: list[Any] | None = [None] * engine.world_size if engine.rank == 0 else None
+    distributed.gather_object(mine, ranks)
+    if ranks is None:
+        return {}
     found: dict[str, Tensor] = {}
     for name, (size, shards) in ((name, part) for rank in ranks for name, part in rank.items()):
         whole = found.setdefault(name, torch.full(size, float("nan")))
@@ -78,22 +81,35 @@ def load_other(settings: TrainSettings, directory: Path) -> dict[str, Tensor]:
     return everything(engine)
 
 
-@pytest.mark.parametrize(
-    ("source", "targets"),
-    [
-        (("table_wise", 2), [("row_wise", 2), ("table_wise", 1)]),
-        (("data_parallel", 2), [("table_wise", 2), ("row_wise", 1)]),
-        (("row_wise", 4), [("row_wise", 3), ("data_parallel", 2)]),
-    ],
-)
+# (kind, ranks) that saves, and those that read.
+PLANS = {
+    ("table_wise", 2): [("row_wise", 2), ("table_wise", 1)],
+    ("data_parallel", 2): [("table_wise", 2), ("row_wise", 1)],
+    ("row_wise", 4): [("row_wise", 3), ("data_parallel", 2)],
+}
+
+
+@pytest.fixture(scope="module")
+def resharded(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    """What each of PLANS saved, and what fresh ranks of each (source, target) read."""
+    folders = {source: tmp_path_factory.mktemp("saved") / "saved" for source in PLANS}
+    saving = {source: (source[1], (settings_for(*source), folder)) for source, folder in folders.items()}
+    reading = {
+        (source, target): (target[1], (settings_for(*target), folders[source]))
+        for source, targets in PLANS.items()
+        for target in targets
+    }
+    return run_cases(train_and_save, saving), run_cases(load_other, reading)
+
+
+@pytest.mark.parametrize("source", PLANS, ids=lambda plan: f"{plan[0]}{plan[1]}")
 def test_another_plan_or_world_size_reads_the_same_bits(
-    source: tuple[str, int], targets: list[tuple[str, int]], tmp_path: Path
+    source: tuple[str, int], resharded: tuple[dict[Any, Any], dict[Any, Any]]
 ) -> None:
-    folder = tmp_path / "saved"
-    saved = run_on_ranks(train_and_save, (settings_for(*source), folder), source[1], 1)[0]
+    saved = resharded[0][source][0]
     assert any("momentum" in name for name in saved) and any("exp_avg" in name for name in saved)
-    for kind, world_size in targets:
-        loaded = run_on_ranks(load_other, (settings_for(kind, world_size), folder), world_size, 1)[0]
+    for target in PLANS[source]:
+        loaded = resharded[1][source, target][0]
         assert loaded.keys() == saved.keys()
         assert [name for name, value in saved.items() if not torch.equal(value, loaded[name])] == []
 

@@ -27,6 +27,7 @@ from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.non_finite import NonFiniteLossError
 from recsys.training.settings import TrainSettings
+from tests.distributed import launches
 from tests.distributed.batches import random_share
 
 SEED = 7
@@ -325,31 +326,42 @@ def step_with(
     return loss, engine.skipped_batches
 
 
-def step_and_skip() -> tuple[float, int]:
-    return step_with("row_wise", "fp16", rows=True, skip_non_finite_batches=True)
+HUGE = 1e9
+
+
+def steps_that_go_on() -> dict[str, tuple[float, int]]:
+    """Losses and skipped batches where nothing overflows, or where the settings allow it."""
+    return {
+        "a row fits": step_with("table_wise", "fp16", rows=True),
+        "skipped": step_with("row_wise", "fp16", rows=True, skip_non_finite_batches=True),
+        "bf16": step_with("table_wise", "bf16", factor=HUGE, dense=HUGE),
+    }
+
+
+@cache
+def went_on() -> list[dict[str, tuple[float, int]]]:
+    """Results of steps_that_go_on by rank."""
+    return run_on_ranks(steps_that_go_on, (), 2, 1)
 
 
 def test_a_sum_of_embeddings_that_overflows_stops_the_run() -> None:
-    (fits, _), _ = run_on_ranks(step_with, ("table_wise", "fp16", True), 2, 1)
-    assert math.isfinite(fits)
+    assert math.isfinite(went_on()[0]["a row fits"][0])
     with pytest.raises(NonFiniteLossError, match="step 1: the loss is not finite: NaN or infinity in the outputs"):
         run_on_ranks(step_with, ("row_wise", "fp16", True), 2, 1)
 
 
 def test_an_overflowing_batch_is_skipped_where_the_settings_allow_it() -> None:
-    for loss, skipped in run_on_ranks(step_and_skip, (), 2, 1):
+    for loss, skipped in (rank["skipped"] for rank in went_on()):
         assert math.isnan(loss)
         assert skipped == 1
 
 
 def test_gradients_that_overflow_stop_the_run_before_tables_change() -> None:
-    huge = 1e9
     with pytest.raises(CommunicationOverflowError, match=r"backward fp16: a gradient is NaN or larger than 65504;"):
-        run_on_ranks(step_with, ("table_wise", "fp16", False, huge), 2, 1)
+        run_on_ranks(step_with, ("table_wise", "fp16", False, HUGE), 2, 1)
     with pytest.raises(CommunicationOverflowError, match=r"gradients fp16: a gradient is NaN or larger than 65504;"):
-        run_on_ranks(step_with, ("table_wise", "fp16", False, 1.0, huge), 2, 1)
-    (loss, _), _ = run_on_ranks(step_with, ("table_wise", "bf16", False, huge, huge), 2, 1)
-    assert math.isfinite(loss)
+        run_on_ranks(step_with, ("table_wise", "fp16", False, 1.0, HUGE), 2, 1)
+    assert math.isfinite(went_on()[0]["bf16"][0])
 
 
 def plan_kinds(settings: TrainSettings) -> set[str]:
@@ -369,7 +381,10 @@ def test_int8_is_refused_where_a_collective_adds_up(kind: str) -> None:
 def test_with_int8_the_planner_splits_no_rows_and_says_so_where_it_had_to() -> None:
     whole = {"table_optimizer": "rowwise_adagrad"}  # which splits no columns
     tight = {"memory_gb": 0.8 * LARGE_ROWS * DIMENSION * 4 / 2**30, **whole}
-    assert run_on_ranks(plan_kinds, (recipe_settings(2, "planner", "neo", **tight),), 2, 1)[0] == {"row_wise"}
-    assert run_on_ranks(plan_kinds, (recipe_settings(2, "planner", "int8", **whole),), 2, 1)[0] == {"table_wise"}
+    fitting = {"neo": tight, "int8": whole}
+    cases = {name: (2, (recipe_settings(2, "planner", name, **changes),)) for name, changes in fitting.items()}
+    kinds = launches.run_cases(plan_kinds, cases)
+    assert kinds["neo"][0] == {"row_wise"}
+    assert kinds["int8"][0] == {"table_wise"}
     with pytest.raises(InputError, match="may split no rows because communication is int8"):
         run_on_ranks(plan_kinds, (recipe_settings(2, "planner", "int8", **tight),), 2, 1)

@@ -1,6 +1,8 @@
 """Differential checkpoints: with the full one before them the same bits as a full one, for every kind, on any plan."""
 
+import itertools
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,15 @@ from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.resume import Checkpoints, Position
 from recsys.training.settings import Quantisation, TrainSettings
+from tests.distributed.launches import run_cases
 from tests.distributed.test_checkpoints import everything, flip_a_bit, make_engine, settings_for
 from tests.distributed.test_engine import SEED, share
 
 STEPS = 5
 FULL_EVERY = 3  # full, differential, differential, full, differential
 ROWS = 5  # of a batch: most rows of a table stay as they are
+TRACKED_KINDS = ("table_wise", "row_wise", "column_wise")
+ROW_ERRORS: dict[Quantisation, float] = {"fp16": 2.0**-11, "int8": 1 / 255}  # of a row's span
 
 
 def train_step(engine: Engine, step: int) -> None:
@@ -68,30 +73,55 @@ def bytes_of_rows(path: Path) -> int:
     return sum(file.stat().st_size for file in path.glob(f"*{ROWS_SUFFIX}"))
 
 
-@pytest.mark.parametrize(
-    ("source", "optimizer", "target"),
-    [
-        (("table_wise", 1), "rowwise_adagrad", ("row_wise", 2)),
-        (("table_wise", 2), "sgd", ("data_parallel", 2)),
-        (("row_wise", 4), "rowwise_adagrad", ("table_wise", 2)),
-        (("row_wise", 2), "adagrad", ("column_wise", 2)),
-        (("data_parallel", 2), "rowwise_adagrad", ("row_wise", 1)),
-        (("column_wise", 2), "adagrad", ("row_wise", 2)),
-        (("table_row_wise", 4), "sgd", ("table_wise", 1)),
-        (("table_column_wise", 4), "adagrad", ("table_wise", 1)),
-        (("grid_shard", 4), "adagrad", ("data_parallel", 1)),
-    ],
-)
-def test_restores_the_bits_of_a_full_one_on_the_same_and_on_another_plan(
-    source: tuple[str, int], optimizer: str, target: tuple[str, int], tmp_path: Path
-) -> None:
-    hosts = {"ranks_per_host": 2} if source[1] == 4 else {}
-    settings = settings_for(*source, table_optimizer=optimizer, **hosts)
-    states = run_on_ranks(train_and_save, (settings, tmp_path), source[1], 1)[0]
-    other = settings_for(*target, table_optimizer=optimizer)
-    assert differences(run_on_ranks(restore, (settings, tmp_path), source[1], 1)[0], states[-1]) == []
-    assert differences(run_on_ranks(restore, (other, tmp_path), target[1], 1)[0], states[-1]) == []
-    assert bytes_of_rows(newest(tmp_path)) > 0
+# (kind, ranks) that saves, table optimiser, (kind, ranks) that reads; four ranks are two hosts.
+PLANS = [
+    (("table_wise", 1), "rowwise_adagrad", ("row_wise", 2)),
+    (("table_wise", 2), "sgd", ("data_parallel", 2)),
+    (("row_wise", 4), "rowwise_adagrad", ("table_wise", 2)),
+    (("row_wise", 2), "adagrad", ("column_wise", 2)),
+    (("data_parallel", 2), "rowwise_adagrad", ("row_wise", 1)),
+    (("column_wise", 2), "adagrad", ("row_wise", 2)),
+    (("table_row_wise", 4), "sgd", ("table_wise", 1)),
+    (("table_column_wise", 4), "adagrad", ("table_wise", 1)),
+    (("grid_shard", 4), "adagrad", ("data_parallel", 1)),
+]
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What was saved last, and what fresh ranks read of it on the same plan and on another."""
+
+    saved: dict[str, Tensor]
+    same: dict[str, Tensor]
+    other: dict[str, Tensor]
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def restored(tmp_path_factory: pytest.TempPathFactory) -> list[Restored]:
+    """By index in PLANS."""
+    folders = [tmp_path_factory.mktemp("plan") for _ in PLANS]
+    saving, reading = {}, {}
+    for index, (source, optimizer, target) in enumerate(PLANS):
+        hosts = {"ranks_per_host": 2} if source[1] == 4 else {}
+        settings = settings_for(*source, table_optimizer=optimizer, **hosts)
+        other = settings_for(*target, table_optimizer=optimizer)
+        saving[index] = source[1], (settings, folders[index])
+        reading[index, "same"] = source[1], (settings, folders[index])
+        reading[index, "other"] = target[1], (other, folders[index])
+    saved, read = run_cases(train_and_save, saving), run_cases(restore, reading)
+    return [
+        Restored(saved[index][0][-1], read[index, "same"][0], read[index, "other"][0], folder)
+        for index, folder in enumerate(folders)
+    ]
+
+
+@pytest.mark.parametrize("index", range(len(PLANS)), ids=[f"{a}{n}-{o}-{b}{m}" for (a, n), o, (b, m) in PLANS])
+def test_restores_the_bits_of_a_full_one_on_the_same_and_on_another_plan(index: int, restored: list[Restored]) -> None:
+    found = restored[index]
+    assert differences(found.same, found.saved) == []
+    assert differences(found.other, found.saved) == []
+    assert bytes_of_rows(newest(found.folder)) > 0
 
 
 def test_a_run_that_goes_on_from_a_differential_one_ends_the_same(tmp_path: Path) -> None:
@@ -127,12 +157,12 @@ def track(settings: TrainSettings) -> list[tuple[str, list[int], list[int]]]:
     return found
 
 
-@pytest.mark.parametrize(("kind", "world_size"), [("table_wise", 2), ("row_wise", 2), ("column_wise", 2)])
-def test_touched_rows_are_those_of_torchrecs_tracker(kind: str, world_size: int) -> None:
-    settings = settings_for(kind, world_size, table_optimizer="adagrad")
-    for rank in run_on_ranks(track, (settings,), world_size, 1):
-        assert rank and all(theirs == ours for _, theirs, ours in rank)
-        assert any(ours for _, _, ours in rank)
+def test_touched_rows_are_those_of_torchrecs_tracker() -> None:
+    kinds = {kind: (2, (settings_for(kind, 2, table_optimizer="adagrad"),)) for kind in TRACKED_KINDS}
+    for kind, ranks in run_cases(track, kinds).items():
+        for rank in ranks:
+            assert rank and all(theirs == ours for _, theirs, ours in rank), kind
+            assert any(ours for _, _, ours in rank), kind
 
 
 def test_only_rows_trained_on_are_written(tmp_path: Path) -> None:
@@ -175,20 +205,30 @@ def test_damage_falls_back_to_the_one_before(
     assert "trying the one before" in capfd.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[Quantisation, int], tuple[Any, Any]]:
+    """What was saved last, and what one rank reads of it, by quantisation and number of ranks."""
+    saving, reading = {}, {}
+    for case in itertools.product(ROW_ERRORS, (1, 2)):
+        quantisation, world_size = case
+        folder = tmp_path_factory.mktemp(quantisation)
+        saving[case] = world_size, (settings_for("row_wise", world_size), folder, quantisation)
+        reading[case] = 1, (settings_for("table_wise", 1), folder, quantisation)
+    saved, read = run_cases(train_and_save, saving), run_cases(restore, reading)
+    return {case: (saved[case][0][-1], read[case][0]) for case in saving}
+
+
 @pytest.mark.parametrize("world_size", [1, 2])
-@pytest.mark.parametrize(("quantisation", "error"), [("fp16", 2.0**-11), ("int8", 1 / 255)])
+@pytest.mark.parametrize("quantisation", ROW_ERRORS)
 def test_quantised_rows_lose_no_more_than_their_precision(
-    quantisation: Quantisation, error: float, world_size: int, tmp_path: Path
+    quantisation: Quantisation, world_size: int, quantised: dict[tuple[Quantisation, int], tuple[Any, Any]]
 ) -> None:
-    settings = settings_for("row_wise", world_size)
-    states = run_on_ranks(train_and_save, (settings, tmp_path, quantisation), world_size, 1)[0]
-    other = settings_for("table_wise", 1)
-    restored = run_on_ranks(restore, (other, tmp_path, quantisation), 1, 1)[0]
-    lost = differences(restored, states[-1])
+    saved, read = quantised[quantisation, world_size]
+    lost = differences(read, saved)
     assert lost and all("embedding_bags" in name and name.endswith(".weight") for name in lost)
     for name in lost:
-        span = states[-1][name].abs().amax(dim=1, keepdim=True) * 2
-        assert ((restored[name] - states[-1][name]).abs() <= error * span).all()
+        span = saved[name].abs().amax(dim=1, keepdim=True) * 2
+        assert ((read[name] - saved[name]).abs() <= ROW_ERRORS[quantisation] * span).all()
 
 
 def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:

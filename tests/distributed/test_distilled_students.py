@@ -1,6 +1,7 @@
 """Adapter, co-distillation and diagnostics on several ranks: those of plain loops, the overlapped pipeline's bits."""
 
 import copy
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from recsys.models.factory import build_ranker
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.overlap import load_ahead, train_batches
+from tests.distributed.launches import run_cases
 from tests.distributed.test_parallelism import MODEL, SCHEMA, SEED, share, train_settings
 
 SIZES = [32, 13, 32, 2, 32, 7]  # rows of the global batches; on 4 ranks two have no row of the fourth
@@ -90,14 +92,26 @@ def reference_adapter(settings: DistillationSettings) -> dict[str, Tensor]:
     return network.state_dict()
 
 
-@pytest.mark.parametrize("update", ["before", "after"])
-def test_adapter_of_several_ranks_is_that_of_a_plain_loop(update: str) -> None:
-    settings = with_mode("auxiliary_adapter", update)
-    expected = reference_adapter(settings)
-    for world_size in (1, 4):
-        for found in run_on_ranks(train, (settings, {"dense_clip_norm": CLIP}), world_size, 1):
-            weights = found["side"]["network"]
-            assert all(torch.allclose(weights[name], value, atol=1e-5) for name, value in expected.items())
+UPDATES = ("before", "after")
+
+
+@pytest.fixture(scope="module")
+def adapters() -> dict[tuple[str, int], list[dict[str, Any]]]:
+    """Results by rank, by when the adapter is updated and by number of ranks."""
+    changes = {"dense_clip_norm": CLIP}
+    cases = itertools.product(UPDATES, (1, 4))
+    return run_cases(train, {(u, ranks): (ranks, (with_mode("auxiliary_adapter", u), changes)) for u, ranks in cases})
+
+
+@pytest.mark.parametrize("world_size", [1, 4])
+@pytest.mark.parametrize("update", UPDATES)
+def test_adapter_of_several_ranks_is_that_of_a_plain_loop(
+    update: str, world_size: int, adapters: dict[tuple[str, int], list[dict[str, Any]]]
+) -> None:
+    expected = reference_adapter(with_mode("auxiliary_adapter", update))
+    for found in adapters[update, world_size]:
+        weights = found["side"]["network"]
+        assert all(torch.allclose(weights[name], value, atol=1e-5) for name, value in expected.items())
 
 
 def both(modes: list[DistillationSettings]) -> list[list[dict[str, Any]]]:
@@ -133,10 +147,11 @@ def skip_one(settings: DistillationSettings) -> tuple[dict[str, Any], dict[str, 
     return before, side(engine)
 
 
-@pytest.mark.parametrize("update", ["before", "after"])
-def test_a_batch_left_out_leaves_no_trace_in_the_adapter(update: str) -> None:
-    for before, after in run_on_ranks(skip_one, (with_mode("auxiliary_adapter", update),), 2, 1):
-        assert same(before, after)
+def test_a_batch_left_out_leaves_no_trace_in_the_adapter() -> None:
+    cases = {update: (2, (with_mode("auxiliary_adapter", update),)) for update in UPDATES}
+    for update, ranks in run_cases(skip_one, cases).items():
+        for before, after in ranks:
+            assert same(before, after), update
 
 
 def save_and_go_on(settings: DistillationSettings, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -155,10 +170,11 @@ def save_and_go_on(settings: DistillationSettings, folder: Path) -> tuple[dict[s
     return ends[0], ends[1]
 
 
-@pytest.mark.parametrize("mode", ["auxiliary_adapter", "co_distillation"])
-def test_a_checkpoint_holds_the_adapter_and_the_peer(mode: str, tmp_path: Path) -> None:
-    for first, second in run_on_ranks(save_and_go_on, (with_mode(mode), tmp_path), 2, 1):
-        assert same(first, second)
+def test_a_checkpoint_holds_the_adapter_and_the_peer(tmp_path: Path) -> None:
+    modes = ("auxiliary_adapter", "co_distillation")
+    for mode, ranks in run_cases(save_and_go_on, {m: (2, (with_mode(m), tmp_path / m)) for m in modes}).items():
+        for first, second in ranks:
+            assert same(first, second), mode
 
 
 def diagnose(settings: DistillationSettings) -> dict[str, Any]:

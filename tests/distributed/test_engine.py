@@ -1,5 +1,6 @@
 """The engine on 1 and 2 gloo ranks against an unsharded plain-PyTorch reference."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.settings import TrainSettings
 from tests.distributed.batches import random_share
+from tests.distributed.launches import Case, run_cases
 
 SEED = 3
 TOLERANCE = 1e-6
@@ -96,20 +98,36 @@ def assert_same(state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         torch.testing.assert_close(state[name], value, rtol=0, atol=TOLERANCE, msg=name)
 
 
+SHARDINGS = ["table_wise", "row_wise", "column_wise", "planner"]
+ARCHITECTURES = ["dlrm", "dcn", "wukong"]  # with towers
+
+
+@cache
+def trained() -> dict[Any, list[dict[str, Any]]]:
+    """Results by rank, by (sharding, ranks), and by architecture with towers on two ranks."""
+    cases: dict[Any, Case] = {
+        (sharding, ranks): (ranks, (train_settings(ranks, sharding=sharding), model_settings(), None))
+        for sharding in SHARDINGS
+        for ranks in (1, 2)
+    }
+    for architecture in ARCHITECTURES:
+        cases[architecture] = 2, (train_settings(2), model_settings(architecture, towers=True), PARTITION)
+    return run_cases(train, cases)
+
+
 @pytest.mark.parametrize("world_size", [1, 2])
-@pytest.mark.parametrize("sharding", ["table_wise", "row_wise", "column_wise", "planner"])
+@pytest.mark.parametrize("sharding", SHARDINGS)
 def test_weights_equal_plain_pytorch(sharding: str, world_size: int) -> None:
-    settings, model = train_settings(world_size, sharding=sharding), model_settings()
-    results = run_on_ranks(train, (settings, model, None), world_size, 1)
+    results = trained()[sharding, world_size]
     assert results[1:] == [r | {"state": {}} for r in results[1:]]
-    assert_same(results[0]["state"], reference(settings, model, None))
+    assert_same(results[0]["state"], reference(train_settings(world_size), model_settings(), None))
 
 
-@pytest.mark.parametrize("architecture", ["dlrm", "dcn", "wukong"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_towers_stay_together_and_equal_plain_pytorch(architecture: str) -> None:
-    settings, model = train_settings(2), model_settings(architecture, towers=True)
-    results = run_on_ranks(train, (settings, model, PARTITION), 2, 1)
-    assert_same(results[0]["state"], reference(settings, model, PARTITION))
+    results = trained()[architecture]
+    model = model_settings(architecture, towers=True)
+    assert_same(results[0]["state"], reference(train_settings(2), model, PARTITION))
     ranks = {row["table"]: row["ranks"] for row in results[0]["plan"]}
     assert ranks["table_color"] == ranks["table_history"] != ranks["table_shop"]
 

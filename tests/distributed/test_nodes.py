@@ -6,24 +6,25 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from multiprocessing.process import BaseProcess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from torch import Tensor
 
 from recsys.config import InputError
-from recsys.training.launch import PRELOAD, OtherNodeEnd, launch
+from recsys.training.failures import LostPeerError
+from recsys.training.launch import launch
 from recsys.training.resume import Checkpoints, Position
 from recsys.training.settings import TrainSettings
+from tests.distributed.agents import Agent, start_agent
 from tests.distributed.test_checkpoints import STEPS, everything, make_engine, settings_for, train_steps
 
 LOST_AT = 3
 BOUND_S = 90
+WHOLE = {"row_wise": 1, "table_row_wise": 2}  # ranks a node of the pairs that nothing happens to, by kind
 
 
 def train(settings: TrainSettings, folder: Path, dies: bool, last: int = STEPS) -> dict[str, Tensor]:
@@ -41,17 +42,9 @@ def train(settings: TrainSettings, folder: Path, dies: bool, last: int = STEPS) 
     return everything(engine) | {"world_size": torch.tensor(engine.world_size)}
 
 
-def run_node(settings: TrainSettings, folder: Path, dies: bool, answer: Path) -> None:
-    """One agent; ``answer`` gets the results, or the error."""
-    started = time.monotonic()
-    result: Any
-    try:
-        result = launch(train, (settings, folder, dies), settings)[0]
-    except OtherNodeEnd as end:
-        result = f"ended with {end.code}"
-    except Exception as error:
-        result = f"{type(error).__name__}: {error}"
-    torch.save((result, time.monotonic() - started), answer)
+def launch_train(settings: TrainSettings, folder: Path, dies: bool, last: int = STEPS) -> dict[str, Tensor]:
+    """Rank 0's results."""
+    return launch(train, (settings, folder, dies, last), settings)[0]
 
 
 def node_settings(kind: str, ranks_per_node: int, port: int, **changes: Any) -> TrainSettings:
@@ -71,36 +64,46 @@ def listening(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-@contextmanager
-def two_nodes(settings: TrainSettings, port: int, folder: Path, second_dies: bool) -> Iterator[list[BaseProcess]]:
+@dataclass(frozen=True)
+class Nodes:
     """Two agents; the first holds the rendezvous."""
+
+    settings: TrainSettings
+    agents: list[Agent]
+    folder: Path
+
+
+def start_nodes(settings: TrainSettings, port: int, folder: Path, second_dies: bool) -> Nodes:
     (folder / "checkpoints").mkdir(parents=True)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    agents: list[BaseProcess] = []
+    agents = []
     for number in range(2):
-        arguments = (settings, folder / "checkpoints", second_dies and number == 1, folder / f"{number}.pt")
-        agent = context.Process(target=run_node, args=arguments)
-        agent.start()
-        agents.append(agent)
+        arguments = (settings, folder / "checkpoints", second_dies and number == 1)
+        agents.append(start_agent(launch_train, arguments, folder / f"{number}.answer"))
         while not listening(port):
             time.sleep(0.05)
+    return Nodes(settings, agents, folder)
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Nodes]]:
+    """Every pair that a test asks about, all at the same time: most of their time they wait for one another."""
+    goes_on = {"nodes": {"min_count": 1, "join_timeout_s": 60}, "max_restarts": 1}
+    cases: dict[str, tuple[str, int, bool, dict[str, Any]]] = {
+        "goes on": ("row_wise", 1, True, goes_on),
+        "lost": ("row_wise", 1, True, {}),
+        **{kind: (kind, ranks_per_node, False, {}) for kind, ranks_per_node in WHOLE.items()},
+    }
+    started: dict[str, Nodes] = {}
     try:
-        yield agents
+        for name, (kind, ranks_per_node, second_dies, changes) in cases.items():
+            port = free_port()
+            settings = node_settings(kind, ranks_per_node, port, **changes)
+            started[name] = start_nodes(settings, port, tmp_path_factory.mktemp("nodes"), second_dies)
+        yield started
     finally:
-        for agent in agents:
-            if agent.is_alive() and agent.pid is not None:
-                for process in [*psutil.Process(agent.pid).children(recursive=True), psutil.Process(agent.pid)]:
-                    process.kill()
-            agent.join()
-
-
-def answers(agents: list[BaseProcess], folder: Path) -> list[Any]:
-    """What each agent that lived has answered."""
-    for agent in agents:
-        agent.join(BOUND_S)
-        assert not agent.is_alive()
-    return [torch.load(path, weights_only=False)[0] for path in sorted(folder.glob("*.pt"))]
+        for pair in started.values():
+            for agent in pair.agents:
+                agent.kill()
 
 
 def on_one_host(
@@ -110,50 +113,45 @@ def on_one_host(
     folder.mkdir(exist_ok=True)
     alone = settings.model_dump(exclude={"nodes"}) | {"world_size": world_size, "ranks_per_host": ranks_per_host}
     one = TrainSettings.model_validate(alone)
-    return launch(train, (one, folder, False, last), one)[0]
+    return launch_train(one, folder, False, last)
 
 
 def assert_same(state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert [name for name, value in expected.items() if not torch.equal(value, state[name])] == []
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("kind", "ranks_per_node"), [("row_wise", 1), ("table_row_wise", 2)])
-def test_two_nodes_train_what_one_trains(kind: str, ranks_per_node: int, tmp_path: Path) -> None:
-    port = free_port()
-    settings = node_settings(kind, ranks_per_node, port)
-    with two_nodes(settings, port, tmp_path / "two", second_dies=False) as agents:
-        found = answers(agents, tmp_path / "two")
-    assert [answer for answer in found if isinstance(answer, str)] == ["ended with 0"]
-    state = next(answer for answer in found if isinstance(answer, dict))
-    assert_same(state, on_one_host(settings, 2 * ranks_per_node, ranks_per_node, tmp_path / "one"))
-
-
-@pytest.mark.slow
-def test_lost_node_ends_the_other_with_one_clear_error(tmp_path: Path) -> None:
-    port = free_port()
-    settings = node_settings("row_wise", 1, port)
-    started = time.monotonic()
-    with two_nodes(settings, port, tmp_path / "two", second_dies=True) as agents:
-        (answer,) = answers(agents, tmp_path / "two")
-    assert answer.startswith("LostPeerError: the connection to another rank broke")
-    assert time.monotonic() - started < BOUND_S
-
-
-@pytest.mark.slow
-def test_world_goes_on_without_a_lost_node_where_allowed(tmp_path: Path) -> None:
-    port = free_port()
-    settings = node_settings("row_wise", 1, port, nodes={"min_count": 1, "join_timeout_s": 60}, max_restarts=1)
-    with two_nodes(settings, port, tmp_path / "two", second_dies=True) as agents:
-        (answer,) = answers(agents, tmp_path / "two")
-    assert isinstance(answer, dict), answer
-    assert answer["world_size"].item() == 1
-    on_one_host(settings, 2, 1, tmp_path / "one", last=LOST_AT)
-    assert_same(answer, on_one_host(settings, 1, 1, tmp_path / "one"))
-
-
-def test_node_that_nobody_joins_says_so() -> None:
+def test_node_that_nobody_joins_says_so(nodes: dict[str, Nodes]) -> None:
     settings = node_settings("row_wise", 1, free_port(), nodes={"join_timeout_s": 2})
     with pytest.raises(InputError, match=r"127\.0\.0\.1:\d+: fewer than 2 of 2 nodes came within 2 s") as caught:
         launch(train, (settings, Path(), False), settings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", WHOLE)
+def test_two_nodes_train_what_one_trains(kind: str, nodes: dict[str, Nodes], tmp_path: Path) -> None:
+    pair = nodes[kind]
+    expected = on_one_host(pair.settings, 2 * WHOLE[kind], WHOLE[kind], tmp_path / "one")
+    found = [agent.outcome(BOUND_S) for agent in pair.agents]
+    assert [answer for answer in found if isinstance(answer, str)] == ["ended with 0"]
+    state = next(answer for answer in found if isinstance(answer, dict))
+    assert_same(state, expected)
+
+
+@pytest.mark.slow
+def test_lost_node_ends_the_other_with_one_clear_error(nodes: dict[str, Nodes]) -> None:
+    first, second = nodes["lost"].agents
+    with pytest.raises(LostPeerError, match=r"^the connection to another rank broke"):
+        first.outcome(BOUND_S)
+    second.process.join(BOUND_S)
+    assert second.process.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_world_goes_on_without_a_lost_node_where_allowed(nodes: dict[str, Nodes], tmp_path: Path) -> None:
+    pair = nodes["goes on"]
+    on_one_host(pair.settings, 2, 1, tmp_path / "one", last=LOST_AT)
+    expected = on_one_host(pair.settings, 1, 1, tmp_path / "one")
+    answer = pair.agents[0].outcome(BOUND_S)
+    assert answer["world_size"].item() == 1
+    assert_same(answer, expected)

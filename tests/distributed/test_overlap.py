@@ -21,9 +21,11 @@ from recsys.training.launch import run_on_ranks
 from recsys.training.non_finite import NonFiniteLossError
 from recsys.training.overlap import load_ahead, train_batches
 from recsys.training.settings import TrainSettings
+from tests.distributed.launches import run_cases
 from tests.distributed.test_parallelism import CASES, KINDS, MIXED, MODEL, SCHEMA, SEED, share, train_settings
 
 SIZES = [32, 13, 32, 2, 32, 7]  # rows of the global batches; on 4 ranks two have no row of the fourth
+LENGTHS = (4, 0, 1, 2)  # of the loops that are compared
 SECONDS = 15.0  # to start two ranks, fail and end
 HARD = {
     "schedule": {"warmup_steps": 2, "decay": "cosine", "decay_steps": 5},
@@ -83,8 +85,8 @@ def compare_all(runs: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
     differences = {}
     for name, changes in runs.items():
         bad = 2 if changes.get("skip_non_finite_batches") else None
-        plain, overlapped = (train(changes, overlap, (6, 0, 1, 2), bad) for overlap in (False, True))
-        assert plain["counts"] == ((8, 1) if bad else (9, 0))
+        plain, overlapped = (train(changes, overlap, LENGTHS, bad) for overlap in (False, True))
+        assert plain["counts"] == ((sum(LENGTHS) - 1, 1) if bad else (sum(LENGTHS), 0))
         differences[name] = [key for key in plain if not same(plain[key], overlapped[key])]
     return differences
 
@@ -150,10 +152,15 @@ def save_at_every_batch(changes: dict[str, Any], folder: Path) -> list[dict[str,
 
 def test_a_checkpoint_holds_what_was_trained_whatever_is_read_ahead(tmp_path: Path) -> None:
     kinds = {"table_sharding": MIXED, "table_optimizer": "adagrad"}
-    plain = run_on_ranks(save_at_every_batch, ({**kinds, "overlap": False}, tmp_path / "plain"), 2, 1)[0]
-    for depth in (1, 5):
-        changes = {**kinds, "overlap": True, "prefetch_batches": depth}
-        assert same(run_on_ranks(save_at_every_batch, (changes, tmp_path / str(depth)), 2, 1)[0], plain)
+    ways: dict[str, dict[str, Any]] = {
+        "plain": {"overlap": False},
+        "one ahead": {"overlap": True, "prefetch_batches": 1},
+        "five ahead": {"overlap": True, "prefetch_batches": 5},
+    }
+    cases = {name: (2, ({**kinds, **changes}, tmp_path / name)) for name, changes in ways.items()}
+    found = run_cases(save_at_every_batch, cases)
+    assert same(found["one ahead"][0], found["plain"][0])
+    assert same(found["five ahead"][0], found["plain"][0])
 
 
 def stop_early(overlap: bool) -> dict[str, Any]:
@@ -171,7 +178,8 @@ def stop_early(overlap: bool) -> dict[str, Any]:
 
 
 def test_a_loop_left_early_leaves_the_engine_as_the_plain_loop_does() -> None:
-    plain, overlapped = (run_on_ranks(stop_early, (overlap,), 2, 1)[0] for overlap in (False, True))
+    found = run_cases(stop_early, {overlap: (2, (overlap,)) for overlap in (False, True)})
+    plain, overlapped = found[False][0], found[True][0]
     assert same(overlapped, plain)
     assert plain["threads"] == []
 

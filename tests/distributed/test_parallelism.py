@@ -27,6 +27,7 @@ from recsys.training.launch import run_on_ranks
 from recsys.training.non_finite import NonFiniteLossError
 from recsys.training.settings import TrainSettings
 from tests.distributed.batches import random_share
+from tests.distributed.launches import Case, run_cases
 
 SEED = 5
 TOLERANCE = 1e-6
@@ -49,6 +50,7 @@ MODEL = ModelSettings.model_validate(
 )
 COLUMN_KINDS = ["column_wise", "table_column_wise", "grid_shard"]
 KINDS = ["data_parallel", "table_wise", "row_wise", "table_row_wise", *COLUMN_KINDS]
+OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad")
 MIXED = {
     "table_color": "data_parallel",
     "table_shop": "grid_shard",
@@ -57,7 +59,7 @@ MIXED = {
 }
 CASES = {
     f"{kind}-{optimizer}": {"sharding": kind, "table_optimizer": optimizer}
-    for optimizer in ("sgd", "adagrad", "rowwise_adagrad")
+    for optimizer in OPTIMIZERS
     for kind in KINDS
     if optimizer != "rowwise_adagrad" or kind not in COLUMN_KINDS
 } | {
@@ -244,11 +246,21 @@ def save_and_resume(optimizer: str, kinds: list[str], folder: Path) -> list[dict
     return [engine.gather_state() for engine in engines]
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "rowwise_adagrad"])
-def test_tables_and_their_optimizer_resume_in_every_other_kind(optimizer: str, tmp_path: Path) -> None:
-    kinds = [kind for kind in KINDS if optimizer != "rowwise_adagrad" or kind not in COLUMN_KINDS]
-    arguments = (optimizer, [*kinds, "data_parallel"], tmp_path)
-    first, *others = run_on_ranks(save_and_resume, arguments, 2, 1)[0]
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list[dict[str, Tensor]]]]:
+    """Weights of every engine of save_and_resume by rank, by optimiser."""
+    cases: dict[str, Case] = {}
+    for optimizer in OPTIMIZERS:
+        kinds = [kind for kind in KINDS if optimizer != "rowwise_adagrad" or kind not in COLUMN_KINDS]
+        cases[optimizer] = 2, (optimizer, [*kinds, "data_parallel"], tmp_path_factory.mktemp(optimizer))
+    return run_cases(save_and_resume, cases)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_tables_and_their_optimizer_resume_in_every_other_kind(
+    optimizer: str, resumed: dict[str, list[list[dict[str, Tensor]]]]
+) -> None:
+    first, *others = resumed[optimizer][0]
     for other in others:
         for name, value in first.items():
             torch.testing.assert_close(other[name], value, rtol=0, atol=TOLERANCE, msg=name)
@@ -304,8 +316,9 @@ def train_over_a_bad_batch(skip: bool, bad_rank: int, with_bad: bool) -> tuple[d
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_non_finite_batch_is_skipped_by_all_ranks(world_size: int) -> None:
-    results = run_on_ranks(train_over_a_bad_batch, (True, world_size - 1, True), world_size, 1)
-    clean = run_on_ranks(train_over_a_bad_batch, (False, 0, False), world_size, 1)[0]
+    cases = {"bad": (world_size, (True, world_size - 1, True)), "clean": (world_size, (False, 0, False))}
+    found = run_cases(train_over_a_bad_batch, cases)
+    results, clean = found["bad"], found["clean"][0]
     for _, losses, skipped in results:
         assert [math.isnan(loss) for loss in losses] == [False, True, False, False]
         assert skipped == 1

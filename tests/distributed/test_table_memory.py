@@ -26,6 +26,7 @@ from recsys.training.launch import PRELOAD, RankKilledError, run_on_ranks
 from recsys.training.resume import Checkpoints, Position
 from recsys.training.settings import TrainSettings
 from recsys.training.table_memory import RowPages
+from tests.distributed.launches import Case, run_cases
 from tests.distributed.test_checkpoints import everything
 from tests.distributed.test_parallelism import FEATURES, MODEL, SCHEMA, SEED, SIZES, share, train_settings
 
@@ -76,8 +77,9 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_tables_in_files_have_the_bits_of_tables_in_memory(world_size: int, tmp_path: Path) -> None:
-    expected = run_on_ranks(train, (PLANS,), world_size, 1)[0]
-    found = run_on_ranks(train, ([in_files(plan, tmp_path / "files") for plan in PLANS],), world_size, 1)[0]
+    plans = {"memory": PLANS, "files": [in_files(plan, tmp_path / "files") for plan in PLANS]}
+    results = run_cases(train, {name: (world_size, (tables,)) for name, tables in plans.items()})
+    expected, found = results["memory"][0], results["files"][0]
     for (state, weights), (expected_state, expected_weights) in zip(found, expected, strict=True):
         assert_equal(state, expected_state)
         assert_equal(weights, expected_weights)
@@ -247,15 +249,17 @@ def save_and_load(first: dict[str, Any], second: dict[str, Any], folder: Path) -
     return [everything(engine), everything(other)]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_checkpoints_move_between_files_memory_and_plans(precision: str, tmp_path: Path) -> None:
-    rows = {**PLANS[1], "table_precision": precision}
-    whole = {**PLANS[0], "table_precision": precision}
-    for index, (first, second) in enumerate(
-        [(in_files(rows, tmp_path / "files"), whole), (whole, in_files(rows, tmp_path / "files"))]
-    ):
-        saved, loaded = run_on_ranks(save_and_load, (first, second, tmp_path / str(index)), 2, 1)[0]
-        assert_equal(loaded, saved)
+def test_checkpoints_move_between_files_memory_and_plans(tmp_path: Path) -> None:
+    cases: dict[tuple[str, str], Case] = {}
+    for precision in ("fp32", "fp16"):
+        rows = in_files({**PLANS[1], "table_precision": precision}, tmp_path / "files")
+        whole = {**PLANS[0], "table_precision": precision}
+        cases[precision, "to memory"] = 2, (rows, whole, tmp_path / f"{precision} of files")
+        cases[precision, "to files"] = 2, (whole, rows, tmp_path / f"{precision} of memory")
+    for name, ranks in run_cases(save_and_load, cases).items():
+        saved, loaded = ranks[0]
+        assert saved and loaded.keys() == saved.keys(), name
+        assert [key for key, value in saved.items() if not torch.equal(value, loaded[key])] == [], name
 
 
 def save_both(changes: dict[str, Any], folder: Path) -> None:

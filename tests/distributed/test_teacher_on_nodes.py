@@ -1,14 +1,13 @@
 """The teacher on two nodes that share a file system: node 0 writes what one node writes, the other nothing."""
 
-import multiprocessing
 from pathlib import Path
 
 import pytest
 
 from recsys.distill.teacher import train_teacher
-from recsys.training.launch import PRELOAD
 from recsys.training.settings import TrainSettings
-from tests.distributed.test_nodes import free_port
+from tests.distributed.agents import start_agent
+from tests.distributed.test_nodes import BOUND_S, free_port
 from tests.recsys.distill.test_pipeline import TEACHER, TRAIN, windows_dir  # noqa: F401
 from tests.recsys.distill.test_resume import contents
 
@@ -23,19 +22,13 @@ def test_first_node_writes_what_one_node_writes(windows_dir: Path, tmp_path: Pat
     one = TRAIN.model_copy(update={"world_size": 2, "ranks_per_host": 1})
     nodes = {"count": 2, "rendezvous_endpoint": f"127.0.0.1:{free_port()}"}
     two = TrainSettings.model_validate(one.model_dump() | {"nodes": nodes, "network_interface": "lo"})
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
     folders = [tmp_path / "first", tmp_path / "second"]
     agents = [
-        context.Process(target=teacher_of_node, args=(windows_dir, two, folder, tmp_path / "resume"))
+        start_agent(teacher_of_node, (windows_dir, two, folder, tmp_path / "resume"), folder.with_suffix(".answer"))
         for folder in folders
     ]
-    for agent in agents:
-        agent.start()
     teacher_of_node(windows_dir, one, tmp_path / "one", tmp_path / "resume of one")
-    for agent in agents:
-        agent.join(90)
-        assert agent.exitcode == 0
+    assert {agent.outcome(BOUND_S) for agent in agents} == {None, "ended with 0"}
     nothing, written = sorted((contents(folder) for folder in folders), key=len)
     assert nothing == {}
     assert written == contents(tmp_path / "one")

@@ -13,6 +13,7 @@ from recsys.towers.exchange import PeerExchange
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.overlap import train_batches
+from tests.distributed.launches import run_cases
 from tests.distributed.test_overlap import same
 from tests.distributed.test_tower_transform import (
     SCHEMA,
@@ -101,8 +102,7 @@ def order_of_work(overlap: bool) -> list[str]:
     return events
 
 
-@pytest.mark.parametrize("overlap", [True, False])
-def test_the_next_batch_goes_to_the_peers_before_a_batch_is_computed(overlap: bool) -> None:
-    ahead = ["send", "send", "compute", "send", "compute", "compute"]
-    expected = ahead if overlap else ["send", "compute"] * 3
-    assert run_on_ranks(order_of_work, (overlap,), LAYOUT[0] * LAYOUT[1], 1)[0] == expected
+def test_the_next_batch_goes_to_the_peers_before_a_batch_is_computed() -> None:
+    found = run_cases(order_of_work, {overlap: (LAYOUT[0] * LAYOUT[1], (overlap,)) for overlap in (True, False)})
+    assert found[True][0] == ["send", "send", "compute", "send", "compute", "compute"]
+    assert found[False][0] == ["send", "compute"] * 3

@@ -27,6 +27,7 @@ from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.settings import CommunicationSettings, TrainSettings
 from tests.distributed.batches import random_share
+from tests.distributed.launches import Case, run_cases
 from tests.distributed.test_checkpoints import everything
 
 pytestmark = pytest.mark.slow
@@ -138,15 +139,24 @@ def signed(outputs: dict[str, Tensor], batch: Batch) -> Tensor:
     return outputs[SERVING] * (1 - 2 * batch.label)
 
 
-def train_exactly(settings: TrainSettings, partition: Partition, modules: str) -> tuple[Tensor, dict[str, Tensor]]:
-    """Train with exact sums: this rank's first outputs, and the weights. With tower modules one step only."""
+def exact_engine(settings: TrainSettings, partition: Partition, modules: str) -> Engine:
+    """An engine whose sums are exact."""
     positions = [[list(FEATURES).index(name) for name in tower] for tower in partition.towers]
     model = Products(SCHEMA, model_settings("dlrm"), positions, "meta")
     model.interaction.towers = nn.ModuleList(Halves() if modules == "halves" else nn.Identity() for _ in positions)
     settings = settings.model_copy(update={"table_learning_rate": 1.0, "dense_learning_rate": 0.5})
     with mock.patch.object(engine_module, "initial_rows", few_bits):
-        engine = Engine(model, settings, SEED, partition)
-    outputs = engine.predict(share(SIZES[0], 0, engine.rank, engine.world_size))
+        return Engine(model, settings, SEED, partition)
+
+
+def first_outputs(engine: Engine) -> Tensor:
+    return engine.predict(share(SIZES[0], 0, engine.rank, engine.world_size))
+
+
+def train_exactly(settings: TrainSettings, partition: Partition, modules: str) -> tuple[Tensor, dict[str, Tensor]]:
+    """Train with exact sums: this rank's first outputs, and the weights. With tower modules one step only."""
+    engine = exact_engine(settings, partition, modules)
+    outputs = first_outputs(engine)
     for step, rows in enumerate(EXACT_SIZES if modules == "pass" else EXACT_SIZES[:1]):
         engine.train_step(share(rows, step, engine.rank, engine.world_size), signed)
     state = engine.gather_state()
@@ -171,7 +181,7 @@ def exact_case() -> dict[int, Any]:
         if layout[0] * layout[1] == world_size:
             settings = train_settings(world_size, layout, sharding=kind)
             outputs, state = train_exactly(settings, partition, modules)
-            flat, _ = train_exactly(train_settings(world_size, None), partition, modules)
+            flat = first_outputs(exact_engine(train_settings(world_size, None), partition, modules))
             results[index] = torch.equal(outputs, flat), state
     return results
 
@@ -200,9 +210,19 @@ def plain_case() -> dict[str, dict[str, Any]]:
     return results
 
 
+def both_cases() -> dict[str, Any]:
+    return {"plain": plain_case(), "exact": exact_case()}
+
+
+@cache
+def runs_of(world_size: int) -> list[dict[str, Any]]:
+    """Results of plain_case and exact_case by rank."""
+    return run_on_ranks(both_cases, (), world_size, 1)
+
+
 @pytest.mark.parametrize("world_size", LAYOUTS)
 def test_a_tower_a_feature_passed_through_is_the_model_without_towers(world_size: int) -> None:
-    for rank in run_on_ranks(plain_case, (), world_size, 1):
+    for rank in (ran["plain"] for ran in runs_of(world_size)):
         for name, result in rank.items():
             flat = rank[name.split()[0]]
             same = torch.allclose if name.endswith("row_wise") else torch.equal
@@ -214,14 +234,9 @@ def test_a_tower_a_feature_passed_through_is_the_model_without_towers(world_size
                 )
 
 
-@cache
-def exact_results(world_size: int) -> list[dict[int, Any]]:
-    return run_on_ranks(exact_case, (), world_size, 1)
-
-
 @pytest.mark.parametrize("world_size", LAYOUTS)
 def test_exact_sums_give_the_bits_of_one_process_for_any_placement(world_size: int) -> None:
-    results = exact_results(world_size)
+    results = [ran["exact"] for ran in runs_of(world_size)]
     runs = exact_runs()
     assert len(results[0]) == len(LAYOUTS[world_size]) * (len(KINDS) + 1)
     for index, (_, state) in results[0].items():
@@ -333,14 +348,33 @@ def load_elsewhere(folder: Path, optimizer: str, kind: str, layout: tuple[int, i
     return everything(engine)
 
 
-@pytest.mark.parametrize(("optimizer", "kind"), [("adagrad", "column_wise"), ("rowwise_adagrad", "row_wise")])
-def test_checkpoints_are_the_same_with_and_without_the_transform(optimizer: str, kind: str, tmp_path: Path) -> None:
-    results = run_on_ranks(save_and_load, (tmp_path, optimizer, kind), 4, 1)[0]
+RESUMED = [("adagrad", "column_wise"), ("rowwise_adagrad", "row_wise")]  # table optimiser, sharding
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    """Results of RESUMED by rank, and what one rank reads, by (optimiser, kind, what was saved)."""
+    folders = {case: tmp_path_factory.mktemp(case[0]) for case in RESUMED}
+    saving = {case: (4, (folder, *case)) for case, folder in folders.items()}
+    reading: dict[Any, Case] = {
+        (*case, source): (1, (folder / source, *case, None))
+        for case, folder in folders.items()
+        for source in ("transformed", "flat")
+    }
+    return run_cases(save_and_load, saving), run_cases(load_elsewhere, reading)
+
+
+@pytest.mark.parametrize(("optimizer", "kind"), RESUMED)
+def test_checkpoints_are_the_same_with_and_without_the_transform(
+    optimizer: str, kind: str, resumed: tuple[dict[Any, Any], dict[Any, Any]]
+) -> None:
+    results = resumed[0][optimizer, kind][0]
+    assert list(results) == ["transformed", "flat"]
     for source, states in results.items():
         saved = states["saved"]
         assert any("towers" in name and "exp_avg" in name for name in saved)
         assert any("momentum" in name for name in saved)
-        elsewhere = {"one rank": run_on_ranks(load_elsewhere, (tmp_path / source, optimizer, kind, None), 1, 1)[0]}
+        elsewhere = {"one rank": resumed[1][optimizer, kind, source][0]}
         for target in ("transformed", "flat", "other hosts"):
             elsewhere[target] = states[target]
             trained_on, whole = states[f"{target} trained on"], states["flat trained on"]
@@ -378,10 +412,19 @@ def tower_widths(partition: Partition) -> int:
     return sum(DIMENSION if len(tower) == 1 else 4 for tower in partition.towers)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+PRECISIONS = ("fp32", "fp16", "bf16")
+
+
+@cache
+def sent() -> dict[str, list[dict[str, Any]]]:
+    """Results of sent_across by rank, by precision."""
+    return run_cases(sent_across, {precision: (4, ((2, 2, 1), precision)) for precision in PRECISIONS})
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_only_tower_outputs_cross_hosts(precision: str) -> None:
     layout = (2, 2, 1)
-    ranks = run_on_ranks(sent_across, (layout, precision), 4, 1)
+    ranks = sent()[precision]
     hosts, examples = layout[0], SIZES[0]
     # Dossier 2.5: S (T - 1) / T forward, the same backward; S of all ranks' examples.
     flat = 2 * examples * len(FEATURES) * DIMENSION * 4 * (hosts - 1) // hosts

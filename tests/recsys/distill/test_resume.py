@@ -3,6 +3,10 @@
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
+from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,10 @@ from recsys.training.engine import Engine
 from recsys.training.launch import PRELOAD
 from recsys.training.resume import work_folder
 from recsys.training.settings import TrainSettings
+from tests.distributed.agents import Agent, start_agent
 from tests.recsys.distill.test_pipeline import TEACHER, TRAIN, windows_dir  # noqa: F401
+
+BOUND_S = 120
 
 
 def settings_with(every_batches: int | None, **changes: Any) -> TeacherSettings:
@@ -98,40 +105,61 @@ def undisturbed(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return contents(folder)
 
 
-@pytest.mark.parametrize(("every_batches", "kills"), [(None, [1, 7, 8]), (2, [4, 2, 5, 7])])
-def test_killed_run_ends_with_the_same_bytes(
-    every_batches: int | None,
-    kills: list[int],
-    windows_dir: Path,  # noqa: F811
-    undisturbed: dict[str, bytes],
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    for steps in kills:
-        kill(run_and_die, windows_dir, every_batches, steps, tmp_path)
-        assert contents(tmp_path / "output") == {}
-    capfd.readouterr()
-    run(windows_dir, TRAIN, every_batches, tmp_path)
-    assert "goes on at window" in capfd.readouterr().err
-    assert contents(tmp_path / "output") == undisturbed
+@dataclass(frozen=True)
+class Killed:
+    """A run that is killed at each of ``deaths`` (how, and after how many steps or writes), then left alone."""
+
+    every_batches: int | None
+    deaths: list[tuple[Callable[..., None], int]]
+    changes: dict[str, Any] = field(default_factory=dict)
 
 
-@pytest.mark.parametrize("asynchronously", [False, True])
-def test_killed_in_a_step_or_a_write_with_differential_checkpoints_ends_with_the_same_bytes(
-    asynchronously: bool,
-    windows_dir: Path,  # noqa: F811
-    undisturbed: dict[str, bytes],
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
+def steps(*counts: int) -> list[tuple[Callable[..., None], int]]:
+    return [(run_and_die, count) for count in counts]
+
+
+DIFFERENTIAL = [*steps(7), (run_and_die_in_write, 2), (run_and_die_in_write, 3), *steps(5)]
+KILLED = {
+    "at windows": Killed(None, steps(1, 7, 8)),
+    "at batches": Killed(2, steps(4, 2, 5, 7)),
+    "differential": Killed(1, DIFFERENTIAL, {"checkpoint_asynchronously": False, "full_checkpoint_every": 3}),
+    "asynchronous": Killed(1, DIFFERENTIAL, {"checkpoint_asynchronously": True, "full_checkpoint_every": 3}),
+}
+
+
+def killed_and_run(windows: Path, case: Killed, folder: Path) -> tuple[list[dict[str, bytes]], str]:
+    """The output after each death, and what the last run says."""
+    left = []
+    for die, count in case.deaths:
+        kill(die, windows, case.every_batches, count, folder, **case.changes)
+        left.append(contents(folder / "output"))
+    with redirect_stderr(StringIO()) as said:
+        run(windows, TRAIN, case.every_batches, folder, **case.changes)
+    return left, said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def killed(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Agent, Path]]]:  # noqa: F811
+    """The runs of KILLED, side by side since each keeps one core busy, and their folders."""
+    folders = {name: tmp_path_factory.mktemp("killed") for name in KILLED}
+    agents = {
+        name: start_agent(killed_and_run, (windows_dir, KILLED[name], folder), folder / "answer")
+        for name, folder in folders.items()
+    }
+    yield {name: (agent, folders[name]) for name, agent in agents.items()}
+    for agent in agents.values():
+        agent.kill()
+
+
+@pytest.mark.parametrize("name", KILLED)
+def test_run_killed_in_steps_or_writes_ends_with_the_same_bytes(
+    name: str, killed: dict[str, tuple[Agent, Path]], undisturbed: dict[str, bytes]
 ) -> None:
-    changes = {"checkpoint_asynchronously": asynchronously, "full_checkpoint_every": 3}
-    for die, count in ((run_and_die, 7), (run_and_die_in_write, 2), (run_and_die_in_write, 3), (run_and_die, 5)):
-        kill(die, windows_dir, 1, count, tmp_path, **changes)
-        assert contents(tmp_path / "output") == {}
-    capfd.readouterr()
-    run(windows_dir, TRAIN, 1, tmp_path, **changes)
-    assert "goes on at window" in capfd.readouterr().err
-    assert contents(tmp_path / "output") == undisturbed
+    agent, folder = killed[name]
+    left, said = agent.outcome(BOUND_S)
+    assert left == [{}] * len(KILLED[name].deaths)
+    assert "goes on at window" in said
+    assert contents(folder / "output") == undisturbed
 
 
 def test_lost_rank_restarts_the_group_and_ends_with_the_same_bytes(

@@ -1,7 +1,9 @@
 """A killed students run goes on at the student and window it was at, and ends with an undisturbed run's bytes."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import polars as pl
 import pytest
@@ -11,8 +13,9 @@ from recsys.distill.scoring import SCORE_SCHEMA
 from recsys.distill.students import train_students
 from recsys.training.engine import Engine
 from recsys.training.settings import TrainSettings
+from tests.distributed.agents import Agent, start_agent
 from tests.recsys.distill.test_pipeline import STUDENTS, TRAIN, WINDOWS, windows_dir  # noqa: F401
-from tests.recsys.distill.test_resume import contents, die_after, kill
+from tests.recsys.distill.test_resume import BOUND_S, contents, die_after, kill
 
 STEPS = 10  # of one student: its known labels, in batches of a window
 
@@ -60,24 +63,48 @@ def undisturbed(
     return contents(folder)
 
 
-@pytest.mark.parametrize(("every_batches", "kills"), [(None, [3, 14, 13]), (2, [4, 12, 16])])
-def test_killed_run_ends_with_the_same_bytes(
-    every_batches: int | None,
-    kills: list[int],
+KILLS = {None: [3, 14, 13], 2: [4, 12, 16]}  # after how many steps, by how often a checkpoint is written
+
+
+def killed_and_run(
+    windows: Path, scores: Path, every_batches: int | None, folder: Path
+) -> tuple[list[dict[str, bytes]], int]:
+    """The output after each of KILLS, and the steps of the run that is then left alone."""
+    left = []
+    for steps in KILLS[every_batches]:
+        kill(run_and_die, windows, scores, every_batches, steps, folder)
+        left.append(contents(folder / "output"))
+    with mock.patch.object(Engine, "finish_step", autospec=True, side_effect=Engine.finish_step) as taken:
+        run(windows, scores, TRAIN, every_batches, folder)
+    return left, taken.call_count
+
+
+@pytest.fixture(scope="module")
+def killed(
     windows_dir: Path,  # noqa: F811
     scores_dir: Path,
-    undisturbed: dict[str, bytes],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[dict[int | None, tuple[Agent, Path]]]:
+    """The runs of KILLS, side by side since each keeps one core busy, and their folders."""
+    folders = {every: tmp_path_factory.mktemp("killed") for every in KILLS}
+    agents = {
+        every: start_agent(killed_and_run, (windows_dir, scores_dir, every, folder), folder / "answer")
+        for every, folder in folders.items()
+    }
+    yield {every: (agent, folders[every]) for every, agent in agents.items()}
+    for agent in agents.values():
+        agent.kill()
+
+
+@pytest.mark.parametrize("every_batches", KILLS)
+def test_killed_run_ends_with_the_same_bytes(
+    every_batches: int | None, killed: dict[int | None, tuple[Agent, Path]], undisturbed: dict[str, bytes]
 ) -> None:
-    for steps in kills:
-        kill(run_and_die, windows_dir, scores_dir, every_batches, steps, tmp_path)
-        assert contents(tmp_path / "output") == {}
-    taken, train_step = [], Engine.train_step
-    monkeypatch.setattr(Engine, "train_step", lambda *arguments: taken.append(1) or train_step(*arguments))
-    run(windows_dir, scores_dir, TRAIN, every_batches, tmp_path)
-    assert len(taken) < 3 * STEPS  # of the four students' steps: at least one was not trained again
-    assert contents(tmp_path / "output") == undisturbed
+    agent, folder = killed[every_batches]
+    left, steps = agent.outcome(BOUND_S)
+    assert left == [{}] * len(KILLS[every_batches])
+    assert 0 < steps < 3 * STEPS  # of the four students' steps: at least one was not trained again
+    assert contents(folder / "output") == undisturbed
 
 
 def train_rank_that_dies_once(*arguments: Any) -> Any:
@@ -113,7 +140,7 @@ def test_ended_student_is_not_trained_again_and_keeps_no_checkpoints(
 ) -> None:
     run(windows_dir, scores_dir, TRAIN, None, tmp_path)
     assert not list((tmp_path / "resume").rglob("*.distcp"))
-    monkeypatch.delattr(Engine, "train_step")
+    monkeypatch.delattr(Engine, "finish_step")
     again = tmp_path / "again"
     again.mkdir()
     train_students(windows_dir, scores_dir, settings_with(None), TRAIN, again, tmp_path / "resume")

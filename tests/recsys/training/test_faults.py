@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,17 @@ from recsys.training.launch_settings import LaunchSettings
 from recsys.training.non_finite import NonFiniteLossError
 from recsys.training.resume import Checkpoints, Position
 from recsys.training.settings import TrainSettings
+from tests.distributed.agents import Agent, start_agent
 from tests.distributed.test_checkpoints import STEPS, everything, make_engine, settings_for, train_steps
 
 TIMEOUT_S = 3.0
 LOST_AT = 3
+MESSAGES = {
+    "sleeps": r"rank 1 hung: no progress for 3 s \(rank_timeout_s\); it was in rest \(.*test_faults.py",
+    "spins": r"rank 1 hung: .* it was in spin \(",
+    "is stopped": "rank 1 hung: .* its process is stopped by a signal",
+    "waits elsewhere": "ranks 0, 1 wait in collectives for one another: .*distributed_c10d.py",
+}
 BOUND_S = 25.0  # start of the ranks, the timeout and the end, on a busy machine
 
 
@@ -52,26 +60,6 @@ def spin() -> None:
         pass
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("way", "message"),
-    [
-        ("sleeps", r"rank 1 hung: no progress for 3 s \(rank_timeout_s\); it was in rest \(.*test_faults.py"),
-        ("spins", r"rank 1 hung: .* it was in spin \("),
-        ("is stopped", "rank 1 hung: .* its process is stopped by a signal"),
-        ("waits elsewhere", "ranks 0, 1 wait in collectives for one another: .*distributed_c10d.py"),
-    ],
-)
-def test_hung_rank_is_found_within_the_timeout_and_named(way: str, message: str) -> None:
-    started = time.monotonic()
-    with pytest.raises(HungRankError, match=message) as caught:
-        launch(hang, (way,), settings_with())
-    assert time.monotonic() - started < BOUND_S
-    assert "\n" not in str(caught.value)
-    stacks = [note for note in caught.value.__notes__ if "in hang" in note or "did not answer" in note]
-    assert len(stacks) == 2
-
-
 def work_and_wait(seconds: float) -> int:
     """Rank 1 works, with pauses, far longer than the timeout; rank 0 hears from it now and then."""
     deadline = time.monotonic() + seconds
@@ -82,11 +70,6 @@ def work_and_wait(seconds: float) -> int:
             return distributed.get_rank()
         if distributed.get_rank() == 1:
             time.sleep(0.1)
-
-
-@pytest.mark.slow
-def test_slow_rank_is_left_alone() -> None:
-    assert launch(work_and_wait, (3 * TIMEOUT_S,), settings_with()) == [0, 1]
 
 
 def hang_once(folder: Path, way: str) -> int:
@@ -100,8 +83,39 @@ def hang_once(folder: Path, way: str) -> int:
     return attempts
 
 
-def test_group_starts_again_after_a_hung_rank(tmp_path: Path) -> None:
-    assert launch(hang_once, (tmp_path, "is stopped"), settings_with(max_restarts=1)) == [1, 1]
+@pytest.fixture(scope="module")
+def waiting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Agent]]:
+    """Launches that mostly wait for the timeout, all at the same time, by what their ranks do."""
+    folder = tmp_path_factory.mktemp("hung")
+    cases: dict[str, tuple[Callable[..., Any], tuple[Any, ...], LaunchSettings]] = {
+        "works slowly": (work_and_wait, (3 * TIMEOUT_S,), settings_with()),
+        "hangs once": (hang_once, (tmp_path_factory.mktemp("once"), "is stopped"), settings_with(max_restarts=1)),
+        **{way: (hang, (way,), settings_with()) for way in MESSAGES},
+    }
+    agents = {way: start_agent(launch, case, folder / way) for way, case in cases.items()}
+    yield agents
+    for agent in agents.values():
+        agent.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", MESSAGES)
+def test_hung_rank_is_found_within_the_timeout_and_named(way: str, waiting: dict[str, Agent]) -> None:
+    with pytest.raises(HungRankError, match=MESSAGES[way]) as caught:
+        waiting[way].outcome(2 * BOUND_S)
+    assert waiting[way].seconds() < BOUND_S
+    assert "\n" not in str(caught.value)
+    stacks = [note for note in caught.value.__notes__ if "in hang" in note or "did not answer" in note]
+    assert len(stacks) == 2
+
+
+@pytest.mark.slow
+def test_slow_rank_is_left_alone(waiting: dict[str, Agent]) -> None:
+    assert waiting["works slowly"].outcome(2 * BOUND_S) == [0, 1]
+
+
+def test_group_starts_again_after_a_hung_rank(waiting: dict[str, Agent]) -> None:
+    assert waiting["hangs once"].outcome(2 * BOUND_S) == [1, 1]
 
 
 def die_above(smallest: int) -> int:

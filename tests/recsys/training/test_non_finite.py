@@ -12,6 +12,7 @@ from recsys.models.factory import build_ranker
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.non_finite import NonFiniteError, NonFiniteGradientError, NonFiniteGuard, NonFiniteLossError
+from tests.distributed.launches import run_cases
 from tests.distributed.test_engine import SCHEMA, model_settings, share, train_settings
 from tests.recsys.training.test_optimizers import SEED, Small, make_batch
 from tests.recsys.training.test_optimizers import train_settings as small_settings
@@ -95,12 +96,15 @@ def train_over_a_bad_gradient(optimizer: str, with_bad: bool, skip: bool) -> tup
     return engine.gather_state(), engine.skipped_batches
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "rowwise_adagrad"])
-def test_bad_gradient_of_one_rank_is_skipped_by_all_and_leaves_no_trace(optimizer: str) -> None:
-    found = run_on_ranks(train_over_a_bad_gradient, (optimizer, True, True), 2, 1)
-    expected, _ = run_on_ranks(train_over_a_bad_gradient, (optimizer, False, True), 2, 1)[0]
-    assert [skipped for _, skipped in found] == [1, 1]
-    assert [name for name, value in expected.items() if not torch.equal(value, found[0][0][name])] == []
+def test_bad_gradient_of_one_rank_is_skipped_by_all_and_leaves_no_trace() -> None:
+    optimizers = ("sgd", "rowwise_adagrad")
+    cases = {(o, with_bad): (2, (o, with_bad, True)) for o in optimizers for with_bad in (True, False)}
+    found = run_cases(train_over_a_bad_gradient, cases)
+    for optimizer in optimizers:
+        expected, _ = found[optimizer, False][0]
+        weights = found[optimizer, True][0][0]
+        assert [skipped for _, skipped in found[optimizer, True]] == [1, 1], optimizer
+        assert [name for name, value in expected.items() if not torch.equal(value, weights[name])] == [], optimizer
 
 
 def test_bad_gradient_ends_the_run_with_its_step() -> None:

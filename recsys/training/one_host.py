@@ -1,0 +1,36 @@
+"""Where the ranks of one host meet: at once, since torchrun's own rendezvous pauses for nodes that do not exist."""
+
+from torch._C._distributed_c10d import TCPStore
+from torch.distributed.elastic.rendezvous import (
+    RendezvousHandler,
+    RendezvousInfo,
+    RendezvousParameters,
+    RendezvousStoreInfo,
+    rendezvous_handler_registry,
+)
+from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
+
+ONE_HOST_BACKEND = "one-host"
+LOOPBACK = "127.0.0.1"
+STORE_TIMEOUT_S = 600
+
+
+class OneHostRendezvous(StaticTCPRendezvous):
+    """The static rendezvous of one node, whose store takes a port that the system has free."""
+
+    def get_backend(self) -> str:
+        """The name that it is registered under."""
+        return ONE_HOST_BACKEND
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """Rank 0 of one node, and where the store listens."""
+        found = super().next_rendezvous()
+        assert isinstance(self._store, TCPStore)
+        return RendezvousInfo(found.store, self.rank, self.world_size, RendezvousStoreInfo(LOOPBACK, self._store.port))
+
+
+def _rendezvous(parameters: RendezvousParameters) -> RendezvousHandler:
+    return OneHostRendezvous(LOOPBACK, 0, rank=0, world_size=1, run_id=parameters.run_id, timeout=STORE_TIMEOUT_S)
+
+
+rendezvous_handler_registry.register(ONE_HOST_BACKEND, _rendezvous)
