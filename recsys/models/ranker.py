@@ -1,16 +1,23 @@
 """The rankers: embeddings and dense features -> interaction -> representation -> logit."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from recsys.data.schema import Schema
 from recsys.models.layers import DotInteraction, LowRankCrossNetwork, perceptron
-from recsys.models.settings import PASS_THROUGH, ModelSettings
+from recsys.models.sequences import (
+    SequenceBagConfig,
+    SequencePooling,
+    bag_collection,
+    check_sequences,
+    position_names,
+)
+from recsys.models.settings import PASS_THROUGH, ModelSettings, SequenceSettings
 from recsys.models.wukong import WukongLayer
 from recsys.towers.exchange import PeerExchange
 from recsys.towers.modules import build_tower, tower_width
@@ -131,7 +138,11 @@ class Ranker(nn.Module):
     ``table_device="meta"`` leaves the tables without memory, for the engine to shard. ``peers`` is set by
     the tower transform: this rank then computes its host's towers only, for its peers' examples.
     The head's bias starts at log(p / (1 - p)) of the schema's initial base rate. Two rankers in one
-    model need two ``table_prefix``.
+    model need two ``table_prefix``. Sequences are pooled by attention in :meth:`embed`; what is above them sees
+    one vector a feature.
+
+    Raises:
+        InputError: the sequences do not fit the schema.
     """
 
     def __init__(
@@ -147,18 +158,22 @@ class Ranker(nn.Module):
         self.dense_width = schema.dense_width
         self.embedding_dimension = settings.embedding_dimension
         self.peers: PeerExchange | None = None
-        tables = table_configs(schema, settings.embedding_dimension, table_prefix)
+        check_sequences(schema, settings.sequences, settings.embedding_dimension)
+        tables = table_configs(schema, settings.embedding_dimension, table_prefix, settings.sequences)
+        features = len(self.feature_names)
         widths = settings.dense_layers
         self.dense_arch = perceptron(schema.dense_width, widths)
         dense_features = widths[-1] if widths else schema.dense_width
-        self.interaction = ARCHITECTURES[settings.architecture](dense_features, towers, len(tables), settings)
+        self.interaction = ARCHITECTURES[settings.architecture](dense_features, towers, features, settings)
         self.over_arch = perceptron(self.interaction.out_features, settings.over_layers)
         self.representation_size = settings.over_layers[-1]
         self.output = nn.Linear(self.representation_size, 1)
         rate = min(max(schema.initial_base_rate, SMALLEST_RATE), 1 - SMALLEST_RATE)
         nn.init.constant_(self.output.bias, math.log(rate / (1 - rate)))
+        # After the dense part, so that it starts the same with sequences as without.
+        self.sequences = SequencePooling(settings.sequences, settings.embedding_dimension)
         # Last, so that its draws of random numbers do not reach the dense part.
-        self.embeddings = EmbeddingBagCollection(tables=tables, device=torch.device(table_device))
+        self.embeddings = bag_collection(tables, torch.device(table_device))
 
     def represent(self, dense: Tensor, sparse: KeyedJaggedTensor) -> Tensor:
         """[B, W] float32 and ids of F features -> [B, H]."""
@@ -177,7 +192,12 @@ class Ranker(nn.Module):
 
     def embed(self, sparse: KeyedJaggedTensor) -> Tensor:
         """Pooled embeddings in the order of the schema: [B, F, N]."""
-        return in_schema_order(self.embeddings(sparse), self.feature_names, self.embedding_dimension)
+        names = self.sequences.columns(self.feature_names)
+        return self.pool(in_schema_order(self.embeddings(sparse), names, self.embedding_dimension), sparse)
+
+    def pool(self, columns: Tensor, sparse: KeyedJaggedTensor) -> Tensor:
+        """What is looked up, [B, C, N] with a column a position of a sequence, and its ids -> [B, F, N]."""
+        return self.sequences(columns, self.feature_names, sparse) if self.sequences.sequences else columns
 
     def head(self, representation: Tensor) -> Tensor:
         """[B, H] -> serving logit [B]."""
@@ -198,19 +218,31 @@ def in_schema_order(pooled: KeyedTensor, names: list[str], dimension: int) -> Te
     return columns.index_select(1, order.to(columns.device))
 
 
-def table_configs(schema: Schema, dimension: int, prefix: str = TABLE_PREFIX) -> list[EmbeddingBagConfig]:
-    """One table a categorical feature; lists are mean-pooled. Weights are written by the caller."""
-    return [
-        EmbeddingBagConfig(
-            name=prefix + feature.name,
-            embedding_dim=dimension,
-            num_embeddings=feature.num_embeddings,
-            feature_names=[feature.name],
-            pooling=PoolingType.MEAN if feature.kind == "list" else PoolingType.SUM,
-            init_fn=_leave,
-        )
-        for feature in schema.categorical
-    ]
+def table_configs(
+    schema: Schema,
+    dimension: int,
+    prefix: str = TABLE_PREFIX,
+    sequences: Mapping[str, SequenceSettings] | None = None,
+) -> list[EmbeddingBagConfig]:
+    """One table a categorical feature; lists are mean-pooled. Weights are written by the caller.
+
+    ``sequences`` are looked up position by position, in a table of their own or in their target's.
+    """
+    chosen = sequences or {}
+    tables = []
+    for feature in schema.categorical:
+        own = chosen.get(feature.name)
+        if own is not None and own.shares_table:
+            continue
+        shared = {name: s.length for name, s in chosen.items() if s.shares_table and s.target == feature.name}
+        lengths = shared if own is None else {feature.name: own.length}
+        names = [feature.name] if own is None else []
+        names += [position for name, length in lengths.items() for position in position_names(name, length)]
+        pooling = PoolingType.MEAN if feature.kind == "list" and own is None else PoolingType.SUM
+        common = {"num_embeddings": feature.num_embeddings, "embedding_dim": dimension, "init_fn": _leave}
+        common |= {"name": prefix + feature.name, "feature_names": names, "pooling": pooling}
+        tables.append(SequenceBagConfig(**common, lengths=lengths) if lengths else EmbeddingBagConfig(**common))
+    return tables
 
 
 def _leave(weight: Tensor) -> Tensor:

@@ -46,7 +46,8 @@ class Spread(Settings):
 class TableGroup(Settings):
     """``count`` tables alike; a :class:`Spread` or a list of dimensions makes them differ.
 
-    ``pooling`` is the mean number of ids a sample. ``skew`` is the exponent of the ids' power
+    ``pooling`` is the mean number of ids a sample, over the ``features`` that share a table; each gives an output
+    of its own. ``skew`` is the exponent of the ids' power
     law, which says what a cache of hot rows is worth.
     """
 
@@ -57,6 +58,7 @@ class TableGroup(Settings):
     pooling: PositiveFloat | Spread = 1.0
     skew: NonNegativeFloat = 1.0
     dtype: WeightType = "fp32"
+    features: PositiveInt = 1
 
     @model_validator(mode="after")
     def _values_make_sense(self) -> "TableGroup":
@@ -111,6 +113,7 @@ class Table:
     pooling: float
     skew: float
     dtype: WeightType
+    features: int = 1
 
     @property
     def parameters(self) -> int:
@@ -136,6 +139,7 @@ def expand_tables(model: PlannedModel) -> list[Table]:
                     pooling=_value(group.pooling, index * POOLING_STEP),
                     skew=group.skew,
                     dtype=group.dtype,
+                    features=group.features,
                 )
             )
     counts = Counter(table.name for table in tables)

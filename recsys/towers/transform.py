@@ -18,7 +18,7 @@ from torchrec.distributed.types import CommOp, EmbeddingModuleShardingPlan, Modu
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from recsys.config import InputError
-from recsys.models.ranker import Ranker
+from recsys.models.ranker import TABLE_PREFIX, Ranker
 from recsys.sharding.communication import wire_codecs
 from recsys.sharding.plan import PlanRequest, make_plan, table_bytes
 from recsys.towers.exchange import PeerExchange
@@ -45,7 +45,8 @@ class TowerTransform:
     Attributes:
         groups: process groups.
         request: for the plan of this group's tables over its ranks.
-        own: parameters of this group's tower modules; the ranks of other groups do not have them.
+        own: parameters of this group's tower modules and of its sequences' attention; the ranks of other groups
+            do not have them.
         peers: what crosses the groups.
     """
 
@@ -112,7 +113,9 @@ def transform(model: nn.Module, partition: Partition, settings: TrainSettings) -
     ranker = _ranker(model)
     sharding, table_sharding = _kinds_inside(ranker, settings)
     groups = tower_groups(settings, len(partition.towers))
-    sizes = {c.feature_names[0]: table_bytes(c, settings) for c in ranker.embeddings.embedding_bag_configs()}
+    _check_sequences(ranker, partition)
+    tables = {c.name: table_bytes(c, settings) for c in ranker.embeddings.embedding_bag_configs()}
+    sizes = {name: tables.get(TABLE_PREFIX + name, 0) for name in ranker.feature_names}  # 0: in its target's table
     placed = place_towers(partition.towers, sizes, groups.count)
     features = [[n for n in ranker.feature_names if n in _names(partition, towers)] for towers in placed]
     widths = _widths(ranker)
@@ -125,7 +128,18 @@ def transform(model: nn.Module, partition: Partition, settings: TrainSettings) -
     as_is = CommunicationSettings()
     inside = settings.model_copy(update={"sharding": sharding, "table_sharding": fixed, "communication": as_is})
     request = PlanRequest(inside, groups.size, groups.size, table_groups=None)
-    return TowerTransform(groups, request, list(ranker.interaction.towers.parameters()), ranker.peers)
+    modules = [*ranker.interaction.towers.parameters(), *ranker.sequences.parameters()]
+    return TowerTransform(groups, request, modules, ranker.peers)
+
+
+def _check_sequences(ranker: Ranker, partition: Partition) -> None:
+    """A sequence's attention needs its target's embedding, and only tower outputs cross hosts."""
+    for name, one in ranker.sequences.sequences.items():
+        if not any({name, one.target} <= set(tower) for tower in partition.towers):
+            raise InputError(
+                f"params/towers.yaml: transform: the sequence {name} and its target {one.target} are in two towers; "
+                "put them in one (partition.strategy: manual), or set transform.enabled: false"
+            )
 
 
 def _ranker(model: nn.Module) -> Ranker:
@@ -147,8 +161,10 @@ def _widths(ranker: Ranker) -> list[int]:
 
 
 def _keep(ranker: Ranker, partition: Partition, own: set[int], features: list[str]) -> None:
-    """Drop all tables but those of ``features`` and all tower modules but those of ``own``."""
-    configs = [c for c in ranker.embeddings.embedding_bag_configs() if c.feature_names[0] in features]
+    """Drop all tables and attention but those of ``features`` and all tower modules but those of ``own``."""
+    tables = {TABLE_PREFIX + name for name in features}
+    configs = [c for c in ranker.embeddings.embedding_bag_configs() if c.name in tables]
+    ranker.sequences.keep(features)
     ranker.embeddings = EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
     ranker.feature_names = features
     positions = [[features.index(n) for n in t] if i in own else [] for i, t in enumerate(partition.towers)]
