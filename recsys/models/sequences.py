@@ -30,8 +30,8 @@ class SequenceBagConfig(EmbeddingBagConfig):
 
 
 def position_names(name: str, length: int) -> list[str]:
-    """Features of the positions of a sequence, the newest first."""
-    return [f"{name}@{position}" for position in range(length)]
+    """Features of the positions of a sequence, the newest first; no "@", which means a table to TorchRec."""
+    return [f"{name}[{position}]" for position in range(length)]
 
 
 def check_sequences(schema: Schema, sequences: Mapping[str, SequenceSettings], dimension: int) -> None:
@@ -53,9 +53,7 @@ def check_sequences(schema: Schema, sequences: Mapping[str, SequenceSettings], d
             raise InputError(f"{where}: heads {one.heads} must divide embedding_dimension {dimension}")
         own, asked = features[name].num_embeddings, features[one.target].num_embeddings
         if one.shares_table and own != asked:
-            raise InputError(
-                f"{where}: shares_table needs tables of one size; {name} has {own} rows, its target {asked}"
-            )
+            raise InputError(f"{where}: shares_table needs as many rows as {one.target} has, {asked}, not {own}")
         taken = [position for position in position_names(name, one.length) if position in features]
         if taken:
             raise InputError(f"{where}: the data has a feature {taken[0]!r}, the name of a position; rename it")

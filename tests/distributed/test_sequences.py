@@ -17,6 +17,7 @@ from recsys.models.factory import build_ranker
 from recsys.models.ranker import Ranker
 from recsys.models.settings import ModelSettings
 from recsys.towers.partition_file import Partition
+from recsys.training.differential import TouchedRows
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.overlap import train_batches
@@ -61,7 +62,11 @@ CASES: dict[str, dict[str, Any]] = {
     for optimizer in ("adagrad", "rowwise_adagrad")
     for kind in KINDS
     if optimizer != "rowwise_adagrad" or kind not in COLUMN_KINDS
-} | {"planner-adagrad": {"table_optimizer": "adagrad"}, "in step-adagrad": {"overlap": False}}
+} | {
+    "planner-adagrad": {},
+    "in step-adagrad": {"overlap": False},
+    "in files-rowwise_adagrad": {"table_memory": "file", "sharding": "row_wise", "table_optimizer": "rowwise_adagrad"},
+}
 
 
 def train_settings(world_size: int, **changes: Any) -> TrainSettings:
@@ -81,19 +86,20 @@ def train(engine: Engine, batches: Iterable[Batch]) -> dict[str, Tensor]:
     return engine.gather_state()
 
 
-def train_all() -> dict[str, dict[str, Tensor]]:
-    """On every rank: each case's weights after SIZES."""
+def train_all(folder: Path) -> dict[str, dict[str, Tensor]]:
+    """On every rank: each case's weights after SIZES; tables in files lie in ``folder``."""
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     states = {}
     for name, changes in CASES.items():
+        settings = train_settings(world_size, table_file_dir=folder, **changes)
         ranker = build_ranker(SCHEMA, MODEL, None, SEED, "meta")
-        states[name] = train(Engine(ranker, train_settings(world_size, **changes), SEED), shares(rank, world_size))
+        states[name] = train(Engine(ranker, settings, SEED), shares(rank, world_size))
     return states
 
 
-@cache
-def trained() -> dict[str, dict[str, Tensor]]:
-    return run_on_ranks(train_all, (), 2, 1)[0]
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tensor]]:
+    return run_on_ranks(train_all, (tmp_path_factory.mktemp("tables"),), 2, 1)[0]
 
 
 def lists_of(batch: Batch, name: str) -> list[list[int]]:
@@ -166,10 +172,10 @@ def assert_same(state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_weights_equal_lookups_and_attention_by_hand(case: str) -> None:
+def test_weights_equal_lookups_and_attention_by_hand(trained: dict[str, dict[str, Tensor]], case: str) -> None:
     expected = reference(case.split("-")[1])
     assert "embeddings.embedding_bags.table_saved.weight" not in expected
-    assert_same(trained()[case], expected)
+    assert_same(trained[case], expected)
 
 
 def save_and_resume(kinds: list[str], folder: Path) -> list[dict[str, Tensor]]:
@@ -193,6 +199,26 @@ def test_checkpoints_resume_in_every_other_kind(tmp_path: Path) -> None:
     first, *others = run_on_ranks(save_and_resume, ([*KINDS, "data_parallel"], tmp_path), 2, 1)[0]
     for other in others:
         assert_same(other, first)
+
+
+def rows_looked_up() -> tuple[dict[str, list[int]], dict[str, set[int]]]:
+    """On every rank: the rows that a step has touched by what differential checkpoints keep, and by the batch."""
+    rank, world_size = distributed.get_rank(), distributed.get_world_size()
+    engine = Engine(build_ranker(SCHEMA, MODEL, None, SEED, "meta"), train_settings(world_size), SEED)
+    touched, wanted = TouchedRows(engine.module), {"history": set[int](), "shop": set[int]()}
+    engine.train_step(shares(rank, world_size)[0], engine.serving_loss)
+    whole = shares(0, 1)[0]
+    for name, table, length in (("history", "history", 2), ("saved", "shop", 4), ("shop", "shop", 1)):
+        wanted[table] |= {one for ids in lists_of(whole, name) for one in ids[-length:]}
+    mine = {name.split(".")[-2].removeprefix("table_"): rows.tolist() for name, rows, _ in touched.rows()}
+    ranks: list[dict[str, list[int]]] = [{}] * world_size
+    distributed.all_gather_object(ranks, mine)
+    return {table: sorted(row for one in ranks for row in one.get(table, [])) for table in wanted}, wanted
+
+
+def test_differential_checkpoints_know_the_rows_of_every_position() -> None:
+    found, wanted = run_on_ranks(rows_looked_up, (), 2, 1)[0]
+    assert found == {table: sorted(rows) for table, rows in wanted.items()}
 
 
 def train_on_hosts(partition: Partition) -> dict[str, dict[str, Tensor]]:

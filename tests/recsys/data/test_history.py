@@ -69,6 +69,7 @@ def section(**changes: Any) -> dict[str, Any]:
         "file_format": "parquet",
         "time": {"column": "time", "unit": "ms"},
         "explode": {"shown": "seen", "clicked": "hit", "item": "article"},
+        "dense": ["shown_count"],
         "categorical": [{"column": "article", "table_rows": TABLE_ROWS}],
         "history": history | changes,
     }

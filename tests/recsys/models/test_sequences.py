@@ -56,18 +56,18 @@ def inputs(lists: list[list[int]]) -> tuple[Tensor, KeyedJaggedTensor]:
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(lists=st.lists(st.lists(st.integers(0, 99), max_size=6), max_size=5), length=st.integers(1, 4))
+@given(lists=st.lists(st.lists(st.integers(0, 99), max_size=6), min_size=1, max_size=5), length=st.integers(1, 4))
 def test_positions_hold_the_newest_ids_newest_first(lists: list[list[int]], length: int) -> None:
     count = len(lists)
     ids = torch.tensor([*range(count), *(one for ids in lists for one in ids)], dtype=torch.int64)
     lengths = torch.tensor([1] * count + [len(one) for one in lists], dtype=torch.int64)
     sparse = with_positions(KeyedJaggedTensor(["user", "items"], ids, lengths=lengths), {"items": length})
-    assert sparse.keys() == ["user", *(f"items@{position}" for position in range(length))]
+    assert sparse.keys() == ["user", *(f"items[{position}]" for position in range(length))]
     assert sparse["user"].values().tolist() == list(range(count))
     for position in range(length):
-        wanted = [one[-1 - position : len(one) - position] for one in lists]
-        assert sparse[f"items@{position}"].lengths().tolist() == [len(one) for one in wanted]
-        assert sparse[f"items@{position}"].values().tolist() == [one for ids in wanted for one in ids]
+        wanted = [list(reversed(one))[position : position + 1] for one in lists]
+        assert sparse[f"items[{position}]"].lengths().tolist() == [len(one) for one in wanted]
+        assert sparse[f"items[{position}]"].values().tolist() == [one for ids in wanted for one in ids]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -112,6 +112,17 @@ def test_the_target_decides_what_counts(kind: dict[str, Any]) -> None:
     other = KeyedJaggedTensor(sparse.keys(), torch.tensor([8, 5, 1, 2, 9]), lengths=sparse.lengths())
     assert not torch.equal(ranker.embed(sparse)[:, 2], ranker.embed(other)[:, 2])
     assert torch.equal(mean.embed(sparse)[:, 2], mean.embed(other)[:, 2])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_attention_computes_in_bfloat16_where_asked(kind: dict[str, Any]) -> None:
+    ranker = build_ranker(SCHEMA, model_settings(**kind), None, seed=1)
+    _, sparse = inputs([[], [1, 2, 9]])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        coarse = ranker.embed(sparse)
+    assert coarse.dtype == torch.float32
+    assert not torch.equal(coarse, ranker.embed(sparse))
+    torch.testing.assert_close(coarse, ranker.embed(sparse), rtol=0.02, atol=0.01)
 
 
 def test_the_dense_part_and_the_tables_start_as_without_sequences() -> None:
@@ -183,7 +194,7 @@ def test_mistakes_are_one_line(sequences: dict[str, Any], message: str) -> None:
 
 
 def test_a_feature_with_the_name_of_a_position_is_refused() -> None:
-    features = [*SCHEMA.categorical, CategoricalFeature("items@1", 5)]
+    features = [*SCHEMA.categorical, CategoricalFeature("items[1]", 5)]
     schema = Schema("test", ["price"], features, ["feed"], [], 0.1, {})
-    with pytest.raises(InputError, match="the data has a feature 'items@1', the name of a position; rename it"):
+    with pytest.raises(InputError, match=r"the data has a feature 'items\[1\]', the name of a position; rename it"):
         Ranker(schema, model_settings(), None, "meta")
