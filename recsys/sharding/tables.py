@@ -46,9 +46,8 @@ class Spread(Settings):
 class TableGroup(Settings):
     """``count`` tables alike; a :class:`Spread` or a list of dimensions makes them differ.
 
-    ``pooling`` is the mean number of ids a sample, over the ``features`` that share a table; each gives an output
-    of its own. ``skew`` is the exponent of the ids' power
-    law, which says what a cache of hot rows is worth.
+    ``pooling`` is the mean number of ids a sample, over all ``features`` that share a table, each with an output of
+    its own. ``skew`` is the exponent of the ids' power law, which says what a cache of hot rows is worth.
     """
 
     name: str
