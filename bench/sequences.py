@@ -67,8 +67,9 @@ NOTES = [
     "but for the attention, same batches), ± a 95 % t interval, bold where it leaves 0 out; no correction for the",
     "number of rows. FLOPs: a training step, an example. Nothing was tuned for any of them. Attention has more weights",
     "than a mean has; the two are not told apart. The history: the last 20 clicks whose label was known before the",
-    "event. The generated stream: 2,000 users, 500 ads, base rates three times those of params/datasets/synthetic.yaml,",
-    "and a logit of 2 times the largest cosine between the ad and the clicks of the history, of planted vectors of 8 numbers (`synthetic.history`).",
+    "event. The generated stream: 2,000 users, 500 ads, base rates three times those of",
+    "params/datasets/synthetic.yaml, and a logit of 2 times the largest cosine between the ad and the clicks of the",
+    "history, of planted vectors of 8 numbers (`synthetic.history`).",
 ]
 
 
