@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 from pandas.core.util.hashing import hash_array
 
 from recsys.config import InputError
@@ -34,6 +35,12 @@ def hash_to_rows(column: pl.Series, table_rows: int) -> pl.Series:
 def hash_text(column: pl.Series) -> np.ndarray:
     """[N] uint64: pandas' hash of each text of a string column without nulls."""
     return np.asarray(hash_array(column.to_numpy().astype(object), categorize=False))
+
+
+def lists(values: np.ndarray, lengths: np.ndarray) -> pl.Series:
+    """Lists of ``lengths`` [B] from ``values`` [their sum] int64, one after the other."""
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int64())
+    return pl.Series(pl.from_arrow(pa.LargeListArray.from_arrays(offsets, pa.array(values, pa.int64()))))
 
 
 def signed_log1p(name: str) -> pl.Expr:

@@ -45,6 +45,18 @@ class DomainSettings(Settings):
     base_rate: Annotated[float, Field(gt=0, lt=1)]
 
 
+class ClickHistorySettings(Settings):
+    """The list feature ``history`` of the generated stream: the last ``length`` ads the user clicked, oldest first.
+
+    Only clicks whose label was known before the event. ``strength`` scales what it adds to the logit: the largest
+    similarity of the ad to one of them, cosines of planted vectors of ``dimension``; nothing without a click.
+    """
+
+    length: Annotated[int, Field(gt=0)]
+    strength: float
+    dimension: Annotated[int, Field(gt=0)]
+
+
 class SyntheticSettings(Settings):
     """The generated stream; see :mod:`recsys.data.synthetic` for what each strength scales.
 
@@ -74,6 +86,7 @@ class SyntheticSettings(Settings):
     conversions: ConversionSettings | None = None
     label_delay_hours: Annotated[float, Field(ge=0)]
     label_delay_cap_hours: Annotated[float, Field(ge=0)]
+    history: ClickHistorySettings | None = None
 
 
 class CriteoSettings(Settings):
@@ -154,8 +167,22 @@ class CategoricalColumnSettings(Settings):
     kind: Literal["id", "list"] = "id"
 
 
+class HistorySettings(Settings):
+    """A list feature ``name``: the last ``length`` values of ``item`` that the row's ``user`` clicked, oldest first.
+
+    Only clicks whose label was known before the row's event. ``table_rows`` as for a categorical column;
+    the one of ``item`` gives both the same ids.
+    """
+
+    name: str = "history"
+    user: str
+    item: str
+    length: Annotated[int, Field(gt=0)]
+    table_rows: Annotated[int, Field(gt=1)]
+
+
 class TableSettings(Settings):
-    """Any CSV, TSV or Parquet log, described column by column.
+    """Any CSV, TSV or Parquet log, described column by column. Lists keep their order, oldest to newest by convention.
 
     Exactly one of ``label``, ``explode`` and ``sample_negatives`` makes the labels. ``labels``: columns of
     further tasks' labels by the task's name, 0, 1 or empty (this row has none). ``group`` is the
@@ -176,6 +203,7 @@ class TableSettings(Settings):
     explode: ExplodeSettings | None = None
     sample_negatives: NegativeSettings | None = None
     counters: list[CounterSettings] = Field(default_factory=list)
+    history: HistorySettings | None = None
 
     @model_validator(mode="after")
     def _one_source_of_labels(self) -> "TableSettings":

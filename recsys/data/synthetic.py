@@ -7,6 +7,8 @@ Users, ads and pages have power-law popularity and live for a part of the stream
 where interactions are products of latent vectors, strong inside a planted group of features and
 weak across groups. All effects but the last are shared over the domains. The effects drift.
 Conversions, if they are asked for, change nothing else of the stream.
+With ``history`` the user's past clicks add one more, which does not drift and which the domains' base rates
+leave out: see :mod:`recsys.data.click_history`.
 Chunks are made one at a time, so memory does not grow with the number of rows.
 """
 
@@ -18,6 +20,7 @@ import numpy as np
 import polars as pl
 
 from recsys.config import InputError
+from recsys.data.click_history import HISTORY, ClickHistory
 from recsys.data.conversions import CONVERSION, Conversions, intercept
 from recsys.data.encoding import milliseconds, signed_log1p
 from recsys.data.schema import MAIN_TASK, CategoricalFeature
@@ -28,8 +31,7 @@ MS_PER_HOUR = 3_600_000
 HOURS_PER_DAY = 24
 CALIBRATION_ROWS = 50_000
 DENSE_TAILS = [0.5, 0.5, 1.0, 1.0, 1.5, 1.5, 2.0, 2.5]  # raw value = sinh(tail * z): the larger, the heavier
-EFFECTS, ENTITIES, CALIBRATION, ROWS = range(4)  # keys of independent random streams
-CONVERSION_EFFECTS, CONVERSION_ROWS = 5, 6
+EFFECTS, ENTITIES, CALIBRATION, ROWS, TASTES, CONVERSION_EFFECTS, CONVERSION_ROWS = range(7)  # keys of random streams
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class SyntheticStream:
 
     def chunks(self) -> Iterator[Chunk]:
         """The whole stream, in event time."""
-        first = 0
+        first, history = 0, self._history()
         for window in range(self.settings.windows):
             rows = self.settings.rows * (window + 1) // self.settings.windows - first
             pieces = -(-rows // self.settings.chunk_rows)
@@ -97,10 +99,12 @@ class SyntheticStream:
             for piece in range(pieces):
                 count = rows * (piece + 1) // pieces - rows * piece // pieces
                 span = (low + self.window_ms * piece // pieces, low + self.window_ms * (piece + 1) // pieces)
-                yield Chunk(self._chunk(window, piece, first, count, span))
+                yield Chunk(self._chunk(window, piece, first, count, span, history))
                 first += count
 
-    def _chunk(self, window: int, piece: int, first: int, count: int, span: tuple[int, int]) -> pl.DataFrame:
+    def _chunk(
+        self, window: int, piece: int, first: int, count: int, span: tuple[int, int], history: ClickHistory | None
+    ) -> pl.DataFrame:
         random = self._random(ROWS, window, piece)
         event_time = np.sort(random.integers(*span, size=count))
         ids, domain, dense = self._inputs(random, window, event_time)
@@ -109,21 +113,31 @@ class SyntheticStream:
         delay_h = random.exponential(self.settings.label_delay_hours, count) if self.settings.label_delay_hours else 0.0
         delay_h = np.minimum(delay_h, self.settings.label_delay_cap_hours)
         raw = np.sinh(dense * np.array(DENSE_TAILS))
+        chance = random.random(count)
         columns = {
             "example_id": first + np.arange(count),
             "event_time": event_time,
             "label_time": event_time + (delay_h * MS_PER_HOUR * np.ones(count)).astype(np.int64),
             "domain": domain.astype(np.int32),
             "group": ids["user_id"],
-            "label": (random.random(count) < probability).astype(np.float32),
+            "label": (chance < probability).astype(np.float32),
             **{name: raw[:, index] for index, name in enumerate(self.dense)},
             **ids,
             "probability": probability,
         }
         frame = pl.DataFrame(columns).with_columns(signed_log1p(name) for name in self.dense)
+        if history is not None:
+            frame = history.advance(frame, logit, chance)
         if self.conversions is not None:
             frame = self.conversions.add(frame, self._random(CONVERSION_ROWS, window, piece))
         return frame
+
+    def _history(self) -> ClickHistory | None:
+        settings = self.settings.history
+        if settings is None:
+            return None
+        tastes = self._random(TASTES).standard_normal((self.settings.ads, settings.dimension))
+        return ClickHistory(settings, tastes / np.linalg.norm(tastes, axis=1, keepdims=True))
 
     def _inputs(
         self, random: np.random.Generator, window: int, event_time: np.ndarray
@@ -263,12 +277,17 @@ def _draw(random: np.random.Generator, weights: np.ndarray, count: int) -> np.nd
 def synthetic_source(settings: SyntheticSettings, window_hours: float) -> Source:
     """The generated stream as a source; see :class:`SyntheticStream`."""
     stream = SyntheticStream(settings, window_hours)
+    categorical = [CategoricalFeature(name, feature.size) for name, feature in stream.features.items()]
+    groups = {name: feature.group for name, feature in stream.features.items()}
+    if settings.history is not None:
+        categorical.append(CategoricalFeature(HISTORY, settings.ads, "list"))
+        groups[HISTORY] = stream.features["ad_id"].group  # what it interacts with
     return Source(
         dense=stream.dense,
-        categorical=[CategoricalFeature(name, feature.size) for name, feature in stream.features.items()],
+        categorical=categorical,
         domains=[domain.name for domain in settings.domains],
         chunks=stream.chunks(),
-        planted_groups={name: feature.group for name, feature in stream.features.items()},
+        planted_groups=groups,
         origin_ms=stream.start_ms,
         expected_rows=settings.rows,
         tasks=[MAIN_TASK] if settings.conversions is None else [MAIN_TASK, CONVERSION],

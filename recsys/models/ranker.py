@@ -1,17 +1,26 @@
 """The rankers: embeddings and dense features -> interaction -> representation -> a logit a task."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
-from torchrec.modules.embedding_modules import EmbeddingBagCollection, get_embedding_names_by_table
+from torchrec.modules.embedding_modules import get_embedding_names_by_table
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
+from recsys.config import InputError
 from recsys.data.schema import Schema
 from recsys.models.layers import DotInteraction, LowRankCrossNetwork, perceptron
-from recsys.models.settings import PASS_THROUGH, ModelSettings
+from recsys.models.sequences import (
+    SequenceBagConfig,
+    SequencePooling,
+    bag_collection,
+    check_sequences,
+    position_names,
+)
+from recsys.models.settings import PASS_THROUGH, ModelSettings, SequenceSettings
 from recsys.models.wukong import WukongLayer
 from recsys.towers.exchange import PeerExchange
 from recsys.towers.modules import tower_of, tower_width
@@ -145,7 +154,11 @@ class Ranker(nn.Module):
     the tower transform: this rank then computes its host's towers only, for its peers' examples.
     Each of ``schema.tasks`` has a linear head whose bias starts at log(p / (1 - p)) of its initial base
     rate; the main one's weights do not depend on the others. Two rankers in one model need two
-    ``table_prefix``.
+    ``table_prefix``. Sequences are pooled by attention in :meth:`embed`; what is above them sees one vector
+    a feature.
+
+    Raises:
+        InputError: the sequences do not fit the schema, or features are cut beside them.
     """
 
     def __init__(
@@ -162,6 +175,9 @@ class Ranker(nn.Module):
         self.dense_width = schema.dense_width
         self.embedding_dimension = settings.embedding_dimension
         self.peers: PeerExchange | None = None
+        check_sequences(schema, settings.sequences, settings.embedding_dimension)
+        if settings.sequences and not are_whole(pieces):
+            raise InputError("partition: column slices beside sequences are not offered; set slice_above: null")
         widths = settings.dense_layers
         self.dense_arch = perceptron(schema.dense_width, widths)
         dense_features = widths[-1] if widths else schema.dense_width
@@ -175,15 +191,18 @@ class Ranker(nn.Module):
             self.further_output = nn.Linear(self.representation_size, len(self.further_tasks))
             with torch.no_grad():
                 self.further_output.bias.copy_(torch.tensor([log_odds(rate) for rate in schema.further_base_rates]))
+        # After the dense part, so that it starts the same with sequences as without.
+        self.sequences = SequencePooling(settings.sequences, settings.embedding_dimension)
         # Last, so that its draws of random numbers do not reach the dense part.
-        self.hold(pieces, table_configs(schema, settings.embedding_dimension, table_prefix, pieces), table_device)
+        tables = table_configs(schema, settings.embedding_dimension, table_prefix, settings.sequences, pieces)
+        self.hold(pieces, tables, table_device)
 
     def hold(self, pieces: list[Piece], tables: list[EmbeddingBagConfig], table_device: str) -> None:
-        """Look up ``pieces``, of a table each, and nothing else from now on."""
+        """Look up ``pieces`` in ``tables``, and nothing else from now on."""
         self.pieces = pieces
         self.feature_names = list(dict.fromkeys(piece.feature for piece in pieces))
-        self.embeddings = EmbeddingBagCollection(tables=tables, device=torch.device(table_device))
-        self._keys = [key for (key,) in get_embedding_names_by_table(tables)]
+        self.embeddings = bag_collection(tables, torch.device(table_device))
+        self._keys = [key for keys in get_embedding_names_by_table(tables) for key in keys]
 
     def represent(self, dense: Tensor, sparse: KeyedJaggedTensor) -> Tensor:
         """[B, W] float32 and ids of F features -> [B, H]."""
@@ -202,10 +221,15 @@ class Ranker(nn.Module):
 
     def embed(self, sparse: KeyedJaggedTensor) -> Tensor:
         """Pooled embeddings in the order of the schema: [B, P, N]; the columns that a slice does not have are 0."""
-        pooled = self.embeddings(sparse)
-        if are_whole(self.pieces):
-            return in_schema_order(pooled, self.feature_names, self.embedding_dimension)
-        return in_own_columns(pooled, dict(zip(self._keys, self.pieces, strict=True)), self.embedding_dimension)
+        found = self.embeddings(sparse)
+        if not are_whole(self.pieces):
+            return in_own_columns(found, dict(zip(self._keys, self.pieces, strict=True)), self.embedding_dimension)
+        names = self.sequences.columns(self.feature_names)
+        return self.pool(in_schema_order(found, names, self.embedding_dimension), sparse)
+
+    def pool(self, columns: Tensor, sparse: KeyedJaggedTensor) -> Tensor:
+        """What is looked up, [B, C, N] with a column a position of a sequence, and its ids -> [B, F, N]."""
+        return self.sequences(columns, self.feature_names, sparse) if self.sequences.sequences else columns
 
     def head(self, representation: Tensor) -> Tensor:
         """[B, H] -> serving logit [B]."""
@@ -251,24 +275,35 @@ def in_own_columns(pooled: KeyedTensor, pieces: dict[str, Piece], dimension: int
 
 
 def table_configs(
-    schema: Schema, dimension: int, prefix: str = TABLE_PREFIX, pieces: Sequence[Piece] | None = None
+    schema: Schema,
+    dimension: int,
+    prefix: str = TABLE_PREFIX,
+    sequences: Mapping[str, SequenceSettings] | None = None,
+    pieces: Sequence[Piece] | None = None,
 ) -> list[EmbeddingBagConfig]:
     """A table for each of ``pieces``, by default the categorical features.
 
-    Lists are mean-pooled. Weights are written by the caller.
+    Lists are mean-pooled; ``sequences`` are looked up position by position, in a table of their own or in their
+    target's. Weights are written by the caller.
     """
-    features = {feature.name: feature for feature in schema.categorical}
-    return [
-        EmbeddingBagConfig(
-            name=prefix + piece.name,
-            embedding_dim=len(piece.columns(dimension)),
-            num_embeddings=features[piece.feature].num_embeddings,
-            feature_names=[piece.feature],
-            pooling=PoolingType.MEAN if features[piece.feature].kind == "list" else PoolingType.SUM,
-            init_fn=_leave,
-        )
-        for piece in pieces or whole_pieces(list(features))
-    ]
+    features, chosen = {feature.name: feature for feature in schema.categorical}, sequences or {}
+    tables = []
+    for piece in pieces or whole_pieces(list(features)):
+        feature, own = features[piece.feature], chosen.get(piece.feature)
+        if own is not None and own.shares_table:
+            continue
+        shared = {name: s.length for name, s in chosen.items() if s.shares_table and s.target == feature.name}
+        lengths = shared if own is None else {feature.name: own.length}
+        names = [feature.name] if own is None else []
+        names += [position for name, length in lengths.items() for position in position_names(name, length)]
+        pooling = PoolingType.MEAN if feature.kind == "list" and own is None else PoolingType.SUM
+        common: dict[str, Any] = {
+            "num_embeddings": feature.num_embeddings,
+            "embedding_dim": len(piece.columns(dimension)),
+        }
+        common |= {"name": prefix + piece.name, "feature_names": names, "pooling": pooling, "init_fn": _leave}
+        tables.append(SequenceBagConfig(**common, lengths=lengths) if lengths else EmbeddingBagConfig(**common))
+    return tables
 
 
 def _leave(weight: Tensor) -> Tensor:

@@ -48,6 +48,23 @@ class WukongSettings(Settings):
     widths: list[PositiveInt] = Field(default=[64])
 
 
+class SequenceSettings(Settings):
+    """How a list feature is pooled by attention from its target's embedding; see recsys/models/sequences.py.
+
+    ``target``: the feature that asks, the candidate. ``length``: ids that are looked up, the newest (last) of the
+    list. ``attention``: ``multi_head`` (softmax, ``heads`` that divide the embedding's dimension) or
+    ``activation_unit`` (DIN's weights, which need not add up to 1, from a perceptron of ``widths``).
+    ``shares_table``: the sequence has the target's table, as in DIN; false: a table of its own.
+    """
+
+    target: str
+    length: PositiveInt = 20
+    attention: Literal["multi_head", "activation_unit"] = "multi_head"
+    heads: PositiveInt = 1
+    widths: list[PositiveInt] = Field(default=[32])
+    shares_table: bool = False
+
+
 class ModelSettings(Settings):
     """A DLRM (pairwise dots), DCNv2 (low-rank cross layers) or Wukong (stacked factorization machines) ranker.
 
@@ -55,7 +72,8 @@ class ModelSettings(Settings):
     ``embedding_dimension``. ``over_layers`` stands above the interaction; its last width is the
     size of the representation that the heads read. ``cross_*`` are read by ``dcn`` only, ``wukong`` by ``wukong``,
     ``tower_*`` only with ``towers: true``: one tower module a group of the partition, each output
-    vector ``tower_dimension`` wide.
+    vector ``tower_dimension`` wide. ``sequences``: list features pooled by attention, by name; the others are
+    mean-pooled.
     """
 
     architecture: Literal["dlrm", "dcn", "wukong"] = "dlrm"
@@ -68,6 +86,7 @@ class ModelSettings(Settings):
     towers: bool = False
     tower_dimension: PositiveInt = 8
     tower_module: TowerModuleSettings = TowerModuleSettings()
+    sequences: dict[str, SequenceSettings] = Field(default={})
 
     @property
     def tower_kind(self) -> str:

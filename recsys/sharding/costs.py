@@ -74,7 +74,7 @@ class _Split:
     rows: int
     columns: int
     ids: float  # looked up by one rank
-    samples: int  # pooled by one rank, in full or in part
+    samples: int  # pooled by one rank, in full or in part, a sample a feature
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def plain_option(table: Table, kind: Kind, column_shards: int, model: PlannedMod
 def base_bytes(tables: list[Table], model: PlannedModel, topology: Topology) -> tuple[int, int, int]:
     """Bytes of each rank whatever the plan: dense part, pooled embeddings of its batch, reserve."""
     dense = model.dense_parameters * FLOAT_BYTES * (2 + DENSE_STATE_WORDS[model.dense_optimizer])
-    width = sum(table.dimension for table in tables)
+    width = sum(table.dimension * table.features for table in tables)
     pooled = model.batch_size * width * FLOAT_BYTES * OUTPUT_COPIES
     result = [0, 0, 0]
     result[topology.hardware.device_tier] = dense + pooled + round(topology.hardware.reserved_gb * GIGA)
@@ -160,9 +160,10 @@ def _splits(table: Table, model: PlannedModel, topology: Topology) -> list[_Spli
 def _split(table: Table, kind: Kind, column_shards: int, model: PlannedModel, topology: Topology) -> _Split:
     gpus, world, samples = topology.gpus, topology.world_size, model.batch_size * topology.world_size
     ids, rows, columns = samples * table.pooling, table.rows, table.dimension // column_shards
+    samples *= table.features
     match kind:
         case "data_parallel":
-            return _Split(kind, "all", 1, rows, columns, ids / world, model.batch_size)
+            return _Split(kind, "all", 1, rows, columns, ids / world, samples // world)
         case "row_wise":
             return _Split(kind, "all", 1, -(-rows // world), columns, ids / world, samples)
         case "table_row_wise":

@@ -9,7 +9,7 @@ from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed._shard.sharding_spec.api import EnumerableShardingSpec
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
 from torchrec.distributed.sharding_plan import (
     calculate_shard_sizes_and_offsets,
     column_wise,
@@ -31,6 +31,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from recsys.config import InputError
+from recsys.models.sequences import look_up_positions
 from recsys.sharding.communication import check_kind, sends_int8
 from recsys.sharding.training_plan import collective_plan
 from recsys.training.settings import ShardingKind, TrainSettings, nearest_hint
@@ -64,6 +65,12 @@ class BagSharder(EmbeddingBagCollectionSharder):
     def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
         """Kernels that a planner may choose from; the first is that of tables whose kind is given."""
         return COMPUTE_KERNELS[compute_device_type]
+
+    def shard(self, module: EmbeddingBagCollection, *arguments: Any, **more: Any) -> ShardedEmbeddingBagCollection:
+        """TorchRec's sharded collection; the positions of its sequences are looked up too."""
+        sharded = super().shard(module, *arguments, **more)
+        look_up_positions(sharded, module.embedding_bag_configs())
+        return sharded
 
 
 @dataclass(frozen=True)

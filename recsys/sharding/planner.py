@@ -1,6 +1,6 @@
 """Choose how each table is sharded and where its shards go: the shortest predicted step that memory allows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -130,11 +130,10 @@ def _menu(tables: list[Table], model: PlannedModel, topology: Topology) -> _Menu
         return None
 
     @cache
-    def fitting(rows: int, dimension: int, pooling: float, skew: float, dtype: WeightType) -> list[Option]:
-        alike = Table("", rows, dimension, pooling, skew, dtype)
+    def fitting(alike: Table) -> list[Option]:
         return _undominated([o for o in options(alike, model, topology) if _fits_alone(o, free, topology)], topology)
 
-    menu = [fitting(t.rows, t.dimension, t.pooling, t.skew, t.dtype) for t in tables]
+    menu = [fitting(replace(table, name="")) for table in tables]
     if not all(menu):
         return None
     width = max(len(found) for found in menu)

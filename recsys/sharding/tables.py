@@ -46,8 +46,8 @@ class Spread(Settings):
 class TableGroup(Settings):
     """``count`` tables alike; a :class:`Spread` or a list of dimensions makes them differ.
 
-    ``pooling`` is the mean number of ids a sample. ``skew`` is the exponent of the ids' power
-    law, which says what a cache of hot rows is worth.
+    ``pooling`` is the mean number of ids a sample, over all ``features`` that share a table, each with an output of
+    its own. ``skew`` is the exponent of the ids' power law, which says what a cache of hot rows is worth.
     """
 
     name: str
@@ -57,6 +57,7 @@ class TableGroup(Settings):
     pooling: PositiveFloat | Spread = 1.0
     skew: NonNegativeFloat = 1.0
     dtype: WeightType = "fp32"
+    features: PositiveInt = 1
 
     @model_validator(mode="after")
     def _values_make_sense(self) -> "TableGroup":
@@ -111,6 +112,7 @@ class Table:
     pooling: float
     skew: float
     dtype: WeightType
+    features: int = 1
 
     @property
     def parameters(self) -> int:
@@ -136,6 +138,7 @@ def expand_tables(model: PlannedModel) -> list[Table]:
                     pooling=_value(group.pooling, index * POOLING_STEP),
                     skew=group.skew,
                     dtype=group.dtype,
+                    features=group.features,
                 )
             )
     counts = Counter(table.name for table in tables)

@@ -131,5 +131,6 @@ def _group(config: EmbeddingBagConfig, settings: TrainSettings) -> TableGroup:
         rows=config.num_embeddings,
         dimension=config.embedding_dim,
         pooling=a_sample * len(config.feature_names),
+        features=len(config.feature_names),
         dtype="fp16" if config.data_type is DataType.FP16 else "fp32",
     )

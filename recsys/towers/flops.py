@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.models.layers import DotInteraction, LowRankCrossNetwork
 from recsys.models.ranker import Ranker
@@ -41,7 +42,7 @@ class RankerCost:
 
 
 def ranker_cost(ranker: Ranker) -> RankerCost:
-    """The cost of ``ranker`` above its tables, on any device, ``meta`` too; lookups are no FLOPs."""
+    """The cost of ``ranker`` above its tables, attention included, on any device, ``meta`` too; lookups are none."""
     above = {name: p for name, p in ranker.named_parameters() if not name.startswith("embeddings.")}
     tables = sum(config.num_embeddings * config.embedding_dim for config in ranker.embeddings.embedding_bag_configs())
     return RankerCost(
@@ -53,12 +54,16 @@ def ranker_cost(ranker: Ranker) -> RankerCost:
 
 
 def _matrix_flops(ranker: Ranker, parameters: list[nn.Parameter]) -> int:
-    device, features = ranker.output.weight.device, len(ranker.pieces)
+    device, features = ranker.output.weight.device, len(ranker.feature_names)
     dense = torch.zeros(SAMPLES, ranker.dense_width, device=device)
-    embeddings = torch.zeros(SAMPLES, features, ranker.embedding_dimension, device=device, requires_grad=True)
+    columns = len(ranker.sequences.columns(piece.name for piece in ranker.pieces))
+    embeddings = torch.zeros(SAMPLES, columns, ranker.embedding_dimension, device=device, requires_grad=True)
+    lengths = torch.ones(features * SAMPLES, dtype=torch.int64, device=device)
+    ids = KeyedJaggedTensor(ranker.feature_names, lengths, lengths=lengths)  # attention reads their lengths
     with FlopCounterMode(display=False) as counter:
         # The counter's module tracker does not take leaves as the inputs of modules.
-        logits: dict[str, Tensor] = ranker.heads(ranker.represent_embedded(dense, embeddings.clone()))
+        pooled = ranker.pool(embeddings.clone(), ids)
+        logits: dict[str, Tensor] = ranker.heads(ranker.represent_embedded(dense, pooled))
         torch.autograd.grad([logit.sum() for logit in logits.values()], [embeddings, *parameters])
     return counter.get_total_flops()
 

@@ -18,7 +18,7 @@ from torchrec.distributed.types import CommOp, EmbeddingModuleShardingPlan, Modu
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 
 from recsys.config import InputError
-from recsys.models.ranker import Ranker
+from recsys.models.ranker import TABLE_PREFIX, Ranker
 from recsys.sharding.communication import wire_codecs
 from recsys.sharding.plan import PlanRequest, make_plan, table_bytes
 from recsys.towers.exchange import PeerExchange
@@ -47,7 +47,8 @@ class TowerTransform:
     Attributes:
         groups: process groups.
         request: for the plan of this group's tables over its ranks.
-        own: parameters of this group's tower modules; the ranks of other groups do not have them.
+        own: parameters of this group's tower modules and of its sequences' attention; the ranks of other groups
+            do not have them.
         peers: what crosses the groups.
     """
 
@@ -114,8 +115,10 @@ def transform(model: nn.Module, partition: Partition, settings: TrainSettings) -
     ranker = _ranker(model)
     sharding, table_sharding = _kinds_inside(ranker, settings)
     groups = tower_groups(settings, len(partition.towers))
+    _check_sequences(ranker, partition)
     tables = ranker.embeddings.embedding_bag_configs()
-    sizes = {p.name: table_bytes(config, settings) for p, config in zip(ranker.pieces, tables, strict=True)}
+    bytes_of = {config.name: table_bytes(config, settings) for config in tables}
+    sizes = {p.name: bytes_of.get(TABLE_PREFIX + p.name, 0) for p in ranker.pieces}  # 0: in its target's table
     placed = place_towers(partition.towers, sizes, groups.count)
     pieces = [[p for p in ranker.pieces if p.name in _names(partition, towers)] for towers in placed]
     features = [list(dict.fromkeys(piece.feature for piece in held)) for held in pieces]
@@ -123,6 +126,7 @@ def transform(model: nn.Module, partition: Partition, settings: TrainSettings) -
     outputs = [[(tower, widths[tower]) for tower in towers] for towers in placed]
     codecs = (wire_codecs(settings.communication, gcd(*widths)) or {}).get(CommOp.POOLED_EMBEDDINGS_ALL_TO_ALL.name)
     lists = {config.feature_names[0] for config in tables if config.pooling is PoolingType.MEAN}
+    lists |= set(ranker.sequences.sequences)
     ids = IdExchange(groups.peers, features, lists, _id_type(tables))
     ranker.peers = PeerExchange(ids, outputs, codecs)
     _keep(ranker, partition, set(placed[groups.index]), pieces[groups.index])
@@ -131,7 +135,18 @@ def transform(model: nn.Module, partition: Partition, settings: TrainSettings) -
     as_is = CommunicationSettings()
     inside = settings.model_copy(update={"sharding": sharding, "table_sharding": fixed, "communication": as_is})
     request = PlanRequest(inside, groups.size, groups.size, table_groups=None)
-    return TowerTransform(groups, request, list(ranker.interaction.towers.parameters()), ranker.peers)
+    modules = [*ranker.interaction.towers.parameters(), *ranker.sequences.parameters()]
+    return TowerTransform(groups, request, modules, ranker.peers)
+
+
+def _check_sequences(ranker: Ranker, partition: Partition) -> None:
+    """A sequence's attention needs its target's embedding, and only tower outputs cross hosts."""
+    for name, one in ranker.sequences.sequences.items():
+        if not any({name, one.target} <= set(tower) for tower in partition.towers):
+            raise InputError(
+                f"params/towers.yaml: transform: the sequence {name} and its target {one.target} are in two towers; "
+                "put them in one (partition.strategy: manual), or set transform.enabled: false"
+            )
 
 
 def _ranker(model: nn.Module) -> Ranker:
@@ -159,10 +174,11 @@ def _widths(ranker: Ranker) -> list[int]:
 
 
 def _keep(ranker: Ranker, partition: Partition, own: set[int], pieces: list[Piece]) -> None:
-    """Drop all tables but those of ``pieces`` and all tower modules but those of ``own``."""
-    tables = zip(ranker.pieces, ranker.embeddings.embedding_bag_configs(), strict=True)
-    ranker.hold(pieces, [config for piece, config in tables if piece in pieces], "meta")
+    """Drop all tables and attention but those of ``pieces`` and all tower modules but those of ``own``."""
     names = [piece.name for piece in pieces]
+    tables = {TABLE_PREFIX + name for name in names}
+    ranker.sequences.keep(names)
+    ranker.hold(pieces, [c for c in ranker.embeddings.embedding_bag_configs() if c.name in tables], "meta")
     positions = [[names.index(n) for n in t] if i in own else [] for i, t in enumerate(partition.towers)]
     ranker.interaction.members = positions
     for index in range(len(positions)):

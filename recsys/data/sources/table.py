@@ -12,6 +12,7 @@ from recsys.data.settings import TableSettings, TimeSettings
 from recsys.data.sources.base import Chunk, Source
 from recsys.data.sources.counters import add_counters
 from recsys.data.sources.files import resolve_files
+from recsys.data.sources.history import add_history
 from recsys.data.sources.labels import explode_impressions, sample_negatives
 
 ROW, TIME, LABEL_TIME, LABEL = "row", "event_time", "label_time", "label"
@@ -29,6 +30,7 @@ def table_source(settings: TableSettings, root: Path) -> Source:
     """
     raw = _read(settings, root)
     _check_columns(settings, raw.columns)
+    _check_history_name(settings, raw.columns)
     frame, bad = _parse(raw, settings)
     if settings.explode is not None:
         frame = explode_impressions(frame, settings.explode)
@@ -37,9 +39,13 @@ def table_source(settings: TableSettings, root: Path) -> Source:
     order = pl.int_range(pl.len(), dtype=pl.Int64).alias("example_id")
     frame = frame.sort(TIME, ROW, maintain_order=True).with_columns(order)
     frame, counters = add_counters(frame, settings.counters)
+    categorical = [CategoricalFeature(one.column, one.table_rows, one.kind) for one in settings.categorical]
+    if settings.history is not None:
+        frame = add_history(frame, settings.history)
+        categorical.append(CategoricalFeature(settings.history.name, settings.history.table_rows, "list"))
     return Source(
         dense=settings.dense + counters,
-        categorical=[CategoricalFeature(one.column, one.table_rows, one.kind) for one in settings.categorical],
+        categorical=categorical,
         domains=_domains(settings),
         chunks=iter([Chunk(_encode(frame, settings, counters), bad)]),
         expected_rows=frame.height,
@@ -75,12 +81,21 @@ def _check_columns(settings: TableSettings, columns: list[str]) -> None:
         raw += [settings.sample_negatives.item, settings.sample_negatives.session]
     features = [settings.group, *settings.dense, *(one.column for one in settings.categorical)]
     features += [column for counter in settings.counters for column in counter.by]
+    features += [settings.history.user, settings.history.item] if settings.history else []
     for valid, wanted in ((columns, raw), (columns + made, features)):
         for name in wanted:
             if name and name not in valid:
                 near = difflib.get_close_matches(name, valid, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"columns: {', '.join(valid)}"
                 raise InputError(f"{settings.files[0]}: no column {name!r}; {hint}")
+
+
+def _check_history_name(settings: TableSettings, columns: list[str]) -> None:
+    if settings.history is not None and settings.history.name in columns:
+        raise InputError(
+            f"{settings.files[0]}: key 'table.history.name': the log has a column {settings.history.name!r}; "
+            "give the history another name"
+        )
 
 
 def _parse(raw: pl.DataFrame, settings: TableSettings) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -169,6 +184,7 @@ def _encode(frame: pl.DataFrame, settings: TableSettings, counters: list[str]) -
         *(signed_log1p(name) for name in settings.dense),
         *(pl.col(name).cast(pl.Float32) for name in counters),
         *(hash_to_rows(frame[one.column], one.table_rows).alias(one.column) for one in settings.categorical),
+        *([settings.history.name] if settings.history else []),
     )
 
 

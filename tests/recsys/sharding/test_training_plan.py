@@ -12,9 +12,10 @@ from recsys.config import InputError, load_settings
 from recsys.distill import ranks
 from recsys.models.factory import build_ranker
 from recsys.sharding.assess import Way, assess
+from recsys.sharding.costs import FLOAT_BYTES, LENGTH_BYTES
 from recsys.sharding.planner import find_plan
 from recsys.sharding.report import draw_plan
-from recsys.sharding.tables import PlannedModel, TableGroup
+from recsys.sharding.tables import Kind, PlannedModel, TableGroup
 from recsys.sharding.topology import Hardware, Topology
 from recsys.sharding.training_plan import planned_model, predict_training, search, training_topology
 from recsys.training.engine import Engine
@@ -45,6 +46,27 @@ def test_a_found_plan_is_predicted_the_same_when_given(hosts: int) -> None:
     given = assess(model, topology, {t.table: Way(t.kind, t.ranks, t.column_shards) for t in found.tables})
     assert given.rank_ms == pytest.approx(found.rank_ms)
     assert given.rank_bytes == found.rank_bytes
+
+
+@pytest.mark.parametrize("kind", ["table_wise", "row_wise", "data_parallel"])
+def test_each_feature_of_a_shared_table_is_an_output_of_its_own(kind: Kind) -> None:
+    """As the positions of a sequence are: the outputs of four features are those of a feature four times as wide."""
+    given = {"name": "t0", "rows": 1_000, "pooling": 4.0}
+    shapes = {"one": (32, 1), "four": (32, 4), "wide": (128, 1)}
+    plans = {
+        name: assess(
+            model_of(1).model_copy(update={"tables": [TableGroup(**given, dimension=width, features=features)]}),
+            cpu(2),
+            {"t0": Way(kind, [0] if kind == "table_wise" else [0, 1])},
+        )
+        for name, (width, features) in shapes.items()
+    }
+    held = {name: plan.rank_bytes[0][1] for name, plan in plans.items()}
+    rows = 500 if kind == "row_wise" else 1_000
+    copies = 2 if kind == "data_parallel" else 1  # the gradient of the whole table
+    lengths = 3 * LENGTH_BYTES * 64 * (1 if kind == "data_parallel" else 2)
+    assert held["wide"] - held["four"] == 96 * rows * FLOAT_BYTES * copies - lengths
+    assert plans["one"].step_ms < plans["four"].step_ms
 
 
 def test_ranks_that_share_cores_take_their_work_in_turn() -> None:
