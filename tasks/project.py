@@ -24,6 +24,10 @@ STUDENTS = Path("models/students")
 STUDENTS_WORK = Path(".work/students")
 EVALUATION = Path("reports/evaluation")
 REGISTRATION = Path("reports/registration.json")
+STREAM = Path("models/stream")
+STREAM_WORK = Path(".work/stream")  # what a stream has taken and learnt; it goes on from there
+STREAM_REPORT = Path("reports/stream")
+OLD_SUFFIX = "-old"
 _HOST = socket.gethostname()
 
 
@@ -55,18 +59,22 @@ def replacing(*targets: Path) -> Iterator[list[Path]]:
             scratch.append(folder)
         yield scratch
         for folder, target in zip(scratch, targets, strict=True):
+            old = folder.with_name(f"{folder.name}{OLD_SUFFIX}")
             if target.exists():
-                shutil.rmtree(target)
+                target.rename(old)  # a reader misses the target for a rename, not for the removal of a large folder
             folder.rename(target)
+            shutil.rmtree(old, ignore_errors=True)
     finally:
         for folder in scratch:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove_left_behind(target: Path) -> None:
-    """Remove the scratch folders of ``target`` whose process has ended."""
+    """Remove the scratch folders of ``target`` whose process has ended; put back what one has moved away."""
     prefix = f".{target.name}-{_HOST}-"  # whether another node's process has ended cannot be seen here
     for folder in target.parent.glob(f"{prefix}*-*"):
         process_id = folder.name.removeprefix(prefix).split("-")[0]
         if process_id.isdigit() and not Path(f"/proc/{process_id}").exists():
+            if folder.name.endswith(OLD_SUFFIX) and not target.exists():
+                folder.rename(target)
             shutil.rmtree(folder, ignore_errors=True)
