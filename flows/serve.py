@@ -9,7 +9,7 @@ from prefect.deployments.runner import RunnerDeployment
 from flows.command_line import apply_or_exit
 from flows.pipeline import pipeline
 from flows.stream import stream
-from tasks.stream import load_stream_settings
+from tasks.stream_settings import load_stream_settings
 
 ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
 

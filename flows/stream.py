@@ -17,21 +17,19 @@ from prefect import flow
 from recsys.config import InputError
 from tasks.calling import call, run_stage
 from tasks.ingest import ingest_windows
-from tasks.project import STREAM, STREAM_REPORT
+from tasks.project import STREAM, STREAM_REPORT, BusyError, only_one
 from tasks.stream import (
     RUN_LOCK,
     WATCH_LOCK,
-    BusyError,
     advance_stream,
     evaluate_stream,
     ingest_is_due,
-    load_stream_settings,
     log_state,
-    only_one,
     partition_is_due,
     publish_stream,
     what_is_missing,
 )
+from tasks.stream_settings import load_stream_settings
 from tasks.towers import partition_features
 from tasks.versioning import commit_stage
 

@@ -1,5 +1,6 @@
 """Where the project keeps its files, relative to its root, and its settings."""
 
+import fcntl
 import os
 import shutil
 import socket
@@ -27,8 +28,13 @@ REGISTRATION = Path("reports/registration.json")
 STREAM = Path("models/stream")
 STREAM_WORK = Path(".work/stream")  # what a stream has taken and learnt; it goes on from there
 STREAM_REPORT = Path("reports/stream")
+LOCKS_DIR = Path(".work")
 OLD_SUFFIX = "-old"
 _HOST = socket.gethostname()
+
+
+class BusyError(InputError):
+    """Another process is at it; another try may succeed."""
 
 
 def require(*inputs: Path) -> None:
@@ -40,6 +46,22 @@ def require(*inputs: Path) -> None:
     for path in inputs:
         if not path.exists():
             raise InputError(f"{path}: no such file or folder; run the stages before it first (dvc repro)")
+
+
+@contextmanager
+def only_one(lock_file: str, what: str) -> Iterator[None]:
+    """Hold ``lock_file``, which the end of this process frees, however it ends.
+
+    Raises:
+        BusyError: another process holds it.
+    """
+    LOCKS_DIR.mkdir(exist_ok=True)
+    with (LOCKS_DIR / lock_file).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BusyError(f"{LOCKS_DIR / lock_file}: {what}; this one ends") from error
+        yield
 
 
 @contextmanager

@@ -1,18 +1,13 @@
 """The stream: new windows as they come, evaluated, scored, learnt from and published as models/stream."""
 
-import fcntl
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect import task
-from prefect.client.schemas.schedules import CronSchedule
-from pydantic import Field, field_validator, model_validator
 
-from recsys.config import InputError, Settings, load_settings
+from recsys.config import InputError, load_settings
 from recsys.data.schema import MANIFEST_FILE, SCHEMA_FILE, Schema
 from recsys.data.settings import DatasetSettings, DataSettings, load_dataset
 from recsys.data.sources.files import resolve_files
@@ -34,57 +29,15 @@ from tasks.project import (
     require,
 )
 from tasks.registry import register_models
+from tasks.stream_settings import load_stream_settings
 from tasks.tracking import RunRecord, flatten, record
 from tasks.versioning import CACHED, check_stage, code_version, output_version
 
 if TYPE_CHECKING:
     from recsys.distill.stream_advance import StreamJob
 
-SETTINGS_FILE = PARAMS / "stream.yaml"
-LOCKS_DIR = Path(".work")
 RUN_LOCK, WATCH_LOCK = "stream.lock", "stream-watch.lock"
 LINEAGE_FILE, EVALUATED_DIR, PUBLISHED = "lineage.json", "evaluated", "published"
-
-
-class StreamSettings(Settings):
-    """params/stream.yaml.
-
-    ``finished``: no window comes after the last one of the log, so it is taken too; else the last one may still grow.
-    ``windows_at_once``: windows after which results are published while it catches up; null: when all are done.
-    ``poll_seconds``: how often ``--watch`` looks at the log. ``alias``: of the newest registered model of each
-    student; null registers none. ``cron`` or ``interval_minutes``: when the deployment runs by itself.
-    """
-
-    finished: bool = False
-    windows_at_once: int | None = Field(default=None, ge=1)
-    poll_seconds: float = Field(default=5.0, gt=0)
-    alias: str | None = "stream"
-    cron: str | None = None
-    interval_minutes: float | None = Field(default=None, gt=0)
-
-    @field_validator("cron")
-    @classmethod
-    def _is_cron(cls, cron: str | None) -> str | None:
-        try:
-            return None if cron is None else CronSchedule(cron=cron).cron
-        except ValueError:
-            raise ValueError('expected five fields such as "*/30 * * * *"') from None
-
-    @model_validator(mode="after")
-    def _one_schedule(self) -> "StreamSettings":
-        if self.cron is not None and self.interval_minutes is not None:
-            raise ValueError("give cron or interval_minutes, not both")
-        return self
-
-    def schedule(self) -> dict[str, Any]:
-        """The deployment's schedule as Prefect's keyword; empty: it runs when somebody asks for it."""
-        if self.interval_minutes is not None:
-            return {"interval": 60.0 * self.interval_minutes}
-        return {} if self.cron is None else {"cron": self.cron}
-
-
-class BusyError(InputError):
-    """Another process is at the stream."""
 
 
 @dataclass(frozen=True)
@@ -102,31 +55,6 @@ class Taken:
     work: Path
     windows: list[str]
     new: int
-
-
-def load_stream_settings() -> StreamSettings:
-    """params/stream.yaml.
-
-    Raises:
-        InputError: it is missing or wrong.
-    """
-    return load_settings(SETTINGS_FILE, StreamSettings)
-
-
-@contextmanager
-def only_one(lock_file: str, what: str) -> Iterator[None]:
-    """Hold ``lock_file``, which the end of this process frees, however it ends.
-
-    Raises:
-        BusyError: another process holds it.
-    """
-    LOCKS_DIR.mkdir(exist_ok=True)
-    with (LOCKS_DIR / lock_file).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BusyError(f"{LOCKS_DIR / lock_file}: {what}; this one ends") from error
-        yield
 
 
 def log_state() -> tuple[list[tuple[str, int, int]], list[tuple[str, int, int]]]:

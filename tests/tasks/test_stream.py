@@ -10,7 +10,9 @@ import pytest
 
 from recsys.config import InputError
 from recsys.data.schema import Schema, Window
-from tasks.stream import RUN_LOCK, BusyError, StreamSettings, load_stream_settings, log_state, only_one, what_is_missing
+from tasks.project import BusyError, only_one
+from tasks.stream import RUN_LOCK, log_state, what_is_missing
+from tasks.stream_settings import StreamSettings, load_stream_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 LOG_YAML = """
@@ -79,7 +81,9 @@ def test_two_schedules_are_refused(project: Path) -> None:
 
 
 def test_a_lock_refuses_a_second_process_in_one_line_and_is_free_after_its_holder_was_killed(project: Path) -> None:
-    holder = "from tasks.stream import only_one; c = only_one('stream.lock', ''); c.__enter__(); print(1, flush=True); "
+    holder = (
+        "from tasks.project import only_one; c = only_one('stream.lock', ''); c.__enter__(); print(1, flush=True); "
+    )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [sys.executable, "-c", holder + "input()"],
