@@ -25,13 +25,22 @@ from recsys.data.ingest import ingest
 from recsys.data.schema import Schema
 from recsys.data.settings import DataSettings, load_dataset
 from recsys.distill.settings import AugmentSettings, StudentSettings, StudentsSettings, load_teacher
-from recsys.distill.stream_advance import STUDENTS_DIR, TEACHER_DIR, WINDOWS_DIR, StreamJob, advance
+from recsys.distill.stream_advance import (
+    BEGUN,
+    DONE_FILE,
+    SCORES_DIR,
+    STUDENTS_DIR,
+    TEACHER_DIR,
+    WINDOWS_DIR,
+    StreamJob,
+    advance,
+)
 from recsys.evaluation.progressive import evaluate_windows
 
 PARAMS, REPORT, WORK = Path("params"), Path("docs/benchmarks/stream.md"), Path(".work/bench-stream")
 WINDOWS = 100
 INGESTED_FILE, CALLS_FILE = "ingested.json", "calls.jsonl"
-LAUNCHES = ("teacher", "scores", "students")  # of one call, in this order
+LAUNCHES = (TEACHER_DIR, SCORES_DIR, STUDENTS_DIR)
 SAMPLE_SECONDS = 0.2
 MEBI, KIBI = 1024, 1024
 MAIN = "main"
@@ -51,10 +60,11 @@ class Call:
 class PeakSampler(threading.Thread):
     """Peak resident memory of the ranks that this process starts, by launch, as Linux keeps it for each process."""
 
-    def __init__(self, ranks: int) -> None:
+    def __init__(self, work_dir: Path) -> None:
         super().__init__(daemon=True)
-        self._ranks, self._stopped = ranks, threading.Event()
-        self._seen: dict[tuple[float, int], float] = {}  # (start, process id): MiB
+        self._work_dir, self._stopped = work_dir, threading.Event()
+        self._launch_of: dict[int, str] = {}  # by process id
+        self._peaks: dict[str, float] = {}  # MiB by launch
 
     def run(self) -> None:
         """Look at all ranks until :meth:`peaks` is called."""
@@ -63,15 +73,24 @@ class PeakSampler(threading.Thread):
                 for rank in _children(server):
                     peak = _peak_mib(rank.pid)
                     if peak is not None:
-                        self._seen[rank.create_time(), rank.pid] = peak
+                        launch = self._launch_of.setdefault(rank.pid, launch_under_way(self._work_dir))
+                        self._peaks[launch] = max(peak, self._peaks.get(launch, 0.0))
 
     def peaks(self) -> dict[str, float]:
-        """MiB by launch; the last sample of a process is at most SAMPLE_SECONDS before its end."""
+        """MiB of the largest rank by launch; its last sample is at most SAMPLE_SECONDS before its end."""
         self._stopped.set()
         self.join()
-        in_order = [self._seen[key] for key in sorted(self._seen)]
-        launches = [in_order[at : at + self._ranks] for at in range(0, len(in_order), self._ranks)]
-        return {name: max(launch) for name, launch in zip(LAUNCHES, launches, strict=False)}
+        return self._peaks
+
+
+def launch_under_way(work_dir: Path) -> str:
+    """Which of LAUNCHES the stream in ``work_dir`` is at, by what it has noted as done."""
+    folder = next(path for path in work_dir.iterdir() if path.is_dir())
+    taken, path = len(Schema.load(folder / WINDOWS_DIR).windows), folder / DONE_FILE
+    done = json.loads(path.read_text()) if path.is_file() else {TEACHER_DIR: 0, BEGUN: 0}
+    if done[TEACHER_DIR] < taken:
+        return TEACHER_DIR
+    return SCORES_DIR if done[BEGUN] < taken else STUDENTS_DIR
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:
@@ -135,7 +154,7 @@ def take_windows(folder: Path, windows_at_once: int, seconds: float) -> bool:
     job, began = job_of(folder, windows_at_once), perf_counter()
     rows = {window.name: window.rows for window in Schema.load(job.windows_dir).windows}
     while perf_counter() - began < seconds:
-        sampler, at = PeakSampler(job.train.world_size), perf_counter()
+        sampler, at = PeakSampler(job.work_dir), perf_counter()
         sampler.start()
         results = folder / "results"
         shutil.rmtree(results, ignore_errors=True)

@@ -60,7 +60,7 @@ def only_one(lock_file: str, what: str) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise BusyError(f"{LOCKS_DIR / lock_file}: {what}; this one ends") from error
+            raise BusyError(f"{LOCKS_DIR / lock_file}: {what}") from error
         yield
 
 
