@@ -15,6 +15,12 @@ STATUS_OF_A_MISTAKE = 2
 
 def parse_overrides(description: str) -> dict[str, str]:
     """The ``--set file.key=value`` options of the command line, as ``{"file.key": "value"}``."""
+    parser = command_parser(description)
+    return overrides_of(parser, parser.parse_args())
+
+
+def command_parser(description: str) -> argparse.ArgumentParser:
+    """A parser of a command's options that knows ``--set``."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "--set",
@@ -24,7 +30,12 @@ def parse_overrides(description: str) -> dict[str, str]:
         metavar="FILE.KEY=VALUE",
         help="write VALUE into params/FILE.yaml before the run, e.g. --set data.dataset=ebnerd_demo",
     )
-    pairs = [override.partition("=") for override in parser.parse_args().overrides]
+    return parser
+
+
+def overrides_of(parser: argparse.ArgumentParser, given: argparse.Namespace) -> dict[str, str]:
+    """What ``--set`` was given, as ``{"file.key": "value"}``."""
+    pairs = [override.partition("=") for override in given.overrides]
     for key, separator, _ in pairs:
         if not separator:
             parser.error(f"--set {key}: expected FILE.KEY=VALUE")

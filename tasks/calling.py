@@ -13,7 +13,7 @@ def call(task: Task[..., Any], *arguments: Any) -> Any:
     return task(*arguments) if FlowRunContext.get() else task.fn(*arguments)
 
 
-def run_stage(flow: Flow[[], Any]) -> Callable[[], Any]:
+def run_stage(flow: Flow[..., Any]) -> Callable[[], Any]:
     """How a stage's command runs its flow: tracked where a Prefect server is set, plain where none is.
 
     ``dvc repro`` runs each stage as a command of its own; a temporary server for each would cost

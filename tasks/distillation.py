@@ -55,7 +55,7 @@ def train_teacher_model() -> None:
             parameters=flatten(settings) | flatten(train),
             data_version=output_version(WINDOWS),
             dataset=Schema.load(WINDOWS).dataset,
-            curves=_curves(TEACHER),
+            curves=curves_of(TEACHER),
             tags={"partition_version": output_version(PARTITION_FILE.parent)},
             artifacts={str(TEACHER / name): "" for name in ("metrics.json", "plan.json", "plan.png")},
         )
@@ -83,24 +83,22 @@ def train_all_students() -> None:
                 parameters=flatten(settings) | flatten(train) | {"seed": seed.removeprefix("seed-")},
                 data_version=output_version(WINDOWS),
                 dataset=Schema.load(WINDOWS).dataset,
-                curves=_curves(folder),
+                curves=curves_of(folder),
                 tags={"student": student, "arm": arm, "scores_version": output_version(SCORES)},
                 artifacts={str(folder / "metrics.json"): ""},
             )
         )
 
 
-def _curves(folder: Path) -> dict[str, list[float]]:
+def curves_of(folder: Path, first_window: int = 0) -> dict[str, list[float | None]]:
     """Per-window metrics, diagnostics and skipped batches of one model, as MLflow curves ``window/ne`` and so on.
 
-    A task beside the main one has ``window/ne_<task>``.
+    A task beside the main one has ``window/ne_<task>``. Each value stands at its window's place, None where it is
+    not defined; those before ``first_window`` are left out.
     """
-    windows = json.loads((folder / "metrics.json").read_text())["windows"]
-    curves = {f"window/{key}": [window[key] for window in windows if window[key] is not None] for key in CURVES}
-    further = [key for key in windows[0] if key.startswith(tuple(f"{curve}_" for curve in CURVES))]
-    for key in (*DIAGNOSTICS, *further):
-        curve = [window[key] for window in windows if window.get(key) is not None]
-        curves |= {f"window/{key}": curve} if curve else {}
+    windows = json.loads((folder / "metrics.json").read_text())["windows"][first_window:]
+    further = {key: None for window in windows for key in window if key.startswith(tuple(f"{c}_" for c in CURVES))}
+    curves = {key: [window.get(key) for window in windows] for key in (*CURVES, *DIAGNOSTICS, *further)}
     if any(SKIPPED in window for window in windows):
-        curves[f"window/{SKIPPED}"] = [window.get(SKIPPED, 0) for window in windows]
-    return curves
+        curves[SKIPPED] = [window.get(SKIPPED, 0) for window in windows]
+    return {f"window/{key}": curve for key, curve in curves.items() if any(value is not None for value in curve)}

@@ -58,7 +58,7 @@ def _record_model(report: "Report", model: str, settings: EvaluateSettings) -> N
     """One run a student and model (each arm, teacher, oracle), on the same rows, to compare side by side."""
     student, arm = model.split("/")
     values: dict[str, float | None] = {}
-    curves: dict[str, list[float]] = {}
+    curves: dict[str, list[float | None]] = {}
     for learnt in report.tasks[student]:
         ending = "" if report.is_main(student, learnt) else f"_{learnt}"
         windows = [row for row in report.windows if row["model"] == model and row["task"] == learnt]

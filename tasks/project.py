@@ -1,5 +1,6 @@
 """Where the project keeps its files, relative to its root, and its settings."""
 
+import fcntl
 import os
 import shutil
 import socket
@@ -24,7 +25,16 @@ STUDENTS = Path("models/students")
 STUDENTS_WORK = Path(".work/students")
 EVALUATION = Path("reports/evaluation")
 REGISTRATION = Path("reports/registration.json")
+STREAM = Path("models/stream")
+STREAM_WORK = Path(".work/stream")  # what a stream has taken and learnt; it goes on from there
+STREAM_REPORT = Path("reports/stream")
+LOCKS_DIR = Path(".work")
+OLD_SUFFIX = "-old"
 _HOST = socket.gethostname()
+
+
+class BusyError(InputError):
+    """Another process is at it; another try may succeed."""
 
 
 def require(*inputs: Path) -> None:
@@ -36,6 +46,22 @@ def require(*inputs: Path) -> None:
     for path in inputs:
         if not path.exists():
             raise InputError(f"{path}: no such file or folder; run the stages before it first (dvc repro)")
+
+
+@contextmanager
+def only_one(lock_file: str, what: str) -> Iterator[None]:
+    """Hold ``lock_file``, which the end of this process frees, however it ends.
+
+    Raises:
+        BusyError: another process holds it.
+    """
+    LOCKS_DIR.mkdir(exist_ok=True)
+    with (LOCKS_DIR / lock_file).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BusyError(f"{LOCKS_DIR / lock_file}: {what}") from error
+        yield
 
 
 @contextmanager
@@ -55,18 +81,22 @@ def replacing(*targets: Path) -> Iterator[list[Path]]:
             scratch.append(folder)
         yield scratch
         for folder, target in zip(scratch, targets, strict=True):
+            old = folder.with_name(f"{folder.name}{OLD_SUFFIX}")
             if target.exists():
-                shutil.rmtree(target)
+                target.rename(old)  # a reader misses the target for a rename, not for the removal of a large folder
             folder.rename(target)
+            shutil.rmtree(old, ignore_errors=True)
     finally:
         for folder in scratch:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove_left_behind(target: Path) -> None:
-    """Remove the scratch folders of ``target`` whose process has ended."""
+    """Remove the scratch folders of ``target`` whose process has ended; put back what one has moved away."""
     prefix = f".{target.name}-{_HOST}-"  # whether another node's process has ended cannot be seen here
     for folder in target.parent.glob(f"{prefix}*-*"):
         process_id = folder.name.removeprefix(prefix).split("-")[0]
         if process_id.isdigit() and not Path(f"/proc/{process_id}").exists():
+            if folder.name.endswith(OLD_SUFFIX) and not target.exists():
+                folder.rename(target)
             shutil.rmtree(folder, ignore_errors=True)

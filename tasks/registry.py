@@ -35,10 +35,7 @@ def register_students() -> None:
         name: {"arm": arm, "model_sha256": _folder_hash(_export(name, arm)), "ne": rows[name]["ne"][arm]}
         for name, arm in chosen.items()
     }
-    try:
-        _register(chosen)
-    except OSError as error:
-        logger.warning("MLflow did not take the models, which stay in %s: %s", STUDENTS, error)
+    register_models({name: (arm, _export(name, arm)) for name, arm in chosen.items()}, ALIAS)
     REGISTRATION.parent.mkdir(parents=True, exist_ok=True)
     scratch = REGISTRATION.with_suffix(".tmp")
     scratch.write_text(json.dumps(registration, indent=1, sort_keys=True) + "\n")
@@ -61,8 +58,23 @@ def _export(name: str, arm: str) -> Path:
     return STUDENTS / name / arm / "export"
 
 
-def _register(chosen: dict[str, str]) -> None:
-    """One MLflow run that holds the served model of each student, and a new version of each registered model."""
+def register_models(chosen: dict[str, tuple[str, Path]], alias: str) -> None:
+    """One MLflow run that holds the served model of each student, and a new version of each registered model.
+
+    If MLflow is away, the models stay where they are and the run says so.
+
+    Args:
+        chosen: arm and folder of the served model, by student.
+        alias: the new version takes it from the one before.
+    """
+    try:
+        _register(chosen, alias)
+    except OSError as error:
+        folders = ", ".join(str(folder) for _, folder in chosen.values())
+        logger.warning("MLflow did not take the models, which stay in %s: %s", folders, error)
+
+
+def _register(chosen: dict[str, tuple[str, Path]], alias: str) -> None:
     mlflow, experiment_id = connect()
     schema = Schema.load(WINDOWS)
     window, labels = schema.windows[-1].name, task_columns("label", schema.tasks)
@@ -73,17 +85,17 @@ def _register(chosen: dict[str, str]) -> None:
         mlflow.start_run(experiment_id=experiment_id, run_name="registered models"),
     ):
         mlflow.set_tags({"kind": "model", "data_version": output_version(WINDOWS), "code_version": code_version()})
-        for name, arm in chosen.items():
+        for name, (arm, export) in chosen.items():
             registered = f"towerflow-{name}"
             logged = mlflow.pyfunc.log_model(
                 name=name,
                 python_model="tasks/served_model.py",
-                artifacts={"student": str(_export(name, arm))},
+                artifacts={"student": str(export)},
                 code_paths=["recsys"],
                 input_example=example.drop(columns=["label_time", *labels]),
                 registered_model_name=registered,
                 pip_requirements="requirements/cpu.lock",
             )
             version = logged.registered_model_version
-            client.set_registered_model_alias(registered, ALIAS, version)
+            client.set_registered_model_alias(registered, alias, version)
             client.set_model_version_tag(registered, version, "arm", arm)

@@ -1,21 +1,38 @@
 """The teacher's snapshots: shown, and taken back."""
 
+from dataclasses import dataclass
+from pathlib import Path
+
 from recsys.config import load_settings
 from recsys.data.schema import Schema
 from recsys.distill.score_log import ScoreLog, check_snapshots_of_log
 from recsys.distill.settings import StudentsSettings
 from recsys.distill.snapshots import SNAPSHOTS_DIR, list_snapshots
 from recsys.distill.withdrawals import WithdrawnSettings, touched_by, withdraw
-from tasks.project import PARAMS, SCORES, STUDENTS, TEACHER, WINDOWS, WITHDRAWN_FILE, require
+from tasks.project import PARAMS, SCORES, STREAM, STUDENTS, TEACHER, WINDOWS, WITHDRAWN_FILE, require
 
 
-def snapshot_table() -> list[str]:
+@dataclass(frozen=True)
+class Results:
+    """Where a teacher, its scores and its students lie, and what brings them up to date after a withdrawal."""
+
+    teacher: Path
+    scores: Path
+    students: Path
+    command: str
+
+
+BATCH = Results(TEACHER, SCORES, STUDENTS, "dvc repro")
+STREAMED = Results(STREAM / "teacher", STREAM / "scores", STREAM / "students", "python -m flows.stream")
+
+
+def snapshot_table(of: Results = BATCH) -> list[str]:
     """A line a snapshot: name, high-water mark, NE, state and the windows it has scored."""
-    require(TEACHER)
+    require(of.teacher)
     withdrawn = load_settings(WITHDRAWN_FILE, WithdrawnSettings).hashes
-    used = ScoreLog(SCORES).used()
+    used = ScoreLog(of.scores).used()
     lines = []
-    for one in list_snapshots(TEACHER / SNAPSHOTS_DIR):
+    for one in list_snapshots(of.teacher / SNAPSHOTS_DIR):
         state = "withdrawn" if one.weights_hash in withdrawn else "held back" if one.held_back else "good"
         ne = "none" if one.ne is None else f"{one.ne:.4f}"
         scored = ", ".join(used.get(one.name, [])) or "nothing"
@@ -23,22 +40,22 @@ def snapshot_table() -> list[str]:
     return lines
 
 
-def withdraw_snapshot(name: str) -> list[str]:
+def withdraw_snapshot(name: str, of: Results = BATCH) -> list[str]:
     """Withdraw a snapshot; lines that name the windows and students that it has touched.
 
     Raises:
         InputError: there is no such snapshot.
     """
-    require(TEACHER, WINDOWS)
-    snapshot = withdraw(name, list_snapshots(TEACHER / SNAPSHOTS_DIR), WITHDRAWN_FILE)
+    require(of.teacher, WINDOWS)
+    snapshot = withdraw(name, list_snapshots(of.teacher / SNAPSHOTS_DIR), WITHDRAWN_FILE)
     students = load_settings(PARAMS / "students.yaml", StudentsSettings).students
-    touched = touched_by(snapshot, ScoreLog(SCORES), Schema.load(WINDOWS), students)
-    trained = [student for student in touched.students if (STUDENTS / student).is_dir()]
+    touched = touched_by(snapshot, ScoreLog(of.scores), Schema.load(WINDOWS), students)
+    trained = [student for student in touched.students if (of.students / student).is_dir()]
     return [
         f"withdrawn: {name} (noted in {WITHDRAWN_FILE})",
         f"windows that it has scored: {', '.join(touched.windows) or 'none'}",
         f"students trained on these scores: {', '.join(trained) or 'none'}",
-        "run dvc repro: these windows are scored by the snapshot before it, then the students train again",
+        f"run {of.command}: these windows are scored by the snapshot before it, then the students train again",
     ]
 
 

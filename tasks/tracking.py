@@ -17,6 +17,8 @@ from tasks.versioning import code_version
 
 logger = logging.getLogger(__name__)
 PENDING = Path(".tracking")
+GROWS_TAG = "grows"  # names the model of a run that is gone on with
+METRICS_A_REQUEST = 1000  # MLflow takes no more
 MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens runs and curves, not chats
 
 
@@ -32,8 +34,9 @@ class TrackingSettings(Settings):
 class RunRecord:
     """What one MLflow run holds.
 
-    ``curves`` maps a metric name to its values, one a window, in order. ``artifacts`` maps a
-    local file or folder to its folder in the run. ``data_version`` is the DVC hash of the windows.
+    ``curves`` maps a metric name to its values, one a window, in order; None where it is not defined.
+    ``artifacts`` maps a local file or folder to its folder in the run. ``data_version`` is the DVC hash of the windows.
+    ``grows`` names a model that grows: its records go on with one MLflow run, each from step ``first_step`` on.
     """
 
     name: str
@@ -42,9 +45,11 @@ class RunRecord:
     data_version: str
     dataset: str
     metrics: dict[str, float] = field(default_factory=dict)
-    curves: dict[str, list[float]] = field(default_factory=dict)
+    curves: dict[str, list[float | None]] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     artifacts: dict[str, str] = field(default_factory=dict)
+    grows: str = ""
+    first_step: int = 0
 
 
 def record(run: RunRecord) -> None:
@@ -83,23 +88,24 @@ def connect() -> tuple[Any, str]:
 
 
 def _send(run: RunRecord) -> None:
-    """Write one record as one finished MLflow run."""
+    """Write one record as one finished MLflow run, or as what follows in the run of a model that grows."""
     mlflow, experiment_id = connect()
     from mlflow.data.dataset_source_registry import resolve_dataset_source
     from mlflow.data.meta_dataset import MetaDataset
-    from mlflow.entities import Metric, Param, RunTag
+    from mlflow.entities import Param, RunTag
 
-    with mlflow.start_run(experiment_id=experiment_id, run_name=run.name) as active:
-        client, run_id, now_ms = mlflow.MlflowClient(), active.info.run_id, active.info.start_time
-        metrics = [Metric(key, value, now_ms, 0) for key, value in run.metrics.items()]
-        metrics += [
-            Metric(key, value, now_ms, step) for key, values in run.curves.items() for step, value in enumerate(values)
-        ]
+    client = mlflow.MlflowClient()
+    grown = _run_that_grows(client, experiment_id, run.grows) if run.grows else None
+    with mlflow.start_run(run_id=grown, experiment_id=experiment_id, run_name=run.name) as active:
+        run_id = active.info.run_id
+        metrics = _metrics(run, active.info.start_time)
+        for start in range(0, len(metrics), METRICS_A_REQUEST):
+            client.log_batch(run_id, metrics=metrics[start : start + METRICS_A_REQUEST])
         tags = {"kind": run.kind, "data_version": run.data_version, **run.tags}
+        tags |= {GROWS_TAG: run.grows} if run.grows else {}
         client.log_batch(
             run_id,
-            metrics=metrics,
-            params=[Param(key, str(value)) for key, value in run.parameters.items()],
+            params=[] if grown else [Param(key, str(value)) for key, value in run.parameters.items()],
             tags=[RunTag(key, value) for key, value in tags.items()],
         )
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # two names of one source class
@@ -111,3 +117,20 @@ def _send(run: RunRecord) -> None:
                 mlflow.log_artifacts(str(path), folder)
             elif path.is_file():
                 mlflow.log_artifact(str(path), folder)
+
+
+def _run_that_grows(client: Any, experiment_id: str, name: str) -> str | None:
+    """The id of the run of the growing model ``name``; None where there is none yet."""
+    found = client.search_runs([experiment_id], f"tags.{GROWS_TAG} = '{name}'", max_results=1)
+    return found[0].info.run_id if found else None
+
+
+def _metrics(run: RunRecord, time_ms: int) -> list[Any]:
+    """The record's metrics and curves; with the time of the run's start, so that one sent twice is kept once."""
+    from mlflow.entities import Metric
+
+    values = [Metric(key, value, time_ms, 0) for key, value in run.metrics.items()]
+    for key, curve in run.curves.items():
+        steps = enumerate(curve, start=run.first_step)
+        values += [Metric(key, value, time_ms, step) for step, value in steps if value is not None]
+    return values

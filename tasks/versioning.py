@@ -11,6 +11,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from recsys.config import InputError
+from tasks.project import BusyError
 
 CACHED = "Cached"
 
@@ -21,7 +22,8 @@ def _dvc(*arguments: str) -> str:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise InputError(f"dvc {' '.join(arguments)}: {reason}")
+        is_busy = "acquire lock" in result.stderr
+        raise (BusyError if is_busy else InputError)(f"dvc {' '.join(arguments)}: {reason}")
     return result.stdout
 
 

@@ -22,13 +22,25 @@ pytestmark = pytest.mark.slow
 
 
 def run(folder: Path, *command: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PREFECT_HOME": str(folder / ".prefect"), "PYTHONPATH": str(folder)}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    result = subprocess.run(
-        command, cwd=folder, env={**environment, "PATH": path}, capture_output=True, text=True, check=False
-    )
+    result = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False)
     assert result.returncode == status, result.stdout[-4000:] + result.stderr[-8000:]
     return result
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """That of the commands of the project in ``folder``."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PREFECT_HOME": str(folder / ".prefect"), "PYTHONPATH": str(folder), "PATH": path}
+
+
+def copy_project(folder: Path) -> Path:
+    """Put a copy of the project, with a Git repository of its own, in an empty folder."""
+    for name in ("flows", "tasks", "recsys", "params", "requirements", ".dvc", "dvc.yaml", ".dvcignore", ".gitignore"):
+        source = ROOT / name
+        ignore = shutil.ignore_patterns("__pycache__", "cache", "tmp", "config.local")
+        shutil.copytree(source, folder / name, ignore=ignore) if source.is_dir() else shutil.copy(source, folder / name)
+    run(folder, "git", "init", "--quiet")
+    return folder
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -39,12 +51,7 @@ def hashes(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project in which the pipeline has run once."""
-    folder = tmp_path_factory.mktemp("project")
-    for name in ("flows", "tasks", "recsys", "params", "requirements", ".dvc", "dvc.yaml", ".dvcignore", ".gitignore"):
-        source = ROOT / name
-        ignore = shutil.ignore_patterns("__pycache__", "cache", "tmp", "config.local")
-        shutil.copytree(source, folder / name, ignore=ignore) if source.is_dir() else shutil.copy(source, folder / name)
-    run(folder, "git", "init", "--quiet")
+    folder = copy_project(tmp_path_factory.mktemp("project"))
     options = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
     result = run(folder, sys.executable, "-m", "flows.pipeline", *options)
     (folder / "output.txt").write_text(result.stdout)

@@ -39,13 +39,13 @@ from recsys.progress import RowProgress
 from recsys.towers.partition_file import Partition
 from recsys.training.engine import Engine
 from recsys.training.launch import launch
-from recsys.training.resume import fingerprint
+from recsys.training.resume import fingerprint, folder_state
 from recsys.training.settings import TrainSettings
 
 __all__ = ["SCORE_SCHEMA", "SCORING_FILE", "ScoreReport", "ScoringJob", "score_windows"]
 
 SCORING_FILE = "scoring.json"
-KEYS_DIR, TIMES_DIR = "keys", "times"
+KEYS_DIR, TIMES_DIR, WHOLE_DIR = "keys", "times", "whole"
 MS_PER_HOUR = 3_600_000
 
 
@@ -232,7 +232,7 @@ def _drop_stale(job: ScoringJob, log: ScoreLog, plan: WindowPlan) -> None:
     marker = None if job.work_dir is None else job.work_dir / KEYS_DIR / name
     done = log.window(name)
     same = marker is not None and marker.is_file() and marker.read_text() == plan.key
-    if same and (done is None or _is_whole(log.folder, done)):
+    if same and (done is None or _is_whole(job, log.folder, done)):
         return
     log.drop(name)
     if marker is not None:
@@ -240,9 +240,18 @@ def _drop_stale(job: ScoringJob, log: ScoreLog, plan: WindowPlan) -> None:
         write_atomically(marker, plan.key.encode())
 
 
-def _is_whole(folder: Path, facts: WindowFacts) -> bool:
+def _is_whole(job: ScoringJob, folder: Path, facts: WindowFacts) -> bool:
+    """Whether the segments are those that were written; a growing job reads one for this once, not in each call."""
+    seen = job.work_dir / WHOLE_DIR / facts.window if job.growing and job.work_dir is not None else None
+    state = repr(folder_state(folder / facts.window))
+    if seen is not None and seen.is_file() and seen.read_text() == state:
+        return True
     paths = [(folder / facts.window / name, digest) for name, digest in facts.segments.items()]
-    return all(path.is_file() and file_hash(path) == digest for path, digest in paths)
+    whole = all(path.is_file() and file_hash(path) == digest for path, digest in paths)
+    if whole and seen is not None:
+        seen.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(seen, state.encode())
+    return whole
 
 
 def _used(plans: list[WindowPlan]) -> list[Snapshot]:

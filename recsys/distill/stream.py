@@ -48,9 +48,9 @@ class Stream:
     domain: int | None = None
     scores_dir: Path | None = None
 
-    def rows(self) -> int:
-        """Examples over all windows."""
-        return sum(self.reader.rows(window, self.domain) for window in self.reader.windows)
+    def rows(self, first_window: int = 0) -> int:
+        """Examples over all windows from ``first_window`` on."""
+        return sum(self.reader.rows(window, self.domain) for window in self.reader.windows[first_window:])
 
 
 class WindowDiagnostics(Protocol):

@@ -46,6 +46,7 @@ class StreamJob:
         windows_dir: as ingest writes it; it may be replaced by one with more windows at any time between two calls.
         withdrawn: weights' hashes of snapshots that may not score.
         finished: no window comes after the last one, so it is taken too; else it may still grow.
+        windows_at_once: the most that one call takes; None: all that are complete.
     """
 
     windows_dir: Path
@@ -57,11 +58,13 @@ class StreamJob:
     work_dir: Path
     withdrawn: frozenset[str] = frozenset()
     finished: bool = False
+    windows_at_once: int | None = None
 
 
 @dataclass(frozen=True)
 class Advance:
-    """What a call has done: the stream's name, the windows that it had been through before, those that are new."""
+    """What a call has done: the stream's name, the windows that all its models had been through before, those that
+    are new to some (all, where the students started over)."""
 
     run: str
     before: list[str]
@@ -69,7 +72,7 @@ class Advance:
 
 
 def advance(job: StreamJob, output_dir: Path) -> Advance:
-    """Take every complete new window through teacher, scoring and students; put all results in an empty folder.
+    """Take the complete new windows through teacher, scoring and students; put all results in an empty folder.
 
     For each new window in order the teacher predicts it, trains and publishes; then each is scored by the
     newest snapshot allowed; then each student predicts and trains. Writes in ``output_dir``: teacher/, scores/ and
@@ -87,10 +90,11 @@ def advance(job: StreamJob, output_dir: Path) -> Advance:
     run = _run_name(job, offered)
     with work_folder(job.work_dir, run) as folder:
         windows = _take(job, offered, folder / WINDOWS_DIR)
-        before = _done(folder)[STUDENTS_DIR]
+        before = 0
         if windows:
             _advance_teacher(job, run, folder, len(windows))
             _score(job, folder)
+            before = _done(folder)[STUDENTS_DIR]  # after _score, which may start the students over
             _advance_students(job, run, folder, len(windows))
         _copy_results(folder / OUTPUT_DIR, output_dir)
     names = [window.name for window in windows]
@@ -142,7 +146,7 @@ def _take(job: StreamJob, offered: Schema, taken_dir: Path) -> list[Window]:
                 f"{where}: this window has changed since the stream took it; start over without {job.work_dir}"
             )
     complete = offered.windows if job.finished else offered.windows[:-1]
-    new = [window for window in complete if window.name not in known]
+    new = [window for window in complete if window.name not in known][: job.windows_at_once]
     for window in new:
         _link_window(job.windows_dir, window, taken_dir)
     if new:

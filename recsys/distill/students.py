@@ -202,7 +202,7 @@ def train_runs(
     """Train ``runs`` on this rank, one after the other; see :func:`train_students`."""
     schema = Schema.load(windows_dir)
     streams = [_stream(windows_dir, schema, run, scores_dir, train) for run in runs]
-    total = 2 * sum(stream.rows() for stream in streams)
+    total = 2 * sum(_rows(stream, run, checkpoints) for run, stream in zip(runs, streams, strict=True))
     results = {}
     with RowProgress("students", total, enabled=ranks.rank() == 0) as progress:
         for run, stream in zip(runs, streams, strict=True):
@@ -213,19 +213,33 @@ def train_runs(
             if history is None:
                 history = _train_run(run, stream, settings, train, folder, progress, own)
             else:
-                progress.advance(2 * stream.rows())
+                progress.advance(2 * sum(row["rows"] for row in history))
             results[name] = history
     return results
 
 
+def _rows(stream: Stream, run: Run, checkpoints: Checkpoints | None) -> int:
+    """Examples of ``stream``; those of windows that the student has ended with are not counted in the data again."""
+    if ranks.rank() != 0:
+        return 0  # rank 0 shows the progress
+    history = [] if checkpoints is None else _last_history(run.folder(checkpoints.folder))
+    return sum(row["rows"] for row in history) + stream.rows(first_window=len(history))
+
+
 def _ended(checkpoints: Checkpoints, windows: int) -> list[dict[str, Any]] | None:
     """The metrics of a student that an earlier process has ended after ``windows`` windows; None where it has not."""
-    path, history = checkpoints.folder / ENDED_FILE, None
+    history: list[dict[str, Any]] = []
     if ranks.rank() == 0:
         checkpoints.folder.mkdir(parents=True, exist_ok=True)
-        history = json.loads(path.read_text()) if path.exists() else None
-        history = history if history is not None and len(history) == windows else None
-    return ranks.broadcast(history)
+        history = _last_history(checkpoints.folder)
+    history = ranks.broadcast(history)
+    return history if len(history) == windows else None
+
+
+def _last_history(folder: Path) -> list[dict[str, Any]]:
+    """The metrics of the windows with which a student has ended; none where it has not."""
+    path = folder / ENDED_FILE
+    return json.loads(path.read_text()) if path.exists() else []
 
 
 def _end(checkpoints: Checkpoints, history: list[dict[str, Any]]) -> None:

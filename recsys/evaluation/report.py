@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -353,3 +353,22 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def measure_window(
+    window: Window, schema: Schema, oracle_dir: Path, teacher_dir: Path, students_dir: Path
+) -> list[dict[str, Any]]:
+    """The rows of windows.csv of one window: each student's arms, the teacher and the oracle on the student's rows.
+
+    Raises:
+        InputError: predictions are missing.
+    """
+    rows = []
+    only = replace(schema, windows=[window])
+    for student in sorted(path for path in students_dir.glob("*") if (path / PLAIN).is_dir()):
+        arms = sorted(path.name for path in student.glob("*/") if path.name != PLAIN)
+        seeds = sorted(int(path.name.removeprefix("seed-")) for path in (student / PLAIN).glob("seed-*"))
+        for task in _tasks(only, student / PLAIN / f"seed-{seeds[0]}"):
+            predictions = _read(only, task, oracle_dir, teacher_dir, student, arms, seeds)
+            rows += _by_window(student.name, task, predictions, [window])
+    return rows

@@ -43,3 +43,14 @@ def test_what_a_killed_run_left_is_removed_and_a_running_one_is_not_touched(tmp_
     assert not left.exists()
     assert running.exists()
     assert elsewhere.exists()
+
+
+def test_what_a_run_killed_between_two_renames_has_moved_away_is_put_back(tmp_path: Path) -> None:
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    moved = tmp_path / f".teacher-{socket.gethostname()}-{dead.stdout.strip()}-abc-old"
+    moved.mkdir()
+    (moved / "weights").write_text("old")
+    with pytest.raises(RuntimeError), replacing(tmp_path / "teacher"):
+        raise RuntimeError
+    assert (tmp_path / "teacher" / "weights").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher"]

@@ -8,7 +8,9 @@ import polars as pl
 import pytest
 
 from recsys.config import InputError
+from recsys.data.loader import WindowReader
 from recsys.data.schema import Schema, Window
+from recsys.distill import scoring
 from recsys.distill.scoring import score_windows
 from recsys.distill.settings import AugmentSettings
 from recsys.distill.snapshots import list_snapshots
@@ -78,6 +80,42 @@ def test_windows_one_at_a_time_are_taken_when_the_next_one_is_there_and_give_the
     assert contents(tmp_path / "again") == batch
 
 
+def test_windows_at_once_bound_what_a_call_takes(windows_dir: Path, batch: dict[str, bytes], tmp_path: Path) -> None:  # noqa: F811
+    job = replace(job_of(windows_dir, tmp_path, finished=True), windows_at_once=3)
+    assert [advance(job, tmp_path / f"output-{call}").new for call in range(3)] == [NAMES[:3], NAMES[3:], []]
+    assert contents(tmp_path / "output-2") == batch
+
+
+def test_a_call_counts_and_hashes_nothing_of_windows_that_are_done_again(
+    windows_dir: Path,  # noqa: F811
+    batch: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = job_of(windows_dir, tmp_path)
+    for call in range(2):  # the second reads back what the first has written
+        advance(job, tmp_path / f"output-{call}")
+    counted: list[str] = []
+    hashed: list[str] = []
+    rows, file_hash = WindowReader.rows, scoring.file_hash
+
+    def count(reader: WindowReader, window: Window, domain: int | None = None) -> int:
+        if domain is not None:  # reads the window's files
+            counted.append(window.name)
+        return rows(reader, window, domain)
+
+    def hash_file(path: Path) -> str:
+        hashed.append(path.parent.name)
+        return file_hash(path)
+
+    monkeypatch.setattr(WindowReader, "rows", count)
+    monkeypatch.setattr(scoring, "file_hash", hash_file)
+    advance(replace(job, finished=True), tmp_path / "output")
+    assert set(hashed) == set(NAMES[-1:])
+    assert set(counted) == set(NAMES[-1:])
+    assert contents(tmp_path / "output") == batch
+
+
 def test_killed_while_catching_up_it_goes_on_and_gives_the_batch_bytes(
     windows_dir: Path,  # noqa: F811
     batch: dict[str, bytes],
@@ -106,7 +144,8 @@ def test_withdrawn_snapshot_starts_the_students_over_and_its_windows_are_scored_
     advance(replace(job, windows_dir=arrived), tmp_path / "before")
     bad = list_snapshots(tmp_path / "before" / "teacher" / "snapshots")[1]
     withdrawn = replace(job, withdrawn=frozenset({bad.weights_hash}))
-    advance(withdrawn, tmp_path / "after")
+    done = advance(withdrawn, tmp_path / "after")
+    assert (done.before, done.new) == ([], NAMES)  # to the students all are new
     advance(replace(withdrawn, work_dir=tmp_path / "at_once"), tmp_path / "expected")
     scores = pl.read_parquet(tmp_path / "after" / "scores" / "w2" / "*.parquet")
     assert scores["snapshot"].unique().to_list() == ["w0"]

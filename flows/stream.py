@@ -1,0 +1,117 @@
+"""Take new windows as they come: evaluate on them, score them, learn from them, publish: models/stream."""
+
+from flows.command_line import apply_or_exit, apply_overrides, command_parser, overrides_of
+
+# Before Prefect and torch are imported, so that --help answers at once.
+if __name__ == "__main__":
+    parser = command_parser(__doc__ or "")
+    parser.add_argument("--watch", action="store_true", help="stay, and take windows whenever the raw log has grown")
+    given = parser.parse_args()
+    overrides_given = overrides_of(parser, given)
+
+import sys
+import time
+
+from prefect import flow
+
+from recsys.config import InputError
+from tasks.calling import call, run_stage
+from tasks.ingest import ingest_windows
+from tasks.project import STREAM, STREAM_REPORT, BusyError, only_one
+from tasks.stream import (
+    RUN_LOCK,
+    WATCH_LOCK,
+    advance_stream,
+    evaluate_stream,
+    ingest_is_due,
+    log_state,
+    partition_is_due,
+    publish_stream,
+    what_is_missing,
+)
+from tasks.stream_settings import load_stream_settings
+from tasks.towers import partition_features
+from tasks.versioning import commit_stage
+
+
+@flow(name="stream")
+def stream(overrides: dict[str, str] | None = None) -> None:
+    """Take all complete windows that are new; a run that is stopped anywhere is gone on with by the next one.
+
+    Args:
+        overrides: values to write into params/ first, e.g. ``{"stream.finished": "true"}``.
+    """
+    apply_overrides(overrides or {})
+    with only_one(RUN_LOCK, "another run is taking the stream's windows"):
+        if call(ingest_is_due):
+            call(ingest_windows)
+            call(commit_stage, "ingest")
+        missing = call(what_is_missing)
+        if missing is not None:
+            _say(missing)
+            return
+        if call(partition_is_due):
+            call(partition_features)
+            call(commit_stage, "partition")
+        while take_windows():
+            pass
+
+
+def take_windows() -> bool:
+    """Take what ``windows_at_once`` allows and publish; whether there may be more."""
+    limit = load_stream_settings().windows_at_once
+    taken = call(advance_stream)
+    best = call(evaluate_stream, taken)
+    call(publish_stream, taken, best)
+    _say(
+        f"{taken.new} new windows, {len(taken.windows)} in all, the last {taken.windows[-1]}; "
+        f"results in {STREAM}, metrics in {STREAM_REPORT}"
+    )
+    return limit is not None and taken.new == limit
+
+
+def watch() -> None:
+    """Run the flow whenever the raw log or the windows have changed and two looks find the same; until stopped.
+
+    A mistake in the log is one line, and the next change of the log is another try.
+    """
+    seconds = load_stream_settings().poll_seconds
+    with only_one(WATCH_LOCK, "another process is watching"):
+        _say(f"looks at the raw log every {seconds:g} s; Ctrl-C ends it")
+        seen = handled = complaint = None
+        while True:
+            state = log_state()
+            if state == seen and state != handled:
+                try:
+                    run_stage(stream)()
+                except BusyError as error:
+                    complaint = _complain(error, complaint)  # the next look tries again
+                except InputError as error:
+                    complaint, handled = _complain(error, None), state
+                else:
+                    complaint, handled = None, (state[0], log_state()[1])
+            seen = state
+            time.sleep(seconds)
+
+
+def _complain(error: InputError, before: str | None) -> str:
+    """Say what is wrong, unless that was said before."""
+    if str(error) != before:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    return str(error)
+
+
+def _say(text: str) -> None:
+    print(f"stream: {text}", flush=True)
+
+
+def _run(overrides: dict[str, str], stay: bool) -> None:
+    apply_overrides(overrides)
+    if stay:
+        watch()
+    else:
+        run_stage(stream)()
+
+
+if __name__ == "__main__":
+    apply_or_exit(lambda: _run(overrides_given, given.watch))

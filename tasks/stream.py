@@ -1,0 +1,230 @@
+"""The stream: new windows as they come, evaluated, scored, learnt from and published as models/stream."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefect import task
+
+from recsys.config import InputError, load_settings
+from recsys.data.schema import MANIFEST_FILE, SCHEMA_FILE, Schema
+from recsys.data.settings import DatasetSettings, DataSettings, load_dataset
+from recsys.data.sources.files import resolve_files
+from recsys.distill.settings import AugmentSettings, StudentsSettings, load_teacher
+from recsys.distill.withdrawals import WithdrawnSettings
+from recsys.towers.settings import TowersSettings
+from tasks.augmentation import augment_settings_file
+from tasks.distillation import curves_of
+from tasks.project import (
+    ORACLE,
+    PARAMS,
+    PARTITION_FILE,
+    STREAM,
+    STREAM_REPORT,
+    STREAM_WORK,
+    WINDOWS,
+    WITHDRAWN_FILE,
+    replacing,
+    require,
+)
+from tasks.registry import register_models
+from tasks.stream_settings import load_stream_settings
+from tasks.tracking import RunRecord, flatten, record
+from tasks.versioning import CACHED, check_stage, code_version, output_version
+
+if TYPE_CHECKING:
+    from recsys.distill.stream_advance import StreamJob
+
+RUN_LOCK, WATCH_LOCK = "stream.lock", "stream-watch.lock"
+LINEAGE_FILE, EVALUATED_DIR, PUBLISHED = "lineage.json", "evaluated", "published"
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a call has taken.
+
+    Attributes:
+        key: names all that decides the results of a window: settings, code, features, withdrawn snapshots.
+        work: the folder that the stream goes on from.
+        windows: names of all windows taken so far.
+        new: how many of them are.
+    """
+
+    key: str
+    work: Path
+    windows: list[str]
+    new: int
+
+
+def log_state() -> tuple[list[tuple[str, int, int]], list[tuple[str, int, int]]]:
+    """(path, bytes, ns of the last change) of the raw log's files with their settings, and of the windows' schema.
+
+    A log that is not there yet has no files.
+    """
+    settings = load_settings(PARAMS / "data.yaml", DataSettings)
+    dataset = load_dataset(settings, PARAMS / "datasets")
+    names = [PARAMS / "data.yaml", PARAMS / "datasets" / f"{settings.dataset}.yaml", *_files(dataset, settings)]
+    return [_file_state(path) for path in names], [_file_state(WINDOWS / SCHEMA_FILE)]
+
+
+@task
+def ingest_is_due() -> bool:
+    """Whether data/windows are not those of the raw log, its settings and this code."""
+    return check_stage.fn("ingest").name != CACHED
+
+
+@task
+def what_is_missing() -> str | None:
+    """What the stream waits for before it takes its first window; None where that is there."""
+    complete = len(Schema.load(WINDOWS).windows) - (0 if load_stream_settings().finished else 1)
+    wanted, why = 1, "the last window of a log that is not finished may still grow"
+    if _lacks_partition():
+        wanted = load_settings(PARAMS / "towers.yaml", TowersSettings).partition.probe_windows
+        why = "the teacher's towers are learnt from them"
+    return None if complete >= wanted else f"waits for {wanted} complete windows ({why}); there are {complete}"
+
+
+@task
+def partition_is_due() -> bool:
+    """Whether the teacher's towers are still to be learnt."""
+    return _lacks_partition()
+
+
+@task
+def advance_stream() -> Taken:
+    """Take the complete new windows through teacher, scores and students and put all results in models/stream."""
+    from recsys.distill.stream_advance import advance
+    from recsys.training.resume import fingerprint
+
+    require(WINDOWS)
+    job = _job()
+    with replacing(STREAM) as (output,):
+        done = advance(job, output)
+        windows = [*done.before, *done.new]
+        lineage = _lineage(job.work_dir / done.run, windows)
+        (output / LINEAGE_FILE).write_text(lineage)
+    key = fingerprint(done.run, sorted(job.withdrawn))
+    return Taken(key, job.work_dir / done.run, windows, len(done.new))
+
+
+@task
+def evaluate_stream(taken: Taken) -> dict[str, str]:
+    """Measure each window that was not measured before and write reports/stream; each student's best arm so far."""
+    from recsys.distill.stream_advance import STUDENTS_DIR, TEACHER_DIR, WINDOWS_DIR
+    from recsys.evaluation.progressive import best_arms, evaluate_windows
+
+    kept = taken.work / EVALUATED_DIR / taken.key
+    with replacing(STREAM_REPORT) as (output,):
+        rows = evaluate_windows(
+            taken.work / WINDOWS_DIR, ORACLE, STREAM / TEACHER_DIR, STREAM / STUDENTS_DIR, kept, output
+        )
+    return best_arms(rows)
+
+
+@task
+def publish_stream(taken: Taken, best: dict[str, str]) -> None:
+    """Go on with one MLflow run a model from the first window that it lacks, and register each student's best arm.
+
+    A call that is stopped is repeated by the next one: MLflow keeps a value that is sent twice once.
+    """
+    from recsys.distill.score_log import write_atomically
+    from recsys.distill.stream_advance import STUDENTS_DIR
+    from recsys.distill.students import EXPORT_DIR
+
+    mark = taken.work / f"{PUBLISHED}-{taken.key}"
+    first = int(mark.read_text()) if mark.is_file() else 0
+    if first == len(taken.windows):
+        return
+    for name, folder, parameters in _models():
+        record(
+            RunRecord(
+                name=f"stream: {name}",
+                kind="stream",
+                parameters=parameters,
+                data_version=output_version(WINDOWS),
+                dataset=Schema.load(WINDOWS).dataset,
+                curves=curves_of(folder, first),
+                tags={"windows": str(len(taken.windows)), "last_window": taken.windows[-1]},
+                artifacts={str(folder / "metrics.json"): "", str(STREAM / LINEAGE_FILE): ""},
+                grows=f"{taken.key}/{name}",
+                first_step=first,
+            )
+        )
+    alias = load_stream_settings().alias
+    if alias is not None:
+        chosen = {name: (arm, STREAM / STUDENTS_DIR / name / arm / EXPORT_DIR) for name, arm in best.items()}
+        register_models(chosen, alias)
+    write_atomically(mark, str(len(taken.windows)).encode())
+
+
+def _models() -> list[tuple[str, Path, dict[str, Any]]]:
+    """Name, folder and parameters of the teacher and of each student, arm and seed."""
+    from recsys.distill.stream_advance import STUDENTS_DIR, TEACHER_DIR
+
+    teacher, train = load_teacher(PARAMS)
+    students = load_settings(PARAMS / "students.yaml", StudentsSettings)
+    models = [("teacher", STREAM / TEACHER_DIR, flatten(teacher) | flatten(train))]
+    for folder in sorted((STREAM / STUDENTS_DIR).glob("*/*/seed-*")):
+        models.append(("-".join(folder.parts[-3:]), folder, flatten(students) | flatten(train)))
+    return models
+
+
+def _lacks_partition() -> bool:
+    teacher, _ = load_teacher(PARAMS)
+    return teacher.model.towers and not PARTITION_FILE.is_file()
+
+
+def _files(dataset: DatasetSettings, settings: DataSettings) -> list[Path]:
+    """The raw log's files; none for a generated one and for one that is not there yet."""
+    described = dataset.table or dataset.criteo
+    if described is None:
+        return []
+    try:
+        return resolve_files(described.files, Path(settings.root))
+    except InputError:
+        return []
+
+
+def _file_state(path: Path) -> tuple[str, int, int]:
+    """(path, bytes, ns of the last change); zeros where it is not."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return str(path), 0, 0
+    return str(path), stat.st_size, stat.st_mtime_ns
+
+
+def _job() -> "StreamJob":
+    from recsys.distill.stream_advance import StreamJob
+
+    teacher, train = load_teacher(PARAMS)
+    settings = load_stream_settings()
+    return StreamJob(
+        windows_dir=WINDOWS,
+        partition_file=PARTITION_FILE,
+        teacher=teacher,
+        augment=load_settings(augment_settings_file(), AugmentSettings),
+        students=load_settings(PARAMS / "students.yaml", StudentsSettings),
+        train=train,
+        work_dir=STREAM_WORK,
+        withdrawn=load_settings(WITHDRAWN_FILE, WithdrawnSettings).hashes,
+        finished=settings.finished,
+        windows_at_once=settings.windows_at_once,
+    )
+
+
+def _lineage(work: Path, windows: list[str]) -> str:
+    """lineage.json: which windows came with which version of data/windows and of the code, in order of their coming."""
+    from recsys.distill.score_log import file_hash, write_atomically
+    from recsys.distill.stream_advance import WINDOWS_DIR
+
+    path = work / LINEAGE_FILE
+    known = json.loads(path.read_text()) if path.is_file() else []
+    new = windows[sum(len(entry["windows"]) for entry in known) :]
+    if new:
+        manifests = {name: file_hash(work / WINDOWS_DIR / name / MANIFEST_FILE) for name in new}
+        known.append({"windows": manifests, "data_version": output_version(WINDOWS), "code_version": code_version()})
+    text = json.dumps(known, indent=1) + "\n"
+    write_atomically(path, text.encode())
+    return text

@@ -1,0 +1,142 @@
+"""The stream's settings, its locks, and what it sees of a log."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recsys.config import InputError
+from recsys.data.schema import Schema, Window
+from tasks.project import BusyError, only_one
+from tasks.stream import RUN_LOCK, log_state, what_is_missing
+from tasks.stream_settings import StreamSettings, load_stream_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+LOG_YAML = """
+format: table
+table:
+  files: [log-*.csv]
+  file_format: csv
+  time: {column: time, unit: s}
+  label: clicked
+  categorical: [{column: ad, table_rows: 100}]
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project whose log is one CSV file."""
+    shutil.copytree(ROOT / "params", tmp_path / "params")
+    (tmp_path / "params/datasets/mine.yaml").write_text(LOG_YAML)
+    data = tmp_path / "params/data.yaml"
+    text = data.read_text().replace("dataset: synthetic", "dataset: mine")
+    data.write_text(text.replace("root: params/datasets", f"root: {tmp_path / 'logs'}"))
+    (tmp_path / "logs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def change(project: Path, key: str, value: str) -> None:
+    path = project / "params/stream.yaml"
+    lines = [f"{key}: {value}" if line.startswith(f"{key}:") else line for line in path.read_text().splitlines()]
+    path.write_text("\n".join(lines))
+
+
+def windows(project: Path, count: int) -> None:
+    folder = project / "data/windows"
+    folder.mkdir(parents=True, exist_ok=True)
+    Schema("mine", [], [], ["all"], [Window(f"w{i}", i, i + 1, 1, 0) for i in range(count)], 0.1, {}).save(folder)
+
+
+def test_schedule_is_prefects_keyword() -> None:
+    assert StreamSettings().schedule() == {}
+    assert StreamSettings(cron="*/30 * * * *").schedule() == {"cron": "*/30 * * * *"}
+    assert StreamSettings(interval_minutes=2).schedule() == {"interval": 120.0}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("cron", "every hour", "key 'cron'"),
+        ("poll_seconds", "0", "key 'poll_seconds'"),
+        ("windows_at_once", "0", "key 'windows_at_once'"),
+        ("alias", "[1]", "key 'alias'"),
+    ],
+)
+def test_a_wrong_setting_is_one_line(project: Path, key: str, value: str, expected: str) -> None:
+    change(project, key, value)
+    with pytest.raises(InputError, match=expected) as error:
+        load_stream_settings()
+    assert "\n" not in str(error.value)
+
+
+def test_two_schedules_are_refused(project: Path) -> None:
+    change(project, "cron", '"0 * * * *"')
+    change(project, "interval_minutes", "5")
+    with pytest.raises(InputError, match="give cron or interval_minutes, not both"):
+        load_stream_settings()
+
+
+def test_a_lock_refuses_a_second_process_in_one_line_and_is_free_after_its_holder_was_killed(project: Path) -> None:
+    holder = (
+        "from tasks.project import only_one; c = only_one('stream.lock', ''); c.__enter__(); print(1, flush=True); "
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", holder + "input()"],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "1\n"
+    with (
+        pytest.raises(BusyError, match="another run is taking windows") as error,
+        only_one(RUN_LOCK, "another run is taking windows"),
+    ):
+        pass
+    assert "\n" not in str(error.value)
+    process.kill()
+    process.wait()
+    with only_one(RUN_LOCK, "free"):
+        pass
+
+
+def test_state_changes_with_the_log_its_settings_and_the_windows(project: Path) -> None:
+    states = [log_state()]
+    log = project / "logs/log-1.csv"
+    log.write_text("time,clicked,ad\n1,0,a\n")
+    states.append(log_state())
+    assert log_state() == states[-1]
+    with log.open("a") as file:
+        file.write("2,1,b\n")
+    states.append(log_state())
+    (project / "logs/log-2.csv").write_text("time,clicked,ad\n3,0,a\n")
+    states.append(log_state())
+    (project / "params/datasets/mine.yaml").write_text(LOG_YAML.replace("100", "200"))
+    states.append(log_state())
+    windows(project, 2)
+    states.append(log_state())
+    assert len({str(state) for state in states}) == len(states)
+    assert states[-1][0] == states[-2][0]  # the log's own part
+
+
+def test_it_waits_for_the_windows_that_the_towers_are_learnt_from_then_for_one_that_is_complete(
+    project: Path,
+) -> None:
+    windows(project, 3)
+    assert what_is_missing.fn() == (
+        "waits for 3 complete windows (the teacher's towers are learnt from them); there are 2"
+    )
+    windows(project, 4)
+    assert what_is_missing.fn() is None
+    (project / "models/partition").mkdir(parents=True)
+    (project / "models/partition/partition.json").touch()
+    windows(project, 1)
+    assert "waits for 1 complete windows" in str(what_is_missing.fn())
+    change(project, "finished", "true")
+    assert what_is_missing.fn() is None
