@@ -9,6 +9,7 @@ those that ``python -m bench.distillation_modes tune`` found on a stream that ju
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.distillation_lab import ARMS, PARAMS, STREAMS, TEACHER, Lab, Scores
 from bench.distillation_results import (
@@ -25,10 +26,13 @@ from bench.distillation_results import (
 )
 from bench.teacher_ladder import cost, stream_schema
 from recsys.config import load_settings
+from recsys.distill.distillation_settings import DistillationSettings
 from recsys.distill.settings import PLAIN, StudentsSettings
 
 REPORT, FIGURES = Path("docs/benchmarks/distillation_sweeps.md"), Path("docs/figures")
 SHARED, AFFINE, AH, EXTRA = "shared", "affine", "AH", "AH + SA, extra head"
+DEFAULT, HARD, REPLACE = "AH, beta = 3", "AH with the hard label", "AH + SA, replace"
+AFTER, SLOW = f"{REPLACE}, after", f"{REPLACE}, slow"
 LATE_WINDOW = 8  # from here on a teacher can be LATEST_LAG windows old and have been trained
 LAGS = (0, 3, 6)
 RATIOS = (1.0, 1.2, 1.5, 2.0)
@@ -56,10 +60,21 @@ class Sweep:
     first_window: int = FIRST_WINDOW
 
 
+def _adapted(**changes: Any) -> DistillationSettings:
+    base = ARMS[REPLACE]
+    return base.model_copy(update={"adapter": base.adapter.model_copy(update=changes)})
+
+
 def _lags(stream: str) -> tuple[Point, ...]:
     return tuple(Point(str(lag), stream, Scores(lag=lag)) for lag in LAGS)
 
 
+VARIANTS = {
+    DEFAULT: ARMS[AH].model_copy(update={"gradient_scale": 3.0}),
+    AFTER: _adapted(update="after"),
+    SLOW: _adapted(learning_rate=0.001),
+    HARD: ARMS[AH].model_copy(update={"hard_label_weight": 1.0}),
+}
 LADDER = ("as_the_student", "dcn_small", "", "wukong_small")
 HEADS = ((AH, SHARED),)
 ADAPTED = (EXTRA, AH)
@@ -134,6 +149,13 @@ SWEEPS = {
         (SHARED, AH),
         HEADS,
     ),
+    "variants": Sweep(
+        "The default strength, and what the adapter loses by",
+        "stream",
+        (Point("shifted"),),
+        (AH, DEFAULT, HARD, EXTRA, REPLACE, AFTER, SLOW),
+        ((EXTRA, AH), (REPLACE, AH), (AFTER, REPLACE), (SLOW, REPLACE), (HARD, AH)),
+    ),
     "clicks": Sweep(
         "Scarcity of clicks",
         "base rate, times that of the default stream",
@@ -176,15 +198,14 @@ def contrast_lines(sweep: Sweep, labels: list[str], found: list[list[Found]]) ->
 def calibration_lines(sweep: Sweep, labels: list[str], found: list[list[Found]]) -> list[str]:
     """Markdown: served calibration, and (c + w t)/(1 + w) of plain's c and the teacher's t for the shared head."""
     weight = ARMS[SHARED].loss_weight
-    names = ["teacher", PLAIN, *sweep.arms]
-    lines = [
-        f"| {sweep.axis} | {' | '.join(names)} | closed form for {SHARED} |",
-        "|---" + "|---:" * (len(names) + 1) + "|",
-    ]
+    names, has_form = ["teacher", PLAIN, *sweep.arms], SHARED in sweep.arms
+    form = [f"closed form for {SHARED}"] if has_form else []
+    lines = [f"| {' | '.join([sweep.axis, *names, *form])} |", "|---" + "|---:" * len(names + form) + "|"]
     for label, results in zip(labels, found, strict=True):
-        values = {name: mean(results, name, "calibration") for name in names}
-        form = (values[PLAIN] + weight * values["teacher"]) / (1 + weight)
-        lines.append(f"| {label} | {' | '.join(f'{value:.3f}' for value in values.values())} | {form:.3f} |")
+        values = [mean(results, name, "calibration") for name in names]
+        if has_form:
+            values.append((values[1] + weight * values[0]) / (1 + weight))
+        lines.append(f"| {label} | {' | '.join(f'{value:.3f}' for value in values)} |")
     return lines
 
 
@@ -192,7 +213,7 @@ def main() -> None:
     """Read the command line, run what is missing and print the tables."""
     given = command_line(__doc__, SWEEPS).parse_args()
     sweep = SWEEPS[given.what]
-    arms = {name: ARMS[name] for name in (PLAIN, *sweep.arms)}
+    arms = {name: (ARMS | VARIANTS)[name] for name in (PLAIN, *sweep.arms)}
 
     def results(point: Point) -> list[Found]:
         rows = round(given.rows * point.share)
