@@ -73,12 +73,13 @@ def _adapter(kind: str, update: str = "before") -> AdapterSettings:
     return AdapterSettings.model_validate({"kind": kind, "update": update})
 
 
+UNSCALED = "AH, beta = alpha = w = 1"
 # The strengths are those that ``bench.distillation_modes tune`` found; see docs/benchmarks/distillation_modes.md.
 ARMS: dict[str, DistillationSettings] = {
     PLAIN: DistillationSettings(mode="none"),
     "shared": DistillationSettings(mode="shared", loss_weight=3.0),
     "affine": DistillationSettings(mode="affine", loss_weight=3.0),
-    "AH, beta = alpha = w = 1": DistillationSettings(mode="auxiliary"),
+    UNSCALED: DistillationSettings(mode="auxiliary"),
     "AH": DistillationSettings(mode="auxiliary", gradient_scale=10.0),
     "AH + SA, extra head": DistillationSettings(
         mode="auxiliary_adapter", gradient_scale=10.0, adapter=_adapter("extra_head")

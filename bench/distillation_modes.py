@@ -2,16 +2,17 @@
 
     python -m bench.distillation_modes tune --seeds 777          # on a stream that does not judge
     python -m bench.distillation_modes compare --seeds 1 2 3 4 5
-    python -m bench.distillation_modes tune --seeds 777 778 --stream ebnerd-before --logs /path/to/logs
+    python -m bench.distillation_modes tune --seeds 777 --stream ebnerd-before --logs /path/to/logs --strengths 0.3 1 3
     python -m bench.distillation_modes compare --stream ebnerd --logs /path/to/logs --write
 
 Each seed is a stream (of a generated log), a teacher and students of its own; an arm's difference to no distillation
 is paired by seed. What is done is kept in --work (bench/distillation_lab.py).
 """
 
+from itertools import product
 from pathlib import Path
 
-from bench.distillation_lab import ARMS, STREAMS, Lab, arms_of
+from bench.distillation_lab import ARMS, STREAMS, UNSCALED, Lab, arms_of
 from bench.distillation_results import (
     CONFIDENCE,
     FIRST_WINDOW,
@@ -31,24 +32,20 @@ REPORT = Path("docs/benchmarks/distillation_modes.md")
 FIRST_TRAINED_WINDOW = 1  # judges strengths: the window before it is predicted by an untrained model
 TUNING_SEEDS = {777, 778, 779}  # their streams are not judged
 NOT_STUDENTS = (PLAIN, "teacher", "oracle")
-WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0)  # w, where there is no beta
-BETAS = (0.3, 1.0, 3.0, 10.0, 30.0)
 LABEL_SCALES = (1.0, 3.0)
+TUNED = [name for name in ARMS if name not in (PLAIN, UNSCALED)]
 
 
-def tuning_arms() -> dict[str, DistillationSettings]:
-    """Every strength that ``tune`` tries, by a name that says it."""
+def tuning_arms(names: list[str], strengths: list[float]) -> dict[str, DistillationSettings]:
+    """Every strength that ``tune`` tries of the arms ``names``, by a name that says it."""
     arms = {PLAIN: ARMS[PLAIN]}
-    for arm in ("shared", "affine"):
-        arms |= {f"{arm}, w={w:g}": ARMS[arm].model_copy(update={"loss_weight": w}) for w in WEIGHTS}
-    for arm in ("AH", "AH + SA, extra head", "AH + SA, replace", "co-distillation"):
-        for alpha in LABEL_SCALES if arm == "AH" else (1.0,):
-            arms |= {
-                f"{arm}, beta={beta:g}, alpha={alpha:g}": ARMS[arm].model_copy(
-                    update={"label_scale": alpha, "gradient_scale": beta}
-                )
-                for beta in BETAS
-            }
+    for name, one in product(names, strengths):
+        if not ARMS[name].has_own_head:
+            arms[f"{name}, w={one:g}"] = ARMS[name].model_copy(update={"loss_weight": one})
+            continue
+        for alpha in LABEL_SCALES if name == "AH" else (1.0,):
+            changes = {"gradient_scale": one, "label_scale": alpha}
+            arms[f"{name}, beta={one:g}, alpha={alpha:g}"] = ARMS[name].model_copy(update=changes)
     return arms
 
 
@@ -108,6 +105,8 @@ def main() -> None:
     """Read the command line, run what is missing and print the tables."""
     parser = command_line(__doc__, ("tune", "compare"))
     parser.add_argument("--stream", choices=list(STREAMS), default="shifted")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), help="besides plain; all of them if not given")
+    parser.add_argument("--strengths", type=float, nargs="+", default=[0.3, 1, 3, 10, 30], help="of beta, or w")
     given = parser.parse_args()
     tunes = given.what == "tune"
     case = STREAMS[given.stream]
@@ -117,10 +116,12 @@ def main() -> None:
     seeds = f"Seeds {', '.join(map(str, given.seeds))}"
     if tunes:
         first = FIRST_TRAINED_WINDOW if case.max_windows is not None else FIRST_WINDOW
-        results = [measured(lab, tuning_arms(), first_window=first, whole_only=True) for lab in labs]
+        arms = tuning_arms(given.arms or TUNED, given.strengths)
+        results = [measured(lab, arms, first_window=first, whole_only=True) for lab in labs]
         lines = [f"{size}. {seeds}, which do not judge.", "", *tuning_lines(results)]
     else:
-        results = [measured(lab, arms_of(case)) for lab in labs]
+        arms = {name: arm for name, arm in arms_of(case).items() if not given.arms or name in (PLAIN, *given.arms)}
+        results = [measured(lab, arms) for lab in labs]
         lines = [
             f"{case.changes}, {size}. {seeds}; {CONFIDENCE:.0%} intervals over them; judged from the fifth window."
         ]

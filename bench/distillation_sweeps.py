@@ -75,7 +75,7 @@ VARIANTS = {
     SLOW: _adapted(learning_rate=0.001),
     HARD: ARMS[AH].model_copy(update={"hard_label_weight": 1.0}),
 }
-LADDER = ("as_the_student", "dcn_small", "", "wukong_small")
+LADDER = ("as_the_student", "", "wukong_small")
 HEADS = ((AH, SHARED),)
 ADAPTED = (EXTRA, AH)
 SWEEPS = {
@@ -113,8 +113,8 @@ SWEEPS = {
         "Speed of drift, with a fresh teacher",
         "share of the effects' variance that turns over the stream",
         (Point("0", "drift-0"), Point("0.8"), Point("1", "drift-1")),
-        (SHARED, AH, EXTRA),
-        (*HEADS, ADAPTED),
+        (AH, EXTRA),
+        (ADAPTED,),
         LATE_WINDOW,
     ),
     "drift-stale": Sweep(
@@ -124,8 +124,8 @@ SWEEPS = {
             Point(label, stream, Scores(lag=3))
             for label, stream in (("0", "drift-0"), ("0.8", "shifted"), ("1", "drift-1"))
         ),
-        (SHARED, AH, EXTRA),
-        (*HEADS, ADAPTED),
+        (AH, EXTRA),
+        (ADAPTED,),
         LATE_WINDOW,
     ),
     "domains": Sweep(
