@@ -92,7 +92,12 @@ ARMS: dict[str, DistillationSettings] = {
 
 
 # As on the first four windows, by ``tune --stream ebnerd-before``; the windows after them judge.
-EBNERD_STRENGTHS: dict[str, dict[str, float]] = {}
+EBNERD_STRENGTHS = {
+    "shared": {"loss_weight": 0.3},
+    "affine": {"loss_weight": 0.3},
+    "AH": {"gradient_scale": 0.3},
+    "AH + SA, extra head": {"gradient_scale": 0.3},
+}
 
 
 def arms_of(case: StreamCase) -> dict[str, DistillationSettings]:

@@ -75,7 +75,7 @@ VARIANTS = {
     SLOW: _adapted(learning_rate=0.001),
     HARD: ARMS[AH].model_copy(update={"hard_label_weight": 1.0}),
 }
-LADDER = ("as_the_student", "", "wukong_small")
+LADDER = ("as_the_student", "dcn_small", "")
 HEADS = ((AH, SHARED),)
 ADAPTED = (EXTRA, AH)
 SWEEPS = {
