@@ -33,7 +33,7 @@ REPORT, FIGURES = Path("docs/benchmarks/distillation_sweeps.md"), Path("docs/fig
 SHARED, AFFINE, AH, EXTRA = "shared", "affine", "AH", "AH + SA, extra head"
 DEFAULT, HARD, REPLACE = "AH, beta = 3", "AH with the hard label", "AH + SA, replace"
 AFTER, SLOW = f"{REPLACE}, after", f"{REPLACE}, slow"
-LATE_WINDOW = 8  # from here on a teacher can be LATEST_LAG windows old and have been trained
+LATE_WINDOW = 8  # from here on a teacher six windows late has been trained on two windows at least
 LAGS = (0, 3, 6)
 RATIOS = (1.0, 1.2, 1.5, 2.0)
 
@@ -175,7 +175,7 @@ def flops_ratios() -> dict[str, float]:
 
 
 def ne_lines(sweep: Sweep, labels: list[str], found: list[list[Found]]) -> list[str]:
-    """Markdown: NE change against no distillation, with its interval; no letter needed where p < 0.01 is bold."""
+    """Markdown: NE change against no distillation, with its interval."""
     names = ["teacher", *sweep.arms]
     lines = [f"| {sweep.axis} | NE of plain | {' | '.join(names)} |", "|---" + "|---:" * (len(names) + 1) + "|"]
     for label, results in zip(labels, found, strict=True):
@@ -186,13 +186,16 @@ def ne_lines(sweep: Sweep, labels: list[str], found: list[list[Found]]) -> list[
 
 def contrast_lines(sweep: Sweep, labels: list[str], found: list[list[Found]]) -> list[str]:
     """Markdown: paired NE differences between arms, and p."""
+    if not sweep.contrasts:
+        return []
     names = [f"{one} against {other}" for one, other in sweep.contrasts]
-    lines = [f"| {sweep.axis} | {' | '.join(names)} |", "|---" + "|---:" * len(names) + "|"]
+    lines = ["Paired differences in NE, % (below zero: the first is better):", ""]
+    lines += [f"| {sweep.axis} | {' | '.join(names)} |", "|---" + "|---:" * len(names) + "|"]
     for label, results in zip(labels, found, strict=True):
         differences = [change(results, one, other) for one, other in sweep.contrasts]
         cells = [f"{one}" + ("" if one.p is None else f", p {one.p:.2g}") for one in differences]
         lines.append(f"| {label} | {' | '.join(cells)} |")
-    return lines
+    return [*lines, ""]
 
 
 def calibration_lines(sweep: Sweep, labels: list[str], found: list[list[Found]]) -> list[str]:
@@ -232,10 +235,7 @@ def main() -> None:
         "",
         *ne_lines(sweep, labels, found),
         "",
-        "Paired differences in NE, % (below zero: the first is better):",
-        "",
         *contrast_lines(sweep, labels, found),
-        "",
         "Calibration (mean prediction over mean label):",
         "",
         *calibration_lines(sweep, labels, found),
@@ -243,6 +243,8 @@ def main() -> None:
     print("\n".join(lines))
     if given.write:
         write_section(REPORT, "When distillation helps", f"{given.what}: {sweep.title}", lines)
+        if len(sweep.points) == 1:
+            return
         series = {name: [change(one, name, PLAIN) for one in found] for name in ("teacher", *sweep.arms)}
         draw(given.what, sweep, labels, series)
 
