@@ -13,7 +13,6 @@ from recsys.evaluation.metrics import METRICS
 from recsys.evaluation.report import LABELS, ORACLE, TEACHER, measure_window
 
 WINDOWS_FILE, TABLE_FILE = "windows.csv", "table.md"
-COLUMNS = ["model", "window", "rows", *METRICS]
 
 
 def evaluate_windows(
@@ -43,7 +42,8 @@ def evaluate_windows(
             write_atomically(kept, json.dumps(found).encode())
         rows += json.loads(kept.read_text())
     with (output_dir / WINDOWS_FILE).open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        names = ["model", *(["task"] if _shows_tasks(rows) else []), "window", "rows", *METRICS]
+        writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     (output_dir / TABLE_FILE).write_text(_markdown(rows))
@@ -51,7 +51,7 @@ def evaluate_windows(
 
 
 def mean_over_windows(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """By model, the mean of each metric over its windows, weighted by their rows.
+    """By model, the mean of each metric over its windows of one task, weighted by their rows.
 
     A window in which it is not defined (one class of label) is left out. LogLoss is that of all rows pooled; the
     others are not what pooled rows would give.
@@ -62,9 +62,13 @@ def mean_over_windows(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]
 
 
 def best_arms(rows: list[dict[str, Any]]) -> dict[str, str]:
-    """Each student's arm of the lowest LogLoss over all rows so far."""
+    """Each student's arm of the lowest LogLoss of its main task, its first, over all rows so far."""
     losses: dict[str, dict[str, float]] = {}
-    for model, means in mean_over_windows(rows).items():
+    main: dict[str, str] = {}
+    for row in rows:
+        main.setdefault(row["model"].split("/")[0], row["task"])
+    of_main = [row for row in rows if row["task"] == main[row["model"].split("/")[0]]]
+    for model, means in mean_over_windows(of_main).items():
         student, arm = model.split("/")
         if arm not in {TEACHER, ORACLE}:
             losses.setdefault(student, {})[arm] = means["logloss"]
@@ -77,17 +81,24 @@ def _mean(rows: list[dict[str, Any]], metric: str) -> float:
     return sum(count * value for count, value in defined) / total if total else math.nan
 
 
+def _shows_tasks(rows: list[dict[str, Any]]) -> bool:
+    return len({row["task"] for row in rows}) > 1
+
+
 def _markdown(rows: list[dict[str, Any]]) -> str:
-    """A row a model: its mean over all windows and its newest window."""
-    newest = {row["model"]: row for row in rows}
-    headings = ["model", "rows", *(LABELS[metric] for metric in METRICS), "newest window", "rows", "NE", "AUC"]
+    """A row a model and task: its mean over all windows and its newest window."""
+    shown = ["task"] if _shows_tasks(rows) else []
+    headings = ["model", *shown, "rows", *(LABELS[metric] for metric in METRICS), "newest window", "rows", "NE", "AUC"]
     lines = [f"| {' | '.join(headings)} |", "|---|" + "---:|" * (len(headings) - 1)]
-    for model, means in mean_over_windows(rows).items():
-        total = sum(row["rows"] for row in rows if row["model"] == model)
-        last = newest[model]
-        cells = [model, f"{total:,}", *(_text(means[metric]) for metric in METRICS)]
-        cells += [last["window"], f"{last['rows']:,}", _text(last["ne"]), _text(last["auc"])]
-        lines.append(f"| {' | '.join(cells)} |")
+    for task in dict.fromkeys(row["task"] for row in rows):
+        own = [row for row in rows if row["task"] == task]
+        newest = {row["model"]: row for row in own}
+        for model, means in mean_over_windows(own).items():
+            total = sum(row["rows"] for row in own if row["model"] == model)
+            last = newest[model]
+            cells = [model, *([task] if shown else []), f"{total:,}", *(_text(means[metric]) for metric in METRICS)]
+            cells += [last["window"], f"{last['rows']:,}", _text(last["ne"]), _text(last["auc"])]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

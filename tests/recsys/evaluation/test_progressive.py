@@ -37,7 +37,7 @@ def test_a_window_that_was_measured_is_not_read_again(run_dir: Path) -> None:  #
 
 
 def test_mean_weighs_windows_by_their_rows_and_leaves_out_what_is_not_defined() -> None:
-    metrics = {"ne": 0.0, "auc": 0.5, "gauc": 0.5, "calibration": 1.0}
+    metrics = {"task": "click", "ne": 0.0, "auc": 0.5, "gauc": 0.5, "calibration": 1.0}
     rows = [
         {"model": "feed/plain", "rows": 1, "logloss": 0.1, **metrics},
         {"model": "feed/plain", "rows": 3, "logloss": 0.5, **metrics, "auc": float("nan")},
@@ -47,7 +47,8 @@ def test_mean_weighs_windows_by_their_rows_and_leaves_out_what_is_not_defined() 
     means = mean_over_windows(rows)
     assert means["feed/plain"]["logloss"] == pytest.approx(0.4)
     assert means["feed/plain"]["auc"] == pytest.approx(0.5)
-    assert best_arms(rows) == {"feed": "distilled"}
+    further = [{**row, "task": "cart", "logloss": 9.0 if "distilled" in row["model"] else 0.0} for row in rows]
+    assert best_arms(rows + further) == {"feed": "distilled"}
 
 
 def test_table_shows_each_model_and_its_newest_window(run_dir: Path) -> None:  # noqa: F811

@@ -166,7 +166,7 @@ def test_the_predictor_equals_the_ranker(tmp_path: Path, kind: dict[str, Any]) -
     chosen = model_settings(**kind)
     ranker = build_ranker(SCHEMA, chosen, None, seed=7)
     export_ranker(ranker.state_dict(), SCHEMA, chosen, tmp_path)
-    filled = frame.with_columns(pl.lit(0).alias(name) for name in META_COLUMNS if name != "domain")
+    filled = frame.with_columns(pl.lit(0).alias(name) for name in [*META_COLUMNS, "label"] if name != "domain")
     batch = batch_of(filled, SCHEMA, np.ones(ROWS, np.float32), ROWS)
     with torch.no_grad():
         expected = torch.sigmoid(ranker(batch.dense, batch.sparse)["serving"].double()).numpy()

@@ -13,6 +13,7 @@ from recsys.models.layers import perceptron
 from recsys.models.ranker import ARCHITECTURES
 from recsys.models.settings import ModelSettings
 from recsys.towers.flops import ranker_cost
+from recsys.towers.slices import whole_pieces
 
 SEED = 5
 FEATURES = [CategoricalFeature("user", 20), CategoricalFeature("ad", 10)]
@@ -30,7 +31,9 @@ def test_shared_part_and_main_head_are_those_of_a_ranker_without_tasks(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         dense_arch = perceptron(SCHEMA.dense_width, settings.dense_layers)
-        interaction = ARCHITECTURES[architecture](8, None, len(FEATURES), settings)
+        interaction = ARCHITECTURES[architecture](
+            8, None, whole_pieces([feature.name for feature in FEATURES]), settings
+        )
         over_arch = perceptron(interaction.out_features, settings.over_layers)
         output = nn.Linear(6, 1)
     expected = {"dense_arch": dense_arch, "interaction": interaction, "over_arch": over_arch, "output": output}
