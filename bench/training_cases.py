@@ -17,13 +17,17 @@ TABLE_COPIES = {"rowwise_adagrad": 1, "adagrad": 3, "adam": 4}
 
 @dataclass(frozen=True)
 class Contender:
-    """Who trains: ``kind`` on ``ranks`` processes of ``threads`` OpenMP threads each."""
+    """Who trains: ``kind`` on ``ranks`` processes of ``threads`` OpenMP threads each.
+
+    ``wire16``: embeddings cross the ranks as fp16, gradients as bf16.
+    """
 
     kind: Literal["engine", "plain", "fuxictr"]
     optimizer: Literal["rowwise_adagrad", "adagrad", "adam"]
     ranks: int = 1
     threads: int = 2
     bf16: bool = False
+    wire16: bool = False
 
 
 CONTENDERS = {
@@ -33,6 +37,7 @@ CONTENDERS = {
     "engine-1x1-bf16": Contender("engine", "rowwise_adagrad", threads=1, bf16=True),
     "engine-1x2-bf16": Contender("engine", "rowwise_adagrad", bf16=True),
     "engine-2x1-bf16": Contender("engine", "rowwise_adagrad", ranks=2, threads=1, bf16=True),
+    "engine-2x1-bf16-wire16": Contender("engine", "rowwise_adagrad", ranks=2, threads=1, bf16=True, wire16=True),
     "plain-adagrad": Contender("plain", "adagrad"),
     "plain-adam": Contender("plain", "adam"),
     "fuxictr-adam": Contender("fuxictr", "adam"),

@@ -30,6 +30,7 @@ from recsys.training.settings import TrainSettings
 BYTES_PER_GIB = 2**30
 BYTES_PER_KIB = 2**10
 ADAGRAD_RATE, ADAM_RATE = 0.05, 0.001
+WIRE16 = {"forward": "fp16", "backward": "bf16", "gradients": "bf16"}
 
 
 def run_engine(case: Case) -> dict[str, float]:
@@ -53,6 +54,7 @@ def engine_rank(case: Case) -> dict[str, float]:
             "sharding": case.sharding,
             "memory_gb": psutil.virtual_memory().total / who.ranks / BYTES_PER_GIB,
             "bf16": who.bf16,
+            "communication": WIRE16 if who.wire16 else {},
         }
     )
     engine = Engine(build_ranker(reader.schema, case.model.settings(), None, SEED, "meta"), settings, SEED)

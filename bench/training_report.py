@@ -123,10 +123,10 @@ def _rate_lines(machine: dict[str, float]) -> list[str]:
 def _ratios(section: Section) -> list[str]:
     """Two ranks against one rank on one core, where both were measured."""
     lines = []
-    for precision in ("fp32", "bf16"):
-        one, two = section.rate(f"engine-1x1-{precision}"), section.rate(f"engine-2x1-{precision}")
+    for precision, wire in (("fp32", ""), ("bf16", ""), ("bf16", "-wire16")):
+        one, two = section.rate(f"engine-1x1-{precision}"), section.rate(f"engine-2x1-{precision}{wire}")
         if one and two:
-            lines.append(f"- two ranks on two cores / one rank on one core, {precision}: {two / one:.2f}")
+            lines.append(f"- two ranks on two cores / one rank on one core, {precision}{wire}: {two / one:.2f}")
     return ["", *lines] if lines else []
 
 
