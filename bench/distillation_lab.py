@@ -175,7 +175,11 @@ class Lab:
 
     def make_teacher(self, scores: Scores = TEACHER) -> None:
         """The teacher of ``scores``, if it is not there."""
-        self._once(self.folder / f"teacher{self._teacher_suffix(scores)}", lambda folder: self._teach(folder, scores))
+        self._once(self.teacher_folder(scores), lambda folder: self._teach(folder, scores))
+
+    def teacher_folder(self, scores: Scores) -> Path:
+        """Where the teacher of ``scores`` lies."""
+        return self.folder / f"teacher{replace(scores, lag=0, ratio=1.0).name}"
 
     def prepare(self, scores: Scores = TEACHER) -> None:
         """Windows, the teacher and its scores; what is there already is left."""
@@ -256,15 +260,12 @@ class Lab:
         every = self.case.snapshot_every_windows
         return settings.model_copy(update={"model": model, "seed": self.seed, "snapshot_every_windows": every})
 
-    def _teacher_suffix(self, scores: Scores) -> str:
-        return replace(scores, lag=0, ratio=1.0).name
-
     def _teach(self, folder: Path, scores: Scores) -> None:
         train_teacher(self.windows, None, self.teacher(scores.teacher), self.train(), folder)
 
     def _score(self, folder: Path, scores: Scores) -> None:
         augment = load_settings(PARAMS / "augment.yaml", AugmentSettings)
-        teacher_dir = self.folder / f"teacher{self._teacher_suffix(scores)}"
+        teacher_dir = self.teacher_folder(scores)
         job = ScoringJob(self.windows, None, teacher_dir, self.teacher(scores.teacher), augment, self.train(), folder)
         score_part(job, delayed(plans_of(job, Schema.load(self.windows)), scores.lag))
         finish_scoring(job)

@@ -20,6 +20,7 @@ from bench.distillation_results import (
     Found,
     change,
     command_line,
+    draw_lines,
     interval,
     mean,
     measured,
@@ -131,6 +132,22 @@ def main() -> None:
     print("\n".join(lines))
     if given.write:
         write_section(REPORT, "Ways to distil", f"{given.what}: stream {given.stream}", lines)
+    if given.mlflow:
+        from bench.distillation_tracking import track_comparison, track_seed, tracking_folder
+
+        figures = [] if tunes else [draw(tracking_folder(labs[0]), given.stream, results)]
+        for lab, found in zip(labs, results, strict=True):
+            track_seed(given.what, lab, arms, found, figures=figures)
+        track_comparison(given.what, labs, results, lines, figures)
+
+
+def draw(folder: Path, stream: str, results: list[Found]) -> Path:
+    """compare_<stream>.png in ``folder``: NE change of each model over the windows."""
+    parts = [part for part in results[0][PLAIN] if part.startswith(WINDOW)]
+    series = {model: [change(results, model, PLAIN, part) for part in parts] for model in results[0] if model != PLAIN}
+    path, numbers = folder / f"compare_{stream}.png", [part.removeprefix(WINDOW) for part in parts]
+    draw_lines(path, "window", range(len(parts)), series, numbers, f"{stream}: NE against no distillation")
+    return path
 
 
 if __name__ == "__main__":

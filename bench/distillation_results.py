@@ -210,4 +210,5 @@ def command_line(description: str | None, choices: Iterable[str]) -> argparse.Ar
     parser.add_argument(
         "--write", action="store_true", help="put the table in docs/benchmarks, figures in docs/figures"
     )
+    parser.add_argument("--mlflow", action="store_true", help="log each model and seed to MLflow, with figures")
     return parser

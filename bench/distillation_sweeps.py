@@ -16,7 +16,6 @@ from bench.distillation_results import (
     CONFIDENCE,
     FIRST_WINDOW,
     Found,
-    Interval,
     change,
     command_line,
     draw_lines,
@@ -218,10 +217,12 @@ def main() -> None:
     sweep = SWEEPS[given.what]
     arms = {name: (ARMS | VARIANTS)[name] for name in (PLAIN, *sweep.arms)}
 
-    def results(point: Point) -> list[Found]:
+    def labs_of(point: Point) -> list[Lab]:
         rows = round(given.rows * point.share)
-        labs = [Lab(given.work, point.stream, seed, rows, given.ranks, given.logs) for seed in given.seeds]
-        return [measured(lab, arms, point.scores, sweep.first_window, whole_only=True) for lab in labs]
+        return [Lab(given.work, point.stream, seed, rows, given.ranks, given.logs) for seed in given.seeds]
+
+    def results(point: Point) -> list[Found]:
+        return [measured(lab, arms, point.scores, sweep.first_window, whole_only=True) for lab in labs_of(point)]
 
     found = [results(point) for point in sweep.points]
     labels = [point.label for point in sweep.points]
@@ -243,16 +244,26 @@ def main() -> None:
     print("\n".join(lines))
     if given.write:
         write_section(REPORT, "When distillation helps", f"{given.what}: {sweep.title}", lines)
-        if len(sweep.points) == 1:
-            return
-        series = {name: [change(one, name, PLAIN) for one in found] for name in ("teacher", *sweep.arms)}
-        draw(given.what, sweep, labels, series)
+        draw(FIGURES, given.what, sweep, labels, found)
+    if given.mlflow:
+        from bench.distillation_tracking import track_comparison, track_seed, tracking_folder
+
+        figures = draw(tracking_folder(labs_of(sweep.points[0])[0]), given.what, sweep, labels, found)
+        for point, label, results_of_seeds in zip(sweep.points, labels, found, strict=True):
+            labs = labs_of(point)
+            for lab, one in zip(labs, results_of_seeds, strict=True):
+                track_seed(given.what, lab, arms, one, point.scores, figures)
+            track_comparison(f"{given.what}: {label}", labs, results_of_seeds, lines, figures)
 
 
-def draw(name: str, sweep: Sweep, labels: list[str], series: dict[str, list[Interval]]) -> None:
-    """docs/figures/distillation_<name>.png."""
-    path = FIGURES / f"distillation_{name}.png"
+def draw(folder: Path, name: str, sweep: Sweep, labels: list[str], found: list[list[Found]]) -> list[Path]:
+    """distillation_<name>.png in ``folder``; none of a sweep with one point."""
+    if len(sweep.points) == 1:
+        return []
+    series = {model: [change(one, model, PLAIN) for one in found] for model in ("teacher", *sweep.arms)}
+    path = folder / f"distillation_{name}.png"
     draw_lines(path, sweep.axis, range(len(labels)), series, labels, f"{sweep.title}: NE against no distillation")
+    return [path]
 
 
 if __name__ == "__main__":

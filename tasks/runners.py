@@ -1,5 +1,7 @@
-"""Who runs mapped tasks: threads of this machine, or a Dask or Ray cluster."""
+"""Who runs mapped tasks: threads of this machine, or a Dask or Ray cluster on it."""
 
+import os
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -7,22 +9,36 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from recsys.config import InputError
 
-CLUSTER_RUNNERS = {"dask": ("prefect_dask", "DaskTaskRunner"), "ray": ("prefect_ray", "RayTaskRunner")}
-
 
 def task_runner(name: str, workers: int, settings_file: str) -> Any:
-    """A Prefect task runner: ``threads`` (``workers`` of them), ``dask`` or ``ray``.
+    """A Prefect task runner with ``workers``: ``threads``, or processes of a ``dask`` or ``ray`` cluster.
 
     Raises:
-        InputError: its package is not installed; names the key ``runner`` of ``settings_file``.
+        InputError: its package is not installed or is another version; names the key ``runner`` of ``settings_file``.
     """
     if name == "threads":
         return ThreadPoolTaskRunner(max_workers=workers)
-    module, runner = CLUSTER_RUNNERS[name]
     try:
-        return getattr(import_module(module), runner)()
-    except ImportError as error:
+        return CLUSTER_RUNNERS[name](workers)
+    except (ImportError, AttributeError) as error:
         raise InputError(
             f"{settings_file}: key 'runner': {name} needs a package that is not installed ({error}); "
             f"pip install 'towerflow[{name}]', or set runner: threads"
         ) from error
+
+
+def _dask(workers: int) -> Any:
+    """One thread a worker; Dask's workers are daemons by default, which may not start the ranks that score."""
+    import_module("dask").config.set({"distributed.worker.daemon": False})
+    size = {"n_workers": workers, "threads_per_worker": 1}
+    return import_module("prefect_dask").DaskTaskRunner(cluster_kwargs=size)
+
+
+def _ray(workers: int) -> Any:
+    """``prefect_ray`` imports ray only where a flow starts; a missing one is to be told before."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import_module("ray")
+    return import_module("prefect_ray").RayTaskRunner(init_kwargs={"num_cpus": workers})
+
+
+CLUSTER_RUNNERS: dict[str, Callable[[int], Any]] = {"dask": _dask, "ray": _ray}

@@ -37,6 +37,7 @@ class RunRecord:
     ``curves`` maps a metric name to its values, one a window, in order; None where it is not defined.
     ``artifacts`` maps a local file or folder to its folder in the run. ``data_version`` is the DVC hash of the windows.
     ``grows`` names a model that grows: its records go on with one MLflow run, each from step ``first_step`` on.
+    ``source`` is the folder of the windows.
     """
 
     name: str
@@ -50,6 +51,7 @@ class RunRecord:
     artifacts: dict[str, str] = field(default_factory=dict)
     grows: str = ""
     first_step: int = 0
+    source: str = str(WINDOWS)
 
 
 def record(run: RunRecord) -> None:
@@ -109,7 +111,7 @@ def _send(run: RunRecord) -> None:
             tags=[RunTag(key, value) for key, value in tags.items()],
         )
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # two names of one source class
-            source = resolve_dataset_source(WINDOWS.resolve().as_uri())
+            source = resolve_dataset_source(Path(run.source).resolve().as_uri())
         mlflow.log_input(MetaDataset(source, name=run.dataset, digest=run.data_version[:36]), context="training")
         for local, folder in run.artifacts.items():
             path = Path(local)

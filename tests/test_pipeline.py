@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -46,6 +48,12 @@ def copy_project(folder: Path) -> Path:
 def hashes(folder: Path) -> dict[str, str]:
     lock = yaml.safe_load((folder / "dvc.lock").read_text())
     return {out["path"]: out["md5"] for stage in lock["stages"].values() for out in stage["outs"]}
+
+
+def _cluster(runner: str) -> Any:
+    """A parameter that is skipped where the runner's package is not installed."""
+    missing = find_spec(f"prefect_{runner}") is None
+    return pytest.param(runner, marks=pytest.mark.skipif(missing, reason=f"needs pip install 'towerflow[{runner}]'"))
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +101,20 @@ def test_students_rerun_bit_for_bit_without_the_cache(project: Path) -> None:
     before = hashes(project)
     run(project, "dvc", "repro", "--single-item", "--force", "--no-run-cache", "students")
     assert hashes(project)["models/students"] == before["models/students"]
+
+
+@pytest.mark.parametrize("runner", [_cluster("dask"), _cluster("ray")])
+def test_a_cluster_scores_the_bytes_that_threads_have_scored(project: Path, runner: str) -> None:
+    scores, settings = project / "data/scores", project / "params/augment.yaml"
+    before = {path.relative_to(scores): path.read_bytes() for path in scores.rglob("*") if path.is_file()}
+    saved = settings.read_text()
+    shutil.rmtree(scores)
+    shutil.rmtree(project / ".work/scores")
+    options = ("--set", f"augment.runner={runner}", "--set", "augment.parallel_tasks=2")
+    run(project, sys.executable, "-m", "flows.augment", *options)
+    settings.write_text(saved)
+    assert {path.relative_to(scores): path.read_bytes() for path in scores.rglob("*") if path.is_file()} == before
+    assert len(before) > 1
 
 
 def test_a_changed_key_reruns_only_what_depends_on_it(project: Path) -> None:
