@@ -14,7 +14,6 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.config import InputError
 from recsys.data.loader import Batch
-from recsys.data.schema import CategoricalFeature, Schema
 from recsys.models.factory import build_ranker
 from recsys.models.initial_tables import initial_rows
 from recsys.models.ranker import SERVING, Ranker
@@ -26,7 +25,7 @@ from recsys.training import engine as engine_module
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.settings import CommunicationSettings, TrainSettings
-from tests.distributed.batches import random_share
+from tests.distributed.batches import random_share, schema_of
 from tests.distributed.launches import Case, run_cases
 from tests.distributed.test_checkpoints import everything
 
@@ -44,15 +43,7 @@ FEATURES = {
     "city": (12, "id"),
     "hour": (24, "id"),
 }
-SCHEMA = Schema(
-    dataset="test",
-    dense=["price", "age"],
-    categorical=[CategoricalFeature(name, rows, kind) for name, (rows, kind) in FEATURES.items()],
-    domains=["feed"],
-    windows=[],
-    initial_base_rate=0.2,
-    planted_groups={},
-)
+SCHEMA = schema_of(FEATURES)
 # By number of ranks: hosts T, ranks a host L, hosts a tower K.
 LAYOUTS = {4: [(2, 2, 1), (4, 1, 1), (1, 4, 1), (4, 1, 2)], 6: [(3, 2, 1)], 8: [(2, 4, 1), (4, 2, 1), (4, 2, 2)]}
 KINDS = ["table_wise", "column_wise", "row_wise"]
