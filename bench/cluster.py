@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from torch import distributed
 
-PRELOAD = ["torch", "torchrec", "recsys.training.engine"]
+from recsys.training.launch import PRELOAD
+
 INTERFACE = "eth0"
 NETWORK = "10.77.0"  # a /24 inside the namespaces
 PORT = 29500

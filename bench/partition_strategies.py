@@ -20,7 +20,7 @@ from scipy.stats import mannwhitneyu
 from sklearn.metrics import adjusted_rand_score
 
 from bench.planted_groups import RECIPES
-from bench.progressive import Results, Rows, read_rows, validate_progressively
+from bench.progressive import MORE_TO_DO, Results, Rows, fill, read_rows, resumable_parser, validate_progressively
 from recsys.config import load_settings
 from recsys.data.schema import Schema
 from recsys.distill.settings import load_teacher
@@ -103,12 +103,6 @@ def train_settings(small: bool) -> TrainSettings:
     return train.model_copy(update=update)
 
 
-def fill(given: argparse.Namespace) -> bool:
-    """Measure what is missing, for ``given.minutes``; whether nothing is."""
-    results = Results(given.results)
-    return results.fill(work(given, results), given.minutes)
-
-
 def table(values: dict[str, Any]) -> str:
     """A row a strategy, in Markdown."""
     found: dict[str, list[dict[str, Any]]] = {}
@@ -130,17 +124,15 @@ def table(values: dict[str, Any]) -> str:
 
 def main() -> None:
     """Read the command line, alternate the strategies over the seeds, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = resumable_parser(__doc__)
     parser.add_argument("--windows", type=Path, default=Path("data/windows"))
     parser.add_argument("--read-windows", type=int, help="the first so many; all by default")
     parser.add_argument("--strategies", nargs="+", choices=list(STRATEGIES), default=list(STRATEGIES)[:2])
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(1, 10)))
     parser.add_argument("--small", action="store_true", help="a smaller model and larger batches: SMALL")
-    parser.add_argument("--results", type=Path, required=True, help="JSON file that a later call goes on from")
-    parser.add_argument("--minutes", type=float, default=60.0, help="stop after so long")
     given = parser.parse_args()
-    whole = launch(fill, (given,), train_settings(given.small))[0]
-    print(table(Results(given.results).values) if whole else "more to do: the same command goes on")
+    whole = launch(fill, (work, given, given.results), train_settings(given.small))[0]
+    print(table(Results(given.results).values) if whole else MORE_TO_DO)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import adjusted_rand_score
 
-from bench.progressive import Results
+from bench.progressive import MORE_TO_DO, Results, resumable_parser
 from bench.training_report import machine_lines
 from recsys.config import load_settings
 from recsys.data.ingest import ingest
@@ -115,15 +115,13 @@ def table(values: dict[str, float]) -> list[str]:
 
 def main() -> None:
     """Read the command line, measure, print a row a number of rows and recipe."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = resumable_parser(__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[240_000, 480_000, 1_000_000, 2_000_000, 3_000_000])
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--epochs", type=int, nargs="+", default=[1])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the probe and the clustering")
     parser.add_argument("--stream-seed", type=int, help="another stream than that of params/")
     parser.add_argument("--batch", type=int, default=1024)
-    parser.add_argument("--results", type=Path, required=True, help="JSON file that a later call goes on from")
-    parser.add_argument("--minutes", type=float, default=600.0, help="stop after so long")
     parser.add_argument("--write", action="store_true", help=f"write {REPORT}, with all that the file holds")
     given = parser.parse_args()
     train = load_settings(PARAMS / "train.yaml", TrainSettings)
@@ -132,7 +130,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         whole = results.fill(work(given, train, Path(name)), given.minutes)
     lines = table(results.values)
-    print("\n".join(lines if whole else ["more to do: the same command goes on"]))
+    print("\n".join(lines if whole else [MORE_TO_DO]))
     if given.write:
         head = machine_lines("Planted groups", COMMAND, {THREADS: os.environ.get(THREADS, "unset")})
         REPORT.write_text("\n".join([*head, "", *NOTES, "", *lines]) + "\n")

@@ -1,5 +1,6 @@
 """Many small models on the same rows, in one process: each predicts a window, then learns it; results in a file."""
 
+import argparse
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -16,6 +17,9 @@ from recsys.evaluation.metrics import compute_metrics
 from recsys.towers.partition_file import Partition
 from recsys.training.engine import Engine
 from recsys.training.settings import TrainSettings
+
+MORE_TO_DO = "more to do: the same command goes on"
+Work = Iterable[tuple[str, Callable[[], Any]]]  # keys and what computes them
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ class Results:
             scratch.replace(self._path)
         return self.values[key]
 
-    def fill(self, work: Iterable[tuple[str, Callable[[], Any]]], minutes: float) -> bool:
+    def fill(self, work: Work, minutes: float) -> bool:
         """Compute what is missing until ``minutes`` have passed; whether all of ``work`` is there."""
         end = time.monotonic() + 60 * minutes
         for key, compute in work:
@@ -91,3 +95,18 @@ class Results:
                 start = time.monotonic()
                 print(f"{key}: {self.get(key, compute)} in {time.monotonic() - start:.1f} s", flush=True)
         return True
+
+
+def resumable_parser(description: str | None, several_results: bool = False) -> argparse.ArgumentParser:
+    """A command line with the file of :class:`Results` (or several, a log or process each) and a limit in minutes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    count = "+" if several_results else None
+    parser.add_argument("--results", type=Path, nargs=count, required=True, help="JSON that a later call goes on from")
+    parser.add_argument("--minutes", type=float, default=60.0, help="stop after so long; a later call goes on")
+    return parser
+
+
+def fill(work: Callable[[argparse.Namespace, Results], Work], given: argparse.Namespace, path: Path) -> bool:
+    """Measure what ``path`` lacks of ``work``, for ``given.minutes``; whether nothing is missing. Body of a rank."""
+    results = Results(path)
+    return results.fill(work(given, results), given.minutes)

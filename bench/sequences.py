@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from bench.progressive import Results, Rows, read_rows, validate_progressively
+from bench.progressive import MORE_TO_DO, Results, Rows, fill, read_rows, resumable_parser, validate_progressively
 from bench.towers_quality import shown, train_settings
 from bench.training_report import machine_lines
 from recsys.config import load_settings
@@ -182,26 +182,18 @@ def of_model(values: dict[str, Any], architecture: str, name: str) -> dict[int, 
     return {int(key.removeprefix(prefix)): one for key, one in values.items() if key.startswith(prefix)}
 
 
-def fill(given: argparse.Namespace) -> bool:
-    """Measure what is missing, for ``given.minutes``; whether nothing is."""
-    results = Results(given.results[0])
-    return results.fill(work(given, results), given.minutes)
-
-
 def main() -> None:
     """Read the command line; measure, or print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = resumable_parser(__doc__, several_results=True)
     parser.add_argument("--work", type=Path, help="folder for the windows, to measure on")
     parser.add_argument("--logs", type=Path, help="folder with ebnerd_demo; without it the generated stream")
-    parser.add_argument("--results", type=Path, nargs="+", required=True, help="JSON files, one a log")
-    parser.add_argument("--minutes", type=float, default=60.0, help="stop after so long; a later call goes on")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--write", action="store_true", help=f"write {REPORT}")
     given = parser.parse_args()
     if given.work is not None:
-        whole = launch(fill, (given,), train_settings(given.batch))[0]
-        print("all measured" if whole else "more to do: the same command goes on")
+        whole = launch(fill, (work, given, given.results[0]), train_settings(given.batch))[0]
+        print("all measured" if whole else MORE_TO_DO)
         return
     text = report(given.results)
     print(text)

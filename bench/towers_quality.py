@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
 from bench.planted_groups import RECIPES
-from bench.progressive import Results, Rows, read_rows, validate_progressively
+from bench.progressive import MORE_TO_DO, Results, Rows, fill, read_rows, resumable_parser, validate_progressively
 from bench.training_report import machine_lines
 from recsys.config import load_settings
 from recsys.models.factory import build_ranker
@@ -286,19 +286,11 @@ def train_settings(batch_size: int) -> TrainSettings:
     return load_settings(PARAMS / "train.yaml", TrainSettings).model_copy(update=update)
 
 
-def fill(given: argparse.Namespace) -> bool:
-    """Measure what is missing, for ``given.minutes``; whether nothing is."""
-    results = Results(given.results[0])
-    return results.fill(work(given, results), given.minutes)
-
-
 def main() -> None:
     """Read the command line; measure, or print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = resumable_parser(__doc__, several_results=True)
     parser.add_argument("--windows", type=Path, help="a windows folder, to measure on")
     parser.add_argument("--name", default="the generated stream", help="of the log")
-    parser.add_argument("--results", type=Path, nargs="+", required=True, help="JSON files, one a log and process")
-    parser.add_argument("--minutes", type=float, default=60.0, help="stop after so long; a later call goes on")
     parser.add_argument("--first-window", type=int, default=4, help="that judges; the probe has those before")
     parser.add_argument("--judged-windows", type=int, default=4)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
@@ -308,8 +300,8 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"write {REPORT}")
     given = parser.parse_args()
     if given.windows is not None:
-        whole = launch(fill, (given,), train_settings(given.batch))[0]
-        print("all measured" if whole else "more to do: the same command goes on")
+        whole = launch(fill, (work, given, given.results[0]), train_settings(given.batch))[0]
+        print("all measured" if whole else MORE_TO_DO)
         return
     logs = read(given.results)
     print(report(logs))

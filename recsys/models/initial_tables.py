@@ -26,8 +26,9 @@ def initial_rows(seed: int, table: str, num_embeddings: int, dimension: int, sta
         return torch.empty(0, dimension)
     first, last = start // ROWS_PER_BLOCK, (stop - 1) // ROWS_PER_BLOCK
     bound = num_embeddings**-0.5
-    blocks = [_block(seed, table, block, dimension, bound) for block in range(first, last + 1)]
     offset = first * ROWS_PER_BLOCK
+    counts = [ROWS_PER_BLOCK] * (last - first) + [stop - last * ROWS_PER_BLOCK]
+    blocks = [_block(seed, table, first + index, rows, dimension, bound) for index, rows in enumerate(counts)]
     whole = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
     return whole[start - offset : stop - offset]
 
@@ -40,7 +41,8 @@ def row_blocks(start: int, stop: int) -> Iterator[tuple[int, int]]:
         start = end
 
 
-def _block(seed: int, table: str, block: int, dimension: int, bound: float) -> Tensor:
+def _block(seed: int, table: str, block: int, rows: int, dimension: int, bound: float) -> Tensor:
+    """The first ``rows`` of a block: a generator gives a short draw the numbers that begin a long one."""
     digest = hashlib.sha256(f"{seed}/{table}/{block}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    return torch.empty(ROWS_PER_BLOCK, dimension).uniform_(-bound, bound, generator=generator)
+    return torch.empty(rows, dimension).uniform_(-bound, bound, generator=generator)

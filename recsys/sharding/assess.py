@@ -1,27 +1,17 @@
 """What a given plan is predicted to take and to hold, whoever made it."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from recsys.sharding.costs import base_bytes, base_ms, plain_option
-from recsys.sharding.planner import Plan, PlannedTable, plan_table
-from recsys.sharding.tables import BYTES_OF, Kind, PlannedModel, TableOptimizer, expand_tables, state_bytes
+from recsys.sharding.planner import Plan, PlannedTable, Way, plan_table
+from recsys.sharding.tables import BYTES_OF, PlannedModel, TableOptimizer, expand_tables, state_bytes
 from recsys.sharding.topology import Topology
 from recsys.sharding.torchrec_plan import shard_geometry
 
 GIVEN = "given"
-
-
-@dataclass(frozen=True)
-class Way:
-    """How one table is split: ``ranks`` holds a rank a shard, as :class:`PlannedTable` orders them."""
-
-    kind: Kind
-    ranks: list[int]
-    column_shards: int = 1
 
 
 def ways_of(rows: Iterable[Mapping[str, Any]], ranks_a_host: int) -> dict[str, Way]:

@@ -1,6 +1,6 @@
 """Which shard of which embedding table sits on which rank."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +33,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from recsys.config import InputError
 from recsys.models.sequences import look_up_positions
 from recsys.sharding.communication import check_kind, sends_int8
+from recsys.sharding.empty_shards import keep_empty_kernels_on_the_host
 from recsys.sharding.training_plan import collective_plan
 from recsys.training.settings import ShardingKind, TrainSettings, nearest_hint
 
@@ -67,8 +68,9 @@ class BagSharder(EmbeddingBagCollectionSharder):
         return COMPUTE_KERNELS[compute_device_type]
 
     def shard(self, module: EmbeddingBagCollection, *arguments: Any, **more: Any) -> ShardedEmbeddingBagCollection:
-        """TorchRec's sharded collection; the positions of its sequences are looked up too."""
+        """TorchRec's sharded collection; a rank may hold no row, and positions of sequences are looked up too."""
         sharded = super().shard(module, *arguments, **more)
+        keep_empty_kernels_on_the_host(sharded)
         look_up_positions(sharded, module.embedding_bag_configs())
         return sharded
 
@@ -112,10 +114,30 @@ def make_plan(model: nn.Module, request: PlanRequest, sharder: ModuleSharder[Any
     configs = [c for module in bag_collections(model).values() for c in module.embedding_bag_configs()]
     _check_kinds([config.name for config in configs], request)
     fixed = _fixed_shards([config for config in configs if request.kind(config.name) is not None], request)
-    plan = _searched_plan(model, request) if len(fixed) < len(configs) else ShardingPlan({})
-    for path, module in bag_collections(model).items() if fixed else ():
+    plan = _fixed_plan(model, request, sharder, fixed) if fixed else ShardingPlan({})
+    if len(fixed) < len(configs):
+        rows = [row for row in plan_rows(model, plan, request.settings) if row["table"] in fixed] if fixed else []
+        given, plan = plan, _searched_plan(model, request, rows)
+        for path, placed in given.plan.items():
+            searched = plan.plan[path]
+            assert isinstance(placed, EmbeddingModuleShardingPlan)
+            assert isinstance(searched, EmbeddingModuleShardingPlan)
+            searched.update({name: sharding for name, sharding in placed.items() if name in fixed})
+    _check_memory(plan_rows(model, plan, request.settings), request)
+    return plan
+
+
+def _fixed_plan(
+    model: nn.Module,
+    request: PlanRequest,
+    sharder: ModuleSharder[Any],
+    fixed: Mapping[str, ParameterShardingGenerator],
+) -> ShardingPlan:
+    """A plan that holds for the tables in ``fixed``; TorchRec wants one for all, the others are split by rows."""
+    plan = ShardingPlan({})
+    for path, module in bag_collections(model).items():
         names = [config.name for config in module.embedding_bag_configs()]
-        made = construct_module_sharding_plan(
+        plan.plan[path] = construct_module_sharding_plan(
             module,
             per_param_sharding={name: fixed.get(name, row_wise()) for name in names},
             sharder=sharder,
@@ -123,10 +145,6 @@ def make_plan(model: nn.Module, request: PlanRequest, sharder: ModuleSharder[Any
             world_size=request.world_size,
             device_type=request.settings.device,
         )
-        searched = plan.plan.get(path, {})
-        assert isinstance(searched, dict)
-        plan.plan[path] = EmbeddingModuleShardingPlan({n: made[n] if n in fixed else searched[n] for n in names})
-    _check_memory(plan_rows(model, plan, request.settings), request)
     return plan
 
 
@@ -259,10 +277,10 @@ def spread_groups(groups: list[list[str]], sizes: dict[str, int], world_size: in
     return placed
 
 
-def _searched_plan(model: nn.Module, request: PlanRequest) -> ShardingPlan:
-    """The plan that the planner predicts to be the fastest."""
+def _searched_plan(model: nn.Module, request: PlanRequest, fixed: list[dict[str, Any]]) -> ShardingPlan:
+    """The plan that the planner predicts to be the fastest beside the rows of the ``fixed`` tables."""
     modules = {c.name: path for path, m in bag_collections(model).items() for c in m.embedding_bag_configs()}
-    plan = collective_plan(model, request.settings, request.hosts, request.local_size, modules)
+    plan = collective_plan(model, request.settings, request.hosts, request.local_size, modules, fixed)
     if plan is not None:
         return plan
     settings = request.settings

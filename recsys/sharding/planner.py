@@ -1,12 +1,13 @@
 """Choose how each table is sharded and where its shards go: the shortest predicted step that memory allows."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.sharding.costs import Option, base_bytes, base_ms, options
+from recsys.sharding.costs import Option, base_bytes, base_ms, options, plain_option
 from recsys.sharding.placement import Array, Bins, Item, Placement, place
 from recsys.sharding.tables import Kind, PlannedModel, Table, WeightType, expand_tables
 from recsys.sharding.topology import TIERS, Topology
@@ -33,6 +34,15 @@ REPAIRS_A_TABLE = 4
 MOST_FILLS = 200
 MOST_RETRIES = 12
 TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Way:
+    """How one table is split: ``ranks`` holds a rank a shard, as :class:`PlannedTable` orders them."""
+
+    kind: Kind
+    ranks: list[int]
+    column_shards: int = 1
 
 
 @dataclass(frozen=True)
@@ -86,8 +96,12 @@ class Plan:
         return max(loads) / mean if mean > 0 else 1.0
 
 
-def find_plan(model: PlannedModel, topology: Topology, quick: bool = False) -> Plan | None:
+def find_plan(
+    model: PlannedModel, topology: Topology, quick: bool = False, fixed: Mapping[str, Way] | None = None
+) -> Plan | None:
     """The best plan found, or None where none fits. The same input gives the same plan.
+
+    Tables in ``fixed`` are split and placed as it says; their time and bytes count on their ranks.
 
     Choices are priced: of each table's options the one with the least time plus priced memory,
     prices raised until memory suffices, then mended and filled one table at a time. This is done
@@ -95,7 +109,7 @@ def find_plan(model: PlannedModel, topology: Topology, quick: bool = False) -> P
     is placed by :func:`recsys.sharding.placement.place`. ``quick`` stops at the first that fits.
     """
     tables = expand_tables(model)
-    menu = _menu(tables, model, topology)
+    menu = _menu(tables, model, topology, fixed or {})
     if menu is None:
         return None
     best: _Candidate | None = None
@@ -119,9 +133,10 @@ class _Menu:
     peak: Array  # of one shard
     use: Array  # [tiers, tables, options], as a share of the free memory of all ranks
     free: tuple[int, int, int]  # of a rank (HBM) or node (DDR, SSD), once the base is in
+    fixed: dict[int, list[int]] = field(default_factory=dict)  # ranks of the tables that are placed already
 
 
-def _menu(tables: list[Table], model: PlannedModel, topology: Topology) -> _Menu | None:
+def _menu(tables: list[Table], model: PlannedModel, topology: Topology, fixed: Mapping[str, Way]) -> _Menu | None:
     """None where a table has no option that fits at all."""
     base = base_bytes(tables, model, topology)
     gpus = topology.gpus
@@ -133,7 +148,13 @@ def _menu(tables: list[Table], model: PlannedModel, topology: Topology) -> _Menu
     def fitting(alike: Table) -> list[Option]:
         return _undominated([o for o in options(alike, model, topology) if _fits_alone(o, free, topology)], topology)
 
-    menu = [fitting(replace(table, name="")) for table in tables]
+    def options_of(table: Table) -> list[Option]:
+        way = fixed.get(table.name)
+        if way is None:
+            return fitting(replace(table, name=""))
+        return [plain_option(table, way.kind, way.column_shards, model, topology)]
+
+    menu = [options_of(table) for table in tables]
     if not all(menu):
         return None
     width = max(len(found) for found in menu)
@@ -146,7 +167,8 @@ def _menu(tables: list[Table], model: PlannedModel, topology: Topology) -> _Menu
             ranks = one.ranks_held(topology)
             ms[row, column], peak[row, column] = one.ms * ranks, one.ms if one.spans != "all" else 0.0
             use[:, row, column] = [size * ranks / room for size, room in zip(one.bytes, total, strict=True)]
-    return _Menu(menu, ms, peak, use, free)
+    placed = {row: fixed[table.name].ranks for row, table in enumerate(tables) if table.name in fixed}
+    return _Menu(menu, ms, peak, use, free, placed)
 
 
 def _fits_alone(option: Option, free: tuple[int, int, int], topology: Topology) -> bool:
@@ -273,42 +295,56 @@ def _fill(ms: Array, use: Array, choice: NDArray[np.int64] | None, budget: float
 
 
 def _place_all(menu: _Menu, choice: NDArray[np.int64], topology: Topology) -> Placement | None:
-    """Shards on all ranks first, then those that fill a node, then single shards."""
-    chosen = [menu.options[row][column] for row, column in enumerate(choice)]
+    """Fixed shards first, then those on all ranks, then those that fill a node, then single shards."""
+    chosen = {row: menu.options[row][column] for row, column in enumerate(choice)}
     nodes, gpus = topology.nodes, topology.gpus
-    everywhere = [o for o in chosen if o.spans == "all"]
-    load = sum((o.ms for o in everywhere), start=0.0)
-    held = [sum(o.bytes[tier] for o in everywhere) for tier in range(len(TIERS))]
-    free = [menu.free[0] - held[0], *(menu.free[tier] - held[tier] * gpus for tier in (1, 2))]
-    if min(free) < 0:
+    everywhere = {row: list(range(nodes * gpus)) for row, o in chosen.items() if o.spans == "all"}
+    where = everywhere | menu.fixed
+    load, held = np.zeros(nodes * gpus), np.zeros((nodes * gpus, len(TIERS)))
+    for key, ranks in where.items():
+        load[ranks] += chosen[key].ms
+        held[ranks] += chosen[key].bytes
+    free = _free_ranks(menu.free, load, held, gpus)
+    if min(float(room.min()) for room in free.room) < 0:
         return None
-    by_node = np.arange(nodes)
-    node_bins = Bins(np.full(nodes, load), [np.full(nodes, float(room)) for room in free], [by_node] * len(TIERS))
+    to_place = {key: o for key, o in chosen.items() if key not in where}
     node_items = [
         Item(key, o.ms, (o.bytes[0], o.bytes[1] * gpus, o.bytes[2] * gpus), o.blocks)
-        for key, o in enumerate(chosen)
+        for key, o in to_place.items()
         if o.spans == "node"
     ]
+    node_bins = _node_bins(free, gpus)
     on_nodes = place(node_items, node_bins)
-    rank_items = [Item(key, o.ms, o.bytes, o.blocks) for key, o in enumerate(chosen) if o.spans == "rank"]
-    on_ranks = place(rank_items, _rank_bins(on_nodes.bins, gpus))
-    where = {key: list(range(nodes * gpus)) for key, o in enumerate(chosen) if o.spans == "all"}
+    rank_items = [Item(key, o.ms, o.bytes, o.blocks) for key, o in to_place.items() if o.spans == "rank"]
+    on_ranks = place(rank_items, _rank_bins(free, node_bins, on_nodes.bins, gpus))
     for key, hosts in on_nodes.where.items():
         where[key] = [host * gpus + local for host in hosts for local in range(gpus)]
     unplaced = on_nodes.unplaced + on_ranks.unplaced
     return Placement(on_ranks.method, where | on_ranks.where, on_ranks.bins, unplaced, on_ranks.reached)
 
 
-def _rank_bins(node_bins: Bins, gpus: int) -> Bins:
-    """A bin a rank, from a bin a node: HBM is each rank's own, DDR and SSD are the node's."""
-    nodes = len(node_bins.load)
-    of_node = np.repeat(np.arange(nodes), gpus)
-    hbm = np.repeat(node_bins.room[0], gpus)
-    return Bins(
-        np.repeat(node_bins.load, gpus),
-        [hbm, node_bins.room[1], node_bins.room[2]],
-        [np.arange(nodes * gpus), of_node, of_node],
-    )
+def _free_ranks(free: tuple[int, int, int], load: Array, held: Array, gpus: int) -> Bins:
+    """A bin a rank, of which ``held`` [ranks, tiers] bytes are taken: HBM is each rank's own, the rest the node's."""
+    ranks = np.arange(len(load))
+    of_node = ranks // gpus
+    shared = [free[tier] - held[:, tier].reshape(-1, gpus).sum(axis=1) for tier in (1, 2)]
+    return Bins(load, [free[0] - held[:, 0], *shared], [ranks, of_node, of_node])
+
+
+def _node_bins(ranks: Bins, gpus: int) -> Bins:
+    """A bin a node: what is on all its ranks takes the time of the fullest and the room of the one with the least."""
+    by_node = np.arange(len(ranks.load) // gpus)
+    hbm = ranks.room[0].reshape(-1, gpus).min(axis=1)
+    load = ranks.load.reshape(-1, gpus).max(axis=1)
+    return Bins(load, [hbm, *ranks.room[1:]], [by_node] * len(TIERS))
+
+
+def _rank_bins(ranks: Bins, before: Bins, after: Bins, gpus: int) -> Bins:
+    """``ranks`` with what was put on their nodes, whose bins were ``before``; exact where a node's ranks are alike."""
+    lighter = np.repeat(before.load, gpus) - ranks.load
+    roomier = ranks.room[0] - np.repeat(before.room[0], gpus)
+    hbm = np.repeat(after.room[0], gpus) + roomier
+    return Bins(np.repeat(after.load, gpus) - lighter, [hbm, *after.room[1:]], ranks.pool)
 
 
 def _describe(tables: list[Table], menu: _Menu, best: _Candidate, model: PlannedModel, topology: Topology) -> Plan:

@@ -15,7 +15,7 @@ from recsys.config import InputError, load_settings
 from recsys.sharding.assess import assess, ways_of
 from recsys.sharding.communication import REDUCING_KINDS, sends_int8
 from recsys.sharding.hosts import local_size
-from recsys.sharding.planner import Plan, find_plan
+from recsys.sharding.planner import Plan, Way, find_plan
 from recsys.sharding.tables import PlannedModel, TableGroup
 from recsys.sharding.topology import Hardware, Topology
 from recsys.sharding.torchrec_plan import to_torchrec_plan
@@ -65,14 +65,14 @@ def planned_model(model: nn.Module, settings: TrainSettings, world_size: int) ->
     return planned.model_copy(update={"kinds": [k for k in planned.allowed_kinds() if k not in REDUCING_KINDS]})
 
 
-def search(model: PlannedModel, topology: Topology) -> Plan | None:
-    """The plan with the shortest predicted step: of all kinds together, and of each kind alone.
+def search(model: PlannedModel, topology: Topology, fixed: Mapping[str, Way] | None = None) -> Plan | None:
+    """The plan with the shortest predicted step: of all kinds together, and of each kind alone, but for ``fixed``.
 
     Each kind in use costs exchanges of its own, which the search for all kinds together does not see.
     """
     kinds = model.allowed_kinds()
     subsets = [list(kinds), *([kind] for kind in kinds)]
-    found = [find_plan(model.model_copy(update={"kinds": subset}), topology) for subset in subsets]
+    found = [find_plan(model.model_copy(update={"kinds": subset}), topology, fixed=fixed) for subset in subsets]
     plans = [plan for plan in found if plan is not None]
     return min(plans, key=lambda plan: plan.step_ms) if plans else None
 
@@ -91,19 +91,25 @@ def predict_training(
 
 
 def collective_plan(
-    model: nn.Module, settings: TrainSettings, hosts: int, ranks_a_host: int, modules: Mapping[str, str]
+    model: nn.Module,
+    settings: TrainSettings,
+    hosts: int,
+    ranks_a_host: int,
+    modules: Mapping[str, str],
+    fixed: Sequence[Mapping[str, Any]] = (),
 ) -> ShardingPlan | None:
     """The plan that rank 0 finds, on every rank; None where none fits. Collective.
 
     Args:
         modules: path of the collection that holds each table.
+        fixed: table, kind and ranks of those that are split already.
 
     Raises:
         InputError: rank 0's, about the hardware file.
     """
     answer: list[tuple[Plan | None, Topology] | InputError | None] = [None]
     if distributed.get_rank() == 0:
-        answer = [_plan_or_error(model, settings, hosts, ranks_a_host)]
+        answer = [_plan_or_error(model, settings, hosts, ranks_a_host, ways_of(fixed, ranks_a_host))]
     if distributed.get_world_size() > 1:
         distributed.broadcast_object_list(answer, src=0)
     found = answer[0]
@@ -115,13 +121,13 @@ def collective_plan(
 
 
 def _plan_or_error(
-    model: nn.Module, settings: TrainSettings, hosts: int, ranks_a_host: int
+    model: nn.Module, settings: TrainSettings, hosts: int, ranks_a_host: int, fixed: Mapping[str, Way]
 ) -> tuple[Plan | None, Topology] | InputError:
     try:
         topology = training_topology(settings, hosts, ranks_a_host)
     except InputError as error:
         return error
-    return search(planned_model(model, settings, hosts * ranks_a_host), topology), topology
+    return search(planned_model(model, settings, hosts * ranks_a_host), topology, fixed), topology
 
 
 def _group(config: EmbeddingBagConfig, settings: TrainSettings) -> TableGroup:

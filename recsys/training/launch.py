@@ -136,7 +136,11 @@ def _on_nodes(function: Callable[..., Any], arguments: tuple[Any, ...], settings
         "nproc_per_node": settings.ranks_per_node,
         "rdzv_backend": "c10d",
         "rdzv_endpoint": nodes.rendezvous_endpoint,
-        "rdzv_configs": {"last_call_timeout": nodes.last_call_s, "join_timeout": nodes.join_timeout_s},
+        "rdzv_configs": {
+            "last_call_timeout": nodes.last_call_s,
+            "join_timeout": nodes.join_timeout_s,
+            "keep_alive_interval": nodes.keep_alive_s,
+        },
         "local_addr": _address(settings.interface),
         "run_id": f"{function.__module__}.{function.__qualname__}",
     }

@@ -19,6 +19,7 @@ class NodeSettings(Settings):
             so its loss ends the run.
         join_timeout_s: how long to wait for min_count of them.
         last_call_s: how long to wait for the others once min_count are there.
+        keep_alive_s: how often a node says that it is there; after three times of silence it is lost.
     """
 
     count: PositiveInt = 1
@@ -26,6 +27,7 @@ class NodeSettings(Settings):
     rendezvous_endpoint: str | None = None
     join_timeout_s: PositiveInt = 600
     last_call_s: PositiveInt = 30
+    keep_alive_s: PositiveInt = 5
 
     @model_validator(mode="after")
     def _can_meet(self) -> "NodeSettings":

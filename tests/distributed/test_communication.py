@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 from unittest import mock
@@ -18,7 +17,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from bench.wire import sent_bytes
 from recsys.config import InputError
 from recsys.data.loader import Batch
-from recsys.data.schema import CategoricalFeature, Schema
+from recsys.data.schema import Schema
 from recsys.models.initial_tables import initial_rows
 from recsys.models.ranker import table_configs
 from recsys.sharding.communication import CommunicationOverflowError
@@ -28,7 +27,7 @@ from recsys.training.launch import run_on_ranks
 from recsys.training.non_finite import NonFiniteLossError
 from recsys.training.settings import TrainSettings
 from tests.distributed import launches
-from tests.distributed.batches import random_share
+from tests.distributed.batches import random_share, schema_of
 
 SEED = 7
 DIMENSION = 16
@@ -47,17 +46,9 @@ TRAFFIC: dict[str, Callable[[int], float]] = {
     "all_gather_into_tensor": lambda n: n - 1,
 }
 COLLECTIVES = (*TRAFFIC, "reduce_scatter", "all_gather", "all_reduce")
-SCHEMA = Schema(
-    dataset="test",
-    dense=["price", "age"],
-    categorical=[CategoricalFeature(name, rows, kind) for name, (rows, kind) in FEATURES.items()],
-    domains=["feed"],
-    windows=[],
-    initial_base_rate=0.2,
-    planted_groups={},
-)
+SCHEMA = schema_of(FEATURES)
 LARGE_ROWS = 100_000
-LARGE = replace(SCHEMA, categorical=[CategoricalFeature("user", LARGE_ROWS, "id")])
+LARGE = schema_of({"user": (LARGE_ROWS, "id")})
 REDUCING = ("row_wise", "table_row_wise", "grid_shard")
 KINDS = ("table_wise", "column_wise", "table_column_wise", *REDUCING)
 RECIPES = {

@@ -12,7 +12,6 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.config import InputError
 from recsys.data.loader import Batch
-from recsys.data.schema import CategoricalFeature, Schema
 from recsys.models.factory import build_ranker
 from recsys.models.ranker import Ranker
 from recsys.models.settings import ModelSettings
@@ -20,22 +19,14 @@ from recsys.towers.partition_file import Partition
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.settings import TrainSettings
-from tests.distributed.batches import random_share
+from tests.distributed.batches import random_share, schema_of
 from tests.distributed.launches import Case, run_cases
 
 SEED = 3
 TOLERANCE = 1e-6
 SIZES = [32, 32, 13]  # rows of the global batches; the last one is uneven on 2 ranks
 FEATURES = {"color": (7, "id"), "shop": (40, "id"), "history": (30, "list")}
-SCHEMA = Schema(
-    dataset="test",
-    dense=["price", "age"],
-    categorical=[CategoricalFeature(name, rows, kind) for name, (rows, kind) in FEATURES.items()],
-    domains=["feed"],
-    windows=[],
-    initial_base_rate=0.2,
-    planted_groups={},
-)
+SCHEMA = schema_of(FEATURES)
 PARTITION = Partition("manual", [["color", "history"], ["shop"]], list(FEATURES))
 
 

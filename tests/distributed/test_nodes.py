@@ -48,7 +48,8 @@ def launch_train(settings: TrainSettings, folder: Path, dies: bool, last: int = 
 
 
 def node_settings(kind: str, ranks_per_node: int, port: int, **changes: Any) -> TrainSettings:
-    nodes = {"count": 2, "rendezvous_endpoint": f"127.0.0.1:{port}", "last_call_s": 2, **changes.pop("nodes", {})}
+    waits = {"last_call_s": 2, "keep_alive_s": 2}
+    nodes = {"count": 2, "rendezvous_endpoint": f"127.0.0.1:{port}", **waits, **changes.pop("nodes", {})}
     base = settings_for(kind, 2 * ranks_per_node, nodes=nodes, network_interface="lo", rank_timeout_s=60)
     return TrainSettings.model_validate(base.model_dump() | changes)
 

@@ -15,7 +15,6 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.config import InputError
 from recsys.data.loader import Batch
-from recsys.data.schema import CategoricalFeature, Schema
 from recsys.models.factory import build_ranker
 from recsys.models.initial_tables import initial_rows
 from recsys.models.ranker import table_configs
@@ -26,7 +25,7 @@ from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.non_finite import NonFiniteLossError
 from recsys.training.settings import TrainSettings
-from tests.distributed.batches import random_share
+from tests.distributed.batches import random_share, schema_of
 from tests.distributed.launches import Case, run_cases
 
 SEED = 5
@@ -36,15 +35,7 @@ DIMENSION = 16  # four column shards
 FEATURES = {"color": (5, "id"), "shop": (40, "id"), "history": (30, "list"), "user": (64, "id")}
 SIZES = [32, 32, 13]  # rows of the global batches; the last one is uneven
 DYADIC_SIZES = [8, 4, 2]  # on 4 ranks two have no row of the last one
-SCHEMA = Schema(
-    dataset="test",
-    dense=["price", "age"],
-    categorical=[CategoricalFeature(name, rows, kind) for name, (rows, kind) in FEATURES.items()],
-    domains=["feed"],
-    windows=[],
-    initial_base_rate=0.2,
-    planted_groups={},
-)
+SCHEMA = schema_of(FEATURES)
 MODEL = ModelSettings.model_validate(
     {"architecture": "dlrm", "embedding_dimension": DIMENSION, "dense_layers": [8], "over_layers": [8], "cross_rank": 4}
 )

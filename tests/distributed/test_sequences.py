@@ -12,7 +12,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from recsys.config import InputError
 from recsys.data.loader import Batch
-from recsys.data.schema import CategoricalFeature, Schema
 from recsys.models.factory import build_ranker
 from recsys.models.ranker import Ranker
 from recsys.models.settings import ModelSettings
@@ -22,7 +21,7 @@ from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.overlap import train_batches
 from recsys.training.settings import TrainSettings
-from tests.distributed.batches import random_share
+from tests.distributed.batches import random_share, schema_of
 
 pytestmark = pytest.mark.slow
 
@@ -32,15 +31,7 @@ EPSILON = 1e-8
 DIMENSION = 16
 FEATURES = {"color": (5, "id"), "shop": (40, "id"), "history": (30, "list"), "saved": (40, "list"), "user": (64, "id")}
 SIZES = [32, 32, 13]  # rows of the global batches; the last one is uneven
-SCHEMA = Schema(
-    dataset="test",
-    dense=["price", "age"],
-    categorical=[CategoricalFeature(name, rows, kind) for name, (rows, kind) in FEATURES.items()],
-    domains=["feed"],
-    windows=[],
-    initial_base_rate=0.2,
-    planted_groups={},
-)
+SCHEMA = schema_of(FEATURES)
 # Lists hold up to three ids: one sequence leaves some out, the other always has room.
 HISTORY = {"target": "shop", "length": 2, "attention": "multi_head", "heads": 2}
 SAVED = {"target": "shop", "length": 4, "attention": "activation_unit", "widths": [6], "shares_table": True}

@@ -57,6 +57,7 @@ def test_initial_rows_do_not_depend_on_the_shard() -> None:
     whole = initial_rows(0, "t", ROWS_PER_BLOCK + 10, 4, 0, ROWS_PER_BLOCK + 10)
     part = initial_rows(0, "t", ROWS_PER_BLOCK + 10, 4, ROWS_PER_BLOCK - 3, ROWS_PER_BLOCK + 5)
     assert torch.equal(whole[ROWS_PER_BLOCK - 3 : ROWS_PER_BLOCK + 5], part)
+    assert torch.equal(initial_rows(0, "t", ROWS_PER_BLOCK + 10, 4, 3, 10), whole[3:10])
     assert not torch.equal(part, initial_rows(1, "t", ROWS_PER_BLOCK + 10, 4, ROWS_PER_BLOCK - 3, ROWS_PER_BLOCK + 5))
 
 

@@ -48,6 +48,41 @@ def test_a_found_plan_is_predicted_the_same_when_given(hosts: int) -> None:
     assert given.rank_bytes == found.rank_bytes
 
 
+def test_what_fixed_tables_take_counts_on_their_ranks() -> None:
+    """Of three alike tables two share a rank, and not that of the fixed one."""
+    model, fixed = model_of(*[50_000] * 3, kinds=["table_wise"]), {"t0": Way("table_wise", [1])}
+    found = find_plan(model, cpu(2), fixed=fixed)
+    assert found is not None
+    ranks = {table.table: table.ranks for table in found.tables}
+    assert ranks["t0"] == [1]
+    assert sorted([*ranks["t1"], *ranks["t2"]]) in ([0, 0], [0, 1])
+    heavy = TableGroup(name="t0", rows=50_000, dimension=32, pooling=20.0)
+    laden = find_plan(model.model_copy(update={"tables": [heavy, *model.tables[1:]]}), cpu(2), fixed=fixed)
+    assert laden is not None
+    assert [table.ranks for table in laden.tables] == [[1], [0], [0]]
+    given = assess(
+        model.model_copy(update={"tables": [heavy, *model.tables[1:]]}),
+        cpu(2),
+        {table.table: Way(table.kind, table.ranks) for table in laden.tables},
+    )
+    assert laden.rank_ms == pytest.approx(given.rank_ms)
+    assert laden.rank_bytes == given.rank_bytes
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_what_fixed_tables_hold_counts_on_their_ranks(hosts: int) -> None:
+    """A rank has room for one of the two large tables; the free one goes where the fixed one is not."""
+    model = model_of(80_000, 80_000, kinds=["table_wise"])
+    settings = TrainSettings(hardware=HARDWARE, memory_gb=1.5 * 80_000 * 32 * FLOAT_BYTES / 2**30)
+    topology = training_topology(settings, hosts, 2)
+    for rank in range(2 * hosts):
+        found = find_plan(model, topology, fixed={"t0": Way("table_wise", [rank])})
+        assert found is not None
+        assert [one.ranks == [rank] for one in found.tables] == [True, False]
+        assert max(hbm for hbm, _, _ in found.rank_bytes) <= topology.hbm
+    assert find_plan(model, topology, fixed={name: Way("table_wise", [0]) for name in ("t0", "t1")}) is None
+
+
 @pytest.mark.parametrize("kind", ["table_wise", "row_wise", "data_parallel"])
 def test_each_feature_of_a_shared_table_is_an_output_of_its_own(kind: Kind) -> None:
     """As the positions of a sequence are: the outputs of four features are those of a feature four times as wide."""
