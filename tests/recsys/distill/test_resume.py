@@ -17,6 +17,7 @@ from recsys.config import InputError
 from recsys.distill import ranks, teacher
 from recsys.distill.settings import TeacherSettings
 from recsys.distill.teacher import last_good, train_teacher
+from recsys.distill.training_job import TrainingJob
 from recsys.training import checkpoints
 from recsys.training.engine import Engine
 from recsys.training.launch import PRELOAD
@@ -72,7 +73,7 @@ def run_and_die_in_write(windows: Path, every_batches: int, writes: int, folder:
 def run(windows: Path, train: TrainSettings, every_batches: int | None, folder: Path, **changes: Any) -> None:
     output = folder / "output"
     output.mkdir(parents=True, exist_ok=True)
-    train_teacher(windows, None, settings_with(every_batches, **changes), train, output, folder / "resume")
+    train_teacher(TrainingJob(windows, settings_with(every_batches, **changes), train, output), folder / "resume")
 
 
 def kill(target: object, *arguments: object, **changes: object) -> None:
@@ -101,7 +102,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def undisturbed(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:  # noqa: F811
     folder = tmp_path_factory.mktemp("undisturbed")
-    train_teacher(windows_dir, None, settings_with(None), TRAIN, folder)
+    train_teacher(TrainingJob(windows_dir, settings_with(None), TRAIN, folder))
     return contents(folder)
 
 
@@ -185,7 +186,7 @@ def test_ended_run_is_not_trained_again(
     monkeypatch.delattr(Engine, "finish_step")
     again = tmp_path / "again"
     again.mkdir()
-    train_teacher(windows_dir, None, settings_with(None), TRAIN, again, tmp_path / "resume")
+    train_teacher(TrainingJob(windows_dir, settings_with(None), TRAIN, again), tmp_path / "resume")
     assert contents(again) == undisturbed
 
 

@@ -11,6 +11,7 @@ import pytest
 from recsys.distill import ranks, students
 from recsys.distill.scoring import SCORE_SCHEMA
 from recsys.distill.students import train_students
+from recsys.distill.training_job import TrainingJob
 from recsys.training.engine import Engine
 from recsys.training.settings import TrainSettings
 from tests.distributed.agents import Agent, start_agent
@@ -44,7 +45,9 @@ def scores_dir(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def run(windows: Path, scores: Path, train: TrainSettings, every_batches: int | None, folder: Path) -> None:
     output = folder / "output"
     output.mkdir(parents=True, exist_ok=True)
-    train_students(windows, scores, settings_with(every_batches), train, output, folder / "resume")
+    train_students(
+        TrainingJob(windows, settings_with(every_batches), train, output, scores_dir=scores), folder / "resume"
+    )
 
 
 def run_and_die(windows: Path, scores: Path, every_batches: int | None, steps: int, folder: Path) -> None:
@@ -59,7 +62,7 @@ def undisturbed(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("undisturbed")
-    train_students(windows_dir, scores_dir, settings_with(None), TRAIN, folder)
+    train_students(TrainingJob(windows_dir, settings_with(None), TRAIN, folder, scores_dir=scores_dir))
     return contents(folder)
 
 
@@ -143,5 +146,7 @@ def test_ended_student_is_not_trained_again_and_keeps_no_checkpoints(
     monkeypatch.delattr(Engine, "finish_step")
     again = tmp_path / "again"
     again.mkdir()
-    train_students(windows_dir, scores_dir, settings_with(None), TRAIN, again, tmp_path / "resume")
+    train_students(
+        TrainingJob(windows_dir, settings_with(None), TRAIN, again, scores_dir=scores_dir), tmp_path / "resume"
+    )
     assert contents(again) == undisturbed
