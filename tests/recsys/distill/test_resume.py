@@ -86,13 +86,14 @@ def kill(target: object, *arguments: object, **changes: object) -> None:
     assert process.exitcode == -signal.SIGKILL
 
 
-def train_rank_that_dies_once(*arguments: Any) -> Any:
+def train_rank_that_dies_once(job: TrainingJob[TeacherSettings], *arguments: Any) -> Any:
     """:func:`teacher._train_rank`; the first time, rank 1 kills itself after 7 steps."""
-    killed = arguments[-1].folder / "killed.txt"
+    assert job.checkpoints is not None
+    killed = job.checkpoints.folder / "killed.txt"
     if ranks.rank() == 1 and not killed.exists():
         killed.touch()
         die_after(7)
-    return teacher._train_rank(*arguments)
+    return teacher._train_rank(job, *arguments)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -221,5 +222,5 @@ def test_run_name_depends_on_the_code(windows_dir: Path, tmp_path: Path, monkeyp
     for text in ("a = 1", "a = 2"):
         (tmp_path / "code.py").write_text(text)
         monkeypatch.setattr(teacher, "CODE", tmp_path)
-        names.append(teacher._run_name(windows_dir, None, TEACHER, TRAIN))
+        names.append(teacher._run_name(TrainingJob(windows_dir, TEACHER, TRAIN, tmp_path)))
     assert names[0] != names[1]
