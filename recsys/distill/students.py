@@ -264,7 +264,7 @@ def _engine(run: Run, schema: Schema, train: TrainSettings) -> tuple[Engine, Los
         assert settings.peer_model is not None
         peer = build_ranker(schema, settings.peer_model, None, run.seed, "meta", PEER_TABLE_PREFIX)
     if settings.mode == "auxiliary_adapter":
-        adapter = StudentAdapter(settings, train, run.seed, ranks.world_size())
+        adapter = StudentAdapter(settings, train, run.seed, ranks.world_size(), schema.tasks[1:])
     rate, further = schema.initial_base_rate, schema.further_base_rates
     distilled = DistilledRanker(ranker, settings, run.seed, rate, peer, further)
     loss = DistillationLoss(settings, adapter, run.student.task_weights)

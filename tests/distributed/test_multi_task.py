@@ -9,7 +9,7 @@ import pytest
 
 from recsys.config import InputError
 from recsys.data.schema import Schema
-from recsys.distill.distillation_settings import DistillationSettings
+from recsys.distill.distillation_settings import AdapterSettings, DistillationSettings
 from recsys.distill.scoring import score_windows
 from recsys.distill.settings import AugmentSettings, StudentSettings, StudentsSettings
 from recsys.distill.snapshots import list_snapshots
@@ -30,6 +30,9 @@ ARMS = {
     "distilled": DistillationSettings(),
     "single_head": DistillationSettings(mode="shared"),
     "map": DistillationSettings(mode="affine"),
+    "extra": DistillationSettings(mode="auxiliary_adapter"),
+    "replace": DistillationSettings(mode="auxiliary_adapter", adapter=AdapterSettings(kind="replace", update="after")),
+    "peer": DistillationSettings(mode="co_distillation", peer_model=MODEL),
 }
 STUDENTS = StudentsSettings(
     model=MODEL,
