@@ -30,8 +30,7 @@ ARMS = {
     "distilled": DistillationSettings(),
     "single_head": DistillationSettings(mode="shared"),
     "map": DistillationSettings(mode="affine"),
-    "extra": DistillationSettings(mode="auxiliary_adapter"),
-    "replace": DistillationSettings(mode="auxiliary_adapter", adapter=AdapterSettings(kind="replace", update="after")),
+    "adapter": DistillationSettings(mode="auxiliary_adapter", adapter=AdapterSettings(update="after")),
     "peer": DistillationSettings(mode="co_distillation", peer_model=MODEL),
 }
 STUDENTS = StudentsSettings(

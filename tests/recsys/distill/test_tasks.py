@@ -59,6 +59,7 @@ def terms(mode: str, names: dict[str, str], outputs: dict[str, Tensor], loss: Di
           label: Tensor) -> list[tuple[float, Tensor, Tensor]]:  # fmt: skip
     """Weight, logit and target of all terms of one task on one example, in plain words."""
     found, target = [], torch.sigmoid(score)
+    adapted = target
     if mode in ("extra", "replace"):
         assert isinstance(loss._adapter, StudentAdapter)
         adapted = torch.sigmoid(loss._adapter.networks[names["task"]](score[None])[0].detach())
