@@ -33,6 +33,7 @@ from recsys.data.settings import DatasetSettings, DataSettings
 from recsys.distill import ranks
 from recsys.distill.settings import load_teacher
 from recsys.distill.teacher import teacher_engine, train_teacher
+from recsys.distill.training_job import TrainingJob
 from recsys.evaluation.settings import EvaluateSettings
 from recsys.towers.partition_file import PARTITION_FILE, Partition
 from recsys.towers.probe import learn_partition
@@ -87,9 +88,9 @@ def quality(folder: Path, recipe: str, seed: int) -> tuple[float, float]:
     teacher = teacher.model_copy(update={"seed": seed, "snapshot_every_windows": 10**9})
     judge = load_settings(PARAMS / "evaluate.yaml", EvaluateSettings)
     with tempfile.TemporaryDirectory() as output:
-        history = train_teacher(
-            folder / "windows", folder / "partition" / PARTITION_FILE, teacher, train_settings(recipe), Path(output)
-        )
+        partition_file = folder / "partition" / PARTITION_FILE
+        job = TrainingJob(folder / "windows", teacher, train_settings(recipe), Path(output), partition_file)
+        history = train_teacher(job)
     return headline(history, judge.first_evaluation_window)
 
 

@@ -28,6 +28,7 @@ from recsys.distill.settings import (
 )
 from recsys.distill.students import runs_of, train_runs
 from recsys.distill.teacher import train_teacher
+from recsys.distill.training_job import TrainingJob
 from recsys.training.launch import launch
 from recsys.training.settings import TrainSettings
 
@@ -215,8 +216,8 @@ class Lab:
             described = json.dumps({"distillation": run.distillation.model_dump(), "model": run.model.model_dump()})
             if (folder / DONE).is_file() and (folder / DONE).read_text() == described:
                 continue
-            arguments = ([run], self.windows, self.folder / f"scores{scores.name}", settings, train)
-            launch(train_runs, (*arguments, output, None), train)
+            job = TrainingJob(self.windows, settings, train, output, scores_dir=self.folder / f"scores{scores.name}")
+            launch(train_runs, ([run], job), train)
             (folder / DONE).write_text(described)
 
     def output(self, distillation: DistillationSettings, scores: Scores) -> str:
@@ -261,7 +262,7 @@ class Lab:
         return settings.model_copy(update={"model": model, "seed": self.seed, "snapshot_every_windows": every})
 
     def _teach(self, folder: Path, scores: Scores) -> None:
-        train_teacher(self.windows, None, self.teacher(scores.teacher), self.train(), folder)
+        train_teacher(TrainingJob(self.windows, self.teacher(scores.teacher), self.train(), folder))
 
     def _score(self, folder: Path, scores: Scores) -> None:
         augment = load_settings(PARAMS / "augment.yaml", AugmentSettings)

@@ -19,6 +19,7 @@ from recsys.distill.scoring import score_windows
 from recsys.distill.settings import AugmentSettings, StudentsSettings, load_teacher
 from recsys.distill.students import train_students
 from recsys.distill.teacher import train_teacher
+from recsys.distill.training_job import TrainingJob
 from recsys.evaluation.report import evaluate
 from recsys.evaluation.settings import EvaluateSettings
 from recsys.towers.probe import learn_partition
@@ -52,7 +53,7 @@ def prepare(folder: Path, seed: int | None) -> None:
     partition = load_settings(PARAMS / "towers.yaml", TowersSettings).partition
     learn_partition(folder / "windows", partition, train, folder / "partition")
     partition_file = folder / "partition/partition.json"
-    train_teacher(folder / "windows", partition_file, teacher, train, folder / "teacher")
+    train_teacher(TrainingJob(folder / "windows", teacher, train, folder / "teacher", partition_file=partition_file))
     augment = load_settings(PARAMS / "augment.yaml", AugmentSettings)
     score_windows(folder / "windows", partition_file, folder / "teacher", teacher, augment, train, folder / "scores")
 
@@ -65,7 +66,7 @@ def measure(folder: Path, scale: float, first_window: int | None) -> list[str]:
     students.mkdir()
     train = load_settings(PARAMS / "train.yaml", TrainSettings)
     chosen = settings.model_copy(update={"distillation": head})
-    train_students(folder / "windows", folder / "scores", chosen, train, students)
+    train_students(TrainingJob(folder / "windows", chosen, train, students, scores_dir=folder / "scores"))
     judge = load_settings(PARAMS / "evaluate.yaml", EvaluateSettings)
     if first_window is not None:
         judge = judge.model_copy(update={"first_evaluation_window": first_window})

@@ -42,11 +42,12 @@ SKIPPED = "skipped_batches"
 def train_teacher_model() -> None:
     """Train the teacher over all domains in time order and write models/teacher; goes on where a killed run stopped."""
     from recsys.distill.teacher import train_teacher
+    from recsys.distill.training_job import TrainingJob
 
     require(WINDOWS, PARTITION_FILE)
     settings, train = load_teacher(PARAMS)
     with replacing(TEACHER) as (output,):
-        train_teacher(WINDOWS, PARTITION_FILE, settings, train, output, TEACHER_WORK)
+        train_teacher(TrainingJob(WINDOWS, settings, train, output, partition_file=PARTITION_FILE), TEACHER_WORK)
     shutil.rmtree(TEACHER_WORK, ignore_errors=True)
     record(
         RunRecord(
@@ -66,13 +67,14 @@ def train_teacher_model() -> None:
 def train_all_students() -> None:
     """Train each student once an arm and seed into models/students; a killed run goes on."""
     from recsys.distill.students import train_students
+    from recsys.distill.training_job import TrainingJob
 
     require(WINDOWS, SCORES)
     check_scores()
     settings = load_settings(PARAMS / "students.yaml", StudentsSettings)
     train = load_settings(PARAMS / "train.yaml", TrainSettings)
     with replacing(STUDENTS) as (output,):
-        train_students(WINDOWS, SCORES, settings, train, output, STUDENTS_WORK)
+        train_students(TrainingJob(WINDOWS, settings, train, output, scores_dir=SCORES), STUDENTS_WORK)
     shutil.rmtree(STUDENTS_WORK, ignore_errors=True)
     for folder in sorted(STUDENTS.glob("*/*/seed-*")):
         student, arm, seed = folder.parts[-3:]

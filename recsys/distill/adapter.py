@@ -1,6 +1,7 @@
 """The student adapter (ExFM, section 3.4, Algorithm 1): the teacher's score, brought up to the present."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from recsys.data.loader import Batch
 from recsys.distill.distillation_settings import DistillationSettings
 from recsys.distill.losses import is_usable
 from recsys.models.layers import perceptron
+from recsys.models.ranker import SERVING
 from recsys.sharding.communication import mean_over_ranks
 from recsys.training.label_loss import label_entropy
 from recsys.training.non_finite import NonFiniteGradientError
@@ -36,31 +38,45 @@ class ScoreNetwork(nn.Module):
 
 
 class StudentAdapter(SideModel):
-    """A :class:`ScoreNetwork` that learns the hard label of the scored examples, by Adam of its own.
+    """A :class:`ScoreNetwork` a task that learns the task's hard label on the examples that have it and a score.
 
     Called with scores it gives its prediction without a gradient, so the student's loss does not reach
-    it. Its gradient is the mean over the ranks' global batch and is clipped like the dense part's, by a
-    norm of its own.
+    it. It learns by Adam of its own; its gradient is the mean over the ranks' global batch and each task's is
+    clipped like the dense part's, by a norm of its own: no task's adapter depends on the others.
 
     Args:
         settings: size, learning rate and when it learns.
         train: precision of the gradients between ranks, clipping, what to do with non-finite ones, device.
         seed: of its weights.
         world_size: ranks that train it together.
+        further_tasks: those beside the student's main one.
+
+    Attributes:
+        networks: by task, SERVING being the main one; all start the same.
     """
 
-    def __init__(self, settings: DistillationSettings, train: TrainSettings, seed: int, world_size: int) -> None:
+    def __init__(
+        self,
+        settings: DistillationSettings,
+        train: TrainSettings,
+        seed: int,
+        world_size: int,
+        further_tasks: Sequence[str] = (),
+    ) -> None:
         self._settings, self._train, self._world_size = settings, train, world_size
-        self.network = ScoreNetwork(settings.adapter.hidden_layers, seed).to(train.device)
-        self._optimizer = _filled(torch.optim.Adam(self.network.parameters(), lr=settings.adapter.learning_rate))
+        hidden, rate = settings.adapter.hidden_layers, settings.adapter.learning_rate
+        tasks = (SERVING, *further_tasks)
+        self.networks = {task: ScoreNetwork(hidden, seed).to(train.device) for task in tasks}
+        self._parameters = [p for network in self.networks.values() for p in network.parameters()]
+        self._optimizer = _filled(torch.optim.Adam(self._parameters, lr=rate))
         self._before: list[Tensor] = []
         self._batch: Batch | None = None
         self._step = 0
 
     @torch.no_grad()
-    def __call__(self, score: Tensor) -> Tensor:
-        """The adapted logits [B] of the teacher's [B], without a gradient."""
-        return self.network(score)
+    def __call__(self, score: Tensor, task: str = SERVING) -> Tensor:
+        """The adapted logits [B] of the teacher's [B] for ``task``, without a gradient."""
+        return self.networks[task](score)
 
     def begin(self, batch: Batch, step: int) -> None:
         """Learn from ``batch`` if that is to be before the student does.
@@ -91,19 +107,17 @@ class StudentAdapter(SideModel):
 
     def state(self) -> dict[str, Any]:
         """Weights and optimiser state, live."""
-        optimizer = {name: self._optimizer.state[p] for name, p in self.network.named_parameters()}
-        return {"side": {"network": self.network.state_dict(), "optimizer": optimizer}}
+        side = {}
+        for task, network in self.networks.items():
+            optimizer = {name: self._optimizer.state[p] for name, p in network.named_parameters()}
+            side[task] = {"network": network.state_dict(), "optimizer": optimizer}
+        return {"side": side}
 
     def _learn(self, batch: Batch) -> None:
-        usable = is_usable(batch, self._settings)
-        logit = self.network(torch.where(usable, batch.score.detach(), 0.0))  # [B]
-        losses = label_entropy(logit, batch.label)
-        weight = torch.where(usable, batch.weight, 0.0)
-        loss = (weight * losses).sum() * (self._world_size / batch.global_rows)
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        parameters = list(self.network.parameters())
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        for task, network in self.networks.items():
+            self._loss(network, batch if task == SERVING else batch.of_task(task)).backward()
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
         if self._world_size > 1:
             flat = torch.cat([gradient.flatten() for gradient in gradients])
             flat = mean_over_ranks(flat, self._train.communication.gradients)
@@ -114,12 +128,21 @@ class StudentAdapter(SideModel):
                 raise NonFiniteGradientError(self._step, ["the student adapter"])
             return
         if self._train.dense_clip_norm is not None:
-            clip_grad_norm_(parameters, self._train.dense_clip_norm)
+            for network in self.networks.values():
+                clip_grad_norm_(network.parameters(), self._train.dense_clip_norm)
         self._optimizer.step()
 
+    def _loss(self, network: ScoreNetwork, batch: Batch) -> Tensor:
+        """This rank's part of the mean loss, a scalar; only rows with a usable score and a label count."""
+        usable = is_usable(batch, self._settings)
+        logit = network(torch.where(usable, batch.score.detach(), 0.0))  # [B]
+        losses = label_entropy(logit, batch.label)
+        weight = torch.where(usable, batch.weight, 0.0)
+        return (weight * losses).sum() * (self._world_size / batch.global_rows)
+
     def _tensors(self) -> list[Tensor]:
-        optimizer = [value for p in self.network.parameters() for value in self._optimizer.state[p].values()]
-        return [*self.network.parameters(), *optimizer]
+        optimizer = [value for p in self._parameters for value in self._optimizer.state[p].values()]
+        return [*self._parameters, *optimizer]
 
 
 def _filled(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

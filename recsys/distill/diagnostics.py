@@ -7,7 +7,7 @@ from torch import Tensor
 
 from recsys.data.loader import Batch
 from recsys.distill import ranks
-from recsys.distill.heads import DISTILLATION, PEER, DistilledRanker
+from recsys.distill.heads import DISTILLATION, DistilledRanker
 from recsys.distill.losses import DistillationLoss, is_usable
 from recsys.models.ranker import SERVING
 from recsys.sharding.communication import mean_over_ranks
@@ -52,11 +52,9 @@ class DistillationDiagnostics:
         model.eval()
         with torch.no_grad():
             embeddings = model.ranker.embed(batch.sparse)  # [B, F, N]
-            peer = None if model.peer is None else model.peer.head(model.peer.represent(batch.dense, batch.sparse))
+            of_peer = model.of_peer(batch.dense, batch.sparse)
         embeddings.requires_grad_()
-        outputs = model.heads(model.ranker.represent_embedded(batch.dense, embeddings))
-        if peer is not None:
-            outputs[PEER] = peer
+        outputs = model.heads(model.ranker.represent_embedded(batch.dense, embeddings)) | of_peer
         weight = batch.weight / batch.global_rows
         terms = [(weight * term(outputs, batch)).sum() for term in (self._loss.serving, self._loss.distillation)]
         own, both, other = _gradient_products(terms[0], terms[1], model, embeddings)

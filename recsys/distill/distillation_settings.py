@@ -8,7 +8,6 @@ from recsys.config import Settings
 from recsys.models.settings import ModelSettings
 
 Mode = Literal["none", "shared", "affine", "auxiliary", "auxiliary_adapter", "co_distillation"]
-ONE_TASK_MODES = ("auxiliary_adapter", "co_distillation")
 S = TypeVar("S", bound=Settings)
 
 
@@ -35,8 +34,8 @@ class DistillationSettings(Settings):
     ``mode``: ``none``; ``shared``: the serving head learns both labels; ``affine``: it does, the
     teacher's through a learned affine map of its logit; ``auxiliary``: a head of its own learns the
     teacher's; ``auxiliary_adapter``: the same with an adapter; ``co_distillation``: that head learns from a
-    ranker of ``peer_model`` that is trained with the student, instead of from the teacher. The last two are
-    for students of one task; with the others each task learns its own label and score.
+    ranker of ``peer_model`` that is trained with the student, instead of from the teacher. With several
+    tasks each learns its own label and score, through a head, a map or an adapter of its own.
 
     ``loss_weight`` is w, ``label_scale`` is α (the target is min(α p, 1)), ``gradient_scale`` is β, between
     a head of its own and the backbone; ``shared`` and ``affine`` have no such place and do not read it. Under

@@ -16,9 +16,9 @@ PEER_TABLE_PREFIX = "peer_"
 DISTILLATION, ADAPTED, PEER = "distillation", "adapted", "peer"
 
 
-def distillation_of(task: str) -> str:
-    """The output that learns the teacher's score of a further task."""
-    return f"{DISTILLATION}_{task}"
+def output_of(head: str, task: str) -> str:
+    """The output of ``head`` (``distillation``, ``adapted``, ``peer``) for a task, SERVING being the main one."""
+    return head if task == SERVING else f"{head}_{task}"
 
 
 class SplitRanker(Protocol):
@@ -67,7 +67,7 @@ class DistilledRanker(nn.Module):
         base_rate: of the labels; a head starts at α times it, or its first steps, all one way,
             would shake the backbone and use up the tables' AdaGrad.
         further_base_rates: those of the ranker's further tasks.
-        peer: the larger ranker of co-distillation.
+        peer: the larger ranker of co-distillation, of the same tasks.
     """
 
     def __init__(
@@ -85,30 +85,34 @@ class DistilledRanker(nn.Module):
         self.gradient_scale = settings.gradient_scale
         self.distillation_head = self.affine = self.adapter_head = None
         size, layers = ranker.representation_size, settings.head_layers
-        self.further_heads = nn.ModuleList()
+        self.further_heads, self.further_adapter_heads = nn.ModuleList(), nn.ModuleList()
+        rates = [base_rate, *further_base_rates]
         if settings.has_own_head:
-            self.distillation_head = _seeded_head(size, layers, seed)
-            _start_at(self.distillation_head, settings.label_scale * base_rate)
-            for number, rate in enumerate(further_base_rates, start=1):
-                self.further_heads.append(_seeded_head(size, layers, seed + number))
-                _start_at(self.further_heads[-1], settings.label_scale * rate)  # type: ignore[arg-type]
+            self.distillation_head, *further = _seeded_heads(size, layers, seed, rates, settings.label_scale)
+            self.further_heads.extend(further)
         elif settings.mode == "affine":
             self.affine = _identity()
             self.further_heads.extend(_identity() for _ in further_base_rates)
         if settings.mode == "auxiliary_adapter" and settings.adapter.kind == "extra_head":
-            self.adapter_head = _seeded_head(size, layers, seed + 1)  # not the other head's weights
-            _start_at(self.adapter_head, settings.adapter.label_scale * base_rate)
+            own_seed = seed + len(rates)  # not the other heads' weights
+            self.adapter_head, *further = _seeded_heads(size, layers, own_seed, rates, settings.adapter.label_scale)
+            self.further_adapter_heads.extend(further)
         self.peer = peer
 
     def forward(self, dense: Tensor, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
         """Logits [B] by head: ``serving``, ``distillation``, ``adapted``, and in training ``peer``; dense is [B, W].
 
-        A further task's have its name: ``<task>``, ``distillation_<task>``.
+        A further task's have its name: ``<task>``, ``distillation_<task>`` and so on.
         """
         outputs = self.heads(self.ranker.represent(dense, sparse))
-        if self.peer is not None and self.training:
-            outputs[PEER] = self.peer.head(self.peer.represent(dense, sparse))
-        return outputs
+        return outputs | self.of_peer(dense, sparse) if self.training else outputs
+
+    def of_peer(self, dense: Tensor, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
+        """The peer's logits [B]: ``peer``, ``peer_<task>``; nothing without one."""
+        if self.peer is None:
+            return {}
+        logits = self.peer.heads(self.peer.represent(dense, sparse))
+        return {output_of(PEER, task): logit for task, logit in logits.items()}
 
     def heads(self, representation: Tensor) -> dict[str, Tensor]:
         """Logits [B] of the heads on a representation [B, H]."""
@@ -125,13 +129,15 @@ class DistilledRanker(nn.Module):
         return outputs | self._further(outputs, scaled)
 
     def _further(self, outputs: dict[str, Tensor], scaled: Tensor) -> dict[str, Tensor]:
-        """What learns the teacher's scores of the further tasks."""
+        """What learns the soft labels of the further tasks."""
         tasks = self.ranker.further_tasks
         if not self.further_heads:
-            return {distillation_of(task): outputs[task] for task in tasks}
+            return {output_of(DISTILLATION, task): outputs[task] for task in tasks}
         inputs = [scaled if self.affine is None else outputs[task].unsqueeze(-1) for task in tasks]
         heads = zip(tasks, self.further_heads, inputs, strict=True)
-        return {distillation_of(task): head(value).squeeze(-1) for task, head, value in heads}
+        found = {output_of(DISTILLATION, task): head(value).squeeze(-1) for task, head, value in heads}
+        adapted = zip(tasks, self.further_adapter_heads, strict=False)  # none without an adapter's own head
+        return found | {output_of(ADAPTED, task): head(scaled).squeeze(-1) for task, head in adapted}
 
 
 def scale_gradient(value: Tensor, scale: float) -> Tensor:
@@ -150,6 +156,14 @@ class _GradientScale(torch.autograd.Function):
         return gradient * context.scale, None
 
 
+def _seeded_heads(inputs: int, hidden: list[int], seed: int, rates: list[float], scale: float) -> list[nn.Sequential]:
+    """A head a base rate, drawn from ``seed`` and those after it; each starts at ``scale`` times its rate."""
+    heads = [_seeded_head(inputs, hidden, seed + number) for number in range(len(rates))]
+    for head, rate in zip(heads, rates, strict=True):
+        nn.init.constant_(head[-1].bias, log_odds(scale * rate))  # type: ignore[arg-type]
+    return heads
+
+
 def _seeded_head(inputs: int, hidden: list[int], seed: int) -> nn.Sequential:
     """An MLP inputs -> hidden -> 1 with ReLU, drawn from ``seed`` alone."""
     layers: list[nn.Module] = []
@@ -159,10 +173,6 @@ def _seeded_head(inputs: int, hidden: list[int], seed: int) -> nn.Sequential:
             layers += [nn.Linear(width_in, width_out), nn.ReLU()]
         layers.append(nn.Linear(([inputs, *hidden])[-1], 1))
     return nn.Sequential(*layers)
-
-
-def _start_at(head: nn.Sequential, rate: float) -> None:
-    nn.init.constant_(head[-1].bias, log_odds(rate))  # type: ignore[arg-type]
 
 
 def _identity() -> nn.Linear:

@@ -9,7 +9,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from recsys.data.loader import Batch
 from recsys.distill.distillation_settings import DistillationSettings
-from recsys.distill.heads import ADAPTED, DISTILLATION, PEER, distillation_of
+from recsys.distill.heads import ADAPTED, DISTILLATION, PEER, output_of
+from recsys.models.ranker import SERVING
 from recsys.training.label_loss import label_entropy, label_loss
 
 MS_PER_HOUR = 3_600_000
@@ -18,8 +19,8 @@ MS_PER_HOUR = 3_600_000
 class ScoreMap(Protocol):
     """Logits of a teacher to logits of the present, [B] to [B], without gradients."""
 
-    def __call__(self, score: Tensor, /) -> Tensor:
-        """The mapped logits."""
+    def __call__(self, score: Tensor, task: str, /) -> Tensor:
+        """The mapped logits of ``task``, SERVING being the main one."""
         ...
 
 
@@ -28,7 +29,7 @@ class DistillationLoss:
 
     p is the probability of the teacher, of ``adapter`` or of the peer. An example without a usable score
     has no second term, one without a label no first. An extra head for the adapter, a hard label for the
-    distillation head and the peer's own loss are further terms. A further task adds both terms of its
+    distillation head and the peer's own loss are further terms. A further task adds all terms of its
     own label and score, times its weight in ``task_weights`` (1 where it has none).
     """
 
@@ -45,7 +46,10 @@ class DistillationLoss:
     def __call__(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
         """The loss [B]."""
         loss = self.serving(outputs, batch) + self.distillation(outputs, batch)
-        return loss + label_entropy(outputs[PEER], batch.label) if PEER in outputs else loss
+        if PEER not in outputs:
+            return loss
+        of_peer = {task: outputs[output_of(PEER, task)] for task in (SERVING, *batch.further_labels)}
+        return loss + label_loss(of_peer, batch, self._weights)
 
     def serving(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
         """The serving heads' own loss [B]."""
@@ -53,34 +57,38 @@ class DistillationLoss:
 
     def distillation(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
         """All that the other heads add to the loss, [B], weighted."""
-        loss = self._of_one_task(outputs, batch)
+        loss = self._of_one_task(outputs, batch, SERVING)
         for task in batch.further_labels:
-            own = {DISTILLATION: outputs[distillation_of(task)]}
-            loss = loss + self._weights.get(task, 1.0) * self._of_one_task(own, batch.of_task(task))
+            names = {head: output_of(head, task) for head in (DISTILLATION, ADAPTED, PEER)}
+            own = {head: outputs[name] for head, name in names.items() if name in outputs}
+            loss = loss + self._weights.get(task, 1.0) * self._of_one_task(own, batch.of_task(task), task)
         return loss
 
-    def _of_one_task(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
-        """The distillation loss [B] of the main task of ``batch``."""
+    def _of_one_task(self, outputs: dict[str, Tensor], batch: Batch, task: str) -> Tensor:
+        """The distillation loss [B] of the main task of ``batch``, which is ``task`` in the student's."""
         settings = self.settings
         trust = self.trust(batch)
-        target = self.target(outputs, batch)
+        target = self.target(outputs, batch, task)
         term = _entropy(outputs[DISTILLATION], target) * trust
         loss = settings.loss_weight * torch.where(trust > 0, term, 0.0)
         if ADAPTED in outputs:
-            adapted = self._probability(batch, adapted=True, scale=settings.adapter.label_scale)
+            adapted = self._probability(batch, settings.adapter.label_scale, task)
             term = _entropy(outputs[ADAPTED], adapted) * trust
             loss = loss + settings.adapter.loss_weight * torch.where(trust > 0, term, 0.0)
         if settings.hard_label_weight > 0:
             loss = loss + settings.hard_label_weight * label_entropy(outputs[DISTILLATION], batch.label)
         return loss
 
-    def target(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
-        """What the distillation head learns, [B] probabilities, without gradients; arbitrary where trust is 0."""
+    def target(self, outputs: dict[str, Tensor], batch: Batch, task: str = SERVING) -> Tensor:
+        """What the distillation head learns, [B] probabilities, without gradients; arbitrary where trust is 0.
+
+        ``outputs`` and ``batch`` have ``task`` as their main one.
+        """
         scale = self.settings.label_scale
         if PEER in outputs:
             return (scale * torch.sigmoid(outputs[PEER].detach())).clamp(max=1.0)
         replaced = self.settings.mode == "auxiliary_adapter" and self.settings.adapter.kind == "replace"
-        return self._probability(batch, adapted=replaced, scale=scale)
+        return self._probability(batch, scale, task if replaced else None)
 
     def trust(self, batch: Batch) -> Tensor:
         """Weight [B] in [0, 1] of each example's soft label: 0 where it is missing or too old."""
@@ -92,11 +100,12 @@ class DistillationLoss:
             return usable
         return usable * torch.exp2(-batch.staleness_ms / (half_life * MS_PER_HOUR)).float()
 
-    def _probability(self, batch: Batch, adapted: bool, scale: float) -> Tensor:
+    def _probability(self, batch: Batch, scale: float, adapted: str | None) -> Tensor:
+        """The scaled probability [B] of the scores, as the adapter of task ``adapted`` has them, if any."""
         score = torch.where(is_usable(batch, self.settings), batch.score.detach(), 0.0)
-        if adapted:
+        if adapted is not None:
             assert self._adapter is not None, "a mode with an adapter needs one"
-            score = self._adapter(score)
+            score = self._adapter(score, adapted)
         return (scale * torch.sigmoid(score)).clamp(max=1.0)
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator, model_validator
 
 from recsys.config import Settings, load_settings
-from recsys.distill.distillation_settings import ONE_TASK_MODES, DistillationSettings, overlaid
+from recsys.distill.distillation_settings import DistillationSettings, overlaid
 from recsys.models.settings import ModelSettings
 from recsys.towers.settings import TowersSettings
 from recsys.training.settings import Quantisation, TrainSettings
@@ -156,12 +156,6 @@ class StudentsSettings(Settings):
             _checked_name(arm, "an arm's name")
             for student in self.students:
                 distillation = self.distillation_of(student, arm)
-                several = student.tasks is not None and len(student.tasks) > 1
-                if several and distillation.mode in ONE_TASK_MODES:
-                    raise ValueError(
-                        f"student {student.name!r}: arm {arm!r}: mode {distillation.mode} is for one task; "
-                        f"choose another mode or a student a task"
-                    )
                 if distillation.mode == "co_distillation" and distillation.peer_model is None:
                     raise ValueError(f"arm {arm!r}: mode co_distillation needs peer_model, the larger ranker")
         return self

@@ -28,8 +28,17 @@ from recsys.distill.teacher import (
     run_teacher,
     teacher_checkpoints,
 )
+from recsys.distill.training_job import S, TrainingJob
 from recsys.training.checkpoints import PARTIAL_SUFFIX
-from recsys.training.resume import CHECKPOINTS_DIR, OUTPUT_DIR, fingerprint, link_file, link_files, work_folder
+from recsys.training.resume import (
+    CHECKPOINTS_DIR,
+    OUTPUT_DIR,
+    Checkpoints,
+    fingerprint,
+    link_file,
+    link_files,
+    work_folder,
+)
 from recsys.training.settings import TrainSettings
 
 TEACHER_DIR, SCORES_DIR, STUDENTS_DIR = "teacher", "scores", "students"
@@ -193,12 +202,8 @@ def _mark(folder: Path, **counts: int) -> None:
 def _advance_teacher(job: StreamJob, run: str, folder: Path, windows: int) -> None:
     if _done(folder)[TEACHER_DIR] == windows:
         return
-    output, kept = folder / OUTPUT_DIR / TEACHER_DIR, folder / CHECKPOINTS_DIR / TEACHER_DIR
-    for path in (output, kept):
-        path.mkdir(exist_ok=True)
-    checkpoints = teacher_checkpoints(kept, run, job.teacher, continued=True)
-    partition = load_partition(job.partition_file, job.teacher.model)
-    run_teacher(folder / WINDOWS_DIR, partition, job.teacher, job.train, output, checkpoints)
+    checkpoints = teacher_checkpoints(folder / CHECKPOINTS_DIR / TEACHER_DIR, run, job.teacher, continued=True)
+    run_teacher(_training(job, job.teacher, folder, TEACHER_DIR, checkpoints))
     _mark(folder, teacher=windows)
 
 
@@ -231,13 +236,18 @@ def _advance_students(job: StreamJob, run: str, folder: Path, windows: int) -> N
     if _done(folder)[STUDENTS_DIR] == windows:
         return
     _mark(folder, students_begun=windows)
-    output, kept = folder / OUTPUT_DIR / STUDENTS_DIR, folder / CHECKPOINTS_DIR / STUDENTS_DIR
-    for path in (output, kept):
-        path.mkdir(exist_ok=True)
-    checkpoints = students_checkpoints(kept, run, job.students, continued=True)
-    scores = folder / OUTPUT_DIR / SCORES_DIR
-    run_students(folder / WINDOWS_DIR, scores, job.students, job.train, output, checkpoints)
+    checkpoints = students_checkpoints(folder / CHECKPOINTS_DIR / STUDENTS_DIR, run, job.students, continued=True)
+    run_students(_training(job, job.students, folder, STUDENTS_DIR, checkpoints))
     _mark(folder, students=windows)
+
+
+def _training(job: StreamJob, settings: S, folder: Path, part: str, checkpoints: Checkpoints) -> TrainingJob[S]:
+    """The stream's ``part`` as a job of its own, on the windows and scores that are taken; its folders are made."""
+    output, scores = folder / OUTPUT_DIR / part, folder / OUTPUT_DIR / SCORES_DIR
+    for path in (output, checkpoints.folder):
+        path.mkdir(exist_ok=True)
+    windows = folder / WINDOWS_DIR
+    return TrainingJob(windows, settings, job.train, output, job.partition_file, scores, checkpoints)
 
 
 def _copy_results(source: Path, target: Path) -> None:

@@ -19,6 +19,7 @@ from recsys.distill.losses import DistillationLoss
 from recsys.distill.settings import StudentSettings, StudentsSettings
 from recsys.distill.stream import Stream, run_stream, write_json
 from recsys.distill.teacher import CHECKPOINT_KEYS, CODE, PLACEMENT_KEYS, code_of, model_size
+from recsys.distill.training_job import TrainingJob, resumable
 from recsys.models.factory import build_ranker
 from recsys.models.settings import ModelSettings
 from recsys.progress import RowProgress
@@ -28,15 +29,7 @@ from recsys.training.checkpoints import PARTIAL_SUFFIX, write_durably
 from recsys.training.engine import Engine, LossFunction
 from recsys.training.label_loss import check_task_weights, label_loss
 from recsys.training.launch import launch
-from recsys.training.resume import (
-    CHECKPOINTS_DIR,
-    OUTPUT_DIR,
-    Checkpoints,
-    fingerprint,
-    folder_state,
-    link_files,
-    work_folder,
-)
+from recsys.training.resume import Checkpoints, fingerprint, folder_state
 from recsys.training.settings import TrainSettings
 
 EXPORT_DIR = "export"
@@ -65,12 +58,7 @@ class Run:
 
 
 def train_students(
-    windows_dir: Path,
-    scores_dir: Path,
-    settings: StudentsSettings,
-    train: TrainSettings,
-    output_dir: Path,
-    resume_dir: Path | None = None,
+    job: TrainingJob[StudentsSettings], resume_dir: Path | None = None
 ) -> dict[str, list[dict[str, Any]]]:
     """Train all students x arms x seeds in one launch of ranks.
 
@@ -89,33 +77,26 @@ def train_students(
         InputError: a student's domain or task is not in the data, a model has towers or breaks its budget, or
             ``resume_dir`` is in use.
     """
-    schema = Schema.load(windows_dir)
-    check_students(schema, settings)
-
+    check_students(Schema.load(job.windows_dir), job.settings)
     if resume_dir is None:
-        return run_students(windows_dir, scores_dir, settings, train, output_dir, None)
-    decisive = (
-        settings.model_dump(exclude=CHECKPOINT_KEYS, exclude_unset=True),
-        train.model_dump(exclude=PLACEMENT_KEYS),
-    )
-    run = fingerprint(folder_state(windows_dir), folder_state(scores_dir), code_of(CODE), decisive)
-    with work_folder(resume_dir, run, shared=train.nodes.count > 1) as folder:
-        checkpoints = students_checkpoints(folder / CHECKPOINTS_DIR, run, settings)
-        results = run_students(windows_dir, scores_dir, settings, train, folder / OUTPUT_DIR, checkpoints)
-        link_files(folder / OUTPUT_DIR, output_dir)
-    return results
+        return run_students(job)
+    with resumable(job, resume_dir, _run_name(job), students_checkpoints) as resumed:
+        return run_students(resumed)
 
 
-def run_students(
-    windows_dir: Path,
-    scores_dir: Path,
-    settings: StudentsSettings,
-    train: TrainSettings,
-    output_dir: Path,
-    checkpoints: Checkpoints | None,
-) -> dict[str, list[dict[str, Any]]]:
+def run_students(job: TrainingJob[StudentsSettings]) -> dict[str, list[dict[str, Any]]]:
     """One launch of :func:`train_students`, each student from the last of its checkpoints to the last window."""
-    return launch(_train_rank, (windows_dir, scores_dir, settings, train, output_dir, checkpoints), train)[0]
+    return launch(train_runs, (runs_of(job.settings), job), job.train)[0]
+
+
+def _run_name(job: TrainingJob[StudentsSettings]) -> str:
+    """A name for what decides the students' weights: data, scores, code and settings, but not the placement."""
+    decisive = (
+        job.settings.model_dump(exclude=CHECKPOINT_KEYS, exclude_unset=True),
+        job.train.model_dump(exclude=PLACEMENT_KEYS),
+    )
+    scores = None if job.scores_dir is None else folder_state(job.scores_dir)
+    return fingerprint(folder_state(job.windows_dir), scores, code_of(CODE), decisive)
 
 
 def students_checkpoints(folder: Path, run: str, settings: StudentsSettings, continued: bool = False) -> Checkpoints:
@@ -168,18 +149,6 @@ def _check_budget(schema: Schema, student: StudentSettings, model: ModelSettings
             )
 
 
-def _train_rank(
-    windows_dir: Path,
-    scores_dir: Path,
-    settings: StudentsSettings,
-    train: TrainSettings,
-    output_dir: Path,
-    checkpoints: Checkpoints | None,
-) -> dict[str, list[dict[str, Any]]]:
-    """All students on one rank."""
-    return train_runs(runs_of(settings), windows_dir, scores_dir, settings, train, output_dir, checkpoints)
-
-
 def runs_of(settings: StudentsSettings) -> list[Run]:
     """All students x seeds x arms, in the order in which they are trained."""
     return [
@@ -190,32 +159,29 @@ def runs_of(settings: StudentsSettings) -> list[Run]:
     ]
 
 
-def train_runs(
-    runs: list[Run],
-    windows_dir: Path,
-    scores_dir: Path,
-    settings: StudentsSettings,
-    train: TrainSettings,
-    output_dir: Path,
-    checkpoints: Checkpoints | None,
-) -> dict[str, list[dict[str, Any]]]:
+def train_runs(runs: list[Run], job: TrainingJob[StudentsSettings]) -> dict[str, list[dict[str, Any]]]:
     """Train ``runs`` on this rank, one after the other; see :func:`train_students`."""
-    schema = Schema.load(windows_dir)
-    streams = [_stream(windows_dir, schema, run, scores_dir, train) for run in runs]
-    total = 2 * sum(_rows(stream, run, checkpoints) for run, stream in zip(runs, streams, strict=True))
+    schema = Schema.load(job.windows_dir)
+    streams = [_stream(schema, run, job) for run in runs]
+    total = 2 * sum(_rows(stream, run, job.checkpoints) for run, stream in zip(runs, streams, strict=True))
     results = {}
     with RowProgress("students", total, enabled=ranks.rank() == 0) as progress:
         for run, stream in zip(runs, streams, strict=True):
-            folder = run.folder(output_dir)
-            name = folder.relative_to(output_dir).as_posix()
-            own = None if checkpoints is None else replace(checkpoints, folder=run.folder(checkpoints.folder))
-            history = None if own is None else _ended(own, len(schema.windows))
+            own = _of_run(job, run)
+            history = None if own.checkpoints is None else _ended(own.checkpoints, len(schema.windows))
             if history is None:
-                history = _train_run(run, stream, settings, train, folder, progress, own)
+                history = _train_run(run, stream, own, progress)
             else:
                 progress.advance(2 * sum(row["rows"] for row in history))
-            results[name] = history
+            results[own.output_dir.relative_to(job.output_dir).as_posix()] = history
     return results
+
+
+def _of_run(job: TrainingJob[StudentsSettings], run: Run) -> TrainingJob[StudentsSettings]:
+    """``job`` in the folders of ``run``."""
+    kept = job.checkpoints
+    own = None if kept is None else replace(kept, folder=run.folder(kept.folder))
+    return replace(job, output_dir=run.folder(job.output_dir), checkpoints=own)
 
 
 def _rows(stream: Stream, run: Run, checkpoints: Checkpoints | None) -> int:
@@ -255,31 +221,27 @@ def _end(checkpoints: Checkpoints, history: list[dict[str, Any]]) -> None:
     ranks.barrier()
 
 
-def _stream(windows_dir: Path, schema: Schema, run: Run, scores_dir: Path, train: TrainSettings) -> Stream:
-    reader = WindowReader(windows_dir, tasks_of(run.student, schema))
+def _stream(schema: Schema, run: Run, job: TrainingJob[StudentsSettings]) -> Stream:
+    reader = WindowReader(job.windows_dir, tasks_of(run.student, schema))
     domain = schema.domains.index(run.student.domain)
-    return Stream(reader, train.global_batch_size, domain, scores_dir if run.distillation.reads_scores else None)
+    scores_dir = job.scores_dir if run.distillation.reads_scores else None
+    assert scores_dir is not None or not run.distillation.reads_scores, "a mode that reads scores needs a log"
+    return Stream(reader, job.train.global_batch_size, domain, scores_dir)
 
 
 def _train_run(
-    run: Run,
-    stream: Stream,
-    settings: StudentsSettings,
-    train: TrainSettings,
-    folder: Path,
-    progress: RowProgress,
-    checkpoints: Checkpoints | None,
+    run: Run, stream: Stream, job: TrainingJob[StudentsSettings], progress: RowProgress
 ) -> list[dict[str, Any]]:
-    """Train one student; export it if it is of the first seed."""
-    schema = stream.reader.schema
-    engine, loss_function = _engine(run, schema, train)
+    """Train one student in its own folders, those of ``job``; export it if it is of the first seed."""
+    schema, folder, checkpoints = stream.reader.schema, job.output_dir, job.checkpoints
+    engine, loss_function = _engine(run, schema, job.train)
     diagnostics = None
-    if settings.diagnostics and isinstance(loss_function, DistillationLoss):
+    if job.settings.diagnostics and isinstance(loss_function, DistillationLoss):
         diagnostics = DistillationDiagnostics(loss_function)
     history = run_stream(
         engine, loss_function, stream, folder, progress, checkpoints=checkpoints, diagnostics=diagnostics
     )
-    if run.seed == settings.seeds[0]:
+    if run.seed == job.settings.seeds[0]:
         state = engine.gather_state()
         if ranks.rank() == 0:
             served = {name.removeprefix(RANKER_PREFIX): v for name, v in state.items() if _is_served(name, run)}
@@ -302,7 +264,7 @@ def _engine(run: Run, schema: Schema, train: TrainSettings) -> tuple[Engine, Los
         assert settings.peer_model is not None
         peer = build_ranker(schema, settings.peer_model, None, run.seed, "meta", PEER_TABLE_PREFIX)
     if settings.mode == "auxiliary_adapter":
-        adapter = StudentAdapter(settings, train, run.seed, ranks.world_size())
+        adapter = StudentAdapter(settings, train, run.seed, ranks.world_size(), schema.tasks[1:])
     rate, further = schema.initial_base_rate, schema.further_base_rates
     distilled = DistilledRanker(ranker, settings, run.seed, rate, peer, further)
     loss = DistillationLoss(settings, adapter, run.student.task_weights)

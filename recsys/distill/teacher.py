@@ -16,6 +16,7 @@ from recsys.distill import ranks
 from recsys.distill.settings import TeacherSettings
 from recsys.distill.snapshots import SNAPSHOTS_DIR, Snapshot, hash_weights, publish
 from recsys.distill.stream import Stream, finite, run_stream, write_json
+from recsys.distill.training_job import TrainingJob, resumable
 from recsys.evaluation.metrics import METRICS
 from recsys.models.factory import build_ranker
 from recsys.models.settings import ModelSettings
@@ -28,15 +29,7 @@ from recsys.training.engine import Engine
 from recsys.training.label_loss import check_task_weights, label_loss
 from recsys.training.launch import launch
 from recsys.training.launch_settings import LaunchSettings
-from recsys.training.resume import (
-    CHECKPOINTS_DIR,
-    OUTPUT_DIR,
-    Checkpoints,
-    fingerprint,
-    folder_state,
-    link_files,
-    work_folder,
-)
+from recsys.training.resume import Checkpoints, fingerprint, folder_state
 from recsys.training.settings import TrainSettings
 
 PLAN_FILE = "plan.json"
@@ -64,21 +57,14 @@ PLACEMENT_KEYS = {
 } - {"device"}
 
 
-def train_teacher(
-    windows_dir: Path,
-    partition_file: Path | None,
-    settings: TeacherSettings,
-    train: TrainSettings,
-    output_dir: Path,
-    resume_dir: Path | None = None,
-) -> list[dict[str, Any]]:
+def train_teacher(job: TrainingJob[TeacherSettings], resume_dir: Path | None = None) -> list[dict[str, Any]]:
     """Train the teacher through all windows.
 
-    Writes in ``output_dir``: snapshots/<name>/, predictions/<window>.parquet, metrics.json (a row a
+    Writes in ``job.output_dir``: snapshots/<name>/, predictions/<window>.parquet, metrics.json (a row a
     window), plan.json (where each table's shards are), plan.png (what each rank is predicted to take
     and to hold) and size.json (parameters, and training FLOPs an example).
 
-    With ``resume_dir`` it works there and puts the results in ``output_dir`` at the end. A run that
+    With ``resume_dir`` it works there and puts the results in ``job.output_dir`` at the end. A run that
     was killed goes on from its last checkpoint if data, code and settings are the same (placement on
     ranks may differ), and writes the bytes of an undisturbed one. The caller removes ``resume_dir``.
 
@@ -89,38 +75,27 @@ def train_teacher(
         InputError: no data, no partition though the model has towers, a plan that does not fit, or
             ``resume_dir`` is in use.
     """
-    partition = load_partition(partition_file, settings.model)
-    Schema.load(windows_dir)
+    Schema.load(job.windows_dir)  # before anything is made for them
     if resume_dir is None:
-        return run_teacher(windows_dir, partition, settings, train, output_dir, None)
-    run = _run_name(windows_dir, partition, settings, train)
-    with work_folder(resume_dir, run, shared=train.nodes.count > 1) as folder:
-        checkpoints = teacher_checkpoints(folder / CHECKPOINTS_DIR, run, settings)
-        history = run_teacher(windows_dir, partition, settings, train, folder / OUTPUT_DIR, checkpoints)
-        link_files(folder / OUTPUT_DIR, output_dir)
-    return history
+        return run_teacher(job)
+    with resumable(job, resume_dir, _run_name(job), teacher_checkpoints) as resumed:
+        return run_teacher(resumed)
 
 
-def run_teacher(
-    windows_dir: Path,
-    partition: Partition | None,
-    settings: TeacherSettings,
-    train: TrainSettings,
-    output_dir: Path,
-    checkpoints: Checkpoints | None,
-) -> list[dict[str, Any]]:
-    """One launch of :func:`train_teacher`, from the last of ``checkpoints`` to the last window.
+def run_teacher(job: TrainingJob[TeacherSettings]) -> list[dict[str, Any]]:
+    """One launch of :func:`train_teacher`, from the last of ``job.checkpoints`` to the last window.
 
     Raises:
         InputError: as :func:`train_teacher`.
     """
-    if settings.checkpoint_asynchronously and train.table_memory == "file":
+    partition = load_partition(job.partition_file, job.settings.model)
+    if job.settings.checkpoint_asynchronously and job.train.table_memory == "file":
         raise InputError(
             "params/teacher.yaml: checkpoint_asynchronously copies the tables into memory, and table_memory is file "
             "because they do not fit there; set one of them otherwise"
         )
-    check_task_weights(settings.task_weights, Schema.load(windows_dir).tasks, "params/teacher.yaml")
-    return launch(_train_rank, (windows_dir, partition, settings, train, output_dir, checkpoints), train)[0]
+    check_task_weights(job.settings.task_weights, Schema.load(job.windows_dir).tasks, "params/teacher.yaml")
+    return launch(_train_rank, (job, partition), job.train)[0]
 
 
 def teacher_checkpoints(folder: Path, run: str, settings: TeacherSettings, continued: bool = False) -> Checkpoints:
@@ -137,10 +112,11 @@ def teacher_checkpoints(folder: Path, run: str, settings: TeacherSettings, conti
     )
 
 
-def _run_name(windows_dir: Path, partition: Partition | None, settings: TeacherSettings, train: TrainSettings) -> str:
+def _run_name(job: TrainingJob[TeacherSettings]) -> str:
     """A name for what decides the teacher's weights: data, code, partition and settings, but not the placement."""
-    decisive = settings.model_dump(exclude=CHECKPOINT_KEYS), train.model_dump(exclude=PLACEMENT_KEYS)
-    return fingerprint(folder_state(windows_dir), code_of(CODE), partition, decisive)
+    partition = load_partition(job.partition_file, job.settings.model)
+    decisive = job.settings.model_dump(exclude=CHECKPOINT_KEYS), job.train.model_dump(exclude=PLACEMENT_KEYS)
+    return fingerprint(folder_state(job.windows_dir), code_of(CODE), partition, decisive)
 
 
 def code_of(package: Path) -> list[bytes]:
@@ -167,18 +143,12 @@ def model_size(state: dict[str, Tensor]) -> dict[str, int]:
     return {"table_parameters": tables, "dense_parameters": sum(v.numel() for v in state.values()) - tables}
 
 
-def _train_rank(
-    windows_dir: Path,
-    partition: Partition | None,
-    settings: TeacherSettings,
-    train: TrainSettings,
-    output_dir: Path,
-    checkpoints: Checkpoints | None,
-) -> list[dict[str, Any]]:
+def _train_rank(job: TrainingJob[TeacherSettings], partition: Partition | None) -> list[dict[str, Any]]:
     """The teacher on one rank."""
-    reader = WindowReader(windows_dir)
-    engine = teacher_engine(reader.schema, partition, settings, train)
-    stream = Stream(reader, train.global_batch_size)
+    settings, output_dir, checkpoints = job.settings, job.output_dir, job.checkpoints
+    reader = WindowReader(job.windows_dir)
+    engine = teacher_engine(reader.schema, partition, settings, job.train)
+    stream = Stream(reader, job.train.global_batch_size)
     publisher = _Publisher(engine, settings, output_dir / SNAPSHOTS_DIR, reader.schema.tasks)
     writing = nullcontext() if checkpoints is None else checkpoints.writing()
     with RowProgress("teacher", 2 * stream.rows(), enabled=ranks.rank() == 0) as progress, writing:
@@ -189,7 +159,7 @@ def _train_rank(
     if ranks.rank() == 0:
         write_json(output_dir / PLAN_FILE, plan)
         ranker = build_ranker(reader.schema, settings.model, partition, settings.seed, table_device="meta")
-        draw_plan(predict_training(ranker, train, ranks.world_size(), plan), output_dir / PLAN_FIGURE)
+        draw_plan(predict_training(ranker, job.train, ranks.world_size(), plan), output_dir / PLAN_FIGURE)
         write_json(output_dir / SIZE_FILE, model_size(state) | {"flops_an_example": ranker_cost(ranker).flops})
     return history
 

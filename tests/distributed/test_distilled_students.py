@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from tests.distributed.test_parallelism import MODEL, SCHEMA, SEED, share, train
 SIZES = [32, 13, 32, 2, 32, 7]  # rows of the global batches; on 4 ranks two have no row of the fourth
 BAD = 4  # the batch with a NaN in test_overlapped_...
 CLIP = 0.02
+SCHEMA_OF_TWO = replace(SCHEMA, tasks=["click", "conversion"], further_base_rates=[0.4])
 PEER = MODEL.model_copy(update={"embedding_dimension": 2 * MODEL.embedding_dimension, "over_layers": [16, 8]})
 
 
@@ -39,9 +41,14 @@ def with_mode(mode: str, update: str = "before", kind: str = "extra_head") -> Di
 
 
 def scored(batch: Batch) -> Batch:
-    """``batch`` with a score that follows from each row alone; every row with a small one has none."""
+    """``batch`` with scores that follow from each row alone, missing on other rows for each task; only the clicked
+    rows have a conversion."""
     batch.score = batch.dense.sum(dim=1) - 2.0
     batch.score[batch.dense[:, 0] < -1.0] = math.nan
+    conversion = (batch.dense[:, 1] > 0).float()
+    batch.further_labels = {"conversion": torch.where(batch.label == 1, conversion, math.nan)}
+    score = torch.where(batch.dense[:, 1] > 1.0, math.nan, batch.dense[:, 0] - 1.0)
+    batch.further_scores = {"conversion": score}
     return batch
 
 
@@ -57,12 +64,12 @@ def batches(bad: int | None = None) -> Iterator[Batch]:
 
 def student(settings: DistillationSettings, changes: dict[str, Any]) -> tuple[Engine, DistillationLoss]:
     train = train_settings(distributed.get_world_size(), **changes)
-    ranker, peer, adapter = build_ranker(SCHEMA, MODEL, None, SEED, "meta"), None, None
+    ranker, peer, adapter = build_ranker(SCHEMA_OF_TWO, MODEL, None, SEED, "meta"), None, None
     if settings.mode == "co_distillation":
-        peer = build_ranker(SCHEMA, PEER, None, SEED, "meta", PEER_TABLE_PREFIX)
+        peer = build_ranker(SCHEMA_OF_TWO, PEER, None, SEED, "meta", PEER_TABLE_PREFIX)
     if settings.mode == "auxiliary_adapter":
-        adapter = StudentAdapter(settings, train, SEED, distributed.get_world_size())
-    engine = Engine(DistilledRanker(ranker, settings, SEED, 0.3, peer), train, SEED, side=adapter)
+        adapter = StudentAdapter(settings, train, SEED, distributed.get_world_size(), ["conversion"])
+    engine = Engine(DistilledRanker(ranker, settings, SEED, 0.3, peer, [0.4]), train, SEED, side=adapter)
     return engine, DistillationLoss(settings, adapter)
 
 
@@ -77,13 +84,14 @@ def train(settings: DistillationSettings, changes: dict[str, Any], bad: int | No
     return found | {"counts": (engine.steps, engine.skipped_batches)}
 
 
-def reference_adapter(settings: DistillationSettings) -> dict[str, Tensor]:
-    """Plain PyTorch on whole batches."""
+def reference_adapter(settings: DistillationSettings, task: str) -> dict[str, Tensor]:
+    """Plain PyTorch on whole batches of one task."""
     network = ScoreNetwork(settings.adapter.hidden_layers, SEED)
     adam = torch.optim.Adam(network.parameters(), lr=settings.adapter.learning_rate)
     for step, rows in enumerate(SIZES):
         batch = scored(share(rows, step, 0, 1))
-        known = ~torch.isnan(batch.score)
+        batch = batch if task == "serving" else batch.of_task(task)
+        known = ~torch.isnan(batch.score) & ~torch.isnan(batch.label)
         adam.zero_grad()
         losses = binary_cross_entropy_with_logits(network(batch.score[known]), batch.label[known], reduction="sum")
         (losses / rows).backward()
@@ -108,10 +116,11 @@ def adapters() -> dict[tuple[str, int], list[dict[str, Any]]]:
 def test_adapter_of_several_ranks_is_that_of_a_plain_loop(
     update: str, world_size: int, adapters: dict[tuple[str, int], list[dict[str, Any]]]
 ) -> None:
-    expected = reference_adapter(with_mode("auxiliary_adapter", update))
-    for found in adapters[update, world_size]:
-        weights = found["side"]["network"]
-        assert all(torch.allclose(weights[name], value, atol=1e-5) for name, value in expected.items())
+    for task in ("serving", "conversion"):
+        expected = reference_adapter(with_mode("auxiliary_adapter", update), task)
+        for found in adapters[update, world_size]:
+            weights = found["side"][task]["network"]
+            assert all(torch.allclose(weights[name], value, atol=1e-5) for name, value in expected.items()), task
 
 
 def both(modes: list[DistillationSettings]) -> list[list[dict[str, Any]]]:
@@ -189,11 +198,13 @@ def diagnose(settings: DistillationSettings) -> dict[str, Any]:
 
 def reference_products(settings: DistillationSettings) -> tuple[float, float]:
     """Ratio and cosine by two plain backward passes over the whole batch."""
-    ranker = build_ranker(SCHEMA, MODEL, None, SEED)
-    model = DistilledRanker(ranker, settings, SEED, 0.3)
+    ranker = build_ranker(SCHEMA_OF_TWO, MODEL, None, SEED)
+    model = DistilledRanker(ranker, settings, SEED, 0.3, further_base_rates=[0.4])
     batch, loss = scored(share(SIZES[0], 0, 0, 1)), DistillationLoss(settings)
     embeddings = ranker.embed(batch.sparse).detach().requires_grad_()
-    backbone = [p for name, p in ranker.named_parameters() if not name.startswith(("output", "embeddings"))]
+    backbone = [
+        p for name, p in ranker.named_parameters() if not name.startswith(("output", "further_output", "embeddings"))
+    ]
     outputs = model.heads(ranker.represent_embedded(batch.dense, embeddings))
     serving, distillation = (
         torch.cat([g.flatten() for g in torch.autograd.grad(term.mean(), [*backbone, embeddings], retain_graph=True)])

@@ -9,13 +9,14 @@ import pytest
 
 from recsys.config import InputError
 from recsys.data.schema import Schema
-from recsys.distill.distillation_settings import DistillationSettings
+from recsys.distill.distillation_settings import AdapterSettings, DistillationSettings
 from recsys.distill.scoring import score_windows
 from recsys.distill.settings import AugmentSettings, StudentSettings, StudentsSettings
 from recsys.distill.snapshots import list_snapshots
 from recsys.distill.stream_advance import StreamJob, advance
 from recsys.distill.students import train_students
 from recsys.distill.teacher import train_teacher
+from recsys.distill.training_job import TrainingJob
 from recsys.evaluation.report import evaluate
 from recsys.evaluation.settings import EvaluateSettings
 from recsys.models.ranker import log_odds
@@ -29,6 +30,8 @@ ARMS = {
     "distilled": DistillationSettings(),
     "single_head": DistillationSettings(mode="shared"),
     "map": DistillationSettings(mode="affine"),
+    "adapter": DistillationSettings(mode="auxiliary_adapter", adapter=AdapterSettings(update="after")),
+    "peer": DistillationSettings(mode="co_distillation", peer_model=MODEL),
 }
 STUDENTS = StudentsSettings(
     model=MODEL,
@@ -65,9 +68,9 @@ def run(windows_dir: Path, root: Path, world_size: int) -> Path:  # noqa: F811
     train = SGD.model_copy(update={"world_size": world_size})
     for name in ("teacher", "scores", "students"):
         (root / name).mkdir()
-    train_teacher(windows_dir, None, TEACHER, train, root / "teacher")
+    train_teacher(TrainingJob(windows_dir, TEACHER, train, root / "teacher"))
     score_windows(windows_dir, None, root / "teacher", TEACHER, AugmentSettings(batch_size=128), train, root / "scores")
-    train_students(windows_dir, root / "scores", STUDENTS, train, root / "students")
+    train_students(TrainingJob(windows_dir, STUDENTS, train, root / "students", scores_dir=root / "scores"))
     return root
 
 
@@ -126,7 +129,7 @@ def test_a_student_of_one_task_is_untouched_by_what_the_data_hold_besides(
 ) -> None:
     """Its plain arm, trained on the same windows without conversions, writes the same bytes."""
     clicks = STUDENTS.model_copy(update={"students": STUDENTS.students[:1], "arms": {"plain": ARMS["plain"]}})
-    train_students(windows_dir, root / "scores", clicks, SGD, tmp_path)
+    train_students(TrainingJob(windows_dir, clicks, SGD, tmp_path, scores_dir=root / "scores"))
     for window in WINDOWS:
         name = f"clicks/plain/seed-1/predictions/{window.name}.parquet"
         assert (tmp_path / name).read_bytes() == (root / "students" / name).read_bytes()
@@ -206,7 +209,7 @@ def test_first_prediction_of_a_student_is_about_its_tasks_base_rates(root: Path)
 def test_a_teachers_weight_of_an_unknown_task_is_named(windows_of_two: Path, tmp_path: Path) -> None:
     teacher = TEACHER.model_copy(update={"task_weights": {"cart": 2.0}})
     with pytest.raises(InputError, match=r"params/teacher.yaml: key 'task_weights.cart'.*tasks are: conversion"):
-        train_teacher(windows_of_two, None, teacher, SGD, tmp_path)
+        train_teacher(TrainingJob(windows_of_two, teacher, SGD, tmp_path))
 
 
 def test_a_log_without_a_tasks_logits_is_named(root: Path, windows_of_two: Path, tmp_path: Path) -> None:
@@ -219,4 +222,4 @@ def test_a_log_without_a_tasks_logits_is_named(root: Path, windows_of_two: Path,
                 (tmp_path / window.name / path.name).write_bytes(path.read_bytes())
     sales = STUDENTS.model_copy(update={"students": [STUDENTS.students[1]]})
     with pytest.raises(InputError, match="no column 'logit_conversion'"):
-        train_students(windows_of_two, tmp_path, sales, SGD, tmp_path / "students")
+        train_students(TrainingJob(windows_of_two, sales, SGD, tmp_path / "students", scores_dir=tmp_path))

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from recsys.distill.teacher import train_teacher
+from recsys.distill.training_job import TrainingJob
 from recsys.training.settings import TrainSettings
 from tests.distributed.agents import start_agent
 from tests.distributed.test_nodes import BOUND_S, free_port
@@ -14,7 +15,7 @@ from tests.recsys.distill.test_resume import contents
 
 def teacher_of_node(windows: Path, train: TrainSettings, output: Path, resume: Path) -> None:
     output.mkdir(parents=True)
-    train_teacher(windows, None, TEACHER, train, output, resume)
+    train_teacher(TrainingJob(windows, TEACHER, train, output), resume)
 
 
 @pytest.mark.slow

@@ -35,13 +35,18 @@ def adapter_with(train: dict[str, Any] | None = None, **changes: Any) -> Student
 
 def weights(adapter: StudentAdapter) -> list[Tensor]:
     """Weights and optimiser state, copied."""
-    state = adapter.state()["side"]
+    return [value for task in adapter.networks for value in weights_of(adapter, task)]
+
+
+def weights_of(adapter: StudentAdapter, task: str) -> list[Tensor]:
+    state = adapter.state()["side"][task]
     optimizer = [value for states in state["optimizer"].values() for value in states.values()]
     return copy.deepcopy([*state["network"].values(), *optimizer])
 
 
 def gradient_norm(adapter: StudentAdapter) -> float:
-    return math.hypot(*(p.grad.norm().item() for p in adapter.network.parameters() if p.grad is not None))
+    parameters = adapter.networks["serving"].parameters()
+    return math.hypot(*(p.grad.norm().item() for p in parameters if p.grad is not None))
 
 
 def same(first: list[Tensor], second: list[Tensor]) -> bool:
@@ -83,7 +88,7 @@ def test_the_students_loss_reaches_neither_adapter_nor_teacher(kind: str) -> Non
     one.score.requires_grad_()
     DistillationLoss(settings, adapter)(model(one.dense, one.sparse), one).sum().backward()
     assert one.score.grad is None
-    assert all(parameter.grad is None for parameter in adapter.network.parameters())
+    assert all(parameter.grad is None for parameter in adapter.networks["serving"].parameters())
     head = model.adapter_head if kind == "extra_head" else model.distillation_head
     assert head is not None and all(parameter.grad is not None for parameter in head.parameters())
     assert not any(p.grad is None for name, p in model.ranker.named_parameters() if "output" in name)
@@ -101,7 +106,7 @@ def test_replace_puts_its_prediction_in_the_scores_place_and_extra_head_adds_a_t
     replace, extra = settings_with(kind="replace"), settings_with(kind="extra_head", loss_weight=2.0)
     outputs = {name: torch.linspace(-1, 1, ROWS) for name in ("serving", "distillation")}
 
-    def moved(score: Tensor) -> Tensor:
+    def moved(score: Tensor, task: str) -> Tensor:
         return score + OFFSET
 
     def entropy(target: Tensor) -> Tensor:
@@ -160,9 +165,6 @@ def test_its_gradient_is_clipped() -> None:
     free, clipped = adapter_with(**changes), adapter_with({"dense_clip_norm": 1e-9}, **changes)
     free.begin(batch(), 1)
     clipped.begin(batch(), 1)
-    norms = [
-        math.hypot(*(p.grad.norm().item() for p in a.network.parameters() if p.grad is not None))
-        for a in (free, clipped)
-    ]
+    norms = [gradient_norm(a) for a in (free, clipped)]
     assert norms[0] > 1e-3
     assert norms[1] <= 1.01e-9

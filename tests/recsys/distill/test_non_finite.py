@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from recsys.distill.teacher import train_teacher
+from recsys.distill.training_job import TrainingJob
 from recsys.training.non_finite import NonFiniteLossError
 from tests.recsys.distill.test_pipeline import TEACHER, TRAIN, windows_dir  # noqa: F401
 
@@ -26,13 +27,13 @@ def windows_with_infinity(windows_dir: Path, tmp_path: Path) -> Path:  # noqa: F
 
 def test_the_run_ends_with_window_and_feature(windows_with_infinity: Path, tmp_path: Path) -> None:
     with pytest.raises(NonFiniteLossError, match=r"window w1: the loss is not finite.*features: price;") as caught:
-        train_teacher(windows_with_infinity, None, TEACHER, TRAIN, tmp_path / "teacher")
+        train_teacher(TrainingJob(windows_with_infinity, TEACHER, TRAIN, tmp_path / "teacher"))
     assert (caught.value.window, caught.value.features) == ("w1", ("price",))
 
 
 def test_skipped_batches_are_counted_in_their_window(windows_with_infinity: Path, tmp_path: Path) -> None:
     train = TRAIN.model_copy(update={"skip_non_finite_batches": True})
     (tmp_path / "teacher").mkdir()
-    train_teacher(windows_with_infinity, None, TEACHER, train, tmp_path / "teacher")
+    train_teacher(TrainingJob(windows_with_infinity, TEACHER, train, tmp_path / "teacher"))
     rows = json.loads((tmp_path / "teacher" / "metrics.json").read_text())["windows"]
     assert [row.get("skipped_batches") for row in rows] == [None, 1, None, None]

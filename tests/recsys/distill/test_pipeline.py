@@ -17,6 +17,7 @@ from recsys.distill.settings import (
 from recsys.distill.snapshots import LookAheadError, list_snapshots
 from recsys.distill.students import train_students
 from recsys.distill.teacher import train_teacher
+from recsys.distill.training_job import TrainingJob
 from recsys.models.settings import ModelSettings
 from recsys.serving.predictor import Predictor
 from recsys.training.settings import TrainSettings
@@ -63,10 +64,10 @@ def windows_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(windows_dir: Path, root: Path) -> None:
     for name in ("teacher", "scores", "students"):
         (root / name).mkdir()
-    train_teacher(windows_dir, None, TEACHER, TRAIN, root / "teacher")
+    train_teacher(TrainingJob(windows_dir, TEACHER, TRAIN, root / "teacher"))
     augment = AugmentSettings(batch_size=128, max_staleness_hours=None)
     score_windows(windows_dir, None, root / "teacher", TEACHER, augment, TRAIN, root / "scores")
-    train_students(windows_dir, root / "scores", STUDENTS, TRAIN, root / "students")
+    train_students(TrainingJob(windows_dir, STUDENTS, TRAIN, root / "students", scores_dir=root / "scores"))
 
 
 @pytest.fixture(scope="module")

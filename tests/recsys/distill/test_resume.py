@@ -17,6 +17,7 @@ from recsys.config import InputError
 from recsys.distill import ranks, teacher
 from recsys.distill.settings import TeacherSettings
 from recsys.distill.teacher import last_good, train_teacher
+from recsys.distill.training_job import TrainingJob
 from recsys.training import checkpoints
 from recsys.training.engine import Engine
 from recsys.training.launch import PRELOAD
@@ -72,7 +73,7 @@ def run_and_die_in_write(windows: Path, every_batches: int, writes: int, folder:
 def run(windows: Path, train: TrainSettings, every_batches: int | None, folder: Path, **changes: Any) -> None:
     output = folder / "output"
     output.mkdir(parents=True, exist_ok=True)
-    train_teacher(windows, None, settings_with(every_batches, **changes), train, output, folder / "resume")
+    train_teacher(TrainingJob(windows, settings_with(every_batches, **changes), train, output), folder / "resume")
 
 
 def kill(target: object, *arguments: object, **changes: object) -> None:
@@ -85,13 +86,14 @@ def kill(target: object, *arguments: object, **changes: object) -> None:
     assert process.exitcode == -signal.SIGKILL
 
 
-def train_rank_that_dies_once(*arguments: Any) -> Any:
+def train_rank_that_dies_once(job: TrainingJob[TeacherSettings], *arguments: Any) -> Any:
     """:func:`teacher._train_rank`; the first time, rank 1 kills itself after 7 steps."""
-    killed = arguments[-1].folder / "killed.txt"
+    assert job.checkpoints is not None
+    killed = job.checkpoints.folder / "killed.txt"
     if ranks.rank() == 1 and not killed.exists():
         killed.touch()
         die_after(7)
-    return teacher._train_rank(*arguments)
+    return teacher._train_rank(job, *arguments)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -101,7 +103,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def undisturbed(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:  # noqa: F811
     folder = tmp_path_factory.mktemp("undisturbed")
-    train_teacher(windows_dir, None, settings_with(None), TRAIN, folder)
+    train_teacher(TrainingJob(windows_dir, settings_with(None), TRAIN, folder))
     return contents(folder)
 
 
@@ -185,7 +187,7 @@ def test_ended_run_is_not_trained_again(
     monkeypatch.delattr(Engine, "finish_step")
     again = tmp_path / "again"
     again.mkdir()
-    train_teacher(windows_dir, None, settings_with(None), TRAIN, again, tmp_path / "resume")
+    train_teacher(TrainingJob(windows_dir, settings_with(None), TRAIN, again), tmp_path / "resume")
     assert contents(again) == undisturbed
 
 
@@ -220,5 +222,5 @@ def test_run_name_depends_on_the_code(windows_dir: Path, tmp_path: Path, monkeyp
     for text in ("a = 1", "a = 2"):
         (tmp_path / "code.py").write_text(text)
         monkeypatch.setattr(teacher, "CODE", tmp_path)
-        names.append(teacher._run_name(windows_dir, None, TEACHER, TRAIN))
+        names.append(teacher._run_name(TrainingJob(windows_dir, TEACHER, TRAIN, tmp_path)))
     assert names[0] != names[1]

@@ -23,6 +23,7 @@ from recsys.distill.scoring import (
 from recsys.distill.settings import AugmentSettings
 from recsys.distill.snapshots import list_snapshots
 from recsys.distill.teacher import train_teacher
+from recsys.distill.training_job import TrainingJob
 from tests.recsys.distill.test_pipeline import ROWS, TEACHER, TRAIN, WINDOWS, windows_dir  # noqa: F401
 from tests.recsys.distill.test_resume import contents, kill
 
@@ -32,7 +33,7 @@ SETTINGS = AugmentSettings(batch_size=32, segment_rows=64, staleness_bins_hours=
 @pytest.fixture(scope="module")
 def teacher_dir(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
     folder = tmp_path_factory.mktemp("teacher")
-    train_teacher(windows_dir, None, TEACHER, TRAIN, folder)
+    train_teacher(TrainingJob(windows_dir, TEACHER, TRAIN, folder))
     return folder
 
 

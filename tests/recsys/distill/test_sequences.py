@@ -15,6 +15,7 @@ from recsys.distill.scoring import score_windows
 from recsys.distill.settings import AugmentSettings, StudentSettings, StudentsSettings, TeacherSettings
 from recsys.distill.students import train_students
 from recsys.distill.teacher import train_teacher
+from recsys.distill.training_job import TrainingJob
 from recsys.models.settings import ModelSettings
 from recsys.serving.predictor import Predictor
 from recsys.training.settings import TrainSettings
@@ -45,7 +46,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     dataset = dataset.model_copy(update={"synthetic": dataset.synthetic.model_copy(update=small)})
     ingest(data, dataset, folder / "windows", folder / "oracle")
     teacher = TeacherSettings(model=TEACHER_MODEL, hold_back_ne_increase=10.0)
-    train_teacher(folder / "windows", None, teacher, TRAIN, folder / "teacher")
+    train_teacher(TrainingJob(folder / "windows", teacher, TRAIN, folder / "teacher"))
     score_windows(folder / "windows", None, folder / "teacher", teacher, AugmentSettings(), TRAIN, folder / "scores")
     students = StudentsSettings(
         model=STUDENT_MODEL,
@@ -58,7 +59,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "peer": DistillationSettings(mode="co_distillation", peer_model=TEACHER_MODEL),
         },
     )
-    train_students(folder / "windows", folder / "scores", students, TRAIN, folder / "students")
+    train_students(TrainingJob(folder / "windows", students, TRAIN, folder / "students", scores_dir=folder / "scores"))
     return folder
 
 

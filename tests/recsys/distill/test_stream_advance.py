@@ -17,6 +17,7 @@ from recsys.distill.snapshots import list_snapshots
 from recsys.distill.stream_advance import StreamJob, advance
 from recsys.distill.students import train_students
 from recsys.distill.teacher import train_teacher
+from recsys.distill.training_job import TrainingJob
 from recsys.training.engine import Engine
 from recsys.training.resume import work_folder
 from tests.recsys.distill.test_pipeline import STUDENTS, TEACHER, TRAIN, WINDOWS, windows_dir  # noqa: F401
@@ -32,9 +33,9 @@ def batch(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     root = tmp_path_factory.mktemp("batch")
     for name in ("teacher", "scores", "students"):
         (root / name).mkdir()
-    train_teacher(windows_dir, None, TEACHER, TRAIN, root / "teacher")
+    train_teacher(TrainingJob(windows_dir, TEACHER, TRAIN, root / "teacher"))
     score_windows(windows_dir, None, root / "teacher", TEACHER, AUGMENT, TRAIN, root / "scores")
-    train_students(windows_dir, root / "scores", STUDENTS, TRAIN, root / "students")
+    train_students(TrainingJob(windows_dir, STUDENTS, TRAIN, root / "students", scores_dir=root / "scores"))
     return contents(root)
 
 

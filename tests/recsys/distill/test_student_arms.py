@@ -14,6 +14,7 @@ from recsys.data.schema import Schema
 from recsys.distill.distillation_settings import AdapterSettings, DistillationSettings, overlaid
 from recsys.distill.settings import StudentSettings, StudentsSettings
 from recsys.distill.students import check_students, train_students
+from recsys.distill.training_job import TrainingJob
 from recsys.evaluation.report import evaluate
 from recsys.evaluation.settings import EvaluateSettings
 from recsys.serving.predictor import Predictor
@@ -55,7 +56,7 @@ SIX_LINES = """\
 @pytest.fixture(scope="module")
 def students_dir(windows_dir: Path, scores_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
     folder = tmp_path_factory.mktemp("students")
-    train_students(windows_dir, scores_dir, SETTINGS, TRAIN, folder)
+    train_students(TrainingJob(windows_dir, SETTINGS, TRAIN, folder, scores_dir=scores_dir))
     return folder
 
 
@@ -125,7 +126,7 @@ def run(windows: Path, scores: Path, folder: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     arms = {name: ARMS[name] for name in ("plain", "extra", "replace")}
     settings = SETTINGS.model_copy(update={"arms": arms, "checkpoint_every_batches": 2})
-    train_students(windows, scores, settings, TRAIN, output, folder / "resume")
+    train_students(TrainingJob(windows, settings, TRAIN, output, scores_dir=scores), folder / "resume")
 
 
 def run_and_die(windows: Path, scores: Path, steps: int, folder: Path) -> None:
@@ -166,9 +167,8 @@ def test_a_student_is_added_in_six_lines(tmp_path: Path, windows_dir: Path, scor
     cheap = copy.deepcopy(values)
     cheap["students"][0]["budget"] = {"parameters": 10_000, "training_flops": 20_000}
     (tmp_path / "students.yaml").write_text(yaml.safe_dump(cheap))
-    train_students(
-        windows_dir, scores_dir, load_settings(tmp_path / "students.yaml", StudentsSettings), TRAIN, tmp_path
-    )
+    settings = load_settings(tmp_path / "students.yaml", StudentsSettings)
+    train_students(TrainingJob(windows_dir, settings, TRAIN, tmp_path, scores_dir=scores_dir))
     assert (tmp_path / "shop" / "size.json").is_file()
 
 

@@ -10,7 +10,9 @@ import pytest
 
 from recsys.distill import ranks, students
 from recsys.distill.scoring import SCORE_SCHEMA
-from recsys.distill.students import train_students
+from recsys.distill.settings import StudentsSettings
+from recsys.distill.students import Run, train_runs, train_students
+from recsys.distill.training_job import TrainingJob
 from recsys.training.engine import Engine
 from recsys.training.settings import TrainSettings
 from tests.distributed.agents import Agent, start_agent
@@ -20,7 +22,7 @@ from tests.recsys.distill.test_resume import BOUND_S, contents, die_after, kill
 STEPS = 10  # of one student: its known labels, in batches of a window
 
 
-def settings_with(every_batches: int | None) -> students.StudentsSettings:
+def settings_with(every_batches: int | None) -> StudentsSettings:
     return STUDENTS.model_copy(update={"seeds": [1, 2], "checkpoint_every_batches": every_batches})
 
 
@@ -44,7 +46,9 @@ def scores_dir(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def run(windows: Path, scores: Path, train: TrainSettings, every_batches: int | None, folder: Path) -> None:
     output = folder / "output"
     output.mkdir(parents=True, exist_ok=True)
-    train_students(windows, scores, settings_with(every_batches), train, output, folder / "resume")
+    train_students(
+        TrainingJob(windows, settings_with(every_batches), train, output, scores_dir=scores), folder / "resume"
+    )
 
 
 def run_and_die(windows: Path, scores: Path, every_batches: int | None, steps: int, folder: Path) -> None:
@@ -59,7 +63,7 @@ def undisturbed(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("undisturbed")
-    train_students(windows_dir, scores_dir, settings_with(None), TRAIN, folder)
+    train_students(TrainingJob(windows_dir, settings_with(None), TRAIN, folder, scores_dir=scores_dir))
     return contents(folder)
 
 
@@ -107,13 +111,14 @@ def test_killed_run_ends_with_the_same_bytes(
     assert contents(folder / "output") == undisturbed
 
 
-def train_rank_that_dies_once(*arguments: Any) -> Any:
-    """:func:`students._train_rank`; the first time, rank 1 kills itself in the second student."""
-    killed = arguments[-1].folder / "killed.txt"
+def train_runs_and_die_once(runs: list[Run], job: TrainingJob[StudentsSettings]) -> Any:
+    """:func:`train_runs`; the first time, rank 1 kills itself in the second student."""
+    assert job.checkpoints is not None
+    killed = job.checkpoints.folder / "killed.txt"
     if ranks.rank() == 1 and not killed.exists():
         killed.touch()
         die_after(15)
-    return students._train_rank(*arguments)
+    return train_runs(runs, job)
 
 
 @pytest.mark.slow
@@ -125,7 +130,7 @@ def test_lost_rank_restarts_the_group_and_ends_with_the_same_bytes(
 ) -> None:
     train = TRAIN.model_copy(update={"world_size": 2, "max_restarts": 1})
     run(windows_dir, scores_dir, train, None, tmp_path / "calm")
-    monkeypatch.setattr(students, "_train_rank", train_rank_that_dies_once)
+    monkeypatch.setattr(students, "train_runs", train_runs_and_die_once)
     run(windows_dir, scores_dir, train, None, tmp_path / "lost")
     assert list((tmp_path / "lost" / "resume").rglob("killed.txt"))
     assert contents(tmp_path / "lost" / "output") == contents(tmp_path / "calm" / "output")
@@ -143,5 +148,7 @@ def test_ended_student_is_not_trained_again_and_keeps_no_checkpoints(
     monkeypatch.delattr(Engine, "finish_step")
     again = tmp_path / "again"
     again.mkdir()
-    train_students(windows_dir, scores_dir, settings_with(None), TRAIN, again, tmp_path / "resume")
+    train_students(
+        TrainingJob(windows_dir, settings_with(None), TRAIN, again, scores_dir=scores_dir), tmp_path / "resume"
+    )
     assert contents(again) == undisturbed

@@ -1,0 +1,51 @@
+"""What trains the teacher or the students, of the batch stages and of the stream."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from recsys.distill.settings import StudentsSettings, TeacherSettings
+from recsys.training.resume import CHECKPOINTS_DIR, OUTPUT_DIR, Checkpoints, link_files, work_folder
+from recsys.training.settings import TrainSettings
+
+S = TypeVar("S", TeacherSettings, StudentsSettings)
+
+
+@dataclass(frozen=True)
+class TrainingJob(Generic[S]):
+    """What is learnt from, how, and where the results go.
+
+    Attributes:
+        settings: the teacher's, or those of all students.
+        output_dir: a folder that is there.
+        partition_file: the towers of a teacher that has any.
+        scores_dir: the score log that students read.
+        checkpoints: where to go on from; None: neither read nor written.
+    """
+
+    windows_dir: Path
+    settings: S
+    train: TrainSettings
+    output_dir: Path
+    partition_file: Path | None = None
+    scores_dir: Path | None = None
+    checkpoints: Checkpoints | None = None
+
+
+@contextmanager
+def resumable(
+    job: TrainingJob[S], resume_dir: Path, run: str, checkpoints_of: Callable[[Path, str, S], Checkpoints]
+) -> Iterator[TrainingJob[S]]:
+    """``job`` as it is done in ``resume_dir``, where a killed process of the same ``run`` has stopped.
+
+    What is written there is in ``job.output_dir`` at the end.
+
+    Raises:
+        InputError: another process is using ``resume_dir``.
+    """
+    with work_folder(resume_dir, run, shared=job.train.nodes.count > 1) as folder:
+        checkpoints = checkpoints_of(folder / CHECKPOINTS_DIR, run, job.settings)
+        yield replace(job, output_dir=folder / OUTPUT_DIR, checkpoints=checkpoints)
+        link_files(folder / OUTPUT_DIR, job.output_dir)
