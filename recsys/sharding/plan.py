@@ -33,7 +33,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from recsys.config import InputError
 from recsys.models.sequences import look_up_positions
 from recsys.sharding.communication import check_kind, sends_int8
-from recsys.sharding.empty_shards import keep_empty_kernels_on_the_host
+from recsys.sharding.empty_shards import admit_empty_shards
 from recsys.sharding.training_plan import collective_plan
 from recsys.training.settings import ShardingKind, TrainSettings, nearest_hint
 
@@ -70,7 +70,7 @@ class BagSharder(EmbeddingBagCollectionSharder):
     def shard(self, module: EmbeddingBagCollection, *arguments: Any, **more: Any) -> ShardedEmbeddingBagCollection:
         """TorchRec's sharded collection; a rank may hold no row, and positions of sequences are looked up too."""
         sharded = super().shard(module, *arguments, **more)
-        keep_empty_kernels_on_the_host(sharded)
+        admit_empty_shards(sharded)
         look_up_positions(sharded, module.embedding_bag_configs())
         return sharded
 
