@@ -199,7 +199,9 @@ def batch_of(frame: pl.DataFrame, schema: Schema, weight: np.ndarray, global_row
             (``score_<task>``; NaN where an example has none) and ``staleness_ms`` if there are teacher scores.
         weight: [B] float32.
     """
-    values = np.stack([frame[name].cast(pl.Float32).to_numpy() for name in schema.dense], axis=1, dtype=np.float32)
+    values = np.empty((frame.height, len(schema.dense)), dtype=np.float32)  # a log may have no dense features
+    for index, name in enumerate(schema.dense):
+        values[:, index] = frame[name].cast(pl.Float32).to_numpy()
     missing = np.isnan(values)
     domain = _tensor(frame["domain"], np.int64)
     in_domain = np.eye(len(schema.domains), dtype=np.float32)[domain.numpy()]

@@ -197,7 +197,7 @@ class ScoreLog:
             return frame.with_columns(*missing, _none("staleness_ms", pl.Int64))
         wanted, rows = _wanted(frame)
         found = [self._found(segment, wanted) for segment in self.segments(window.name)] if frame.height else []
-        records = _first_of_each(pl.concat(found)) if found else pl.DataFrame(schema=self.schema | {PLACE: pl.Int64})
+        records = _first_of_each(pl.concat(found)) if found else self._none_found()
         record_of = np.full(len(wanted.ids), -1)
         record_of[records[PLACE].to_numpy()] = np.arange(records.height)
         of_row = pl.Series(record_of[rows], dtype=pl.Int64)  # -1: no record
@@ -232,7 +232,7 @@ class ScoreLog:
     def _new(self, name: str, records: pl.DataFrame) -> pl.DataFrame:
         fresh = _first_of_each(records.select(list(self.schema)).cast(self.schema))  # type: ignore[arg-type]
         for segment in self.segments(name):
-            known = self._read(segment.path, np.unique(fresh["example_id"].to_numpy())).drop(PLACE)
+            known = self._read(segment.path, np.unique(fresh["example_id"].drop_nulls().to_numpy())).drop(PLACE)
             if known.height:
                 both = pl.concat([known, fresh.join(known, on="example_id", how="semi")])
                 _first_of_each(both)
@@ -265,18 +265,18 @@ class ScoreLog:
         missing = [name for name in self.schema if name not in scan.collect_schema().names()]
         if missing:
             raise InputError(f"{path}: no column {missing[0]!r}; a score log has {', '.join(self.schema)}")
-        found = [pl.DataFrame(schema=self.schema | {PLACE: pl.Int64})]
+        found: list[pl.DataFrame] = []
         if not len(wanted):
-            return found[0]
+            return self._none_found()
         near = scan.filter(pl.col("example_id").is_between(wanted[0], wanted[-1])).select(list(self.schema))
         for records in near.collect_batches(maintain_order=True):
-            ids = records["example_id"].to_numpy()
-            place = np.searchsorted(wanted, ids)  # within ``wanted``, as ids are between its ends
-            known = wanted[place] == ids
-            found.append(
-                records.filter(known).cast(self.schema).with_columns(pl.Series(PLACE, place[known]))  # type: ignore[arg-type]
-            )
-        return pl.concat(found)
+            rows, place = _matches(records["example_id"].to_numpy(), wanted)
+            known = records[rows].cast(self.schema)  # type: ignore[arg-type]
+            found.append(known.insert_column(known.width, pl.Series(PLACE, place, dtype=pl.Int64)))
+        return pl.concat(found) if found else self._none_found()
+
+    def _none_found(self) -> pl.DataFrame:
+        return pl.DataFrame(schema=self.schema | {PLACE: pl.Int64})
 
     def _check_snapshots(self, path: Path, records: pl.DataFrame) -> None:
         known = self.facts.snapshots
@@ -344,6 +344,20 @@ def _wanted(frame: pl.DataFrame) -> tuple[_Wanted, NDArray[np.intp]]:
     """The examples of ``frame``, and the place of each of its rows among them."""
     ids, first, rows = np.unique(frame["example_id"].to_numpy(), return_index=True, return_inverse=True)
     return _Wanted(ids, frame["event_time"].to_numpy()[first]), rows
+
+
+def _matches(ids: NDArray[np.int64], wanted: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Places in ``ids`` [N] of those in ``wanted`` [M], in their order, and their places in ``wanted``.
+
+    ``wanted`` ascends; ``ids`` may repeat, are in any order, and lie between the ends of ``wanted``.
+    """
+    if len(wanted) < len(ids) and bool((ids[1:] > ids[:-1]).all()):  # as our own segments: look up the fewer
+        row = np.searchsorted(ids, wanted)
+        known = ids[np.minimum(row, len(ids) - 1)] == wanted
+        return row[known], np.flatnonzero(known)
+    place = np.searchsorted(wanted, ids)
+    known = wanted[place] == ids
+    return np.flatnonzero(known), place[known]
 
 
 def _first_of_each(records: pl.DataFrame) -> pl.DataFrame:
