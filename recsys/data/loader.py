@@ -163,6 +163,9 @@ class WindowReader:
             frame = _of_domain(frame, domain)
             frames.append(frame if log is None else log.join(frame, source))
         ordered = pl.concat(frames).rename(self._names, strict=False).sort("label_time", "example_id")
+        if log is not None:  # once a window: in each batch it costs more than the join
+            scores = pl.col(task_columns("score", self.schema.tasks))
+            ordered = ordered.with_columns(scores.fill_null(float("nan")), pl.col("staleness_ms").fill_null(0))
         yield from self._batches(ordered, batch_size, rank, world_size)
 
     def as_stored(self, predictions: pl.DataFrame) -> pl.DataFrame:
@@ -193,10 +196,12 @@ def batch_of(frame: pl.DataFrame, schema: Schema, weight: np.ndarray, global_row
 
     Args:
         frame: B rows with the columns of a part, those of ``schema.tasks`` in its order, and ``score``
-            (``score_<task>``) and ``staleness_ms`` if there are teacher scores.
+            (``score_<task>``; NaN where an example has none) and ``staleness_ms`` if there are teacher scores.
         weight: [B] float32.
     """
-    values = np.stack([frame[name].cast(pl.Float32).to_numpy() for name in schema.dense], axis=1, dtype=np.float32)
+    values = np.empty((frame.height, len(schema.dense)), dtype=np.float32)  # a log may have no dense features
+    for index, name in enumerate(schema.dense):
+        values[:, index] = frame[name].cast(pl.Float32).to_numpy()
     missing = np.isnan(values)
     domain = _tensor(frame["domain"], np.int64)
     in_domain = np.eye(len(schema.domains), dtype=np.float32)[domain.numpy()]
@@ -204,12 +209,9 @@ def batch_of(frame: pl.DataFrame, schema: Schema, weight: np.ndarray, global_row
     has_scores = "score" in frame.columns
     labels = {name: _tensor(frame[name], np.float32) for name in task_columns("label", schema.tasks)}
     scores = {
-        name: _tensor(frame[name].fill_null(float("nan")), np.float32)
-        if has_scores
-        else torch.full((frame.height,), float("nan"))
+        name: _tensor(frame[name], np.float32) if has_scores else torch.full((frame.height,), float("nan"))
         for name in task_columns("score", schema.tasks)
     }
-    staleness = frame["staleness_ms"].fill_null(0) if has_scores else None
     return Batch(
         dense=torch.from_numpy(dense),  # [B, 2 * dense features + domains]
         sparse=_sparse(frame, schema),
@@ -220,9 +222,9 @@ def batch_of(frame: pl.DataFrame, schema: Schema, weight: np.ndarray, global_row
         example_id=_tensor(frame["example_id"], np.int64),
         event_time=_tensor(frame["event_time"], np.int64),
         score=scores["score"],
-        staleness_ms=torch.zeros(frame.height, dtype=torch.int64)
-        if staleness is None
-        else _tensor(staleness, np.int64),
+        staleness_ms=_tensor(frame["staleness_ms"], np.int64)
+        if has_scores
+        else torch.zeros(frame.height, dtype=torch.int64),
         global_rows=global_rows,
         further_labels={task: labels[f"label_{task}"] for task in schema.tasks[1:]},
         further_scores={task: scores[f"score_{task}"] for task in schema.tasks[1:]},

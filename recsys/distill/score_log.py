@@ -16,7 +16,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from recsys.config import InputError
 from recsys.data.schema import Window
@@ -28,6 +30,7 @@ SEGMENT_PREFIX = "segment-"
 LATE_PREFIX = "late-"
 PARTIAL_SUFFIX = ".partial"
 LOGIT = "logit"
+PLACE = "place"  # column of a record's place among the examples that are wanted
 ROW_GROUP = 131_072  # rows; a reader skips groups whose ids it does not want
 SCORE_SCHEMA = {
     "example_id": pl.Int64,
@@ -76,6 +79,14 @@ class WindowFacts:
     staleness: list[int]
     domains: dict[str, int]
     segments: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Examples to find records of: their ids [M], ascending and distinct, and the time of each, [M] ms."""
+
+    ids: NDArray[np.int64]
+    event_time: NDArray[np.int64]
 
 
 class ScoreLog:
@@ -184,12 +195,15 @@ class ScoreLog:
             self._check_waited(frame, window)
             missing = [_none(_score_name(name), pl.Float32) for name in self.logits]
             return frame.with_columns(*missing, _none("staleness_ms", pl.Int64))
-        wanted = frame.select("example_id", "event_time")
+        wanted, rows = _wanted(frame)
         found = [self._found(segment, wanted) for segment in self.segments(window.name)] if frame.height else []
-        records = _first_of_each(pl.concat(found)) if found else pl.DataFrame(schema=self.schema)
-        logits = [pl.col(name).alias(_score_name(name)) for name in self.logits]
-        scores = records.select("example_id", *logits, "staleness_ms")
-        return frame.join(scores, on="example_id", how="left", maintain_order="left")
+        records = _first_of_each(pl.concat(found)) if found else self._none_found()
+        record_of = np.full(len(wanted.ids), -1)
+        record_of[records[PLACE].to_numpy()] = np.arange(records.height)
+        of_row = pl.Series(record_of[rows], dtype=pl.Int64)  # -1: no record
+        at = pl.when(of_row >= 0).then(of_row)
+        logits = [pl.col(name).gather(at).alias(_score_name(name)) for name in self.logits]
+        return frame.hstack(records.select(*logits, pl.col("staleness_ms").gather(at)))
 
     def windows(self) -> set[str]:
         """Names of the windows of which there is anything."""
@@ -218,47 +232,58 @@ class ScoreLog:
     def _new(self, name: str, records: pl.DataFrame) -> pl.DataFrame:
         fresh = _first_of_each(records.select(list(self.schema)).cast(self.schema))  # type: ignore[arg-type]
         for segment in self.segments(name):
-            known = self._read(segment.path, fresh)
+            known = self._read(segment.path, np.unique(fresh["example_id"].drop_nulls().to_numpy())).drop(PLACE)
             if known.height:
                 both = pl.concat([known, fresh.join(known, on="example_id", how="semi")])
                 _first_of_each(both)
                 fresh = fresh.join(known, on="example_id", how="anti", maintain_order="left")
         return fresh
 
-    def _found(self, segment: Segment, wanted: pl.DataFrame) -> pl.DataFrame:
-        """The segment's records of ``wanted`` examples, checked."""
-        records = self._read(segment.path, wanted).join(wanted, on="example_id", how="inner")
-        ahead = records.filter(pl.col("high_water_mark") > pl.col("event_time")).head(1)
-        if ahead.height:
-            example, mark, event, snapshot = ahead.select(
-                "example_id", "high_water_mark", "event_time", "snapshot"
-            ).row(0)
+    def _found(self, segment: Segment, wanted: _Wanted) -> pl.DataFrame:
+        """The segment's records of ``wanted`` examples with their places, checked."""
+        records = self._read(segment.path, wanted.ids)
+        event_time = pl.Series(wanted.event_time[records[PLACE].to_numpy()], dtype=pl.Int64)
+        ahead = (records["high_water_mark"] > event_time).arg_true()
+        if len(ahead):
+            example, mark, snapshot = records.select("example_id", "high_water_mark", "snapshot").row(ahead[0])
+            event = event_time[ahead[0]]
             raise LookAheadError(
                 f"{segment.path}: example {example} of time {event} is scored by snapshot {snapshot}, whose "
                 f"high-water mark {mark} lies after it"
             )
         self._check_snapshots(segment.path, records)
         if segment.arrival_ms is not None and self.facts.wait_ms is not None:
-            records = records.filter(pl.col("event_time") + self.facts.wait_ms >= segment.arrival_ms)
-        return records.select(list(self.schema))
+            records = records.filter(event_time + self.facts.wait_ms >= segment.arrival_ms)
+        return records
 
-    def _read(self, path: Path, wanted: pl.DataFrame) -> pl.DataFrame:
-        """The segment's records of the ``wanted`` examples; reads only row groups in their range of ids."""
+    def _read(self, path: Path, wanted: NDArray[np.int64]) -> pl.DataFrame:
+        """The segment's records of the ``wanted`` ids [M], which ascend, with their place among these.
+
+        Reads only row groups in their range of ids, and holds one of them beside what it has found.
+        """
         scan = pl.scan_parquet(path)
         missing = [name for name in self.schema if name not in scan.collect_schema().names()]
         if missing:
             raise InputError(f"{path}: no column {missing[0]!r}; a score log has {', '.join(self.schema)}")
-        low, high = wanted["example_id"].min(), wanted["example_id"].max()
-        near = scan.filter(pl.col("example_id").is_between(low, high)).select(list(self.schema))
-        ids = wanted.lazy().select("example_id").unique()
-        joined = near.join(ids, on="example_id", how="semi", maintain_order="left")
-        return joined.collect(engine="streaming").cast(self.schema)  # type: ignore[arg-type]
+        found: list[pl.DataFrame] = []
+        if not len(wanted):
+            return self._none_found()
+        near = scan.filter(pl.col("example_id").is_between(wanted[0], wanted[-1])).select(list(self.schema))
+        for records in near.collect_batches(maintain_order=True):
+            rows, place = _matches(records["example_id"].to_numpy(), wanted)
+            known = records[rows].cast(self.schema)  # type: ignore[arg-type]
+            found.append(known.insert_column(known.width, pl.Series(PLACE, place, dtype=pl.Int64)))
+        return pl.concat(found) if found else self._none_found()
+
+    def _none_found(self) -> pl.DataFrame:
+        return pl.DataFrame(schema=self.schema | {PLACE: pl.Int64})
 
     def _check_snapshots(self, path: Path, records: pl.DataFrame) -> None:
         known = self.facts.snapshots
         if known is None:
             return
-        for name, mark in records.select("snapshot", "high_water_mark").unique(maintain_order=True).iter_rows():
+        runs = records.select(pl.struct("snapshot", "high_water_mark").rle().struct.field("value"))
+        for name, mark in runs.unnest("value").unique(maintain_order=True).iter_rows():
             if name not in known or known[name]["high_water_mark"] != mark:
                 raise InputError(
                     f"{path}: snapshot {name!r} with high-water mark {mark} is not one that {self.folder / LOG_FILE} "
@@ -315,13 +340,33 @@ def domains_of(segments: list[Segment]) -> dict[str, int]:
     return total
 
 
+def _wanted(frame: pl.DataFrame) -> tuple[_Wanted, NDArray[np.intp]]:
+    """The examples of ``frame``, and the place of each of its rows among them."""
+    ids, first, rows = np.unique(frame["example_id"].to_numpy(), return_index=True, return_inverse=True)
+    return _Wanted(ids, frame["event_time"].to_numpy()[first]), rows
+
+
+def _matches(ids: NDArray[np.int64], wanted: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Places in ``ids`` [N] of those in ``wanted`` [M], in their order, and their places in ``wanted``.
+
+    ``wanted`` ascends; ``ids`` may repeat, are in any order, and lie between the ends of ``wanted``.
+    """
+    if len(wanted) < len(ids) and bool((ids[1:] > ids[:-1]).all()):  # as our own segments: look up the fewer
+        row = np.searchsorted(ids, wanted)
+        known = ids[np.minimum(row, len(ids) - 1)] == wanted
+        return row[known], np.flatnonzero(known)
+    place = np.searchsorted(wanted, ids)
+    known = wanted[place] == ids
+    return np.flatnonzero(known), place[known]
+
+
 def _first_of_each(records: pl.DataFrame) -> pl.DataFrame:
     """The first record of each example.
 
     Raises:
         ScoreConflictError: a later one by the same snapshot has another logit.
     """
-    if not records["example_id"].is_duplicated().any():
+    if records["example_id"].n_unique() == records.height:
         return records
     several = records.filter(pl.col("example_id").is_duplicated())
     by_key = several.group_by("example_id", "snapshot", maintain_order=True)

@@ -1,6 +1,5 @@
 """Progressive metrics of a stream: each window measured once, when it comes, and summed up over all so far."""
 
-import csv
 import json
 import math
 from itertools import groupby
@@ -10,9 +9,16 @@ from typing import Any
 from recsys.data.schema import Schema
 from recsys.distill.score_log import write_atomically
 from recsys.evaluation.metrics import METRICS
-from recsys.evaluation.report import LABELS, ORACLE, TEACHER, measure_window
-
-WINDOWS_FILE, TABLE_FILE = "windows.csv", "table.md"
+from recsys.evaluation.report import (
+    LABELS,
+    ORACLE,
+    TABLE_FILE,
+    TEACHER,
+    WINDOWS_FILE,
+    measure_window,
+    shows_tasks,
+    write_windows,
+)
 
 
 def evaluate_windows(
@@ -41,11 +47,7 @@ def evaluate_windows(
             found = measure_window(window, schema, oracle_dir, teacher_dir, students_dir)
             write_atomically(kept, json.dumps(found).encode())
         rows += json.loads(kept.read_text())
-    with (output_dir / WINDOWS_FILE).open("w", newline="") as file:
-        names = ["model", *(["task"] if _shows_tasks(rows) else []), "window", "rows", *METRICS]
-        writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_windows(rows, output_dir / WINDOWS_FILE)
     (output_dir / TABLE_FILE).write_text(_markdown(rows))
     return rows
 
@@ -81,13 +83,9 @@ def _mean(rows: list[dict[str, Any]], metric: str) -> float:
     return sum(count * value for count, value in defined) / total if total else math.nan
 
 
-def _shows_tasks(rows: list[dict[str, Any]]) -> bool:
-    return len({row["task"] for row in rows}) > 1
-
-
 def _markdown(rows: list[dict[str, Any]]) -> str:
     """A row a model and task: its mean over all windows and its newest window."""
-    shown = ["task"] if _shows_tasks(rows) else []
+    shown = ["task"] if shows_tasks(rows) else []
     headings = ["model", *shown, "rows", *(LABELS[metric] for metric in METRICS), "newest window", "rows", "NE", "AUC"]
     lines = [f"| {' | '.join(headings)} |", "|---|" + "---:|" * (len(headings) - 1)]
     for task in dict.fromkeys(row["task"] for row in rows):

@@ -21,7 +21,7 @@ from recsys.evaluation.metrics import METRICS, compute_metrics
 from recsys.evaluation.settings import EvaluateSettings
 
 PREDICTIONS_DIR = "predictions"
-TABLE_FILE = "table.md"
+TABLE_FILE, WINDOWS_FILE = "table.md", "windows.csv"
 TABLE_WIDTH = 110  # characters, so that no cell of the table is cut
 LABELS = {"ne": "NE", "auc": "AUC", "gauc": "gAUC", "logloss": "LogLoss", "calibration": "calibration"}
 PLAIN, DISTILLED, TEACHER, ORACLE = "plain", "distilled", "teacher", "oracle"
@@ -62,7 +62,7 @@ class Report:
     @property
     def shows_tasks(self) -> bool:
         """Whether there is more than one task to tell apart."""
-        return len({task for tasks in self.tasks.values() for task in tasks}) > 1
+        return shows_tasks(self.windows)
 
     def is_main(self, student: str, task: str) -> bool:
         """Whether ``task`` is the main one of ``student``."""
@@ -270,11 +270,7 @@ def _write(report: Report, output_dir: Path) -> None:
     text = json.dumps(_finite(_as_json(report)), indent=1, sort_keys=True, allow_nan=False)
     (output_dir / "report.json").write_text(text + "\n")
     (output_dir / TABLE_FILE).write_text(_markdown(report))
-    with (output_dir / "windows.csv").open("w", newline="") as file:
-        names = ["model", *(["task"] if report.shows_tasks else []), "window", "rows", *METRICS]
-        writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(report.windows)
+    write_windows(report.windows, output_dir / WINDOWS_FILE)
     figures = output_dir / "figures"
     figures.mkdir(exist_ok=True)
     for student, task in [(name, task) for name, tasks in report.tasks.items() for task in tasks]:
@@ -284,6 +280,20 @@ def _write(report: Report, output_dir: Path) -> None:
     arm = report.arms[0] if len(report.arms) == 1 else "arm"
     differences = [(": ".join(_names(row, report)), row.comparison) for row in report.metrics]
     draw_differences(differences, arm, figures / "differences.png")
+
+
+def shows_tasks(rows: list[dict[str, Any]]) -> bool:
+    """Whether ``rows`` of windows.csv are of more than one task to tell apart."""
+    return len({row["task"] for row in rows}) > 1
+
+
+def write_windows(rows: list[dict[str, Any]], path: Path) -> None:
+    """Write windows.csv, with a column of tasks where there are several."""
+    with path.open("w", newline="") as file:
+        names = ["model", *(["task"] if shows_tasks(rows) else []), "window", "rows", *METRICS]
+        writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _as_json(report: Report) -> dict[str, Any]:

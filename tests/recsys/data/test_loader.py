@@ -128,6 +128,16 @@ def test_missing_values_and_lists() -> None:
     assert bool(torch.isnan(batch.score).all())
 
 
+def test_log_without_dense_features_has_the_domains_alone() -> None:
+    schema = Schema("t", [], [CategoricalFeature("a", 9)], ["d", "e"], [], 0.1, {})
+    meta = {name: [0, 1] for name in ("example_id", "event_time", "label_time", "group")}
+    frame = pl.DataFrame({"a": [1, 2], "domain": [1, 0], "label": [0.0, 1], **meta})
+    batch = batch_of(frame, schema, np.ones(2, dtype=np.float32), 2)
+    assert batch.dense.tolist() == [[0.0, 1.0], [1.0, 0.0]]
+    assert batch.dense.dtype == torch.float32
+    assert batch.dense.shape[1] == schema.dense_width
+
+
 def test_no_schema_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="run the ingest stage"):
         WindowReader(tmp_path)

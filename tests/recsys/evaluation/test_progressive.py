@@ -1,10 +1,12 @@
 """Progressive metrics: the batch report's numbers, a window measured once, sums over all so far."""
 
 import csv
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from recsys.data.schema import Schema
@@ -27,6 +29,24 @@ def test_window_after_window_gives_the_batch_reports_rows(run_dir: Path) -> None
         measure(run_dir, count, f"stream-{count}")
     batch, growing = ((run_dir / name / "windows.csv").read_text() for name in ("report", "stream-3"))
     assert sorted(growing.splitlines()) == sorted(batch.splitlines())
+
+
+def test_a_window_without_labels_counts_for_nothing_in_report_and_stream(run_dir: Path) -> None:  # noqa: F811
+    for path in run_dir.glob("**/predictions/w1.parquet"):
+        frame = pl.read_parquet(path)
+        frame.with_columns(label=pl.lit(float("nan"), dtype=pl.Float32)).write_parquet(path)
+    report = run(run_dir, "report")
+    rows = measure(run_dir, 3, "stream")
+    batch, growing = ((run_dir / name / "windows.csv").read_text() for name in ("report", "stream"))
+    assert sorted(growing.splitlines()) == sorted(batch.splitlines())
+    assert {row["rows"] for row in rows if row["window"] == "w1"} == {0}
+    assert report.rows_by_student == {"feed": ROWS // 2}  # of the windows w1 and w2
+    assert all(math.isfinite(row.comparison.difference) for row in report.metrics)
+    kept = [row for row in rows if row["window"] != "w1"]
+    assert mean_over_windows(rows) == mean_over_windows(kept)
+    newest = measure(run_dir, 2, "newest")
+    assert best_arms(newest) == best_arms([row for row in newest if row["window"] == "w0"])
+    assert "| w1 | 0 | - | - |" in (run_dir / "newest" / "table.md").read_text()
 
 
 def test_a_window_that_was_measured_is_not_read_again(run_dir: Path) -> None:  # noqa: F811

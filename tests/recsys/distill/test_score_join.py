@@ -1,0 +1,120 @@
+"""The join of the score log, against one that walks through every record in Python."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+
+from recsys.data.schema import Window
+from recsys.distill.score_log import SCORE_SCHEMA, ScoreConflictError, ScoreLog, WindowFacts
+from recsys.distill.snapshots import LookAheadError, Snapshot
+
+WINDOW = Window("w", 100, 200, 10, 50)
+IDS = st.integers(0, 12)
+MARKS = {"early": 90, "middle": 103, "late": 106}  # high-water marks; example i happens at 100 + i
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What is in a log: files of records in time, each late file's arrival, the wait; ``by_hand``: one file."""
+
+    in_time: list[list[Record]]
+    late: list[tuple[int, list[Record]]]
+    wait_ms: int | None
+    by_hand: bool
+
+
+@st.composite
+def records(draw: st.DrawFn, snapshots: list[str]) -> list[Record]:
+    """Records in any order of ids, some of them twice; a snapshot's logit of an example is nearly always the same."""
+    found = []
+    for example in draw(st.lists(IDS, max_size=10)):
+        snapshot = draw(st.sampled_from(snapshots))
+        other = draw(st.integers(0, 19)) == 0
+        logit = float("nan") if example == 3 else example + len(snapshot) / 8 + other
+        found.append(
+            {
+                "example_id": example,
+                "logit": logit,
+                "snapshot": snapshot,
+                "high_water_mark": MARKS[snapshot],
+                "staleness_ms": 100 + example - MARKS[snapshot],
+            }
+        )
+    return found
+
+
+@st.composite
+def logs(draw: st.DrawFn) -> Written:
+    snapshots = draw(st.sampled_from([["early"], ["early", "middle"], list(MARKS)]))
+    by_hand = draw(st.booleans())
+    in_time = draw(st.lists(records(snapshots), min_size=1, max_size=1 if by_hand else 3))
+    late = [] if by_hand else draw(st.lists(st.tuples(st.integers(100, 140), records(snapshots)), max_size=2))
+    return Written(in_time, sorted(late, key=lambda one: one[0]), draw(st.none() | st.integers(0, 40)), by_hand)
+
+
+def write(folder: Path, written: Written) -> ScoreLog:
+    """The log on disk, as somebody else might have written it: nothing sorted, nothing left out."""
+    log = ScoreLog(folder)
+    log.describe(written.wait_ms, [Snapshot(name, "w", mark, None, "hash", False) for name, mark in MARKS.items()])
+    (folder / "w").mkdir()
+    names = ["w.parquet"] if written.by_hand else [f"w/segment-{i:05d}.parquet" for i in range(len(written.in_time))]
+    names += [f"w/late-{arrival:015d}-{i:05d}.parquet" for i, (arrival, _) in enumerate(written.late)]
+    for name, rows in zip(names, written.in_time + [rows for _, rows in written.late], strict=True):
+        pl.DataFrame(rows, schema=SCORE_SCHEMA).write_parquet(folder / name, row_group_size=3)
+    if not written.by_hand:
+        log.finish(WindowFacts("w", 0, 0, None, None, None, [], {}))
+    return log
+
+
+def joined_by_hand(written: Written, examples: list[int]) -> list[tuple[float | None, int | None]] | type[Exception]:
+    """(score, staleness) of each example, or the error's class."""
+    files = [(None, rows) for rows in written.in_time] + list(written.late)
+    in_time: dict[int, list[Record]] = {example: [] for example in examples}
+    for arrival, rows in files:
+        for record in rows:
+            if record["example_id"] not in in_time:
+                continue
+            event_time = 100 + record["example_id"]
+            if record["high_water_mark"] > event_time:
+                return LookAheadError
+            waited_out = None not in (arrival, written.wait_ms) and event_time + written.wait_ms < arrival
+            if not waited_out:
+                in_time[record["example_id"]].append(record)
+    for own in in_time.values():
+        for name in MARKS:
+            if len({str(record["logit"]) for record in own if record["snapshot"] == name}) > 1:
+                return ScoreConflictError
+    first = {example: own[0] for example, own in in_time.items() if own}
+    return [
+        (first[example]["logit"], first[example]["staleness_ms"]) if example in first else (None, None)
+        for example in examples
+    ]
+
+
+@settings(max_examples=250, deadline=None, derandomize=True)
+@given(written=logs(), examples=st.lists(IDS, unique=True, max_size=13))
+def test_join_is_that_of_a_walk_through_every_record(written: Written, examples: list[int]) -> None:
+    expected = joined_by_hand(written, examples)
+    frame = pl.DataFrame({"example_id": examples}, schema={"example_id": pl.Int64})
+    frame = frame.with_columns(event_time=100 + pl.col("example_id"), label_time=150 + pl.col("example_id"))
+    with tempfile.TemporaryDirectory() as folder:
+        log = write(Path(folder), written)
+        try:
+            joined = log.join(frame, WINDOW)
+        except (LookAheadError, ScoreConflictError) as error:
+            event(type(error).__name__)
+            assert type(error) is expected
+            return
+    assert not isinstance(expected, type)
+    event("some scored" if any(score is not None for score, _ in expected) else "none scored")
+    assert joined.drop("score", "staleness_ms").equals(frame)
+    assert joined["score"].dtype == pl.Float32
+    assert [str(score) for score in joined["score"]] == [str(score) for score, _ in expected]  # NaN as itself
+    assert joined["staleness_ms"].to_list() == [staleness for _, staleness in expected]
