@@ -242,6 +242,12 @@ class ScoreLog:
     def _found(self, segment: Segment, wanted: _Wanted) -> pl.DataFrame:
         """The segment's records of ``wanted`` examples with their places, checked."""
         records = self._read(segment.path, wanted.ids)
+        unmarked = records.filter(pl.col("high_water_mark").is_null())["example_id"]
+        if len(unmarked):
+            raise InputError(
+                f"{segment.path}: example {unmarked[0]} has no high_water_mark; without it nobody knows what its "
+                "snapshot had seen: give the label time (ms) up to which the snapshot was trained"
+            )
         event_time = pl.Series(wanted.event_time[records[PLACE].to_numpy()], dtype=pl.Int64)
         ahead = (records["high_water_mark"] > event_time).arg_true()
         if len(ahead):

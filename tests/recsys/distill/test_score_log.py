@@ -106,6 +106,13 @@ def test_mark_at_the_examples_own_time_is_no_look_ahead(tmp_path: Path) -> None:
     assert ScoreLog(tmp_path).join(examples([5]), WINDOW)["score"].to_list() == [5.5]
 
 
+def test_score_without_a_mark_is_refused(tmp_path: Path) -> None:
+    unmarked = records([5]).with_columns(high_water_mark=pl.lit(None, dtype=pl.Int64))
+    pl.concat([records([4]), unmarked]).write_parquet(tmp_path / "w1.parquet")
+    with pytest.raises(InputError, match=r"w1.parquet: example 5 has no high_water_mark"):
+        ScoreLog(tmp_path).join(examples([4, 5]), WINDOW)
+
+
 def test_record_of_a_snapshot_that_the_log_does_not_name_is_refused(tmp_path: Path) -> None:
     log = ScoreLog(tmp_path)
     log.describe(None, [snapshot()])
