@@ -68,10 +68,11 @@ STREAMS = {
     "ebnerd-before": StreamCase(dataset="ebnerd_demo", domains=("desktop", "mobile"), max_windows=4),
 }
 PEER = load_settings(PARAMS / "teacher.yaml", TeacherSettings).model.model_copy(update={"towers": False})
+ADAPTER_RATE = 0.01  # when the modes were compared; ten times the default, which that comparison led to
 
 
 def _adapter(kind: str, update: str = "before") -> AdapterSettings:
-    return AdapterSettings.model_validate({"kind": kind, "update": update})
+    return AdapterSettings.model_validate({"kind": kind, "update": update, "learning_rate": ADAPTER_RATE})
 
 
 UNSCALED = "AH, beta = alpha = w = 1"

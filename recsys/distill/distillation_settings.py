@@ -23,7 +23,7 @@ class AdapterSettings(Settings):
     kind: Literal["extra_head", "replace"] = "extra_head"
     update: Literal["before", "after"] = "before"
     hidden_layers: list[PositiveInt] = Field(default=[8])
-    learning_rate: PositiveFloat = 0.01
+    learning_rate: PositiveFloat = 0.001
     loss_weight: float = Field(default=1.0, ge=0)
     label_scale: PositiveFloat = 1.0
 
