@@ -242,10 +242,10 @@ class ScoreLog:
     def _found(self, segment: Segment, wanted: _Wanted) -> pl.DataFrame:
         """The segment's records of ``wanted`` examples with their places, checked."""
         records = self._read(segment.path, wanted.ids)
-        unmarked = records.filter(pl.col("high_water_mark").is_null())["example_id"]
-        if len(unmarked):
+        if records["high_water_mark"].null_count():
+            unmarked = records.filter(pl.col("high_water_mark").is_null())["example_id"][0]
             raise InputError(
-                f"{segment.path}: example {unmarked[0]} has no high_water_mark; without it nobody knows what its "
+                f"{segment.path}: example {unmarked} has no high_water_mark; without it nobody knows what its "
                 "snapshot had seen: give the label time (ms) up to which the snapshot was trained"
             )
         event_time = pl.Series(wanted.event_time[records[PLACE].to_numpy()], dtype=pl.Int64)
