@@ -23,7 +23,7 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from bench.training_data import power_law
-from bench.training_report import machine_lines
+from bench.training_report import machine_lines, print_report
 from recsys.config import load_settings
 from recsys.data.loader import Batch, WindowReader
 from recsys.data.schema import CategoricalFeature, Schema
@@ -235,9 +235,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = {part: PARTS[part](Path(folder), given.windows) for part in given.parts}
     text = report({f"## {part}": lines for part, lines in found.items()})
-    print(text)
-    if given.write:
-        REPORT.write_text(text)
+    print_report(text, REPORT if given.write else None)
 
 
 def report(found: dict[str, list[str]]) -> str:

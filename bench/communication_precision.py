@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from bench.progressive import headline
+from bench.training_report import print_report
 from bench.wire import sent_bytes
 from recsys.config import load_settings
 from recsys.data.ingest import ingest
@@ -190,9 +191,7 @@ def main() -> None:
             prepare(work / name, name, root)
             tables[name] = table(measure(work / name, given.seeds), given.seeds)
     text = report(tables, given.seeds)
-    print(text)
-    if given.write:
-        REPORT.write_text(text)
+    print_report(text, REPORT if given.write else None)
 
 
 if __name__ == "__main__":

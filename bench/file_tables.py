@@ -25,7 +25,7 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from bench.training_data import EXPONENT, SPREAD, power_law
-from bench.training_report import header
+from bench.training_report import header, print_report
 from recsys.data.loader import Batch
 from recsys.data.schema import CategoricalFeature, Schema
 from recsys.models.factory import build_ranker
@@ -287,9 +287,7 @@ def main() -> None:
             if given.results:
                 given.results.write_text(json.dumps(results))
     text = report(results, given)
-    print(text)
-    if given.write:
-        REPORT.write_text(text)
+    print_report(text, REPORT if given.write else None)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from bench.training_report import machine_lines
+from bench.training_report import machine_lines, print_report
 from recsys.data.loader import Batch, WindowReader
 from recsys.data.schema import CategoricalFeature, Schema, Window
 from recsys.distill.score_log import SCORE_SCHEMA, ScoreLog, WindowFacts
@@ -315,10 +315,7 @@ def main() -> None:
         "",
         *report_lines(cases),
     ]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if given.write:
-        REPORT.write_text(text)
+    print_report("\n".join(lines) + "\n", REPORT if given.write else None)
 
 
 if __name__ == "__main__":

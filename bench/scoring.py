@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from bench.training_report import machine_lines
+from bench.training_report import machine_lines, print_report
 from recsys.config import load_settings
 from recsys.data.ingest import ingest
 from recsys.data.loader import WindowReader
@@ -207,10 +207,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for part in given.parts:
             lines += ["", f"## {part}", "", *PARTS[part](Path(folder))]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if given.write:
-        REPORT.write_text(text)
+    print_report("\n".join(lines) + "\n", REPORT if given.write else None)
 
 
 if __name__ == "__main__":

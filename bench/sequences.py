@@ -21,7 +21,7 @@ import polars as pl
 
 from bench.progressive import MORE_TO_DO, Results, Rows, fill, read_rows, resumable_parser, validate_progressively
 from bench.towers_quality import shown, train_settings
-from bench.training_report import machine_lines
+from bench.training_report import machine_lines, print_report
 from recsys.config import load_settings
 from recsys.data.ingest import ingest
 from recsys.data.loader import WindowReader
@@ -196,9 +196,7 @@ def main() -> None:
         print("all measured" if whole else MORE_TO_DO)
         return
     text = report(given.results)
-    print(text)
-    if given.write:
-        REPORT.write_text(text)
+    print_report(text, REPORT if given.write else None)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from bench.training_report import machine_lines
+from bench.training_report import machine_lines, print_report
 from recsys.config import load_settings
 from recsys.data.ingest import ingest
 from recsys.data.schema import Schema
@@ -226,10 +226,7 @@ def main() -> None:
         print(f"{rows:,} rows: {'the stream has ended' if ended else 'call again to go on'}", flush=True)
     lines = machine_lines("Stream", "python -m bench.stream --rows 100000 1000000 10000000 --write", {})
     lines += ["", "Memory: peak resident MiB of a process, first call / last call.", "", *report_lines(given.work)]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if given.write:
-        REPORT.write_text(text)
+    print_report("\n".join(lines) + "\n", REPORT if given.write else None)
 
 
 def _in_own_process(function: Any, *arguments: Any) -> Any:

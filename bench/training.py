@@ -21,7 +21,15 @@ from pydantic import ValidationError
 
 from bench.training_cases import CONTENDERS, SEED, Case, Model
 from bench.training_data import TABLES, write_windows
-from bench.training_report import Section, header, losses_differ, reason_for_skipping, section_lines, summary
+from bench.training_report import (
+    Section,
+    header,
+    losses_differ,
+    print_report,
+    reason_for_skipping,
+    section_lines,
+    summary,
+)
 from recsys.config import InputError
 from recsys.training.settings import TrainSettings
 
@@ -156,10 +164,7 @@ def main() -> int:
     differences = [line for section in sections.values() for line in losses_differ(section, LOSS_TOLERANCE)]
     if differences:
         lines += ["", *differences]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if given.write:
-        REPORT.write_text(text)
+    print_report("\n".join(lines) + "\n", REPORT if given.write else None)
     return bool(differences)
 
 

@@ -59,6 +59,13 @@ def machine_lines(title: str, command: str, spin: dict[str, str]) -> list[str]:
     ]
 
 
+def print_report(text: str, report: Path | None) -> None:
+    """Print a benchmark's Markdown, and write it to ``report`` where one is given."""
+    print(text)
+    if report is not None:
+        report.write_text(text)
+
+
 def machine_line() -> str:
     """Date, machine and versions."""
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
