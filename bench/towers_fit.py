@@ -1,7 +1,8 @@
 """The constants of recsys/towers/costs.py, fitted on some runs of bench/towers_speed.py; what it predicts for all."""
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -67,9 +68,8 @@ def is_fitted(run: Run) -> bool:
     return (run.architecture, run.hosts) in FITTED_CLUSTERS and run.rate_mbit in FITTED_RATES
 
 
-def fit(runs: list[Run], cores: int) -> Fitted:
-    """The constants, none below 0, with the smallest squared relative error over what is_fitted."""
-    used = [run for run in modelled(runs) if is_fitted(run)]
+def fit(used: list[Run], cores: int) -> Fitted:
+    """The constants, none below 0, with the smallest squared relative error over ``used``."""
     measured = np.array([run.step_ms for run in used])
     rows = np.array([terms(run, cores) for run in used]) / measured[:, None]
     linear, _ = nnls(rows, np.ones(len(used)))  # nothing hidden: a sum of products
@@ -81,6 +81,12 @@ def fit(runs: list[Run], cores: int) -> Fitted:
     start = np.maximum(np.append(linear, FIRST_HIDDEN), SMALLEST)
     best = least_squares(errors, start, bounds=(0, np.inf), x_scale=start, loss="soft_l1", f_scale=TYPICAL_ERROR)
     return Fitted(dict(zip(UNITS, map(float, best.x), strict=True)), cores)
+
+
+def predicted_by_others(runs: list[Run], cores: int, part: Callable[[Run], object]) -> list[float]:
+    """Milliseconds of each of ``runs``, by constants fitted on those of another ``part`` (cluster, rate)."""
+    fits = {value: fit([run for run in runs if part(run) != value], cores) for value in {part(run) for run in runs}}
+    return [fits[part(run)].predict(run) for run in runs]
 
 
 def modelled(runs: list[Run]) -> list[Run]:
@@ -108,8 +114,7 @@ def terms(run: Run, cores: int) -> list[float]:
 
 def work_of(run: Run) -> Work:
     """What a rank does in a step of ``run``."""
-    work = _work(run.architecture, run.contender, run.hosts, run.hosts * run.ranks_per_host)
-    return replace(work, compact_ids=run.compact_ids)
+    return _work(run.architecture, run.contender, run.hosts, run.hosts * run.ranks_per_host)
 
 
 @cache

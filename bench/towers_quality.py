@@ -2,7 +2,7 @@
 
     python -m flows.ingest --set data.dataset=ebnerd_demo --set data.root=/path/to/logs     # or any log
     python -m bench.towers_quality --windows data/windows --name EB-NeRD --results ebnerd.json --minutes 4
-    python -m bench.towers_quality --write --results stream.json ebnerd.json
+    python -m bench.towers_quality --write --results stream.json ebnerd.json globo.json
 
 The first call of each log goes on where the last one stopped, until every model has every seed; the last prints the
 tables. Every seed has its own initial weights, probe and partition. Towers: the coherent partition of a probe that
@@ -133,7 +133,7 @@ def read(files: list[Path]) -> Logs:
 
 def report(logs: Logs) -> str:
     """The tables of all logs, in Markdown."""
-    command = "python -m bench.towers_quality --write --results stream.json ebnerd.json"
+    command = "python -m bench.towers_quality --write --results stream.json ebnerd.json globo.json"
     lines = [
         *machine_lines("Quality of towers", command, {THREADS: os.environ.get(THREADS, "unset")}),
         "",

@@ -16,7 +16,7 @@ from bench.towers_cases import (
     TOWERS,
     TRANSFORM,
 )
-from bench.towers_fit import FITTED_CLUSTERS, FITTED_RATES, UNITS, Fitted, fit, is_fitted, modelled
+from bench.towers_fit import FITTED_CLUSTERS, FITTED_RATES, UNITS, fit, is_fitted, modelled, predicted_by_others
 from bench.towers_runs import Run, at, baseline, operating_rate, step_ms_at, unlimited
 from bench.training_report import machine_line
 
@@ -56,7 +56,7 @@ def report_lines(runs: list[Run]) -> list[str]:
     for cluster in dict.fromkeys(run.cluster for run in runs):
         lines += _measured(runs, [run for run in runs if run.cluster == cluster])
     if any(is_fitted(run) for run in runs):
-        lines += _model(runs, fit(runs, os.cpu_count() or 1))
+        lines += _model(modelled(runs), os.cpu_count() or 1)
     return [*lines, "", "## The paper's Figure 10", "", *dmt_figure10.text(), "", *dmt_figure10.lines()]
 
 
@@ -77,9 +77,12 @@ def _text() -> list[str]:
         "(reckoning with 400 Mbit/s) and whole tables. A host has one tower, by stride. Contenders are built once in",
         "the same ranks and train in turns.",
         "",
-        "*Exposed* is the step at the rate less the same contender's step without a limit. *Compute saved* is flat",
-        "less towers, both without a limit: FLOPs, and bytes that two cores need not copy. *CPU* is processor time",
-        "of all ranks. *MB a host* is what the busiest host's interface sent, headers included.",
+        "*Exposed* is the step at the rate less the same contender's step without a limit. *Blocked* is how long a",
+        "rank sleeps in collectives a step, the mean over ranks (bench/asleep.py): for bytes on their way, for the",
+        "processes that pack and copy them, and for ranks that share its core and come later, so it is not 0 without",
+        "a limit. *Compute saved* is flat less towers, both without a limit: FLOPs, and bytes that two cores need not",
+        "copy. *CPU* is processor time of all ranks. *MB a host* is what the busiest host's interface sent, headers",
+        "included.",
         "",
         "![speed-up over the rate](../images/towers_speed.png)",
         "",
@@ -158,19 +161,20 @@ def _measured(runs: list[Run], shown: list[Run]) -> list[str]:
         "",
         f"## {first.architecture.upper()}, {first.hosts} hosts of {first.ranks_per_host}",
         "",
-        "| Mbit/s | contender | ms | range | samples/s | x flat | exposed ms | CPU ms | MB a host |",
-        "|---:|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| Mbit/s | contender | ms | range | samples/s | x flat | exposed ms | blocked ms | CPU ms | MB a host |",
+        "|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for run in sorted(shown, key=lambda run: run.rate_mbit or math.inf):
         rate = "no limit" if run.rate_mbit is None else f"{run.rate_mbit:.0f}"
         cells = [rate, run.contender, f"{run.step_ms:.0f}", f"{run.spread_ms[0]:.0f} - {run.spread_ms[1]:.0f}"]
         cells += [f"{GLOBAL_BATCH / run.step_ms * 1e3:,.0f}", f"{speed_up(runs, run):.2f}"]
-        cells += [f"{run.step_ms - unlimited(runs, run).step_ms:.0f}", f"{run.busy_ms:.0f}"]
+        cells += [f"{run.step_ms - unlimited(runs, run).step_ms:.0f}", f"{run.blocked_ms:.0f}", f"{run.busy_ms:.0f}"]
         lines.append(f"| {' | '.join([*cells, f'{run.host_bytes / MEGA:.2f}'])} |")
     return lines
 
 
-def _model(runs: list[Run], fitted: Fitted) -> list[str]:
+def _model(runs: list[Run], cores: int) -> list[str]:
+    fitted, whole = fit([run for run in runs if is_fitted(run)], cores), fit(runs, cores)
     known = ", ".join(f"{name} {hosts} hosts" for name, hosts in sorted(FITTED_CLUSTERS))
     rates = ", ".join("no limit" if rate is None else f"{rate:.0f}" for rate in FITTED_RATES)
     lines = [
@@ -188,16 +192,17 @@ def _model(runs: list[Run], fitted: Fitted) -> list[str]:
         "| runs | number | median error | largest | within 20 % |",
         "|---|---:|---:|---:|---:|",
     ]
-    groups = {"fitted": [run for run in modelled(runs) if is_fitted(run)]}
-    judged = [run for run in modelled(runs) if not is_fitted(run)]
-    groups |= {"judged": judged, "judged, other clusters": [r for r in judged if r.cluster not in FITTED_CLUSTERS]}
-    for name, chosen in groups.items():
-        errors = [abs(fitted.predict(run) / run.step_ms - 1) for run in chosen]
-        if errors:
-            within = sum(error <= WITHIN for error in errors)
-            lines.append(
-                f"| {name} | {len(errors)} | {median(errors):.0%} | {max(errors):.0%} | {within} of {len(errors)} |"
-            )
+    judged = [run for run in runs if not is_fitted(run)]
+    others = [run for run in judged if run.cluster not in FITTED_CLUSTERS]
+    for name, chosen in {
+        "fitted": [run for run in runs if is_fitted(run)],
+        "judged": judged,
+        "judged, other clusters": others,
+    }.items():
+        lines += _errors(name, chosen, [fitted.predict(run) for run in chosen])
+    lines += _errors("all, fitted on all", runs, [whole.predict(run) for run in runs])
+    lines += _errors("all, each rate fitted without it", runs, predicted_by_others(runs, cores, lambda r: r.rate_mbit))
+    lines += _errors("all, each cluster fitted without it", runs, predicted_by_others(runs, cores, lambda r: r.cluster))
     lines += ["", "| model | hosts | contender | Mbit/s | predicted ms | measured ms | error |"]
     lines += ["|---|---:|---|---:|---:|---:|---:|"]
     for run in judged:
@@ -206,6 +211,15 @@ def _model(runs: list[Run], fitted: Fitted) -> list[str]:
         cells = [run.architecture.upper(), str(run.hosts), run.contender, rate, f"{predicted:.0f}"]
         lines.append(f"| {' | '.join([*cells, f'{run.step_ms:.0f}', f'{predicted / run.step_ms - 1:+.0%}'])} |")
     return lines
+
+
+def _errors(name: str, chosen: list[Run], predicted: list[float]) -> list[str]:
+    """A row of the table of errors; none without runs."""
+    errors = [abs(ms / run.step_ms - 1) for run, ms in zip(chosen, predicted, strict=True)]
+    if not errors:
+        return []
+    within = sum(error <= WITHIN for error in errors)
+    return [f"| {name} | {len(errors)} | {median(errors):.0%} | {max(errors):.0%} | {within} of {len(errors)} |"]
 
 
 def _draw(runs: list[Run]) -> None:

@@ -16,8 +16,8 @@ PAPER_EXPOSED = 0.275  # of the flat step, DCN on 64 H100: the paper's Figure 1
 class Run:
     """One contender at one rate: the median over the steps of all turns, of each the slowest rank.
 
-    ``busy_ms`` is processor time of all ranks a step; ``host_bytes`` what the busiest host sends a step,
-    by its interface's counter; ``compact_ids``: with recsys/towers/ids.py, before which towers' ids went as TorchRec's.
+    ``busy_ms`` is processor time of all ranks a step; ``blocked_ms`` how long a rank sleeps in collectives a step, the
+    mean over ranks; ``host_bytes`` what the busiest host sends a step, by its interface's counter.
     """
 
     architecture: Architecture
@@ -28,9 +28,8 @@ class Run:
     step_ms: float
     spread_ms: tuple[float, float]
     busy_ms: float
+    blocked_ms: float
     host_bytes: float
-    operating_point: bool = False
-    compact_ids: bool = False
 
     @property
     def cluster(self) -> tuple[Architecture, int]:

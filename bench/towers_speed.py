@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import yaml
 
@@ -48,15 +48,16 @@ def measure(architecture: Architecture, shape: Shape, rounds: int) -> list[Run]:
         turns.take(hosts, RATES_MBIT[architecture], rounds)
         point = operating_rate({run.rate_mbit: run.step_ms for run in turns.runs() if run.contender == FLAT_WHOLE})
         turns.take(hosts, (point, None), rounds)
-        return turns.runs(point)
+        return turns.runs()
 
 
 @dataclass(frozen=True)
 class Turn:
-    """Milliseconds of each step on its slowest rank; a step's processor time, bytes of the busiest host."""
+    """Milliseconds of each step on its slowest rank; processor and blocked time, and a host's bytes, a step."""
 
     steps_ms: list[float]
     busy_ms: float
+    blocked_ms: float
     host_bytes: float
 
 
@@ -78,16 +79,16 @@ class Turns:
                 for name in self._names[::step]:
                     self._taken[rate, name].append(turn(hosts, name))
 
-    def runs(self, point: float | None = None) -> list[Run]:
-        """What the turns so far give; ``point`` is the operating point."""
+    def runs(self) -> list[Run]:
+        """What the turns so far give."""
         found = []
         for (rate, name), taken in self._taken.items():
             steps = [ms for one in taken for ms in one.steps_ms]
             spread = min(steps), max(steps)
             busy, sent = median(one.busy_ms for one in taken), median(one.host_bytes for one in taken)
+            blocked = median(one.blocked_ms for one in taken)
             place = self._architecture, self._shape.hosts, self._shape.ranks_per_host
-            at_point = rate is not None and rate == point
-            found.append(Run(*place, name, rate, median(steps), spread, busy, sent, at_point, compact_ids=True))
+            found.append(Run(*place, name, rate, median(steps), spread, busy, blocked, sent))
         return found
 
 
@@ -95,10 +96,11 @@ def turn(hosts: Cluster, name: str) -> Turn:
     """A few steps of a contender."""
     hosts.call(towers_worker.start, name)
     before = hosts.sent_bytes()
-    seconds, busy = zip(*hosts.call(towers_worker.advance, STEPS), strict=True)
+    seconds, busy, asleep = zip(*hosts.call(towers_worker.advance, STEPS), strict=True)
     sent = max(after - start for after, start in zip(hosts.sent_bytes(), before, strict=True))
     hosts.call(towers_worker.stop)
-    return Turn([max(ranks) * 1e3 for ranks in zip(*seconds, strict=True)], sum(busy) * 1e3, sent / STEPS)
+    steps_ms = [max(ranks) * 1e3 for ranks in zip(*seconds, strict=True)]
+    return Turn(steps_ms, sum(busy) * 1e3, mean(asleep) * 1e3, sent / STEPS)
 
 
 def main() -> None:

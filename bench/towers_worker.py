@@ -9,6 +9,7 @@ import torch
 from torch import distributed
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from bench.asleep import asleep_seconds
 from bench.cluster import Shape
 from bench.towers_cases import GLOBAL_BATCH, SCHEMA, TABLE_ROWS, TABLES, Architecture, contenders
 from recsys.data.loader import Batch
@@ -41,14 +42,14 @@ def start(state: State, name: str) -> None:
     distributed.barrier()
 
 
-def advance(state: State, count: int) -> tuple[list[float], float]:
-    """``count`` steps: seconds of each, and seconds of processor time a step."""
-    seconds, busy = [], process_time()
+def advance(state: State, count: int) -> tuple[list[float], float, float]:
+    """``count`` steps: seconds of each; processor time and time asleep in collectives, seconds a step."""
+    seconds, busy, asleep = [], process_time(), asleep_seconds()
     for _ in range(count):
         started = perf_counter()
         next(state["steps"])
         seconds.append(perf_counter() - started)
-    return seconds, (process_time() - busy) / count
+    return seconds, (process_time() - busy) / count, (asleep_seconds() - asleep) / count
 
 
 def stop(state: State) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from bench.towers_cases import RATES_MBIT, SHAPES, contenders
-from bench.towers_fit import UNITS, Fitted, fit, modelled, terms
+from bench.towers_fit import UNITS, Fitted, fit, is_fitted, modelled, predicted_by_others, terms
 from bench.towers_runs import Run, operating_rate, step_ms_at
 
 CORES = 2
@@ -35,9 +35,17 @@ def test_a_step_is_the_products_of_terms_and_costs() -> None:
 
 def test_the_fit_predicts_runs_of_the_model_that_it_has_not_seen() -> None:
     truth = Fitted(COSTS, CORES)
-    runs = runs_of(truth)
-    found = fit(runs, CORES)
-    assert max(abs(found.predict(run) / run.step_ms - 1) for run in modelled(runs)) < 0.02
+    runs = modelled(runs_of(truth))
+    found = fit([run for run in runs if is_fitted(run)], CORES)
+    assert max(abs(found.predict(run) / run.step_ms - 1) for run in runs) < 0.02
+
+
+def test_a_part_is_predicted_without_its_own_runs() -> None:
+    runs = modelled(runs_of(Fitted(COSTS, CORES)))
+    odd = [replace(run, step_ms=9 * run.step_ms) if run.cluster == ("dcn", 8) else run for run in runs]
+    for run, found in zip(odd, predicted_by_others(odd, CORES, lambda run: run.cluster == ("dcn", 8)), strict=True):
+        if run.cluster == ("dcn", 8):
+            assert found == pytest.approx(run.step_ms / 9, rel=0.02)
 
 
 def test_the_operating_rate_is_where_the_share_is_exposed() -> None:
