@@ -20,7 +20,7 @@ def runs_of(fitted: Fitted) -> list[Run]:
             for rate in rates:
                 for one in contenders(architecture):
                     place = architecture, shape.hosts, shape.ranks_per_host, one.name, rate
-                    found.append(Run(*place, 1.0, (1.0, 1.0), 1.0, 1.0))
+                    found.append(Run(*place, 1.0, (1.0, 1.0), 1.0, 1.0, 1.0))
     return [replace(run, step_ms=fitted.predict(run)) for run in found]
 
 
