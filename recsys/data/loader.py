@@ -186,9 +186,12 @@ class WindowReader:
             global_rows = min(batch_size, frame.height - start)
             share = -(-global_rows // world_size)
             places = np.arange(rank * share, (rank + 1) * share)
-            weight = (places < global_rows).astype(np.float32)
-            places = np.where(places < global_rows, places, 0)
-            yield batch_of(frame[start + places], self.schema, weight, global_rows)
+            real = places < global_rows
+            if real.all():  # a slice copies nothing
+                share_of_rank = frame.slice(start + rank * share, share)
+            else:
+                share_of_rank = frame[start + np.where(real, places, 0)]
+            yield batch_of(share_of_rank, self.schema, real.astype(np.float32), global_rows)
 
 
 def batch_of(frame: pl.DataFrame, schema: Schema, weight: np.ndarray, global_rows: int) -> Batch:

@@ -198,12 +198,14 @@ class ScoreLog:
         wanted, rows = _wanted(frame)
         found = [self._found(segment, wanted) for segment in self.segments(window.name)] if frame.height else []
         records = _first_of_each(pl.concat(found)) if found else self._none_found()
-        record_of = np.full(len(wanted.ids), -1)
-        record_of[records[PLACE].to_numpy()] = np.arange(records.height)
-        of_row = pl.Series(record_of[rows], dtype=pl.Int64)  # -1: no record
-        at = pl.when(of_row >= 0).then(of_row)
-        logits = [pl.col(name).gather(at).alias(_score_name(name)) for name in self.logits]
-        return frame.hstack(records.select(*logits, pl.col("staleness_ms").gather(at)))
+        values = [*(records[name].alias(_score_name(name)) for name in self.logits), records["staleness_ms"]]
+        if not np.array_equal(records[PLACE].to_numpy(), rows):  # mostly it is: a record an example, in their order
+            record_of = np.full(len(wanted.ids), -1)
+            record_of[records[PLACE].to_numpy()] = np.arange(records.height)
+            of_row = pl.Series(record_of[rows], dtype=pl.Int64)  # -1: no record
+            at = pl.when(of_row >= 0).then(of_row)
+            values = pl.DataFrame(values).select(pl.all().gather(at)).get_columns()
+        return frame.hstack(values)
 
     def windows(self) -> set[str]:
         """Names of the windows of which there is anything."""
@@ -358,7 +360,8 @@ def _matches(ids: NDArray[np.int64], wanted: NDArray[np.int64]) -> tuple[NDArray
     ``wanted`` ascends; ``ids`` may repeat, are in any order, and lie between the ends of ``wanted``.
     """
     if len(wanted) < len(ids) and bool((ids[1:] > ids[:-1]).all()):  # as our own segments: look up the fewer
-        row = np.searchsorted(ids, wanted)
+        consecutive = int(ids[-1]) - int(ids[0]) == len(ids) - 1
+        row = np.clip(wanted - int(ids[0]), 0, len(ids) - 1) if consecutive else np.searchsorted(ids, wanted)
         known = ids[np.minimum(row, len(ids) - 1)] == wanted
         return row[known], np.flatnonzero(known)
     place = np.searchsorted(wanted, ids)

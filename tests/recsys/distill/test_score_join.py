@@ -118,3 +118,32 @@ def test_join_is_that_of_a_walk_through_every_record(written: Written, examples:
     assert joined["score"].dtype == pl.Float32
     assert [str(score) for score in joined["score"]] == [str(score) for score, _ in expected]  # NaN as itself
     assert joined["staleness_ms"].to_list() == [staleness for _, staleness in expected]
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    first=st.integers(-3, 6),
+    count=st.integers(2, 12),
+    hole=st.none() | st.integers(-3, 12),
+    examples=st.lists(IDS, max_size=8),
+    in_order=st.booleans(),
+)
+def test_own_segment_with_ids_in_a_row_or_with_a_hole_gives_each_row_its_record(
+    first: int, count: int, hole: int | None, examples: list[int], in_order: bool
+) -> None:
+    ids = [example for example in range(first, first + count) if example != hole]
+    rows = sorted(set(examples)) if in_order else examples
+    event(f"{'with' if set(rows) - set(ids) else 'no'} row without a record")
+    scored = pl.DataFrame({"example_id": ids, "logit": [example + 0.5 for example in ids], "staleness_ms": ids})
+    scored = scored.with_columns(snapshot=pl.lit("early"), high_water_mark=pl.lit(90)).select(list(SCORE_SCHEMA))
+    frame = pl.DataFrame({"example_id": rows}, schema={"example_id": pl.Int64})
+    frame = frame.with_columns(event_time=100 + pl.col("example_id"), label_time=150 + pl.col("example_id"))
+    with tempfile.TemporaryDirectory() as folder:
+        log = ScoreLog(Path(folder))
+        log.write_chunk("w", 0, scored)
+        log.finish(WindowFacts("w", 0, 0, None, None, None, [], {}))
+        joined = log.join(frame, WINDOW)
+    assert joined.schema == frame.schema | {"score": pl.Float32, "staleness_ms": pl.Int64}
+    assert joined.select(frame.columns).equals(frame)
+    expected = [(example + 0.5, example) if example in ids else (None, None) for example in rows]
+    assert joined.select("score", "staleness_ms").rows() == expected
