@@ -361,8 +361,9 @@ def _matches(ids: NDArray[np.int64], wanted: NDArray[np.int64]) -> tuple[NDArray
     """
     if len(wanted) < len(ids) and bool((ids[1:] > ids[:-1]).all()):  # as our own segments: look up the fewer
         consecutive = int(ids[-1]) - int(ids[0]) == len(ids) - 1
-        row = np.clip(wanted - int(ids[0]), 0, len(ids) - 1) if consecutive else np.searchsorted(ids, wanted)
-        known = ids[np.minimum(row, len(ids) - 1)] == wanted
+        row = wanted - int(ids[0]) if consecutive else np.searchsorted(ids, wanted)
+        row = np.clip(row, 0, len(ids) - 1)
+        known = ids[row] == wanted
         return row[known], np.flatnonzero(known)
     place = np.searchsorted(wanted, ids)
     known = wanted[place] == ids
