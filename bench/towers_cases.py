@@ -14,7 +14,7 @@ from recsys.training.settings import CommunicationSettings, Sharding, TrainSetti
 
 Architecture = Literal["dcn", "dlrm"]
 FLAT, FLAT_WHOLE, TRANSFORM = "flat, planner", "flat, whole tables", "transform alone"
-TOWERS, IN_TURN = "towers", "towers, ids in turn"
+TOWERS, NARROW, IN_TURN = "towers", "towers, half as wide", "towers, ids in turn"
 GLOBAL_BATCH = 8192
 TABLES, TABLE_ROWS = 26, 10_000
 DIMENSION = 32
@@ -101,6 +101,7 @@ def contenders(architecture: Architecture) -> list[Contender]:
             Contender(FLAT_WHOLE, DCN, False, "table_wise"),
             Contender(TRANSFORM, {**DCN, **towers, "tower_module": PASS}, True),
             Contender(TOWERS, {**DCN, **towers, "tower_module": CROSS}, True),
+            Contender(NARROW, {**DCN, **towers, "tower_dimension": DIMENSION // 2, "tower_module": CROSS}, True),
             Contender(IN_TURN, {**DCN, **towers, "tower_module": CROSS}, True, overlap=False),
         ]
     found = [

@@ -12,6 +12,7 @@ from bench.towers_cases import (
     FLAT,
     FLAT_WHOLE,
     GLOBAL_BATCH,
+    NARROW,
     TABLES,
     TOWERS,
     TRANSFORM,
@@ -227,7 +228,10 @@ def _draw(runs: list[Run]) -> None:
 
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    shown = {"dcn": {TRANSFORM: ":", TOWERS: "-"}, "dlrm": {TRANSFORM: ":", "towers, CR 2": "--", "towers, CR 8": "-"}}
+    shown = {
+        "dcn": {TRANSFORM: ":", TOWERS: "--", NARROW: "-"},
+        "dlrm": {TRANSFORM: ":", "towers, CR 2": "--", "towers, CR 8": "-"},
+    }
     for place, (architecture, styles) in zip(axes, shown.items(), strict=True):
         for colour, hosts in enumerate(sorted({run.hosts for run in runs})):
             for name, style in styles.items():
