@@ -37,13 +37,15 @@ DONE = "done.json"
 STREAM_SEED = 1000  # added to a seed
 STUDENTS = "students"
 SMALLEST = 1e-6  # probability of a score made by hand
+FIRST_WINDOW = 4  # of those that judge, if a stream says no other
+FIRST_TRAINED_WINDOW = 1  # the window before it is predicted by an untrained model
 
 
 @dataclass(frozen=True)
 class StreamCase:
     """A log: changes to params/datasets/<dataset>.yaml, how often the teacher publishes, which domains have students.
 
-    ``base_rate_factor`` multiplies each domain's share of clicks.
+    ``base_rate_factor`` multiplies each domain's share of clicks. The windows from ``first_window`` on judge.
     """
 
     changes: dict[str, float] = field(default_factory=dict)
@@ -52,9 +54,19 @@ class StreamCase:
     dataset: str = "synthetic"
     domains: tuple[str, ...] = ()
     max_windows: int | None = None
+    window_hours: float = 24.0
+    first_window: int = FIRST_WINDOW
+
+    def before(self, first_window: int) -> "StreamCase":
+        """Its windows before those that judge, to choose strengths on; judged from ``first_window`` on."""
+        return replace(self, max_windows=self.first_window, first_window=first_window)
 
 
 SHIFTED = {"drift": 0.8, "domain_strength": 0.7}
+EBNERD = StreamCase(dataset="ebnerd_demo", domains=("desktop", "mobile"))
+GLOBO = StreamCase(
+    dataset="globo_clicks", domains=("desktop", "mobile"), max_windows=72, window_hours=1.0, first_window=24
+)
 STREAMS = {
     "default": StreamCase(),
     "shifted": StreamCase(SHIFTED),
@@ -64,8 +76,10 @@ STREAMS = {
     "domains-0": StreamCase({**SHIFTED, "domain_strength": 0.0}),
     "domains-1.4": StreamCase({**SHIFTED, "domain_strength": 1.4}),
     "more-clicks": StreamCase(SHIFTED, base_rate_factor=5.0),
-    "ebnerd": StreamCase(dataset="ebnerd_demo", domains=("desktop", "mobile")),
-    "ebnerd-before": StreamCase(dataset="ebnerd_demo", domains=("desktop", "mobile"), max_windows=4),
+    "ebnerd": EBNERD,
+    "ebnerd-before": EBNERD.before(FIRST_TRAINED_WINDOW),
+    "globo": GLOBO,
+    "globo-before": GLOBO.before(GLOBO.first_window // 2),
 }
 PEER = load_settings(PARAMS / "teacher.yaml", TeacherSettings).model.model_copy(update={"towers": False})
 ADAPTER_RATE = 0.01  # when the modes were compared; ten times the default, which that comparison led to
@@ -93,18 +107,20 @@ ARMS: dict[str, DistillationSettings] = {
 }
 
 
-# As on the first four windows, by ``tune --stream ebnerd-before``; the windows after them judge.
-EBNERD_STRENGTHS = {
-    "shared": {"loss_weight": 0.3},
-    "affine": {"loss_weight": 0.3},
-    "AH": {"gradient_scale": 0.3},
-    "AH + SA, extra head": {"gradient_scale": 0.3},
+# By dataset, as ``tune`` found them on the windows before those that judge.
+STRENGTHS: dict[str, dict[str, dict[str, float]]] = {
+    "ebnerd_demo": {
+        "shared": {"loss_weight": 0.3},
+        "affine": {"loss_weight": 0.3},
+        "AH": {"gradient_scale": 0.3},
+        "AH + SA, extra head": {"gradient_scale": 0.3},
+    },
 }
 
 
 def arms_of(case: StreamCase) -> dict[str, DistillationSettings]:
     """The arms at the strengths that were tuned for the log."""
-    changes = EBNERD_STRENGTHS if case.dataset == "ebnerd_demo" else {}
+    changes = STRENGTHS.get(case.dataset, {})
     return {name: arm.model_copy(update=changes.get(name, {})) for name, arm in ARMS.items()}
 
 
@@ -242,7 +258,7 @@ class Lab:
 
     def _ingest(self, folder: Path) -> None:
         case, settings = self.case, load_settings(PARAMS / "data.yaml", DataSettings)
-        changes = {"dataset": case.dataset, "max_windows": case.max_windows}
+        changes = {"dataset": case.dataset, "max_windows": case.max_windows, "window_hours": case.window_hours}
         data = settings.model_copy(update=changes if case.dataset == "synthetic" else {**changes, "root": self.logs})
         dataset = load_settings(PARAMS / f"datasets/{case.dataset}.yaml", DatasetSettings)
         if dataset.synthetic is not None:

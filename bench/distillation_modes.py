@@ -15,7 +15,6 @@ from pathlib import Path
 from bench.distillation_lab import ARMS, STREAMS, UNSCALED, Lab, arms_of
 from bench.distillation_results import (
     CONFIDENCE,
-    FIRST_WINDOW,
     WINDOW,
     Found,
     change,
@@ -30,7 +29,6 @@ from recsys.distill.distillation_settings import DistillationSettings
 from recsys.distill.settings import PLAIN
 
 REPORT = Path("docs/benchmarks/distillation_modes.md")
-FIRST_TRAINED_WINDOW = 1  # judges strengths: the window before it is predicted by an untrained model
 TUNING_SEEDS = {777, 778, 779}  # their streams are not judged
 NOT_STUDENTS = (PLAIN, "teacher", "oracle")
 LABEL_SCALES = (1.0, 3.0)
@@ -116,15 +114,15 @@ def main() -> None:
     size = f"{given.rows:,} rows" if case.dataset == "synthetic" else "all rows"
     seeds = f"Seeds {', '.join(map(str, given.seeds))}"
     if tunes:
-        first = FIRST_TRAINED_WINDOW if case.max_windows is not None else FIRST_WINDOW
         arms = tuning_arms(given.arms or TUNED, given.strengths)
-        results = [measured(lab, arms, first_window=first, whole_only=True) for lab in labs]
+        results = [measured(lab, arms, whole_only=True) for lab in labs]
         lines = [f"{size}. {seeds}, which do not judge.", "", *tuning_lines(results)]
     else:
         arms = {name: arm for name, arm in arms_of(case).items() if not given.arms or name in (PLAIN, *given.arms)}
         results = [measured(lab, arms) for lab in labs]
         lines = [
-            f"{case.changes}, {size}. {seeds}; {CONFIDENCE:.0%} intervals over them; judged from the fifth window."
+            f"{case.changes}, {size}. {seeds}; {CONFIDENCE:.0%} intervals over them; judged from window "
+            f"{case.first_window + 1} on."
         ]
         for part in (one for one in results[0][PLAIN] if not one.startswith(WINDOW)):
             lines += ["", f"### {part}", "", *comparison_lines(results, part)]

@@ -20,7 +20,6 @@ from recsys.distill.distillation_settings import DistillationSettings
 from recsys.evaluation.figures import DOTS_PER_INCH, NO_VERSION
 from recsys.evaluation.metrics import compute_metrics
 
-FIRST_WINDOW = 4  # of those that judge
 SEEN_LESS = 5  # times, in earlier windows of the domain: a cold user or ad
 CONFIDENCE = 0.95
 WHOLE, WINDOW = "all", "window "  # slices; a window's has its number, from 1
@@ -89,13 +88,14 @@ def measured(
     lab: Lab,
     arms: dict[str, DistillationSettings],
     scores: Scores = TEACHER,
-    first_window: int = FIRST_WINDOW,
+    first_window: int | None = None,
     whole_only: bool = False,
 ) -> Found:
-    """Metrics of all models on one seed; trains what is missing."""
+    """Metrics of all models on one seed; trains what is missing. ``first_window``: None for the stream's own."""
     lab.prepare(scores)
     lab.train_students(arms, scores)
-    return read_slices(lab, arms, scores, first_window, whole_only).metrics()
+    first = lab.case.first_window if first_window is None else first_window
+    return read_slices(lab, arms, scores, first, whole_only).metrics()
 
 
 def read_slices(

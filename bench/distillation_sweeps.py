@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.distillation_lab import ARMS, PARAMS, STREAMS, TEACHER, Lab, Scores
+from bench.distillation_lab import ARMS, FIRST_WINDOW, PARAMS, STREAMS, TEACHER, Lab, Scores
 from bench.distillation_results import (
     CONFIDENCE,
-    FIRST_WINDOW,
     Found,
     change,
     command_line,
@@ -74,7 +73,7 @@ VARIANTS = {
     SLOW: _adapted(learning_rate=0.001),
     HARD: ARMS[AH].model_copy(update={"hard_label_weight": 1.0}),
 }
-LADDER = ("as_the_student", "dcn_small", "")
+LADDER = ("as_the_student", "dcn_small", "", "dcn_large", "wukong_small", "wukong_large")
 HEADS = ((AH, SHARED),)
 ADAPTED = (EXTRA, AH)
 SWEEPS = {
