@@ -41,6 +41,7 @@ REPEATS = 5
 LOG_ROWS = [100_000, 1_000_000, 10_000_000]
 CHUNK, FRAME = 262_144, 50_000  # rows of a segment, and of the examples joined
 MEBI = 1024
+SNAPSHOT = Snapshot("2024-01-01T00-00", "2024-01-01T00-00", 0, None, "hash", False)  # of the logs made here
 
 
 def make_windows(folder: Path) -> Path:
@@ -119,14 +120,20 @@ def measure_join(windows_dir: Path, folder: Path) -> dict[str, list[float]]:
 
 def _log_of(folder: Path, window: Window, reader: WindowReader) -> None:
     """A score for each example of a window."""
-    frame = pl.read_parquet(reader.windows_dir / window.name / "part-*.parquet", columns=["example_id"])
-    ScoreLog(folder).write_chunk(window.name, 0, _records(frame["example_id"].to_numpy()))
-    ScoreLog(folder).finish(WindowFacts(window.name, window.rows, window.rows, "s", None, None, [], {}))
+    columns = ["example_id", "event_time"]
+    frame = pl.read_parquet(reader.windows_dir / window.name / "part-*.parquet", columns=columns)
+    ages = frame["event_time"].to_numpy() - window.start_ms
+    ScoreLog(folder).write_chunk(window.name, 0, _records(frame["example_id"].to_numpy(), ages))
+    ScoreLog(folder).finish(WindowFacts(window.name, window.rows, window.rows, SNAPSHOT.name, None, None, [], {}))
+    ScoreLog(folder).describe(None, [SNAPSHOT])
 
 
-def _records(ids: np.ndarray) -> pl.DataFrame:
-    constant = {"snapshot": pl.lit("s"), "high_water_mark": pl.lit(0), "staleness_ms": pl.lit(1)}
-    frame = pl.DataFrame({"example_id": ids}).with_columns(logit=pl.lit(0.5), **constant)
+def _records(ids: np.ndarray, ages_ms: np.ndarray) -> pl.DataFrame:
+    """Scores of examples so much younger than the snapshot; the logits are random."""
+    logits = np.random.default_rng(1).normal(size=len(ids))
+    frame = pl.DataFrame({"example_id": ids, "logit": logits, "staleness_ms": ages_ms}).with_columns(
+        snapshot=pl.lit(SNAPSHOT.name), high_water_mark=pl.lit(SNAPSHOT.high_water_mark)
+    )
     return frame.select(list(SCORE_SCHEMA)).cast(SCORE_SCHEMA)  # type: ignore[arg-type]
 
 
@@ -135,9 +142,10 @@ def measure_memory(folder: Path, rows: int) -> dict[str, float]:
     base = _peak_mib()
     log, began = ScoreLog(folder), perf_counter()
     for index, start in enumerate(range(0, rows, CHUNK)):
-        log.write_chunk("w", index, _records(np.arange(start, min(start + CHUNK, rows))))
+        ids = np.arange(start, min(start + CHUNK, rows))
+        log.write_chunk("w", index, _records(ids, ids))
     written = perf_counter() - began
-    log.finish(WindowFacts("w", rows, rows, "s", None, None, [], {}))
+    log.finish(WindowFacts("w", rows, rows, SNAPSHOT.name, None, None, [], {}))
     ids = np.random.default_rng(1).choice(rows, FRAME, replace=False)
     frame = pl.DataFrame({"example_id": ids}).with_columns(event_time=pl.lit(1), label_time=pl.lit(2))
     began = perf_counter()
