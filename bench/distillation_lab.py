@@ -115,6 +115,12 @@ STRENGTHS: dict[str, dict[str, dict[str, float]]] = {
         "AH": {"gradient_scale": 0.3},
         "AH + SA, extra head": {"gradient_scale": 0.3},
     },
+    "globo_clicks": {
+        "shared": {"loss_weight": 0.3},
+        "affine": {"loss_weight": 0.3},
+        "AH": {"gradient_scale": 1.0},
+        "AH + SA, extra head": {"gradient_scale": 1.0},
+    },
 }
 
 
