@@ -54,12 +54,13 @@ class Wire:
 
 @dataclass(frozen=True)
 class Choice:
-    """A way to train: what it is called, what it is in settings, and what it costs."""
+    """A way to train: what it is called, what it is in params/ (``key=value``), and what it costs."""
 
     name: str
     hosts: Hosts
     towers: int
     dimension: int
+    settings: tuple[str, ...]
     work: Work
     moved: Volumes
     time: StepTime
@@ -72,17 +73,21 @@ def choices(model: AdvisedModel, cluster: TowerCluster, hosts: int) -> list[Choi
         InputError: a tower module does not fit the model.
     """
     layout = Hosts(hosts, cluster.ranks_per_host)
-    priced = [_priced("flat", work_of(model, None), layout, cluster, 0, 0)]
+    priced = [_priced("flat", work_of(model, None), layout, cluster, 0, 0, "towers.module.enabled=false")]
     passing = model.model_copy(update={"tower_module": TowerModuleSettings(kind=PASS_THROUGH)})
     for count in tower_counts(hosts, model.features):
         placed = Hosts(hosts, cluster.ranks_per_host, hosts // count)
         dimension = model.model.embedding_dimension
         alone = work_of(passing, count, dimension)
-        priced.append(_priced(f"transform alone, {count} groups of hosts", alone, placed, cluster, count, dimension))
+        name = f"transform alone, {count} groups of hosts"
+        set_towers = f"towers.partition.towers={count}", f"towers.transform.hosts_per_tower={placed.hosts_per_tower}"
+        passes = f"towers.module.kind={PASS_THROUGH}"
+        priced.append(_priced(name, alone, placed, cluster, count, dimension, *set_towers, passes))
         for narrow in tower_dimensions(model):
             work = work_of(model, count, narrow)
             name = f"{count} towers, dimension {narrow}"
-            priced.append(_priced(name, work, placed, cluster, count, narrow))
+            width = f"towers.module.dimension={narrow}"
+            priced.append(_priced(name, work, placed, cluster, count, narrow, *set_towers, width))
     return sorted(priced, key=lambda choice: choice.time.total)
 
 
@@ -169,5 +174,8 @@ def _by_stride(names: list[str], towers: int) -> Partition:
     return partition_without_probe(names, PartitionSettings(towers=towers, strategy="stride"))
 
 
-def _priced(name: str, work: Work, hosts: Hosts, cluster: TowerCluster, towers: int, dimension: int) -> Choice:
-    return Choice(name, hosts, towers, dimension, work, volumes(work, hosts), step_time(work, hosts, cluster))
+def _priced(
+    name: str, work: Work, hosts: Hosts, cluster: TowerCluster, towers: int, dimension: int, *settings: str
+) -> Choice:
+    moved, time = volumes(work, hosts), step_time(work, hosts, cluster)
+    return Choice(name, hosts, towers, dimension, settings, work, moved, time)

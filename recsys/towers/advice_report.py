@@ -12,6 +12,7 @@ from recsys.towers.costs import StepTime, TowerCluster
 SMALL_GAIN = 1.02  # below it the measurements behind the constants do not tell two choices apart
 SMALLEST_SHOWN_MS = 0.005  # half of the last digit printed
 MEGA = 1e6
+WIDEST = 1000  # characters
 LIMITED_BY = {
     "compute": "the dense part's FLOPs",
     "fixed": "what a step costs whatever the model",
@@ -28,7 +29,10 @@ def print_advice(found: list[Choice], cluster: TowerCluster, rows: int, console:
     """A table of the fastest ``rows`` choices and the flat one, then what to do and why."""
     flat = next(choice for choice in found if choice.towers == 0)
     shown = found[:rows] + ([flat] if flat not in found[:rows] else [])
-    console.print(_grid(shown, flat))
+    grid = _grid(shown, flat)
+    whole = console.measure(grid, options=console.options.update_width(WIDEST))
+    console.width = max(console.width, whole.maximum)  # a narrow terminal folds a line; no number is left out
+    console.print(grid)
     if len(found) > len(shown):
         console.print(f"{len(found) - len(shown)} more; --rows shows them")
     for line in reasons(found[0], flat):
@@ -54,8 +58,8 @@ def reasons(best: Choice, flat: Choice) -> list[str]:
     )
     return [
         *lines,
-        f"advice: {best.name} (compression {compression:.2g}), {gain:.2f} x as fast: towers: true, "
-        f"tower_dimension: {best.dimension}, tower_transform: true, hosts_per_tower: {best.hosts.hosts_per_tower}",
+        f"advice: {best.name} (compression {compression:.2g}), {gain:.2f} x as fast",
+        "to set it: " + " ".join(f"--set {one}" for one in best.settings),
         f"ms saved by term: {spent}",
         f"then the step is limited by {LIMITED_BY[_largest(best.time)]}; what the compression costs in quality is not "
         "in this table",

@@ -16,16 +16,15 @@ DLRM = REPOSITORY / "params" / "models" / "dlrm_criteo.yaml"
 H100 = REPOSITORY / "params" / "clusters" / "h100.yaml"
 
 
-@pytest.fixture(autouse=True)
-def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-
-
 def test_says_towers_how_many_how_narrow_and_why(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["advise", str(DCN), "--cluster", str(H100), "--hosts", "8"]) == 0
     printed = capsys.readouterr().out
     assert "advice: 8 towers" in printed
-    assert "hosts_per_tower: 1" in printed
+    assert (
+        "--set towers.partition.towers=8 --set towers.transform.hosts_per_tower=1 --set towers.module.dimension=64"
+        in printed
+    )
+    assert "8 towers, dimension 64  " in printed, "a narrow output leaves out no part of the table"
     for word in ("flat", "transform alone", "compute", "across", "MB across", "ms saved by term", "Figures 5 and 13"):
         assert word in printed
 
