@@ -1,6 +1,7 @@
 """Two tasks from the windows to the served students: scored once, each student with its own, on one rank or two."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,37 @@ def test_a_stream_of_two_tasks_has_the_batch_stages_bytes(root: Path, windows_of
     assert [
         str(name) for name in names if (tmp_path / "output" / name).read_bytes() != (root / name).read_bytes()
     ] == []
+
+
+@pytest.mark.parametrize("unlabelled", [["w2"], ["w0", "w1", "w2", "w3"]])
+def test_windows_without_any_label_of_a_task_train_and_are_reported(
+    unlabelled: list[str], windows_of_two: Path, tmp_path: Path
+) -> None:
+    """As where conversions are not observed yet: batch stages and stream go through, with the same bytes."""
+    windows, root = tmp_path / "windows", tmp_path / "run"
+    shutil.copytree(windows_of_two, windows)
+    for name in unlabelled:
+        path = windows / name / "part-00000.parquet"
+        pl.read_parquet(path).with_columns(label_conversion=pl.lit(None, pl.Float32)).write_parquet(path)
+    root.mkdir()
+    run(windows, root, 1)
+    measured = json.loads((root / "teacher" / "metrics.json").read_text())["windows"]
+    assert [row["rows_conversion"] == 0 for row in measured] == [window.name in unlabelled for window in WINDOWS]
+    assert all(np.isfinite(row["ne"]) for row in measured)
+    for path in root.rglob("predictions/*.parquet"):
+        frame = pl.read_parquet(path)
+        assert all(np.isfinite(frame[name].to_numpy()).all() for name in frame.columns if name.startswith("logit"))
+    settings = EvaluateSettings(first_evaluation_window=1, bootstrap_samples=10)
+    (tmp_path / "report").mkdir()
+    evaluate(windows, windows / "oracle", root / "teacher", root / "students", settings, tmp_path / "report")
+    rows = json.loads((tmp_path / "report" / "report.json").read_text())["rows"]
+    assert rows["clicks"] == 3 * ROWS // 2
+    assert (rows["sales"] == 0) == (len(unlabelled) == len(WINDOWS))
+    augment = AugmentSettings(batch_size=128)
+    job = StreamJob(windows, None, TEACHER, augment, STUDENTS, SGD, tmp_path / "work", finished=True)
+    advance(job, tmp_path / "output")
+    for path in root.rglob("*.parquet"):
+        assert (tmp_path / "output" / path.relative_to(root)).read_bytes() == path.read_bytes()
 
 
 def logits(folder: Path) -> pl.DataFrame:
