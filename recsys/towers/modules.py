@@ -150,8 +150,8 @@ def _tower_class(kind: str) -> type[nn.Module]:
     module, colon, name = kind.partition(":")
     known = f"give {', '.join(KINDS)} or package.module:Class"
     if not colon:
-        raise InputError(f"model: key 'tower_module.kind': unknown kind {kind!r}; {known}")
+        raise InputError(f"params/towers.yaml: key 'module.kind': unknown kind {kind!r}; {known}")
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise InputError(f"model: key 'tower_module.kind': {error}; {known}") from error
+        raise InputError(f"params/towers.yaml: key 'module.kind': {error}; {known}") from error

@@ -59,7 +59,10 @@ def partition_without_probe(
     """
     if settings.strategy == "manual":
         partition = Partition("manual", settings.manual_towers, features, settings.balance_ratio)
-        return replace(partition, features=[piece.name for piece in partition.pieces(features)])
+        try:
+            return replace(partition, features=[piece.name for piece in partition.pieces(features)])
+        except InputError as error:
+            raise InputError(f"params/towers.yaml: key 'partition.manual_towers': {error}") from error
     _check_count(features, settings)
     if settings.strategy == "greedy":
         labels = greedy_clusters(np.ones(len(features)) if weights is None else weights, settings.towers)

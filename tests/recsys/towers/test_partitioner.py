@@ -138,7 +138,7 @@ def test_mistakes_are_input_errors() -> None:
     with pytest.raises(InputError, match="towers is 13"):
         partition_by_affinity(FEATURES, planted(), PartitionSettings(towers=13))
     manual = PartitionSettings(strategy="manual", manual_towers=[["f0"], ["f1"]])
-    with pytest.raises(InputError, match="'f10' is in no tower"):
+    with pytest.raises(InputError, match=r"params/towers.yaml: key 'partition.manual_towers': .*'f10' is in no tower"):
         partition_without_probe(FEATURES, manual)
     with pytest.raises(InputError, match="more than one"):
         Partition("manual", [["a"], ["a"]], []).check_features(["a"])
