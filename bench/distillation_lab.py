@@ -114,12 +114,16 @@ STRENGTHS: dict[str, dict[str, dict[str, float]]] = {
         "affine": {"loss_weight": 0.3},
         "AH": {"gradient_scale": 0.3},
         "AH + SA, extra head": {"gradient_scale": 0.3},
+        "AH + SA, replace": {"gradient_scale": 0.3},
+        "co-distillation": {"gradient_scale": 0.3},
     },
     "globo_clicks": {
         "shared": {"loss_weight": 0.3},
         "affine": {"loss_weight": 0.3},
         "AH": {"gradient_scale": 1.0},
         "AH + SA, extra head": {"gradient_scale": 1.0},
+        "AH + SA, replace": {"gradient_scale": 3.0},
+        "co-distillation": {"gradient_scale": 1.0},
     },
 }
 
