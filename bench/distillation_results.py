@@ -190,7 +190,7 @@ def draw_lines(
         errors = [[value.mean - value.low for value in values], [value.high - value.mean for value in values]]
         axes.errorbar(places, means, yerr=errors, marker="o", capsize=3, label=model)
     axes.axhline(0.0, color="black", linewidth=0.8)
-    axes.set_xticks(places, ticks)
+    axes.set_xticks(places, ticks, fontsize="small")
     axes.set(title=title, xlabel=axis, ylabel="NE change % (lower is better)")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -136,7 +136,7 @@ SWEEPS = {
     "ladder": Sweep(
         "Size of the teacher",
         "teacher's training FLOPs over the student's",
-        tuple(Point(name or "params/teacher.yaml", scores=Scores(teacher=name)) for name in LADDER),
+        tuple(Point(name or "default", scores=Scores(teacher=name)) for name in LADDER),
         (SHARED, AH),
         HEADS,
     ),
@@ -261,7 +261,8 @@ def draw(folder: Path, name: str, sweep: Sweep, labels: list[str], found: list[l
         return []
     series = {model: [change(one, model, PLAIN) for one in found] for model in ("teacher", *sweep.arms)}
     path = folder / f"distillation_{name}.png"
-    draw_lines(path, sweep.axis, range(len(labels)), series, labels, f"{sweep.title}: NE against no distillation")
+    ticks = [label.replace(" (", "\n(") for label in labels]
+    draw_lines(path, sweep.axis, range(len(labels)), series, ticks, f"{sweep.title}: NE against no distillation")
     return [path]
 
 
