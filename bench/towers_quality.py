@@ -1,7 +1,7 @@
 """Do towers cost accuracy? Flat, transform-only and DMT rankers by progressive validation.
 
     python -m flows.ingest --set data.dataset=ebnerd_demo --set data.root=/path/to/logs     # or any log
-    python -m bench.towers_quality --windows data/windows --name EB-NeRD --results ebnerd.json --minutes 4 --grid
+    python -m bench.towers_quality --windows data/windows --name EB-NeRD --results ebnerd.json --minutes 4
     python -m bench.towers_quality --write --results stream.json ebnerd.json globo.json
 
 The first call of each log goes on where the last one stopped, until every model has every seed; the last prints the
@@ -101,18 +101,16 @@ class Model:
         return max(1, round(width / self.compression))
 
 
-def models(features: int, grid: bool) -> list[Model]:
-    """The rows of the table: tower counts at CR 2, compressions at the largest count that is not all; or all pairs."""
+def models(features: int) -> list[Model]:
+    """The rows of the table: every tower count with every compression."""
     counts = [count for count in (2, 4, 8) if count < features] + [features]
-    pairs = [(count, 2) for count in counts] + [(counts[-2], compression) for compression in (1, 4, 8)]
-    if grid:
-        pairs += [(count, cr) for count in counts for cr in (1, 2, 4, 8) if (count, cr) not in pairs]
+    pairs = [(count, compression) for count in counts for compression in (1, 2, 4, 8)]
     rows = []
     for architecture in SHAPES:
         rows += [Model(architecture, FLAT), Model(architecture, SHORT)]
         rows += [Model(architecture, TRANSFORM, counts[1])]
         # A DCN tower of one feature is not projected: with one feature a tower there is nothing to compress.
-        chosen = [pair for pair in sorted(pairs) if architecture == "dlrm" or pair[0] < features]
+        chosen = [pair for pair in pairs if architecture == "dlrm" or pair[0] < features]
         rows += [Model(architecture, "dmt", *pair) for pair in chosen]
         if architecture == "dcn":
             rows.append(Model(architecture, "dmt", features, 1))
@@ -167,7 +165,7 @@ def log_lines(about: dict[str, Any], found: Found) -> list[str]:
 
 def measured(about: dict[str, Any], found: Found, architecture: str) -> list[tuple[Model, list[dict[str, Any]]]]:
     """The models of an architecture that have seeds enough, in the table's order."""
-    chosen = [model for model in models(len(about["features"]), grid=True) if model.architecture == architecture]
+    chosen = [model for model in models(len(about["features"])) if model.architecture == architecture]
     pairs = [(model, found.get(f"{architecture}/{model.name}", [])) for model in chosen]
     return [(model, ones) for model, ones in pairs if len(ones) >= FEWEST_SEEDS]
 
@@ -233,7 +231,7 @@ def work(given: argparse.Namespace, results: Results) -> Iterator[tuple[str, Cal
     features = [feature.name for feature in rows.schema.categorical]
     results.get("facts", lambda: facts(given, rows))
     for seed in given.seeds:
-        for model in models(len(features), given.grid):
+        for model in models(len(features)):
             if model.architecture in given.architectures:
                 yield f"{model.architecture}/{model.name}/{seed}", partial(measure, model, seed, rows, given, results)
 
@@ -293,9 +291,8 @@ def main() -> None:
     parser.add_argument("--name", default="the generated stream", help="of the log")
     parser.add_argument("--first-window", type=int, default=4, help="that judges; the probe has those before")
     parser.add_argument("--judged-windows", type=int, default=4)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(1, 11)))
     parser.add_argument("--architectures", nargs="+", choices=list(SHAPES), default=list(SHAPES))
-    parser.add_argument("--grid", action="store_true", help="every tower count with every compression")
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--write", action="store_true", help=f"write {REPORT}")
     given = parser.parse_args()
