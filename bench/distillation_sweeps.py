@@ -140,6 +140,17 @@ SWEEPS = {
         (SHARED, AH),
         HEADS,
     ),
+    "ladder-long": Sweep(
+        "Size of the teacher, by the length of the stream",
+        "teacher, rows over --rows",
+        tuple(
+            Point(f"{name or 'default'}, {share:g}", scores=Scores(teacher=name), share=share)
+            for share in (1.0, 4.0)
+            for name in ("dcn_small", "")
+        ),
+        (SHARED, AH),
+        HEADS,
+    ),
     "rows": Sweep(
         "Length of the stream",
         "rows over --rows",
