@@ -37,7 +37,7 @@ from recsys.training.settings import TrainSettings
 
 PARAMS, REPORT = Path("params"), Path("docs/benchmarks/scoring.md")
 ROWS, WINDOWS = 240_000, 4
-REPEATS = 5
+REPEATS, JOIN_REPEATS = 5, 25  # the join is a difference of two short times
 LOG_ROWS = [100_000, 1_000_000, 10_000_000]
 CHUNK, FRAME = 262_144, 50_000  # rows of a segment, and of the examples joined
 MEBI = 1024
@@ -109,7 +109,7 @@ def measure_join(windows_dir: Path, folder: Path) -> dict[str, list[float]]:
             engine.train_step(batch, engine.serving_loss)
 
     found: dict[str, list[float]] = {"step": [], "join": []}
-    for repeat in range(REPEATS + 1):
+    for repeat in range(JOIN_REPEATS + 1):
         step, without = _seconds(steps), _seconds(lambda: read(None))
         joined = _seconds(lambda: read(folder / "scores"))
         if repeat:

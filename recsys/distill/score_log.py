@@ -100,6 +100,7 @@ class ScoreLog:
         self.logits = list(logits)
         common = {name: dtype for name, dtype in SCORE_SCHEMA.items() if name != LOGIT or LOGIT in logits}
         self.schema = common | {name: pl.Float32 for name in logits if name != LOGIT}
+        self._read_schema = self.schema | {"snapshot": pl.Categorical}  # a text a record costs more than all else
         self._facts: LogFacts | None = None
 
     @property
@@ -238,6 +239,7 @@ class ScoreLog:
         fresh = _first_of_each(records.select(list(self.schema)).cast(self.schema))  # type: ignore[arg-type]
         for segment in self.segments(name):
             known = self._read(segment.path, np.unique(fresh["example_id"].drop_nulls().to_numpy())).drop(PLACE)
+            known = known.cast(self.schema)  # type: ignore[arg-type]
             if known.height:
                 both = pl.concat([known, fresh.join(known, on="example_id", how="semi")])
                 _first_of_each(both)
@@ -272,29 +274,31 @@ class ScoreLog:
 
         Reads only row groups in their range of ids, and holds one of them beside what it has found.
         """
-        scan = pl.scan_parquet(path)
-        missing = [name for name in self.schema if name not in scan.collect_schema().names()]
-        if missing:
-            raise InputError(f"{path}: no column {missing[0]!r}; a score log has {', '.join(self.schema)}")
         found: list[pl.DataFrame] = []
-        if not len(wanted):
-            return self._none_found()
-        near = scan.filter(pl.col("example_id").is_between(wanted[0], wanted[-1])).select(list(self.schema))
-        for records in near.collect_batches(maintain_order=True):
-            rows, place = _matches(records["example_id"].to_numpy(), wanted)
-            known = records[rows].cast(self.schema)  # type: ignore[arg-type]
-            found.append(known.insert_column(known.width, pl.Series(PLACE, place, dtype=pl.Int64)))
+        with pq.ParquetFile(path, read_dictionary=["snapshot"]) as file:
+            missing = [name for name in self.schema if name not in file.schema_arrow.names]
+            if missing:
+                raise InputError(f"{path}: no column {missing[0]!r}; a score log has {', '.join(self.schema)}")
+            groups = _groups_between(file, wanted[0], wanted[-1]) if len(wanted) else []
+            for batch in file.iter_batches(ROW_GROUP, groups, list(self.schema), use_threads=False):
+                records = pl.DataFrame(batch)
+                rows, place = _matches(records["example_id"].to_numpy(), wanted)
+                known = records[rows].cast(self._read_schema)  # type: ignore[arg-type]
+                found.append(known.insert_column(known.width, pl.Series(PLACE, place, dtype=pl.Int64)))
         return pl.concat(found) if found else self._none_found()
 
     def _none_found(self) -> pl.DataFrame:
-        return pl.DataFrame(schema=self.schema | {PLACE: pl.Int64})
+        return pl.DataFrame(schema=self._read_schema | {PLACE: pl.Int64})
 
     def _check_snapshots(self, path: Path, records: pl.DataFrame) -> None:
         known = self.facts.snapshots
         if known is None:
             return
-        runs = records.select(pl.struct(CONSTANT).rle().struct.field("value"))
-        for name, mark in dict.fromkeys(runs.unnest("value").iter_rows()):
+        names, marks = records["snapshot"], records["high_water_mark"].to_numpy()
+        codes = names.to_physical().to_numpy()
+        changes = np.flatnonzero((codes[1:] != codes[:-1]) | (marks[1:] != marks[:-1])) + 1
+        starts = [0, *changes.tolist()][: len(names)]  # of runs of one snapshot
+        for name, mark in dict.fromkeys((names[start], int(marks[start])) for start in starts):
             if name not in known or known[name]["high_water_mark"] != mark:
                 raise InputError(
                     f"{path}: snapshot {name!r} with high-water mark {mark} is not one that {self.folder / LOG_FILE} "
@@ -357,10 +361,21 @@ def _wanted(frame: pl.DataFrame) -> tuple[_Wanted, NDArray[np.intp]]:
     return _Wanted(ids, frame["event_time"].to_numpy()[first]), rows
 
 
+def _groups_between(file: pq.ParquetFile, low: int, high: int) -> list[int]:
+    """Row groups of ``file`` that may hold an example_id from ``low`` to ``high``."""
+    column = file.schema_arrow.get_field_index("example_id")
+    groups = []
+    for index in range(file.num_row_groups):
+        known = file.metadata.row_group(index).column(column).statistics
+        if known is None or not known.has_min_max or (known.min <= high and low <= known.max):
+            groups.append(index)
+    return groups
+
+
 def _matches(ids: NDArray[np.int64], wanted: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Places in ``ids`` [N] of those in ``wanted`` [M], in their order, and their places in ``wanted``.
 
-    ``wanted`` ascends; ``ids`` may repeat, are in any order, and lie between the ends of ``wanted``.
+    ``wanted`` ascends; ``ids`` may repeat and are in any order.
     """
     if len(wanted) < len(ids) and bool((ids[1:] > ids[:-1]).all()):  # as our own segments: look up the fewer
         consecutive = int(ids[-1]) - int(ids[0]) == len(ids) - 1
@@ -368,7 +383,7 @@ def _matches(ids: NDArray[np.int64], wanted: NDArray[np.int64]) -> tuple[NDArray
         row = np.clip(row, 0, len(ids) - 1)
         known = ids[row] == wanted
         return row[known], np.flatnonzero(known)
-    place = np.searchsorted(wanted, ids)
+    place = np.clip(np.searchsorted(wanted, ids), 0, len(wanted) - 1)
     known = wanted[place] == ids
     return np.flatnonzero(known), place[known]
 
