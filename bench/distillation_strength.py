@@ -12,6 +12,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from bench.distillation_lab import FIRST_TRAINED_WINDOW
 from recsys.config import load_settings
 from recsys.data.ingest import ingest
 from recsys.data.settings import DatasetSettings, DataSettings
@@ -27,7 +28,6 @@ from recsys.towers.settings import TowersSettings
 from recsys.training.settings import TrainSettings
 
 PARAMS = Path("params")
-FIRST_TRAINED_WINDOW = 1  # the first window is predicted by an untrained model
 METRICS = ("ne", "auc", "calibration")
 
 

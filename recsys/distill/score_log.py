@@ -281,7 +281,9 @@ class ScoreLog:
                 raise InputError(f"{path}: no column {missing[0]!r}; a score log has {', '.join(self.schema)}")
             groups = _groups_between(file, wanted[0], wanted[-1]) if len(wanted) else []
             for batch in file.iter_batches(ROW_GROUP, groups, list(self.schema), use_threads=False):
-                records = pl.DataFrame(batch)
+                records = pl.DataFrame(batch).drop_nulls("example_id")
+                if records.schema["snapshot"] != pl.Categorical:  # a log made by hand may number its snapshots
+                    records = records.cast({"snapshot": pl.String})
                 rows, place = _matches(records["example_id"].to_numpy(), wanted)
                 known = records[rows].cast(self._read_schema)  # type: ignore[arg-type]
                 found.append(known.insert_column(known.width, pl.Series(PLACE, place, dtype=pl.Int64)))
@@ -363,7 +365,7 @@ def _wanted(frame: pl.DataFrame) -> tuple[_Wanted, NDArray[np.intp]]:
 
 def _groups_between(file: pq.ParquetFile, low: int, high: int) -> list[int]:
     """Row groups of ``file`` that may hold an example_id from ``low`` to ``high``."""
-    column = file.schema_arrow.get_field_index("example_id")
+    column = [file.schema.column(index).path for index in range(len(file.schema))].index("example_id")
     groups = []
     for index in range(file.num_row_groups):
         known = file.metadata.row_group(index).column(column).statistics

@@ -148,10 +148,11 @@ def _tower_class(kind: str) -> type[nn.Module]:
     if kind in KINDS:
         return KINDS[kind]
     module, colon, name = kind.partition(":")
+    where = "params/towers.yaml: key 'module.kind' (tower_module.kind in a model's own file)"
     known = f"give {', '.join(KINDS)} or package.module:Class"
     if not colon:
-        raise InputError(f"params/towers.yaml: key 'module.kind': unknown kind {kind!r}; {known}")
+        raise InputError(f"{where}: unknown kind {kind!r}; {known}")
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise InputError(f"params/towers.yaml: key 'module.kind': {error}; {known}") from error
+        raise InputError(f"{where}: {error}; {known}") from error

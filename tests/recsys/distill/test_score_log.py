@@ -87,6 +87,20 @@ def test_hand_made_log_with_conflicts_is_refused_by_its_reader(tmp_path: Path) -
         ScoreLog(tmp_path).join(examples([1]), WINDOW)
 
 
+def test_hand_made_log_may_nest_columns_miss_ids_and_number_its_snapshots(tmp_path: Path) -> None:
+    huge = 2**53 + 1  # no float64
+    nested = pl.struct(example_id=pl.lit(-1), other=pl.lit(0)).alias("debug")
+    frame = (
+        records([huge, 7, 1])
+        .select(nested, pl.all())
+        .with_columns(snapshot=pl.lit(3), logit=pl.Series([0.25, 0.5, 0.75], dtype=pl.Float32))
+    )
+    without_id = frame[:1].with_columns(example_id=pl.lit(None, pl.Int64))
+    pl.concat([without_id, frame]).write_parquet(tmp_path / "w1.parquet")
+    joined = ScoreLog(tmp_path).join(examples([1, 2, 7, huge, huge - 1]), WINDOW)
+    assert joined["score"].to_list() == [0.75, None, 0.5, 0.25, None]
+
+
 @pytest.mark.parametrize("by_hand", [True, False])
 def test_score_that_knows_its_examples_time_is_look_ahead(by_hand: bool, tmp_path: Path) -> None:
     log = ScoreLog(tmp_path)
