@@ -1,10 +1,12 @@
-"""Bytes written and kept, and how long a save stalls training: full, differential and quantised checkpoints.
+"""Bytes written and kept, and how long a save stalls training: full, differential and quantised
+checkpoints.
 
     python -m bench.checkpoints             # about three minutes; data/windows as the data stage leaves it
     python -m bench.checkpoints --write     # and docs/benchmarks/checkpoints.md
 
 Tables of 10^6 rows x 64 on one rank, ids by a power law. What Check-N-Run (NSDI 2022) reports: 6-17
-times fewer bytes written and 2.5-8 times fewer kept, with differential and quantised checkpoints together.
+times fewer bytes written and 2.5-8 times fewer kept, with differential and quantised checkpoints
+together.
 """
 
 import argparse
@@ -28,7 +30,6 @@ from recsys.config import load_settings
 from recsys.data.loader import Batch, WindowReader
 from recsys.data.schema import CategoricalFeature, Schema
 from recsys.distill.settings import TeacherSettings
-from recsys.distill.stream import Stream, run_stream
 from recsys.distill.teacher import load_partition, teacher_engine
 from recsys.evaluation.settings import EvaluateSettings
 from recsys.models.factory import build_ranker
@@ -38,6 +39,7 @@ from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.resume import Checkpoints, Position
 from recsys.training.settings import Quantisation, TrainSettings
+from recsys.validation.progressive import DataView, predict_then_train
 
 PARAMS = Path("params")
 REPORT = Path("docs/benchmarks/checkpoints.md")
@@ -57,7 +59,9 @@ times fewer kept, with both together, 30 minutes apart. Stalls: {STALL_INTERVAL}
 is one cycle with the wait for its last write. NE: the teacher of params/ without towers on one rank; it goes on from
 the checkpoint where the evaluation windows begin. Sections may be of several runs of the command.
 """.splitlines()
-MODEL = ModelSettings(embedding_dimension=DIMENSION, dense_layers=[DIMENSION], over_layers=[64], towers=False)
+MODEL = ModelSettings(
+    embedding_dimension=DIMENSION, dense_layers=[DIMENSION], over_layers=[64], towers=False
+)
 TRAIN = TrainSettings(world_size=1, global_batch_size=BATCH, sharding="table_wise", memory_gb=2.0)
 
 
@@ -114,9 +118,12 @@ def schema() -> Schema:
 
 
 def train_and_save(kind: Kind, interval: int, folder: Path) -> dict[str, Any]:
-    """A cycle of FULL_EVERY saves, ``interval`` batches apart: bytes of each, the most kept, stalls, all seconds."""
+    """A cycle of FULL_EVERY saves, ``interval`` batches apart: bytes of each, the most kept,
+    stalls, all seconds."""
     engine = Engine(build_ranker(schema(), MODEL, None, SEED, "meta"), TRAIN, SEED)
-    checkpoints = Checkpoints(folder, "run", KEEP, interval, kind.asynchronously, kind.full_every, kind.quantisation)
+    checkpoints = Checkpoints(
+        folder, "run", KEEP, interval, kind.asynchronously, kind.full_every, kind.quantisation
+    )
     stalls, sizes, kept = [], {}, 0
     checkpoints.restore(engine)
     started = perf_counter()
@@ -127,10 +134,19 @@ def train_and_save(kind: Kind, interval: int, folder: Path) -> dict[str, Any]:
                 before = perf_counter()
                 checkpoints.save(engine, Position(batches=step))
                 stalls.append(perf_counter() - before)
-                found = {path.name: folder_bytes(path) for path in folder.glob("*-*") if path.suffix != ".partial"}
+                found = {
+                    path.name: folder_bytes(path)
+                    for path in folder.glob("*-*")
+                    if path.suffix != ".partial"
+                }
                 sizes |= found
                 kept = max(kept, sum(found.values()))
-    return {"sizes": list(sizes.values()), "kept": kept, "stalls": stalls, "seconds": perf_counter() - started}
+    return {
+        "sizes": list(sizes.values()),
+        "kept": kept,
+        "stalls": stalls,
+        "seconds": perf_counter() - started,
+    }
 
 
 def folder_bytes(folder: Path) -> int:
@@ -139,10 +155,15 @@ def folder_bytes(folder: Path) -> int:
 
 
 def touched(interval: int) -> tuple[float, float]:
-    """Shares of the rows touched in one interval, and in all since the full one at the last save of a cycle."""
-    ids = [batch.sparse.values().view(TABLES, BATCH) for batch in batches(interval * (FULL_EVERY - 1))]
+    """Shares of the rows touched in one interval, and in all since the full one at the last save of
+    a cycle."""
+    ids = [
+        batch.sparse.values().view(TABLES, BATCH) for batch in batches(interval * (FULL_EVERY - 1))
+    ]
     last, all_ids = torch.cat(ids[-interval:], 1), torch.cat(ids, 1)
-    one, since = (sum(len(table.unique()) for table in found) / (TABLES * ROWS) for found in (last, all_ids))
+    one, since = (
+        sum(len(table.unique()) for table in found) / (TABLES * ROWS) for found in (last, all_ids)
+    )
     return one, since
 
 
@@ -155,7 +176,8 @@ def measure(kind: Kind, interval: int, work: Path) -> dict[str, Any]:
 def size_lines(work: Path, _: Path) -> list[str]:
     """The table of bytes."""
     lines = [
-        "| batches between saves | rows touched in one | since the full one | kind | MB a save | written: fewer, x | "
+        "| batches between saves | rows touched in one | since the full one | kind | MB a save | "
+        "written: fewer, x | "
         "MB kept | kept: fewer, x |",
         "|---:|---:|---:|---|---:|---:|---:|---:|",
     ]
@@ -168,7 +190,8 @@ def size_lines(work: Path, _: Path) -> list[str]:
             written, kept = sum(found["sizes"]) / FULL_EVERY, found["kept"]
             fewer = sum(full["sizes"]) / FULL_EVERY / written, full["kept"] / kept
             lines.append(
-                f"| {interval} | {one:.1%} | {since:.1%} | {name} | {written / MEGA:.0f} | {fewer[0]:.1f} "
+                f"| {interval} | {one:.1%} | {since:.1%} | {name} | {written / MEGA:.0f} | "
+                f"{fewer[0]:.1f} "
                 f"| {kept / MEGA:.0f} | {fewer[1]:.1f} |"
             )
             print(lines[-1], flush=True)
@@ -189,14 +212,19 @@ def stall_lines(work: Path, _: Path) -> list[str]:
     for name, runs in found.items():
         first = median(run["stalls"][0] for run in runs)
         later = median(stall for run in runs for stall in run["stalls"][1:])
-        lines.append(f"| {name} | {first:.2f} | {later:.3f} | {median(run['seconds'] for run in runs):.1f} |")
+        lines.append(
+            f"| {name} | {first:.2f} | {later:.3f} | {median(run['seconds'] for run in runs):.1f} |"
+        )
     return lines
 
 
 def stream_quality(windows: Path, folder: Path, quantisation: Quantisation) -> dict[str, float]:
-    """NE of the params' teacher without towers, undisturbed and from a restore in the middle of the stream."""
+    """NE of the params' teacher without towers, undisturbed and from a restore in the middle of the
+    data."""
     settings = load_settings(PARAMS / "teacher.yaml", TeacherSettings)
-    settings = settings.model_copy(update={"model": settings.model.model_copy(update={"towers": False})})
+    settings = settings.model_copy(
+        update={"model": settings.model.model_copy(update={"towers": False})}
+    )
     train = load_settings(PARAMS / "train.yaml", TrainSettings).model_copy(update={"world_size": 1})
     first = load_settings(PARAMS / "evaluate.yaml", EvaluateSettings).first_evaluation_window
     reader, ne = WindowReader(windows), {}
@@ -204,11 +232,17 @@ def stream_quality(windows: Path, folder: Path, quantisation: Quantisation) -> d
     checkpoints = Checkpoints(folder / "checkpoints", "run", len(reader.schema.windows) + 1, None, False, FULL_EVERY,
                               quantisation)  # fmt: skip
     for name in ("undisturbed", "restored"):
-        engine = teacher_engine(reader.schema, load_partition(None, settings.model), settings, train)
-        stream = Stream(reader, train.global_batch_size)
-        with RowProgress(name, stream.rows(), enabled=False) as progress:
-            rows = run_stream(engine, engine.serving_loss, stream, folder, progress, None, checkpoints)[first:]
-        ne[name] = float(np.average([row["ne"] for row in rows], weights=[row["rows"] for row in rows]))
+        engine = teacher_engine(
+            reader.schema, load_partition(None, settings.model), settings, train
+        )
+        data = DataView(reader, train.global_batch_size)
+        with RowProgress(name, data.rows(), enabled=False) as progress:
+            rows = predict_then_train(
+                engine, engine.serving_loss, data, folder, progress, None, checkpoints
+            )[first:]
+        ne[name] = float(
+            np.average([row["ne"] for row in rows], weights=[row["rows"] for row in rows])
+        )
         for path in sorted((folder / "checkpoints").iterdir())[first:]:
             shutil.rmtree(path)  # the next one goes on where the evaluation windows begin
     return ne
@@ -216,21 +250,30 @@ def stream_quality(windows: Path, folder: Path, quantisation: Quantisation) -> d
 
 def quality_lines(work: Path, windows: Path) -> list[str]:
     """The table of NE."""
-    lines = ["| checkpoints | NE undisturbed | NE, gone on from one in the middle | change |", "|---|---:|---:|---:|"]
+    lines = [
+        "| checkpoints | NE undisturbed | NE, gone on from one in the middle | change |",
+        "|---|---:|---:|---:|",
+    ]
     for quantisation in ("none", "fp16", "int8"):
         with tempfile.TemporaryDirectory(dir=work) as folder:
             ne = run_on_ranks(stream_quality, (windows, Path(folder), quantisation), 1, 1)[0]
         change = ne["restored"] - ne["undisturbed"]
-        lines.append(f"| {quantisation} | {ne['undisturbed']:.6f} | {ne['restored']:.6f} | {change:+.1e} |")
+        lines.append(
+            f"| {quantisation} | {ne['undisturbed']:.6f} | {ne['restored']:.6f} | {change:+.1e} |"
+        )
     return lines
 
 
 def main() -> None:
     """Measure, print, and write the report where asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--write", action="store_true", help=f"write {REPORT}")
     parser.add_argument("--windows", type=Path, default=Path("data/windows"), help="of NE")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="the others stay as written")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="the others stay as written"
+    )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = {part: PARTS[part](Path(folder), given.windows) for part in given.parts}
@@ -239,11 +282,16 @@ def main() -> None:
 
 
 def report(found: dict[str, list[str]]) -> str:
-    """The Markdown: what was found, and of the report on disk the sections that were not measured now."""
+    """The Markdown: what was found, and of the report on disk the sections that were not measured
+    now."""
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "")}
-    lines = machine_lines("Checkpoints", "python -m bench.checkpoints --write", threads) + INTRODUCTION
+    lines = (
+        machine_lines("Checkpoints", "python -m bench.checkpoints --write", threads) + INTRODUCTION
+    )
     kept = REPORT.read_text().split("\n## ")[1:] if REPORT.exists() else []
-    before = {f"## {section.split(chr(10), 1)[0]}": section.strip().splitlines()[2:] for section in kept}
+    before = {
+        f"## {section.split(chr(10), 1)[0]}": section.strip().splitlines()[2:] for section in kept
+    }
     for part in PARTS:
         title = f"## {part}"
         section = found.get(title) or before.get(title)

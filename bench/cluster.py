@@ -1,9 +1,10 @@
-"""Several hosts on one machine: network namespaces joined by a bridge, each with an egress rate; gloo ranks inside.
+"""Several hosts on one machine: network namespaces joined by a bridge, each with an egress rate;
+gloo ranks inside.
 
-Each host is a network namespace with an address of its own and a token bucket on its link (``tc``'s tbf).
-Traffic between ranks of one host never leaves the namespace's loopback. The bridge has a namespace of its own,
-so the machine's own network is not touched, and every namespace lives only as long as a process of this
-benchmark: also after a ``kill -9`` nothing is left behind.
+Each host is a network namespace with an address of its own and a token bucket on its link (``tc``'s
+tbf). Traffic between ranks of one host never leaves the namespace's loopback. The bridge has a
+namespace of its own, so the machine's own network is not touched, and every namespace lives only as
+long as a process of this benchmark: also after a ``kill -9`` nothing is left behind.
 """
 
 import ctypes
@@ -36,8 +37,13 @@ SMALLEST_BURST_BYTES = 131072
 QUEUE_MS = 400  # how long a packet may wait; the queue never drops what TCP may have in flight here
 STARTED = b"+"
 LONGEST_CALL_S = 600.0
-# Namespaces resolve no names, of which c10d warns once a rank; the ranks inherit it from the server they start from.
-SERVER_ENVIRONMENT = {"TORCH_CPP_LOG_LEVEL": "ERROR", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+# Namespaces resolve no names, of which c10d warns once a rank; the ranks inherit it from the server
+# they start from.
+SERVER_ENVIRONMENT = {
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "0",
+}
 
 libc = ctypes.CDLL(None, use_errno=True)
 Command = tuple[Callable[..., Any], tuple[Any, ...]]
@@ -67,22 +73,36 @@ class Cluster:
         self.shape, self._hosts, self._pipes = shape, hosts, pipes
 
     def set_rate(self, rate_mbit: float | None) -> None:
-        """Let each host send ``rate_mbit`` Mbit/s to the others; None: as fast as the machine copies."""
+        """Let each host send ``rate_mbit`` Mbit/s to the others; None: as fast as the machine
+        copies."""
         for host in self._hosts:
             if rate_mbit is None:
                 _inside(host, "tc", "qdisc", "replace", "dev", INTERFACE, "root", "pfifo")
                 continue
             burst = max(SMALLEST_BURST_BYTES, int(rate_mbit * 1e6 / 8 * BURST_MS / 1e3))
-            bucket = ("tbf", "rate", f"{rate_mbit}mbit", "burst", str(burst), "latency", f"{QUEUE_MS}ms")
+            bucket = (
+                "tbf",
+                "rate",
+                f"{rate_mbit}mbit",
+                "burst",
+                str(burst),
+                "latency",
+                f"{QUEUE_MS}ms",
+            )
             _inside(host, "tc", "qdisc", "replace", "dev", INTERFACE, "root", *bucket)
 
     def sent_bytes(self) -> list[int]:
-        """Bytes that each host has put on its link so far, headers included, by the interface's own counter."""
-        links = [json.loads(_inside(host, "ip", "-s", "-j", "link", "show", INTERFACE))[0] for host in self._hosts]
+        """Bytes that each host has put on its link so far, headers included, by the interface's own
+        counter."""
+        links = [
+            json.loads(_inside(host, "ip", "-s", "-j", "link", "show", INTERFACE))[0]
+            for host in self._hosts
+        ]
         return [link["stats64"]["tx"]["bytes"] for link in links]
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """``function(state, *arguments)`` on every rank, ``state`` a dict that the rank keeps; results by rank.
+        """``function(state, *arguments)`` on every rank, ``state`` a dict that the rank keeps;
+        results by rank.
 
         Raises:
             RuntimeError: a rank failed, ended or did not answer; its traceback.
@@ -95,7 +115,9 @@ class Cluster:
         while waiting:
             ready = wait(list(waiting), timeout=max(deadline - time.monotonic(), 0.0))
             if not ready:
-                raise RuntimeError(f"ranks {sorted(waiting.values())} did not answer in {LONGEST_CALL_S:.0f} s")
+                raise RuntimeError(
+                    f"ranks {sorted(waiting.values())} did not answer in {LONGEST_CALL_S:.0f} s"
+                )
             for pipe in ready:
                 assert isinstance(pipe, Connection)
                 rank = waiting.pop(pipe)
@@ -124,7 +146,8 @@ def cluster(shape: Shape, threads_per_rank: int = 1) -> Iterator[Cluster]:
         for rank in range(shape.world_size):
             ours, theirs = context.Pipe()
             process = context.Process(
-                target=_rank_main, args=(theirs, rank, shape, hosts[rank // shape.ranks_per_host], threads_per_rank)
+                target=_rank_main,
+                args=(theirs, rank, shape, hosts[rank // shape.ranks_per_host], threads_per_rank),
             )
             process.start()
             stack.callback(process.join)
@@ -137,7 +160,8 @@ def cluster(shape: Shape, threads_per_rank: int = 1) -> Iterator[Cluster]:
 
 
 def _hosts(count: int, stack: ExitStack) -> list[int]:
-    """Process ids that hold the hosts' namespaces, their links joined by a bridge in one more namespace."""
+    """Process ids that hold the hosts' namespaces, their links joined by a bridge in one more
+    namespace."""
     try:
         switch = _namespace(stack)
         hosts = [_namespace(stack) for _ in range(count)]
@@ -152,7 +176,9 @@ def _hosts(count: int, stack: ExitStack) -> list[int]:
             _inside(host, "ip", "link", "set", INTERFACE, "up")
             _inside(host, "ip", "link", "set", "lo", "up")
     except (OSError, subprocess.CalledProcessError) as error:
-        said = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
+        said = (
+            error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
+        )
         raise ClusterUnavailableError(
             f"cannot make network namespaces here (root, ip and tc are needed): {said}"
         ) from error

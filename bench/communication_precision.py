@@ -3,10 +3,11 @@
     python -m bench.communication_precision --write
     python -m bench.communication_precision --real-logs /path/to/logs --work /tmp/precision --write
 
-Trains the teacher by progressive validation on the generated stream, and with --real-logs on EB-NeRD
-too, once a recipe and seed, alternating. Prints NE and AUC over the evaluation windows (size-weighted),
-their paired differences to fp32 with a t interval over seeds, and the bytes that the ranks' TCP
-connections carry in a training step. --work keeps windows and results, and a second call goes on from them.
+Trains the teacher by progressive validation on the generated stream, and with --real-logs on
+EB-NeRD too, once a recipe and seed, alternating. Prints NE and AUC over the evaluation windows
+(size-weighted), their paired differences to fp32 with a t interval over seeds, and the bytes that
+the ranks' TCP connections carry in a training step. --work keeps windows and results, and a second
+call goes on from them.
 """
 
 import argparse
@@ -31,16 +32,17 @@ from recsys.config import load_settings
 from recsys.data.ingest import ingest
 from recsys.data.loader import WindowReader
 from recsys.data.settings import DatasetSettings, DataSettings
-from recsys.distill import ranks
 from recsys.distill.settings import load_teacher
 from recsys.distill.teacher import teacher_engine, train_teacher
 from recsys.distill.training_job import TrainingJob
 from recsys.evaluation.settings import EvaluateSettings
-from recsys.towers.partition_file import PARTITION_FILE, Partition
+from recsys.models.partition_file import PARTITION_FILE, Partition
+from recsys.sharding.settings import CommunicationSettings
 from recsys.towers.probe import learn_partition
 from recsys.towers.settings import TowersSettings
+from recsys.training import ranks
 from recsys.training.launch import run_on_ranks
-from recsys.training.settings import CommunicationSettings, TrainSettings
+from recsys.training.settings import TrainSettings
 
 PARAMS = Path("params")
 REPORT = Path("docs/benchmarks/communication_precision.md")
@@ -56,7 +58,8 @@ COUNTED_STEPS = 20
 CONFIDENCE = 0.95
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu")
 HEADER = (
-    "| forward / backward / gradients | NE | difference to fp32 | AUC | difference to fp32 | KB a step | of fp32 |\n"
+    "| forward / backward / gradients | NE | difference to fp32 | AUC | difference to fp32 | KB a "
+    "step | of fp32 |\n"
     "|---|---:|---:|---:|---:|---:|---:|"
 )
 
@@ -66,7 +69,9 @@ def train_settings(recipe: str) -> TrainSettings:
     train = load_settings(PARAMS / "train.yaml", TrainSettings)
     forward, backward, gradients = recipe.split(" / ")
     communication = {"forward": forward, "backward": backward, "gradients": gradients}
-    return train.model_copy(update={"communication": CommunicationSettings.model_validate(communication)})
+    return train.model_copy(
+        update={"communication": CommunicationSettings.model_validate(communication)}
+    )
 
 
 def prepare(folder: Path, dataset: str, root: Path | None) -> None:
@@ -76,7 +81,9 @@ def prepare(folder: Path, dataset: str, root: Path | None) -> None:
     for name in ("windows", "oracle", "partition"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     data = load_settings(PARAMS / "data.yaml", DataSettings)
-    data = data.model_copy(update={"dataset": dataset} | ({"root": str(root)} if root is not None else {}))
+    data = data.model_copy(
+        update={"dataset": dataset} | ({"root": str(root)} if root is not None else {})
+    )
     described = load_settings(PARAMS / f"datasets/{dataset}.yaml", DatasetSettings)
     ingest(data, described, folder / "windows", folder / "oracle")
     partition = load_settings(PARAMS / "towers.yaml", TowersSettings).partition
@@ -90,7 +97,9 @@ def quality(folder: Path, recipe: str, seed: int) -> tuple[float, float]:
     judge = load_settings(PARAMS / "evaluate.yaml", EvaluateSettings)
     with tempfile.TemporaryDirectory() as output:
         partition_file = folder / "partition" / PARTITION_FILE
-        job = TrainingJob(folder / "windows", teacher, train_settings(recipe), Path(output), partition_file)
+        job = TrainingJob(
+            folder / "windows", teacher, train_settings(recipe), Path(output), partition_file
+        )
         history = train_teacher(job)
     return headline(history, judge.first_evaluation_window)
 
@@ -106,7 +115,9 @@ def _count_rank(folder: Path, train: TrainSettings) -> float:
     teacher, _ = load_teacher(PARAMS)
     partition = Partition.load(folder / "partition" / PARTITION_FILE)
     engine = teacher_engine(reader.schema, partition, teacher, train)
-    batches = reader.label_batches(reader.windows[1], train.global_batch_size, ranks.rank(), train.world_size)
+    batches = reader.label_batches(
+        reader.windows[1], train.global_batch_size, ranks.rank(), train.world_size
+    )
     step = partial(engine.train_step, loss_function=engine.serving_loss)
     step(next(batches))  # opens the connections
     before = sent_bytes()
@@ -127,20 +138,29 @@ def measure(folder: Path, seeds: list[int]) -> dict[str, dict[str, list[float]]]
             if str(seed) not in found[recipe]:
                 found[recipe][str(seed)] = list(quality(folder, recipe, seed))
                 kept.write_text(json.dumps(found, indent=1))
-                print(f"{folder.name}: seed {seed}, {recipe}: {found[recipe][str(seed)]}", flush=True)
+                print(
+                    f"{folder.name}: seed {seed}, {recipe}: {found[recipe][str(seed)]}", flush=True
+                )
     return found
 
 
 def table(found: dict[str, dict[str, list[float]]], seeds: list[int]) -> list[str]:
     """Markdown rows of one data set."""
-    values = {recipe: np.array([one[str(seed)] for seed in seeds]) for recipe, one in found.items()}  # [S, 2]
+    values = {
+        recipe: np.array([one[str(seed)] for seed in seeds]) for recipe, one in found.items()
+    }  # [S, 2]
     rows = [HEADER]
     for recipe, one in values.items():
         sent, whole = found[recipe]["bytes"][0], found[BASELINE]["bytes"][0]
         differences = ["", ""]
         if recipe != BASELINE:
             differences = [interval((one - values[BASELINE])[:, metric]) for metric in range(2)]
-        cells = [f"{one[:, 0].mean():.5f}", differences[0], f"{one[:, 1].mean():.5f}", differences[1]]
+        cells = [
+            f"{one[:, 0].mean():.5f}",
+            differences[0],
+            f"{one[:, 1].mean():.5f}",
+            differences[1],
+        ]
         rows.append(f"| {recipe} | {' | '.join(cells)} | {sent / 1000:.0f} | {sent / whole:.2f} |")
     return rows
 
@@ -160,12 +180,15 @@ def report(tables: dict[str, list[str]], seeds: list[int]) -> str:
         "# Fewer bits on the wire",
         "",
         f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, {platform.machine()}, {versions}, "
-        f"{train.world_size} gloo ranks, batches of {train.global_batch_size}, the teacher of params/.",
+        f"{train.world_size} gloo ranks, batches of {train.global_batch_size}, the teacher of "
+        f"params/.",
         "",
         "    python -m bench.communication_precision --real-logs /path/to/logs --write",
         "",
-        f"Progressive validation, means over seeds {', '.join(map(str, seeds))}; differences are paired by seed, with "
-        f"{CONFIDENCE:.0%} t intervals. A step's bytes are what the kernel counted on all ranks' connections, "
+        f"Progressive validation, means over seeds {', '.join(map(str, seeds))}; differences are "
+        f"paired by seed, with "
+        f"{CONFIDENCE:.0%} t intervals. A step's bytes are what the kernel counted on all ranks' "
+        f"connections, "
         "ids and headers included.",
     ]
     for name, rows in tables.items():
@@ -175,7 +198,9 @@ def report(tables: dict[str, list[str]], seeds: list[int]) -> str:
 
 def main() -> None:
     """Read the command line, measure, print or write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--real-logs", type=Path, help="folder of ebnerd_demo")
     parser.add_argument("--work", type=Path, help="folder that keeps windows and results")

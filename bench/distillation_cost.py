@@ -3,8 +3,8 @@
     python -m bench.distillation_cost flops
     python -m bench.distillation_cost measured --rows 120000 --write
 
-External distillation pays the teacher once, scores each example once and trains N small students. Co-distillation
-trains a peer of the teacher's size with each student.
+External distillation pays the teacher once, scores each example once and trains N small students.
+Co-distillation trains a peer of the teacher's size with each student.
 """
 
 import tempfile
@@ -35,7 +35,8 @@ EXTERNAL, CO_DISTILLATION = "AH", "co-distillation"
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one example, in one unit: training the teacher, scoring, a distilled student, a co-distilled one, plain."""
+    """Of one example, in one unit: training the teacher, scoring, a distilled student, a
+    co-distilled one, plain."""
 
     teacher: float
     scoring: float
@@ -85,7 +86,10 @@ def timed(rows: int) -> Costs:
     with tempfile.TemporaryDirectory() as name:
         lab = Lab(Path(name), "shifted", 1, rows, 1, Path())
         lab.make_windows()
-        seconds = [_seconds(work) for work in (lab.make_teacher, lab.prepare, lambda: lab.train_students({}))]
+        seconds = [
+            _seconds(work)
+            for work in (lab.make_teacher, lab.prepare, lambda: lab.train_students({}))
+        ]
         arms = [{arm: ARMS[arm]} for arm in (EXTERNAL, CO_DISTILLATION)]
         seconds += [_seconds(lambda arm=arm: lab.train_students(arm)) for arm in arms]
     teacher, scoring, plain, distilled, co_distilled = (one / rows for one in seconds)
@@ -102,13 +106,24 @@ def lines(costs: Costs, shares: tuple[float, ...] = (1.0, 1 / 3)) -> list[str]:
     """Markdown: total cost in units of a plain student that reads every example."""
     unit = costs.plain
     names = ("teacher", "scoring", "distilled", "co_distilled")
-    table = [", ".join(f"{name.replace('_', '-')} {getattr(costs, name) / unit:.2f}" for name in names) + ".", ""]
-    heads = [f"{kind}, {_share(share)}" for share in shares for kind in ("one teacher", "N teachers", "ratio")]
+    table = [
+        ", ".join(f"{name.replace('_', '-')} {getattr(costs, name) / unit:.2f}" for name in names)
+        + ".",
+        "",
+    ]
+    heads = [
+        f"{kind}, {_share(share)}"
+        for share in shares
+        for kind in ("one teacher", "N teachers", "ratio")
+    ]
     table += [f"| N | {' | '.join(heads)} |", "|---:" * (len(heads) + 1) + "|"]
     for students in COUNTS:
         cells = []
         for share in shares:
-            one, many = costs.external(students, share) / unit, costs.separate(students, share) / unit
+            one, many = (
+                costs.external(students, share) / unit,
+                costs.separate(students, share) / unit,
+            )
             cells += [f"{one:.1f}", f"{many:.1f}", f"{one / many:.2f}"]
         table.append(f"| {students} | {' | '.join(cells)} |")
     return table
@@ -133,7 +148,12 @@ def main() -> None:
         ]
     print("\n".join(found))
     if given.write:
-        write_section(REPORT, "When distillation helps", f"cost, {given.what}: one teacher for N students", found)
+        write_section(
+            REPORT,
+            "When distillation helps",
+            f"cost, {given.what}: one teacher for N students",
+            found,
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Streams, teachers, scores and students of the distillation experiments, each made once and kept.
 
-Everything lies in one folder a stream, size and seed, so that a killed run goes on at the student it was
-at, and more seeds, arms or scores add to what is there.
+Everything lies in one folder a stream, size and seed, so that a killed run goes on at the student
+it was at, and more seeds, arms or scores add to what is there.
 """
 
 import json
@@ -43,9 +43,11 @@ FIRST_TRAINED_WINDOW = 1  # the window before it is predicted by an untrained mo
 
 @dataclass(frozen=True)
 class StreamCase:
-    """A log: changes to params/datasets/<dataset>.yaml, how often the teacher publishes, which domains have students.
+    """A log: changes to params/datasets/<dataset>.yaml, how often the teacher publishes, which
+    domains have students.
 
-    ``base_rate_factor`` multiplies each domain's share of clicks. The windows from ``first_window`` on judge.
+    ``base_rate_factor`` multiplies each domain's share of clicks. The windows from ``first_window``
+    on judge.
     """
 
     changes: dict[str, float] = field(default_factory=dict)
@@ -58,14 +60,19 @@ class StreamCase:
     first_window: int = FIRST_WINDOW
 
     def before(self, first_window: int) -> "StreamCase":
-        """Its windows before those that judge, to choose strengths on; judged from ``first_window`` on."""
+        """Its windows before those that judge, to choose strengths on; judged from ``first_window``
+        on."""
         return replace(self, max_windows=self.first_window, first_window=first_window)
 
 
 SHIFTED = {"drift": 0.8, "domain_strength": 0.7}
 EBNERD = StreamCase(dataset="ebnerd_demo", domains=("desktop", "mobile"))
 GLOBO = StreamCase(
-    dataset="globo_clicks", domains=("desktop", "mobile"), max_windows=72, window_hours=1.0, first_window=24
+    dataset="globo_clicks",
+    domains=("desktop", "mobile"),
+    max_windows=72,
+    window_hours=1.0,
+    first_window=24,
 )
 STREAMS = {
     "default": StreamCase(),
@@ -81,16 +88,23 @@ STREAMS = {
     "globo": GLOBO,
     "globo-before": GLOBO.before(GLOBO.first_window // 2),
 }
-PEER = load_settings(PARAMS / "teacher.yaml", TeacherSettings).model.model_copy(update={"towers": False})
-ADAPTER_RATE = 0.01  # when the modes were compared; ten times the default, which that comparison led to
+PEER = load_settings(PARAMS / "teacher.yaml", TeacherSettings).model.model_copy(
+    update={"towers": False}
+)
+ADAPTER_RATE = (
+    0.01  # when the modes were compared; ten times the default, which that comparison led to
+)
 
 
 def _adapter(kind: str, update: str = "before") -> AdapterSettings:
-    return AdapterSettings.model_validate({"kind": kind, "update": update, "learning_rate": ADAPTER_RATE})
+    return AdapterSettings.model_validate(
+        {"kind": kind, "update": update, "learning_rate": ADAPTER_RATE}
+    )
 
 
 UNSCALED = "AH, beta = alpha = w = 1"
-# The strengths are those that ``bench.distillation_modes tune`` found; see docs/benchmarks/distillation_modes.md.
+# The strengths are those that ``bench.distillation_modes tune`` found; see
+# docs/benchmarks/distillation_modes.md.
 ARMS: dict[str, DistillationSettings] = {
     PLAIN: DistillationSettings(mode="none"),
     "shared": DistillationSettings(mode="shared", loss_weight=3.0),
@@ -103,7 +117,9 @@ ARMS: dict[str, DistillationSettings] = {
     "AH + SA, replace": DistillationSettings(
         mode="auxiliary_adapter", gradient_scale=10.0, adapter=_adapter("replace")
     ),
-    "co-distillation": DistillationSettings(mode="co_distillation", gradient_scale=10.0, peer_model=PEER),
+    "co-distillation": DistillationSettings(
+        mode="co_distillation", gradient_scale=10.0, peer_model=PEER
+    ),
 }
 
 
@@ -138,10 +154,10 @@ def arms_of(case: StreamCase) -> dict[str, DistillationSettings]:
 class Scores:
     """Whose scores the students read.
 
-    ``teacher``: a model of params/teacher_ladder.yaml, else that of params/teacher.yaml. ``lag``: a window is
-    scored by the snapshot so many windows older than the newest one allowed, or the first one.
-    ``ratio``: the scored probability is multiplied by it. ``truth``: the stream's true probability
-    takes the teacher's place.
+    ``teacher``: a model of params/teacher_ladder.yaml, else that of params/teacher.yaml. ``lag``: a
+    window is scored by the snapshot so many windows older than the newest one allowed, or the first
+    one. ``ratio``: the scored probability is multiplied by it. ``truth``: the stream's true
+    probability takes the teacher's place.
     """
 
     teacher: str = ""
@@ -186,7 +202,9 @@ class Lab:
     @property
     def windows(self) -> Path:
         """The ingested stream; a real log's is the same for all seeds."""
-        return (self.folder if self.case.dataset == "synthetic" else self.work / self.stream) / "windows"
+        return (
+            self.folder if self.case.dataset == "synthetic" else self.work / self.stream
+        ) / "windows"
 
     @property
     def domains(self) -> list[str]:
@@ -195,7 +213,9 @@ class Lab:
 
     def train(self) -> TrainSettings:
         """params/train.yaml on ``ranks`` ranks."""
-        return load_settings(PARAMS / "train.yaml", TrainSettings).model_copy(update={"world_size": self.ranks})
+        return load_settings(PARAMS / "train.yaml", TrainSettings).model_copy(
+            update={"world_size": self.ranks}
+        )
 
     def make_windows(self) -> None:
         """The stream, if it is not there."""
@@ -234,16 +254,27 @@ class Lab:
             diagnostics=False,
         )
 
-    def train_students(self, arms: dict[str, DistillationSettings], scores: Scores = TEACHER) -> None:
-        """Train what is not there yet, one run at a time; what reads no scores is trained once for all of them."""
+    def train_students(
+        self, arms: dict[str, DistillationSettings], scores: Scores = TEACHER
+    ) -> None:
+        """Train what is not there yet, one run at a time; what reads no scores is trained once for
+        all of them."""
         settings, train = self.students({PLAIN: ARMS[PLAIN], **arms}), self.train()
         for run in runs_of(settings):
             output = self.folder / self.output(run.distillation, scores)
             folder = run.folder(output)
-            described = json.dumps({"distillation": run.distillation.model_dump(), "model": run.model.model_dump()})
+            described = json.dumps(
+                {"distillation": run.distillation.model_dump(), "model": run.model.model_dump()}
+            )
             if (folder / DONE).is_file() and (folder / DONE).read_text() == described:
                 continue
-            job = TrainingJob(self.windows, settings, train, output, scores_dir=self.folder / f"scores{scores.name}")
+            job = TrainingJob(
+                self.windows,
+                settings,
+                train,
+                output,
+                scores_dir=self.folder / f"scores{scores.name}",
+            )
             launch(train_runs, ([run], job), train)
             (folder / DONE).write_text(described)
 
@@ -255,7 +286,9 @@ class Lab:
         """example_id and logit of a window's scores; no row where nothing was scored."""
         folder = self.folder / f"scores{scores.name}"
         by_hand = folder / f"{window}.parquet"
-        paths = [by_hand] if by_hand.is_file() else sorted((folder / window).glob("segment-*.parquet"))
+        paths = (
+            [by_hand] if by_hand.is_file() else sorted((folder / window).glob("segment-*.parquet"))
+        )
         none = pl.DataFrame(schema={"example_id": pl.Int64, "logit": pl.Float32})
         return pl.concat([none, *(pl.read_parquet(path, columns=none.columns) for path in paths)])
 
@@ -268,25 +301,41 @@ class Lab:
 
     def _ingest(self, folder: Path) -> None:
         case, settings = self.case, load_settings(PARAMS / "data.yaml", DataSettings)
-        changes = {"dataset": case.dataset, "max_windows": case.max_windows, "window_hours": case.window_hours}
-        data = settings.model_copy(update=changes if case.dataset == "synthetic" else {**changes, "root": self.logs})
+        changes = {
+            "dataset": case.dataset,
+            "max_windows": case.max_windows,
+            "window_hours": case.window_hours,
+        }
+        data = settings.model_copy(
+            update=changes if case.dataset == "synthetic" else {**changes, "root": self.logs}
+        )
         dataset = load_settings(PARAMS / f"datasets/{case.dataset}.yaml", DatasetSettings)
         if dataset.synthetic is not None:
             domains = [
                 domain.model_copy(update={"base_rate": case.base_rate_factor * domain.base_rate})
                 for domain in dataset.synthetic.domains
             ]
-            drawn = {**case.changes, "seed": STREAM_SEED + self.seed, "rows": self.rows, "domains": domains}
-            dataset = dataset.model_copy(update={"synthetic": dataset.synthetic.model_copy(update=drawn)})
+            drawn = {
+                **case.changes,
+                "seed": STREAM_SEED + self.seed,
+                "rows": self.rows,
+                "domains": domains,
+            }
+            dataset = dataset.model_copy(
+                update={"synthetic": dataset.synthetic.model_copy(update=drawn)}
+            )
         ingest(data, dataset, folder, folder.parent / "oracle")
 
     def teacher(self, name: str) -> TeacherSettings:
-        """params/teacher.yaml, with the ladder's model ``name`` if given; no towers, which would need a partition."""
+        """params/teacher.yaml, with the ladder's model ``name`` if given; no towers, which would
+        need a partition."""
         settings = load_settings(PARAMS / "teacher.yaml", TeacherSettings)
         ladder = load_settings(PARAMS / "teacher_ladder.yaml", TeacherLadderSettings).models
         model = (ladder[name] if name else settings.model).model_copy(update={"towers": False})
         every = self.case.snapshot_every_windows
-        return settings.model_copy(update={"model": model, "seed": self.seed, "snapshot_every_windows": every})
+        return settings.model_copy(
+            update={"model": model, "seed": self.seed, "snapshot_every_windows": every}
+        )
 
     def _teach(self, folder: Path, scores: Scores) -> None:
         train_teacher(TrainingJob(self.windows, self.teacher(scores.teacher), self.train(), folder))
@@ -294,7 +343,15 @@ class Lab:
     def _score(self, folder: Path, scores: Scores) -> None:
         augment = load_settings(PARAMS / "augment.yaml", AugmentSettings)
         teacher_dir = self.teacher_folder(scores)
-        job = ScoringJob(self.windows, None, teacher_dir, self.teacher(scores.teacher), augment, self.train(), folder)
+        job = ScoringJob(
+            self.windows,
+            None,
+            teacher_dir,
+            self.teacher(scores.teacher),
+            augment,
+            self.train(),
+            folder,
+        )
         score_part(job, delayed(plans_of(job, Schema.load(self.windows)), scores.lag))
         finish_scoring(job)
 
@@ -302,16 +359,23 @@ class Lab:
         for window in Schema.load(self.windows).windows:
             log = self.score_log(replace(scores, ratio=1.0), window.name)
             probability = 1.0 / (1.0 + (-pl.col("logit").cast(pl.Float64)).exp())
-            self._write_by_hand(folder, window, log.select("example_id", probability=probability), scores.ratio)
+            self._write_by_hand(
+                folder, window, log.select("example_id", probability=probability), scores.ratio
+            )
 
     def _write_truth(self, folder: Path, ratio: float) -> None:
         for window in Schema.load(self.windows).windows:
             truth = pl.read_parquet(self.folder / "oracle" / f"{window.name}.parquet")
             self._write_by_hand(folder, window, truth.select("example_id", "probability"), ratio)
 
-    def _write_by_hand(self, folder: Path, window: Window, probabilities: pl.DataFrame, ratio: float) -> None:
-        """A window of a score log, of ``ratio`` times ``probabilities``, as if scored at the window's start."""
-        events = pl.read_parquet(self.windows / window.name / "*.parquet", columns=["example_id", "event_time"])
+    def _write_by_hand(
+        self, folder: Path, window: Window, probabilities: pl.DataFrame, ratio: float
+    ) -> None:
+        """A window of a score log, of ``ratio`` times ``probabilities``, as if scored at the
+        window's start."""
+        events = pl.read_parquet(
+            self.windows / window.name / "*.parquet", columns=["example_id", "event_time"]
+        )
         probability = (ratio * pl.col("probability")).clip(SMALLEST, 1 - SMALLEST)
         records = probabilities.join(events, on="example_id").select(
             "example_id",
@@ -328,6 +392,8 @@ def delayed(plans: list[WindowPlan], lag: int) -> list[WindowPlan]:
     snapshots = [plan.snapshot for plan in plans]
     first = next((index for index, snapshot in enumerate(snapshots) if snapshot is not None), 0)
     return [
-        plan if plan.snapshot is None else replace(plan, snapshot=snapshots[max(index - lag, first)])
+        plan
+        if plan.snapshot is None
+        else replace(plan, snapshot=snapshots[max(index - lag, first)])
         for index, plan in enumerate(plans)
     ]

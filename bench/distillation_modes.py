@@ -5,8 +5,8 @@
     python -m bench.distillation_modes tune --seeds 777 --stream ebnerd-before --logs /path/to/logs --strengths 0.3 1 3
     python -m bench.distillation_modes compare --stream ebnerd --logs /path/to/logs --write
 
-Each seed is a stream (of a generated log), a teacher and students of its own; an arm's difference to no distillation
-is paired by seed. What is done is kept in --work (bench/distillation_lab.py).
+Each seed is a stream (of a generated log), a teacher and students of its own; an arm's difference
+to no distillation is paired by seed. What is done is kept in --work (bench/distillation_lab.py).
 """
 
 from itertools import product
@@ -51,11 +51,15 @@ def tuning_arms(names: list[str], strengths: list[float]) -> dict[str, Distillat
 def comparison_lines(results: list[Found], part: str) -> list[str]:
     """Markdown: each model on one slice, differences to no distillation paired by seed."""
     lines = [
-        "| model | NE | NE change % | p | AUC | AUC change | gAUC change | LogLoss | calibration | transfer ratio |",
+        "| model | NE | NE change % | p | AUC | AUC change | gAUC change | LogLoss | calibration | "
+        "transfer ratio |",
         "|---|---:|---|---:|---:|---:|---:|---:|---:|---|",
     ]
     for model in results[0]:
-        values = {name: mean(results, model, name, part) for name in ("ne", "auc", "gauc", "logloss", "calibration")}
+        values = {
+            name: mean(results, model, name, part)
+            for name in ("ne", "auc", "gauc", "logloss", "calibration")
+        }
         ne = change(results, model, PLAIN, part)
         differs = model != PLAIN
         cells = [
@@ -64,10 +68,15 @@ def comparison_lines(results: list[Found], part: str) -> list[str]:
             str(ne) if differs else "",
             f"{ne.p:.2g}" if differs and ne.p is not None else "",
             f"{values['auc']:.4f}",
-            *(f"{values[m] - mean(results, PLAIN, m, part):+.4f}" if differs else "" for m in ("auc", "gauc")),
+            *(
+                f"{values[m] - mean(results, PLAIN, m, part):+.4f}" if differs else ""
+                for m in ("auc", "gauc")
+            ),
             f"{values['logloss']:.4f}",
             f"{values['calibration']:.3f}",
-            str(interval(transfer_ratios(results, model, part))) if model not in NOT_STUDENTS else "",
+            str(interval(transfer_ratios(results, model, part)))
+            if model not in NOT_STUDENTS
+            else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -86,7 +95,9 @@ def window_lines(results: list[Found]) -> list[str]:
 
 def transfer_ratios(results: list[Found], model: str, part: str) -> list[float]:
     """NE gained by a student over NE gained by the teacher, a seed each."""
-    ne = [{name: found[name][part]["ne"] for name in (PLAIN, model, "teacher")} for found in results]
+    ne = [
+        {name: found[name][part]["ne"] for name in (PLAIN, model, "teacher")} for found in results
+    ]
     return [(one[PLAIN] - one[model]) / (one[PLAIN] - one["teacher"]) for one in ne]
 
 
@@ -96,7 +107,9 @@ def tuning_lines(results: list[Found]) -> list[str]:
     for arm in results[0]:
         values = [mean(results, arm, metric) for metric in ("ne", "auc", "calibration")]
         moved = change(results, arm, PLAIN).mean
-        lines.append(f"| {arm} | {values[0]:.4f} | {moved:+.3f} | {values[1]:.4f} | {values[2]:.3f} |")
+        lines.append(
+            f"| {arm} | {values[0]:.4f} | {moved:+.3f} | {values[1]:.4f} | {values[2]:.3f} |"
+        )
     return lines
 
 
@@ -104,13 +117,20 @@ def main() -> None:
     """Read the command line, run what is missing and print the tables."""
     parser = command_line(__doc__, ("tune", "compare"))
     parser.add_argument("--stream", choices=list(STREAMS), default="shifted")
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), help="besides plain; all of them if not given")
-    parser.add_argument("--strengths", type=float, nargs="+", default=[0.3, 1, 3, 10, 30], help="of beta, or w")
+    parser.add_argument(
+        "--arms", nargs="+", choices=list(ARMS), help="besides plain; all of them if not given"
+    )
+    parser.add_argument(
+        "--strengths", type=float, nargs="+", default=[0.3, 1, 3, 10, 30], help="of beta, or w"
+    )
     given = parser.parse_args()
     tunes = given.what == "tune"
     case = STREAMS[given.stream]
     assert tunes or not TUNING_SEEDS & set(given.seeds), f"seeds {TUNING_SEEDS} chose the strengths"
-    labs = [Lab(given.work, given.stream, seed, given.rows, given.ranks, given.logs) for seed in given.seeds]
+    labs = [
+        Lab(given.work, given.stream, seed, given.rows, given.ranks, given.logs)
+        for seed in given.seeds
+    ]
     size = f"{given.rows:,} rows" if case.dataset == "synthetic" else "all rows"
     seeds = f"Seeds {', '.join(map(str, given.seeds))}"
     if tunes:
@@ -118,10 +138,15 @@ def main() -> None:
         results = [measured(lab, arms, whole_only=True) for lab in labs]
         lines = [f"{size}. {seeds}, which do not judge.", "", *tuning_lines(results)]
     else:
-        arms = {name: arm for name, arm in arms_of(case).items() if not given.arms or name in (PLAIN, *given.arms)}
+        arms = {
+            name: arm
+            for name, arm in arms_of(case).items()
+            if not given.arms or name in (PLAIN, *given.arms)
+        }
         results = [measured(lab, arms) for lab in labs]
         lines = [
-            f"{case.changes}, {size}. {seeds}; {CONFIDENCE:.0%} intervals over them; judged from window "
+            f"{case.changes}, {size}. {seeds}; {CONFIDENCE:.0%} intervals over them; judged from "
+            f"window "
             f"{case.first_window + 1} on."
         ]
         for part in (one for one in results[0][PLAIN] if not one.startswith(WINDOW)):
@@ -142,9 +167,15 @@ def main() -> None:
 def draw(folder: Path, stream: str, results: list[Found]) -> Path:
     """compare_<stream>.png in ``folder``: NE change of each model over the windows."""
     parts = [part for part in results[0][PLAIN] if part.startswith(WINDOW)]
-    series = {model: [change(results, model, PLAIN, part) for part in parts] for model in results[0] if model != PLAIN}
+    series = {
+        model: [change(results, model, PLAIN, part) for part in parts]
+        for model in results[0]
+        if model != PLAIN
+    }
     path, numbers = folder / f"compare_{stream}.png", [part.removeprefix(WINDOW) for part in parts]
-    draw_lines(path, "window", range(len(parts)), series, numbers, f"{stream}: NE against no distillation")
+    draw_lines(
+        path, "window", range(len(parts)), series, numbers, f"{stream}: NE against no distillation"
+    )
     return path
 
 

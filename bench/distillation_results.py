@@ -1,4 +1,5 @@
-"""What the distillation experiments found: metrics by model and slice, paired over seeds, as tables and figures."""
+"""What the distillation experiments found: metrics by model and slice, paired over seeds, as tables
+and figures."""
 
 import argparse
 import math
@@ -49,7 +50,8 @@ class Slices:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over seeds with Student's interval and the p of its test against 0; one seed has NaN and None."""
+    """A mean over seeds with Student's interval and the p of its test against 0; one seed has NaN
+    and None."""
 
     mean: float
     low: float
@@ -73,7 +75,9 @@ def interval(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half, p)
 
 
-def change(results: list[Found], model: str, reference: str, part: str = WHOLE, metric: str = "ne") -> Interval:
+def change(
+    results: list[Found], model: str, reference: str, part: str = WHOLE, metric: str = "ne"
+) -> Interval:
     """By how many percent of ``reference``'s value ``model`` differs from it, paired by seed."""
     pairs = [(found[model][part][metric], found[reference][part][metric]) for found in results]
     return interval([100 * (one - other) / other for one, other in pairs])
@@ -91,7 +95,8 @@ def measured(
     first_window: int | None = None,
     whole_only: bool = False,
 ) -> Found:
-    """Metrics of all models on one seed; trains what is missing. ``first_window``: None for the stream's own."""
+    """Metrics of all models on one seed; trains what is missing. ``first_window``: None for the
+    stream's own."""
     lab.prepare(scores)
     lab.train_students(arms, scores)
     first = lab.case.first_window if first_window is None else first_window
@@ -99,17 +104,26 @@ def measured(
 
 
 def read_slices(
-    lab: Lab, arms: dict[str, DistillationSettings], scores: Scores, first_window: int, whole_only: bool
+    lab: Lab,
+    arms: dict[str, DistillationSettings],
+    scores: Scores,
+    first_window: int,
+    whole_only: bool,
 ) -> Slices:
-    """The students' rows of the windows that judge, with the logits of each arm, the scores and the oracle if known."""
+    """The students' rows of the windows that judge, with the logits of each arm, the scores and the
+    oracle if known."""
     schema = Schema.load(lab.windows)
     frames = []
     for index, window in enumerate(schema.windows[first_window:], start=first_window + 1):
         base = _predictions(lab, "plain", ARMS["plain"], scores, window.name).drop("logit")
         if not whole_only:
-            base = base.join(_times_seen(lab.windows, window.name), on="example_id", maintain_order="left")
+            base = base.join(
+                _times_seen(lab.windows, window.name), on="example_id", maintain_order="left"
+            )
         parts = {"teacher": lab.score_log(scores, window.name)} | _oracle(lab, window.name)
-        parts |= {arm: _predictions(lab, arm, how, scores, window.name) for arm, how in arms.items()}
+        parts |= {
+            arm: _predictions(lab, arm, how, scores, window.name) for arm, how in arms.items()
+        }
         for model, part in parts.items():
             logits = part.select("example_id", pl.col("logit").alias(model))
             base = base.join(logits, on="example_id", maintain_order="left")
@@ -123,20 +137,31 @@ def read_slices(
     return Slices(masks, whole["label"].to_numpy(), whole["group"].to_numpy(), logits)
 
 
-def _slices(whole: pl.DataFrame, served: list[str], domains: list[str]) -> dict[str, NDArray[np.bool_]]:
+def _slices(
+    whole: pl.DataFrame, served: list[str], domains: list[str]
+) -> dict[str, NDArray[np.bool_]]:
     """Masks [N] of each domain that has a student, of cold users and ads, and of each window."""
     masks = {domain: (whole["domain"] == domains.index(domain)).to_numpy() for domain in served}
     masks |= {
-        f"{kind}s seen < {SEEN_LESS}": (whole[f"{kind}_seen"] < SEEN_LESS).to_numpy() for kind in _entities(whole)
+        f"{kind}s seen < {SEEN_LESS}": (whole[f"{kind}_seen"] < SEEN_LESS).to_numpy()
+        for kind in _entities(whole)
     }
-    masks |= {f"{WINDOW}{index}": (whole["window"] == index).to_numpy() for index in whole["window"].unique().sort()}
+    masks |= {
+        f"{WINDOW}{index}": (whole["window"] == index).to_numpy()
+        for index in whole["window"].unique().sort()
+    }
     return masks
 
 
-def _predictions(lab: Lab, arm: str, how: DistillationSettings, scores: Scores, window: str) -> pl.DataFrame:
+def _predictions(
+    lab: Lab, arm: str, how: DistillationSettings, scores: Scores, window: str
+) -> pl.DataFrame:
     """All students' predictions of a window, by example_id."""
     output = lab.folder / lab.output(how, scores)
-    paths = [output / domain / arm / f"seed-{lab.seed}/predictions/{window}.parquet" for domain in lab.domains]
+    paths = [
+        output / domain / arm / f"seed-{lab.seed}/predictions/{window}.parquet"
+        for domain in lab.domains
+    ]
     return pl.concat([pl.read_parquet(path) for path in paths]).sort("example_id")
 
 
@@ -145,7 +170,11 @@ def _oracle(lab: Lab, window: str) -> dict[str, pl.DataFrame]:
     if not path.is_file():
         return {}
     probability = pl.col("probability").clip(1e-12, 1 - 1e-12)
-    return {"oracle": pl.read_parquet(path).select("example_id", logit=(probability / (1 - probability)).log())}
+    return {
+        "oracle": pl.read_parquet(path).select(
+            "example_id", logit=(probability / (1 - probability)).log()
+        )
+    }
 
 
 def _entities(frame: pl.DataFrame) -> list[str]:
@@ -157,10 +186,17 @@ def _times_seen(windows_dir: Path, name: str) -> pl.DataFrame:
     """How often each example's user and ad were seen in its domain in earlier windows."""
     schema = Schema.load(windows_dir)
     ids = {"user": "user_id", "ad": "ad_id", "article": "candidate"}
-    known = {kind: column for kind, column in ids.items() if column in {one.name for one in schema.categorical}}
+    known = {
+        kind: column
+        for kind, column in ids.items()
+        if column in {one.name for one in schema.categorical}
+    }
     columns = ["example_id", "domain", *known.values()]
     names = [window.name for window in schema.windows]
-    earlier = [pl.read_parquet(windows_dir / n / "*.parquet", columns=columns) for n in names[: names.index(name)]]
+    earlier = [
+        pl.read_parquet(windows_dir / n / "*.parquet", columns=columns)
+        for n in names[: names.index(name)]
+    ]
     frame = pl.read_parquet(windows_dir / name / "*.parquet", columns=columns)
     before = pl.concat([frame.clear(), *earlier])
     for kind, column in known.items():
@@ -175,19 +211,29 @@ def write_section(path: Path, heading: str, section: str, lines: Iterable[str]) 
     head, *sections = text.split("\n## ")
     kept = [one for one in sections if one.split("\n", 1)[0] != section]
     ours = "\n".join([section, "", *lines]) + "\n"
-    place = next((index for index, one in enumerate(sections) if one.split("\n", 1)[0] == section), len(kept))
+    place = next(
+        (index for index, one in enumerate(sections) if one.split("\n", 1)[0] == section), len(kept)
+    )
     path.write_text("\n## ".join([head, *kept[:place], ours, *kept[place:]]))
 
 
 def draw_lines(
-    path: Path, axis: str, places: Sequence[float], series: dict[str, list[Interval]], ticks: Sequence[str], title: str
+    path: Path,
+    axis: str,
+    places: Sequence[float],
+    series: dict[str, list[Interval]],
+    ticks: Sequence[str],
+    title: str,
 ) -> None:
     """One line a model over ``places``, with its interval."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for model, values in series.items():
         means = [value.mean for value in values]
-        errors = [[value.mean - value.low for value in values], [value.high - value.mean for value in values]]
+        errors = [
+            [value.mean - value.low for value in values],
+            [value.high - value.mean for value in values],
+        ]
         axes.errorbar(places, means, yerr=errors, marker="o", capsize=3, label=model)
     axes.axhline(0.0, color="black", linewidth=0.8)
     axes.set_xticks(places, ticks, fontsize="small")
@@ -200,15 +246,23 @@ def draw_lines(
 
 def command_line(description: str | None, choices: Iterable[str]) -> argparse.ArgumentParser:
     """What every experiment asks for."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=list(choices))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--rows", type=int, default=240_000, help="of a generated stream")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--work", type=Path, default=WORK)
-    parser.add_argument("--logs", type=Path, default=Path("logs"), help="folder that holds ebnerd_demo/")
     parser.add_argument(
-        "--write", action="store_true", help="put the table in docs/benchmarks, figures in docs/figures"
+        "--logs", type=Path, default=Path("logs"), help="folder that holds ebnerd_demo/"
     )
-    parser.add_argument("--mlflow", action="store_true", help="log each model and seed to MLflow, with figures")
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help="put the table in docs/benchmarks, figures in docs/figures",
+    )
+    parser.add_argument(
+        "--mlflow", action="store_true", help="log each model and seed to MLflow, with figures"
+    )
     return parser

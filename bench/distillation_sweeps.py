@@ -1,10 +1,12 @@
-"""When does distillation help: the teacher's bias, age and size, drift, domain shift, and how much there is to learn.
+"""When does distillation help: the teacher's bias, age and size, drift, domain shift, and how much
+there is to learn.
 
     python -m bench.distillation_sweeps bias --seeds 1 2 3 4 5
     python -m bench.distillation_sweeps staleness --seeds 1 2 3 4 5 --write
 
-Each seed is a generated stream, a teacher and students of its own; every difference is paired by seed. Strengths are
-those that ``python -m bench.distillation_modes tune`` found on a stream that judges nothing here.
+Each seed is a generated stream, a teacher and students of its own; every difference is paired by
+seed. Strengths are those that ``python -m bench.distillation_modes tune`` found on a stream that
+judges nothing here.
 """
 
 from dataclasses import dataclass
@@ -48,7 +50,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Sweep:
-    """One experiment: ``arms`` at every point, judged from ``first_window``; pairs whose difference is tested."""
+    """One experiment: ``arms`` at every point, judged from ``first_window``; pairs whose difference
+    is tested."""
 
     title: str
     axis: str
@@ -87,7 +90,10 @@ SWEEPS = {
     "truth": Sweep(
         "A teacher that says r times the truth",
         "r",
-        tuple(Point(f"{ratio:g}", scores=Scores(ratio=ratio, truth=True)) for ratio in (1.0, 1.5, 2.0, 3.0)),
+        tuple(
+            Point(f"{ratio:g}", scores=Scores(ratio=ratio, truth=True))
+            for ratio in (1.0, 1.5, 2.0, 3.0)
+        ),
         (SHARED, AH),
         HEADS,
     ),
@@ -186,7 +192,10 @@ def flops_ratios() -> dict[str, float]:
 def ne_lines(sweep: Sweep, labels: list[str], found: list[list[Found]]) -> list[str]:
     """Markdown: NE change against no distillation, with its interval."""
     names = ["teacher", *sweep.arms]
-    lines = [f"| {sweep.axis} | NE of plain | {' | '.join(names)} |", "|---" + "|---:" * (len(names) + 1) + "|"]
+    lines = [
+        f"| {sweep.axis} | NE of plain | {' | '.join(names)} |",
+        "|---" + "|---:" * (len(names) + 1) + "|",
+    ]
     for label, results in zip(labels, found, strict=True):
         cells = [str(change(results, name, PLAIN)) for name in names]
         lines.append(f"| {label} | {mean(results, PLAIN, 'ne'):.4f} | {' | '.join(cells)} |")
@@ -208,11 +217,15 @@ def contrast_lines(sweep: Sweep, labels: list[str], found: list[list[Found]]) ->
 
 
 def calibration_lines(sweep: Sweep, labels: list[str], found: list[list[Found]]) -> list[str]:
-    """Markdown: served calibration, and (c + w t)/(1 + w) of plain's c and the teacher's t for the shared head."""
+    """Markdown: served calibration, and (c + w t)/(1 + w) of plain's c and the teacher's t for the
+    shared head."""
     weight = ARMS[SHARED].loss_weight
     names, has_form = ["teacher", PLAIN, *sweep.arms], SHARED in sweep.arms
     form = [f"closed form for {SHARED}"] if has_form else []
-    lines = [f"| {' | '.join([sweep.axis, *names, *form])} |", "|---" + "|---:" * len(names + form) + "|"]
+    lines = [
+        f"| {' | '.join([sweep.axis, *names, *form])} |",
+        "|---" + "|---:" * len(names + form) + "|",
+    ]
     for label, results in zip(labels, found, strict=True):
         values = [mean(results, name, "calibration") for name in names]
         if has_form:
@@ -229,10 +242,16 @@ def main() -> None:
 
     def labs_of(point: Point) -> list[Lab]:
         rows = round(given.rows * point.share)
-        return [Lab(given.work, point.stream, seed, rows, given.ranks, given.logs) for seed in given.seeds]
+        return [
+            Lab(given.work, point.stream, seed, rows, given.ranks, given.logs)
+            for seed in given.seeds
+        ]
 
     def results(point: Point) -> list[Found]:
-        return [measured(lab, arms, point.scores, sweep.first_window, whole_only=True) for lab in labs_of(point)]
+        return [
+            measured(lab, arms, point.scores, sweep.first_window, whole_only=True)
+            for lab in labs_of(point)
+        ]
 
     found = [results(point) for point in sweep.points]
     labels = [point.label for point in sweep.points]
@@ -240,9 +259,11 @@ def main() -> None:
         ratios = flops_ratios()
         labels = [f"{ratios[point.scores.teacher]:.0f} ({point.label})" for point in sweep.points]
     lines = [
-        f"{given.rows:,} rows, seeds {given.seeds}, judged from window {sweep.first_window + 1} on; "
+        f"{given.rows:,} rows, seeds {given.seeds}, judged from window {sweep.first_window + 1} "
+        f"on; "
         f"NE change in % of plain's, with {CONFIDENCE:.0%} intervals over seeds; "
-        f"streams {', '.join(sorted({f'{p.stream} {STREAMS[p.stream].changes}' for p in sweep.points}))}.",
+        f"streams "
+        f"{', '.join(sorted({f'{p.stream} {STREAMS[p.stream].changes}' for p in sweep.points}))}.",
         "",
         *ne_lines(sweep, labels, found),
         "",
@@ -258,7 +279,9 @@ def main() -> None:
     if given.mlflow:
         from bench.distillation_tracking import track_comparison, track_seed, tracking_folder
 
-        figures = draw(tracking_folder(labs_of(sweep.points[0])[0]), given.what, sweep, labels, found)
+        figures = draw(
+            tracking_folder(labs_of(sweep.points[0])[0]), given.what, sweep, labels, found
+        )
         for point, label, results_of_seeds in zip(sweep.points, labels, found, strict=True):
             labs = labs_of(point)
             for lab, one in zip(labs, results_of_seeds, strict=True):
@@ -266,14 +289,25 @@ def main() -> None:
             track_comparison(f"{given.what}: {label}", labs, results_of_seeds, lines, figures)
 
 
-def draw(folder: Path, name: str, sweep: Sweep, labels: list[str], found: list[list[Found]]) -> list[Path]:
+def draw(
+    folder: Path, name: str, sweep: Sweep, labels: list[str], found: list[list[Found]]
+) -> list[Path]:
     """distillation_<name>.png in ``folder``; none of a sweep with one point."""
     if len(sweep.points) == 1:
         return []
-    series = {model: [change(one, model, PLAIN) for one in found] for model in ("teacher", *sweep.arms)}
+    series = {
+        model: [change(one, model, PLAIN) for one in found] for model in ("teacher", *sweep.arms)
+    }
     path = folder / f"distillation_{name}.png"
     ticks = [label.replace(" (", "\n(") for label in labels]
-    draw_lines(path, sweep.axis, range(len(labels)), series, ticks, f"{sweep.title}: NE against no distillation")
+    draw_lines(
+        path,
+        sweep.axis,
+        range(len(labels)),
+        series,
+        ticks,
+        f"{sweep.title}: NE against no distillation",
+    )
     return [path]
 
 

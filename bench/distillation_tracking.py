@@ -1,4 +1,5 @@
-"""The distillation experiments in MLflow: a run for each model and seed, and one that compares them."""
+"""The distillation experiments in MLflow: a run for each model and seed, and one that compares
+them."""
 
 import json
 import re
@@ -11,7 +12,7 @@ from bench.distillation_results import WINDOW, Found, change
 from recsys.data.schema import MANIFEST_FILE, SCHEMA_FILE, Schema
 from recsys.distill.distillation_settings import DistillationSettings
 from recsys.distill.settings import PLAIN
-from recsys.training.resume import fingerprint
+from recsys.files import fingerprint
 from tasks.distillation import curves_of
 from tasks.tracking import RunRecord, flatten, record
 
@@ -26,9 +27,11 @@ def track_seed(
     scores: Scores = TEACHER,
     figures: Sequence[Path] = (),
 ) -> None:
-    """One run a model of a seed: parameters, metrics by slice, curves over the windows, and the figures.
+    """One run a model of a seed: parameters, metrics by slice, curves over the windows, and the
+    figures.
 
-    Logged again, a run gets the same values once more, and one with other parameters is another run.
+    Logged again, a run gets the same values once more, and one with other parameters is another
+    run.
 
     Args:
         found: metrics by model and slice; ``arms`` has those of its models that are students.
@@ -51,7 +54,12 @@ def track_seed(
                 if value is not None
             },
             curves=curves,
-            tags={"experiment": experiment, "stream": lab.stream, "arm": model, "seed": str(lab.seed)},
+            tags={
+                "experiment": experiment,
+                "stream": lab.stream,
+                "arm": model,
+                "seed": str(lab.seed),
+            },
             artifacts={str(path): "figures" for path in figures},
             grows=fingerprint(experiment, lab.folder.name, model, parameters),
             source=str(lab.windows),
@@ -60,16 +68,23 @@ def track_seed(
 
 
 def track_comparison(
-    experiment: str, labs: Sequence[Lab], results: list[Found], lines: Sequence[str], figures: Sequence[Path]
+    experiment: str,
+    labs: Sequence[Lab],
+    results: list[Found],
+    lines: Sequence[str],
+    figures: Sequence[Path],
 ) -> None:
-    """One run over the seeds of a place: each model's NE change against none with its interval, table and figures."""
+    """One run over the seeds of a place: each model's NE change against none with its interval,
+    table and figures."""
     lab, folder = labs[0], tracking_folder(labs[0])
     table = folder / f"{metric_name(experiment)}.md"
     table.write_text("\n".join(lines) + "\n")
     metrics = {}
     for model in (name for name in results[0] if name != PLAIN):
         one = change(results, model, PLAIN)
-        values = {"ne_change": one.mean} | ({} if one.p is None else {"low": one.low, "high": one.high, "p": one.p})
+        values = {"ne_change": one.mean} | (
+            {} if one.p is None else {"low": one.low, "high": one.high, "p": one.p}
+        )
         metrics |= {metric_name(f"{model}/{name}"): value for name, value in values.items()}
     seeds = [each.seed for each in labs]
     run = RunRecord(
@@ -97,40 +112,65 @@ def tracking_folder(lab: Lab) -> Path:
 def data_version(*windows_dirs: Path) -> str:
     """A name for the contents of windows that DVC does not know of."""
     paths = [
-        path for folder in windows_dirs for path in (folder / SCHEMA_FILE, *sorted(folder.glob(f"*/{MANIFEST_FILE}")))
+        path
+        for folder in windows_dirs
+        for path in (folder / SCHEMA_FILE, *sorted(folder.glob(f"*/{MANIFEST_FILE}")))
     ]
     return fingerprint(*(path.read_bytes() for path in paths))
 
 
 def metric_name(text: str) -> str:
-    """``text`` in the characters that MLflow takes: ``users seen < 5`` is ``users seen below 5``."""
+    """``text`` in the characters that MLflow takes: ``users seen < 5`` is ``users seen below
+    5``."""
     return re.sub(r"[^\w\-. /]", "", text.replace("<", "below"))
 
 
 def _parameters(lab: Lab, scores: Scores, arm: DistillationSettings | None) -> dict[str, object]:
     case = asdict(lab.case)
-    own = {} if arm is None else {f"distillation.{key}": value for key, value in flatten(arm).items()}
-    given = {"stream": lab.stream, "rows": lab.rows, "seed": lab.seed, "stream.changes": json.dumps(case["changes"])}
-    return given | {f"scores.{key}": value for key, value in asdict(scores).items()} | own | flatten(lab.train())
+    own = (
+        {} if arm is None else {f"distillation.{key}": value for key, value in flatten(arm).items()}
+    )
+    given = {
+        "stream": lab.stream,
+        "rows": lab.rows,
+        "seed": lab.seed,
+        "stream.changes": json.dumps(case["changes"]),
+    }
+    return (
+        given
+        | {f"scores.{key}": value for key, value in asdict(scores).items()}
+        | own
+        | flatten(lab.train())
+    )
 
 
-def _curves_of_slices(lab: Lab, parts: dict[str, dict[str, float]]) -> dict[str, list[float | None]]:
-    """Metrics over all domains by window, each at its window's place; none where windows are no slices."""
+def _curves_of_slices(
+    lab: Lab, parts: dict[str, dict[str, float]]
+) -> dict[str, list[float | None]]:
+    """Metrics over all domains by window, each at its window's place; none where windows are no
+    slices."""
     windows = len(Schema.load(lab.windows).windows)
     names = parts["all"]
     rows = [parts.get(f"{WINDOW}{number}", {}) for number in range(1, windows + 1)]
-    return {f"window/{name}": [row.get(name) for row in rows] for name in names} if any(rows) else {}
+    return (
+        {f"window/{name}": [row.get(name) for row in rows] for name in names} if any(rows) else {}
+    )
 
 
 def _own_curves(
     lab: Lab, model: str, arm: DistillationSettings | None, scores: Scores
 ) -> dict[str, list[float | None]]:
-    """What training has written for each window: by domain for students, for the teacher over all domains."""
+    """What training has written for each window: by domain for students, for the teacher over all
+    domains."""
     if arm is not None:
         folder = lab.folder / lab.output(arm, scores)
         runs = {domain: folder / domain / model / f"seed-{lab.seed}" for domain in lab.domains}
     else:
-        runs = {"teacher": lab.teacher_folder(scores)} if model == "teacher" and not scores.truth else {}
+        runs = (
+            {"teacher": lab.teacher_folder(scores)}
+            if model == "teacher" and not scores.truth
+            else {}
+        )
     return {
         metric_name(f"{name}/{curve}"): values
         for name, folder in runs.items()

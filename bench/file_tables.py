@@ -1,9 +1,11 @@
-"""What do tables in files cost? Tables three times the memory that a run may have, beside the same in memory.
+"""What do tables in files cost? Tables three times the memory that a run may have, beside the same
+in memory.
 
     python -m bench.file_tables --write        # about ten minutes, 1 GiB of memory and 3 GiB of disk
 
-A run with a limit is in a cgroup of its own (version 1's memory controller, writable), which counts the page
-cache too. Where there is none it gets RLIMIT_DATA, which bounds anonymous memory only; the report says which.
+A run with a limit is in a cgroup of its own (version 1's memory controller, writable), which counts
+the page cache too. Where there is none it gets RLIMIT_DATA, which bounds anonymous memory only; the
+report says which.
 """
 
 import argparse
@@ -54,7 +56,8 @@ class Case:
         memory: ``table_memory``.
         limit: bytes of memory that it may have; 0: no limit.
         rows: of each table.
-        by_popularity: ids in the order of popularity; else scattered over the table, as hashing does.
+        by_popularity: ids in the order of popularity; else scattered over the table, as hashing
+            does.
         ahead: ask for a lookup's pages at once; else the kernel faults on one after the other.
         warm_steps: before the clock starts.
         steps: timed.
@@ -103,7 +106,8 @@ def make_batches(case: Case) -> list[Batch]:
 
 
 def popularity_order(ids: np.ndarray, rows: int) -> np.ndarray:
-    """What :func:`power_law` scattered, back in the order of popularity; ``rows`` and SPREAD have no common divisor."""
+    """What :func:`power_law` scattered, back in the order of popularity; ``rows`` and SPREAD have
+    no common divisor."""
     return ids * pow(SPREAD, -1, rows) % rows
 
 
@@ -114,7 +118,8 @@ def anonymous_bytes() -> int:
 
 
 def measure(case: Case) -> dict[str, float]:
-    """Train ``case``: samples/s, major faults a step, peak anonymous memory, seconds to build and to save."""
+    """Train ``case``: samples/s, major faults a step, peak anonymous memory, seconds to build and
+    to save."""
     schema = Schema(
         "bench",
         [f"n{position:02d}" for position in range(NUMBERS)],
@@ -125,7 +130,12 @@ def measure(case: Case) -> dict[str, float]:
         {},
     )
     model = ModelSettings.model_validate(
-        {"architecture": "dlrm", "embedding_dimension": DIMENSION, "dense_layers": [128, 64], "over_layers": [256, 64]}
+        {
+            "architecture": "dlrm",
+            "embedding_dimension": DIMENSION,
+            "dense_layers": [128, 64],
+            "over_layers": [256, 64],
+        }
     )
     settings = TrainSettings.model_validate(
         {
@@ -192,7 +202,14 @@ def cgroup_of(limit: int) -> Iterator[Path | None]:
 def run(case: Case) -> dict[str, float] | str:
     """Measurements, or one line about why there are none."""
     with cgroup_of(case.limit) as group:
-        command = [sys.executable, "-m", "bench.file_tables", "--worker", json.dumps(asdict(case)), str(group or "")]
+        command = [
+            sys.executable,
+            "-m",
+            "bench.file_tables",
+            "--worker",
+            json.dumps(asdict(case)),
+            str(group or ""),
+        ]
         environment = os.environ | SPIN | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode == -9:
@@ -231,19 +248,32 @@ def report(results: list[tuple[str, dict[str, float] | str]], given: argparse.Na
     by_name: dict[str, list[dict[str, float] | str]] = {}
     for name, result in results:
         by_name.setdefault(name, []).append(result)
-    rates = {name: [r["samples_s"] for r in found if isinstance(r, dict)] for name, found in by_name.items()}
+    rates = {
+        name: [r["samples_s"] for r in found if isinstance(r, dict)]
+        for name, found in by_name.items()
+    }
     baseline = median(rates[BASELINE]) if rates.get(BASELINE) else math.nan
-    counted = "page cache and all" if CGROUPS.is_dir() else "anonymous memory only, for want of a cgroup controller"
+    counted = (
+        "page cache and all"
+        if CGROUPS.is_dir()
+        else "anonymous memory only, for want of a cgroup controller"
+    )
     command = f"python -m bench.file_tables --limit-gb {given.limit_gb:g} --tables-gb {given.tables_gb:g} --write"
     lines = ["# Tables in files", *header(command, SPIN)[1:6]]
     lines += [
-        f"{TABLES} tables, dimension {DIMENSION}, row-wise AdaGrad: {given.tables_gb:g} GiB of rows and state; a limit",
-        f"of {given.limit_gb:g} GiB ({counted}). A small DLRM, one rank, batch {BATCH}. Ids follow a power law of",
-        f"exponent {EXPONENT} and lie scattered over the tables, as hashing leaves them, but in *ids by popularity*.",
-        f"{given.warm_steps} steps of warm-up, {given.steps} timed; medians, contenders alternating, each in a process",
-        "of its own. *page by page*: without asking for a lookup's pages before the kernel reads them.",
+        f"{TABLES} tables, dimension {DIMENSION}, row-wise AdaGrad: {given.tables_gb:g} GiB of "
+        f"rows and state; a limit",
+        f"of {given.limit_gb:g} GiB ({counted}). A small DLRM, one rank, batch {BATCH}. Ids follow "
+        f"a power law of",
+        f"exponent {EXPONENT} and lie scattered over the tables, as hashing leaves them, but in "
+        f"*ids by popularity*.",
+        f"{given.warm_steps} steps of warm-up, {given.steps} timed; medians, contenders "
+        f"alternating, each in a process",
+        "of its own. *page by page*: without asking for a lookup's pages before the kernel reads "
+        "them.",
         "",
-        "| tables in | repeats | samples/s | range | of memory | major faults a step | peak anonymous GiB "
+        "| tables in | repeats | samples/s | range | of memory | major faults a step | peak "
+        "anonymous GiB "
         "| peak of the cgroup GiB | s to build |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
@@ -257,7 +287,8 @@ def report(results: list[tuple[str, dict[str, float] | str]], given: argparse.Na
         lines.append(
             f"| {name} | {len(runs)} | {middle['samples_s']:,.0f} | {low:,.0f}-{high:,.0f} "
             f"| {middle['samples_s'] / baseline:.2f} | {middle['faults']:,.0f} "
-            f"| {middle['anonymous'] / BYTES_PER_GIB:.2f} | {middle.get('cgroup', math.nan) / BYTES_PER_GIB:.2f} "
+            f"| {middle['anonymous'] / BYTES_PER_GIB:.2f} | "
+            f"{middle.get('cgroup', math.nan) / BYTES_PER_GIB:.2f} "
             f"| {middle['built_s']:.0f} |"
         )
     return "\n".join(lines) + "\n"
@@ -265,7 +296,9 @@ def report(results: list[tuple[str, dict[str, float] | str]], given: argparse.Na
 
 def main() -> None:
     """Alternate the contenders over the repeats; print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--limit-gb", type=float, default=1.0)
     parser.add_argument("--tables-gb", type=float, default=3.0, help="weights and optimiser state")
@@ -279,7 +312,9 @@ def main() -> None:
     if given.worker:
         worker(*given.worker)
         return
-    results = json.loads(given.results.read_text()) if given.results and given.results.exists() else []
+    results = (
+        json.loads(given.results.read_text()) if given.results and given.results.exists() else []
+    )
     for _ in range(given.repeats):
         for name, case in contenders(given).items():
             results.append((name, run(case)))

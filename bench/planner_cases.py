@@ -1,4 +1,5 @@
-"""Models and plans that the planner's predictions are held against: plans to fit on, and others to judge by."""
+"""Models and plans that the planner's predictions are held against: plans to fit on, and others to
+judge by."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,11 +12,11 @@ from torchrec.distributed.types import EmbeddingModuleShardingPlan, ModuleSharde
 
 from recsys.data.schema import CategoricalFeature, Schema
 from recsys.models.factory import build_ranker
+from recsys.models.partition_file import Partition
 from recsys.models.ranker import TABLE_PREFIX
 from recsys.models.settings import ModelSettings
+from recsys.planning.tables import Kind, PlannedModel, TableGroup
 from recsys.sharding.plan import BagSharder
-from recsys.sharding.tables import Kind, PlannedModel, TableGroup
-from recsys.towers.partition_file import Partition
 from recsys.training.settings import TrainSettings
 
 DENSE = 4
@@ -42,12 +43,16 @@ class Model:
             for index, (rows, ids) in enumerate(self.tables)
         ]
         dense = [f"d{index}" for index in range(DENSE)]
-        return Schema("bench", dense, features, ["all"], [], initial_base_rate=0.2, planted_groups={})
+        return Schema(
+            "bench", dense, features, ["all"], [], initial_base_rate=0.2, planted_groups={}
+        )
 
     @property
     def settings(self) -> ModelSettings:
         """The ranker's own settings."""
-        return ModelSettings(embedding_dimension=self.dimension, dense_layers=LAYERS, over_layers=LAYERS)
+        return ModelSettings(
+            embedding_dimension=self.dimension, dense_layers=LAYERS, over_layers=LAYERS
+        )
 
     def planned(self, world_size: int, dense_parameters: int) -> PlannedModel:
         """What the planner is told of it."""
@@ -57,7 +62,9 @@ class Model:
             dense_parameters=dense_parameters,
             dense_mflops_per_sample=2 * dense_parameters / 1e6,
             tables=[
-                TableGroup(name=f"{TABLE_PREFIX}f{index}", rows=rows, dimension=self.dimension, pooling=ids)
+                TableGroup(
+                    name=f"{TABLE_PREFIX}f{index}", rows=rows, dimension=self.dimension, pooling=ids
+                )
                 for index, (rows, ids) in enumerate(self.tables)
             ],
         )
@@ -73,10 +80,23 @@ FITTED = (
     Model("3 tables, dimension 128", _many(3, [60_000, 150_000], [4, 12]), 128),
 )
 JUDGED = (
-    Model("4 large tables, dimension 128", ((200_000, 1), (200_000, 20), (100_000, 10), (50_000, 1)), 128),
+    Model(
+        "4 large tables, dimension 128",
+        ((200_000, 1), (200_000, 20), (100_000, 10), (50_000, 1)),
+        128,
+    ),
     Model("40 small tables, dimension 16", _many(40, [1_000, 500, 3_000], [1, 1, 1, 4]), 16),
-    Model("12 tables of all sizes, dimension 64", _many(12, [1_000, 300_000, 20_000], [1, 2, 5, 20]), 64),
-    Model("8 lists, dimension 32, AdaGrad", _many(8, [50_000, 10_000], [5, 15]), 32, table_optimizer="adagrad"),
+    Model(
+        "12 tables of all sizes, dimension 64",
+        _many(12, [1_000, 300_000, 20_000], [1, 2, 5, 20]),
+        64,
+    ),
+    Model(
+        "8 lists, dimension 32, AdaGrad",
+        _many(8, [50_000, 10_000], [5, 15]),
+        32,
+        table_optimizer="adagrad",
+    ),
 )
 
 
@@ -91,7 +111,9 @@ class Ways:
     def train(self, model: Model, world_size: int) -> TrainSettings:
         """The engine's settings: the kinds by table."""
         names = [TABLE_PREFIX + feature.name for feature in model.schema.categorical]
-        split = {name: kind for name, kind in zip(names, self.kinds, strict=True) if kind != "table_wise"}
+        split = {
+            name: kind for name, kind in zip(names, self.kinds, strict=True) if kind != "table_wise"
+        }
         return TrainSettings(
             world_size=world_size,
             global_batch_size=model.batch_size,
@@ -121,7 +143,9 @@ def plans(model: Model, world_size: int) -> list[Ways]:
 
     def mixed(name: str, kinds: dict[int, Kind], ranks: dict[int, int]) -> Ways:
         of = tuple(kinds.get(i, "table_wise") for i in everything)
-        return Ways(name, of, tuple(ranks[i] if of[i] == "table_wise" else None for i in everything))
+        return Ways(
+            name, of, tuple(ranks[i] if of[i] == "table_wise" else None for i in everything)
+        )
 
     first = dict.fromkeys(everything, 0)
     crowded = {i: int(i % CROWDED_PART == CROWDED_PART - 1) for i in everything}
@@ -139,13 +163,17 @@ def plans(model: Model, world_size: int) -> list[Ways]:
     ]
     if model.table_optimizer != "rowwise_adagrad":
         found.append(mixed("columns", dict.fromkeys(everything, "column_wise"), first))
-        found.append(mixed("largest by columns, others whole", dict.fromkeys(large, "column_wise"), spread))
+        found.append(
+            mixed("largest by columns, others whole", dict.fromkeys(large, "column_wise"), spread)
+        )
     return found
 
 
 def torchrec_plan(model: Model, world_size: int) -> Ways:
     """What TorchRec's own planner chooses of whole tables and rows, with its default bandwidths."""
-    cluster = Topology(world_size=world_size, local_world_size=world_size, compute_device="cpu", ddr_cap=MEMORY)
+    cluster = Topology(
+        world_size=world_size, local_world_size=world_size, compute_device="cpu", ddr_cap=MEMORY
+    )
     names = [TABLE_PREFIX + feature.name for feature in model.schema.categorical]
     kinds = [ShardingType.TABLE_WISE.value, ShardingType.ROW_WISE.value]
     planner = EmbeddingShardingPlanner(

@@ -10,9 +10,9 @@ from scipy.stats import spearmanr
 from bench.planner_cases import MEMORY, Model
 from bench.planner_worker import Measured
 from bench.training_report import machine_line
-from recsys.sharding.assess import assess, held_bytes, ways_of
-from recsys.sharding.planner import Plan
-from recsys.sharding.topology import Hardware, Topology
+from recsys.planning.assess import assess, held_bytes, ways_of
+from recsys.planning.hardware import Hardware, Topology
+from recsys.planning.planner import Plan
 
 REPORT = Path("docs/benchmarks/planner_validation.md")
 FIGURE = Path("docs/images/planner_validation.png")
@@ -20,12 +20,17 @@ DOTS_PER_INCH = 110
 CLEAR = 2.0  # times as long: a pair whose order must be right
 RIVAL = "TorchRec's planner"
 TEXT = [
-    "The engine's own training step on gloo ranks of one host. Every plan is an engine; those of a model share their",
-    "processes and train in turns of random order; the median over turns of the slowest rank. The hardware file was",
-    "fitted on two ranks and other models (FITTED in bench/planner_cases.py), so these are predictions. Ranks share",
-    "cores: a step takes the slowest rank's time, or the work of all ranks over the cores, whichever is longer.",
+    "The engine's own training step on gloo ranks of one host. Every plan is an engine; those of a "
+    "model share their",
+    "processes and train in turns of random order; the median over turns of the slowest rank. The "
+    "hardware file was",
+    "fitted on two ranks and other models (FITTED in bench/planner_cases.py), so these are "
+    "predictions. Ranks share",
+    "cores: a step takes the slowest rank's time, or the work of all ranks over the cores, "
+    "whichever is longer.",
     "",
-    "*Clear pairs*: plans of one model predicted to differ by more than a factor of 2. *Bytes*: the tensors of tables",
+    "*Clear pairs*: plans of one model predicted to differ by more than a factor of 2. *Bytes*: "
+    "the tensors of tables",
     "and their optimiser state; equal on every rank, to the byte.",
     "",
     "![predicted and measured step times](../images/planner_validation.png)",
@@ -44,7 +49,9 @@ class Compared:
 
     def predict(self, hardware: Hardware) -> Plan:
         """The prediction for the plan that the engine ran."""
-        topology = Topology(hardware.model_copy(update={"reserved_gb": 0.0}), 1, self.world_size, 0, MEMORY, 0)
+        topology = Topology(
+            hardware.model_copy(update={"reserved_gb": 0.0}), 1, self.world_size, 0, MEMORY, 0
+        )
         planned = self.model.planned(self.world_size, self.measured.dense_parameters)
         return assess(planned, topology, ways_of(self.measured.rows, self.world_size))
 
@@ -57,11 +64,14 @@ class Compared:
 def report_lines(cases: Sequence[Compared], hardware: Hardware) -> list[str]:
     """Agreement by number of ranks and over all, then a row a plan."""
     lines = [
-        "| ranks | plans | Spearman | median error | clear pairs in order | Spearman, bytes | bytes equal |",
+        "| ranks | plans | Spearman | median error | clear pairs in order | Spearman, bytes | "
+        "bytes equal |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     sizes = sorted({case.world_size for case in cases})
-    groups = [(str(size), [case for case in cases if case.world_size == size]) for size in sizes] + [("all", cases)]
+    groups = [
+        (str(size), [case for case in cases if case.world_size == size]) for size in sizes
+    ] + [("all", cases)]
     groups.append(("all, no tables copied", [case for case in cases if not _copies(case)]))
     lines += [f"| {name} | {_agreement(group, hardware)} |" for name, group in groups]
     lines += ["", *_choices(cases, hardware), ""]
@@ -99,7 +109,8 @@ def write_report(cases: Sequence[Compared], hardware: Hardware) -> None:
 
 
 def clear_pairs(cases: Sequence[Compared], hardware: Hardware) -> tuple[int, int]:
-    """Pairs of plans of one model and number of ranks predicted to differ clearly: in the right order, and all."""
+    """Pairs of plans of one model and number of ranks predicted to differ clearly: in the right
+    order, and all."""
     right = count = 0
     for fast in cases:
         for slow in cases:
@@ -126,15 +137,19 @@ def _agreement(cases: Sequence[Compared], hardware: Hardware) -> str:
 
 
 def _choices(cases: Sequence[Compared], hardware: Hardware) -> list[str]:
-    """What the plan predicted to be the fastest takes, beside TorchRec's choice and the fastest measured."""
+    """What the plan predicted to be the fastest takes, beside TorchRec's choice and the fastest
+    measured."""
     lines = [
-        "| model | ranks | predicted fastest | ms | TorchRec's planner ms | fastest measured | ms |",
+        "| model | ranks | predicted fastest | ms | TorchRec's planner ms | fastest measured | ms "
+        "|",
         "|---|---|---|---:|---:|---|---:|",
     ]
     for model, size in dict.fromkeys((case.model, case.world_size) for case in cases):
         tried = [case for case in cases if (case.model, case.world_size) == (model, size)]
         rival = next((f"{case.measured.ms:.1f}" for case in tried if case.plan == RIVAL), "")
-        chosen = min((c for c in tried if c.plan != RIVAL), key=lambda case: case.predict(hardware).step_ms)
+        chosen = min(
+            (c for c in tried if c.plan != RIVAL), key=lambda case: case.predict(hardware).step_ms
+        )
         best = min(tried, key=lambda case: case.measured.ms)
         times = f"{chosen.plan} | {chosen.measured.ms:.1f} | {rival} | {best.plan} | {best.measured.ms:.1f}"
         lines.append(f"| {model.name} | {size} | {times} |")
@@ -142,7 +157,9 @@ def _choices(cases: Sequence[Compared], hardware: Hardware) -> list[str]:
 
 
 def _times(cases: Sequence[Compared], hardware: Hardware) -> tuple[np.ndarray, np.ndarray]:
-    return np.array([case.predict(hardware).step_ms for case in cases]), np.array([case.measured.ms for case in cases])
+    return np.array([case.predict(hardware).step_ms for case in cases]), np.array(
+        [case.measured.ms for case in cases]
+    )
 
 
 def _draw(cases: Sequence[Compared], hardware: Hardware) -> None:
@@ -153,7 +170,9 @@ def _draw(cases: Sequence[Compared], hardware: Hardware) -> None:
     for model in dict.fromkeys(case.model for case in cases):
         for size, marker in zip(sorted({case.world_size for case in cases}), "o^s", strict=False):
             shown = [case for case in cases if (case.model, case.world_size) == (model, size)]
-            axes.scatter(*_times(shown, hardware), marker=marker, label=f"{model.name}, {size} ranks")
+            axes.scatter(
+                *_times(shown, hardware), marker=marker, label=f"{model.name}, {size} ranks"
+            )
     axes.axline((1, 1), slope=1, color="black", linewidth=0.8)
     axes.set(xscale="log", yscale="log", xlabel="predicted ms", ylabel="measured ms")
     axes.legend(fontsize="small")

@@ -1,11 +1,12 @@
-"""Do the planner's predictions rank plans as the engine's steps do? Kinds x placements on CPU ranks.
+"""Do the planner's predictions rank plans as the engine's steps do? Kinds x placements on CPU
+ranks.
 
     python -m bench.planner_validation --write
     python -m bench.planner_validation --fit params/hardware/cpu.yaml     # first, on a machine of another kind
 
-``--fit`` sets the hardware file's constants to what the plans of FITTED took on two ranks; the report is about other
-models, JUDGED, also on four ranks.
-Needs a quiet machine: about four minutes on two cores.
+``--fit`` sets the hardware file's constants to what the plans of FITTED took on two ranks; the
+report is about other models, JUDGED, also on four ranks. Needs a quiet machine: about four minutes
+on two cores.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from bench.planner_cases import FITTED, JUDGED, Model, plans, torchrec_plan
 from bench.planner_report import Compared, report_lines, write_report
 from bench.planner_worker import measure
 from recsys.config import load_settings
-from recsys.sharding.topology import Hardware
+from recsys.planning.hardware import Hardware
 from recsys.training.launch import run_on_ranks
 
 HARDWARE = Path("params/hardware/cpu.yaml")
@@ -37,9 +38,14 @@ def compare(
     found = []
     for world_size in world_sizes:
         for model in models:
-            tried = plans(model, world_size) + ([torchrec_plan(model, world_size)] if rivals else [])
+            tried = plans(model, world_size) + (
+                [torchrec_plan(model, world_size)] if rivals else []
+            )
             measured = run_on_ranks(measure, (model, tried, rounds, steps), world_size, 1)[0]
-            found += [Compared(model, world_size, one.name, m) for one, m in zip(tried, measured, strict=True)]
+            found += [
+                Compared(model, world_size, one.name, m)
+                for one, m in zip(tried, measured, strict=True)
+            ]
             print(f"{world_size} ranks, {model.name}: {len(tried)} plans", flush=True)
     return found
 
@@ -65,15 +71,20 @@ def _with(hardware: Hardware, values: np.ndarray) -> Hardware:
 
 def main() -> None:
     """Measure, fit or judge, print or write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--fit", type=Path, help="fit this hardware file")
-    parser.add_argument("--write", action="store_true", help="write docs/benchmarks/planner_validation.md")
+    parser.add_argument(
+        "--write", action="store_true", help="write docs/benchmarks/planner_validation.md"
+    )
     given = parser.parse_args()
     if given.fit:
         found = fit(
-            load_settings(given.fit, Hardware), compare(FITTED, FIT_RANKS, given.rounds, given.steps, rivals=False)
+            load_settings(given.fit, Hardware),
+            compare(FITTED, FIT_RANKS, given.rounds, given.steps, rivals=False),
         )
         given.fit.write_text(yaml.safe_dump(found.model_dump(), sort_keys=False))
         return

@@ -1,4 +1,5 @@
-"""Every plan of some models, trained on this rank by the engine: seconds of a step, bytes of tables and state."""
+"""Every plan of some models, trained on this rank by the engine: seconds of a step, bytes of tables
+and state."""
 
 from dataclasses import dataclass
 from statistics import median
@@ -13,8 +14,9 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from bench.planner_cases import Model, Ways
 from recsys.data.loader import Batch
-from recsys.distill import ranks
 from recsys.models.factory import build_ranker
+from recsys.towers.engine import tower_engine
+from recsys.training import ranks
 from recsys.training.engine import Engine
 
 SEED = 1
@@ -25,7 +27,8 @@ EXPONENT = 1.05  # of the ids' power law
 
 @dataclass(frozen=True)
 class Measured:
-    """What one plan took: medians over the rounds of the slowest rank's step, bytes held by each rank."""
+    """What one plan took: medians over the rounds of the slowest rank's step, bytes held by each
+    rank."""
 
     rows: list[dict[str, Any]]
     ms: float
@@ -68,7 +71,9 @@ def share(model: Model) -> Batch:
         values.append(_power_law(draw, rows, int(size.sum())))
     index = torch.arange(count)
     return Batch(
-        dense=torch.from_numpy(draw.standard_normal((count, model.schema.dense_width), dtype=np.float32)),
+        dense=torch.from_numpy(
+            draw.standard_normal((count, model.schema.dense_width), dtype=np.float32)
+        ),
         sparse=KeyedJaggedTensor(
             [feature.name for feature in model.schema.categorical],
             torch.from_numpy(np.concatenate(values)),
@@ -87,20 +92,27 @@ def share(model: Model) -> Batch:
 
 
 def held_bytes(engine: Engine) -> int:
-    """Bytes of this rank's table weights and of their optimiser state, as the engine's tensors have them."""
+    """Bytes of this rank's table weights and of their optimiser state, as the engine's tensors have
+    them."""
     state = engine.state()
-    tables = [value for name, value in state["model"].items() if "embedding_bags" in name.split(".")]
+    tables = [
+        value for name, value in state["model"].items() if "embedding_bags" in name.split(".")
+    ]
     tables += [one for states in state.get("tables", {}).values() for one in states.values()]
     return sum(part.numel() * part.element_size() for value in tables for part in _local(value))
 
 
 def _local(value: Tensor | ShardedTensor) -> list[Tensor]:
-    return [shard.tensor for shard in value.local_shards()] if isinstance(value, ShardedTensor) else [value]
+    return (
+        [shard.tensor for shard in value.local_shards()]
+        if isinstance(value, ShardedTensor)
+        else [value]
+    )
 
 
 def _engine(model: Model, plan: Ways) -> Engine:
     ranker = build_ranker(model.schema, model.settings, None, SEED, "meta")
-    return Engine(ranker, plan.train(model, ranks.world_size()), SEED, plan.partition(model))
+    return tower_engine(ranker, plan.train(model, ranks.world_size()), SEED, plan.partition(model))
 
 
 def _step_ms(engine: Engine, batch: Batch, steps: int) -> float:

@@ -4,9 +4,10 @@
     python -m bench.planted_groups --results planted.json --rows 240000 480000 --recipes factorization --epochs 3 \\
         --stream-seed 7 --seeds 0 1 2 --write
 
-For each number of rows the stream of params/datasets/synthetic.yaml is made anew and the partition stage
-run on all of its windows, once as a ranker probe with the paper's plain recipe and once with the recipe
-found here. Prints the median adjusted Rand index (1: the four planted groups of four; 0: chance), all values.
+For each number of rows the stream of params/datasets/synthetic.yaml is made anew and the partition
+stage run on all of its windows, once as a ranker probe with the paper's plain recipe and once with
+the recipe found here. Prints the median adjusted Rand index (1: the four planted groups of four; 0:
+chance), all values.
 """
 
 import argparse
@@ -36,9 +37,12 @@ STREAM = "params"
 THREADS = "OMP_NUM_THREADS"
 COMMAND = "python -m bench.planted_groups --results planted.json --write   # the calls that filled it: see its help"
 NOTES = [
-    "The generated stream has four planted groups of four features. ARI: adjusted Rand index of the learnt towers",
-    "and these groups, 1 for the same, 0 for chance. The probe sees the labels of all rows, `epochs` times over.",
-    "The recipe `factorization` was chosen on the stream of params/; the other stream seeds had no part in it.",
+    "The generated stream has four planted groups of four features. ARI: adjusted Rand index of "
+    "the learnt towers",
+    "and these groups, 1 for the same, 0 for chance. The probe sees the labels of all rows, "
+    "`epochs` times over.",
+    "The recipe `factorization` was chosen on the stream of params/; the other stream seeds had no "
+    "part in it.",
 ]
 RECIPES: dict[str, dict[str, Any]] = {
     "ranker, absolute": {"affinity_mean": "absolute"},
@@ -56,7 +60,9 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 def make_windows(rows: int, stream_seed: int | None, folder: Path) -> tuple[Path, Schema]:
     """The generated stream of ``rows`` rows in ``folder``/windows."""
-    data = load_settings(PARAMS / "data.yaml", DataSettings).model_copy(update={"dataset": "synthetic"})
+    data = load_settings(PARAMS / "data.yaml", DataSettings).model_copy(
+        update={"dataset": "synthetic"}
+    )
     dataset = load_dataset(data, PARAMS / "datasets")
     assert dataset.synthetic is not None
     changed = {"rows": rows} if stream_seed is None else {"rows": rows, "seed": stream_seed}
@@ -68,32 +74,42 @@ def make_windows(rows: int, stream_seed: int | None, folder: Path) -> tuple[Path
     return windows, Schema.load(windows)
 
 
-def rand_index(windows: Path, schema: Schema, recipe: dict[str, Any], train: TrainSettings, folder: Path) -> float:
+def rand_index(
+    windows: Path, schema: Schema, recipe: dict[str, Any], train: TrainSettings, folder: Path
+) -> float:
     """Adjusted Rand index of the partition that ``recipe`` learns on all of ``windows``."""
     settings = load_settings(PARAMS / "towers.yaml", TowersSettings).partition
     update = {"probe_windows": len(schema.windows), "strategy": "coherent", "towers": 4, **recipe}
     partition = learn_partition(windows, settings.model_copy(update=update), train, folder)
     tower = {name: index for index, members in enumerate(partition.towers) for name in members}
     names = list(schema.planted_groups)
-    return float(adjusted_rand_score([schema.planted_groups[name] for name in names], [tower[name] for name in names]))
+    return float(
+        adjusted_rand_score(
+            [schema.planted_groups[name] for name in names], [tower[name] for name in names]
+        )
+    )
 
 
-def work(given: argparse.Namespace, train: TrainSettings, folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """What is to be measured: all recipes and seeds on a stream, then the next; made when first asked for."""
+def work(
+    given: argparse.Namespace, train: TrainSettings, folder: Path
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """What is to be measured: all recipes and seeds on a stream, then the next; made when first
+    asked for."""
     for rows in given.rows:
         made = lru_cache(partial(make_windows, rows, given.stream_seed, folder / str(rows)))
         for recipe in given.recipes:
             for epochs in given.epochs:
                 for seed in given.seeds:
-                    key = (
-                        f"{STREAM if given.stream_seed is None else given.stream_seed}/{rows}/{recipe}/{epochs}/{seed}"
-                    )
+                    key = f"{STREAM if given.stream_seed is None else given.stream_seed}/{rows}/{recipe}/{epochs}/{seed}"
                     chosen = {**RECIPES[recipe], "probe_epochs": epochs, "seed": seed}
                     yield key, partial(measure, made, chosen, train, folder / key.replace("/", "-"))
 
 
 def measure(
-    made: Callable[[], tuple[Path, Schema]], recipe: dict[str, Any], train: TrainSettings, folder: Path
+    made: Callable[[], tuple[Path, Schema]],
+    recipe: dict[str, Any],
+    train: TrainSettings,
+    folder: Path,
 ) -> float:
     """The Rand index of one recipe on a stream that is made if it is not there."""
     windows, schema = made()
@@ -106,23 +122,34 @@ def table(values: dict[str, float]) -> list[str]:
     for key, value in values.items():
         stream, rows, recipe, epochs, _ = key.split("/")
         found.setdefault((stream, int(rows), recipe, int(epochs)), []).append(value)
-    lines = ["| stream seed | rows | recipe | epochs | median ARI | all |", "|---|---:|---|---:|---:|---|"]
+    lines = [
+        "| stream seed | rows | recipe | epochs | median ARI | all |",
+        "|---|---:|---|---:|---:|---|",
+    ]
     for (stream, rows, recipe, epochs), ones in sorted(found.items()):
         every = " ".join(f"{value:.2f}" for value in ones)
-        lines.append(f"| {stream} | {rows:,} | {recipe} | {epochs} | {np.median(ones):.2f} | {every} |")
+        lines.append(
+            f"| {stream} | {rows:,} | {recipe} | {epochs} | {np.median(ones):.2f} | {every} |"
+        )
     return lines
 
 
 def main() -> None:
     """Read the command line, measure, print a row a number of rows and recipe."""
     parser = resumable_parser(__doc__)
-    parser.add_argument("--rows", type=int, nargs="+", default=[240_000, 480_000, 1_000_000, 2_000_000, 3_000_000])
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[240_000, 480_000, 1_000_000, 2_000_000, 3_000_000]
+    )
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--epochs", type=int, nargs="+", default=[1])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the probe and the clustering")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], help="of the probe and the clustering"
+    )
     parser.add_argument("--stream-seed", type=int, help="another stream than that of params/")
     parser.add_argument("--batch", type=int, default=1024)
-    parser.add_argument("--write", action="store_true", help=f"write {REPORT}, with all that the file holds")
+    parser.add_argument(
+        "--write", action="store_true", help=f"write {REPORT}, with all that the file holds"
+    )
     given = parser.parse_args()
     train = load_settings(PARAMS / "train.yaml", TrainSettings)
     train = train.model_copy(update={"world_size": 1, "global_batch_size": given.batch})

@@ -1,4 +1,5 @@
-"""Many small models on the same rows, in one process: each predicts a window, then learns it; results in a file."""
+"""Many small models on the same rows, in one process: each predicts a window, then learns it;
+results in a file."""
 
 import argparse
 import json
@@ -14,8 +15,8 @@ from torch import nn
 from recsys.data.loader import Batch, WindowReader
 from recsys.data.schema import Schema
 from recsys.evaluation.metrics import compute_metrics
-from recsys.towers.partition_file import Partition
-from recsys.training.engine import Engine
+from recsys.models.partition_file import Partition
+from recsys.towers.engine import tower_engine
 from recsys.training.settings import TrainSettings
 
 MORE_TO_DO = "more to do: the same command goes on"
@@ -24,7 +25,8 @@ Work = Iterable[tuple[str, Callable[[], Any]]]  # keys and what computes them
 
 @dataclass(frozen=True)
 class Rows:
-    """The batches of a windows folder in memory: by event time, to predict, and by label time, to train on."""
+    """The batches of a windows folder in memory: by event time, to predict, and by label time, to
+    train on."""
 
     schema: Schema
     predicted: list[list[Batch]]
@@ -43,13 +45,19 @@ def read_rows(windows_dir: Path, batch_size: int, windows: int | None) -> Rows:
 
 
 def validate_progressively(
-    model: nn.Module, rows: Rows, train: TrainSettings, seed: int, first_window: int, partition: Partition | None = None
+    model: nn.Module,
+    rows: Rows,
+    train: TrainSettings,
+    seed: int,
+    first_window: int,
+    partition: Partition | None = None,
 ) -> dict[str, float]:
-    """Metrics of the pooled predictions from ``first_window`` on; each window is predicted before it is learnt.
+    """Metrics of the pooled predictions from ``first_window`` on; each window is predicted before
+    it is learnt.
 
     Called inside a process group of one rank.
     """
-    engine = Engine(model, train, seed, partition)
+    engine = tower_engine(model, train, seed, partition)
     logits, labels, groups = [], [], []
     for index, (predicted, trained) in enumerate(zip(rows.predicted, rows.trained, strict=True)):
         if index >= first_window:
@@ -58,14 +66,18 @@ def validate_progressively(
             groups += [batch.group.numpy() for batch in predicted]
         for batch in trained:
             engine.train_step(batch, engine.serving_loss)
-    return compute_metrics(np.concatenate(logits), np.concatenate(labels), np.concatenate(groups)).as_dict()
+    return compute_metrics(
+        np.concatenate(logits), np.concatenate(labels), np.concatenate(groups)
+    ).as_dict()
 
 
 def headline(history: list[dict[str, Any]], first_window: int) -> tuple[float, float]:
     """Size-weighted NE and AUC of a teacher's windows from ``first_window`` on."""
     judged = history[first_window:]
     rows = [one["rows"] for one in judged]
-    ne, auc = (float(np.average([one[key] for one in judged], weights=rows)) for key in ("ne", "auc"))
+    ne, auc = (
+        float(np.average([one[key] for one in judged], weights=rows)) for key in ("ne", "auc")
+    )
     return ne, auc
 
 
@@ -86,27 +98,47 @@ class Results:
         return self.values[key]
 
     def fill(self, work: Work, minutes: float) -> bool:
-        """Compute what is missing until ``minutes`` have passed; whether all of ``work`` is there."""
+        """Compute what is missing until ``minutes`` have passed; whether all of ``work`` is
+        there."""
         end = time.monotonic() + 60 * minutes
         for key, compute in work:
             if time.monotonic() > end:
                 return False
             if key not in self.values:
                 start = time.monotonic()
-                print(f"{key}: {self.get(key, compute)} in {time.monotonic() - start:.1f} s", flush=True)
+                print(
+                    f"{key}: {self.get(key, compute)} in {time.monotonic() - start:.1f} s",
+                    flush=True,
+                )
         return True
 
 
-def resumable_parser(description: str | None, several_results: bool = False) -> argparse.ArgumentParser:
-    """A command line with the file of :class:`Results` (or several, a log or process each) and a limit in minutes."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+def resumable_parser(
+    description: str | None, several_results: bool = False
+) -> argparse.ArgumentParser:
+    """A command line with the file of :class:`Results` (or several, a log or process each) and a
+    limit in minutes."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     count = "+" if several_results else None
-    parser.add_argument("--results", type=Path, nargs=count, required=True, help="JSON that a later call goes on from")
-    parser.add_argument("--minutes", type=float, default=60.0, help="stop after so long; a later call goes on")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        nargs=count,
+        required=True,
+        help="JSON that a later call goes on from",
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=60.0, help="stop after so long; a later call goes on"
+    )
     return parser
 
 
-def fill(work: Callable[[argparse.Namespace, Results], Work], given: argparse.Namespace, path: Path) -> bool:
-    """Measure what ``path`` lacks of ``work``, for ``given.minutes``; whether nothing is missing. Body of a rank."""
+def fill(
+    work: Callable[[argparse.Namespace, Results], Work], given: argparse.Namespace, path: Path
+) -> bool:
+    """Measure what ``path`` lacks of ``work``, for ``given.minutes``; whether nothing is missing.
+    Body of a rank."""
     results = Results(path)
     return results.fill(work(given, results), given.minutes)

@@ -1,14 +1,15 @@
-"""Does memory grow with the score log? Append 10^5 to 10^8 records and join them, a window at a time.
+"""Does memory grow with the score log? Append 10^5 to 10^8 records and join them, a window at a
+time.
 
     python -m bench.score_log --rows 100000 1000000
     python -m bench.score_log --rows 100000000 --seconds 200   # call it again until it says that the log is joined
     python -m bench.score_log --rows 100000000 --write         # and docs/benchmarks/score_log.md, of all in --work
 
-The log is written by ScoreLog, as scoring does; the logits are a hash of example_id in a teacher's place. It is
-read by WindowReader.label_batches, as a student does: labels come up to 1.5 windows late, so that a window of labels
-joins records of up to three windows. Ids are scattered over 63 bits, as hashed ones are: any row group may hold any id.
-Every joined score is compared with the hash. Each step is a process of its own; examples and log are removed
-when a size is done.
+The log is written by ScoreLog, as scoring does; the logits are a hash of example_id in a teacher's
+place. It is read by WindowReader.label_batches, as a student does: labels come up to 1.5 windows
+late, so that a window of labels joins records of up to three windows. Ids are scattered over 63
+bits, as hashed ones are: any row group may hold any id. Every joined score is compared with the
+hash. Each step is a process of its own; examples and log are removed when a size is done.
 """
 
 import argparse
@@ -72,10 +73,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Call:
-    """One process of one step; ``peaks`` are resident MiB: before the first window, after it, and at the end.
+    """One process of one step; ``peaks`` are resident MiB: before the first window, after it, and
+    at the end.
 
-    ``done`` windows in all calls so far; ``rows`` are those of this call: written, or joined. ``scored``
-    of them had a score, ``wrong`` not what the hash says.
+    ``done`` windows in all calls so far; ``rows`` are those of this call: written, or joined.
+    ``scored`` of them had a score, ``wrong`` not what the hash says.
     """
 
     step: str
@@ -106,8 +108,12 @@ def hashed(ids: NDArray[np.int64]) -> NDArray[np.uint64]:
 def true_scores(ids: NDArray[np.int64]) -> NDArray[np.float32]:
     """The logit [N] of each id, NaN for those without one."""
     bits = hashed(ids)
-    logits = (bits >> np.uint64(64 - LOGIT_BITS)).astype(np.float32) * np.float32(LOGIT_RANGE / 2**LOGIT_BITS)
-    return np.where(bits % np.uint64(UNSCORED) == 0, np.float32(np.nan), logits - np.float32(LOGIT_RANGE / 2))
+    logits = (bits >> np.uint64(64 - LOGIT_BITS)).astype(np.float32) * np.float32(
+        LOGIT_RANGE / 2**LOGIT_BITS
+    )
+    return np.where(
+        bits % np.uint64(UNSCORED) == 0, np.float32(np.nan), logits - np.float32(LOGIT_RANGE / 2)
+    )
 
 
 def ids_of(window: Window, window_rows: int) -> NDArray[np.int64]:
@@ -123,11 +129,18 @@ def event_times(window: Window) -> NDArray[np.int64]:
 
 
 def write_examples(case: Case, window: Window) -> Count:
-    """A window of examples as ingest lays it, with one number and one id; counts those whose label will be met."""
+    """A window of examples as ingest lays it, with one number and one id; counts those whose label
+    will be met."""
     ids, events = ids_of(window, case.window_rows), event_times(window)
     delays = (hashed(ids) % np.uint64(MAX_DELAY_MS)).astype(np.int64)
-    frame = pl.DataFrame({"example_id": ids, "event_time": events, "label_time": events + delays}).with_columns(
-        domain=pl.lit(0), group=pl.lit(0), label=pl.col("example_id") % 2, number=pl.lit(0.5), item=pl.lit(0)
+    frame = pl.DataFrame(
+        {"example_id": ids, "event_time": events, "label_time": events + delays}
+    ).with_columns(
+        domain=pl.lit(0),
+        group=pl.lit(0),
+        label=pl.col("example_id") % 2,
+        number=pl.lit(0.5),
+        item=pl.lit(0),
     )
     folder = case.folder / EXAMPLES_DIR / window.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -145,8 +158,12 @@ def append(case: Case, window: Window) -> Count:
     log.drop(window.name)
     for index, start in enumerate(range(0, window.rows, segment_rows)):
         part = slice(start, start + segment_rows)
-        records = pl.DataFrame({"example_id": ids[part], "logit": logits[part]}).filter(pl.col("logit").is_not_nan())
-        known = pl.DataFrame({"example_id": ids[part], "staleness_ms": events[part] - window.start_ms})
+        records = pl.DataFrame({"example_id": ids[part], "logit": logits[part]}).filter(
+            pl.col("logit").is_not_nan()
+        )
+        known = pl.DataFrame(
+            {"example_id": ids[part], "staleness_ms": events[part] - window.start_ms}
+        )
         records = records.join(known, on="example_id", maintain_order="left").with_columns(
             snapshot=pl.lit(snapshot_of(window).name), high_water_mark=pl.lit(window.start_ms)
         )
@@ -154,17 +171,22 @@ def append(case: Case, window: Window) -> Count:
         written += log.write_chunk(window.name, index, records.select(list(SCORE_SCHEMA)))
         seconds += perf_counter() - began
     began = perf_counter()
-    log.finish(WindowFacts(window.name, window.rows, written, snapshot_of(window).name, None, None, [], {}))
+    log.finish(
+        WindowFacts(window.name, window.rows, written, snapshot_of(window).name, None, None, [], {})
+    )
     return Count(written, seconds + perf_counter() - began)
 
 
 def snapshot_of(window: Window) -> Snapshot:
     """The teacher as it was when the window began."""
-    return Snapshot(f"before-{window.name}", window.name, window.start_ms, None, "hash", held_back=False)
+    return Snapshot(
+        f"before-{window.name}", window.name, window.start_ms, None, "hash", held_back=False
+    )
 
 
 def join(case: Case, window: Window) -> Count:
-    """The labels of a window with their scores, in batches; the comparison with the truth is not timed."""
+    """The labels of a window with their scores, in batches; the comparison with the truth is not
+    timed."""
     reader, count, began = WindowReader(case.folder / EXAMPLES_DIR), Count(0, 0.0), perf_counter()
     for batch in reader.label_batches(window, BATCH_SIZE, 0, 1, scores_dir=case.folder / LOG_DIR):
         count.seconds += perf_counter() - began
@@ -183,11 +205,16 @@ def compare(batch: Batch, count: Count) -> None:
     count.wrong += int((~((found == truth) | (np.isnan(found) & np.isnan(truth)))).sum())
 
 
-STEPS: dict[str, Callable[[Case, Window], Count]] = {"examples": write_examples, "append": append, "join": join}
+STEPS: dict[str, Callable[[Case, Window], Count]] = {
+    "examples": write_examples,
+    "append": append,
+    "join": join,
+}
 
 
 def run_step(case: Case, step: str, seconds: float) -> bool:
-    """Go on with ``step`` until all windows are done or ``seconds`` are over; whether they are done."""
+    """Go on with ``step`` until all windows are done or ``seconds`` are over; whether they are
+    done."""
     done = max((call.done for call in read_calls(case) if call.step == step), default=0)
     began, peaks, total = perf_counter(), [peak_mib()], Count(0, 0.0)
     left = case.windows[done:]
@@ -201,14 +228,17 @@ def run_step(case: Case, step: str, seconds: float) -> bool:
         if perf_counter() - began > seconds:
             break
     if left:
-        call = Call(step, done, total.rows, total.seconds, (*peaks, peak_mib()), total.scored, total.wrong)
+        call = Call(
+            step, done, total.rows, total.seconds, (*peaks, peak_mib()), total.scored, total.wrong
+        )
         with (case.folder / CALLS_FILE).open("a") as file:
             file.write(json.dumps(asdict(call)) + "\n")
     return done == len(case.windows)
 
 
 def run_case(case: Case, seconds: float) -> bool:
-    """All steps of a size, each in its own process, from where the last call has stopped; whether it is done."""
+    """All steps of a size, each in its own process, from where the last call has stopped; whether
+    it is done."""
     size_file = case.folder / SIZE_FILE
     if size_file.is_file():
         return True
@@ -219,7 +249,9 @@ def run_case(case: Case, seconds: float) -> bool:
             if not own.submit(run_step, case, step, seconds - (perf_counter() - began)).result():
                 return False
     log = case.folder / LOG_DIR
-    size_file.write_text(json.dumps({"bytes": sum(path.stat().st_size for path in log.rglob("*.parquet"))}))
+    size_file.write_text(
+        json.dumps({"bytes": sum(path.stat().st_size for path in log.rglob("*.parquet"))})
+    )
     shutil.rmtree(case.folder / EXAMPLES_DIR)
     shutil.rmtree(log)
     return True
@@ -256,7 +288,8 @@ def case_of(work: Path, rows: int, window_rows: int) -> Case:
 def report_lines(cases: list[Case]) -> list[str]:
     """A row a size: bytes, rates, and peak memory after the first window and at the end."""
     lines = [
-        "| rows | windows | log, MB | bytes a row | appended rows/s | append, MiB | joined rows/s | join, MiB "
+        "| rows | windows | log, MB | bytes a row | appended rows/s | append, MiB | joined rows/s "
+        "| join, MiB "
         "| joined | with a score | wrong |",
         "|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
@@ -265,7 +298,8 @@ def report_lines(cases: list[Case]) -> list[str]:
         met, written, joined = (_total(case, step) for step in STEPS)
         assert joined.rows == met.rows, f"{joined.rows:,} rows joined of {met.rows:,}"
         lines.append(
-            f"| {case.rows:,} | {len(case.windows):,} | {size / 1e6:,.0f} | {size / written.rows:.1f} | "
+            f"| {case.rows:,} | {len(case.windows):,} | {size / 1e6:,.0f} | "
+            f"{size / written.rows:.1f} | "
             f"{written.rows / written.seconds:,.0f} | {_peaks(written)} | "
             f"{joined.rows / joined.seconds:,.0f} | {_peaks(joined)} | "
             f"{joined.rows:,} | {joined.scored:,} | {joined.wrong:,} |"
@@ -295,23 +329,38 @@ def _peaks(call: Call) -> str:
 
 def main() -> None:
     """Go on with each size, print the table, and write the report where asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, nargs="*", default=[100_000, 1_000_000])
     parser.add_argument("--window-rows", type=int, default=100_000)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no window after so long")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="start no window after so long"
+    )
     parser.add_argument("--work", type=Path, default=WORK)
     parser.add_argument("--write", action="store_true", help=f"write {REPORT}")
     given = parser.parse_args()
     for rows in given.rows:
         ended = run_case(case_of(given.work, rows, given.window_rows), given.seconds)
-        print(f"{rows:,} rows: {'the log is joined' if ended else 'call again to go on'}", flush=True)
+        print(
+            f"{rows:,} rows: {'the log is joined' if ended else 'call again to go on'}", flush=True
+        )
     sizes = [path.parent.name.split("-") for path in given.work.glob(f"*/{SIZE_FILE}")]
-    cases = [case_of(given.work, rows, each) for each, rows in sorted((int(each), int(rows)) for rows, each in sizes)]
-    lines = machine_lines("Score log", "python -m bench.score_log --rows 100000 1000000 10000000 100000000 --write", {})
+    cases = [
+        case_of(given.work, rows, each)
+        for each, rows in sorted((int(each), int(rows)) for rows, each in sizes)
+    ]
+    lines = machine_lines(
+        "Score log",
+        "python -m bench.score_log --rows 100000 1000000 10000000 100000000 --write",
+        {},
+    )
     lines += [
         "",
-        "Peak resident MiB of a process: before its first window / after it / at the end. Joined rows/s are those of",
-        "the student's loader with the join, from disk to batches. Every joined score was compared with the true one.",
+        "Peak resident MiB of a process: before its first window / after it / at the end. Joined "
+        "rows/s are those of",
+        "the student's loader with the join, from disk to batches. Every joined score was compared "
+        "with the true one.",
         "",
         *report_lines(cases),
     ]

@@ -1,4 +1,5 @@
-"""What scoring costs beside the teacher's bare forward, the join beside a student's step, and their memory.
+"""What scoring costs beside the teacher's bare forward, the join beside a student's step, and their
+memory.
 
 python -m bench.scoring             # about three minutes
 python -m bench.scoring --write     # and docs/benchmarks/scoring.md
@@ -41,7 +42,9 @@ REPEATS, JOIN_REPEATS = 5, 25  # the join is a difference of two short times
 LOG_ROWS = [100_000, 1_000_000, 10_000_000]
 CHUNK, FRAME = 262_144, 50_000  # rows of a segment, and of the examples joined
 MEBI = 1024
-SNAPSHOT = Snapshot("2024-01-01T00-00", "2024-01-01T00-00", 0, None, "hash", False)  # of the logs made here
+SNAPSHOT = Snapshot(
+    "2024-01-01T00-00", "2024-01-01T00-00", 0, None, "hash", False
+)  # of the logs made here
 
 
 def make_windows(folder: Path) -> Path:
@@ -50,15 +53,23 @@ def make_windows(folder: Path) -> Path:
     dataset = load_dataset(settings, PARAMS / "datasets")
     assert dataset.synthetic is not None  # params/data.yaml names the generated stream
     synthetic = dataset.synthetic.model_copy(update={"rows": ROWS, "windows": WINDOWS})
-    ingest(settings, dataset.model_copy(update={"synthetic": synthetic}), folder / "windows", folder / "oracle")
+    ingest(
+        settings,
+        dataset.model_copy(update={"synthetic": synthetic}),
+        folder / "windows",
+        folder / "oracle",
+    )
     return folder / "windows"
 
 
 def measure_scoring(windows_dir: Path, folder: Path) -> dict[str, list[float]]:
-    """Examples/s of the bare forward on batches in memory and of scoring from disk to log, in turn; one rank."""
+    """Examples/s of the bare forward on batches in memory and of scoring from disk to log, in turn;
+    one rank."""
     train = load_settings(PARAMS / "train.yaml", TrainSettings).model_copy(update={"world_size": 1})
     teacher = load_teacher(PARAMS)[0]
-    teacher = teacher.model_copy(update={"model": teacher.model.model_copy(update={"towers": False})})
+    teacher = teacher.model_copy(
+        update={"model": teacher.model.model_copy(update={"towers": False})}
+    )
     settings = load_settings(PARAMS / "augment.yaml", AugmentSettings)
     reader = WindowReader(windows_dir)
     engine = teacher_engine(reader.schema, None, teacher, train)
@@ -93,15 +104,20 @@ def _score(engine: Engine, reader: WindowReader, plan: WindowPlan, job: ScoringJ
 
 
 def measure_join(windows_dir: Path, folder: Path) -> dict[str, list[float]]:
-    """Milliseconds a batch of a student: its training step, and what the join adds to its loader, in turn."""
+    """Milliseconds a batch of a student: its training step, and what the join adds to its loader,
+    in turn."""
     train = load_settings(PARAMS / "train.yaml", TrainSettings).model_copy(update={"world_size": 1})
     students = load_settings(PARAMS / "students.yaml", StudentsSettings)
     reader = WindowReader(windows_dir)
     window = reader.windows[1]
     for source in reader.windows[:2]:
         _log_of(folder / "scores", source, reader)
-    engine = Engine(build_ranker(reader.schema, students.model, None, 1, table_device="meta"), train, 1)
-    read = lambda scores: list(reader.label_batches(window, train.global_batch_size, 0, 1, 0, scores))  # noqa: E731
+    engine = Engine(
+        build_ranker(reader.schema, students.model, None, 1, table_device="meta"), train, 1
+    )
+    read = lambda scores: list(
+        reader.label_batches(window, train.global_batch_size, 0, 1, 0, scores)
+    )
     batches = read(None)
 
     def steps() -> None:
@@ -124,21 +140,24 @@ def _log_of(folder: Path, window: Window, reader: WindowReader) -> None:
     frame = pl.read_parquet(reader.windows_dir / window.name / "part-*.parquet", columns=columns)
     ages = frame["event_time"].to_numpy() - window.start_ms
     ScoreLog(folder).write_chunk(window.name, 0, _records(frame["example_id"].to_numpy(), ages))
-    ScoreLog(folder).finish(WindowFacts(window.name, window.rows, window.rows, SNAPSHOT.name, None, None, [], {}))
+    ScoreLog(folder).finish(
+        WindowFacts(window.name, window.rows, window.rows, SNAPSHOT.name, None, None, [], {})
+    )
     ScoreLog(folder).describe(None, [SNAPSHOT])
 
 
 def _records(ids: np.ndarray, ages_ms: np.ndarray) -> pl.DataFrame:
     """Scores of examples so much younger than the snapshot; the logits are random."""
     logits = np.random.default_rng(1).normal(size=len(ids))
-    frame = pl.DataFrame({"example_id": ids, "logit": logits, "staleness_ms": ages_ms}).with_columns(
-        snapshot=pl.lit(SNAPSHOT.name), high_water_mark=pl.lit(SNAPSHOT.high_water_mark)
-    )
+    frame = pl.DataFrame(
+        {"example_id": ids, "logit": logits, "staleness_ms": ages_ms}
+    ).with_columns(snapshot=pl.lit(SNAPSHOT.name), high_water_mark=pl.lit(SNAPSHOT.high_water_mark))
     return frame.select(list(SCORE_SCHEMA)).cast(SCORE_SCHEMA)  # type: ignore[arg-type]
 
 
 def measure_memory(folder: Path, rows: int) -> dict[str, float]:
-    """Write a window's log of ``rows`` in segments, then join FRAME of its examples; run in a process of its own."""
+    """Write a window's log of ``rows`` in segments, then join FRAME of its examples; run in a
+    process of its own."""
     base = _peak_mib()
     log, began = ScoreLog(folder), perf_counter()
     for index, start in enumerate(range(0, rows, CHUNK)):
@@ -147,7 +166,9 @@ def measure_memory(folder: Path, rows: int) -> dict[str, float]:
     written = perf_counter() - began
     log.finish(WindowFacts("w", rows, rows, SNAPSHOT.name, None, None, [], {}))
     ids = np.random.default_rng(1).choice(rows, FRAME, replace=False)
-    frame = pl.DataFrame({"example_id": ids}).with_columns(event_time=pl.lit(1), label_time=pl.lit(2))
+    frame = pl.DataFrame({"example_id": ids}).with_columns(
+        event_time=pl.lit(1), label_time=pl.lit(2)
+    )
     began = perf_counter()
     joined = log.join(frame, Window("w", 0, 1, rows, 0))
     assert joined["score"].null_count() == 0
@@ -182,18 +203,25 @@ def scoring_lines(work: Path) -> list[str]:
     return [
         "| what | measured | beside | measured | ratio |",
         "|---|---:|---|---:|---:|",
-        f"| scoring, disk to log | {scored:,.0f} examples/s | bare forward | {bare:,.0f} examples/s | {ratio:.1%} |",
+        f"| scoring, disk to log | {scored:,.0f} examples/s | bare forward | {bare:,.0f} "
+        f"examples/s | {ratio:.1%} |",
         f"| join | {joined:.3f} ms a batch | a student's step | {step:.2f} ms | {share:.1%} |",
     ]
 
 
 def memory_lines(work: Path) -> list[str]:
     """Peak memory at several sizes of the log, each in a fresh process."""
-    lines = ["| records of the window | written a second | bytes a record | join of 50,000 | peak memory |"]
+    lines = [
+        "| records of the window | written a second | bytes a record | join of 50,000 | peak "
+        "memory |"
+    ]
     lines.append("|---:|---:|---:|---:|---:|")
     for rows in LOG_ROWS:
         context = multiprocessing.get_context("spawn")
-        with tempfile.TemporaryDirectory(dir=work) as folder, ProcessPoolExecutor(1, mp_context=context) as own:
+        with (
+            tempfile.TemporaryDirectory(dir=work) as folder,
+            ProcessPoolExecutor(1, mp_context=context) as own,
+        ):
             found = own.submit(measure_memory, Path(folder), rows).result()
         lines.append(
             f"| {rows:,} | {found['write']:,.0f} | {found['bytes']:.1f} | {found['join']:.2f} s | "
@@ -207,7 +235,9 @@ PARTS = {"Speed": scoring_lines, "Memory": memory_lines}
 
 def main() -> None:
     """Measure, print, and write the report where asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--write", action="store_true", help=f"write {REPORT}")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     given = parser.parse_args()

@@ -1,12 +1,13 @@
-"""Mean pooling against attention over a user's last clicks, by progressive validation, paired by seed.
+"""Mean pooling against attention over a user's last clicks, by progressive validation, paired by
+seed.
 
     python -m bench.sequences --work /tmp/stream --results stream.json --minutes 4
     python -m bench.sequences --work /tmp/ebnerd --results ebnerd.json --minutes 4 --logs /path/to/logs
     python -m bench.sequences --write --results stream.json ebnerd.json
 
-The first call of each log makes its windows in --work and goes on where the last one stopped, until every model has
-every seed; the last prints the tables. The generated stream has a planted effect of the history; ``--logs`` holds
-ebnerd_demo.
+The first call of each log makes its windows in --work and goes on where the last one stopped, until
+every model has every seed; the last prints the tables. The generated stream has a planted effect of
+the history; ``--logs`` holds ebnerd_demo.
 """
 
 import argparse
@@ -19,7 +20,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from bench.progressive import MORE_TO_DO, Results, Rows, fill, read_rows, resumable_parser, validate_progressively
+from bench.progressive import (
+    MORE_TO_DO,
+    Results,
+    Rows,
+    fill,
+    read_rows,
+    resumable_parser,
+    validate_progressively,
+)
 from bench.towers_quality import shown, train_settings
 from bench.training_report import machine_lines, print_report
 from recsys.config import load_settings
@@ -35,9 +44,9 @@ from recsys.data.settings import (
     load_dataset,
 )
 from recsys.evaluation.metrics import compute_metrics
+from recsys.models.cost import ranker_cost
 from recsys.models.factory import build_ranker
 from recsys.models.settings import ModelSettings
-from recsys.towers.flops import ranker_cost
 from recsys.training.launch import launch
 
 PARAMS = Path("params")
@@ -55,20 +64,30 @@ SHAPES: dict[str, dict[str, Any]] = {
     "dlrm": {"architecture": "dlrm"},
     "dcn": {"architecture": "dcn", "cross_layers": 2, "cross_rank": 32},
 }
-BASE: dict[str, Any] = {"embedding_dimension": 16, "dense_layers": [64, 32], "over_layers": [128, 64]}
+BASE: dict[str, Any] = {
+    "embedding_dimension": 16,
+    "dense_layers": [64, 32],
+    "over_layers": [128, 64],
+}
 STREAM = {"rows": 480_000, "users": 2_000, "ads": 500}
 BASE_RATES = 3.0  # times those of params: few users with many clicks, so that there are histories
 EFFECT = ClickHistorySettings(length=LENGTH, strength=2.0, dimension=8)
 EBNERD = HistorySettings(user="user_id", item="candidate", length=LENGTH, table_rows=20_000)
 TARGETS = {"synthetic": "ad_id", "ebnerd_demo": "candidate"}
 NOTES = [
-    "Each window is predicted before it is learnt from; the second half of the windows judges, pooled. One rank.",
-    "Medians over seeds; *to mean*: mean of the differences to mean pooling with the same seed (same initial weights",
-    "but for the attention, same batches), ± a 95 % t interval, bold where it leaves 0 out; no correction for the",
-    "number of rows. FLOPs: a training step, an example. Nothing was tuned for any of them. Attention has more weights",
-    "than a mean has; the two are not told apart. The history: the last 20 clicks whose label was known before the",
+    "Each window is predicted before it is learnt from; the second half of the windows judges, "
+    "pooled. One rank.",
+    "Medians over seeds; *to mean*: mean of the differences to mean pooling with the same seed "
+    "(same initial weights",
+    "but for the attention, same batches), ± a 95 % t interval, bold where it leaves 0 out; no "
+    "correction for the",
+    "number of rows. FLOPs: a training step, an example. Nothing was tuned for any of them. "
+    "Attention has more weights",
+    "than a mean has; the two are not told apart. The history: the last 20 clicks whose label was "
+    "known before the",
     "event. The generated stream: 2,000 users, 500 ads, base rates three times those of",
-    "params/datasets/synthetic.yaml, and a logit of 2 times the largest cosine between the ad and the clicks of the",
+    "params/datasets/synthetic.yaml, and a logit of 2 times the largest cosine between the ad and "
+    "the clicks of the",
     "history, of planted vectors of 8 numbers (`synthetic.history`).",
 ]
 
@@ -83,7 +102,9 @@ def dataset_of(logs: Path | None) -> tuple[DataSettings, DatasetSettings]:
     assert section is not None
     update: dict[str, Any] = {"history": EBNERD}
     if isinstance(section, SyntheticSettings):
-        rates = [d.model_copy(update={"base_rate": BASE_RATES * d.base_rate}) for d in section.domains]
+        rates = [
+            d.model_copy(update={"base_rate": BASE_RATES * d.base_rate}) for d in section.domains
+        ]
         update = {**STREAM, "domains": rates, "history": EFFECT}
     changed: SyntheticSettings | TableSettings = section.model_copy(update=update)
     return data, dataset.model_copy(update={dataset.format: changed})
@@ -102,20 +123,30 @@ def work(given: argparse.Namespace, results: Results) -> Iterator[tuple[str, Cal
         for architecture in SHAPES:
             for name in (MEAN, *ATTENTION):
                 key = f"{architecture}/{name}/{seed}"
-                yield key, partial(measure, architecture, name, seed, rows, first_window, given.batch)
+                yield (
+                    key,
+                    partial(measure, architecture, name, seed, rows, first_window, given.batch),
+                )
 
 
-def facts(rows: Rows, first_window: int, batch: int, windows_dir: Path, oracle_dir: Path) -> dict[str, Any]:
-    """What the report says of a log, with the true probabilities' NE and AUC where they are known."""
+def facts(
+    rows: Rows, first_window: int, batch: int, windows_dir: Path, oracle_dir: Path
+) -> dict[str, Any]:
+    """What the report says of a log, with the true probabilities' NE and AUC where they are
+    known."""
     judged = rows.predicted[first_window:]
-    places = [(one.sparse["history"].lengths(), one.global_rows) for window in judged for one in window]
+    places = [
+        (one.sparse["history"].lengths(), one.global_rows) for window in judged for one in window
+    ]
     found = {
         "name": rows.schema.dataset,
         "batch": batch,
         "rows": sum(one.global_rows for window in rows.predicted for one in window),
         "judged_rows": sum(count for _, count in places),
-        "mean_length": sum(float(lengths.sum()) for lengths, _ in places) / sum(count for _, count in places),
-        "without": sum(int((lengths == 0).sum()) for lengths, _ in places) / sum(count for _, count in places),
+        "mean_length": sum(float(lengths.sum()) for lengths, _ in places)
+        / sum(count for _, count in places),
+        "without": sum(int((lengths == 0).sum()) for lengths, _ in places)
+        / sum(count for _, count in places),
     }
     names = [window.name for window in WindowReader(windows_dir).windows[first_window:]]
     if not list(oracle_dir.glob("*.parquet")):
@@ -129,7 +160,9 @@ def facts(rows: Rows, first_window: int, batch: int, windows_dir: Path, oracle_d
     return found | {"oracle": {"ne": best.ne, "auc": best.auc}}
 
 
-def measure(architecture: str, name: str, seed: int, rows: Rows, first_window: int, batch: int) -> dict[str, float]:
+def measure(
+    architecture: str, name: str, seed: int, rows: Rows, first_window: int, batch: int
+) -> dict[str, float]:
     """NE, AUC and FLOPs of one model and seed."""
     sequence = {"target": TARGETS[rows.schema.dataset], "length": LENGTH}
     sequences = {} if name == MEAN else {"history": sequence | ATTENTION[name]}
@@ -143,7 +176,11 @@ def measure(architecture: str, name: str, seed: int, rows: Rows, first_window: i
 def report(files: list[Path]) -> str:
     """The tables of all logs, in Markdown."""
     command = f"python -m bench.sequences --write --results {' '.join(file.name for file in files)}"
-    lines = [*machine_lines("Sequences", command, {THREADS: os.environ.get(THREADS, "unset")}), "", *NOTES]
+    lines = [
+        *machine_lines("Sequences", command, {THREADS: os.environ.get(THREADS, "unset")}),
+        "",
+        *NOTES,
+    ]
     for file in files:
         lines += ["", *log_lines(Results(file).values)]
     return "\n".join(lines) + "\n"
@@ -155,7 +192,8 @@ def log_lines(values: dict[str, Any]) -> list[str]:
     lines = [
         f"## {about['name']}",
         "",
-        f"{about['rows']:,} rows, the last {about['judged_rows']:,} judge; {about['mean_length']:.1f} clicks in a "
+        f"{about['rows']:,} rows, the last {about['judged_rows']:,} judge; "
+        f"{about['mean_length']:.1f} clicks in a "
         f"history on average, none for {about['without']:.0%}; batch {about['batch']}.",
         "",
         "| model | seeds | NE | to mean | AUC | to mean | gAUC | to mean | FLOPs |",
@@ -167,26 +205,35 @@ def log_lines(values: dict[str, Any]) -> list[str]:
             ones = of_model(values, architecture, name)
             cells = [f"{architecture.upper()} {name}", str(len(ones))]
             for metric in ("ne", "auc", "gauc"):
-                differences = np.array([one[metric] - base[seed][metric] for seed, one in ones.items()])
+                differences = np.array(
+                    [one[metric] - base[seed][metric] for seed, one in ones.items()]
+                )
                 median = np.median([one[metric] for one in ones.values()])
                 cells += [f"{median:.4f}", "" if name == MEAN else shown(differences)]
             lines.append(f"| {' | '.join(cells)} | {next(iter(ones.values()))['flops']:,.0f} |")
     if "oracle" in about:
-        lines.append(f"| true probabilities | | {about['oracle']['ne']:.4f} | | {about['oracle']['auc']:.4f} | | | | |")
+        lines.append(
+            f"| true probabilities | | {about['oracle']['ne']:.4f} | | "
+            f"{about['oracle']['auc']:.4f} | | | | |"
+        )
     return lines
 
 
 def of_model(values: dict[str, Any], architecture: str, name: str) -> dict[int, dict[str, float]]:
     """Results of a model by seed."""
     prefix = f"{architecture}/{name}/"
-    return {int(key.removeprefix(prefix)): one for key, one in values.items() if key.startswith(prefix)}
+    return {
+        int(key.removeprefix(prefix)): one for key, one in values.items() if key.startswith(prefix)
+    }
 
 
 def main() -> None:
     """Read the command line; measure, or print and write."""
     parser = resumable_parser(__doc__, several_results=True)
     parser.add_argument("--work", type=Path, help="folder for the windows, to measure on")
-    parser.add_argument("--logs", type=Path, help="folder with ebnerd_demo; without it the generated stream")
+    parser.add_argument(
+        "--logs", type=Path, help="folder with ebnerd_demo; without it the generated stream"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--write", action="store_true", help=f"write {REPORT}")

@@ -1,4 +1,5 @@
-"""Whether a stream of 10^5 to 10^7 examples in 100 windows runs through in bounded memory, and how fast.
+"""Whether a stream of 10^5 to 10^7 examples in 100 windows runs through in bounded memory, and how
+fast.
 
 python -m bench.stream --rows 100000 1000000             # a few minutes on two cores
 python -m bench.stream --rows 10000000 --seconds 200     # call it again until it says that the stream has ended
@@ -24,8 +25,7 @@ from recsys.config import load_settings
 from recsys.data.ingest import ingest
 from recsys.data.schema import Schema
 from recsys.data.settings import DataSettings, load_dataset
-from recsys.distill.settings import AugmentSettings, StudentSettings, StudentsSettings, load_teacher
-from recsys.distill.stream_advance import (
+from recsys.distill.online_stream import (
     BEGUN,
     DONE_FILE,
     SCORES_DIR,
@@ -35,7 +35,8 @@ from recsys.distill.stream_advance import (
     StreamJob,
     advance,
 )
-from recsys.evaluation.progressive import evaluate_windows
+from recsys.distill.settings import AugmentSettings, StudentSettings, StudentsSettings, load_teacher
+from recsys.evaluation.online_report import evaluate_windows
 
 PARAMS, REPORT, WORK = Path("params"), Path("docs/benchmarks/stream.md"), Path(".work/bench-stream")
 WINDOWS = 100
@@ -48,7 +49,8 @@ MAIN = "main"
 
 @dataclass(frozen=True)
 class Call:
-    """One call of :func:`advance` with the evaluation of its windows; ``peaks`` in MiB, the largest rank's each."""
+    """One call of :func:`advance` with the evaluation of its windows; ``peaks`` in MiB, the largest
+    rank's each."""
 
     windows: int
     new: int
@@ -58,7 +60,8 @@ class Call:
 
 
 class PeakSampler(threading.Thread):
-    """Peak resident memory of the ranks that this process starts, by launch, as Linux keeps it for each process."""
+    """Peak resident memory of the ranks that this process starts, by launch, as Linux keeps it for
+    each process."""
 
     def __init__(self, work_dir: Path) -> None:
         super().__init__(daemon=True)
@@ -73,11 +76,14 @@ class PeakSampler(threading.Thread):
                 for rank in _children(server):
                     peak = _peak_mib(rank.pid)
                     if peak is not None:
-                        launch = self._launch_of.setdefault(rank.pid, launch_under_way(self._work_dir))
+                        launch = self._launch_of.setdefault(
+                            rank.pid, launch_under_way(self._work_dir)
+                        )
                         self._peaks[launch] = max(peak, self._peaks.get(launch, 0.0))
 
     def peaks(self) -> dict[str, float]:
-        """MiB of the largest rank by launch; its last sample is at most SAMPLE_SECONDS before its end."""
+        """MiB of the largest rank by launch; its last sample is at most SAMPLE_SECONDS before its
+        end."""
         self._stopped.set()
         self.join()
         return self._peaks
@@ -115,12 +121,19 @@ def make_windows(folder: Path, rows: int) -> None:
         return
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    settings = load_settings(PARAMS / "data.yaml", DataSettings).model_copy(update={"dataset": "synthetic"})
+    settings = load_settings(PARAMS / "data.yaml", DataSettings).model_copy(
+        update={"dataset": "synthetic"}
+    )
     dataset = load_dataset(settings, PARAMS / "datasets")
     assert dataset.synthetic is not None
     synthetic = dataset.synthetic.model_copy(update={"rows": rows, "windows": WINDOWS})
     began = perf_counter()
-    ingest(settings, dataset.model_copy(update={"synthetic": synthetic}), folder / "data", folder / "oracle")
+    ingest(
+        settings,
+        dataset.model_copy(update={"synthetic": synthetic}),
+        folder / "data",
+        folder / "oracle",
+    )
     measured = {"seconds": perf_counter() - began, "peak": _own_peak_mib()}
     (folder / INGESTED_FILE).write_text(json.dumps(measured))
 
@@ -130,9 +143,12 @@ def _own_peak_mib() -> float:
 
 
 def job_of(folder: Path, windows_at_once: int) -> StreamJob:
-    """The project's teacher without towers, and one student a domain with both arms and one seed."""
+    """The project's teacher without towers, and one student a domain with both arms and one
+    seed."""
     teacher, train = load_teacher(PARAMS)
-    teacher = teacher.model_copy(update={"model": teacher.model.model_copy(update={"towers": False})})
+    teacher = teacher.model_copy(
+        update={"model": teacher.model.model_copy(update={"towers": False})}
+    )
     students = load_settings(PARAMS / "students.yaml", StudentsSettings)
     domains = Schema.load(folder / "data").domains
     each = [StudentSettings(name=domain, domain=domain) for domain in domains]
@@ -150,7 +166,8 @@ def job_of(folder: Path, windows_at_once: int) -> StreamJob:
 
 
 def take_windows(folder: Path, windows_at_once: int, seconds: float) -> bool:
-    """Calls until ``seconds`` are over or the stream has ended; whether it has. In one process, as a watcher's are."""
+    """Calls until ``seconds`` are over or the stream has ended; whether it has. In one process, as
+    a watcher's are."""
     job, began = job_of(folder, windows_at_once), perf_counter()
     rows = {window.name: window.rows for window in Schema.load(job.windows_dir).windows}
     while perf_counter() - began < seconds:
@@ -175,7 +192,11 @@ def take_windows(folder: Path, windows_at_once: int, seconds: float) -> bool:
         if call.new:
             with (folder / CALLS_FILE).open("a") as file:
                 file.write(json.dumps(asdict(call)) + "\n")
-            print(f"{folder.name} rows: {total} of {len(rows)} windows, {call.seconds:.0f} s, MiB {peaks}", flush=True)
+            print(
+                f"{folder.name} rows: {total} of {len(rows)} windows, {call.seconds:.0f} s, MiB "
+                f"{peaks}",
+                flush=True,
+            )
         if total == len(rows):
             return True
     return False
@@ -187,21 +208,28 @@ def read_calls(folder: Path) -> list[Call]:
 
 
 def report_lines(work: Path) -> list[str]:
-    """A row a size: rates, seconds a window of the first and the last call, peak memory of both by process."""
+    """A row a size: rates, seconds a window of the first and the last call, peak memory of both by
+    process."""
     lines = [
-        "| rows | rows a window | calls | ingest rows/s | stream rows/s | s a window, first / last call | ingest | "
+        "| rows | rows a window | calls | ingest rows/s | stream rows/s | s a window, first / last "
+        "call | ingest | "
         f"{' | '.join((MAIN, *(f'{name} rank' for name in LAUNCHES)))} |",
         "|---:|---:|---:|---:|---:|---:|---:|" + "---:|" * (1 + len(LAUNCHES)),
     ]
-    for folder in sorted((path for path in work.glob("*") if (path / CALLS_FILE).is_file()), key=lambda p: int(p.name)):
+    for folder in sorted(
+        (path for path in work.glob("*") if (path / CALLS_FILE).is_file()),
+        key=lambda p: int(p.name),
+    ):
         calls, ingested = read_calls(folder), json.loads((folder / INGESTED_FILE).read_text())
         rows, first, last = int(folder.name), calls[0], calls[-1]
         done, seconds = sum(call.rows for call in calls), sum(call.seconds for call in calls)
         share = "" if done == rows else f" ({done / rows:.0%} done)"
         peaks = [f"{_peak(first, name)} / {_peak(last, name)}" for name in (MAIN, *LAUNCHES)]
         lines.append(
-            f"| {rows:,}{share} | {rows // WINDOWS:,} | {len(calls)} | {rows / ingested['seconds']:,.0f} | "
-            f"{done / seconds:,.0f} | {first.seconds / first.new:.1f} / {last.seconds / last.new:.1f} | "
+            f"| {rows:,}{share} | {rows // WINDOWS:,} | {len(calls)} | "
+            f"{rows / ingested['seconds']:,.0f} | "
+            f"{done / seconds:,.0f} | {first.seconds / first.new:.1f} / "
+            f"{last.seconds / last.new:.1f} | "
             f"{ingested['peak']:,.0f} | {' | '.join(peaks)} |"
         )
     return lines
@@ -213,19 +241,35 @@ def _peak(call: Call, name: str) -> str:
 
 def main() -> None:
     """Go on with each size, print the table, and write the report where asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, nargs="*", default=[100_000, 1_000_000])
     parser.add_argument("--windows-at-once", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no call after so long")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="start no call after so long"
+    )
     parser.add_argument("--work", type=Path, default=WORK)
     parser.add_argument("--write", action="store_true", help=f"write {REPORT}")
     given = parser.parse_args()
     for rows in given.rows:
         _in_own_process(make_windows, given.work / str(rows), rows)
-        ended = _in_own_process(take_windows, given.work / str(rows), given.windows_at_once, given.seconds)
-        print(f"{rows:,} rows: {'the stream has ended' if ended else 'call again to go on'}", flush=True)
-    lines = machine_lines("Stream", "python -m bench.stream --rows 100000 1000000 10000000 --write", {})
-    lines += ["", "Memory: peak resident MiB of a process, first call / last call.", "", *report_lines(given.work)]
+        ended = _in_own_process(
+            take_windows, given.work / str(rows), given.windows_at_once, given.seconds
+        )
+        print(
+            f"{rows:,} rows: {'the stream has ended' if ended else 'call again to go on'}",
+            flush=True,
+        )
+    lines = machine_lines(
+        "Stream", "python -m bench.stream --rows 100000 1000000 10000000 --write", {}
+    )
+    lines += [
+        "",
+        "Memory: peak resident MiB of a process, first call / last call.",
+        "",
+        *report_lines(given.work),
+    ]
     print_report("\n".join(lines) + "\n", REPORT if given.write else None)
 
 

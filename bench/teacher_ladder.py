@@ -1,4 +1,5 @@
-"""How much larger than a student each teacher of params/teacher_ladder.yaml is, in training FLOPs an example.
+"""How much larger than a student each teacher of params/teacher_ladder.yaml is, in training FLOPs
+an example.
 
 python -m bench.teacher_ladder
 """
@@ -10,9 +11,9 @@ from recsys.data.ingest import open_source
 from recsys.data.schema import Schema
 from recsys.data.settings import DataSettings, load_dataset
 from recsys.distill.settings import StudentsSettings, TeacherLadderSettings
+from recsys.models.cost import RankerCost, ranker_cost
 from recsys.models.factory import build_ranker
 from recsys.models.settings import ModelSettings
-from recsys.towers.flops import RankerCost, ranker_cost
 
 PARAMS = Path("params")
 
@@ -41,10 +42,16 @@ def ladder(params: Path) -> dict[str, tuple[RankerCost, float]]:
 
 def main() -> None:
     """Print the ladder."""
-    print("| teacher | training FLOPs an example | times the student's | dense parameters | table parameters |")
+    print(
+        "| teacher | training FLOPs an example | times the student's | dense parameters | table "
+        "parameters |"
+    )
     print("|---|---:|---:|---:|---:|")
     for name, (one, ratio) in ladder(PARAMS).items():
-        print(f"| {name} | {one.flops:,.0f} | {ratio:.1f} | {one.dense_parameters:,} | {one.table_parameters:,} |")
+        print(
+            f"| {name} | {one.flops:,.0f} | {ratio:.1f} | {one.dense_parameters:,} | "
+            f"{one.table_parameters:,} |"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Models and contenders of bench/towers_speed.py: one class of network at a time, flat and with towers."""
+"""Models and contenders of bench/towers_speed.py: one class of network at a time, flat and with
+towers."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,11 +7,12 @@ from typing import Any, Literal
 
 from bench.cluster import Shape
 from recsys.data.schema import CategoricalFeature, Schema
+from recsys.models.partition_file import Partition
 from recsys.models.settings import ModelSettings
-from recsys.towers.partition_file import Partition
+from recsys.sharding.settings import CommunicationSettings, Sharding
 from recsys.towers.partitioner import partition_without_probe
 from recsys.towers.settings import PartitionSettings
-from recsys.training.settings import CommunicationSettings, Sharding, TrainSettings
+from recsys.training.settings import TrainSettings
 
 Architecture = Literal["dcn", "dlrm"]
 FLAT, FLAT_WHOLE, TRANSFORM = "flat, planner", "flat, whole tables", "transform alone"
@@ -27,15 +29,18 @@ RATES_MBIT: dict[Architecture, tuple[float | None, ...]] = {
 COMMUNICATION = CommunicationSettings(forward="fp16", backward="bf16", gradients="bf16")
 SCHEMA = Schema(
     dataset="towers_speed",
-    dense=[f"dense_{index}" for index in range(6)],  # 13 columns with their missing marks and the domain
+    dense=[
+        f"dense_{index}" for index in range(6)
+    ],  # 13 columns with their missing marks and the domain
     categorical=[CategoricalFeature(f"feature_{index}", TABLE_ROWS) for index in range(TABLES)],
     domains=["all"],
     windows=[],
     initial_base_rate=0.03,
     planted_groups={},
 )
-# The paper's DCN and DLRM (bench/dmt_table4.py) at a quarter of its width and less of its depth: the ratio of
-# exchanged embeddings to dense gradients of its 16K examples a GPU stays, at a batch that two cores can compute.
+# The paper's DCN and DLRM (bench/dmt_table4.py) at a quarter of its width and less of its depth:
+# the ratio of exchanged embeddings to dense gradients of its 16K examples a GPU stays, at a batch
+# that two cores can compute.
 DCN: dict[str, Any] = {
     "architecture": "dcn",
     "embedding_dimension": DIMENSION,
@@ -51,7 +56,9 @@ DLRM: dict[str, Any] = {
     "dense_layers": [64, 32],
     "over_layers": [256, 256, 64],
 }
-SHORT = {"over_layers": [256, 64]}  # one layer less, as the paper's towers have it without saying so
+SHORT = {
+    "over_layers": [256, 64]
+}  # one layer less, as the paper's towers have it without saying so
 EACH = {"kind": "dot", "vectors": 0, "vectors_per_feature": 1}
 PASS = {"kind": "pass_through"}
 
@@ -88,7 +95,8 @@ class Contender:
         if not self.transformed:
             return None
         return partition_without_probe(
-            [feature.name for feature in SCHEMA.categorical], PartitionSettings(towers=hosts, strategy="stride")
+            [feature.name for feature in SCHEMA.categorical],
+            PartitionSettings(towers=hosts, strategy="stride"),
         )
 
 
@@ -101,17 +109,31 @@ def contenders(architecture: Architecture) -> list[Contender]:
             Contender(FLAT_WHOLE, DCN, False, "table_wise"),
             Contender(TRANSFORM, {**DCN, **towers, "tower_module": PASS}, True),
             Contender(TOWERS, {**DCN, **towers, "tower_module": CROSS}, True),
-            Contender(NARROW, {**DCN, **towers, "tower_dimension": DIMENSION // 2, "tower_module": CROSS}, True),
+            Contender(
+                NARROW,
+                {**DCN, **towers, "tower_dimension": DIMENSION // 2, "tower_module": CROSS},
+                True,
+            ),
             Contender(IN_TURN, {**DCN, **towers, "tower_module": CROSS}, True, overlap=False),
         ]
     found = [
         Contender(FLAT, DLRM, False),
         Contender(FLAT_WHOLE, DLRM, False, "table_wise"),
         Contender("flat, short over arch", {**DLRM, **SHORT}, False, "table_wise"),
-        Contender(TRANSFORM, {**DLRM, "towers": True, "tower_dimension": DIMENSION, "tower_module": PASS}, True),
+        Contender(
+            TRANSFORM,
+            {**DLRM, "towers": True, "tower_dimension": DIMENSION, "tower_module": PASS},
+            True,
+        ),
     ]
     for ratio in (2, 4, 8):
         towers = {"towers": True, "tower_dimension": DIMENSION // ratio, "tower_module": EACH}
         found.append(Contender(f"towers, CR {ratio}", {**DLRM, **towers}, True))
-    short = {**DLRM, **SHORT, "towers": True, "tower_dimension": DIMENSION // 2, "tower_module": EACH}
+    short = {
+        **DLRM,
+        **SHORT,
+        "towers": True,
+        "tower_dimension": DIMENSION // 2,
+        "tower_module": EACH,
+    }
     return [*found, Contender("towers, CR 2, short over arch", short, True)]

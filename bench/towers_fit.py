@@ -1,4 +1,5 @@
-"""The constants of recsys/towers/costs.py, fitted on some runs of bench/towers_speed.py; what it predicts for all."""
+"""The constants of recsys/towers/step_costs.py, fitted on some runs of bench/towers_speed.py; what
+it predicts for all."""
 
 import math
 from collections.abc import Callable
@@ -8,15 +9,32 @@ from functools import cache
 import numpy as np
 from scipy.optimize import least_squares, nnls
 
-from bench.towers_cases import COMMUNICATION, GLOBAL_BATCH, SCHEMA, Architecture, Contender, contenders
+from bench.towers_cases import (
+    COMMUNICATION,
+    GLOBAL_BATCH,
+    SCHEMA,
+    Architecture,
+    Contender,
+    contenders,
+)
 from bench.towers_runs import Run
 from recsys.models.factory import build_ranker
 from recsys.towers.advice import Wire, ranker_work
-from recsys.towers.costs import GIGA, MS, Hosts, TowerCluster, Work, flat_imbalance, step_time, volumes
+from recsys.towers.step_costs import (
+    GIGA,
+    MS,
+    Hosts,
+    TowerCluster,
+    Work,
+    flat_imbalance,
+    step_time,
+    volumes,
+)
 
 FITTED_CLUSTERS = {("dcn", 2), ("dlrm", 8)}
 FITTED_RATES = (100.0, 400.0, None)
-LEFT_OUT = "flat, planner"  # splits tables by rows inside hosts; the model's flat exchange is of whole tables
+# Splits tables by rows inside hosts; the model's flat exchange is of whole tables
+LEFT_OUT = "flat, planner"
 MS_PER_GB_AT_1_MBIT = 8 * GIGA / 1e6 * MS
 FIRST_HIDDEN = 0.2  # where the fit starts; without it the model is linear
 SMALLEST = 1e-3
@@ -41,7 +59,8 @@ class Fitted:
     cores: int
 
     def cluster(self, hosts: Hosts, rate_mbit: float | None) -> TowerCluster:
-        """The hosts as the model sees them: a rank has its part of the cores, and of its host's link."""
+        """The hosts as the model sees them: a rank has its part of the cores, and of its host's
+        link."""
         share, costs = hosts.ranks / self.cores, self.costs
         link = costs["link"] * MS_PER_GB_AT_1_MBIT / rate_mbit if rate_mbit else 0.0
         return TowerCluster(
@@ -79,13 +98,19 @@ def fit(used: list[Run], cores: int) -> Fitted:
         return np.array([trial.predict(run) for run in used]) / measured - 1
 
     start = np.maximum(np.append(linear, FIRST_HIDDEN), SMALLEST)
-    best = least_squares(errors, start, bounds=(0, np.inf), x_scale=start, loss="soft_l1", f_scale=TYPICAL_ERROR)
+    best = least_squares(
+        errors, start, bounds=(0, np.inf), x_scale=start, loss="soft_l1", f_scale=TYPICAL_ERROR
+    )
     return Fitted(dict(zip(UNITS, map(float, best.x), strict=True)), cores)
 
 
 def predicted_by_others(runs: list[Run], cores: int, part: Callable[[Run], object]) -> list[float]:
-    """Milliseconds of each of ``runs``, by constants fitted on those of another ``part`` (cluster, rate)."""
-    fits = {value: fit([run for run in runs if part(run) != value], cores) for value in {part(run) for run in runs}}
+    """Milliseconds of each of ``runs``, by constants fitted on those of another ``part`` (cluster,
+    rate)."""
+    fits = {
+        value: fit([run for run in runs if part(run) != value], cores)
+        for value in {part(run) for run in runs}
+    }
     return [fits[part(run)].predict(run) for run in runs]
 
 
@@ -95,10 +120,13 @@ def modelled(runs: list[Run]) -> list[Run]:
 
 
 def terms(run: Run, cores: int) -> list[float]:
-    """What each of UNITS but the last is counted in, of one run: with nothing hidden a step is their products."""
+    """What each of UNITS but the last is counted in, of one run: with nothing hidden a step is
+    their products."""
     work, hosts = work_of(run), Hosts(run.hosts, run.ranks_per_host)
     moved, share = volumes(work, hosts), hosts.ranks / cores
-    busiest = flat_imbalance(work.features, hosts.ranks) if work.output_width is None else work.imbalance
+    busiest = (
+        flat_imbalance(work.features, hosts.ranks) if work.output_width is None else work.imbalance
+    )
     across = busiest * moved.outputs_across + (0.0 if work.ids_ahead else moved.ids_across)
     inside = moved.outputs_inside + (0.0 if work.ids_ahead else moved.ids_inside)
     link = hosts.ranks_per_host * across + moved.shared_gradients

@@ -17,7 +17,15 @@ from bench.towers_cases import (
     TOWERS,
     TRANSFORM,
 )
-from bench.towers_fit import FITTED_CLUSTERS, FITTED_RATES, UNITS, fit, is_fitted, modelled, predicted_by_others
+from bench.towers_fit import (
+    FITTED_CLUSTERS,
+    FITTED_RATES,
+    UNITS,
+    fit,
+    is_fitted,
+    modelled,
+    predicted_by_others,
+)
 from bench.towers_runs import Run, at, baseline, operating_rate, step_ms_at, unlimited
 from bench.training_report import machine_line
 
@@ -46,7 +54,8 @@ def write_report(runs: list[Run]) -> None:
 
 
 def written_by_hand(page: str) -> list[str]:
-    """The lines of ``page`` from ABOUT on, and an empty one before; none if it has no such section."""
+    """The lines of ``page`` from ABOUT on, and an empty one before; none if it has no such
+    section."""
     _, heading, text = page.partition(f"\n{ABOUT}\n")
     return ["", ABOUT, *text.rstrip("\n").split("\n")] if heading else []
 
@@ -58,11 +67,20 @@ def report_lines(runs: list[Run]) -> list[str]:
         lines += _measured(runs, [run for run in runs if run.cluster == cluster])
     if any(is_fitted(run) for run in runs):
         lines += _model(modelled(runs), os.cpu_count() or 1)
-    return [*lines, "", "## The paper's Figure 10", "", *dmt_figure10.text(), "", *dmt_figure10.lines()]
+    return [
+        *lines,
+        "",
+        "## The paper's Figure 10",
+        "",
+        *dmt_figure10.text(),
+        "",
+        *dmt_figure10.lines(),
+    ]
 
 
 def speed_up(runs: list[Run], run: Run) -> float:
-    """Over the faster flat plan in the same place; the short over arch over the flat one with it."""
+    """Over the faster flat plan in the same place; the short over arch over the flat one with
+    it."""
     flat = at(runs, run, SHORT_FLAT) if run.contender == SHORT_TOWERS else baseline(runs, run)
     return flat.step_ms / run.step_ms
 
@@ -70,19 +88,29 @@ def speed_up(runs: list[Run], run: Run) -> float:
 def _text() -> list[str]:
     wire = f"{COMMUNICATION.forward} forward, {COMMUNICATION.backward} backward, {COMMUNICATION.gradients} gradients"
     return [
-        "Hosts are network namespaces on one machine (bench/cluster.py), each with an egress rate; ranks are gloo",
-        f"processes and share {os.cpu_count()} cores. {TABLES} tables of width {DIMENSION}, {GLOBAL_BATCH} examples a",
-        "step over all ranks, so that a step without a limit takes 100 to 500 ms. The models are the paper's, smaller,",
-        "with its ratio of exchanged embeddings to dense gradients. All contenders send the same formats",
+        "Hosts are network namespaces on one machine (bench/cluster.py), each with an egress rate; "
+        "ranks are gloo",
+        f"processes and share {os.cpu_count()} cores. {TABLES} tables of width {DIMENSION}, "
+        f"{GLOBAL_BATCH} examples a",
+        "step over all ranks, so that a step without a limit takes 100 to 500 ms. The models are "
+        "the paper's, smaller,",
+        "with its ratio of exchanged embeddings to dense gradients. All contenders send the same "
+        "formats",
         f"({wire}), overlap on. *Flat* is the faster of the planner's plan",
-        "(reckoning with 400 Mbit/s) and whole tables. A host has one tower, by stride. Contenders are built once in",
+        "(reckoning with 400 Mbit/s) and whole tables. A host has one tower, by stride. Contenders "
+        "are built once in",
         "the same ranks and train in turns.",
         "",
-        "*Exposed* is the step at the rate less the same contender's step without a limit. *Blocked* is how long a",
-        "rank sleeps in collectives a step, the mean over ranks (bench/asleep.py): for bytes on their way, for the",
-        "processes that pack and copy them, and for ranks that share its core and come later, so it is not 0 without",
-        "a limit. *Compute saved* is flat less towers, both without a limit: FLOPs, and bytes that two cores need not",
-        "copy. *CPU* is processor time of all ranks. *MB a host* is what the busiest host's interface sent, headers",
+        "*Exposed* is the step at the rate less the same contender's step without a limit. "
+        "*Blocked* is how long a",
+        "rank sleeps in collectives a step, the mean over ranks (bench/asleep.py): for bytes on "
+        "their way, for the",
+        "processes that pack and copy them, and for ranks that share its core and come later, so "
+        "it is not 0 without",
+        "a limit. *Compute saved* is flat less towers, both without a limit: FLOPs, and bytes that "
+        "two cores need not",
+        "copy. *CPU* is processor time of all ranks. *MB a host* is what the busiest host's "
+        "interface sent, headers",
         "included.",
         "",
         "![speed-up over the rate](../images/towers_speed.png)",
@@ -94,28 +122,44 @@ def _operating_points(runs: list[Run]) -> list[str]:
     lines = [
         "## At the paper's operating point",
         "",
-        "The rate at which 27.5 % of the flat step is exposed (the paper's Figure 1); all times are between the rates",
-        "measured, linear in 1 / rate. Removing all of the flat step's exposed time and nothing else would give 1.38.",
+        "The rate at which 27.5 % of the flat step is exposed (the paper's Figure 1); all times "
+        "are between the rates",
+        "measured, linear in 1 / rate. Removing all of the flat step's exposed time and nothing "
+        "else would give 1.38.",
         "",
-        "| model | hosts x ranks | Mbit/s | flat ms | contender | ms | x | saved: compute ms | communication ms |",
+        "| model | hosts x ranks | Mbit/s | flat ms | contender | ms | x | saved: compute ms | "
+        "communication ms |",
         "|---|---|---:|---:|---|---:|---:|---:|---:|",
     ]
     for first in runs:
         if first.rate_mbit is not None or first.contender in (FLAT, FLAT_WHOLE, SHORT_FLAT):
             continue
         own = _by_rate(runs, first, first.contender)
-        flat = _by_rate(runs, first, SHORT_FLAT) if first.contender == SHORT_TOWERS else _flat_by_rate(runs, first)
+        flat = (
+            _by_rate(runs, first, SHORT_FLAT)
+            if first.contender == SHORT_TOWERS
+            else _flat_by_rate(runs, first)
+        )
         rate = operating_rate(flat)
         before, after = step_ms_at(flat, rate), step_ms_at(own, rate)
         compute = flat[None] - own[None]
-        cells = [first.architecture.upper(), f"{first.hosts} x {first.ranks_per_host}", f"{rate:.0f}", f"{before:.0f}"]
+        cells = [
+            first.architecture.upper(),
+            f"{first.hosts} x {first.ranks_per_host}",
+            f"{rate:.0f}",
+            f"{before:.0f}",
+        ]
         cells += [first.contender, f"{after:.0f}", f"{before / after:.2f}", f"{compute:+.0f}"]
         lines.append(f"| {' | '.join([*cells, f'{before - after - compute:+.0f}'])} |")
     return lines
 
 
 def _by_rate(runs: list[Run], like: Run, contender: str) -> dict[float | None, float]:
-    return {run.rate_mbit: run.step_ms for run in runs if (run.cluster, run.contender) == (like.cluster, contender)}
+    return {
+        run.rate_mbit: run.step_ms
+        for run in runs
+        if (run.cluster, run.contender) == (like.cluster, contender)
+    }
 
 
 def _flat_by_rate(runs: list[Run], like: Run) -> dict[float | None, float]:
@@ -129,15 +173,22 @@ def _where_it_pays(runs: list[Run]) -> list[str]:
         "",
         "## From which rate down it pays",
         "",
-        "| model | hosts x ranks | contender | x without a limit | x at 100 Mbit/s | faster than flat |",
+        "| model | hosts x ranks | contender | x without a limit | x at 100 Mbit/s | faster than "
+        "flat |",
         "|---|---|---|---:|---:|---|",
     ]
     for first in runs:
         if first.rate_mbit is not None or first.contender in (FLAT, FLAT_WHOLE, SHORT_FLAT):
             continue
-        same = [run for run in runs if run.cluster == first.cluster and run.contender == first.contender]
+        same = [
+            run for run in runs if run.cluster == first.cluster and run.contender == first.contender
+        ]
         points = sorted((run.rate_mbit or math.inf, speed_up(runs, run)) for run in same)
-        cells = [first.architecture.upper(), f"{first.hosts} x {first.ranks_per_host}", first.contender]
+        cells = [
+            first.architecture.upper(),
+            f"{first.hosts} x {first.ranks_per_host}",
+            first.contender,
+        ]
         cells += [f"{points[-1][1]:.2f}", f"{points[0][1]:.2f}", _range(points)]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -152,7 +203,11 @@ def _range(points: list[tuple[float, float]]) -> str:
         return "at none"
     below = max(wins)
     if wins != [rate for rate, _ in points if rate <= below]:
-        return "at " + ", ".join("no limit" if math.isinf(rate) else f"{rate:.0f}" for rate in wins) + " Mbit/s"
+        return (
+            "at "
+            + ", ".join("no limit" if math.isinf(rate) else f"{rate:.0f}" for rate in wins)
+            + " Mbit/s"
+        )
     return f"at {below:.0f} Mbit/s and below"
 
 
@@ -162,14 +217,24 @@ def _measured(runs: list[Run], shown: list[Run]) -> list[str]:
         "",
         f"## {first.architecture.upper()}, {first.hosts} hosts of {first.ranks_per_host}",
         "",
-        "| Mbit/s | contender | ms | range | samples/s | x flat | exposed ms | blocked ms | CPU ms | MB a host |",
+        "| Mbit/s | contender | ms | range | samples/s | x flat | exposed ms | blocked ms | CPU ms "
+        "| MB a host |",
         "|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for run in sorted(shown, key=lambda run: run.rate_mbit or math.inf):
         rate = "no limit" if run.rate_mbit is None else f"{run.rate_mbit:.0f}"
-        cells = [rate, run.contender, f"{run.step_ms:.0f}", f"{run.spread_ms[0]:.0f} - {run.spread_ms[1]:.0f}"]
+        cells = [
+            rate,
+            run.contender,
+            f"{run.step_ms:.0f}",
+            f"{run.spread_ms[0]:.0f} - {run.spread_ms[1]:.0f}",
+        ]
         cells += [f"{GLOBAL_BATCH / run.step_ms * 1e3:,.0f}", f"{speed_up(runs, run):.2f}"]
-        cells += [f"{run.step_ms - unlimited(runs, run).step_ms:.0f}", f"{run.blocked_ms:.0f}", f"{run.busy_ms:.0f}"]
+        cells += [
+            f"{run.step_ms - unlimited(runs, run).step_ms:.0f}",
+            f"{run.blocked_ms:.0f}",
+            f"{run.busy_ms:.0f}",
+        ]
         lines.append(f"| {' | '.join([*cells, f'{run.host_bytes / MEGA:.2f}'])} |")
     return lines
 
@@ -182,9 +247,12 @@ def _model(runs: list[Run], cores: int) -> list[str]:
         "",
         "## The cost model on these runs",
         "",
-        f"Fitted (least squares of the relative error, no cost below 0) on {known}, at {rates} Mbit/s; judged on the",
-        "rest: other rates, other numbers of hosts, each model on the other's. What is fitted (which terms, which",
-        "clusters) was settled after a look at the first runs. The planner's flat plan is left out: it splits by rows.",
+        f"Fitted (least squares of the relative error, no cost below 0) on {known}, at {rates} "
+        f"Mbit/s; judged on the",
+        "rest: other rates, other numbers of hosts, each model on the other's. What is fitted "
+        "(which terms, which",
+        "clusters) was settled after a look at the first runs. The planner's flat plan is left "
+        "out: it splits by rows.",
         "",
         "| cost | value | unit |",
         "|---|---:|---|",
@@ -202,15 +270,26 @@ def _model(runs: list[Run], cores: int) -> list[str]:
     }.items():
         lines += _errors(name, chosen, [fitted.predict(run) for run in chosen])
     lines += _errors("all, fitted on all", runs, [whole.predict(run) for run in runs])
-    lines += _errors("all, each rate fitted without it", runs, predicted_by_others(runs, cores, lambda r: r.rate_mbit))
-    lines += _errors("all, each cluster fitted without it", runs, predicted_by_others(runs, cores, lambda r: r.cluster))
+    lines += _errors(
+        "all, each rate fitted without it",
+        runs,
+        predicted_by_others(runs, cores, lambda r: r.rate_mbit),
+    )
+    lines += _errors(
+        "all, each cluster fitted without it",
+        runs,
+        predicted_by_others(runs, cores, lambda r: r.cluster),
+    )
     lines += ["", "| model | hosts | contender | Mbit/s | predicted ms | measured ms | error |"]
     lines += ["|---|---:|---|---:|---:|---:|---:|"]
     for run in judged:
         predicted = fitted.predict(run)
         rate = "no limit" if run.rate_mbit is None else f"{run.rate_mbit:.0f}"
         cells = [run.architecture.upper(), str(run.hosts), run.contender, rate, f"{predicted:.0f}"]
-        lines.append(f"| {' | '.join([*cells, f'{run.step_ms:.0f}', f'{predicted / run.step_ms - 1:+.0%}'])} |")
+        lines.append(
+            f"| "
+            f"{' | '.join([*cells, f'{run.step_ms:.0f}', f'{predicted / run.step_ms - 1:+.0%}'])} |"
+        )
     return lines
 
 
@@ -220,7 +299,10 @@ def _errors(name: str, chosen: list[Run], predicted: list[float]) -> list[str]:
     if not errors:
         return []
     within = sum(error <= WITHIN for error in errors)
-    return [f"| {name} | {len(errors)} | {median(errors):.0%} | {max(errors):.0%} | {within} of {len(errors)} |"]
+    return [
+        f"| {name} | {len(errors)} | {median(errors):.0%} | {max(errors):.0%} | {within} of "
+        f"{len(errors)} |"
+    ]
 
 
 def _draw(runs: list[Run]) -> None:
@@ -235,11 +317,22 @@ def _draw(runs: list[Run]) -> None:
     for place, (architecture, styles) in zip(axes, shown.items(), strict=True):
         for colour, hosts in enumerate(sorted({run.hosts for run in runs})):
             for name, style in styles.items():
-                same = [r for r in runs if r.cluster == (architecture, hosts) and r.contender == name and r.rate_mbit]
+                same = [
+                    r
+                    for r in runs
+                    if r.cluster == (architecture, hosts) and r.contender == name and r.rate_mbit
+                ]
                 same.sort(key=lambda run: run.rate_mbit or 0)
                 gains = [speed_up(runs, run) for run in same]
                 rates = [run.rate_mbit for run in same]
-                place.plot(rates, gains, style, marker="o", color=f"C{colour}", label=f"{name}, {hosts} hosts")
+                place.plot(
+                    rates,
+                    gains,
+                    style,
+                    marker="o",
+                    color=f"C{colour}",
+                    label=f"{name}, {hosts} hosts",
+                )
         place.axhline(1.0, color="black", linewidth=0.8)
         place.set(xscale="log", xlabel="Mbit/s a host", title=architecture.upper())
         place.legend(fontsize="x-small")

@@ -16,8 +16,9 @@ PAPER_EXPOSED = 0.275  # of the flat step, DCN on 64 H100: the paper's Figure 1
 class Run:
     """One contender at one rate: the median over the steps of all turns, of each the slowest rank.
 
-    ``busy_ms`` is processor time of all ranks a step; ``blocked_ms`` how long a rank sleeps in collectives a step, the
-    mean over ranks; ``host_bytes`` what the busiest host sends a step, by its interface's counter.
+    ``busy_ms`` is processor time of all ranks a step; ``blocked_ms`` how long a rank sleeps in
+    collectives a step, the mean over ranks; ``host_bytes`` what the busiest host sends a step, by
+    its interface's counter.
     """
 
     architecture: Architecture
@@ -39,7 +40,11 @@ class Run:
 
 def load_runs(folder: Path = RUNS) -> list[Run]:
     """All runs that are kept."""
-    return [Run(**values) for path in sorted(folder.glob("*-*.json")) for values in json.loads(path.read_text())]
+    return [
+        Run(**values)
+        for path in sorted(folder.glob("*-*.json"))
+        for values in json.loads(path.read_text())
+    ]
 
 
 def save_runs(name: str, runs: list[Run]) -> None:
@@ -52,7 +57,8 @@ def at(runs: list[Run], like: Run, contender: str) -> Run:
     return next(
         run
         for run in runs
-        if (*run.cluster, run.rate_mbit, run.contender) == (*like.cluster, like.rate_mbit, contender)
+        if (*run.cluster, run.rate_mbit, run.contender)
+        == (*like.cluster, like.rate_mbit, contender)
     )
 
 
@@ -64,15 +70,20 @@ def baseline(runs: list[Run], like: Run) -> Run:
 def unlimited(runs: list[Run], like: Run) -> Run:
     """The same contender where nothing limits the links."""
     return next(
-        run for run in runs if (*run.cluster, run.rate_mbit, run.contender) == (*like.cluster, None, like.contender)
+        run
+        for run in runs
+        if (*run.cluster, run.rate_mbit, run.contender) == (*like.cluster, None, like.contender)
     )
 
 
 def operating_rate(flat_ms: dict[float | None, float]) -> float:
-    """Mbit/s at which PAPER_EXPOSED of the flat step is exposed; between the rates measured, linear in 1/rate."""
+    """Mbit/s at which PAPER_EXPOSED of the flat step is exposed; between the rates measured, linear
+    in 1/rate."""
     free = flat_ms[None]
     points = sorted((ms, 1 / rate) for rate, ms in flat_ms.items() if rate is not None)
-    times, inverses = zip((free, 0.0), *((ms, inverse) for ms, inverse in points if ms > free), strict=True)
+    times, inverses = zip(
+        (free, 0.0), *((ms, inverse) for ms, inverse in points if ms > free), strict=True
+    )
     return round(1 / float(np.interp(free / (1 - PAPER_EXPOSED), times, inverses)), 1)
 
 

@@ -1,12 +1,13 @@
-"""Flat training against towers on hosts that are joined by a slow network: samples/s, bytes, what is exposed.
+"""Flat training against towers on hosts that are joined by a slow network: samples/s, bytes, what
+is exposed.
 
     python -m bench.towers_speed                         # measure everything, print
     python -m bench.towers_speed --only dcn-4 dlrm-4     # measure some again; the other runs are kept
     python -m bench.towers_speed --only --write          # measure nothing; write docs/benchmarks/towers_speed.md
 
-Hosts are network namespaces (bench/cluster.py), which root may make; elsewhere it says so and ends. Every contender's
-engine is built once in every rank; they train in turns, at one rate after the other. About two minutes a cluster on a
-quiet machine.
+Hosts are network namespaces (bench/cluster.py), which root may make; elsewhere it says so and ends.
+Every contender's engine is built once in every rank; they train in turns, at one rate after the
+other. About two minutes a cluster on a quiet machine.
 """
 
 import argparse
@@ -26,14 +27,16 @@ from bench.towers_report import report_lines, write_report
 from bench.towers_runs import RUNS, Run, load_runs, operating_rate, save_runs
 
 BASE_HARDWARE = Path("params/hardware/cpu.yaml")
-PLANNED_MBIT = 400.0  # the network that the flat engine's planner reckons with, between the slowest and the fastest
+# The network that the flat engine's planner reckons with, between the slowest and the fastest
+PLANNED_MBIT = 400.0
 MBIT_PER_GB_S = 8000.0
 ARCHITECTURES: tuple[Architecture, ...] = ("dcn", "dlrm")
 STEPS = 3  # a turn
 
 
 def measure(architecture: Architecture, shape: Shape, rounds: int) -> list[Run]:
-    """Every contender at every rate, and where the flat step is exposed to the network as in the paper."""
+    """Every contender at every rate, and where the flat step is exposed to the network as in the
+    paper."""
     RUNS.mkdir(parents=True, exist_ok=True)
     hardware = RUNS / "hardware.yaml"
     rate = PLANNED_MBIT / MBIT_PER_GB_S / shape.ranks_per_host
@@ -46,14 +49,17 @@ def measure(architecture: Architecture, shape: Shape, rounds: int) -> list[Run]:
             turn(hosts, name)  # warm up
         turns = Turns(architecture, shape)
         turns.take(hosts, RATES_MBIT[architecture], rounds)
-        point = operating_rate({run.rate_mbit: run.step_ms for run in turns.runs() if run.contender == FLAT_WHOLE})
+        point = operating_rate(
+            {run.rate_mbit: run.step_ms for run in turns.runs() if run.contender == FLAT_WHOLE}
+        )
         turns.take(hosts, (point, None), rounds)
         return turns.runs()
 
 
 @dataclass(frozen=True)
 class Turn:
-    """Milliseconds of each step on its slowest rank; processor and blocked time, and a host's bytes, a step."""
+    """Milliseconds of each step on its slowest rank; processor and blocked time, and a host's
+    bytes, a step."""
 
     steps_ms: list[float]
     busy_ms: float
@@ -62,7 +68,8 @@ class Turn:
 
 
 class Turns:
-    """Turns of every contender at every rate: rates and contenders alternate, so that a disturbance meets all."""
+    """Turns of every contender at every rate: rates and contenders alternate, so that a disturbance
+    meets all."""
 
     def __init__(self, architecture: Architecture, shape: Shape) -> None:
         self._architecture: Architecture = architecture
@@ -85,7 +92,10 @@ class Turns:
         for (rate, name), taken in self._taken.items():
             steps = [ms for one in taken for ms in one.steps_ms]
             spread = min(steps), max(steps)
-            busy, sent = median(one.busy_ms for one in taken), median(one.host_bytes for one in taken)
+            busy, sent = (
+                median(one.busy_ms for one in taken),
+                median(one.host_bytes for one in taken),
+            )
             blocked = median(one.blocked_ms for one in taken)
             place = self._architecture, self._shape.hosts, self._shape.ranks_per_host
             found.append(Run(*place, name, rate, median(steps), spread, busy, blocked, sent))
@@ -106,10 +116,16 @@ def turn(hosts: Cluster, name: str) -> Turn:
 def main() -> None:
     """Measure what is asked for, print or write all."""
     names = [f"{architecture}-{shape.hosts}" for shape in SHAPES for architecture in ARCHITECTURES]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", choices=names, default=names, help="measure these; nothing: none")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", nargs="*", choices=names, default=names, help="measure these; nothing: none"
+    )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--write", action="store_true", help="write docs/benchmarks/towers_speed.md")
+    parser.add_argument(
+        "--write", action="store_true", help="write docs/benchmarks/towers_speed.md"
+    )
     given = parser.parse_args()
     for shape in SHAPES:
         for architecture in ARCHITECTURES:

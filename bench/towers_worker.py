@@ -1,4 +1,5 @@
-"""What a rank of bench/cluster.py does for bench/towers_speed.py: engines that stay, steps in turns."""
+"""What a rank of bench/cluster.py does for bench/towers_speed.py: engines that stay, steps in
+turns."""
 
 from itertools import repeat
 from pathlib import Path
@@ -14,6 +15,7 @@ from bench.cluster import Shape
 from bench.towers_cases import GLOBAL_BATCH, SCHEMA, TABLE_ROWS, TABLES, Architecture, contenders
 from recsys.data.loader import Batch
 from recsys.models.factory import build_ranker
+from recsys.towers.engine import tower_engine
 from recsys.training.engine import Engine
 from recsys.training.overlap import train_batches
 
@@ -21,14 +23,19 @@ SEED = 1
 State = dict[str, Any]
 
 
-def build(state: State, architecture: Architecture, shape: Shape, hardware: Path) -> dict[str, dict[str, int]]:
-    """An engine a contender, and this rank's share of the batch; how many tables of each kind each has."""
+def build(
+    state: State, architecture: Architecture, shape: Shape, hardware: Path
+) -> dict[str, dict[str, int]]:
+    """An engine a contender, and this rank's share of the batch; how many tables of each kind each
+    has."""
     state["batch"] = share(distributed.get_rank(), shape.world_size)
     state["engines"], kinds = {}, {}
     for one in contenders(architecture):
         partition = one.partition(shape.hosts)
         ranker = build_ranker(SCHEMA, one.settings(), partition, SEED, "meta")
-        engine = state["engines"][one.name] = Engine(ranker, one.train(shape, hardware), SEED, partition)
+        engine = state["engines"][one.name] = tower_engine(
+            ranker, one.train(shape, hardware), SEED, partition
+        )
         found = [row["kind"] for row in engine.plan_summary()]
         kinds[one.name] = {kind: found.count(kind) for kind in sorted(set(found))}
     return kinds
@@ -43,7 +50,8 @@ def start(state: State, name: str) -> None:
 
 
 def advance(state: State, count: int) -> tuple[list[float], float, float]:
-    """``count`` steps: seconds of each; processor time and time asleep in collectives, seconds a step."""
+    """``count`` steps: seconds of each; processor time and time asleep in collectives, seconds a
+    step."""
     seconds, busy, asleep = [], process_time(), asleep_seconds()
     for _ in range(count):
         started = perf_counter()

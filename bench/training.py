@@ -1,4 +1,5 @@
-"""How fast is training, end to end from Parquet? This engine, plain PyTorch and FuxiCTR on the same model and files.
+"""How fast is training, end to end from Parquet? This engine, plain PyTorch and FuxiCTR on the same
+model and files.
 
     make bench                                    # the whole matrix: hours on two cores
     make bench ARGS="--quick"                     # minutes
@@ -51,12 +52,22 @@ QUICK = {
 
 def parse() -> argparse.Namespace:
     """The command line; ``--quick`` changes the defaults, not what is given beside it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--architectures", nargs="+", choices=["dlrm", "dcn"], default=["dlrm", "dcn"])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--architectures", nargs="+", choices=["dlrm", "dcn"], default=["dlrm", "dcn"]
+    )
     parser.add_argument("--dimensions", nargs="+", type=int, default=[64, 128])
-    parser.add_argument("--batches", nargs="+", type=int, default=[4096, 16384], help="global batch sizes")
-    parser.add_argument("--rows", nargs="+", type=int, default=[100_000], help="rows a table, 1e4 to 1e6")
-    parser.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
+    parser.add_argument(
+        "--batches", nargs="+", type=int, default=[4096, 16384], help="global batch sizes"
+    )
+    parser.add_argument(
+        "--rows", nargs="+", type=int, default=[100_000], help="rows a table, 1e4 to 1e6"
+    )
+    parser.add_argument(
+        "--contenders", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS)
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10.0, help="aimed at, a measurement")
     parser.add_argument("--least-steps", type=int, default=2, help="of a measurement, however slow")
@@ -64,7 +75,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sharding", default="planner", help="as in params/train.yaml")
     parser.add_argument("--peers", default="", help="folder with fuxictr (see bench/README.md)")
     parser.add_argument("--timeout", type=float, default=1800.0, help="seconds, a measurement")
-    parser.add_argument("--results", type=Path, help="file of earlier repeats and models, to be continued")
+    parser.add_argument(
+        "--results", type=Path, help="file of earlier repeats and models, to be continued"
+    )
     parser.add_argument("--write", action="store_true", help=f"also write {REPORT}")
     parser.add_argument("--quick", action="store_true", help="one small model, one short repeat")
     if "--quick" in sys.argv:
@@ -72,14 +85,20 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run_worker(what: str, case: Case, threads: int, timeout: float, *more: str) -> dict[str, float] | str:
+def run_worker(
+    what: str, case: Case, threads: int, timeout: float, *more: str
+) -> dict[str, float] | str:
     """The worker's JSON, or one line about why there is none."""
     count = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     path = os.pathsep.join(filter(None, [case.peers, os.environ.get("PYTHONPATH")]))
-    environment = os.environ | SPIN | count | ({"PYTHONPATH": path} if case.who().kind == "fuxictr" else {})
+    environment = (
+        os.environ | SPIN | count | ({"PYTHONPATH": path} if case.who().kind == "fuxictr" else {})
+    )
     command = [sys.executable, "-m", "bench.training_worker", what, case.to_json(), *more]
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+        )
     except subprocess.TimeoutExpired:
         return f"not done in {timeout:.0f} s"
     if done.returncode:
@@ -88,15 +107,24 @@ def run_worker(what: str, case: Case, threads: int, timeout: float, *more: str) 
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def run_section(model: Model, windows: Path, given: argparse.Namespace, earlier: Section | None) -> Section:
-    """All contenders on one model, alternating over the repeats; goes on from the ``earlier`` ones, if any."""
+def run_section(
+    model: Model, windows: Path, given: argparse.Namespace, earlier: Section | None
+) -> Section:
+    """All contenders on one model, alternating over the repeats; goes on from the ``earlier`` ones,
+    if any."""
     cases = {
-        name: Case(name, model, str(windows), given.seconds, given.least_steps, given.sharding, given.peers)
+        name: Case(
+            name, model, str(windows), given.seconds, given.least_steps, given.sharding, given.peers
+        )
         for name in given.contenders
     }
     threads = sorted({case.who().ranks * case.who().threads for case in cases.values()} | {1})
     machine = run_worker(
-        "machine", next(iter(cases.values())), max(threads), given.timeout, *(str(count) for count in threads)
+        "machine",
+        next(iter(cases.values())),
+        max(threads),
+        given.timeout,
+        *(str(count) for count in threads),
     )
     if isinstance(machine, str):
         raise RuntimeError(machine)
@@ -140,10 +168,13 @@ def _command(given: argparse.Namespace) -> str:
 
 
 def main() -> int:
-    """Write the windows, run the matrix, print the report; 1 where contenders do not train the same model."""
+    """Write the windows, run the matrix, print the report; 1 where contenders do not train the same
+    model."""
     given = parse()
     if given.peers and not Path(given.peers).is_dir():
-        raise InputError(f"--peers {given.peers}: no such folder; bench/README.md says how to fill one")
+        raise InputError(
+            f"--peers {given.peers}: no such folder; bench/README.md says how to fill one"
+        )
     try:
         TrainSettings.model_validate({"sharding": given.sharding})
     except ValidationError as error:
@@ -161,7 +192,9 @@ def main() -> int:
                 if given.results:
                     write_sections(given.results, sections)
     lines += [line for section in sections.values() for line in section_lines(section)]
-    differences = [line for section in sections.values() for line in losses_differ(section, LOSS_TOLERANCE)]
+    differences = [
+        line for section in sections.values() for line in losses_differ(section, LOSS_TOLERANCE)
+    ]
     if differences:
         lines += ["", *differences]
     print_report("\n".join(lines) + "\n", REPORT if given.write else None)

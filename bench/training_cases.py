@@ -37,7 +37,9 @@ CONTENDERS = {
     "engine-1x1-bf16": Contender("engine", "rowwise_adagrad", threads=1, bf16=True),
     "engine-1x2-bf16": Contender("engine", "rowwise_adagrad", bf16=True),
     "engine-2x1-bf16": Contender("engine", "rowwise_adagrad", ranks=2, threads=1, bf16=True),
-    "engine-2x1-bf16-wire16": Contender("engine", "rowwise_adagrad", ranks=2, threads=1, bf16=True, wire16=True),
+    "engine-2x1-bf16-wire16": Contender(
+        "engine", "rowwise_adagrad", ranks=2, threads=1, bf16=True, wire16=True
+    ),
     "plain-adagrad": Contender("plain", "adagrad"),
     "plain-adam": Contender("plain", "adam"),
     "fuxictr-adam": Contender("fuxictr", "adam"),
@@ -69,8 +71,8 @@ class Model:
 class Case:
     """One contender on one model, in a process of its own.
 
-    ``seconds`` of training are aimed at, never fewer than ``least_steps`` steps; ``peers`` is the folder
-    that holds the peer's package, empty where there is none.
+    ``seconds`` of training are aimed at, never fewer than ``least_steps`` steps; ``peers`` is the
+    folder that holds the peer's package, empty where there is none.
     """
 
     contender: str

@@ -18,10 +18,10 @@ from bench.training_cases import SEED, Case, Model
 from bench.training_loop import Contest, measure
 from recsys.data.loader import WindowReader
 from recsys.data.schema import Schema, Window
-from recsys.distill import ranks
 from recsys.models.factory import build_ranker
 from recsys.models.initial_tables import initial_rows
 from recsys.models.ranker import TABLE_PREFIX, Ranker
+from recsys.training import ranks
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.overlap import load_ahead, train_batches
@@ -57,11 +57,14 @@ def engine_rank(case: Case) -> dict[str, float]:
             "communication": WIRE16 if who.wire16 else {},
         }
     )
-    engine = Engine(build_ranker(reader.schema, case.model.settings(), None, SEED, "meta"), settings, SEED)
+    engine = Engine(
+        build_ranker(reader.schema, case.model.settings(), None, SEED, "meta"), settings, SEED
+    )
     contest = Contest(
         reader.windows,
         lambda window: load_ahead(
-            engine, reader.label_batches(window, case.model.batch_size, ranks.rank(), ranks.world_size())
+            engine,
+            reader.label_batches(window, case.model.batch_size, ranks.rank(), ranks.world_size()),
         ),
         lambda batches: (loss for _, loss in train_batches(engine, batches, engine.serving_loss)),
         case.model.batch_size,
@@ -76,8 +79,13 @@ class PlainRanker(nn.Module):
         super().__init__()
         self.ranker = dense_ranker(schema, model)
         shape = model.table_rows, model.dimension
-        tables = [initial_rows(SEED, TABLE_PREFIX + f.name, *shape, 0, shape[0]) for f in schema.categorical]
-        self.tables = nn.ModuleList(nn.EmbeddingBag.from_pretrained(t, freeze=False, mode="sum") for t in tables)
+        tables = [
+            initial_rows(SEED, TABLE_PREFIX + f.name, *shape, 0, shape[0])
+            for f in schema.categorical
+        ]
+        self.tables = nn.ModuleList(
+            nn.EmbeddingBag.from_pretrained(t, freeze=False, mode="sum") for t in tables
+        )
 
     def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
         """[B, W] and ids [B, F] -> logit [B]."""
@@ -98,7 +106,8 @@ def dense_logit(ranker: Ranker, dense: Tensor, embeddings: Tensor) -> Tensor:
 
 
 def run_plain(case: Case) -> dict[str, float]:
-    """Train as most people write it: dense gradients, a torch optimiser, a DataLoader over tensors."""
+    """Train as most people write it: dense gradients, a torch optimiser, a DataLoader over
+    tensors."""
     schema = Schema.load(Path(case.windows))
     model = PlainRanker(schema, case.model)
     optimizer = (
@@ -128,7 +137,9 @@ def read_tensors(folder: Path, schema: Schema) -> tuple[Tensor, Tensor, Tensor]:
     frame = pl.read_parquet(folder / "part-*.parquet")
     values = frame.select(schema.dense).to_numpy()
     in_domain = np.eye(len(schema.domains))[frame["domain"].to_numpy()]
-    dense = np.concatenate([np.nan_to_num(values), np.isnan(values), in_domain], axis=1, dtype=np.float32)
+    dense = np.concatenate(
+        [np.nan_to_num(values), np.isnan(values), in_domain], axis=1, dtype=np.float32
+    )
     ids = frame.select([feature.name for feature in schema.categorical]).to_torch()
     return torch.from_numpy(dense), ids, frame["label"].to_torch()
 

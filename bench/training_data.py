@@ -18,8 +18,11 @@ FEATURES = [f"c{position:02d}" for position in range(TABLES)]
 VALUES = [f"n{position:02d}" for position in range(NUMBERS)]
 
 
-def write_windows(folder: Path, table_rows: int, window_rows: int, windows: int, seed: int) -> Schema:
-    """Write ``windows`` windows of ``window_rows`` examples; labels are known at once, so a window is read alone."""
+def write_windows(
+    folder: Path, table_rows: int, window_rows: int, windows: int, seed: int
+) -> Schema:
+    """Write ``windows`` windows of ``window_rows`` examples; labels are known at once, so a window
+    is read alone."""
     draw = np.random.default_rng(seed)
     written = []
     for position in range(windows):
@@ -27,7 +30,11 @@ def write_windows(folder: Path, table_rows: int, window_rows: int, windows: int,
         window = Window(f"w{position:03d}", start, start + WINDOW_MS, window_rows, 0)
         (folder / window.name).mkdir(parents=True)
         frame = _examples(draw, table_rows, window, position * window_rows)
-        frame.write_parquet(folder / window.name / "part-00000.parquet", compression="zstd", row_group_size=window_rows)
+        frame.write_parquet(
+            folder / window.name / "part-00000.parquet",
+            compression="zstd",
+            row_group_size=window_rows,
+        )
         written.append(window)
     categorical = [CategoricalFeature(name, table_rows) for name in FEATURES]
     schema = Schema("bench", VALUES, categorical, ["all"], written, CLICK_RATE, {})
@@ -36,14 +43,17 @@ def write_windows(folder: Path, table_rows: int, window_rows: int, windows: int,
 
 
 def power_law(draw: np.random.Generator, table_rows: int, count: int) -> np.ndarray:
-    """[count] int64 ids in [0, table_rows): rank r is drawn as r^-EXPONENT, ranks scattered over the table."""
+    """[count] int64 ids in [0, table_rows): rank r is drawn as r^-EXPONENT, ranks scattered over
+    the table."""
     power = 1.0 - EXPONENT
     top = (table_rows + 1.0) ** power - 1.0
     ranks = np.floor((1.0 + draw.random(count) * top) ** (1.0 / power)).astype(np.int64) - 1
     return np.minimum(ranks, table_rows - 1) * SPREAD % table_rows
 
 
-def _examples(draw: np.random.Generator, table_rows: int, window: Window, first_id: int) -> pl.DataFrame:
+def _examples(
+    draw: np.random.Generator, table_rows: int, window: Window, first_id: int
+) -> pl.DataFrame:
     times = np.sort(draw.integers(window.start_ms, window.end_ms, window.rows))
     columns: dict[str, np.ndarray] = {
         "example_id": np.arange(first_id, first_id + window.rows),

@@ -1,4 +1,5 @@
-"""The loop that every contender is timed in: read a batch, step on it; what was waited for the reader apart."""
+"""The loop that every contender is timed in: read a batch, step on it; what was waited for the
+reader apart."""
 
 import itertools
 import math
@@ -9,14 +10,15 @@ from time import perf_counter
 from typing import Any
 
 from recsys.data.schema import Window
-from recsys.distill import ranks
+from recsys.training import ranks
 
 WARM_UP_STEPS = 3
 
 
 @dataclass(frozen=True)
 class Contest:
-    """A contender, ready to train: its batches of a window, a loss for each of some batches, the rows a global batch.
+    """A contender, ready to train: its batches of a window, a loss for each of some batches, the
+    rows a global batch.
 
     ``batches`` reads ahead where the contender does; ``train`` takes what it gives, or part of it.
     """
@@ -31,8 +33,8 @@ def measure(contest: Contest, seconds: float, least_steps: int) -> dict[str, flo
     """Warm up, time the loop, then time the reader alone; called by every rank.
 
     Returns:
-        samples, seconds, waited (for the reader, in ``seconds``), reader (seconds a sample, alone) and
-        first_loss (before any step: the same for contenders that start from the same weights).
+        samples, seconds, waited (for the reader, in ``seconds``), reader (seconds a sample, alone)
+        and first_loss (before any step: the same for contenders that start from the same weights).
     """
     warm = [_timed(contest, batch) for batch in _some(contest, WARM_UP_STEPS)]
     steps = ranks.broadcast(max(least_steps, math.ceil(seconds / warm[-1][0])))
@@ -48,7 +50,9 @@ def measure(contest: Contest, seconds: float, least_steps: int) -> dict[str, flo
 
 
 def _some(contest: Contest, count: int) -> Iterator[Any]:
-    endless = itertools.chain.from_iterable(contest.batches(window) for window in itertools.cycle(contest.windows))
+    endless = itertools.chain.from_iterable(
+        contest.batches(window) for window in itertools.cycle(contest.windows)
+    )
     return itertools.islice(endless, count)
 
 
@@ -71,7 +75,8 @@ def _with_waits(batches: Iterator[Any], waits: list[float]) -> Iterator[Any]:
 
 
 def _train(contest: Contest, steps: int) -> tuple[int, float, float]:
-    """Samples, seconds and the part of them spent waiting; an unused part of the last window is not charged."""
+    """Samples, seconds and the part of them spent waiting; an unused part of the last window is not
+    charged."""
     samples, elapsed, waited = 0, 0.0, 0.0
     for window in itertools.cycle(contest.windows):
         waits: list[float] = []

@@ -1,4 +1,5 @@
-"""What the machine and the model allow: GEMM rate at the model's shapes, FLOPs a sample, the dense part alone."""
+"""What the machine and the model allow: GEMM rate at the model's shapes, FLOPs a sample, the dense
+part alone."""
 
 from collections.abc import Callable
 from statistics import median
@@ -22,8 +23,9 @@ REPEATS = 5
 def measure_machine(model: Model, schema: Schema, threads: list[int]) -> dict[str, float]:
     """FLOPs a sample of a training step's dense part, and rates in FLOP/s.
 
-    Keys: "flops"; "gemm <precision> <threads>": torch.mm at the shapes of every linear layer, forward
-    and both backward products; "dense <precision> <threads>": forward and backward of the dense part.
+    Keys: "flops"; "gemm <precision> <threads>": torch.mm at the shapes of every linear layer,
+    forward and both backward products; "dense <precision> <threads>": forward and backward of the
+    dense part.
     """
     ranker = dense_ranker(schema, model)
     found = {"flops": _flops(ranker, schema, model)}
@@ -44,7 +46,9 @@ def _flops(ranker: Ranker, schema: Schema, model: Model) -> float:
     return counter.get_total_flops() / COUNTED_ROWS
 
 
-def _dense_step(ranker: Ranker, schema: Schema, model: Model, rows: int, dtype: torch.dtype) -> Callable[[], None]:
+def _dense_step(
+    ranker: Ranker, schema: Schema, model: Model, rows: int, dtype: torch.dtype
+) -> Callable[[], None]:
     """Forward and backward of everything but the tables, without an optimiser."""
     dense = torch.randn(rows, schema.dense_width)
     embeddings = torch.randn(rows, TABLES, model.dimension, requires_grad=True)

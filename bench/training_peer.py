@@ -28,7 +28,8 @@ LABEL = "label"
 
 
 class FuxiRanker(BaseModel):
-    """The ranker of ``model``; the low-rank cross layers are ours, FuxiCTR has full-rank ones or mixtures."""
+    """The ranker of ``model``; the low-rank cross layers are ours, FuxiCTR has full-rank ones or
+    mixtures."""
 
     def __init__(self, features: FeatureMap, schema: Schema, model: Model, folder: str) -> None:
         super().__init__(features, model_root=folder, metrics=["AUC"], verbose=0)
@@ -36,10 +37,16 @@ class FuxiRanker(BaseModel):
         dimension, settings = model.dimension, model.settings()
         self.embedding_layer = FeatureEmbedding(features, dimension, required_feature_columns=names)
         self.dense_arch = MLP_Block(
-            len(self.numbers), [*DENSE_LAYERS, dimension], hidden_activations=["ReLU"] * len(DENSE_LAYERS) + [None]
+            len(self.numbers),
+            [*DENSE_LAYERS, dimension],
+            hidden_activations=["ReLU"] * len(DENSE_LAYERS) + [None],
         )
         fields = len(names) + 1
-        self.dots = InnerProductInteraction(fields, output="inner_product") if model.architecture == "dlrm" else None
+        self.dots = (
+            InnerProductInteraction(fields, output="inner_product")
+            if model.architecture == "dlrm"
+            else None
+        )
         width = fields * dimension
         self.cross = LowRankCrossNetwork(width, settings.cross_layers, settings.cross_rank)
         if self.dots is not None:
@@ -52,10 +59,16 @@ class FuxiRanker(BaseModel):
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """A batch by column name -> {"y_pred": probability [B, 1]}."""
         columns = self.get_inputs(inputs)
-        dense = self.dense_arch(torch.stack([columns[name].float() for name in self.numbers], dim=1))  # [B, N]
+        dense = self.dense_arch(
+            torch.stack([columns[name].float() for name in self.numbers], dim=1)
+        )  # [B, N]
         ids = {name: value for name, value in columns.items() if name not in self.numbers}
         vectors = torch.cat([dense.unsqueeze(1), self.embedding_layer(ids)], dim=1)  # [B, F + 1, N]
-        crossed = self.cross(vectors.flatten(1)) if self.dots is None else torch.cat([dense, self.dots(vectors)], 1)
+        crossed = (
+            self.cross(vectors.flatten(1))
+            if self.dots is None
+            else torch.cat([dense, self.dots(vectors)], 1)
+        )
         return {"y_pred": self.output_activation(self.over_arch(crossed))}
 
 
@@ -83,7 +96,10 @@ def run_fuxictr(case: Case) -> dict[str, Any]:
 def _feature_map(schema: Schema, model: Model, folder: str) -> FeatureMap:
     features = FeatureMap("bench", folder)
     numbers = {name: {"type": "numeric", "source": ""} for name in schema.dense}
-    ids = {f.name: {"type": "categorical", "source": "", "vocab_size": f.num_embeddings} for f in schema.categorical}
+    ids = {
+        f.name: {"type": "categorical", "source": "", "vocab_size": f.num_embeddings}
+        for f in schema.categorical
+    }
     features.features = OrderedDict({**numbers, **ids})
     features.labels = [LABEL]
     features.num_fields = len(features.features)

@@ -17,7 +17,8 @@ BASELINE, BASELINE_KIND = "plain-adagrad", "plain"
 MEGA, GIGA, BYTES_PER_GIB = 1e6, 1e9, 2**30
 PACKAGES = ["torch", "torchrec", "fbgemm-gpu-cpu", "polars"]
 HEADER = (
-    "| contender | samples/s | spread | x plain-adagrad | of GEMM rate | loader alone / step | waiting | peak GiB |\n"
+    "| contender | samples/s | spread | x plain-adagrad | of GEMM rate | loader alone / step | "
+    "waiting | peak GiB |\n"
     "|---|---:|---:|---:|---:|---:|---:|---:|"
 )
 
@@ -42,8 +43,10 @@ def header(command: str, spin: dict[str, str]) -> list[str]:
     return [
         *machine_lines("Training speed", command, spin),
         "",
-        "End to end from Parquet; medians over repeats, contenders alternating, each in its own process. Names",
-        "are `engine-<ranks>x<threads>-<precision>`; what each column is: [bench/README.md](../../bench/README.md).",
+        "End to end from Parquet; medians over repeats, contenders alternating, each in its own "
+        "process. Names",
+        "are `engine-<ranks>x<threads>-<precision>`; what each column is: "
+        "[bench/README.md](../../bench/README.md).",
     ]
 
 
@@ -81,7 +84,8 @@ def section_lines(section: Section) -> list[str]:
     model, machine = section.model, section.machine
     lines = [
         "",
-        f"## {model.architecture}, dimension {model.dimension}, batch {model.batch_size}, {model.table_rows:,} rows",
+        f"## {model.architecture}, dimension {model.dimension}, batch {model.batch_size}, "
+        f"{model.table_rows:,} rows",
         "",
         f"{machine['flops'] / MEGA:.1f} MFLOP a sample in the dense part, forward and backward.",
         "",
@@ -90,7 +94,9 @@ def section_lines(section: Section) -> list[str]:
         HEADER,
     ]
     lines += [_row(section, contender) for contender in section.results]
-    lines += [f"| {contender} | {reason} | | | | | | |" for contender, reason in section.reasons.items()]
+    lines += [
+        f"| {contender} | {reason} | | | | | | |" for contender, reason in section.reasons.items()
+    ]
     return lines + _ratios(section)
 
 
@@ -123,7 +129,10 @@ def _rate_lines(machine: dict[str, float]) -> list[str]:
         if key.startswith("gemm "):
             _, precision, threads = key.split()
             gemm, dense = machine[key], machine[f"dense {precision} {threads}"]
-            lines.append(f"| {precision} | {threads} | {gemm / GIGA:.0f} | {dense / GIGA:.0f} | {dense / gemm:.0%} |")
+            lines.append(
+                f"| {precision} | {threads} | {gemm / GIGA:.0f} | {dense / GIGA:.0f} | "
+                f"{dense / gemm:.0%} |"
+            )
     return lines
 
 
@@ -131,24 +140,35 @@ def _ratios(section: Section) -> list[str]:
     """Two ranks against one rank on one core, where both were measured."""
     lines = []
     for precision, wire in (("fp32", ""), ("bf16", ""), ("bf16", "-wire16")):
-        one, two = section.rate(f"engine-1x1-{precision}"), section.rate(f"engine-2x1-{precision}{wire}")
+        one, two = (
+            section.rate(f"engine-1x1-{precision}"),
+            section.rate(f"engine-2x1-{precision}{wire}"),
+        )
         if one and two:
-            lines.append(f"- two ranks on two cores / one rank on one core, {precision}{wire}: {two / one:.2f}")
+            lines.append(
+                f"- two ranks on two cores / one rank on one core, {precision}{wire}: "
+                f"{two / one:.2f}"
+            )
     return ["", *lines] if lines else []
 
 
 def losses_differ(section: Section, tolerance: float) -> list[str]:
-    """A line a contender whose first loss is not plain PyTorch's; fp32 contenders start from the same weights."""
+    """A line a contender whose first loss is not plain PyTorch's; fp32 contenders start from the
+    same weights."""
     first = {
         contender: runs[0]["first_loss"]
         for contender, runs in section.results.items()
         if CONTENDERS[contender].kind != "fuxictr" and not CONTENDERS[contender].bf16
     }
-    plain = next((loss for contender, loss in first.items() if CONTENDERS[contender].kind == BASELINE_KIND), None)
+    plain = next(
+        (loss for contender, loss in first.items() if CONTENDERS[contender].kind == BASELINE_KIND),
+        None,
+    )
     if plain is None:
         return []
     return [
-        f"- first loss of {contender} is {loss:.6f}, plain PyTorch's {plain:.6f}: not the same model"
+        f"- first loss of {contender} is {loss:.6f}, plain PyTorch's {plain:.6f}: not the same "
+        f"model"
         for contender, loss in first.items()
         if abs(loss - plain) > tolerance
     ]
@@ -156,9 +176,15 @@ def losses_differ(section: Section, tolerance: float) -> list[str]:
 
 def reason_for_skipping(case: Case, tables: int) -> str | None:
     """Why ``case`` cannot run on this machine, None where it can."""
-    if case.who().kind == "fuxictr" and not (Path(case.peers) / "fuxictr" / "__init__.py").is_file():
+    if (
+        case.who().kind == "fuxictr"
+        and not (Path(case.peers) / "fuxictr" / "__init__.py").is_file()
+    ):
         return "skipped: no --peers folder with fuxictr"
-    needed, free = case.table_bytes(tables) / BYTES_PER_GIB, psutil.virtual_memory().available / BYTES_PER_GIB
+    needed, free = (
+        case.table_bytes(tables) / BYTES_PER_GIB,
+        psutil.virtual_memory().available / BYTES_PER_GIB,
+    )
     if needed > free:
         return f"does not fit: tables, gradients and optimiser need {needed:.1f} GiB, {free:.1f} are free"
     return None
@@ -166,7 +192,10 @@ def reason_for_skipping(case: Case, tables: int) -> str | None:
 
 def _processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
 
 
 def summary(values: dict[str, Any]) -> str:

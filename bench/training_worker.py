@@ -1,4 +1,5 @@
-"""One measurement in a process of its own, so that no setting leaks: the last line printed is its JSON."""
+"""One measurement in a process of its own, so that no setting leaks: the last line printed is its
+JSON."""
 
 import json
 import sys

@@ -77,7 +77,9 @@ def run_stage_command(stage_flow: Any) -> None:
     """Run one stage as a command: ``python -m flows.<stage>``."""
     from tasks.calling import run_stage
 
-    apply_or_exit(lambda: (apply_overrides(parse_overrides(stage_flow.description)), run_stage(stage_flow)()))
+    apply_or_exit(
+        lambda: (apply_overrides(parse_overrides(stage_flow.description)), run_stage(stage_flow)())
+    )
 
 
 def apply_or_exit(command: Callable[[], Any]) -> None:

@@ -1,4 +1,5 @@
-"""The main job: raw logs to compared, registered students; stages that are up to date are skipped."""
+"""The main job: raw logs to compared, registered students; stages that are up to date are
+skipped."""
 
 from flows.command_line import apply_or_exit, apply_overrides, parse_overrides
 

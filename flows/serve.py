@@ -1,4 +1,5 @@
-"""Offer the deployments pipeline/served and stream/served, and run them when asked or, the stream, on its schedule."""
+"""Offer the deployments pipeline/served and stream/served, and run them when asked or, the stream,
+on its schedule."""
 
 from typing import cast
 
@@ -11,7 +12,9 @@ from flows.pipeline import pipeline
 from flows.stream import stream
 from tasks.stream_settings import load_stream_settings
 
-ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
+ONE_AT_A_TIME = ConcurrencyLimitConfig(
+    limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW
+)
 
 
 def main() -> None:

@@ -8,7 +8,9 @@ from flows.command_line import apply_or_exit
 def main() -> None:
     """Read the command line and list or withdraw."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--stream", action="store_true", help="those of the stream, not of the batch pipeline")
+    parser.add_argument(
+        "--stream", action="store_true", help="those of the stream, not of the batch pipeline"
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="each snapshot, its state and what it has scored")
     withdraw = commands.add_parser("withdraw", help="take one back and name what it has touched")

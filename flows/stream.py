@@ -1,11 +1,14 @@
-"""Take new windows as they come: evaluate on them, score them, learn from them, publish: models/stream."""
+"""Take new windows as they come: evaluate on them, score them, learn from them, publish:
+models/stream."""
 
 from flows.command_line import apply_or_exit, apply_overrides, command_parser, overrides_of
 
 # Before Prefect and torch are imported, so that --help answers at once.
 if __name__ == "__main__":
     parser = command_parser(__doc__ or "")
-    parser.add_argument("--watch", action="store_true", help="stay, and take windows whenever the raw log has grown")
+    parser.add_argument(
+        "--watch", action="store_true", help="stay, and take windows whenever the raw log has grown"
+    )
     given = parser.parse_args()
     overrides_given = overrides_of(parser, given)
 
@@ -36,7 +39,8 @@ from tasks.versioning import commit_stage
 
 @flow(name="stream")
 def stream(overrides: dict[str, str] | None = None) -> None:
-    """Take all complete windows that are new; a run that is stopped anywhere is gone on with by the next one.
+    """Take all complete windows that are new; a run that is stopped anywhere is gone on with by the
+    next one.
 
     Args:
         overrides: values to write into params/ first, e.g. ``{"stream.finished": "true"}``.
@@ -71,7 +75,8 @@ def take_windows() -> bool:
 
 
 def watch() -> None:
-    """Run the flow whenever the raw log or the windows have changed and two looks find the same; until stopped.
+    """Run the flow whenever the raw log or the windows have changed and two looks find the same;
+    until stopped.
 
     A mistake in the log is one line, and the next change of the log is another try.
     """

@@ -1,4 +1,5 @@
-"""Open a user interface: python -m flows.ui mlflow, or prefect. One clear line if its port is taken."""
+"""Open a user interface: python -m flows.ui mlflow, or prefect. One clear line if its port is
+taken."""
 
 import argparse
 import os
@@ -25,7 +26,8 @@ def check_port(port: int) -> None:
             probe.bind((HOST, port))
         except OSError as error:
             raise InputError(
-                f"port {port} of {HOST} is taken ({error.strerror}); choose another: --port {port + 1}"
+                f"port {port} of {HOST} is taken ({error.strerror}); choose another: --port "
+                f"{port + 1}"
             ) from error
 
 
@@ -34,15 +36,34 @@ def open_interface(name: str, port: int) -> None:
     check_port(port)
     programs = Path(sys.executable).parent
     if name == "prefect":
-        arguments = [str(programs / "prefect"), "server", "start", "--host", HOST, "--port", str(port)]
+        arguments = [
+            str(programs / "prefect"),
+            "server",
+            "start",
+            "--host",
+            HOST,
+            "--port",
+            str(port),
+        ]
     else:
         from recsys.config import load_settings
         from tasks.tracking import TrackingSettings
 
         uri = load_settings(PARAMS / "tracking.yaml", TrackingSettings).uri
         if "://" in uri and not uri.startswith("sqlite"):
-            raise InputError(f"{PARAMS / 'tracking.yaml'}: runs are on a server; open {uri} in a browser")
-        arguments = [str(programs / "mlflow"), "ui", "--backend-store-uri", uri, "--host", HOST, "--port", str(port)]
+            raise InputError(
+                f"{PARAMS / 'tracking.yaml'}: runs are on a server; open {uri} in a browser"
+            )
+        arguments = [
+            str(programs / "mlflow"),
+            "ui",
+            "--backend-store-uri",
+            uri,
+            "--host",
+            HOST,
+            "--port",
+            str(port),
+        ]
     os.execv(arguments[0], arguments)
 
 

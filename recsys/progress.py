@@ -15,7 +15,8 @@ LINE_INTERVAL_S = 10.0
 class RowProgress:
     """Count rows of one step: ``with RowProgress("teacher", total) as p: p.advance(512)``.
 
-    Shows rows, rows a second and the time left. ``enabled=False`` (ranks other than 0) shows nothing.
+    Shows rows, rows a second and the time left. ``enabled=False`` (ranks other than 0) shows
+    nothing.
     """
 
     def __init__(self, label: str, total_rows: int, enabled: bool = True) -> None:
@@ -55,16 +56,24 @@ class RowProgress:
         elif now - self._last_line >= LINE_INTERVAL_S:
             self._last_line = now
             left_s = (self.total_rows - self.rows) / self._rate(now)
-            self._line(f"{self.rows:,} of {self.total_rows:,} rows, {self._rate(now):,.0f} rows/s, {left_s:.0f} s left")
+            self._line(
+                f"{self.rows:,} of {self.total_rows:,} rows, {self._rate(now):,.0f} rows/s, "
+                f"{left_s:.0f} s left"
+            )
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
         if self.enabled and kind is None:
             now = time.monotonic()
-            self._line(f"{self.rows:,} rows in {now - self._started:.1f} s, {self._rate(now):,.0f} rows/s")
+            self._line(
+                f"{self.rows:,} rows in {now - self._started:.1f} s, {self._rate(now):,.0f} rows/s"
+            )
 
     def _line(self, text: str) -> None:
         print(f"{self.label}: {text}", file=sys.stderr, flush=True)

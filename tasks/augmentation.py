@@ -12,7 +12,7 @@ from recsys.config import load_settings
 from recsys.data.schema import Schema
 from recsys.distill.settings import AugmentSettings, StudentsSettings, load_teacher
 from recsys.distill.withdrawals import WithdrawnSettings
-from recsys.training.resume import link_files
+from recsys.files import link_files
 from tasks.project import (
     PARAMS,
     PARTITION_FILE,
@@ -40,7 +40,8 @@ def augment_settings_file() -> Path:
 
 @task
 def plan_scores() -> "list[list[WindowPlan]]":
-    """The windows still to be scored, in shares for mapped tasks; what a killed run has scored is not among them."""
+    """The windows still to be scored, in shares for mapped tasks; what a killed run has scored is
+    not among them."""
     from recsys.distill.scoring import parts_of, plan_scoring
 
     require(WINDOWS, PARTITION_FILE, TEACHER)
@@ -50,7 +51,8 @@ def plan_scores() -> "list[list[WindowPlan]]":
 
 @task(task_run_name="score share")
 def score_share(share: "list[WindowPlan]") -> None:
-    """Score some windows; in a process of its own where others do the same at once, since ranks share nothing."""
+    """Score some windows; in a process of its own where others do the same at once, since ranks
+    share nothing."""
     from recsys.distill.scoring import score_part
 
     job = _job()
@@ -63,7 +65,8 @@ def score_share(share: "list[WindowPlan]") -> None:
 
 @task
 def publish_scores() -> None:
-    """Write the report, put the log in the place of data/scores, and log speed and savings to MLflow."""
+    """Write the report, put the log in the place of data/scores, and log speed and savings to
+    MLflow."""
     from recsys.distill.scoring import calls_saved, finish_scoring, scoring_speed
 
     job = _job()
@@ -81,7 +84,9 @@ def publish_scores() -> None:
         "miss_rate": report.miss_rate,
         "examples_per_second": rows / seconds if seconds else 0.0,
     }
-    (SCORES_WORK / "measured.json").write_text(json.dumps(measured, indent=1, sort_keys=True) + "\n")
+    (SCORES_WORK / "measured.json").write_text(
+        json.dumps(measured, indent=1, sort_keys=True) + "\n"
+    )
     record(
         RunRecord(
             name="scores",
@@ -90,7 +95,9 @@ def publish_scores() -> None:
             data_version=output_version(WINDOWS),
             dataset=Schema.load(WINDOWS).dataset,
             metrics={key: float(value) for key, value in measured.items()},
-            curves={"staleness/examples_by_bin": [float(count) for count in report.staleness.values()]},
+            curves={
+                "staleness/examples_by_bin": [float(count) for count in report.staleness.values()]
+            },
             tags={"teacher_version": output_version(TEACHER)},
             artifacts={str(SCORES / "scoring.json"): "", str(SCORES_WORK / "measured.json"): ""},
         )

@@ -14,7 +14,8 @@ def call(task: Task[..., Any], *arguments: Any) -> Any:
 
 
 def run_stage(flow: Flow[..., Any]) -> Callable[[], Any]:
-    """How a stage's command runs its flow: tracked where a Prefect server is set, plain where none is.
+    """How a stage's command runs its flow: tracked where a Prefect server is set, plain where none
+    is.
 
     ``dvc repro`` runs each stage as a command of its own; a temporary server for each would cost
     about 12 s a stage.

@@ -40,14 +40,18 @@ SKIPPED = "skipped_batches"
 
 @task
 def train_teacher_model() -> None:
-    """Train the teacher over all domains in time order and write models/teacher; goes on where a killed run stopped."""
+    """Train the teacher over all domains in time order and write models/teacher; goes on where a
+    killed run stopped."""
     from recsys.distill.teacher import train_teacher
     from recsys.distill.training_job import TrainingJob
 
     require(WINDOWS, PARTITION_FILE)
     settings, train = load_teacher(PARAMS)
     with replacing(TEACHER) as (output,):
-        train_teacher(TrainingJob(WINDOWS, settings, train, output, partition_file=PARTITION_FILE), TEACHER_WORK)
+        train_teacher(
+            TrainingJob(WINDOWS, settings, train, output, partition_file=PARTITION_FILE),
+            TEACHER_WORK,
+        )
     shutil.rmtree(TEACHER_WORK, ignore_errors=True)
     record(
         RunRecord(
@@ -58,7 +62,9 @@ def train_teacher_model() -> None:
             dataset=Schema.load(WINDOWS).dataset,
             curves=curves_of(TEACHER),
             tags={"partition_version": output_version(PARTITION_FILE.parent)},
-            artifacts={str(TEACHER / name): "" for name in ("metrics.json", "plan.json", "plan.png")},
+            artifacts={
+                str(TEACHER / name): "" for name in ("metrics.json", "plan.json", "plan.png")
+            },
         )
     )
 
@@ -74,7 +80,9 @@ def train_all_students() -> None:
     settings = load_settings(PARAMS / "students.yaml", StudentsSettings)
     train = load_settings(PARAMS / "train.yaml", TrainSettings)
     with replacing(STUDENTS) as (output,):
-        train_students(TrainingJob(WINDOWS, settings, train, output, scores_dir=SCORES), STUDENTS_WORK)
+        train_students(
+            TrainingJob(WINDOWS, settings, train, output, scores_dir=SCORES), STUDENTS_WORK
+        )
     shutil.rmtree(STUDENTS_WORK, ignore_errors=True)
     for folder in sorted(STUDENTS.glob("*/*/seed-*")):
         student, arm, seed = folder.parts[-3:]
@@ -82,7 +90,9 @@ def train_all_students() -> None:
             RunRecord(
                 name=f"{student}-{arm}-{seed}",
                 kind="student",
-                parameters=flatten(settings) | flatten(train) | {"seed": seed.removeprefix("seed-")},
+                parameters=flatten(settings)
+                | flatten(train)
+                | {"seed": seed.removeprefix("seed-")},
                 data_version=output_version(WINDOWS),
                 dataset=Schema.load(WINDOWS).dataset,
                 curves=curves_of(folder),
@@ -93,14 +103,26 @@ def train_all_students() -> None:
 
 
 def curves_of(folder: Path, first_window: int = 0) -> dict[str, list[float | None]]:
-    """Per-window metrics, diagnostics and skipped batches of one model, as MLflow curves ``window/ne`` and so on.
+    """Per-window metrics, diagnostics and skipped batches of one model, as MLflow curves
+    ``window/ne`` and so on.
 
-    A task beside the main one has ``window/ne_<task>``. Each value stands at its window's place, None where it is
-    not defined; those before ``first_window`` are left out.
+    A task beside the main one has ``window/ne_<task>``. Each value stands at its window's place,
+    None where it is not defined; those before ``first_window`` are left out.
     """
     windows = json.loads((folder / "metrics.json").read_text())["windows"][first_window:]
-    further = {key: None for window in windows for key in window if key.startswith(tuple(f"{c}_" for c in CURVES))}
-    curves = {key: [window.get(key) for window in windows] for key in (*CURVES, *DIAGNOSTICS, *further)}
+    further = {
+        key: None
+        for window in windows
+        for key in window
+        if key.startswith(tuple(f"{c}_" for c in CURVES))
+    }
+    curves = {
+        key: [window.get(key) for window in windows] for key in (*CURVES, *DIAGNOSTICS, *further)
+    }
     if any(SKIPPED in window for window in windows):
         curves[SKIPPED] = [window.get(SKIPPED, 0) for window in windows]
-    return {f"window/{key}": curve for key, curve in curves.items() if any(value is not None for value in curve)}
+    return {
+        f"window/{key}": curve
+        for key, curve in curves.items()
+        if any(value is not None for value in curve)
+    }

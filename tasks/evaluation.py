@@ -44,18 +44,22 @@ def evaluate_students() -> None:
 
 
 def _check_probe_is_past(settings: EvaluateSettings) -> None:
-    """The partition is learnt from windows before those that judge it, else it knows their labels."""
+    """The partition is learnt from windows before those that judge it, else it knows their
+    labels."""
     partition = load_settings(PARAMS / "towers.yaml", TowersSettings).partition
     if partition.probe_windows > settings.first_evaluation_window:
         raise InputError(
-            f"{PARAMS / 'towers.yaml'}: key 'partition.probe_windows': the partition would know labels that it is "
-            f"judged on; must be at most evaluate.first_evaluation_window = {settings.first_evaluation_window}, "
+            f"{PARAMS / 'towers.yaml'}: key 'partition.probe_windows': the partition would know "
+            f"labels that it is "
+            f"judged on; must be at most evaluate.first_evaluation_window = "
+            f"{settings.first_evaluation_window}, "
             f"got {partition.probe_windows}"
         )
 
 
 def _record_model(report: "Report", model: str, settings: EvaluateSettings) -> None:
-    """One run a student and model (each arm, teacher, oracle), on the same rows, to compare side by side."""
+    """One run a student and model (each arm, teacher, oracle), on the same rows, to compare side by
+    side."""
     student, arm = model.split("/")
     values: dict[str, float | None] = {}
     curves: dict[str, list[float | None]] = {}
@@ -63,7 +67,9 @@ def _record_model(report: "Report", model: str, settings: EvaluateSettings) -> N
         ending = "" if report.is_main(student, learnt) else f"_{learnt}"
         windows = [row for row in report.windows if row["model"] == model and row["task"] == learnt]
         rows = [row for row in report.metrics if row.student == student and row.task == learnt]
-        by_metric = {row.comparison.metric: row for row in sorted(rows, key=lambda row: row.arm == arm)}  # its own last
+        by_metric = {
+            row.comparison.metric: row for row in sorted(rows, key=lambda row: row.arm == arm)
+        }  # its own last
         for metric, row in by_metric.items():
             values[metric + ending] = {
                 "plain": row.comparison.first,
@@ -79,7 +85,9 @@ def _record_model(report: "Report", model: str, settings: EvaluateSettings) -> N
             parameters=flatten(settings) | {"student": student, "arm": arm},
             data_version=output_version(WINDOWS),
             dataset=Schema.load(WINDOWS).dataset,
-            metrics={f"eval/{metric}": value for metric, value in values.items() if value is not None},
+            metrics={
+                f"eval/{metric}": value for metric, value in values.items() if value is not None
+            },
             curves=curves,
             tags={"student": student, "arm": arm, "students_version": output_version(STUDENTS)},
             artifacts={str(EVALUATION / "figures" / f"ne_{student}.png"): "figures"},
@@ -88,14 +96,20 @@ def _record_model(report: "Report", model: str, settings: EvaluateSettings) -> N
 
 
 def _headline(report: "Report") -> dict[str, float]:
-    """The differences arm - plain as MLflow metrics: ``feed/ne/difference``, its ``low`` and ``high``.
+    """The differences arm - plain as MLflow metrics: ``feed/ne/difference``, its ``low`` and
+    ``high``.
 
-    With several arms ``feed/<arm>/ne/difference``, of a task beside the main one ``feed/<task>/ne/difference``.
+    With several arms ``feed/<arm>/ne/difference``, of a task beside the main one
+    ``feed/<task>/ne/difference``.
     """
     metrics = {}
     for row in report.metrics:
         student = row.student if len(report.arms) == 1 else f"{row.student}/{row.arm}"
         student = student if report.is_main(row.student, row.task) else f"{student}/{row.task}"
         one, key = row.comparison, f"{student}/{row.comparison.metric}"
-        metrics |= {f"{key}/difference": one.difference, f"{key}/low": one.low, f"{key}/high": one.high}
+        metrics |= {
+            f"{key}/difference": one.difference,
+            f"{key}/low": one.low,
+            f"{key}/high": one.high,
+        }
     return {key: value for key, value in metrics.items() if math.isfinite(value)}

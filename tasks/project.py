@@ -45,7 +45,9 @@ def require(*inputs: Path) -> None:
     """
     for path in inputs:
         if not path.exists():
-            raise InputError(f"{path}: no such file or folder; run the stages before it first (dvc repro)")
+            raise InputError(
+                f"{path}: no such file or folder; run the stages before it first (dvc repro)"
+            )
 
 
 @contextmanager
@@ -66,24 +68,29 @@ def only_one(lock_file: str, what: str) -> Iterator[None]:
 
 @contextmanager
 def replacing(*targets: Path) -> Iterator[list[Path]]:
-    """Give an empty folder for each target; when the block ends well, put them in the targets' places.
+    """Give an empty folder for each target; when the block ends well, put them in the targets'
+    places.
 
-    When it ends with an error, the targets stay as they were and the folders are removed. Folders that a
-    killed run has left are removed first.
+    When it ends with an error, the targets stay as they were and the folders are removed. Folders
+    that a killed run has left are removed first.
     """
     scratch: list[Path] = []
     try:
         for target in targets:
             target.parent.mkdir(parents=True, exist_ok=True)
             _remove_left_behind(target)
-            folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-{_HOST}-{os.getpid()}-", dir=target.parent))
+            folder = Path(
+                tempfile.mkdtemp(prefix=f".{target.name}-{_HOST}-{os.getpid()}-", dir=target.parent)
+            )
             folder.chmod(0o755)
             scratch.append(folder)
         yield scratch
         for folder, target in zip(scratch, targets, strict=True):
             old = folder.with_name(f"{folder.name}{OLD_SUFFIX}")
             if target.exists():
-                target.rename(old)  # a reader misses the target for a rename, not for the removal of a large folder
+                target.rename(
+                    old
+                )  # a reader misses the target for a rename, not for the removal of a large folder
             folder.rename(target)
             shutil.rmtree(old, ignore_errors=True)
     finally:
@@ -92,8 +99,11 @@ def replacing(*targets: Path) -> Iterator[list[Path]]:
 
 
 def _remove_left_behind(target: Path) -> None:
-    """Remove the scratch folders of ``target`` whose process has ended; put back what one has moved away."""
-    prefix = f".{target.name}-{_HOST}-"  # whether another node's process has ended cannot be seen here
+    """Remove the scratch folders of ``target`` whose process has ended; put back what one has moved
+    away."""
+    prefix = (
+        f".{target.name}-{_HOST}-"  # whether another node's process has ended cannot be seen here
+    )
     for folder in target.parent.glob(f"{prefix}*-*"):
         process_id = folder.name.removeprefix(prefix).split("-")[0]
         if process_id.isdigit() and not Path(f"/proc/{process_id}").exists():

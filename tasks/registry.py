@@ -23,16 +23,24 @@ EXAMPLE_ROWS = 3
 
 @task
 def register_students() -> None:
-    """Register each student's arm with the lower NE, give it the alias ``champion``, write reports/registration.json.
+    """Register each student's arm with the lower NE, give it the alias ``champion``, write
+    reports/registration.json.
 
-    If MLflow is away, the models stay in models/students and the run says so; training results are not lost.
+    If MLflow is away, the models stay in models/students and the run says so; training results are
+    not lost.
     """
     require(WINDOWS, STUDENTS, EVALUATION)
     report = json.loads((EVALUATION / "report.json").read_text())
     rows, comparisons = report["students"], report.get("comparisons", {})
-    chosen = {name: _best_arm(rows[name], comparisons.get(name, {DISTILLED: {}})) for name in sorted(rows)}
+    chosen = {
+        name: _best_arm(rows[name], comparisons.get(name, {DISTILLED: {}})) for name in sorted(rows)
+    }
     registration = {
-        name: {"arm": arm, "model_sha256": _folder_hash(_export(name, arm)), "ne": rows[name]["ne"][arm]}
+        name: {
+            "arm": arm,
+            "model_sha256": _folder_hash(_export(name, arm)),
+            "ne": rows[name]["ne"][arm],
+        }
         for name, arm in chosen.items()
     }
     register_models({name: (arm, _export(name, arm)) for name, arm in chosen.items()}, ALIAS)
@@ -59,7 +67,8 @@ def _export(name: str, arm: str) -> Path:
 
 
 def register_models(chosen: dict[str, tuple[str, Path]], alias: str) -> None:
-    """One MLflow run that holds the served model of each student, and a new version of each registered model.
+    """One MLflow run that holds the served model of each student, and a new version of each
+    registered model.
 
     If MLflow is away, the models stay where they are and the run says so.
 
@@ -78,13 +87,25 @@ def _register(chosen: dict[str, tuple[str, Path]], alias: str) -> None:
     mlflow, experiment_id = connect()
     schema = Schema.load(WINDOWS)
     window, labels = schema.windows[-1].name, task_columns("label", schema.tasks)
-    example = pl.read_parquet(sorted((WINDOWS / window).glob("part-*.parquet"))[0]).head(EXAMPLE_ROWS).to_pandas()
+    example = (
+        pl.read_parquet(sorted((WINDOWS / window).glob("part-*.parquet"))[0])
+        .head(EXAMPLE_ROWS)
+        .to_pandas()
+    )
     client = mlflow.MlflowClient()
     with (
-        warnings.catch_warnings(action="ignore", category=UserWarning),  # a hint that integer columns hold no missing
+        warnings.catch_warnings(
+            action="ignore", category=UserWarning
+        ),  # a hint that integer columns hold no missing
         mlflow.start_run(experiment_id=experiment_id, run_name="registered models"),
     ):
-        mlflow.set_tags({"kind": "model", "data_version": output_version(WINDOWS), "code_version": code_version()})
+        mlflow.set_tags(
+            {
+                "kind": "model",
+                "data_version": output_version(WINDOWS),
+                "code_version": code_version(),
+            }
+        )
         for name, (arm, export) in chosen.items():
             registered = f"towerflow-{name}"
             logged = mlflow.pyfunc.log_model(

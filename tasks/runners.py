@@ -11,10 +11,12 @@ from recsys.config import InputError
 
 
 def task_runner(name: str, workers: int, settings_file: str) -> Any:
-    """A Prefect task runner with ``workers``: ``threads``, or processes of a ``dask`` or ``ray`` cluster.
+    """A Prefect task runner with ``workers``: ``threads``, or processes of a ``dask`` or ``ray``
+    cluster.
 
     Raises:
-        InputError: its package is not installed or is another version; names the key ``runner`` of ``settings_file``.
+        InputError: its package is not installed or is another version; names the key ``runner`` of
+            ``settings_file``.
     """
     if name == "threads":
         return ThreadPoolTaskRunner(max_workers=workers)
@@ -22,13 +24,15 @@ def task_runner(name: str, workers: int, settings_file: str) -> Any:
         return CLUSTER_RUNNERS[name](workers)
     except (ImportError, AttributeError) as error:
         raise InputError(
-            f"{settings_file}: key 'runner': {name} needs a package that is not installed ({error}); "
+            f"{settings_file}: key 'runner': {name} needs a package that is not installed "
+            f"({error}); "
             f"pip install 'towerflow[{name}]', or set runner: threads"
         ) from error
 
 
 def _dask(workers: int) -> Any:
-    """One thread a worker; Dask's workers are daemons by default, which may not start the ranks that score."""
+    """One thread a worker; Dask's workers are daemons by default, which may not start the ranks
+    that score."""
     import_module("dask").config.set({"distributed.worker.daemon": False})
     size = {"n_workers": workers, "threads_per_worker": 1}
     return import_module("prefect_dask").DaskTaskRunner(cluster_kwargs=size)

@@ -17,8 +17,11 @@ class ServedStudent(PythonModel):
         """Load the exported student."""
         self.predictor = Predictor.load(Path(context.artifacts["student"]))
 
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
-        """Probabilities [N] for a frame of encoded columns; for several tasks a frame with a column each."""
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> Any:
+        """Probabilities [N] for a frame of encoded columns; for several tasks a frame with a column
+        each."""
         found = self.predictor.predict_tasks(model_input)
         return pd.DataFrame(found) if len(found) > 1 else self.predictor.predict(model_input)
 

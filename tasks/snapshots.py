@@ -9,12 +9,22 @@ from recsys.distill.score_log import ScoreLog, check_snapshots_of_log
 from recsys.distill.settings import StudentsSettings
 from recsys.distill.snapshots import SNAPSHOTS_DIR, list_snapshots
 from recsys.distill.withdrawals import WithdrawnSettings, touched_by, withdraw
-from tasks.project import PARAMS, SCORES, STREAM, STUDENTS, TEACHER, WINDOWS, WITHDRAWN_FILE, require
+from tasks.project import (
+    PARAMS,
+    SCORES,
+    STREAM,
+    STUDENTS,
+    TEACHER,
+    WINDOWS,
+    WITHDRAWN_FILE,
+    require,
+)
 
 
 @dataclass(frozen=True)
 class Results:
-    """Where a teacher, its scores and its students lie, and what brings them up to date after a withdrawal."""
+    """Where a teacher, its scores and its students lie, and what brings them up to date after a
+    withdrawal."""
 
     teacher: Path
     scores: Path
@@ -23,7 +33,9 @@ class Results:
 
 
 BATCH = Results(TEACHER, SCORES, STUDENTS, "dvc repro")
-STREAMED = Results(STREAM / "teacher", STREAM / "scores", STREAM / "students", "python -m flows.stream")
+STREAMED = Results(
+    STREAM / "teacher", STREAM / "scores", STREAM / "students", "python -m flows.stream"
+)
 
 
 def snapshot_table(of: Results = BATCH) -> list[str]:
@@ -33,10 +45,18 @@ def snapshot_table(of: Results = BATCH) -> list[str]:
     used = ScoreLog(of.scores).used()
     lines = []
     for one in list_snapshots(of.teacher / SNAPSHOTS_DIR):
-        state = "withdrawn" if one.weights_hash in withdrawn else "held back" if one.held_back else "good"
+        state = (
+            "withdrawn"
+            if one.weights_hash in withdrawn
+            else "held back"
+            if one.held_back
+            else "good"
+        )
         ne = "none" if one.ne is None else f"{one.ne:.4f}"
         scored = ", ".join(used.get(one.name, [])) or "nothing"
-        lines.append(f"{one.name}  high-water mark {one.high_water_mark}  NE {ne}  {state}  scored: {scored}")
+        lines.append(
+            f"{one.name}  high-water mark {one.high_water_mark}  NE {ne}  {state}  scored: {scored}"
+        )
     return lines
 
 
@@ -55,12 +75,14 @@ def withdraw_snapshot(name: str, of: Results = BATCH) -> list[str]:
         f"withdrawn: {name} (noted in {WITHDRAWN_FILE})",
         f"windows that it has scored: {', '.join(touched.windows) or 'none'}",
         f"students trained on these scores: {', '.join(trained) or 'none'}",
-        f"run {of.command}: these windows are scored by the snapshot before it, then the students train again",
+        f"run {of.command}: these windows are scored by the snapshot before it, then the students "
+        f"train again",
     ]
 
 
 def check_scores() -> None:
-    """Check, where the teacher is here, that no score is by a snapshot that is gone, changed or withdrawn.
+    """Check, where the teacher is here, that no score is by a snapshot that is gone, changed or
+    withdrawn.
 
     Raises:
         InputError: one is; the message names its windows.
@@ -68,4 +90,6 @@ def check_scores() -> None:
     if not TEACHER.exists():
         return
     withdrawn = load_settings(WITHDRAWN_FILE, WithdrawnSettings).hashes
-    check_snapshots_of_log(ScoreLog(SCORES), list_snapshots(TEACHER / SNAPSHOTS_DIR), set(withdrawn))
+    check_snapshots_of_log(
+        ScoreLog(SCORES), list_snapshots(TEACHER / SNAPSHOTS_DIR), set(withdrawn)
+    )

@@ -1,4 +1,5 @@
-"""The stream: new windows as they come, evaluated, scored, learnt from and published as models/stream."""
+"""The stream: new windows as they come, evaluated, scored, learnt from and published as
+models/stream."""
 
 import json
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from tasks.tracking import RunRecord, flatten, record
 from tasks.versioning import CACHED, check_stage, code_version, output_version
 
 if TYPE_CHECKING:
-    from recsys.distill.stream_advance import StreamJob
+    from recsys.distill.online_stream import StreamJob
 
 RUN_LOCK, WATCH_LOCK = "stream.lock", "stream-watch.lock"
 LINEAGE_FILE, EVALUATED_DIR, PUBLISHED = "lineage.json", "evaluated", "published"
@@ -45,7 +46,8 @@ class Taken:
     """What a call has taken.
 
     Attributes:
-        key: names all that decides the results of a window: settings, code, features, withdrawn snapshots.
+        key: names all that decides the results of a window: settings, code, features, withdrawn
+            snapshots.
         work: the folder that the stream goes on from.
         windows: names of all windows taken so far.
         new: how many of them are.
@@ -58,13 +60,18 @@ class Taken:
 
 
 def log_state() -> tuple[list[tuple[str, int, int]], list[tuple[str, int, int]]]:
-    """(path, bytes, ns of the last change) of the raw log's files with their settings, and of the windows' schema.
+    """(path, bytes, ns of the last change) of the raw log's files with their settings, and of the
+    windows' schema.
 
     A log that is not there yet has no files.
     """
     settings = load_settings(PARAMS / "data.yaml", DataSettings)
     dataset = load_dataset(settings, PARAMS / "datasets")
-    names = [PARAMS / "data.yaml", PARAMS / "datasets" / f"{settings.dataset}.yaml", *_files(dataset, settings)]
+    names = [
+        PARAMS / "data.yaml",
+        PARAMS / "datasets" / f"{settings.dataset}.yaml",
+        *_files(dataset, settings),
+    ]
     return [_file_state(path) for path in names], [_file_state(WINDOWS / SCHEMA_FILE)]
 
 
@@ -82,7 +89,11 @@ def what_is_missing() -> str | None:
     if _lacks_partition():
         wanted = load_settings(PARAMS / "towers.yaml", TowersSettings).partition.probe_windows
         why = "the teacher's towers are learnt from them"
-    return None if complete >= wanted else f"waits for {wanted} complete windows ({why}); there are {complete}"
+    return (
+        None
+        if complete >= wanted
+        else f"waits for {wanted} complete windows ({why}); there are {complete}"
+    )
 
 
 @task
@@ -93,9 +104,10 @@ def partition_is_due() -> bool:
 
 @task
 def advance_stream() -> Taken:
-    """Take the complete new windows through teacher, scores and students and put all results in models/stream."""
-    from recsys.distill.stream_advance import advance
-    from recsys.training.resume import fingerprint
+    """Take the complete new windows through teacher, scores and students and put all results in
+    models/stream."""
+    from recsys.distill.online_stream import advance
+    from recsys.files import fingerprint
 
     require(WINDOWS)
     job = _job()
@@ -110,27 +122,35 @@ def advance_stream() -> Taken:
 
 @task
 def evaluate_stream(taken: Taken) -> dict[str, str]:
-    """Measure each window that was not measured before and write reports/stream; each student's best arm so far."""
-    from recsys.distill.stream_advance import STUDENTS_DIR, TEACHER_DIR, WINDOWS_DIR
-    from recsys.evaluation.progressive import best_arms, evaluate_windows
+    """Measure each window that was not measured before and write reports/stream; each student's
+    best arm so far."""
+    from recsys.distill.online_stream import STUDENTS_DIR, TEACHER_DIR, WINDOWS_DIR
+    from recsys.evaluation.online_report import best_arms, evaluate_windows
 
     kept = taken.work / EVALUATED_DIR / taken.key
     with replacing(STREAM_REPORT) as (output,):
         rows = evaluate_windows(
-            taken.work / WINDOWS_DIR, ORACLE, STREAM / TEACHER_DIR, STREAM / STUDENTS_DIR, kept, output
+            taken.work / WINDOWS_DIR,
+            ORACLE,
+            STREAM / TEACHER_DIR,
+            STREAM / STUDENTS_DIR,
+            kept,
+            output,
         )
     return best_arms(rows)
 
 
 @task
 def publish_stream(taken: Taken, best: dict[str, str]) -> None:
-    """Go on with one MLflow run a model from the first window that it lacks, and register each student's best arm.
+    """Go on with one MLflow run a model from the first window that it lacks, and register each
+    student's best arm.
 
-    A call that is stopped is repeated by the next one: MLflow keeps a value that is sent twice once.
+    A call that is stopped is repeated by the next one: MLflow keeps a value that is sent twice
+    once.
     """
-    from recsys.distill.score_log import write_atomically
-    from recsys.distill.stream_advance import STUDENTS_DIR
+    from recsys.distill.online_stream import STUDENTS_DIR
     from recsys.distill.students import EXPORT_DIR
+    from recsys.files import write_atomically
 
     mark = taken.work / f"{PUBLISHED}-{taken.key}"
     first = int(mark.read_text()) if mark.is_file() else 0
@@ -153,14 +173,17 @@ def publish_stream(taken: Taken, best: dict[str, str]) -> None:
         )
     alias = load_stream_settings().alias
     if alias is not None:
-        chosen = {name: (arm, STREAM / STUDENTS_DIR / name / arm / EXPORT_DIR) for name, arm in best.items()}
+        chosen = {
+            name: (arm, STREAM / STUDENTS_DIR / name / arm / EXPORT_DIR)
+            for name, arm in best.items()
+        }
         register_models(chosen, alias)
     write_atomically(mark, str(len(taken.windows)).encode())
 
 
 def _models() -> list[tuple[str, Path, dict[str, Any]]]:
     """Name, folder and parameters of the teacher and of each student, arm and seed."""
-    from recsys.distill.stream_advance import STUDENTS_DIR, TEACHER_DIR
+    from recsys.distill.online_stream import STUDENTS_DIR, TEACHER_DIR
 
     teacher, train = load_teacher(PARAMS)
     students = load_settings(PARAMS / "students.yaml", StudentsSettings)
@@ -196,7 +219,7 @@ def _file_state(path: Path) -> tuple[str, int, int]:
 
 
 def _job() -> "StreamJob":
-    from recsys.distill.stream_advance import StreamJob
+    from recsys.distill.online_stream import StreamJob
 
     teacher, train = load_teacher(PARAMS)
     settings = load_stream_settings()
@@ -215,16 +238,23 @@ def _job() -> "StreamJob":
 
 
 def _lineage(work: Path, windows: list[str]) -> str:
-    """lineage.json: which windows came with which version of data/windows and of the code, in order of their coming."""
-    from recsys.distill.score_log import file_hash, write_atomically
-    from recsys.distill.stream_advance import WINDOWS_DIR
+    """lineage.json: which windows came with which version of data/windows and of the code, in order
+    of their coming."""
+    from recsys.distill.online_stream import WINDOWS_DIR
+    from recsys.files import file_hash, write_atomically
 
     path = work / LINEAGE_FILE
     known = json.loads(path.read_text()) if path.is_file() else []
     new = windows[sum(len(entry["windows"]) for entry in known) :]
     if new:
         manifests = {name: file_hash(work / WINDOWS_DIR / name / MANIFEST_FILE) for name in new}
-        known.append({"windows": manifests, "data_version": output_version(WINDOWS), "code_version": code_version()})
+        known.append(
+            {
+                "windows": manifests,
+                "data_version": output_version(WINDOWS),
+                "code_version": code_version(),
+            }
+        )
     text = json.dumps(known, indent=1) + "\n"
     write_atomically(path, text.encode())
     return text

@@ -12,10 +12,11 @@ from tasks.project import PARAMS
 class StreamSettings(Settings):
     """params/stream.yaml.
 
-    ``finished``: no window comes after the last one of the log, so it is taken too; else the last one may still grow.
-    ``windows_at_once``: windows after which results are published while it catches up; null: when all are done.
-    ``poll_seconds``: how often ``--watch`` looks at the log. ``alias``: of the newest registered model of each
-    student; null registers none. ``cron`` or ``interval_minutes``: when the deployment runs by itself.
+    ``finished``: no window comes after the last one of the log, so it is taken too; else the last
+    one may still grow. ``windows_at_once``: windows after which results are published while it
+    catches up; null: when all are done. ``poll_seconds``: how often ``--watch`` looks at the log.
+    ``alias``: of the newest registered model of each student; null registers none. ``cron`` or
+    ``interval_minutes``: when the deployment runs by itself.
     """
 
     finished: bool = False
@@ -40,7 +41,8 @@ class StreamSettings(Settings):
         return self
 
     def schedule(self) -> dict[str, Any]:
-        """The deployment's schedule as Prefect's keyword; empty: it runs when somebody asks for it."""
+        """The deployment's schedule as Prefect's keyword; empty: it runs when somebody asks for
+        it."""
         if self.interval_minutes is not None:
             return {"interval": 60.0 * self.interval_minutes}
         return {} if self.cron is None else {"cron": self.cron}

@@ -19,7 +19,9 @@ logger = logging.getLogger(__name__)
 PENDING = Path(".tracking")
 GROWS_TAG = "grows"  # names the model of a run that is gone on with
 METRICS_A_REQUEST = 1000  # MLflow takes no more
-MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens runs and curves, not chats
+MODEL_TRAINING = {
+    "mlflow.experimentKind": "custom_model_development"
+}  # the UI opens runs and curves, not chats
 
 
 class TrackingSettings(Settings):
@@ -34,10 +36,10 @@ class TrackingSettings(Settings):
 class RunRecord:
     """What one MLflow run holds.
 
-    ``curves`` maps a metric name to its values, one a window, in order; None where it is not defined.
-    ``artifacts`` maps a local file or folder to its folder in the run. ``data_version`` is the DVC hash of the windows.
-    ``grows`` names a model that grows: its records go on with one MLflow run, each from step ``first_step`` on.
-    ``source`` is the folder of the windows.
+    ``curves`` maps a metric name to its values, one a window, in order; None where it is not
+    defined. ``artifacts`` maps a local file or folder to its folder in the run. ``data_version`` is
+    the DVC hash of the windows. ``grows`` names a model that grows: its records go on with one
+    MLflow run, each from step ``first_step`` on. ``source`` is the folder of the windows.
     """
 
     name: str
@@ -85,12 +87,19 @@ def connect() -> tuple[Any, str]:
     experiment = mlflow.get_experiment_by_name(settings.experiment)
     if experiment is not None:
         return mlflow, experiment.experiment_id
-    location = settings.artifacts if "://" in settings.artifacts else Path(settings.artifacts).resolve().as_uri()
-    return mlflow, mlflow.create_experiment(settings.experiment, artifact_location=location, tags=MODEL_TRAINING)
+    location = (
+        settings.artifacts
+        if "://" in settings.artifacts
+        else Path(settings.artifacts).resolve().as_uri()
+    )
+    return mlflow, mlflow.create_experiment(
+        settings.experiment, artifact_location=location, tags=MODEL_TRAINING
+    )
 
 
 def _send(run: RunRecord) -> None:
-    """Write one record as one finished MLflow run, or as what follows in the run of a model that grows."""
+    """Write one record as one finished MLflow run, or as what follows in the run of a model that
+    grows."""
     mlflow, experiment_id = connect()
     from mlflow.data.dataset_source_registry import resolve_dataset_source
     from mlflow.data.meta_dataset import MetaDataset
@@ -107,12 +116,18 @@ def _send(run: RunRecord) -> None:
         tags |= {GROWS_TAG: run.grows} if run.grows else {}
         client.log_batch(
             run_id,
-            params=[] if grown else [Param(key, str(value)) for key, value in run.parameters.items()],
+            params=[]
+            if grown
+            else [Param(key, str(value)) for key, value in run.parameters.items()],
             tags=[RunTag(key, value) for key, value in tags.items()],
         )
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # two names of one source class
+        with warnings.catch_warnings(
+            action="ignore", category=UserWarning
+        ):  # two names of one source class
             source = resolve_dataset_source(Path(run.source).resolve().as_uri())
-        mlflow.log_input(MetaDataset(source, name=run.dataset, digest=run.data_version[:36]), context="training")
+        mlflow.log_input(
+            MetaDataset(source, name=run.dataset, digest=run.data_version[:36]), context="training"
+        )
         for local, folder in run.artifacts.items():
             path = Path(local)
             if path.is_dir():
@@ -128,7 +143,8 @@ def _run_that_grows(client: Any, experiment_id: str, name: str) -> str | None:
 
 
 def _metrics(run: RunRecord, time_ms: int) -> list[Any]:
-    """The record's metrics and curves; with the time of the run's start, so that one sent twice is kept once."""
+    """The record's metrics and curves; with the time of the run's start, so that one sent twice is
+    kept once."""
     from mlflow.entities import Metric
 
     values = [Metric(key, value, time_ms, 0) for key, value in run.metrics.items()]

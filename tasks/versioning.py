@@ -52,7 +52,8 @@ def commit_stage(stage: str) -> None:
 
 
 def output_version(path: Path) -> str:
-    """The DVC hash of an output that an earlier stage has committed; ``"uncommitted"`` if none has."""
+    """The DVC hash of an output that an earlier stage has committed; ``"uncommitted"`` if none
+    has."""
     for stage in _lock().values():
         for out in stage.get("outs", []):
             if out["path"] == path.as_posix():
@@ -62,14 +63,19 @@ def output_version(path: Path) -> str:
 
 def code_version() -> str:
     """The Git commit, ``-dirty`` if files differ from it, or ``"no-git"``."""
-    result = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
     return result.stdout.strip() or "no-git"
 
 
 def _restore(stage: str) -> None:
     """Bring the stage's outputs back from DVC's cache where it has them."""
     subprocess.run(
-        [sys.executable, "-m", "dvc", "checkout", "--quiet", stage], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "dvc", "checkout", "--quiet", stage],
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 

@@ -22,7 +22,11 @@ def _ranks_start_from_a_server(request: pytest.FixtureRequest) -> None:
     """What ranks are forked from imports beforehand what the collected tests of ranks import."""
     launch = sys.modules.get("recsys.training.launch")
     if launch is not None:
-        names = {item.module.__name__ for item in request.session.items if isinstance(item, pytest.Function)}
+        names = {
+            item.module.__name__
+            for item in request.session.items
+            if isinstance(item, pytest.Function)
+        }
         launch.start_server("pytest", *sorted(name for name in names if name.startswith(OF_RANKS)))
 
 

@@ -24,7 +24,9 @@ pytestmark = pytest.mark.slow
 
 
 def run(folder: Path, *command: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False
+    )
     assert result.returncode == status, result.stdout[-4000:] + result.stderr[-8000:]
     return result
 
@@ -32,15 +34,32 @@ def run(folder: Path, *command: str, status: int = 0) -> subprocess.CompletedPro
 def environment(folder: Path) -> dict[str, str]:
     """That of the commands of the project in ``folder``."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PREFECT_HOME": str(folder / ".prefect"), "PYTHONPATH": str(folder), "PATH": path}
+    return {
+        **os.environ,
+        "PREFECT_HOME": str(folder / ".prefect"),
+        "PYTHONPATH": str(folder),
+        "PATH": path,
+    }
 
 
 def copy_project(folder: Path) -> Path:
     """Put a copy of the project, with a Git repository of its own, in an empty folder."""
-    for name in ("flows", "tasks", "recsys", "params", "requirements", ".dvc", "dvc.yaml", ".dvcignore", ".gitignore"):
+    for name in (
+        "flows",
+        "tasks",
+        "recsys",
+        "params",
+        "requirements",
+        ".dvc",
+        "dvc.yaml",
+        ".dvcignore",
+        ".gitignore",
+    ):
         source = ROOT / name
         ignore = shutil.ignore_patterns("__pycache__", "cache", "tmp", "config.local")
-        shutil.copytree(source, folder / name, ignore=ignore) if source.is_dir() else shutil.copy(source, folder / name)
+        shutil.copytree(source, folder / name, ignore=ignore) if source.is_dir() else shutil.copy(
+            source, folder / name
+        )
     run(folder, "git", "init", "--quiet")
     return folder
 
@@ -53,7 +72,9 @@ def hashes(folder: Path) -> dict[str, str]:
 def _cluster(runner: str) -> Any:
     """A parameter that is skipped where the runner's package is not installed."""
     missing = find_spec(f"prefect_{runner}") is None
-    return pytest.param(runner, marks=pytest.mark.skipif(missing, reason=f"needs pip install 'towerflow[{runner}]'"))
+    return pytest.param(
+        runner, marks=pytest.mark.skipif(missing, reason=f"needs pip install 'towerflow[{runner}]'")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -106,14 +127,18 @@ def test_students_rerun_bit_for_bit_without_the_cache(project: Path) -> None:
 @pytest.mark.parametrize("runner", [_cluster("dask"), _cluster("ray")])
 def test_a_cluster_scores_the_bytes_that_threads_have_scored(project: Path, runner: str) -> None:
     scores, settings = project / "data/scores", project / "params/augment.yaml"
-    before = {path.relative_to(scores): path.read_bytes() for path in scores.rglob("*") if path.is_file()}
+    before = {
+        path.relative_to(scores): path.read_bytes() for path in scores.rglob("*") if path.is_file()
+    }
     saved = settings.read_text()
     shutil.rmtree(scores)
     shutil.rmtree(project / ".work/scores")
     options = ("--set", f"augment.runner={runner}", "--set", "augment.parallel_tasks=2")
     run(project, sys.executable, "-m", "flows.augment", *options)
     settings.write_text(saved)
-    assert {path.relative_to(scores): path.read_bytes() for path in scores.rglob("*") if path.is_file()} == before
+    assert {
+        path.relative_to(scores): path.read_bytes() for path in scores.rglob("*") if path.is_file()
+    } == before
     assert len(before) > 1
 
 
@@ -137,10 +162,14 @@ def test_a_change_of_the_transform_reruns_the_teacher_and_not_the_partition_and_
 ) -> None:
     before = json.loads((project / "models/teacher/metrics.json").read_text())["windows"]
     partition = hashes(project)["models/partition"]
-    saved = {path: path.read_text() for path in (project / "params/towers.yaml", project / "dvc.lock")}
+    saved = {
+        path: path.read_text() for path in (project / "params/towers.yaml", project / "dvc.lock")
+    }
     path = project / "params/towers.yaml"
     path.write_text(
-        path.read_text().replace("enabled: true               # each tower", "enabled: false  # each tower")
+        path.read_text().replace(
+            "enabled: true               # each tower", "enabled: false  # each tower"
+        )
     )
     result = run(project, "dvc", "repro", "teacher")
     after = json.loads((project / "models/teacher/metrics.json").read_text())["windows"]
@@ -178,7 +207,9 @@ print(json.dumps({
 
 
 def test_help_imports_nothing_heavy(project: Path) -> None:
-    imported = run(project, sys.executable, "-X", "importtime", "-m", "flows.pipeline", "--help").stderr
+    imported = run(
+        project, sys.executable, "-X", "importtime", "-m", "flows.pipeline", "--help"
+    ).stderr
     for heavy in ("prefect", "torch", "mlflow", "polars"):
         assert f"| {heavy}" not in imported.replace("  ", " ").replace("  ", " ")
 
@@ -191,7 +222,9 @@ def test_help_imports_nothing_heavy(project: Path) -> None:
         ("train.world_size=two", "train.yaml"),
     ],
 )
-def test_a_mistake_is_one_line_and_loses_nothing(project: Path, override: str, expected: str) -> None:
+def test_a_mistake_is_one_line_and_loses_nothing(
+    project: Path, override: str, expected: str
+) -> None:
     saved = {path: path.read_text() for path in (project / "params").glob("*.yaml")}
     before = hashes(project)
     stage = "ingest" if override.startswith("data") else "partition"
@@ -248,7 +281,15 @@ def test_a_bad_log_is_one_line_and_loses_nothing(
 
 def test_tables_that_do_not_fit_are_one_line_with_what_would_fit(project: Path) -> None:
     saved = (project / "params/train.yaml").read_text()
-    result = run(project, sys.executable, "-m", "flows.partition", "--set", "train.memory_gb=0.0001", status=2)
+    result = run(
+        project,
+        sys.executable,
+        "-m",
+        "flows.partition",
+        "--set",
+        "train.memory_gb=0.0001",
+        status=2,
+    )
     (project / "params/train.yaml").write_text(saved)
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1

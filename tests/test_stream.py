@@ -1,4 +1,5 @@
-"""The stream through its real commands, killed and run twice at once, beside `dvc repro` over the finished log."""
+"""The stream through its real commands, killed and run twice at once, beside `dvc repro` over the
+finished log."""
 
 import json
 import signal
@@ -35,7 +36,9 @@ pytestmark = pytest.mark.slow
 def start(folder: Path, *options: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "flows.stream", *options]
     with (folder / "output.txt").open("w") as output:
-        return subprocess.Popen(command, cwd=folder, env=environment(folder), stdout=output, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            command, cwd=folder, env=environment(folder), stdout=output, stderr=subprocess.STDOUT
+        )
 
 
 def wait_for(folder: Path, process: subprocess.Popen[str], condition: Callable[[str], bool]) -> str:
@@ -56,31 +59,46 @@ def change(folder: Path, name: str, before: str, after: str) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def windows_of(folder: Path) -> list[str]:
     path = folder / "models/stream/lineage.json"
-    return [name for entry in json.loads(path.read_text()) for name in entry["windows"]] if path.is_file() else []
+    return (
+        [name for entry in json.loads(path.read_text()) for name in entry["windows"]]
+        if path.is_file()
+        else []
+    )
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project whose log grows, watched, killed in the middle of its work, and ended by a plain run; on two ranks."""
+    """A project whose log grows, watched, killed in the middle of its work, and ended by a plain
+    run; on two ranks."""
     folder = copy_project(tmp_path_factory.mktemp("project"))
     change(folder, "datasets/synthetic", ROWS_LINE, FEWER_ROWS)
     change(folder, "datasets/synthetic", "windows: 12 ", f"windows: {WINDOWS} ")
     options = [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
     watcher = start(folder, "--watch", *options)
     try:
-        wait_for(folder, watcher, lambda _: any(folder.glob(".work/stream/*/checkpoints/teacher/*")))
+        wait_for(
+            folder, watcher, lambda _: any(folder.glob(".work/stream/*/checkpoints/teacher/*"))
+        )
         busy = run(folder, sys.executable, "-m", "flows.stream", status=2)
         (folder / "busy.txt").write_text(busy.stderr)
         wait_for(folder, watcher, lambda text: "2 new windows, 2 in all" in text)
         second = run(folder, sys.executable, "-m", "flows.stream", "--watch", status=2)
         (folder / "second.txt").write_text(second.stderr)
         change(folder, "data", "max_windows: 3", "max_windows: 4")
-        wait_for(folder, watcher, lambda _: any(folder.glob(".work/stream/*/checkpoints/teacher/000002-*[1-9]")))
+        wait_for(
+            folder,
+            watcher,
+            lambda _: any(folder.glob(".work/stream/*/checkpoints/teacher/000002-*[1-9]")),
+        )
     finally:
         watcher.send_signal(signal.SIGKILL)
         watcher.wait()
@@ -93,8 +111,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_second_watcher_and_a_run_beside_a_running_one_end_with_one_line(project: Path) -> None:
-    for name, expected in (("second.txt", "another process is watching"), ("busy.txt", "another run is taking")):
-        errors = [line for line in (project / name).read_text().splitlines() if line.startswith("error: ")]
+    for name, expected in (
+        ("second.txt", "another process is watching"),
+        ("busy.txt", "another run is taking"),
+    ):
+        errors = [
+            line for line in (project / name).read_text().splitlines() if line.startswith("error: ")
+        ]
         assert len(errors) == 1
         assert expected in errors[0]
         assert "Traceback" not in (project / name).read_text()
@@ -114,7 +137,10 @@ def test_the_finished_streams_results_are_the_batch_pipelines_bit_for_bit(projec
     run(project, "dvc", "repro", "evaluate")
     for name, batch in RESULTS.items():
         assert contents(project / "models/stream" / name) == contents(project / batch), name
-    rows = [(project / folder / "windows.csv").read_text() for folder in ("reports/stream", "reports/evaluation")]
+    rows = [
+        (project / folder / "windows.csv").read_text()
+        for folder in ("reports/stream", "reports/evaluation")
+    ]
     assert sorted(rows[0].splitlines()) == sorted(rows[1].splitlines())
 
 
@@ -122,10 +148,15 @@ def test_dvc_sees_nothing_of_the_stream(project: Path) -> None:
     run(project, "dvc", "repro", "evaluate")
     assert "up to date" in run(project, "dvc", "status", "evaluate").stdout
     assert "models/stream" not in (project / "dvc.lock").read_text()
-    assert "stream" not in run(project, "git", "status", "--porcelain", "models", "reports", ".work").stdout
+    assert (
+        "stream"
+        not in run(project, "git", "status", "--porcelain", "models", "reports", ".work").stdout
+    )
 
 
-def test_mlflow_has_one_run_a_model_with_every_window_and_its_lineage_and_the_newest_models(project: Path) -> None:
+def test_mlflow_has_one_run_a_model_with_every_window_and_its_lineage_and_the_newest_models(
+    project: Path,
+) -> None:
     script = """
 import json, mlflow
 mlflow.set_tracking_uri("sqlite:///mlflow.db")
@@ -143,7 +174,11 @@ print(json.dumps({
 }))
 """
     seen = json.loads(run(project, sys.executable, "-c", script).stdout.strip().splitlines()[-1])
-    students = [f"stream: {student}-{arm}-seed-1" for student in ("feed", "video") for arm in ("distilled", "plain")]
+    students = [
+        f"stream: {student}-{arm}-seed-1"
+        for student in ("feed", "video")
+        for arm in ("distilled", "plain")
+    ]
     assert seen["names"] == sorted([*students, "stream: teacher"])
     assert seen["steps"] == [list(range(WINDOWS))] * len(seen["names"])
     data_version = seen["lineage"][-1][1]
@@ -162,7 +197,9 @@ def test_nothing_new_is_said_and_changes_nothing(project: Path) -> None:
 def test_a_mistake_is_one_line_and_loses_nothing(project: Path) -> None:
     before = contents(project / "models/stream")
     saved = {path: path.read_text() for path in (project / "params").glob("*.yaml")}
-    result = run(project, sys.executable, "-m", "flows.stream", "--set", "stream.poll_seconds=-1", status=2)
+    result = run(
+        project, sys.executable, "-m", "flows.stream", "--set", "stream.poll_seconds=-1", status=2
+    )
     for path, text in saved.items():
         path.write_text(text)
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]

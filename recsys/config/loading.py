@@ -1,6 +1,7 @@
 """Read one YAML file into one settings model."""
 
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,9 +28,15 @@ def load_settings(path: Path, model: type[S]) -> S:
             The message names the file, the key and, for an unknown key, the nearest valid one.
     """
     if not path.is_file():
-        neighbours = sorted(p.stem for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        neighbours = (
+            sorted(p.stem for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        )
         near = difflib.get_close_matches(path.stem, neighbours, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(neighbours) or 'none'}"
+        hint = (
+            f"did you mean {near[0]!r}?"
+            if near
+            else f"there are: {', '.join(neighbours) or 'none'}"
+        )
         raise InputError(f"{path}: no such file; {hint}")
     try:
         values = yaml.safe_load(path.read_text())
@@ -65,7 +72,9 @@ def _keys_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
         field = model.model_fields.get(str(part))
         if field is None:
             continue
-        nested = [a for a in _unfold(field.annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
+        nested = [
+            a for a in _unfold(field.annotation) if isinstance(a, type) and issubclass(a, BaseModel)
+        ]
         if not nested:
             return []
         model = nested[0]
@@ -75,4 +84,15 @@ def _keys_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
 def _unfold(annotation: Any) -> list[Any]:
     """The leaf types of an annotation such as ``list[X] | None``."""
     arguments = getattr(annotation, "__args__", ())
-    return [leaf for argument in arguments for leaf in _unfold(argument)] if arguments else [annotation]
+    return (
+        [leaf for argument in arguments for leaf in _unfold(argument)]
+        if arguments
+        else [annotation]
+    )
+
+
+def nearest_hint(name: str, valid: Iterable[str]) -> str:
+    """What ``name`` may have meant."""
+    choices = list(valid)
+    near = difflib.get_close_matches(name, choices, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(choices)}"

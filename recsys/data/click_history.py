@@ -1,4 +1,5 @@
-"""The planted history of the generated stream: what each user has clicked, as it becomes known, and what it does."""
+"""The planted history of the generated stream: what each user has clicked, as it becomes known, and
+what it does."""
 
 import heapq
 import math
@@ -14,7 +15,8 @@ HISTORY = "history"
 
 
 class ClickHistory:
-    """Follows the stream, row after row; holds ``length`` ads a user and the clicks whose label is not known yet.
+    """Follows the stream, row after row; holds ``length`` ads a user and the clicks whose label is
+    not known yet.
 
     Args:
         settings: length and strength.
@@ -23,11 +25,16 @@ class ClickHistory:
 
     def __init__(self, settings: ClickHistorySettings, tastes: np.ndarray) -> None:
         self._settings, self._tastes = settings, tastes
-        self._known: defaultdict[int, deque[int]] = defaultdict(lambda: deque(maxlen=settings.length))
-        self._pending: list[tuple[int, int, int, int]] = []  # a heap: label_time, example_id, user, ad
+        self._known: defaultdict[int, deque[int]] = defaultdict(
+            lambda: deque(maxlen=settings.length)
+        )
+        self._pending: list[
+            tuple[int, int, int, int]
+        ] = []  # a heap: label_time, example_id, user, ad
 
     def advance(self, rows: pl.DataFrame, logit: np.ndarray, chance: np.ndarray) -> pl.DataFrame:
-        """``rows`` with history, probability and label; in event time, and after those of the call before.
+        """``rows`` with history, probability and label; in event time, and after those of the call
+        before.
 
         Args:
             rows: N rows of example_id, event_time, label_time, user_id and ad_id, int64.

@@ -14,12 +14,13 @@ BISECTION_STEPS = 60
 
 
 class ConversionSettings(Settings):
-    """The second task of the generated stream, ``conversion``: whether a click is followed by a purchase.
+    """The second task of the generated stream, ``conversion``: whether a click is followed by a
+    purchase.
 
-    ``rate`` is the mean probability that a click converts, over all impressions. Effects are in logits:
-    ``strength`` of the ids' own effects on it, ``click_strength`` times the click's logit, which relates the
-    two. ``labelled``: on ``impressions`` every example has the label clicked-and-converted (CTCVR); on
-    ``clicks`` clicked examples alone have one, converted (CVR).
+    ``rate`` is the mean probability that a click converts, over all impressions. Effects are in
+    logits: ``strength`` of the ids' own effects on it, ``click_strength`` times the click's logit,
+    which relates the two. ``labelled``: on ``impressions`` every example has the label
+    clicked-and-converted (CTCVR); on ``clicks`` clicked examples alone have one, converted (CVR).
     """
 
     rate: Annotated[float, Field(gt=0, lt=1)]
@@ -29,12 +30,14 @@ class ConversionSettings(Settings):
 
 
 class Conversions:
-    """The probability that a click converts: sigmoid(intercept + effects of the ids + a share of the click's logit).
+    """The probability that a click converts: sigmoid(intercept + effects of the ids + a share of
+    the click's logit).
 
     Args:
         sizes: ids of each feature that has an effect.
         random: draws the effects.
-        sample: ids by feature and the click's logit [N] of rows on which the mean is made ``settings.rate``.
+        sample: ids by feature and the click's logit [N] of rows on which the mean is made
+            ``settings.rate``.
     """
 
     def __init__(
@@ -50,10 +53,12 @@ class Conversions:
         self._intercept = intercept(logit, settings.rate)
 
     def add(self, frame: pl.DataFrame, random: np.random.Generator) -> pl.DataFrame:
-        """``frame``, which has ids, label and probability of the click, with those of the conversion.
+        """``frame``, which has ids, label and probability of the click, with those of the
+        conversion.
 
-        ``label_conversion`` is float32, null where there is none; ``probability_conversion``, float64, is that of
-        the label: of click and conversion on impressions, given a click on clicks.
+        ``label_conversion`` is float32, null where there is none; ``probability_conversion``,
+        float64, is that of the label: of click and conversion on impressions, given a click on
+        clicks.
         """
         click = frame["probability"].to_numpy()
         ids = {name: frame[name].to_numpy() for name in self._effects}
@@ -72,7 +77,10 @@ class Conversions:
 
     def _logit(self, ids: Mapping[str, np.ndarray], click_logit: np.ndarray) -> np.ndarray:
         """[N] float64, without the intercept."""
-        own = sum((effects[ids[name]] for name, effects in self._effects.items()), np.zeros(len(click_logit)))
+        own = sum(
+            (effects[ids[name]] for name, effects in self._effects.items()),
+            np.zeros(len(click_logit)),
+        )
         own /= np.sqrt(len(self._effects))
         return self.settings.strength * own + self.settings.click_strength * click_logit
 

@@ -29,7 +29,11 @@ def hash_to_rows(column: pl.Series, table_rows: int) -> pl.Series:
     rows = 1 + (hashed % np.uint64(table_rows - 1)).astype(np.int64)
     if len(distinct) == 0:
         return pl.Series(column.name, np.zeros(len(column), dtype=np.int64))
-    return column.cast(pl.String).replace_strict(distinct, rows, default=0, return_dtype=pl.Int64).alias(column.name)
+    return (
+        column.cast(pl.String)
+        .replace_strict(distinct, rows, default=0, return_dtype=pl.Int64)
+        .alias(column.name)
+    )
 
 
 def hash_text(column: pl.Series) -> np.ndarray:
@@ -40,11 +44,14 @@ def hash_text(column: pl.Series) -> np.ndarray:
 def lists(values: np.ndarray, lengths: np.ndarray) -> pl.Series:
     """Lists of ``lengths`` [B] from ``values`` [their sum] int64, one after the other."""
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int64())
-    return pl.Series(pl.from_arrow(pa.LargeListArray.from_arrays(offsets, pa.array(values, pa.int64()))))
+    return pl.Series(
+        pl.from_arrow(pa.LargeListArray.from_arrays(offsets, pa.array(values, pa.int64())))
+    )
 
 
 def signed_log1p(name: str) -> pl.Expr:
-    """sign(x) log(1 + |x|) of a numeric column, float32; missing, NaN and infinite values are null."""
+    """sign(x) log(1 + |x|) of a numeric column, float32; missing, NaN and infinite values are
+    null."""
     value = pl.col(name).cast(pl.Float64)
     finite = pl.when(value.is_finite()).then(value)
     return (finite.sign() * finite.abs().log1p()).cast(pl.Float32).alias(name)
@@ -59,5 +66,7 @@ def milliseconds(text: str, key: str) -> int:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
-        raise InputError(f"key {key!r}: expected a time like 2024-01-01T00:00:00, got {text!r}") from error
+        raise InputError(
+            f"key {key!r}: expected a time like 2024-01-01T00:00:00, got {text!r}"
+        ) from error
     return round(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() * 1000)

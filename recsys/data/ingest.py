@@ -34,15 +34,20 @@ class IngestReport:
     bytes: int
 
 
-def ingest(settings: DataSettings, dataset: DatasetSettings, windows_dir: Path, oracle_dir: Path) -> IngestReport:
-    """Write ``dataset`` as windows in ``windows_dir``; true probabilities, if known, in ``oracle_dir``.
+def ingest(
+    settings: DataSettings, dataset: DatasetSettings, windows_dir: Path, oracle_dir: Path
+) -> IngestReport:
+    """Write ``dataset`` as windows in ``windows_dir``; true probabilities, if known, in
+    ``oracle_dir``.
 
     The folders are made if need be. The same settings and logs give the same bytes.
 
     Raises:
         InputError: a log is missing or wrong, holds no good row, or holds too many bad ones.
     """
-    with RowProgress("ingest", 0) as progress:  # from here, since some sources read the whole log when opened
+    with RowProgress(
+        "ingest", 0
+    ) as progress:  # from here, since some sources read the whole log when opened
         source = open_source(settings, dataset)
         progress.expect(source.expected_rows)
         windows_dir.mkdir(parents=True, exist_ok=True)
@@ -70,7 +75,9 @@ def ingest(settings: DataSettings, dataset: DatasetSettings, windows_dir: Path, 
         initial_base_rate=base_rate,
         planted_groups=source.planted_groups,
         tasks=source.tasks,
-        further_base_rates=_further_base_rates(windows_dir / writer.done[0].window.name, source.tasks, base_rate),
+        further_base_rates=_further_base_rates(
+            windows_dir / writer.done[0].window.name, source.tasks, base_rate
+        ),
     )
     schema.save(windows_dir)
     _write_manifests(writer.done, windows_dir)
@@ -80,11 +87,16 @@ def ingest(settings: DataSettings, dataset: DatasetSettings, windows_dir: Path, 
 
 
 def _further_base_rates(window_dir: Path, tasks: list[str], main_rate: float) -> list[float]:
-    """Mean known label of each task but the first in a window; ``main_rate`` where none is known."""
+    """Mean known label of each task but the first in a window; ``main_rate`` where none is
+    known."""
     labels = task_columns("label", tasks)[1:]
     if not labels:
         return []
-    means = pl.scan_parquet(window_dir / "part-*.parquet").select(pl.col(labels).cast(pl.Float64).mean()).collect()
+    means = (
+        pl.scan_parquet(window_dir / "part-*.parquet")
+        .select(pl.col(labels).cast(pl.Float64).mean())
+        .collect()
+    )
     return [main_rate if mean is None else mean for mean in means.row(0)]
 
 
@@ -112,12 +124,21 @@ class _Done:
 class _WindowWriter:
     """Splits chunks at window borders and writes parts; holds at most one part and one chunk."""
 
-    def __init__(self, source: Source, settings: DataSettings, windows_dir: Path, oracle_dir: Path) -> None:
+    def __init__(
+        self, source: Source, settings: DataSettings, windows_dir: Path, oracle_dir: Path
+    ) -> None:
         self.windows_dir, self.oracle_dir = windows_dir, oracle_dir
         self.window_ms = round(settings.window_hours * MS_PER_HOUR)
         self.max_windows, self.rows_per_part = settings.max_windows, settings.rows_per_part
         self.origin_ms = source.origin_ms % self.window_ms
-        names = ["example_id", "event_time", "label_time", "domain", "group", *task_columns("label", source.tasks)]
+        names = [
+            "example_id",
+            "event_time",
+            "label_time",
+            "domain",
+            "group",
+            *task_columns("label", source.tasks),
+        ]
         self.columns = names + source.dense + [feature.name for feature in source.categorical]
         self.oracle_columns = ["example_id", *task_columns("probability", source.tasks)]
         self.done: list[_Done] = []
@@ -132,7 +153,9 @@ class _WindowWriter:
         self._bad += chunk.bad.height
         if chunk.frame.height == 0:
             return
-        start = (pl.col("event_time") - self.origin_ms) // self.window_ms * self.window_ms + self.origin_ms
+        start = (
+            pl.col("event_time") - self.origin_ms
+        ) // self.window_ms * self.window_ms + self.origin_ms
         frame = chunk.frame.with_columns(start.alias("window_start"))
         for piece in frame.partition_by("window_start", maintain_order=True):
             low = int(piece["window_start"][0])
@@ -175,7 +198,9 @@ class _WindowWriter:
             self._done.parts[name] = hashlib.file_digest(file, "sha256").hexdigest()
         self.rows += frame.height
         window = self._done.window
-        self._done.window = Window(window.name, window.start_ms, window.end_ms, window.rows + frame.height, 0)
+        self._done.window = Window(
+            window.name, window.start_ms, window.end_ms, window.rows + frame.height, 0
+        )
 
     def close_window(self) -> None:
         if self._start is None:
@@ -186,7 +211,9 @@ class _WindowWriter:
         if self._oracle is not None:
             self._oracle.close()
         window = self._done.window
-        self._done.window = Window(window.name, window.start_ms, window.end_ms, window.rows, self._delay)
+        self._done.window = Window(
+            window.name, window.start_ms, window.end_ms, window.rows, self._delay
+        )
         self._done.quarantined, self._bad = self._bad, 0
         self.done.append(self._done)
         self._start, self._pending, self._oracle = None, [], None
@@ -220,7 +247,8 @@ class _Quarantine:
         if self.rows > limit * total:
             examples = "; ".join(self._shown)
             raise InputError(
-                f"{self.rows:,} of {total:,} rows are bad, over quarantine_limit {limit:g}, for example {examples}"
+                f"{self.rows:,} of {total:,} rows are bad, over quarantine_limit {limit:g}, for "
+                f"example {examples}"
             )
 
 
@@ -232,6 +260,11 @@ def _write_manifests(done: list[_Done], windows_dir: Path) -> None:
     """One manifest a window; all name the hash of the schema they were written under."""
     schema_hash = hashlib.sha256((windows_dir / SCHEMA_FILE).read_bytes()).hexdigest()
     for one in done:
-        values = {**asdict(one.window), "schema": schema_hash, "quarantined_rows": one.quarantined, "parts": one.parts}
+        values = {
+            **asdict(one.window),
+            "schema": schema_hash,
+            "quarantined_rows": one.quarantined,
+            "parts": one.parts,
+        }
         path = windows_dir / one.window.name / MANIFEST_FILE
         path.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
@@ -13,7 +13,6 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
 from recsys.data.schema import Schema, Window, task_columns
-from recsys.distill.score_log import ScoreLog
 
 META_COLUMNS = ["example_id", "event_time", "label_time", "domain", "group"]
 
@@ -33,7 +32,8 @@ class Batch(Pipelineable):
         example_id: [B] int64.
         event_time: [B] int64, ms since the epoch.
         score: [B] float32, the teacher's logit of the main task; NaN where there is none.
-        staleness_ms: [B] int64, event_time minus the scoring snapshot's high-water mark; 0 where there is none.
+        staleness_ms: [B] int64, event_time minus the scoring snapshot's high-water mark; 0 where
+            there is none.
         global_rows: real rows of the global batch over all ranks.
         further_labels: as ``label``, of each further task by name.
         further_scores: as ``score``.
@@ -71,8 +71,25 @@ class Batch(Pipelineable):
         found: dict[str, Any] = {}
         for name in (one.name for one in fields(self) if one.name != "global_rows"):
             value = getattr(self, name)
-            found[name] = {k: function(v) for k, v in value.items()} if isinstance(value, dict) else function(value)
+            found[name] = (
+                {k: function(v) for k, v in value.items()}
+                if isinstance(value, dict)
+                else function(value)
+            )
         return found
+
+
+class ScoreJoin(Protocol):
+    """A log of a teacher's scores, to be joined to examples."""
+
+    def join(self, frame: pl.DataFrame, window: Window) -> pl.DataFrame:
+        """``frame``, examples of ``window``, with ``score`` (``score_<task>``) and
+        ``staleness_ms``.
+
+        They are null where an example has no score in time. The columns of logits that become
+        scores are those of :attr:`WindowReader.logits`.
+        """
+        ...
 
 
 class WindowReader:
@@ -82,8 +99,9 @@ class WindowReader:
     depend on the number of ranks. A rank takes a contiguous share of ceil(rows / world_size) rows.
 
     Args:
-        tasks: those whose labels and scores are read, the main one first; None: all of the data. ``schema``
-            is that of a model of these tasks.
+        tasks: those whose labels and scores are read, the main one first; None: all of the data.
+            ``schema`` is that of a model of these tasks, ``logits`` are their columns in a log of
+            scores.
 
     Raises:
         InputError: the folder holds no schema, or the data lack a task.
@@ -94,10 +112,12 @@ class WindowReader:
         stored = Schema.load(windows_dir)
         self.schema = stored if tasks is None else stored.for_tasks(tasks)
         self.windows: list[Window] = self.schema.windows
-        self._logits = stored.columns("logit", self.schema.tasks)
+        self.logits = stored.columns("logit", self.schema.tasks)
         self._names = self._renaming(stored, "label") | self._renaming(stored, "score")
         self._stored_names = {
-            new: old for base in ("label", "logit") for old, new in self._renaming(stored, base).items()
+            new: old
+            for base in ("label", "logit")
+            for old, new in self._renaming(stored, base).items()
         }
         features = self.schema.dense + [feature.name for feature in self.schema.categorical]
         self._columns = META_COLUMNS + stored.columns("label", self.schema.tasks) + features
@@ -118,11 +138,14 @@ class WindowReader:
         domain: int | None = None,
         first_batch: int = 0,
     ) -> Iterator[Batch]:
-        """The examples whose event lies in ``window``, in event time, from a batch on; holds one part in memory."""
+        """The examples whose event lies in ``window``, in event time, from a batch on; holds one
+        part in memory."""
         rest: pl.DataFrame | None = None
         skip = first_batch * batch_size
         for part in self._parts(window):
-            frame = _of_domain(pl.read_parquet(part, columns=self._columns), domain).rename(self._names, strict=False)
+            frame = _of_domain(pl.read_parquet(part, columns=self._columns), domain).rename(
+                self._names, strict=False
+            )
             frame = frame if rest is None else pl.concat([rest, frame])
             skipped = min(skip, frame.height)
             frame, skip = frame[skipped:], skip - skipped
@@ -139,7 +162,7 @@ class WindowReader:
         rank: int,
         world_size: int,
         domain: int | None = None,
-        scores_dir: Path | None = None,
+        scores: ScoreJoin | None = None,
     ) -> Iterator[Batch]:
         """The examples whose label became known during ``window``, in label time.
 
@@ -147,29 +170,33 @@ class WindowReader:
         by the end of the last one is met exactly once. Holds the labels of one window in memory.
 
         Raises:
-            InputError: ``scores_dir`` is given and its log lacks a window that is needed or is wrong,
-                as :meth:`recsys.distill.score_log.ScoreLog.join`.
-            LookAheadError: a score knows labels of its example's time.
+            InputError: ``scores`` lacks a window that is needed, or is wrong.
         """
         position = self.windows.index(window)
         low = window.start_ms if position == 0 else self.windows[position - 1].end_ms
         frames = []
-        log = None if scores_dir is None else ScoreLog(scores_dir, self._logits)
         for source in self.windows[: position + 1]:
             if source.end_ms + source.max_label_delay_ms <= low:
                 continue
             scan = pl.scan_parquet(self._parts(source)).select(self._columns)
-            frame = scan.filter((pl.col("label_time") >= low) & (pl.col("label_time") < window.end_ms)).collect()
+            frame = scan.filter(
+                (pl.col("label_time") >= low) & (pl.col("label_time") < window.end_ms)
+            ).collect()
             frame = _of_domain(frame, domain)
-            frames.append(frame if log is None else log.join(frame, source))
-        ordered = pl.concat(frames).rename(self._names, strict=False).sort("label_time", "example_id")
-        if log is not None:  # once a window: in each batch it costs more than the join
-            scores = pl.col(task_columns("score", self.schema.tasks))
-            ordered = ordered.with_columns(scores.fill_null(float("nan")), pl.col("staleness_ms").fill_null(0))
+            frames.append(frame if scores is None else scores.join(frame, source))
+        ordered = (
+            pl.concat(frames).rename(self._names, strict=False).sort("label_time", "example_id")
+        )
+        if scores is not None:  # once a window: in each batch it costs more than the join
+            names = pl.col(task_columns("score", self.schema.tasks))
+            ordered = ordered.with_columns(
+                names.fill_null(float("nan")), pl.col("staleness_ms").fill_null(0)
+            )
         yield from self._batches(ordered, batch_size, rank, world_size)
 
     def as_stored(self, predictions: pl.DataFrame) -> pl.DataFrame:
-        """``predictions`` with labels and logits under the names that they have where all tasks are predicted."""
+        """``predictions`` with labels and logits under the names that they have where all tasks are
+        predicted."""
         return predictions.rename(self._stored_names, strict=False)
 
     def _renaming(self, stored: Schema, base: str) -> dict[str, str]:
@@ -181,7 +208,9 @@ class WindowReader:
     def _parts(self, window: Window) -> list[Path]:
         return sorted((self.windows_dir / window.name).glob("part-*.parquet"))
 
-    def _batches(self, frame: pl.DataFrame, batch_size: int, rank: int, world_size: int) -> Iterator[Batch]:
+    def _batches(
+        self, frame: pl.DataFrame, batch_size: int, rank: int, world_size: int
+    ) -> Iterator[Batch]:
         for start in range(0, frame.height, batch_size):
             global_rows = min(batch_size, frame.height - start)
             share = -(-global_rows // world_size)
@@ -198,21 +227,30 @@ def batch_of(frame: pl.DataFrame, schema: Schema, weight: np.ndarray, global_row
     """``frame``'s rows as tensors.
 
     Args:
-        frame: B rows with the columns of a part, those of ``schema.tasks`` in its order, and ``score``
-            (``score_<task>``; NaN where an example has none) and ``staleness_ms`` if there are teacher scores.
+        frame: B rows with the columns of a part, those of ``schema.tasks`` in its order, and
+            ``score`` (``score_<task>``; NaN where an example has none) and ``staleness_ms`` if
+            there are teacher scores.
         weight: [B] float32.
     """
-    values = np.empty((frame.height, len(schema.dense)), dtype=np.float32)  # a log may have no dense features
+    values = np.empty(
+        (frame.height, len(schema.dense)), dtype=np.float32
+    )  # a log may have no dense features
     for index, name in enumerate(schema.dense):
         values[:, index] = frame[name].cast(pl.Float32).to_numpy()
     missing = np.isnan(values)
     domain = _tensor(frame["domain"], np.int64)
     in_domain = np.eye(len(schema.domains), dtype=np.float32)[domain.numpy()]
-    dense = np.concatenate([np.where(missing, 0.0, values), missing, in_domain], axis=1, dtype=np.float32)
+    dense = np.concatenate(
+        [np.where(missing, 0.0, values), missing, in_domain], axis=1, dtype=np.float32
+    )
     has_scores = "score" in frame.columns
-    labels = {name: _tensor(frame[name], np.float32) for name in task_columns("label", schema.tasks)}
+    labels = {
+        name: _tensor(frame[name], np.float32) for name in task_columns("label", schema.tasks)
+    }
     scores = {
-        name: _tensor(frame[name], np.float32) if has_scores else torch.full((frame.height,), float("nan"))
+        name: _tensor(frame[name], np.float32)
+        if has_scores
+        else torch.full((frame.height,), float("nan"))
         for name in task_columns("score", schema.tasks)
     }
     return Batch(

@@ -22,19 +22,22 @@ class _End:
 def prefetched(source: Iterable[Item], depth: int) -> Generator[Item]:
     """The items of ``source`` in their order, up to ``depth`` of them read ahead by a thread.
 
-    The thread starts with the first item asked for and ends with the source, with its error, or when
-    the iterator is closed; a source that has a ``close`` is closed in the thread. ``depth`` 0 reads
-    without a thread.
+    The thread starts with the first item asked for and ends with the source, with its error, or
+    when the iterator is closed; a source that has a ``close`` is closed in the thread. ``depth`` 0
+    reads without a thread.
 
     Raises:
-        BaseException: what the source raised, after the items before it, with the source's traceback.
+        BaseException: what the source raised, after the items before it, with the source's
+            traceback.
     """
     if depth == 0:
         yield from source
         return
     ready: Queue[Item | _End] = Queue(maxsize=depth)
     stopped = threading.Event()
-    thread = threading.Thread(target=_read, args=(source, ready, stopped), name=THREAD_NAME, daemon=True)
+    thread = threading.Thread(
+        target=_read, args=(source, ready, stopped), name=THREAD_NAME, daemon=True
+    )
     thread.start()
     try:
         while True:
@@ -46,7 +49,11 @@ def prefetched(source: Iterable[Item], depth: int) -> Generator[Item]:
             raise item.error
     finally:
         stopped.set()
-        _empty(ready)  # a thread that waits for room goes on, sees that it is stopped, and puts at most one more item
+        _empty(
+            ready
+            # A thread that waits for room goes on, sees that it is stopped, and puts at most one more
+            # item
+        )
         thread.join(JOIN_S)
 
 
@@ -63,7 +70,9 @@ def _read(source: Iterable[Item], ready: "Queue[Item | _End]", stopped: threadin
         finally:
             if hasattr(items, "close"):
                 items.close()  # pyright: ignore[reportAttributeAccessIssue]
-    except BaseException as raised:  # also SystemExit: the consumer must not wait for a thread that is gone
+    except (
+        BaseException
+    ) as raised:  # also SystemExit: the consumer must not wait for a thread that is gone
         error = raised
     if not stopped.is_set():
         ready.put(_End(error))

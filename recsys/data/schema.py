@@ -13,7 +13,8 @@ MAIN_TASK = "click"
 
 
 def task_columns(base: str, tasks: Sequence[str]) -> list[str]:
-    """Columns of ``base`` (label, logit, ...) of ``tasks``: ``base`` for the first, ``base_<task>`` for another."""
+    """Columns of ``base`` (label, logit, ...) of ``tasks``: ``base`` for the first, ``base_<task>``
+    for another."""
     return [base, *(f"{base}_{task}" for task in tasks[1:])]
 
 
@@ -21,7 +22,8 @@ def task_columns(base: str, tasks: Sequence[str]) -> list[str]:
 class CategoricalFeature:
     """One categorical feature and its own embedding table of ``num_embeddings`` rows.
 
-    ``kind`` is ``"id"`` (one id an example) or ``"list"`` (any number of ids, also ordered sequences).
+    ``kind`` is ``"id"`` (one id an example) or ``"list"`` (any number of ids, also ordered
+    sequences).
     """
 
     name: str
@@ -47,11 +49,11 @@ class Window:
 class Schema:
     """Features, domains and windows of one data set.
 
-    ``initial_base_rate`` is the mean label of the first window, the only one that a model may
-    know before it starts. ``planted_groups`` is the true grouping of the generated stream, by
-    feature name, for evaluation only; empty on real logs. ``tasks`` are what is predicted, the main one
-    first; every example has its label, those of the others may be missing. ``further_base_rates`` are
-    their mean known labels in the first window.
+    ``initial_base_rate`` is the mean label of the first window, the only one that a model may know
+    before it starts. ``planted_groups`` is the true grouping of the generated stream, by feature
+    name, for evaluation only; empty on real logs. ``tasks`` are what is predicted, the main one
+    first; every example has its label, those of the others may be missing. ``further_base_rates``
+    are their mean known labels in the first window.
     """
 
     dataset: str
@@ -67,7 +69,9 @@ class Schema:
     @property
     def base_rates(self) -> dict[str, float]:
         """Mean label of the first window by task, in their order."""
-        return dict(zip(self.tasks, [self.initial_base_rate, *self.further_base_rates], strict=True))
+        return dict(
+            zip(self.tasks, [self.initial_base_rate, *self.further_base_rates], strict=True)
+        )
 
     def columns(self, base: str, tasks: Sequence[str]) -> list[str]:
         """The columns of these data that hold ``base`` of ``tasks``; see :func:`task_columns`."""
@@ -87,16 +91,21 @@ class Schema:
         if not tasks or len(set(tasks)) != len(tasks):
             raise InputError(f"tasks: give at least one, each once, got {tasks}")
         further = [rates[task] for task in tasks[1:]]
-        return replace(self, tasks=list(tasks), initial_base_rate=rates[tasks[0]], further_base_rates=further)
+        return replace(
+            self, tasks=list(tasks), initial_base_rate=rates[tasks[0]], further_base_rates=further
+        )
 
     @property
     def dense_width(self) -> int:
-        """Width of the dense input: each feature's value and missing indicator, and the domain as one-hot."""
+        """Width of the dense input: each feature's value and missing indicator, and the domain as
+        one-hot."""
         return 2 * len(self.dense) + len(self.domains)
 
     def save(self, windows_dir: Path) -> None:
         """Write ``schema.json`` in ``windows_dir``."""
-        (windows_dir / SCHEMA_FILE).write_text(json.dumps(asdict(self), indent=1, sort_keys=True) + "\n")
+        (windows_dir / SCHEMA_FILE).write_text(
+            json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+        )
 
     @classmethod
     def load(cls, windows_dir: Path) -> "Schema":
@@ -107,7 +116,9 @@ class Schema:
         """
         path = windows_dir / SCHEMA_FILE
         if not path.is_file():
-            raise InputError(f"{path}: no such file; run the ingest stage first (python -m flows.ingest)")
+            raise InputError(
+                f"{path}: no such file; run the ingest stage first (python -m flows.ingest)"
+            )
         values = json.loads(path.read_text())
         values["categorical"] = [CategoricalFeature(**feature) for feature in values["categorical"]]
         values["windows"] = [Window(**window) for window in values["windows"]]

@@ -46,10 +46,12 @@ class DomainSettings(Settings):
 
 
 class ClickHistorySettings(Settings):
-    """The list feature ``history`` of the generated stream: the last ``length`` ads the user clicked, oldest first.
+    """The list feature ``history`` of the generated stream: the last ``length`` ads the user
+    clicked, oldest first.
 
-    Only clicks whose label was known before the event. ``strength`` scales what it adds to the logit: the largest
-    similarity of the ad to one of them, cosines of planted vectors of ``dimension``; nothing without a click.
+    Only clicks whose label was known before the event. ``strength`` scales what it adds to the
+    logit: the largest similarity of the ad to one of them, cosines of planted vectors of
+    ``dimension``; nothing without a click.
     """
 
     length: Annotated[int, Field(gt=0)]
@@ -103,7 +105,8 @@ class CriteoSettings(Settings):
 
 
 class TimeSettings(Settings):
-    """The column of event times; ``unit`` is s, ms, us for numbers, datetime for dates or ISO text."""
+    """The column of event times; ``unit`` is s, ms, us for numbers, datetime for dates or ISO
+    text."""
 
     column: str
     unit: Literal["s", "ms", "us", "datetime"]
@@ -133,11 +136,12 @@ class NegativeSettings(Settings):
 
 
 class CounterSettings(Settings):
-    """Past-only statistics of the rows that share ``by``, from time bins strictly before the row's bin.
+    """Past-only statistics of the rows that share ``by``, from time bins strictly before the row's
+    bin.
 
-    Per entry of ``hours``: log1p of its clicks and, with ``examples``, log1p of its examples and its
-    smoothed click rate (``prior_rows`` rows at ``prior_rate`` are added); and log1p of the hours
-    since it was first seen. A click counts from the bin in which its label is known.
+    Per entry of ``hours``: log1p of its clicks and, with ``examples``, log1p of its examples and
+    its smoothed click rate (``prior_rows`` rows at ``prior_rate`` are added); and log1p of the
+    hours since it was first seen. A click counts from the bin in which its label is known.
     """
 
     by: list[str]
@@ -168,10 +172,11 @@ class CategoricalColumnSettings(Settings):
 
 
 class HistorySettings(Settings):
-    """A list feature ``name``: the last ``length`` values of ``item`` that the row's ``user`` clicked, oldest first.
+    """A list feature ``name``: the last ``length`` values of ``item`` that the row's ``user``
+    clicked, oldest first.
 
-    Only clicks whose label was known before the row's event. ``table_rows`` as for a categorical column;
-    the one of ``item`` gives both the same ids.
+    Only clicks whose label was known before the row's event. ``table_rows`` as for a categorical
+    column; the one of ``item`` gives both the same ids.
     """
 
     name: str = "history"
@@ -182,13 +187,14 @@ class HistorySettings(Settings):
 
 
 class TableSettings(Settings):
-    """Any CSV, TSV or Parquet log, described column by column. Lists keep their order, oldest to newest by convention.
+    """Any CSV, TSV or Parquet log, described column by column. Lists keep their order, oldest to
+    newest by convention.
 
-    Exactly one of ``label``, ``explode`` and ``sample_negatives`` makes the labels. ``labels``: columns of
-    further tasks' labels by the task's name, 0, 1 or empty (this row has none). ``group`` is the
-    column that grouped AUC is computed within; null: the raw row (an impression, or a click with its
-    sampled negatives). Derived columns: event_hour (UTC) and, after ``explode``, shown_count. The
-    whole log is held in memory.
+    Exactly one of ``label``, ``explode`` and ``sample_negatives`` makes the labels. ``labels``:
+    columns of further tasks' labels by the task's name, 0, 1 or empty (this row has none).
+    ``group`` is the column that grouped AUC is computed within; null: the raw row (an impression,
+    or a click with its sampled negatives). Derived columns: event_hour (UTC) and, after
+    ``explode``, shown_count. The whole log is held in memory.
     """
 
     files: list[str]
@@ -207,11 +213,17 @@ class TableSettings(Settings):
 
     @model_validator(mode="after")
     def _one_source_of_labels(self) -> "TableSettings":
-        given = [self.label is not None, self.explode is not None, self.sample_negatives is not None]
+        given = [
+            self.label is not None,
+            self.explode is not None,
+            self.sample_negatives is not None,
+        ]
         if sum(given) != 1:
             raise ValueError("give exactly one of label, explode and sample_negatives")
         if self.labels and self.label is None:
-            raise ValueError("labels needs label: explode and sample_negatives know of no further task")
+            raise ValueError(
+                "labels needs label: explode and sample_negatives know of no further task"
+            )
         return self
 
 
@@ -237,5 +249,8 @@ def load_dataset(settings: DataSettings, datasets_dir: Path) -> DatasetSettings:
         InputError: there is no such dataset (the message names the nearest) or its file is wrong.
     """
     if "/" in settings.dataset:
-        raise InputError(f"key 'dataset': expected the name of a file of {datasets_dir}, got {settings.dataset!r}")
+        raise InputError(
+            f"key 'dataset': expected the name of a file of {datasets_dir}, got "
+            f"{settings.dataset!r}"
+        )
     return load_settings(datasets_dir / f"{settings.dataset}.yaml", DatasetSettings)

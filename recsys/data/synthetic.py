@@ -6,10 +6,10 @@ Users, ads and pages have power-law popularity and live for a part of the stream
 
 where interactions are products of latent vectors, strong inside a planted group of features and
 weak across groups. All effects but the last are shared over the domains. The effects drift.
-Conversions, if they are asked for, change nothing else of the stream.
-With ``history`` the user's past clicks add one more, which does not drift and which the domains' base rates
-leave out: see :mod:`recsys.data.click_history`.
-Chunks are made one at a time, so memory does not grow with the number of rows.
+Conversions, if they are asked for, change nothing else of the stream. With ``history`` the user's
+past clicks add one more, which does not drift and which the domains' base rates leave out: see
+:mod:`recsys.data.click_history`. Chunks are made one at a time, so memory does not grow with the
+number of rows.
 """
 
 from collections.abc import Iterator
@@ -30,13 +30,25 @@ from recsys.data.sources.base import Chunk, Source
 MS_PER_HOUR = 3_600_000
 HOURS_PER_DAY = 24
 CALIBRATION_ROWS = 50_000
-DENSE_TAILS = [0.5, 0.5, 1.0, 1.0, 1.5, 1.5, 2.0, 2.5]  # raw value = sinh(tail * z): the larger, the heavier
-EFFECTS, ENTITIES, CALIBRATION, ROWS, TASTES, CONVERSION_EFFECTS, CONVERSION_ROWS = range(7)  # keys of random streams
+DENSE_TAILS = [
+    0.5,
+    0.5,
+    1.0,
+    1.0,
+    1.5,
+    1.5,
+    2.0,
+    2.5,
+]  # raw value = sinh(tail * z): the larger, the heavier
+EFFECTS, ENTITIES, CALIBRATION, ROWS, TASTES, CONVERSION_EFFECTS, CONVERSION_ROWS = range(
+    7
+)  # keys of random streams
 
 
 @dataclass(frozen=True)
 class _Feature:
-    """``entity`` features live and die; others follow their group's entity in a share ``sticky`` of the rows."""
+    """``entity`` features live and die; others follow their group's entity in a share ``sticky`` of
+    the rows."""
 
     group: str
     size: int
@@ -69,7 +81,8 @@ class SyntheticStream:
     """Draws chunks of the stream.
 
     Raises:
-        InputError: the shares of the domains do not add up to 1, or there are more windows than rows.
+        InputError: the shares of the domains do not add up to 1, or there are more windows than
+            rows.
     """
 
     def __init__(self, settings: SyntheticSettings, window_hours: float) -> None:
@@ -98,19 +111,32 @@ class SyntheticStream:
             low = self.start_ms + window * self.window_ms
             for piece in range(pieces):
                 count = rows * (piece + 1) // pieces - rows * piece // pieces
-                span = (low + self.window_ms * piece // pieces, low + self.window_ms * (piece + 1) // pieces)
+                span = (
+                    low + self.window_ms * piece // pieces,
+                    low + self.window_ms * (piece + 1) // pieces,
+                )
                 yield Chunk(self._chunk(window, piece, first, count, span, history))
                 first += count
 
     def _chunk(
-        self, window: int, piece: int, first: int, count: int, span: tuple[int, int], history: ClickHistory | None
+        self,
+        window: int,
+        piece: int,
+        first: int,
+        count: int,
+        span: tuple[int, int],
+        history: ClickHistory | None,
     ) -> pl.DataFrame:
         random = self._random(ROWS, window, piece)
         event_time = np.sort(random.integers(*span, size=count))
         ids, domain, dense = self._inputs(random, window, event_time)
         logit = self._logit(window, ids, domain, dense) + self.intercepts[domain]
         probability = 1.0 / (1.0 + np.exp(-logit))
-        delay_h = random.exponential(self.settings.label_delay_hours, count) if self.settings.label_delay_hours else 0.0
+        delay_h = (
+            random.exponential(self.settings.label_delay_hours, count)
+            if self.settings.label_delay_hours
+            else 0.0
+        )
         delay_h = np.minimum(delay_h, self.settings.label_delay_cap_hours)
         raw = np.sinh(dense * np.array(DENSE_TAILS))
         chance = random.random(count)
@@ -142,7 +168,8 @@ class SyntheticStream:
     def _inputs(
         self, random: np.random.Generator, window: int, event_time: np.ndarray
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-        """Ids by feature [N] int64, domain [N] int64, and standard normal dense values [N, 8], NaN if missing."""
+        """Ids by feature [N] int64, domain [N] int64, and standard normal dense values [N, 8], NaN
+        if missing."""
         count = len(event_time)
         shares = np.array([domain.share for domain in self.settings.domains])
         domain = np.searchsorted(np.cumsum(shares)[:-1], random.random(count), side="right")
@@ -172,7 +199,9 @@ class SyntheticStream:
         alive[0] = True  # someone is always there
         return weights * alive
 
-    def _logit(self, window: int, ids: dict[str, np.ndarray], domain: np.ndarray, dense: np.ndarray) -> np.ndarray:
+    def _logit(
+        self, window: int, ids: dict[str, np.ndarray], domain: np.ndarray, dense: np.ndarray
+    ) -> np.ndarray:
         """[N] float64, without the domain's intercept."""
         settings = self.settings
         count, names = len(domain), list(self.features)
@@ -184,13 +213,17 @@ class SyntheticStream:
             row = ids[name]
             main += keep * self._main[0][name][row] + turn * self._main[1][name][row]
             by_domain += self._by_domain[name][domain, row]
-            vectors[name] = keep * self._latent[0][name][row] + turn * self._latent[1][name][row]  # [N, D]
+            vectors[name] = (
+                keep * self._latent[0][name][row] + turn * self._latent[1][name][row]
+            )  # [N, D]
         sums = {group: np.zeros((count, settings.latent_dimension)) for group in self._groups}
         within, pairs = np.zeros(count), 0
         for group, members in self._groups.items():
             sums[group] = sum((vectors[name] for name in members), sums[group])
             squares = sum(((vectors[name] ** 2).sum(axis=1) for name in members), np.zeros(count))
-            within += ((sums[group] ** 2).sum(axis=1) - squares) / 2  # all pairs of the group at once
+            within += (
+                (sums[group] ** 2).sum(axis=1) - squares
+            ) / 2  # all pairs of the group at once
             pairs += len(members) * (len(members) - 1) // 2
         total = sum(sums.values(), np.zeros((count, settings.latent_dimension)))
         all_squares = sum(((value**2).sum(axis=1) for value in sums.values()), np.zeros(count))
@@ -201,17 +234,23 @@ class SyntheticStream:
             settings.main_strength * main / np.sqrt(len(names))
             + settings.domain_strength * by_domain / np.sqrt(len(names))
             + settings.within_strength * within / np.sqrt(pairs * settings.latent_dimension)
-            + settings.between_strength * between / np.sqrt(between_pairs * settings.latent_dimension)
+            + settings.between_strength
+            * between
+            / np.sqrt(between_pairs * settings.latent_dimension)
             + settings.dense_strength * dense_effect
         )
 
     @cached_property
     def intercepts(self) -> np.ndarray:
-        """[domains] float64: where each domain's mean probability over the stream is its base rate."""
+        """[domains] float64: where each domain's mean probability over the stream is its base
+        rate."""
         _, domains, logits = zip(*self._calibration_rows(), strict=True)
         logit, domain = np.concatenate(logits), np.concatenate(domains)
         return np.array(
-            [intercept(logit[domain == index], one.base_rate) for index, one in enumerate(self.settings.domains)]
+            [
+                intercept(logit[domain == index], one.base_rate)
+                for index, one in enumerate(self.settings.domains)
+            ]
         )
 
     @cached_property
@@ -220,11 +259,17 @@ class SyntheticStream:
         if self.settings.conversions is None:
             return None
         sizes = {name: feature.size for name, feature in self.features.items()}
-        sample = [(ids, logit + self.intercepts[domain]) for ids, domain, logit in self._calibration_rows()]
-        return Conversions(self.settings.conversions, sizes, self._random(CONVERSION_EFFECTS), sample)
+        sample = [
+            (ids, logit + self.intercepts[domain])
+            for ids, domain, logit in self._calibration_rows()
+        ]
+        return Conversions(
+            self.settings.conversions, sizes, self._random(CONVERSION_EFFECTS), sample
+        )
 
     def _calibration_rows(self) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]]:
-        """Ids by feature, domain and logit [N] of rows of each window that are not of the stream."""
+        """Ids by feature, domain and logit [N] of rows of each window that are not of the
+        stream."""
         per_window = -(-CALIBRATION_ROWS // self.settings.windows)
         for window in range(self.settings.windows):
             random = self._random(CALIBRATION, window)
@@ -244,8 +289,13 @@ class SyntheticStream:
         random = self._random(EFFECTS)
         dimension, domains = self.settings.latent_dimension, len(self.settings.domains)
         sizes = {name: feature.size for name, feature in self.features.items()}
-        self._main = [{n: random.standard_normal(size) for n, size in sizes.items()} for _ in range(2)]
-        self._latent = [{n: random.standard_normal((size, dimension)) for n, size in sizes.items()} for _ in range(2)]
+        self._main = [
+            {n: random.standard_normal(size) for n, size in sizes.items()} for _ in range(2)
+        ]
+        self._latent = [
+            {n: random.standard_normal((size, dimension)) for n, size in sizes.items()}
+            for _ in range(2)
+        ]
         self._by_domain = {n: random.standard_normal((domains, size)) for n, size in sizes.items()}
         dense = random.standard_normal(len(DENSE_TAILS))
         self._dense = dense / np.linalg.norm(dense)
@@ -277,7 +327,9 @@ def _draw(random: np.random.Generator, weights: np.ndarray, count: int) -> np.nd
 def synthetic_source(settings: SyntheticSettings, window_hours: float) -> Source:
     """The generated stream as a source; see :class:`SyntheticStream`."""
     stream = SyntheticStream(settings, window_hours)
-    categorical = [CategoricalFeature(name, feature.size) for name, feature in stream.features.items()]
+    categorical = [
+        CategoricalFeature(name, feature.size) for name, feature in stream.features.items()
+    ]
     groups = {name: feature.group for name, feature in stream.features.items()}
     if settings.history is not None:
         categorical.append(CategoricalFeature(HISTORY, settings.ads, "list"))

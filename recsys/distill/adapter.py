@@ -1,4 +1,5 @@
-"""The student adapter (ExFM, section 3.4, Algorithm 1): the teacher's score, brought up to the present."""
+"""The student adapter (ExFM, section 3.4, Algorithm 1): the teacher's score, brought up to the
+present."""
 
 import math
 from collections.abc import Sequence
@@ -38,15 +39,18 @@ class ScoreNetwork(nn.Module):
 
 
 class StudentAdapter(SideModel):
-    """A :class:`ScoreNetwork` a task that learns the task's hard label on the examples that have it and a score.
+    """A :class:`ScoreNetwork` a task that learns the task's hard label on the examples that have it
+    and a score.
 
-    Called with scores it gives its prediction without a gradient, so the student's loss does not reach
-    it. It learns by Adam of its own; its gradient is the mean over the ranks' global batch and each task's is
-    clipped like the dense part's, by a norm of its own: no task's adapter depends on the others.
+    Called with scores it gives its prediction without a gradient, so the student's loss does not
+    reach it. It learns by Adam of its own; its gradient is the mean over the ranks' global batch
+    and each task's is clipped like the dense part's, by a norm of its own: no task's adapter
+    depends on the others.
 
     Args:
         settings: size, learning rate and when it learns.
-        train: precision of the gradients between ranks, clipping, what to do with non-finite ones, device.
+        train: precision of the gradients between ranks, clipping, what to do with non-finite ones,
+            device.
         seed: of its weights.
         world_size: ranks that train it together.
         further_tasks: those beside the student's main one.
@@ -90,7 +94,8 @@ class StudentAdapter(SideModel):
             self._learn(batch)
 
     def end(self, updated: bool) -> None:
-        """Learn from the batch if that is to be after the student has; undo it where the student left it out.
+        """Learn from the batch if that is to be after the student has; undo it where the student
+        left it out.
 
         Raises:
             NonFiniteGradientError: see :meth:`begin`.
@@ -121,7 +126,9 @@ class StudentAdapter(SideModel):
         if self._world_size > 1:
             flat = torch.cat([gradient.flatten() for gradient in gradients])
             flat = mean_over_ranks(flat, self._train.communication.gradients)
-            for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            for gradient, mean in zip(
+                gradients, flat.split([g.numel() for g in gradients]), strict=True
+            ):
                 gradient.copy_(mean.view_as(gradient))
         if not math.isfinite(get_total_norm(gradients, norm_type=math.inf).item()):
             if not self._train.skip_non_finite_batches:
@@ -133,7 +140,8 @@ class StudentAdapter(SideModel):
         self._optimizer.step()
 
     def _loss(self, network: ScoreNetwork, batch: Batch) -> Tensor:
-        """This rank's part of the mean loss, a scalar; only rows with a usable score and a label count."""
+        """This rank's part of the mean loss, a scalar; only rows with a usable score and a label
+        count."""
         usable = is_usable(batch, self._settings)
         logit = network(torch.where(usable, batch.score.detach(), 0.0))  # [B]
         losses = label_entropy(logit, batch.label)
@@ -146,7 +154,8 @@ class StudentAdapter(SideModel):
 
 
 def _filled(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """``optimizer`` with the state of before its first step, so that a checkpoint can be read into it."""
+    """``optimizer`` with the state of before its first step, so that a checkpoint can be read into
+    it."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)

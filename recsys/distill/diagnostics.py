@@ -1,4 +1,5 @@
-"""How distillation acts on a student, window by window: its gradient beside the label's, clipping, calibration."""
+"""How distillation acts on a student, window by window: its gradient beside the label's, clipping,
+calibration."""
 
 from typing import Any
 
@@ -6,43 +7,55 @@ import torch
 from torch import Tensor
 
 from recsys.data.loader import Batch
-from recsys.distill import ranks
 from recsys.distill.heads import DISTILLATION, DistilledRanker
 from recsys.distill.losses import DistillationLoss, is_usable
 from recsys.models.ranker import SERVING
 from recsys.sharding.communication import mean_over_ranks
+from recsys.training import ranks
 from recsys.training.engine import Engine
 
-TABLES_PREFIX, HEAD_PREFIXES = "embeddings.", ("output.", "further_output.")  # of a ranker's parameters
+TABLES_PREFIX, HEAD_PREFIXES = (
+    "embeddings.",
+    ("output.", "further_output."),
+)  # of a ranker's parameters
 
 
 class DistillationDiagnostics:
-    """``missing_scores`` and ``clip_rate`` of all examples of a window, and on its middle batch, after training:
+    """``missing_scores`` and ``clip_rate`` of all examples of a window, and on its middle batch,
+    after training:
 
-    - ``gradient_ratio``: norm of the distillation loss's gradient in the backbone over the serving loss's;
-    - ``gradient_cosine``: between the two. The backbone is the dense part below the heads and the pooled embeddings;
-    - ``serving_calibration``, ``distillation_calibration``: mean prediction over mean target of each head.
+    - ``gradient_ratio``: norm of the distillation loss's gradient in the backbone over the serving
+        loss's;
+    - ``gradient_cosine``: between the two. The backbone is the dense part below the heads and the
+        pooled embeddings;
+    - ``serving_calibration``, ``distillation_calibration``: mean prediction over mean target of
+        each head.
 
-    Scores, clipping and calibration are of the main task, gradients of all. It costs one forward and two
-    backward passes a window, which update nothing, and one more read of its labels.
+    Scores, clipping and calibration are of the main task, gradients of all. It costs one forward
+    and two backward passes a window, which update nothing, and one more read of its labels.
     """
 
     def __init__(self, loss: DistillationLoss) -> None:
         self._loss = loss
 
     def counts(self, batch: Batch) -> dict[str, float]:
-        """``rows``, ``scored`` (usable scores) and ``clipped`` (targets cut at 1) of this rank's share."""
+        """``rows``, ``scored`` (usable scores) and ``clipped`` (targets cut at 1) of this rank's
+        share."""
         real = batch.weight > 0
         scored = is_usable(batch, self._loss.settings) & real
         clipped = scored & (self._loss.settings.label_scale * torch.sigmoid(batch.score) > 1.0)
         counts = {"rows": real, "scored": scored, "clipped": clipped}
         return {name: float(mask.sum()) for name, mask in counts.items()}
 
-    def summary(self, engine: Engine, counts: dict[str, float], probe: Batch | None) -> dict[str, Any]:
+    def summary(
+        self, engine: Engine, counts: dict[str, float], probe: Batch | None
+    ) -> dict[str, Any]:
         """The window's diagnostics; None where one is not defined."""
         found: dict[str, Any] = {}
         if self._loss.settings.reads_scores:
-            found["missing_scores"] = _ratio(counts.get("rows", 0) - counts.get("scored", 0), counts.get("rows", 0))
+            found["missing_scores"] = _ratio(
+                counts.get("rows", 0) - counts.get("scored", 0), counts.get("rows", 0)
+            )
             found["clip_rate"] = _ratio(counts.get("clipped", 0), counts.get("scored", 0))
         return found | ({} if probe is None else self._probe(engine, engine.on_device(probe)))
 
@@ -56,7 +69,10 @@ class DistillationDiagnostics:
         embeddings.requires_grad_()
         outputs = model.heads(model.ranker.represent_embedded(batch.dense, embeddings)) | of_peer
         weight = batch.weight / batch.global_rows
-        terms = [(weight * term(outputs, batch)).sum() for term in (self._loss.serving, self._loss.distillation)]
+        terms = [
+            (weight * term(outputs, batch)).sum()
+            for term in (self._loss.serving, self._loss.distillation)
+        ]
         own, both, other = _gradient_products(terms[0], terms[1], model, embeddings)
         trust = self._loss.trust(batch) * batch.weight
         known = torch.where(torch.isnan(batch.label), 0.0, batch.weight)
@@ -78,21 +94,31 @@ class DistillationDiagnostics:
 def _gradient_products(
     serving: Tensor, distillation: Tensor, model: DistilledRanker, embeddings: Tensor
 ) -> tuple[float, float, float]:
-    """Dot products of the two losses' gradients in the backbone: own, both, other; the losses are sums over ranks."""
+    """Dot products of the two losses' gradients in the backbone: own, both, other; the losses are
+    sums over ranks."""
     dense = [
         parameter
         for name, parameter in model.ranker.named_parameters()
         if not name.startswith((TABLES_PREFIX, *HEAD_PREFIXES))
     ]
-    flat, rows = [], []  # of each loss: the dense part's gradient over all ranks, this rank's examples' own
+    flat, rows = (
+        [],
+        [],
+    )  # of each loss: the dense part's gradient over all ranks, this rank's examples' own
     for loss in (serving, distillation):
-        *parameters, pooled = torch.autograd.grad(loss, [*dense, embeddings], retain_graph=True, materialize_grads=True)
-        flat.append(mean_over_ranks(torch.cat([g.flatten() for g in parameters]), "fp32") * ranks.world_size())
+        *parameters, pooled = torch.autograd.grad(
+            loss, [*dense, embeddings], retain_graph=True, materialize_grads=True
+        )
+        flat.append(
+            mean_over_ranks(torch.cat([g.flatten() for g in parameters]), "fp32")
+            * ranks.world_size()
+        )
         rows.append(pooled.flatten())
     pairs = ((0, 0), (0, 1), (1, 1))
     local = ranks.mean_over_ranks([(rows[a] @ rows[b]).item() for a, b in pairs])
     own, both, other = (
-        (flat[a] @ flat[b]).item() + ranks.world_size() * mean for (a, b), mean in zip(pairs, local, strict=True)
+        (flat[a] @ flat[b]).item() + ranks.world_size() * mean
+        for (a, b), mean in zip(pairs, local, strict=True)
     )
     return own, both, other
 

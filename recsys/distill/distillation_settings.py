@@ -12,12 +12,13 @@ S = TypeVar("S", bound=Settings)
 
 
 class AdapterSettings(Settings):
-    """The student adapter (ExFM, section 3.4): an MLP of the teacher's logit that learns the hard label.
+    """The student adapter (ExFM, section 3.4): an MLP of the teacher's logit that learns the hard
+    label.
 
-    ``kind``: its prediction is the target of a head of its own (``extra_head``) or takes the place of
-    the teacher's (``replace``). ``update``: it learns from a batch ``before`` the student does, as in the
-    paper's Algorithm 1, or ``after``, so that its target does not know the batch's labels.
-    ``loss_weight`` and ``label_scale`` are the extra head's w and α.
+    ``kind``: its prediction is the target of a head of its own (``extra_head``) or takes the place
+    of the teacher's (``replace``). ``update``: it learns from a batch ``before`` the student does,
+    as in the paper's Algorithm 1, or ``after``, so that its target does not know the batch's
+    labels. ``loss_weight`` and ``label_scale`` are the extra head's w and α.
     """
 
     kind: Literal["extra_head", "replace"] = "extra_head"
@@ -33,17 +34,20 @@ class DistillationSettings(Settings):
 
     ``mode``: ``none``; ``shared``: the serving head learns both labels; ``affine``: it does, the
     teacher's through a learned affine map of its logit; ``auxiliary``: a head of its own learns the
-    teacher's; ``auxiliary_adapter``: the same with an adapter; ``co_distillation``: that head learns from a
-    ranker of ``peer_model`` that is trained with the student, instead of from the teacher. With several
-    tasks each learns its own label and score, through a head, a map or an adapter of its own.
+    teacher's; ``auxiliary_adapter``: the same with an adapter; ``co_distillation``: that head
+    learns from a ranker of ``peer_model`` that is trained with the student, instead of from the
+    teacher. With several tasks each learns its own label and score, through a head, a map or an
+    adapter of its own.
 
-    ``loss_weight`` is w, ``label_scale`` is α (the target is min(α p, 1)), ``gradient_scale`` is β, between
-    a head of its own and the backbone; ``shared`` and ``affine`` have no such place and do not read it. Under
-    Adam only the product w·β matters. ``hard_label_weight``: the distillation head also learns the hard
-    label, with this weight (the auxiliary tower of Rec-Distill, arXiv 2605.29755).
+    ``loss_weight`` is w, ``label_scale`` is α (the target is min(α p, 1)), ``gradient_scale`` is β,
+    between a head of its own and the backbone; ``shared`` and ``affine`` have no such place and do
+    not read it. Under Adam only the product w·β matters. ``hard_label_weight``: the distillation
+    head also learns the hard label, with this weight (the auxiliary tower of Rec-Distill, arXiv
+    2605.29755).
 
     An example whose score is older than ``max_staleness_hours`` (event time less the snapshot's
-    high-water mark) counts as unscored; its distillation term halves every ``staleness_half_life_hours``.
+    high-water mark) counts as unscored; its distillation term halves every
+    ``staleness_half_life_hours``.
     """
 
     mode: Mode = "auxiliary"
@@ -69,7 +73,8 @@ class DistillationSettings(Settings):
 
 
 def overlaid(base: S, *changes: S | None) -> S:
-    """``base`` with every key that ``changes`` set, the last one winning; nested settings key by key."""
+    """``base`` with every key that ``changes`` set, the last one winning; nested settings key by
+    key."""
     values = base.model_dump(exclude_unset=True)
     for change in changes:
         if change is not None:

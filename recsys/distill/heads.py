@@ -17,7 +17,8 @@ DISTILLATION, ADAPTED, PEER = "distillation", "adapted", "peer"
 
 
 def output_of(head: str, task: str) -> str:
-    """The output of ``head`` (``distillation``, ``adapted``, ``peer``) for a task, SERVING being the main one."""
+    """The output of ``head`` (``distillation``, ``adapted``, ``peer``) for a task, SERVING being
+    the main one."""
     return head if task == SERVING else f"{head}_{task}"
 
 
@@ -55,10 +56,10 @@ class SplitRanker(Protocol):
 class DistilledRanker(nn.Module):
     """A ranker with what its mode of distillation adds; see :class:`DistillationSettings`.
 
-    With a head of its own the serving head sees the hard label only and the distillation head the soft
-    one only (ExFM, section 3.3); they share the backbone. The gradient from the distillation heads into the
-    backbone is multiplied by ``gradient_scale``; their own parameters keep theirs. Each of the ranker's tasks
-    has what the mode adds for itself.
+    With a head of its own the serving head sees the hard label only and the distillation head the
+    soft one only (ExFM, section 3.3); they share the backbone. The gradient from the distillation
+    heads into the backbone is multiplied by ``gradient_scale``; their own parameters keep theirs.
+    Each of the ranker's tasks has what the mode adds for itself.
 
     Args:
         ranker: initialised; the same one trains the plain arm.
@@ -88,19 +89,24 @@ class DistilledRanker(nn.Module):
         self.further_heads, self.further_adapter_heads = nn.ModuleList(), nn.ModuleList()
         rates = [base_rate, *further_base_rates]
         if settings.has_own_head:
-            self.distillation_head, *further = _seeded_heads(size, layers, seed, rates, settings.label_scale)
+            self.distillation_head, *further = _seeded_heads(
+                size, layers, seed, rates, settings.label_scale
+            )
             self.further_heads.extend(further)
         elif settings.mode == "affine":
             self.affine = _identity()
             self.further_heads.extend(_identity() for _ in further_base_rates)
         if settings.mode == "auxiliary_adapter" and settings.adapter.kind == "extra_head":
             own_seed = seed + len(rates)  # not the other heads' weights
-            self.adapter_head, *further = _seeded_heads(size, layers, own_seed, rates, settings.adapter.label_scale)
+            self.adapter_head, *further = _seeded_heads(
+                size, layers, own_seed, rates, settings.adapter.label_scale
+            )
             self.further_adapter_heads.extend(further)
         self.peer = peer
 
     def forward(self, dense: Tensor, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
-        """Logits [B] by head: ``serving``, ``distillation``, ``adapted``, and in training ``peer``; dense is [B, W].
+        """Logits [B] by head: ``serving``, ``distillation``, ``adapted``, and in training ``peer``;
+        dense is [B, W].
 
         A further task's have its name: ``<task>``, ``distillation_<task>`` and so on.
         """
@@ -135,9 +141,15 @@ class DistilledRanker(nn.Module):
             return {output_of(DISTILLATION, task): outputs[task] for task in tasks}
         inputs = [scaled if self.affine is None else outputs[task].unsqueeze(-1) for task in tasks]
         heads = zip(tasks, self.further_heads, inputs, strict=True)
-        found = {output_of(DISTILLATION, task): head(value).squeeze(-1) for task, head, value in heads}
-        adapted = zip(tasks, self.further_adapter_heads, strict=False)  # none without an adapter's own head
-        return found | {output_of(ADAPTED, task): head(scaled).squeeze(-1) for task, head in adapted}
+        found = {
+            output_of(DISTILLATION, task): head(value).squeeze(-1) for task, head, value in heads
+        }
+        adapted = zip(
+            tasks, self.further_adapter_heads, strict=False
+        )  # none without an adapter's own head
+        return found | {
+            output_of(ADAPTED, task): head(scaled).squeeze(-1) for task, head in adapted
+        }
 
 
 def scale_gradient(value: Tensor, scale: float) -> Tensor:
@@ -156,8 +168,11 @@ class _GradientScale(torch.autograd.Function):
         return gradient * context.scale, None
 
 
-def _seeded_heads(inputs: int, hidden: list[int], seed: int, rates: list[float], scale: float) -> list[nn.Sequential]:
-    """A head a base rate, drawn from ``seed`` and those after it; each starts at ``scale`` times its rate."""
+def _seeded_heads(
+    inputs: int, hidden: list[int], seed: int, rates: list[float], scale: float
+) -> list[nn.Sequential]:
+    """A head a base rate, drawn from ``seed`` and those after it; each starts at ``scale`` times
+    its rate."""
     heads = [_seeded_head(inputs, hidden, seed + number) for number in range(len(rates))]
     for head, rate in zip(heads, rates, strict=True):
         nn.init.constant_(head[-1].bias, log_odds(scale * rate))  # type: ignore[arg-type]

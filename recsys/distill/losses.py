@@ -1,4 +1,5 @@
-"""What a distilled student minimises: the hard label, and the soft label of a teacher, an adapter or a peer."""
+"""What a distilled student minimises: the hard label, and the soft label of a teacher, an adapter
+or a peer."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -27,10 +28,11 @@ class ScoreMap(Protocol):
 class DistillationLoss:
     """Loss [B] of each example: BCE(serving, label) + w · BCE(distillation, min(α p, 1)).
 
-    p is the probability of the teacher, of ``adapter`` or of the peer. An example without a usable score
-    has no second term, one without a label no first. An extra head for the adapter, a hard label for the
-    distillation head and the peer's own loss are further terms. A further task adds all terms of its
-    own label and score, times its weight in ``task_weights`` (1 where it has none).
+    p is the probability of the teacher, of ``adapter`` or of the peer. An example without a usable
+    score has no second term, one without a label no first. An extra head for the adapter, a hard
+    label for the distillation head and the peer's own loss are further terms. A further task adds
+    all terms of its own label and score, times its weight in ``task_weights`` (1 where it has
+    none).
     """
 
     def __init__(
@@ -48,7 +50,9 @@ class DistillationLoss:
         loss = self.serving(outputs, batch) + self.distillation(outputs, batch)
         if PEER not in outputs:
             return loss
-        of_peer = {task: outputs[output_of(PEER, task)] for task in (SERVING, *batch.further_labels)}
+        of_peer = {
+            task: outputs[output_of(PEER, task)] for task in (SERVING, *batch.further_labels)
+        }
         return loss + label_loss(of_peer, batch, self._weights)
 
     def serving(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
@@ -61,11 +65,14 @@ class DistillationLoss:
         for task in batch.further_labels:
             names = {head: output_of(head, task) for head in (DISTILLATION, ADAPTED, PEER)}
             own = {head: outputs[name] for head, name in names.items() if name in outputs}
-            loss = loss + self._weights.get(task, 1.0) * self._of_one_task(own, batch.of_task(task), task)
+            loss = loss + self._weights.get(task, 1.0) * self._of_one_task(
+                own, batch.of_task(task), task
+            )
         return loss
 
     def _of_one_task(self, outputs: dict[str, Tensor], batch: Batch, task: str) -> Tensor:
-        """The distillation loss [B] of the main task of ``batch``, which is ``task`` in the student's."""
+        """The distillation loss [B] of the main task of ``batch``, which is ``task`` in the
+        student's."""
         settings = self.settings
         trust = self.trust(batch)
         target = self.target(outputs, batch, task)
@@ -76,18 +83,23 @@ class DistillationLoss:
             term = _entropy(outputs[ADAPTED], adapted) * trust
             loss = loss + settings.adapter.loss_weight * torch.where(trust > 0, term, 0.0)
         if settings.hard_label_weight > 0:
-            loss = loss + settings.hard_label_weight * label_entropy(outputs[DISTILLATION], batch.label)
+            loss = loss + settings.hard_label_weight * label_entropy(
+                outputs[DISTILLATION], batch.label
+            )
         return loss
 
     def target(self, outputs: dict[str, Tensor], batch: Batch, task: str = SERVING) -> Tensor:
-        """What the distillation head learns, [B] probabilities, without gradients; arbitrary where trust is 0.
+        """What the distillation head learns, [B] probabilities, without gradients; arbitrary where
+        trust is 0.
 
         ``outputs`` and ``batch`` have ``task`` as their main one.
         """
         scale = self.settings.label_scale
         if PEER in outputs:
             return (scale * torch.sigmoid(outputs[PEER].detach())).clamp(max=1.0)
-        replaced = self.settings.mode == "auxiliary_adapter" and self.settings.adapter.kind == "replace"
+        replaced = (
+            self.settings.mode == "auxiliary_adapter" and self.settings.adapter.kind == "replace"
+        )
         return self._probability(batch, scale, task if replaced else None)
 
     def trust(self, batch: Batch) -> Tensor:
@@ -101,7 +113,8 @@ class DistillationLoss:
         return usable * torch.exp2(-batch.staleness_ms / (half_life * MS_PER_HOUR)).float()
 
     def _probability(self, batch: Batch, scale: float, adapted: str | None) -> Tensor:
-        """The scaled probability [B] of the scores, as the adapter of task ``adapted`` has them, if any."""
+        """The scaled probability [B] of the scores, as the adapter of task ``adapted`` has them, if
+        any."""
         score = torch.where(is_usable(batch, self.settings), batch.score.detach(), 0.0)
         if adapted is not None:
             assert self._adapter is not None, "a mode with an adapter needs one"

@@ -7,9 +7,7 @@ hand may instead hold one ``<window>.parquet`` a window with the columns of :dat
 A record has one logit a task: ``logit`` for the data's main one, ``logit_<task>`` for another.
 """
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,17 +22,19 @@ from numpy.typing import NDArray
 from recsys.config import InputError
 from recsys.data.schema import Window
 from recsys.distill.snapshots import LookAheadError, Snapshot
+from recsys.files import partial_path, publish_file, read_json, write_atomically
 
 LOG_FILE = "log.json"
 WINDOW_FILE = "window.json"
 SEGMENT_PREFIX = "segment-"
 LATE_PREFIX = "late-"
-PARTIAL_SUFFIX = ".partial"
 LOGIT = "logit"
 PLACE = "place"  # column of a record's place among the examples that are wanted
 ROW_GROUP = 131_072  # rows; a reader skips groups whose ids it does not want
 CONSTANT = ["snapshot", "high_water_mark"]  # columns that seldom change from record to record
-DELTAS = dict.fromkeys(("example_id", "staleness_ms"), "DELTA_BINARY_PACKED")  # and those that grow slowly
+DELTAS = dict.fromkeys(
+    ("example_id", "staleness_ms"), "DELTA_BINARY_PACKED"
+)  # and those that grow slowly
 SCORE_SCHEMA = {
     "example_id": pl.Int64,
     LOGIT: pl.Float32,
@@ -50,7 +50,8 @@ class ScoreConflictError(InputError):
 
 @dataclass(frozen=True)
 class Segment:
-    """A file of records; ``arrival_ms`` is the stream time at which a late one came, None for one in time."""
+    """A file of records; ``arrival_ms`` is the stream time at which a late one came, None for one
+    in time."""
 
     path: Path
     arrival_ms: int | None = None
@@ -58,8 +59,9 @@ class Segment:
 
 @dataclass(frozen=True)
 class LogFacts:
-    """log.json: ``wait_ms`` as in :class:`recsys.distill.settings.AugmentSettings` (None: wait for every window),
-    and the high-water mark and weights' hash of each snapshot that scored; None where the log does not tell."""
+    """log.json: ``wait_ms`` as in :class:`recsys.distill.settings.AugmentSettings` (None: wait for
+    every window), and the high-water mark and weights' hash of each snapshot that scored; None
+    where the log does not tell."""
 
     wait_ms: int | None = None
     snapshots: dict[str, dict[str, Any]] | None = None
@@ -86,7 +88,8 @@ class WindowFacts:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """Examples to find records of: their ids [M], ascending and distinct, and the time of each, [M] ms."""
+    """Examples to find records of: their ids [M], ascending and distinct, and the time of each, [M]
+    ms."""
 
     ids: NDArray[np.int64]
     event_time: NDArray[np.int64]
@@ -98,9 +101,13 @@ class ScoreLog:
     def __init__(self, folder: Path, logits: Sequence[str] = (LOGIT,)) -> None:
         self.folder = folder
         self.logits = list(logits)
-        common = {name: dtype for name, dtype in SCORE_SCHEMA.items() if name != LOGIT or LOGIT in logits}
+        common = {
+            name: dtype for name, dtype in SCORE_SCHEMA.items() if name != LOGIT or LOGIT in logits
+        }
         self.schema = common | {name: pl.Float32 for name in logits if name != LOGIT}
-        self._read_schema = self.schema | {"snapshot": pl.Categorical}  # a text a record costs more than all else
+        self._read_schema = self.schema | {
+            "snapshot": pl.Categorical
+        }  # a text a record costs more than all else
         self._facts: LogFacts | None = None
 
     @property
@@ -108,19 +115,22 @@ class ScoreLog:
         """log.json; defaults for a log made by hand that has none."""
         if self._facts is None:
             path = self.folder / LOG_FILE
-            self._facts = LogFacts(**_read_json(path)) if path.is_file() else LogFacts()
+            self._facts = LogFacts(**read_json(path)) if path.is_file() else LogFacts()
         return self._facts
 
     def describe(self, wait_ms: int | None, snapshots: list[Snapshot]) -> None:
         """Write log.json."""
-        marks = {s.name: {"high_water_mark": s.high_water_mark, "weights_hash": s.weights_hash} for s in snapshots}
+        marks = {
+            s.name: {"high_water_mark": s.high_water_mark, "weights_hash": s.weights_hash}
+            for s in snapshots
+        }
         self._facts = LogFacts(wait_ms, marks)
         write_atomically(self.folder / LOG_FILE, _json(asdict(self._facts)))
 
     def window(self, name: str) -> WindowFacts | None:
         """What is known of a window that is done; None where it is not."""
         path = self.folder / name / WINDOW_FILE
-        return WindowFacts(**_read_json(path)) if path.is_file() else None
+        return WindowFacts(**read_json(path)) if path.is_file() else None
 
     def holds(self, name: str) -> bool:
         """Whether the window's records are all there (late ones may still come)."""
@@ -130,7 +140,10 @@ class ScoreLog:
         """The window's segments: those in time in their order, then the late ones by arrival."""
         if self._by_hand(name).is_file():
             return [Segment(self._by_hand(name))]
-        in_time = [Segment(path) for path in sorted((self.folder / name).glob(f"{SEGMENT_PREFIX}*.parquet"))]
+        in_time = [
+            Segment(path)
+            for path in sorted((self.folder / name).glob(f"{SEGMENT_PREFIX}*.parquet"))
+        ]
         late = sorted((self.folder / name).glob(f"{LATE_PREFIX}*.parquet"))
         return in_time + [Segment(path, int(path.name.split("-")[1])) for path in late]
 
@@ -138,7 +151,9 @@ class ScoreLog:
         """How many segments of the window, from the first, are written."""
         return sum(1 for segment in self.segments(name) if segment.arrival_ms is None)
 
-    def write_chunk(self, name: str, index: int, records: pl.DataFrame, domains: dict[str, int] | None = None) -> int:
+    def write_chunk(
+        self, name: str, index: int, records: pl.DataFrame, domains: dict[str, int] | None = None
+    ) -> int:
         """Write the window's ``index``-th segment, in which every key is new.
 
         Args:
@@ -158,7 +173,8 @@ class ScoreLog:
         return fresh.height
 
     def add_late(self, name: str, arrival_ms: int, records: pl.DataFrame) -> int:
-        """Add records that came at stream time ``arrival_ms``, after the window was done; how many were new.
+        """Add records that came at stream time ``arrival_ms``, after the window was done; how many
+        were new.
 
         Raises:
             ScoreConflictError: as :meth:`write_chunk`.
@@ -182,7 +198,8 @@ class ScoreLog:
         shutil.rmtree(folder, ignore_errors=True)
 
     def join(self, frame: pl.DataFrame, window: Window) -> pl.DataFrame:
-        """``frame`` with ``score`` (Float32) and ``staleness_ms`` (Int64), null where an example has no score in time.
+        """``frame`` with ``score`` (Float32) and ``staleness_ms`` (Int64), null where an example
+        has no score in time.
 
         A column ``logit_<task>`` of ``logits`` gives ``score_<task>``.
         Holds ``frame`` and a row group of the log in memory, however long the log is.
@@ -200,10 +217,19 @@ class ScoreLog:
             missing = [_none(_score_name(name), pl.Float32) for name in self.logits]
             return frame.with_columns(*missing, _none("staleness_ms", pl.Int64))
         wanted, rows = _wanted(frame)
-        found = [self._found(segment, wanted) for segment in self.segments(window.name)] if frame.height else []
+        found = (
+            [self._found(segment, wanted) for segment in self.segments(window.name)]
+            if frame.height
+            else []
+        )
         records = _first_of_each(pl.concat(found)) if found else self._none_found()
-        values = [*(records[name].alias(_score_name(name)) for name in self.logits), records["staleness_ms"]]
-        if not np.array_equal(records[PLACE].to_numpy(), rows):  # mostly it is: a record an example, in their order
+        values = [
+            *(records[name].alias(_score_name(name)) for name in self.logits),
+            records["staleness_ms"],
+        ]
+        if not np.array_equal(
+            records[PLACE].to_numpy(), rows
+        ):  # mostly it is: a record an example, in their order
             record_of = np.full(len(wanted.ids), -1)
             record_of[records[PLACE].to_numpy()] = np.arange(records.height)
             of_row = pl.Series(record_of[rows], dtype=pl.Int64)  # -1: no record
@@ -220,7 +246,7 @@ class ScoreLog:
         """Windows by the snapshot that scored them, of windows that are done."""
         by_snapshot: dict[str, list[str]] = {}
         for path in sorted(self.folder.glob(f"*/{WINDOW_FILE}")):
-            snapshot = _read_json(path)["snapshot"]
+            snapshot = read_json(path)["snapshot"]
             if snapshot is not None:
                 by_snapshot.setdefault(snapshot, []).append(path.parent.name)
         return by_snapshot
@@ -233,12 +259,17 @@ class ScoreLog:
         waited = (frame["label_time"] - frame["event_time"]).min() if frame.height else None
         if wait is None or (isinstance(waited, int) and waited < wait):
             missing = self.folder / window.name
-            raise InputError(f"{missing}: no teacher scores for window {window.name}; run the augment stage first")
+            raise InputError(
+                f"{missing}: no teacher scores for window {window.name}; run the augment stage "
+                f"first"
+            )
 
     def _new(self, name: str, records: pl.DataFrame) -> pl.DataFrame:
         fresh = _first_of_each(records.select(list(self.schema)).cast(self.schema))  # type: ignore[arg-type]
         for segment in self.segments(name):
-            known = self._read(segment.path, np.unique(fresh["example_id"].drop_nulls().to_numpy())).drop(PLACE)
+            known = self._read(
+                segment.path, np.unique(fresh["example_id"].drop_nulls().to_numpy())
+            ).drop(PLACE)
             known = known.cast(self.schema)  # type: ignore[arg-type]
             if known.height:
                 both = pl.concat([known, fresh.join(known, on="example_id", how="semi")])
@@ -252,16 +283,20 @@ class ScoreLog:
         if records["high_water_mark"].null_count():
             unmarked = records.filter(pl.col("high_water_mark").is_null())["example_id"][0]
             raise InputError(
-                f"{segment.path}: example {unmarked} has no high_water_mark; without it nobody knows what its "
+                f"{segment.path}: example {unmarked} has no high_water_mark; without it nobody "
+                f"knows what its "
                 "snapshot had seen: give the label time (ms) up to which the snapshot was trained"
             )
         event_time = pl.Series(wanted.event_time[records[PLACE].to_numpy()], dtype=pl.Int64)
         ahead = (records["high_water_mark"] > event_time).arg_true()
         if len(ahead):
-            example, mark, snapshot = records.select("example_id", "high_water_mark", "snapshot").row(ahead[0])
+            example, mark, snapshot = records.select(
+                "example_id", "high_water_mark", "snapshot"
+            ).row(ahead[0])
             event = event_time[ahead[0]]
             raise LookAheadError(
-                f"{segment.path}: example {example} of time {event} is scored by snapshot {snapshot}, whose "
+                f"{segment.path}: example {example} of time {event} is scored by snapshot "
+                f"{snapshot}, whose "
                 f"high-water mark {mark} lies after it"
             )
         self._check_snapshots(segment.path, records)
@@ -270,7 +305,8 @@ class ScoreLog:
         return records
 
     def _read(self, path: Path, wanted: NDArray[np.int64]) -> pl.DataFrame:
-        """The segment's records of the ``wanted`` ids [M], which ascend, with their place among these.
+        """The segment's records of the ``wanted`` ids [M], which ascend, with their place among
+        these.
 
         Reads only row groups in their range of ids, and holds one of them beside what it has found.
         """
@@ -278,15 +314,21 @@ class ScoreLog:
         with pq.ParquetFile(path, read_dictionary=["snapshot"]) as file:
             missing = [name for name in self.schema if name not in file.schema_arrow.names]
             if missing:
-                raise InputError(f"{path}: no column {missing[0]!r}; a score log has {', '.join(self.schema)}")
+                raise InputError(
+                    f"{path}: no column {missing[0]!r}; a score log has {', '.join(self.schema)}"
+                )
             groups = _groups_between(file, wanted[0], wanted[-1]) if len(wanted) else []
             for batch in file.iter_batches(ROW_GROUP, groups, list(self.schema), use_threads=False):
                 records = pl.DataFrame(batch).drop_nulls("example_id")
-                if records.schema["snapshot"] != pl.Categorical:  # a log made by hand may number its snapshots
+                if (
+                    records.schema["snapshot"] != pl.Categorical
+                ):  # a log made by hand may number its snapshots
                     records = records.cast({"snapshot": pl.String})
                 rows, place = _matches(records["example_id"].to_numpy(), wanted)
                 known = records[rows].cast(self._read_schema)  # type: ignore[arg-type]
-                found.append(known.insert_column(known.width, pl.Series(PLACE, place, dtype=pl.Int64)))
+                found.append(
+                    known.insert_column(known.width, pl.Series(PLACE, place, dtype=pl.Int64))
+                )
         return pl.concat(found) if found else self._none_found()
 
     def _none_found(self) -> pl.DataFrame:
@@ -303,13 +345,15 @@ class ScoreLog:
         for name, mark in dict.fromkeys((names[start], int(marks[start])) for start in starts):
             if name not in known or known[name]["high_water_mark"] != mark:
                 raise InputError(
-                    f"{path}: snapshot {name!r} with high-water mark {mark} is not one that {self.folder / LOG_FILE} "
+                    f"{path}: snapshot {name!r} with high-water mark {mark} is not one that "
+                    f"{self.folder / LOG_FILE} "
                     "names; run the augment stage again"
                 )
 
 
 def check_snapshots_of_log(log: ScoreLog, snapshots: list[Snapshot], withdrawn: set[str]) -> None:
-    """Check that every snapshot that scored exists, has the weights that scored, and is not withdrawn.
+    """Check that every snapshot that scored exists, has the weights that scored, and is not
+    withdrawn.
 
     Args:
         withdrawn: weights' hashes of withdrawn snapshots.
@@ -324,21 +368,9 @@ def check_snapshots_of_log(log: ScoreLog, snapshots: list[Snapshot], withdrawn: 
         if logged.get("weights_hash") in withdrawn:
             raise InputError(f"{where}, which is withdrawn; run the augment stage again")
         if name not in by_name or by_name[name].weights_hash != logged.get("weights_hash"):
-            raise InputError(f"{where}, which is not a snapshot of this teacher; run the augment stage again")
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a name of its own, then rename it: whole or absent, also after a power cut."""
-    partial = _partial(path)
-    with partial.open("wb") as file:
-        file.write(content)
-    _publish(partial, path)
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+            raise InputError(
+                f"{where}, which is not a snapshot of this teacher; run the augment stage again"
+            )
 
 
 def staleness_parts(segments: list[Segment]) -> Iterator[pl.Series]:
@@ -359,13 +391,17 @@ def domains_of(segments: list[Segment]) -> dict[str, int]:
 
 def _wanted(frame: pl.DataFrame) -> tuple[_Wanted, NDArray[np.intp]]:
     """The examples of ``frame``, and the place of each of its rows among them."""
-    ids, first, rows = np.unique(frame["example_id"].to_numpy(), return_index=True, return_inverse=True)
+    ids, first, rows = np.unique(
+        frame["example_id"].to_numpy(), return_index=True, return_inverse=True
+    )
     return _Wanted(ids, frame["event_time"].to_numpy()[first]), rows
 
 
 def _groups_between(file: pq.ParquetFile, low: int, high: int) -> list[int]:
     """Row groups of ``file`` that may hold an example_id from ``low`` to ``high``."""
-    column = [file.schema.column(index).path for index in range(len(file.schema))].index("example_id")
+    column = [file.schema.column(index).path for index in range(len(file.schema))].index(
+        "example_id"
+    )
     groups = []
     for index in range(file.num_row_groups):
         known = file.metadata.row_group(index).column(column).statistics
@@ -374,12 +410,17 @@ def _groups_between(file: pq.ParquetFile, low: int, high: int) -> list[int]:
     return groups
 
 
-def _matches(ids: NDArray[np.int64], wanted: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Places in ``ids`` [N] of those in ``wanted`` [M], in their order, and their places in ``wanted``.
+def _matches(
+    ids: NDArray[np.int64], wanted: NDArray[np.int64]
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Places in ``ids`` [N] of those in ``wanted`` [M], in their order, and their places in
+    ``wanted``.
 
     ``wanted`` ascends; ``ids`` may repeat and are in any order.
     """
-    if len(wanted) < len(ids) and bool((ids[1:] > ids[:-1]).all()):  # as our own segments: look up the fewer
+    if len(wanted) < len(ids) and bool(
+        (ids[1:] > ids[:-1]).all()
+    ):  # as our own segments: look up the fewer
         consecutive = int(ids[-1]) - int(ids[0]) == len(ids) - 1
         row = wanted - int(ids[0]) if consecutive else np.searchsorted(ids, wanted)
         row = np.clip(row, 0, len(ids) - 1)
@@ -414,37 +455,19 @@ def _first_of_each(records: pl.DataFrame) -> pl.DataFrame:
 
 def _write_segment(path: Path, records: pl.DataFrame, metadata: dict[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial(path)
+    partial = partial_path(path)
     table = records.sort("example_id").to_arrow().replace_schema_metadata(metadata)
     logits = {name: "PLAIN" for name in records.columns if name.startswith(LOGIT)}
     pq.write_table(
         table,
         partial,
         row_group_size=ROW_GROUP,
-        compression="NONE",  # decompressing took more than half of the join's time; delta encoding is as small
+        # Decompressing took more than half of the join's time; delta encoding is as small
+        compression="NONE",
         use_dictionary=CONSTANT,  # type: ignore[arg-type]  # the stubs know no list of columns
         column_encoding={**DELTAS, **logits},
     )
-    _publish(partial, path)
-
-
-def _partial(path: Path) -> Path:
-    """A name that no other writer of ``path`` uses; what a killed one has left is removed."""
-    for left in path.parent.glob(f"{path.name}.*{PARTIAL_SUFFIX}"):
-        if not Path(f"/proc/{left.name.split('.')[-2]}").exists():
-            left.unlink(missing_ok=True)
-    return path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
-
-
-def _publish(partial: Path, path: Path) -> None:
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    publish_file(partial, path)
 
 
 def _score_name(logit: str) -> str:
@@ -458,10 +481,3 @@ def _none(name: str, dtype: type[pl.DataType]) -> pl.Expr:
 
 def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON: {error}") from error

@@ -14,15 +14,12 @@ import polars as pl
 from recsys.config import InputError
 from recsys.data.loader import WindowReader
 from recsys.data.schema import MANIFEST_FILE, Schema, Window, task_columns
-from recsys.distill import ranks
 from recsys.distill.score_log import (
     SCORE_SCHEMA,
     ScoreLog,
     WindowFacts,
     domains_of,
-    file_hash,
     staleness_parts,
-    write_atomically,
 )
 from recsys.distill.settings import AugmentSettings, TeacherSettings
 from recsys.distill.snapshots import (
@@ -33,14 +30,15 @@ from recsys.distill.snapshots import (
     latest_before,
     list_snapshots,
 )
-from recsys.distill.stream import predict, write_json
 from recsys.distill.teacher import CODE, PLACEMENT_KEYS, code_of, load_partition, teacher_engine
+from recsys.files import file_hash, fingerprint, folder_state, write_atomically, write_json
+from recsys.models.partition_file import Partition
 from recsys.progress import RowProgress
-from recsys.towers.partition_file import Partition
+from recsys.training import ranks
 from recsys.training.engine import Engine
 from recsys.training.launch import launch
-from recsys.training.resume import fingerprint, folder_state
 from recsys.training.settings import TrainSettings
+from recsys.validation.progressive import predict
 
 __all__ = ["SCORE_SCHEMA", "SCORING_FILE", "ScoreReport", "ScoringJob", "score_windows"]
 
@@ -55,11 +53,13 @@ class ScoringJob:
 
     Attributes:
         log_dir: the score log.
-        work_dir: keeps what decided each window of the log, so that what is still right stays and a killed
-            job goes on, and times/<window>.jsonl, when each segment was scored and in how long: apart from
-            the log, whose bytes do not depend on the clock. None: every call scores everything.
+        work_dir: keeps what decided each window of the log, so that what is still right stays and a
+            killed job goes on, and times/<window>.jsonl, when each segment was scored and in how
+            long: apart from the log, whose bytes do not depend on the clock. None: every call
+            scores everything.
         withdrawn: weights' hashes of snapshots that may not score.
-        growing: more windows and snapshots are to come, so that there may be none of the latter yet.
+        growing: more windows and snapshots are to come, so that there may be none of the latter
+            yet.
     """
 
     windows_dir: Path
@@ -87,7 +87,8 @@ class WindowPlan:
 class ScoreReport:
     """Totals over all windows; ``mean_staleness_ms`` is over the scored examples, None without any.
 
-    ``staleness`` maps a bin, such as "1-2 h", to its examples; ``scored_by_domain`` a domain to its.
+    ``staleness`` maps a bin, such as "1-2 h", to its examples; ``scored_by_domain`` a domain to
+    its.
     """
 
     rows: int
@@ -124,7 +125,8 @@ def score_windows(
 
 
 def plan_scoring(job: ScoringJob) -> list[WindowPlan]:
-    """The windows still to be scored; drops from the log what other data, snapshots or settings have left.
+    """The windows still to be scored; drops from the log what other data, snapshots or settings
+    have left.
 
     Raises:
         LookAheadError, InputError: as :func:`score_windows`.
@@ -178,7 +180,8 @@ def choose_snapshots(schema: Schema, snapshots: list[Snapshot]) -> list[Snapshot
 
 
 def parts_of(plans: list[WindowPlan], count: int) -> list[list[WindowPlan]]:
-    """``plans`` in up to ``count`` runs of neighbours of about equally many examples; none is empty."""
+    """``plans`` in up to ``count`` runs of neighbours of about equally many examples; none is
+    empty."""
     total = sum(plan.window.rows for plan in plans)
     parts: list[list[WindowPlan]] = [[] for _ in range(count)]
     seen = 0
@@ -189,7 +192,8 @@ def parts_of(plans: list[WindowPlan], count: int) -> list[list[WindowPlan]]:
 
 
 def score_part(job: ScoringJob, plans: list[WindowPlan]) -> None:
-    """Score ``plans`` in one launch of ranks; goes on behind the last segment that a killed call has written.
+    """Score ``plans`` in one launch of ranks; goes on behind the last segment that a killed call
+    has written.
 
     Raises:
         LookAheadError, InputError: as :func:`score_windows`.
@@ -210,7 +214,8 @@ def finish_scoring(job: ScoringJob) -> ScoreReport:
 
 
 def calls_saved(scored_by_domain: dict[str, int], readers: dict[str, int]) -> int:
-    """Calls of the teacher that one log for all saves against one a reader: reads of scores minus scores.
+    """Calls of the teacher that one log for all saves against one a reader: reads of scores minus
+    scores.
 
     Args:
         readers: how many students read each domain.
@@ -227,7 +232,8 @@ def scoring_speed(work_dir: Path) -> tuple[int, float]:
 
 
 def _drop_stale(job: ScoringJob, log: ScoreLog, plan: WindowPlan) -> None:
-    """Keep what an earlier call with the same key has written, whole or in part; remove anything else."""
+    """Keep what an earlier call with the same key has written, whole or in part; remove anything
+    else."""
     name = plan.window.name
     marker = None if job.work_dir is None else job.work_dir / KEYS_DIR / name
     done = log.window(name)
@@ -241,8 +247,13 @@ def _drop_stale(job: ScoringJob, log: ScoreLog, plan: WindowPlan) -> None:
 
 
 def _is_whole(job: ScoringJob, folder: Path, facts: WindowFacts) -> bool:
-    """Whether the segments are those that were written; a growing job reads one for this once, not in each call."""
-    seen = job.work_dir / WHOLE_DIR / facts.window if job.growing and job.work_dir is not None else None
+    """Whether the segments are those that were written; a growing job reads one for this once, not
+    in each call."""
+    seen = (
+        job.work_dir / WHOLE_DIR / facts.window
+        if job.growing and job.work_dir is not None
+        else None
+    )
     state = repr(folder_state(folder / facts.window))
     if seen is not None and seen.is_file() and seen.read_text() == state:
         return True
@@ -255,7 +266,9 @@ def _is_whole(job: ScoringJob, folder: Path, facts: WindowFacts) -> bool:
 
 
 def _used(plans: list[WindowPlan]) -> list[Snapshot]:
-    return list({plan.snapshot.name: plan.snapshot for plan in plans if plan.snapshot is not None}.values())
+    return list(
+        {plan.snapshot.name: plan.snapshot for plan in plans if plan.snapshot is not None}.values()
+    )
 
 
 def _milliseconds(hours: float | None) -> int | None:
@@ -267,7 +280,9 @@ def _score_rank(job: ScoringJob, partition: Partition | None, plans: list[Window
     reader = WindowReader(job.windows_dir)
     engine = teacher_engine(reader.schema, partition, job.teacher, job.train)
     loaded: str | None = None
-    with RowProgress("augment", sum(p.window.rows for p in plans), enabled=ranks.rank() == 0) as progress:
+    with RowProgress(
+        "augment", sum(p.window.rows for p in plans), enabled=ranks.rank() == 0
+    ) as progress:
         for plan in plans:
             snapshot = _in_time(plan, job.settings)
             if snapshot is not None and snapshot.name != loaded:
@@ -279,7 +294,11 @@ def _score_rank(job: ScoringJob, partition: Partition | None, plans: list[Window
 def _in_time(plan: WindowPlan, settings: AugmentSettings) -> Snapshot | None:
     """The plan's snapshot; None where all of the window is further past it than the limit."""
     limit, snapshot = _milliseconds(settings.max_staleness_hours), plan.snapshot
-    if snapshot is None or limit is None or plan.window.start_ms - snapshot.high_water_mark <= limit:
+    if (
+        snapshot is None
+        or limit is None
+        or plan.window.start_ms - snapshot.high_water_mark <= limit
+    ):
         return snapshot
     return None
 
@@ -287,7 +306,8 @@ def _in_time(plan: WindowPlan, settings: AugmentSettings) -> Snapshot | None:
 def score_window(
     engine: Engine, reader: WindowReader, plan: WindowPlan, job: ScoringJob, progress: RowProgress
 ) -> None:
-    """Score one window with ``engine``, which holds its snapshot, segment by segment; called by every rank.
+    """Score one window with ``engine``, which holds its snapshot, segment by segment; called by
+    every rank.
 
     Raises:
         LookAheadError: see :func:`check_no_look_ahead`.
@@ -306,21 +326,38 @@ def score_window(
         progress.advance(min(done * batches_a_segment * settings.batch_size, window.rows))
         for index in range(done, -(-total // batches_a_segment)):
             began = time.perf_counter()
-            predictions = predict(engine, islice(batches, batches_a_segment), progress, reader.schema.tasks)
+            predictions = predict(
+                engine, islice(batches, batches_a_segment), progress, reader.schema.tasks
+            )
             if predictions is not None:
-                _write(log, window, index, _records(predictions, snapshot, settings, log), reader.schema)
-                _note_time(job.work_dir, window, index, predictions.height, time.perf_counter() - began)
+                _write(
+                    log,
+                    window,
+                    index,
+                    _records(predictions, snapshot, settings, log),
+                    reader.schema,
+                )
+                _note_time(
+                    job.work_dir, window, index, predictions.height, time.perf_counter() - began
+                )
     if ranks.rank() == 0:
         log.finish(_window_facts(log, plan, snapshot, settings))
     ranks.barrier()
 
 
-def _batches(reader: WindowReader, window: Window, settings: AugmentSettings, first: int) -> Iterator[Any]:
-    return reader.event_batches(window, settings.batch_size, ranks.rank(), ranks.world_size(), first_batch=first)
+def _batches(
+    reader: WindowReader, window: Window, settings: AugmentSettings, first: int
+) -> Iterator[Any]:
+    return reader.event_batches(
+        window, settings.batch_size, ranks.rank(), ranks.world_size(), first_batch=first
+    )
 
 
-def _records(predictions: pl.DataFrame, snapshot: Snapshot, settings: AugmentSettings, log: ScoreLog) -> pl.DataFrame:
-    """Log records of predictions, with ``domain``; with a logit that is not finite there is no score."""
+def _records(
+    predictions: pl.DataFrame, snapshot: Snapshot, settings: AugmentSettings, log: ScoreLog
+) -> pl.DataFrame:
+    """Log records of predictions, with ``domain``; with a logit that is not finite there is no
+    score."""
     records = predictions.select(
         "example_id",
         *log.logits,
@@ -333,13 +370,17 @@ def _records(predictions: pl.DataFrame, snapshot: Snapshot, settings: AugmentSet
     return records if limit is None else records.filter(pl.col("staleness_ms") <= limit)
 
 
-def _write(log: ScoreLog, window: Window, index: int, records: pl.DataFrame, schema: Schema) -> None:
+def _write(
+    log: ScoreLog, window: Window, index: int, records: pl.DataFrame, schema: Schema
+) -> None:
     counts = records["domain"].value_counts().sort("domain")
     domains = {schema.domains[domain]: rows for domain, rows in counts.iter_rows()}
     log.write_chunk(window.name, index, records, domains)
 
 
-def _note_time(work_dir: Path | None, window: Window, segment: int, rows: int, seconds: float) -> None:
+def _note_time(
+    work_dir: Path | None, window: Window, segment: int, rows: int, seconds: float
+) -> None:
     if work_dir is None:
         return
     times_dir = work_dir / TIMES_DIR
@@ -349,7 +390,9 @@ def _note_time(work_dir: Path | None, window: Window, segment: int, rows: int, s
         file.write(json.dumps(line) + "\n")
 
 
-def _window_facts(log: ScoreLog, plan: WindowPlan, snapshot: Snapshot | None, settings: AugmentSettings) -> WindowFacts:
+def _window_facts(
+    log: ScoreLog, plan: WindowPlan, snapshot: Snapshot | None, settings: AugmentSettings
+) -> WindowFacts:
     segments = log.segments(plan.window.name)
     edges = np.array([_milliseconds(hours) for hours in settings.staleness_bins_hours])
     counts = np.zeros(len(edges) + 1, dtype=np.int64)

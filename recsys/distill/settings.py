@@ -17,16 +17,16 @@ PLAIN, DISTILLED = "plain", "distilled"
 class TeacherSettings(Settings):
     """params/teacher.yaml; its towers are set in params/towers.yaml.
 
-    ``snapshot_every_examples``: publish at the first window's end with so many examples since the last
-    snapshot; null: every ``snapshot_every_windows``.
-    ``hold_back_ne_increase``: a snapshot whose window NE is more than this fraction above that of the
-    last good one (0.05 is 5 %), or with a NaN anywhere, is written but never scores.
-    ``task_weights``: of the losses of tasks beside the data's main one, whose weight is 1; 1 where none is given.
-    ``checkpoint_every_batches``: besides each window's end, a point to go on from after a kill; null for
-    none. ``keep_checkpoints``: how many.
-    ``checkpoint_asynchronously``: training waits for a copy in memory, not for the disk. Every
-    ``full_checkpoint_every``-th is full, those between hold the table rows trained on since.
-    ``quantise_checkpoints``: table weights in them; a run that goes on from fp16 or int8 does not end bitwise the same.
+    ``snapshot_every_examples``: publish at the first window's end with so many examples since the
+    last snapshot; null: every ``snapshot_every_windows``. ``hold_back_ne_increase``: a snapshot
+    whose window NE is more than this fraction above that of the last good one (0.05 is 5 %), or
+    with a NaN anywhere, is written but never scores. ``task_weights``: of the losses of tasks
+    beside the data's main one, whose weight is 1; 1 where none is given.
+    ``checkpoint_every_batches``: besides each window's end, a point to go on from after a kill;
+    null for none. ``keep_checkpoints``: how many. ``checkpoint_asynchronously``: training waits for
+    a copy in memory, not for the disk. Every ``full_checkpoint_every``-th is full, those between
+    hold the table rows trained on since. ``quantise_checkpoints``: table weights in them; a run
+    that goes on from fp16 or int8 does not end bitwise the same.
     """
 
     model: ModelSettings
@@ -63,13 +63,13 @@ def load_teacher(params: Path) -> tuple[TeacherSettings, TrainSettings]:
 class AugmentSettings(Settings):
     """params/augment.yaml.
 
-    ``batch_size`` is global (over all ranks). ``max_staleness_hours``: an example whose event time is
-    further past the snapshot's high-water mark stays without a score; null scores every one.
-    ``wait_hours``: how long after its event an example waits for its score, in the stream's time; then
-    it trains on its hard label alone; null waits for every window's scores. ``segment_rows``: examples
-    of one file of the log, what memory and a kill can cost. ``staleness_bins_hours``: borders of the
-    report's histogram. ``parallel_tasks``: shares of the windows that Prefect scores at once, each in
-    processes of its own; ``runner`` says where.
+    ``batch_size`` is global (over all ranks). ``max_staleness_hours``: an example whose event time
+    is further past the snapshot's high-water mark stays without a score; null scores every one.
+    ``wait_hours``: how long after its event an example waits for its score, in the stream's time;
+    then it trains on its hard label alone; null waits for every window's scores. ``segment_rows``:
+    examples of one file of the log, what memory and a kill can cost. ``staleness_bins_hours``:
+    borders of the report's histogram. ``parallel_tasks``: shares of the windows that Prefect scores
+    at once, each in processes of its own; ``runner`` says where.
     """
 
     batch_size: int = Field(default=4096, ge=1)
@@ -84,24 +84,27 @@ class AugmentSettings(Settings):
     @classmethod
     def _rising(cls, borders: list[float]) -> list[float]:
         if not borders or borders[0] <= 0 or sorted(set(borders)) != borders:
-            raise ValueError("give at least one border; each must be above the one before it, the first above 0")
+            raise ValueError(
+                "give at least one border; each must be above the one before it, the first above 0"
+            )
         return borders
 
 
 class BudgetSettings(Settings):
-    """The most that a student may cost to serve: ``parameters``, tables included, and ``training_flops`` a sample
-    (forward and backward; a third of them are served)."""
+    """The most that a student may cost to serve: ``parameters``, tables included, and
+    ``training_flops`` a sample (forward and backward; a third of them are served)."""
 
     parameters: PositiveInt | None = None
     training_flops: PositiveInt | None = None
 
 
 class StudentSettings(Settings):
-    """One student: its name, the domain (vertical) it serves and, where it differs from the others, how.
+    """One student: its name, the domain (vertical) it serves and, where it differs from the others,
+    how.
 
-    ``tasks``: what it predicts, its main task first; null: the data's main one. ``task_weights``: of the losses
-    of those beside its main one, whose weight is 1; 1 where none is given.
-    What ``model`` and ``distillation`` give goes before what params/students.yaml gives for all.
+    ``tasks``: what it predicts, its main task first; null: the data's main one. ``task_weights``:
+    of the losses of those beside its main one, whose weight is 1; 1 where none is given. What
+    ``model`` and ``distillation`` give goes before what params/students.yaml gives for all.
     """
 
     name: str
@@ -121,10 +124,11 @@ class StudentSettings(Settings):
 class StudentsSettings(Settings):
     """params/students.yaml: every student is trained once per arm and seed.
 
-    ``arms``: by name, what an arm changes in the distillation of each student; ``plain`` changes the mode to
-    none, and the report compares the others with it. ``diagnostics``: gradients and calibration of the
-    heads, clipped and missing scores, in the metrics of each window.
-    ``checkpoint_every_batches`` and ``keep_checkpoints`` are as in :class:`TeacherSettings`, for each student.
+    ``arms``: by name, what an arm changes in the distillation of each student; ``plain`` changes
+    the mode to none, and the report compares the others with it. ``diagnostics``: gradients and
+    calibration of the heads, clipped and missing scores, in the metrics of each window.
+    ``checkpoint_every_batches`` and ``keep_checkpoints`` are as in :class:`TeacherSettings`, for
+    each student.
     """
 
     model: ModelSettings
@@ -151,13 +155,17 @@ class StudentsSettings(Settings):
     def _arms_can_be_trained(self) -> "StudentsSettings":
         plain = self.arms.get(PLAIN)
         if plain is None or plain.mode != "none":
-            raise ValueError(f"arms must hold {PLAIN!r} with mode none: the others are compared with it")
+            raise ValueError(
+                f"arms must hold {PLAIN!r} with mode none: the others are compared with it"
+            )
         for arm in self.arms:
             _checked_name(arm, "an arm's name")
             for student in self.students:
                 distillation = self.distillation_of(student, arm)
                 if distillation.mode == "co_distillation" and distillation.peer_model is None:
-                    raise ValueError(f"arm {arm!r}: mode co_distillation needs peer_model, the larger ranker")
+                    raise ValueError(
+                        f"arm {arm!r}: mode co_distillation needs peer_model, the larger ranker"
+                    )
         return self
 
     def model_of(self, student: StudentSettings) -> ModelSettings:

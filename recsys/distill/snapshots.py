@@ -13,12 +13,12 @@ from torch import Tensor
 
 from recsys.config import InputError
 from recsys.data.schema import Schema, Window
-from recsys.distill import ranks
+from recsys.files import PARTIAL_SUFFIX
+from recsys.training import ranks
 
 SNAPSHOTS_DIR = "snapshots"
 SNAPSHOT_FILE = "snapshot.json"
 WEIGHTS_DIR = "weights"
-PARTIAL_SUFFIX = ".partial"
 
 
 class LookAheadError(InputError):
@@ -31,8 +31,8 @@ class Snapshot:
 
     ``high_water_mark`` (ms): every label it has learnt from was known before. ``ne`` is that of its
     last window, predicted before it was trained on; None where it is not defined. ``held_back``
-    snapshots never score. ``weights_hash`` is the SHA-256 of all weights by name. ``metrics`` are all
-    those of that window; a value that is not defined is None.
+    snapshots never score. ``weights_hash`` is the SHA-256 of all weights by name. ``metrics`` are
+    all those of that window; a value that is not defined is None.
     """
 
     name: str
@@ -58,7 +58,9 @@ def publish(snapshots_dir: Path, snapshot: Snapshot, save_weights: Callable[[Pat
     save_weights(partial / WEIGHTS_DIR)
     ranks.barrier()
     if ranks.rank() == 0:
-        (partial / SNAPSHOT_FILE).write_text(json.dumps(asdict(snapshot), indent=1, sort_keys=True) + "\n")
+        (partial / SNAPSHOT_FILE).write_text(
+            json.dumps(asdict(snapshot), indent=1, sort_keys=True) + "\n"
+        )
         shutil.rmtree(snapshots_dir / snapshot.name, ignore_errors=True)
         partial.rename(snapshots_dir / snapshot.name)
 
@@ -70,7 +72,10 @@ def list_snapshots(snapshots_dir: Path) -> list[Snapshot]:
         InputError: there is no such folder, or a snapshot.json is broken.
     """
     if not snapshots_dir.is_dir():
-        raise InputError(f"{snapshots_dir}: no such folder; run the teacher stage first (python -m flows.teacher)")
+        raise InputError(
+            f"{snapshots_dir}: no such folder; run the teacher stage first (python -m "
+            f"flows.teacher)"
+        )
     found = []
     for path in sorted(snapshots_dir.glob(f"*/{SNAPSHOT_FILE}")):
         if path.parent.name.endswith(PARTIAL_SUFFIX):
@@ -98,10 +103,13 @@ def check_no_look_ahead(snapshot: Snapshot, window: Window, schema: Schema) -> N
     """
     learnt = next((w for w in schema.windows if w.name == snapshot.window), None)
     if learnt is None:
-        raise InputError(f"snapshot {snapshot.name}: window {snapshot.window!r} is not in the data; train again")
+        raise InputError(
+            f"snapshot {snapshot.name}: window {snapshot.window!r} is not in the data; train again"
+        )
     if snapshot.high_water_mark < learnt.end_ms:
         raise LookAheadError(
-            f"snapshot {snapshot.name}: high-water mark {snapshot.high_water_mark} lies before the end "
+            f"snapshot {snapshot.name}: high-water mark {snapshot.high_water_mark} lies before the "
+            f"end "
             f"{learnt.end_ms} of window {learnt.name}, from which it learnt"
         )
     if snapshot.high_water_mark > window.start_ms:

@@ -1,4 +1,5 @@
-"""Students: one small model a domain, trained once an arm (without a teacher, with one) and seed."""
+"""Students: one small model a domain, trained once an arm (without a teacher, with one) and
+seed."""
 
 import json
 import shutil
@@ -10,27 +11,28 @@ from typing import Any
 from recsys.config import InputError
 from recsys.data.loader import WindowReader
 from recsys.data.schema import Schema
-from recsys.distill import ranks
 from recsys.distill.adapter import StudentAdapter
 from recsys.distill.diagnostics import DistillationDiagnostics
 from recsys.distill.distillation_settings import DistillationSettings
 from recsys.distill.heads import PEER_TABLE_PREFIX, RANKER_PREFIX, DistilledRanker
 from recsys.distill.losses import DistillationLoss
+from recsys.distill.score_log import ScoreLog
 from recsys.distill.settings import StudentSettings, StudentsSettings
-from recsys.distill.stream import Stream, run_stream, write_json
 from recsys.distill.teacher import CHECKPOINT_KEYS, CODE, PLACEMENT_KEYS, code_of, model_size
 from recsys.distill.training_job import TrainingJob, resumable
+from recsys.files import PARTIAL_SUFFIX, fingerprint, folder_state, write_durably, write_json
+from recsys.models.cost import ranker_cost
 from recsys.models.factory import build_ranker
 from recsys.models.settings import ModelSettings
 from recsys.progress import RowProgress
 from recsys.serving.export import export_ranker
-from recsys.towers.flops import ranker_cost
-from recsys.training.checkpoints import PARTIAL_SUFFIX, write_durably
+from recsys.training import ranks
 from recsys.training.engine import Engine, LossFunction
 from recsys.training.label_loss import check_task_weights, label_loss
 from recsys.training.launch import launch
-from recsys.training.resume import Checkpoints, fingerprint, folder_state
+from recsys.training.resume import Checkpoints
 from recsys.training.settings import TrainSettings
+from recsys.validation.progressive import DataView, predict_then_train
 
 EXPORT_DIR = "export"
 SIZE_FILE = "size.json"
@@ -62,10 +64,10 @@ def train_students(
 ) -> dict[str, list[dict[str, Any]]]:
     """Train all students x arms x seeds in one launch of ranks.
 
-    The arms of a seed start from the same weights and see the same batches; what they add is not served.
-    Writes <student>/<arm>/seed-<n>/{predictions,metrics.json}, for the first seed
-    <student>/<arm>/export/, and size.json (parameters of a served student), for a student with a model
-    of its own or several tasks in <student>/.
+    The arms of a seed start from the same weights and see the same batches; what they add is not
+    served. Writes <student>/<arm>/seed-<n>/{predictions,metrics.json}, for the first seed
+    <student>/<arm>/export/, and size.json (parameters of a served student), for a student with a
+    model of its own or several tasks in <student>/.
 
     With ``resume_dir`` a killed run goes on at the student and window it was at, as
     :func:`recsys.distill.teacher.train_teacher` does. The caller removes ``resume_dir``.
@@ -74,8 +76,8 @@ def train_students(
         Metrics of each window by "<student>/<arm>/seed-<n>".
 
     Raises:
-        InputError: a student's domain or task is not in the data, a model has towers or breaks its budget, or
-            ``resume_dir`` is in use.
+        InputError: a student's domain or task is not in the data, a model has towers or breaks its
+            budget, or ``resume_dir`` is in use.
     """
     check_students(Schema.load(job.windows_dir), job.settings)
     if resume_dir is None:
@@ -85,12 +87,14 @@ def train_students(
 
 
 def run_students(job: TrainingJob[StudentsSettings]) -> dict[str, list[dict[str, Any]]]:
-    """One launch of :func:`train_students`, each student from the last of its checkpoints to the last window."""
+    """One launch of :func:`train_students`, each student from the last of its checkpoints to the
+    last window."""
     return launch(train_runs, (runs_of(job.settings), job), job.train)[0]
 
 
 def _run_name(job: TrainingJob[StudentsSettings]) -> str:
-    """A name for what decides the students' weights: data, scores, code and settings, but not the placement."""
+    """A name for what decides the students' weights: data, scores, code and settings, but not the
+    placement."""
     decisive = (
         job.settings.model_dump(exclude=CHECKPOINT_KEYS, exclude_unset=True),
         job.train.model_dump(exclude=PLACEMENT_KEYS),
@@ -99,14 +103,18 @@ def _run_name(job: TrainingJob[StudentsSettings]) -> str:
     return fingerprint(folder_state(job.windows_dir), scores, code_of(CODE), decisive)
 
 
-def students_checkpoints(folder: Path, run: str, settings: StudentsSettings, continued: bool = False) -> Checkpoints:
-    """The checkpoints of ``run`` in ``folder``, a subfolder a student, as ``settings`` want them."""
+def students_checkpoints(
+    folder: Path, run: str, settings: StudentsSettings, continued: bool = False
+) -> Checkpoints:
+    """The checkpoints of ``run`` in ``folder``, a subfolder a student, as ``settings`` want
+    them."""
     every, keep = settings.checkpoint_every_batches, settings.keep_checkpoints
     return Checkpoints(folder, run, keep, every, continued=continued)
 
 
 def check_students(schema: Schema, settings: StudentsSettings) -> None:
-    """Check that each student's domain and tasks are in the data, that no model needs a partition, and the budgets.
+    """Check that each student's domain and tasks are in the data, that no model needs a partition,
+    and the budgets.
 
     Raises:
         InputError: otherwise.
@@ -114,7 +122,8 @@ def check_students(schema: Schema, settings: StudentsSettings) -> None:
     for student in settings.students:
         if student.domain not in schema.domains:
             raise InputError(
-                f"students: {student.name!r} has domain {student.domain!r}; the data has {', '.join(schema.domains)}"
+                f"students: {student.name!r} has domain {student.domain!r}; the data has "
+                f"{', '.join(schema.domains)}"
             )
         try:
             own = schema.for_tasks(tasks_of(student, schema))
@@ -124,7 +133,10 @@ def check_students(schema: Schema, settings: StudentsSettings) -> None:
         model = settings.model_of(student)
         peers = [settings.distillation_of(student, arm).peer_model for arm in settings.arms]
         if model.towers or any(peer.towers for peer in peers if peer is not None):
-            raise InputError("students: key 'model.towers': students are too small to be split; set towers: false")
+            raise InputError(
+                "students: key 'model.towers': students are too small to be split; set towers: "
+                "false"
+            )
         _check_budget(own, student, model)
 
 
@@ -144,7 +156,8 @@ def _check_budget(schema: Schema, student: StudentSettings, model: ModelSettings
     ):
         if limit is not None and value > limit:
             raise InputError(
-                f"students: {student.name!r}: key 'budget.{name}': the model has {value:,}, more than {limit:,}; "
+                f"students: {student.name!r}: key 'budget.{name}': the model has {value:,}, more "
+                f"than {limit:,}; "
                 "make it smaller (model) or raise the budget"
             )
 
@@ -159,18 +172,24 @@ def runs_of(settings: StudentsSettings) -> list[Run]:
     ]
 
 
-def train_runs(runs: list[Run], job: TrainingJob[StudentsSettings]) -> dict[str, list[dict[str, Any]]]:
+def train_runs(
+    runs: list[Run], job: TrainingJob[StudentsSettings]
+) -> dict[str, list[dict[str, Any]]]:
     """Train ``runs`` on this rank, one after the other; see :func:`train_students`."""
     schema = Schema.load(job.windows_dir)
-    streams = [_stream(schema, run, job) for run in runs]
-    total = 2 * sum(_rows(stream, run, job.checkpoints) for run, stream in zip(runs, streams, strict=True))
+    views = [_data(schema, run, job) for run in runs]
+    total = 2 * sum(
+        _rows(view, run, job.checkpoints) for run, view in zip(runs, views, strict=True)
+    )
     results = {}
     with RowProgress("students", total, enabled=ranks.rank() == 0) as progress:
-        for run, stream in zip(runs, streams, strict=True):
+        for run, view in zip(runs, views, strict=True):
             own = _of_run(job, run)
-            history = None if own.checkpoints is None else _ended(own.checkpoints, len(schema.windows))
+            history = (
+                None if own.checkpoints is None else _ended(own.checkpoints, len(schema.windows))
+            )
             if history is None:
-                history = _train_run(run, stream, own, progress)
+                history = _train_run(run, view, own, progress)
             else:
                 progress.advance(2 * sum(row["rows"] for row in history))
             results[own.output_dir.relative_to(job.output_dir).as_posix()] = history
@@ -184,16 +203,18 @@ def _of_run(job: TrainingJob[StudentsSettings], run: Run) -> TrainingJob[Student
     return replace(job, output_dir=run.folder(job.output_dir), checkpoints=own)
 
 
-def _rows(stream: Stream, run: Run, checkpoints: Checkpoints | None) -> int:
-    """Examples of ``stream``; those of windows that the student has ended with are not counted in the data again."""
+def _rows(data: DataView, run: Run, checkpoints: Checkpoints | None) -> int:
+    """Examples of ``stream``; those of windows that the student has ended with are not counted in
+    the data again."""
     if ranks.rank() != 0:
         return 0  # rank 0 shows the progress
     history = [] if checkpoints is None else _last_history(run.folder(checkpoints.folder))
-    return sum(row["rows"] for row in history) + stream.rows(first_window=len(history))
+    return sum(row["rows"] for row in history) + data.rows(first_window=len(history))
 
 
 def _ended(checkpoints: Checkpoints, windows: int) -> list[dict[str, Any]] | None:
-    """The metrics of a student that an earlier process has ended after ``windows`` windows; None where it has not."""
+    """The metrics of a student that an earlier process has ended after ``windows`` windows; None
+    where it has not."""
     history: list[dict[str, Any]] = []
     if ranks.rank() == 0:
         checkpoints.folder.mkdir(parents=True, exist_ok=True)
@@ -221,30 +242,43 @@ def _end(checkpoints: Checkpoints, history: list[dict[str, Any]]) -> None:
     ranks.barrier()
 
 
-def _stream(schema: Schema, run: Run, job: TrainingJob[StudentsSettings]) -> Stream:
+def _data(schema: Schema, run: Run, job: TrainingJob[StudentsSettings]) -> DataView:
     reader = WindowReader(job.windows_dir, tasks_of(run.student, schema))
     domain = schema.domains.index(run.student.domain)
-    scores_dir = job.scores_dir if run.distillation.reads_scores else None
-    assert scores_dir is not None or not run.distillation.reads_scores, "a mode that reads scores needs a log"
-    return Stream(reader, job.train.global_batch_size, domain, scores_dir)
+    scores = None
+    if run.distillation.reads_scores:
+        assert job.scores_dir is not None, "a mode that reads scores needs a log"
+        scores = ScoreLog(job.scores_dir, reader.logits)
+    return DataView(reader, job.train.global_batch_size, domain, scores)
 
 
 def _train_run(
-    run: Run, stream: Stream, job: TrainingJob[StudentsSettings], progress: RowProgress
+    run: Run, data: DataView, job: TrainingJob[StudentsSettings], progress: RowProgress
 ) -> list[dict[str, Any]]:
-    """Train one student in its own folders, those of ``job``; export it if it is of the first seed."""
-    schema, folder, checkpoints = stream.reader.schema, job.output_dir, job.checkpoints
+    """Train one student in its own folders, those of ``job``; export it if it is of the first
+    seed."""
+    schema, folder, checkpoints = data.reader.schema, job.output_dir, job.checkpoints
     engine, loss_function = _engine(run, schema, job.train)
     diagnostics = None
     if job.settings.diagnostics and isinstance(loss_function, DistillationLoss):
         diagnostics = DistillationDiagnostics(loss_function)
-    history = run_stream(
-        engine, loss_function, stream, folder, progress, checkpoints=checkpoints, diagnostics=diagnostics
+    history = predict_then_train(
+        engine,
+        loss_function,
+        data,
+        folder,
+        progress,
+        checkpoints=checkpoints,
+        diagnostics=diagnostics,
     )
     if run.seed == job.settings.seeds[0]:
         state = engine.gather_state()
         if ranks.rank() == 0:
-            served = {name.removeprefix(RANKER_PREFIX): v for name, v in state.items() if _is_served(name, run)}
+            served = {
+                name.removeprefix(RANKER_PREFIX): v
+                for name, v in state.items()
+                if _is_served(name, run)
+            }
             export_ranker(served, schema, run.model, folder.parent / EXPORT_DIR)
             is_common = run.student.model is None and len(schema.tasks) == 1
             size_dir = folder.parents[2] if is_common else folder.parents[1]

@@ -1,4 +1,5 @@
-"""The teacher: one large model over all domains, trained once through the stream, publishing snapshots."""
+"""The teacher: one large model over all domains, trained once through the data, publishing
+snapshots."""
 
 import math
 from contextlib import nullcontext
@@ -12,25 +13,27 @@ import recsys
 from recsys.config import InputError
 from recsys.data.loader import WindowReader
 from recsys.data.schema import Schema, Window, task_columns
-from recsys.distill import ranks
 from recsys.distill.settings import TeacherSettings
 from recsys.distill.snapshots import SNAPSHOTS_DIR, Snapshot, hash_weights, publish
-from recsys.distill.stream import Stream, finite, run_stream, write_json
 from recsys.distill.training_job import TrainingJob, resumable
 from recsys.evaluation.metrics import METRICS
+from recsys.files import fingerprint, finite, folder_state, write_json
+from recsys.models.cost import ranker_cost
 from recsys.models.factory import build_ranker
+from recsys.models.partition_file import Partition
 from recsys.models.settings import ModelSettings
+from recsys.planning.plan_report import draw_plan
 from recsys.progress import RowProgress
-from recsys.sharding.report import draw_plan
 from recsys.sharding.training_plan import predict_training
-from recsys.towers.flops import ranker_cost
-from recsys.towers.partition_file import Partition
+from recsys.towers.engine import tower_engine
+from recsys.training import ranks
 from recsys.training.engine import Engine
 from recsys.training.label_loss import check_task_weights, label_loss
 from recsys.training.launch import launch
 from recsys.training.launch_settings import LaunchSettings
-from recsys.training.resume import Checkpoints, fingerprint, folder_state
+from recsys.training.resume import Checkpoints
 from recsys.training.settings import TrainSettings
+from recsys.validation.progressive import DataView, predict_then_train
 
 PLAN_FILE = "plan.json"
 PLAN_FIGURE = "plan.png"
@@ -57,16 +60,19 @@ PLACEMENT_KEYS = {
 } - {"device"}
 
 
-def train_teacher(job: TrainingJob[TeacherSettings], resume_dir: Path | None = None) -> list[dict[str, Any]]:
+def train_teacher(
+    job: TrainingJob[TeacherSettings], resume_dir: Path | None = None
+) -> list[dict[str, Any]]:
     """Train the teacher through all windows.
 
-    Writes in ``job.output_dir``: snapshots/<name>/, predictions/<window>.parquet, metrics.json (a row a
-    window), plan.json (where each table's shards are), plan.png (what each rank is predicted to take
-    and to hold) and size.json (parameters, and training FLOPs an example).
+    Writes in ``job.output_dir``: snapshots/<name>/, predictions/<window>.parquet, metrics.json (a
+    row a window), plan.json (where each table's shards are), plan.png (what each rank is predicted
+    to take and to hold) and size.json (parameters, and training FLOPs an example).
 
-    With ``resume_dir`` it works there and puts the results in ``job.output_dir`` at the end. A run that
-    was killed goes on from its last checkpoint if data, code and settings are the same (placement on
-    ranks may differ), and writes the bytes of an undisturbed one. The caller removes ``resume_dir``.
+    With ``resume_dir`` it works there and puts the results in ``job.output_dir`` at the end. A run
+    that was killed goes on from its last checkpoint if data, code and settings are the same
+    (placement on ranks may differ), and writes the bytes of an undisturbed one. The caller removes
+    ``resume_dir``.
 
     Returns:
         Metrics of each window.
@@ -91,14 +97,19 @@ def run_teacher(job: TrainingJob[TeacherSettings]) -> list[dict[str, Any]]:
     partition = load_partition(job.partition_file, job.settings.model)
     if job.settings.checkpoint_asynchronously and job.train.table_memory == "file":
         raise InputError(
-            "params/teacher.yaml: checkpoint_asynchronously copies the tables into memory, and table_memory is file "
+            "params/teacher.yaml: checkpoint_asynchronously copies the tables into memory, and "
+            "table_memory is file "
             "because they do not fit there; set one of them otherwise"
         )
-    check_task_weights(job.settings.task_weights, Schema.load(job.windows_dir).tasks, "params/teacher.yaml")
+    check_task_weights(
+        job.settings.task_weights, Schema.load(job.windows_dir).tasks, "params/teacher.yaml"
+    )
     return launch(_train_rank, (job, partition), job.train)[0]
 
 
-def teacher_checkpoints(folder: Path, run: str, settings: TeacherSettings, continued: bool = False) -> Checkpoints:
+def teacher_checkpoints(
+    folder: Path, run: str, settings: TeacherSettings, continued: bool = False
+) -> Checkpoints:
     """The checkpoints of ``run`` in ``folder``, as ``settings`` want them."""
     return Checkpoints(
         folder,
@@ -113,9 +124,13 @@ def teacher_checkpoints(folder: Path, run: str, settings: TeacherSettings, conti
 
 
 def _run_name(job: TrainingJob[TeacherSettings]) -> str:
-    """A name for what decides the teacher's weights: data, code, partition and settings, but not the placement."""
+    """A name for what decides the teacher's weights: data, code, partition and settings, but not
+    the placement."""
     partition = load_partition(job.partition_file, job.settings.model)
-    decisive = job.settings.model_dump(exclude=CHECKPOINT_KEYS), job.train.model_dump(exclude=PLACEMENT_KEYS)
+    decisive = (
+        job.settings.model_dump(exclude=CHECKPOINT_KEYS),
+        job.train.model_dump(exclude=PLACEMENT_KEYS),
+    )
     return fingerprint(folder_state(job.windows_dir), code_of(CODE), partition, decisive)
 
 
@@ -134,43 +149,60 @@ def teacher_engine(
 ) -> Engine:
     """A fresh teacher on this rank's process group."""
     ranker = build_ranker(schema, settings.model, partition, settings.seed, table_device="meta")
-    return Engine(ranker, train, settings.seed, partition)
+    return tower_engine(ranker, train, settings.seed, partition)
 
 
 def model_size(state: dict[str, Tensor]) -> dict[str, int]:
     """Parameters in the embedding tables and in the dense part of a full state."""
     tables = sum(value.numel() for name, value in state.items() if TABLE_KEY in name.split("."))
-    return {"table_parameters": tables, "dense_parameters": sum(v.numel() for v in state.values()) - tables}
+    return {
+        "table_parameters": tables,
+        "dense_parameters": sum(v.numel() for v in state.values()) - tables,
+    }
 
 
-def _train_rank(job: TrainingJob[TeacherSettings], partition: Partition | None) -> list[dict[str, Any]]:
+def _train_rank(
+    job: TrainingJob[TeacherSettings], partition: Partition | None
+) -> list[dict[str, Any]]:
     """The teacher on one rank."""
     settings, output_dir, checkpoints = job.settings, job.output_dir, job.checkpoints
     reader = WindowReader(job.windows_dir)
     engine = teacher_engine(reader.schema, partition, settings, job.train)
-    stream = Stream(reader, job.train.global_batch_size)
+    data = DataView(reader, job.train.global_batch_size)
     publisher = _Publisher(engine, settings, output_dir / SNAPSHOTS_DIR, reader.schema.tasks)
     writing = nullcontext() if checkpoints is None else checkpoints.writing()
-    with RowProgress("teacher", 2 * stream.rows(), enabled=ranks.rank() == 0) as progress, writing:
+    with RowProgress("teacher", 2 * data.rows(), enabled=ranks.rank() == 0) as progress, writing:
         loss = partial(label_loss, weights=settings.task_weights)
-        history = run_stream(engine, loss, stream, output_dir, progress, publisher.after_window, checkpoints)
+        history = predict_then_train(
+            engine, loss, data, output_dir, progress, publisher.after_window, checkpoints
+        )
     plan = engine.plan_summary()
     state = engine.gather_state()
     if ranks.rank() == 0:
         write_json(output_dir / PLAN_FILE, plan)
-        ranker = build_ranker(reader.schema, settings.model, partition, settings.seed, table_device="meta")
-        draw_plan(predict_training(ranker, job.train, ranks.world_size(), plan), output_dir / PLAN_FIGURE)
-        write_json(output_dir / SIZE_FILE, model_size(state) | {"flops_an_example": ranker_cost(ranker).flops})
+        ranker = build_ranker(
+            reader.schema, settings.model, partition, settings.seed, table_device="meta"
+        )
+        draw_plan(
+            predict_training(ranker, job.train, ranks.world_size(), plan), output_dir / PLAN_FIGURE
+        )
+        write_json(
+            output_dir / SIZE_FILE,
+            model_size(state) | {"flops_an_example": ranker_cost(ranker).flops},
+        )
     return history
 
 
 class _Publisher:
-    """Publishes a snapshot every few windows; holds it back when its NE jumps above the last good one's.
+    """Publishes a snapshot every few windows; holds it back when its NE jumps above the last good
+    one's.
 
     The NE is the main task's.
     """
 
-    def __init__(self, engine: Engine, settings: TeacherSettings, snapshots_dir: Path, tasks: list[str]) -> None:
+    def __init__(
+        self, engine: Engine, settings: TeacherSettings, snapshots_dir: Path, tasks: list[str]
+    ) -> None:
         self._engine, self._settings, self._folder = engine, settings, snapshots_dir
         self._metrics = [name for metric in METRICS for name in task_columns(metric, tasks)]
 
@@ -198,8 +230,8 @@ class _Publisher:
 def publication_turns(history: list[dict[str, Any]], settings: TeacherSettings) -> list[int]:
     """After which windows of ``history`` (places, from 0) a snapshot is published.
 
-    By examples it is at the first window's end with so many predicted since the last one: a snapshot
-    inside a window could not score before the next window's start, and the end is fresher.
+    By examples it is at the first window's end with so many predicted since the last one: a
+    snapshot inside a window could not score before the next window's start, and the end is fresher.
     """
     if settings.snapshot_every_examples is None:
         every = settings.snapshot_every_windows
@@ -217,7 +249,9 @@ def is_broken(row: dict[str, Any], state: dict[str, Tensor]) -> bool:
     """Whether the window's predictions or the weights after it hold a NaN or an infinity."""
     has_predictions = row.get("rows", 0) > 0 and row.get("logloss") is not None
     predicted_nan = has_predictions and not math.isfinite(row["logloss"])
-    return predicted_nan or not all(bool(v.isfinite().all()) for v in state.values() if v.is_floating_point())
+    return predicted_nan or not all(
+        bool(v.isfinite().all()) for v in state.values() if v.is_floating_point()
+    )
 
 
 def last_good(nes: list[float], allowed_increase: float) -> float | None:
@@ -230,7 +264,8 @@ def last_good(nes: list[float], allowed_increase: float) -> float | None:
 
 
 def is_worse(ne: float, reference: float | None, allowed_increase: float) -> bool:
-    """Whether ``ne`` lies more than the allowed fraction above ``reference`` (None: nothing to compare with).
+    """Whether ``ne`` lies more than the allowed fraction above ``reference`` (None: nothing to
+    compare with).
 
     An NE that is not defined (a window of one class) says nothing, so it holds nothing back.
     """

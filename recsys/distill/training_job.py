@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from recsys.distill.settings import StudentsSettings, TeacherSettings
-from recsys.training.resume import CHECKPOINTS_DIR, OUTPUT_DIR, Checkpoints, link_files, work_folder
+from recsys.files import link_files
+from recsys.training.resume import CHECKPOINTS_DIR, OUTPUT_DIR, Checkpoints, work_folder
 from recsys.training.settings import TrainSettings
 
 S = TypeVar("S", TeacherSettings, StudentsSettings)
@@ -36,9 +37,13 @@ class TrainingJob(Generic[S]):
 
 @contextmanager
 def resumable(
-    job: TrainingJob[S], resume_dir: Path, run: str, checkpoints_of: Callable[[Path, str, S], Checkpoints]
+    job: TrainingJob[S],
+    resume_dir: Path,
+    run: str,
+    checkpoints_of: Callable[[Path, str, S], Checkpoints],
 ) -> Iterator[TrainingJob[S]]:
-    """``job`` as it is done in ``resume_dir``, where a killed process of the same ``run`` has stopped.
+    """``job`` as it is done in ``resume_dir``, where a killed process of the same ``run`` has
+    stopped.
 
     What is written there is in ``job.output_dir`` at the end.
 

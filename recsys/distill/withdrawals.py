@@ -8,9 +8,10 @@ from pydantic import Field
 
 from recsys.config import InputError, Settings, load_settings
 from recsys.data.schema import Schema
-from recsys.distill.score_log import ScoreLog, write_atomically
+from recsys.distill.score_log import ScoreLog
 from recsys.distill.settings import StudentSettings
 from recsys.distill.snapshots import Snapshot
+from recsys.files import write_atomically
 
 HEADER = "# Snapshots that may not score any more; written by `python -m flows.snapshots withdraw NAME`.\n"
 
@@ -23,7 +24,8 @@ class Withdrawal(Settings):
 
 
 class WithdrawnSettings(Settings):
-    """params/withdrawn.yaml: a person's decision, kept with the settings and not with the teacher's outputs."""
+    """params/withdrawn.yaml: a person's decision, kept with the settings and not with the teacher's
+    outputs."""
 
     snapshots: list[Withdrawal] = Field(default=[])
 
@@ -42,7 +44,8 @@ class Touched:
 
 
 def withdraw(name: str, snapshots: list[Snapshot], withdrawn_file: Path) -> Snapshot:
-    """Note in ``withdrawn_file``, in one atomic step, that snapshot ``name`` is withdrawn; again is no error.
+    """Note in ``withdrawn_file``, in one atomic step, that snapshot ``name`` is withdrawn; again is
+    no error.
 
     Raises:
         InputError: there is no such snapshot.
@@ -60,7 +63,9 @@ def withdraw(name: str, snapshots: list[Snapshot], withdrawn_file: Path) -> Snap
     return found
 
 
-def touched_by(snapshot: Snapshot, log: ScoreLog, schema: Schema, students: list[StudentSettings]) -> Touched:
+def touched_by(
+    snapshot: Snapshot, log: ScoreLog, schema: Schema, students: list[StudentSettings]
+) -> Touched:
     """The windows that ``snapshot`` has scored and the students whose domain has examples in them.
 
     A window scored by another snapshot of the same name is not among them.
@@ -70,6 +75,8 @@ def touched_by(snapshot: Snapshot, log: ScoreLog, schema: Schema, students: list
         return Touched([], [])
     windows = log.used().get(snapshot.name, [])
     facts = [log.window(name) for name in windows]
-    domains = {domain for one in facts if one is not None for domain, rows in one.domains.items() if rows}
+    domains = {
+        domain for one in facts if one is not None for domain, rows in one.domains.items() if rows
+    }
     known = domains & set(schema.domains)
     return Touched(windows, [student.name for student in students if student.domain in known])

@@ -62,8 +62,13 @@ def compare(
         One comparison a metric, in the order of ``METRICS``.
     """
     if len(first) != len(second) or not first:
-        raise ValueError(f"arms must have the same number of seeds, got {len(first)} and {len(second)}")
-    values = [[compute_metrics(logits, labels, groups).as_dict() for logits in arm] for arm in (first, second)]
+        raise ValueError(
+            f"arms must have the same number of seeds, got {len(first)} and {len(second)}"
+        )
+    values = [
+        [compute_metrics(logits, labels, groups).as_dict() for logits in arm]
+        for arm in (first, second)
+    ]
     differences = bootstrap_differences(first, second, labels, groups, samples, seed)
     tail = (1.0 - confidence) / 2
     comparisons = []
@@ -73,7 +78,16 @@ def compare(
         t_test_p, wilcoxon_p = seed_tests(a, b)
         difference = float(np.mean(b - a))
         comparisons.append(
-            Comparison(metric, float(a.mean()), float(b.mean()), difference, low, high, t_test_p, wilcoxon_p)
+            Comparison(
+                metric,
+                float(a.mean()),
+                float(b.mean()),
+                difference,
+                low,
+                high,
+                t_test_p,
+                wilcoxon_p,
+            )
         )
     return comparisons
 
@@ -94,11 +108,16 @@ def bootstrap_differences(
     count = int(group_index.max()) + 1 if len(group_index) else 0
     if not count:
         return np.full((samples, len(METRICS)), np.nan)
-    arms = [[_ResampledMetrics(logits, labels, groups, group_index) for logits in arm] for arm in (first, second)]
+    arms = [
+        [_ResampledMetrics(logits, labels, groups, group_index) for logits in arm]
+        for arm in (first, second)
+    ]
     generator = np.random.default_rng(seed)
     differences = np.empty((samples, len(METRICS)))
     for sample in range(samples):
-        draws = np.bincount(generator.integers(count, size=count), minlength=count).astype(np.float64)  # [G]
+        draws = np.bincount(generator.integers(count, size=count), minlength=count).astype(
+            np.float64
+        )  # [G]
         a, b = (np.mean([one.at(draws) for one in arm], axis=0) for arm in arms)
         differences[sample] = b - a
     return differences
@@ -107,7 +126,8 @@ def bootstrap_differences(
 class _ResampledMetrics:
     """Metrics of one set of predictions when group g counts ``draws[g]`` times.
 
-    Log loss, NE and calibration come from sums per group, gAUC from the AUC per group; AUC weighs rows.
+    Log loss, NE and calibration come from sums per group, gAUC from the AUC per group; AUC weighs
+    rows.
     """
 
     def __init__(
@@ -119,7 +139,9 @@ class _ResampledMetrics:
     ) -> None:
         self._group_index = group_index
         columns = (np.ones(len(labels)), labels, row_losses(logits, labels), probabilities(logits))
-        self._sums = np.stack([np.bincount(group_index, weights=column) for column in columns], axis=1)  # [G, 4]
+        self._sums = np.stack(
+            [np.bincount(group_index, weights=column) for column in columns], axis=1
+        )  # [G, 4]
         self._sorted = SortedScores(logits, labels)
         group_auc, group_rows = auc_by_group(logits, labels, groups)
         defined = ~np.isnan(group_auc)

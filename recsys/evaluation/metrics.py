@@ -92,14 +92,17 @@ def grouped_auc(logits: FloatArray, labels: FloatArray, groups: NDArray[np.integ
 def auc_by_group(
     logits: FloatArray, labels: FloatArray, groups: NDArray[np.integer]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """AUC [G] (NaN for one class) and rows [G] of each group, in the order of the sorted group ids."""
+    """AUC [G] (NaN for one class) and rows [G] of each group, in the order of the sorted group
+    ids."""
     _, group_index = np.unique(groups, return_inverse=True)
     count = int(group_index.max()) + 1 if len(group_index) else 0
     order = np.lexsort((logits, group_index))
     sorted_group, sorted_logit = group_index[order], np.asarray(logits)[order]
     positive = np.asarray(labels, dtype=np.float64)[order]
     rows = np.bincount(group_index, minlength=count)
-    rank = _average_ranks(sorted_group, sorted_logit) - (np.cumsum(rows) - rows)[sorted_group]  # [N], from 1
+    rank = (
+        _average_ranks(sorted_group, sorted_logit) - (np.cumsum(rows) - rows)[sorted_group]
+    )  # [N], from 1
     positives = np.bincount(sorted_group, weights=positive, minlength=count)
     rank_sum = np.bincount(sorted_group, weights=positive * rank, minlength=count)
     pairs = positives * (rows - positives)
@@ -108,7 +111,9 @@ def auc_by_group(
     return np.where(pairs > 0, value, np.nan), rows
 
 
-def _average_ranks(sorted_group: NDArray[np.integer], sorted_logit: FloatArray) -> NDArray[np.float64]:
+def _average_ranks(
+    sorted_group: NDArray[np.integer], sorted_logit: FloatArray
+) -> NDArray[np.float64]:
     """Rank from 1 [N] of rows sorted by (group, logit); equal rows share their mean rank."""
     rows = len(sorted_logit)
     if not rows:
@@ -126,7 +131,9 @@ class SortedScores:
         self._order = np.argsort(logits, kind="stable")
         sorted_logit = np.asarray(logits)[self._order]
         self._positive = np.asarray(labels, dtype=np.float64)[self._order]
-        self._tie_start = np.flatnonzero(np.r_[True, np.diff(sorted_logit) != 0]) if len(sorted_logit) else None
+        self._tie_start = (
+            np.flatnonzero(np.r_[True, np.diff(sorted_logit) != 0]) if len(sorted_logit) else None
+        )
 
     def auc(self, weights: NDArray[np.floating]) -> float:
         """AUC with row ``weights`` [N]; NaN when one class has no weight."""

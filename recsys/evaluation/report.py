@@ -23,17 +23,24 @@ from recsys.evaluation.settings import EvaluateSettings
 PREDICTIONS_DIR = "predictions"
 TABLE_FILE, WINDOWS_FILE = "table.md", "windows.csv"
 TABLE_WIDTH = 110  # characters, so that no cell of the table is cut
-LABELS = {"ne": "NE", "auc": "AUC", "gauc": "gAUC", "logloss": "LogLoss", "calibration": "calibration"}
+LABELS = {
+    "ne": "NE",
+    "auc": "AUC",
+    "gauc": "gAUC",
+    "logloss": "LogLoss",
+    "calibration": "calibration",
+}
 PLAIN, DISTILLED, TEACHER, ORACLE = "plain", "distilled", "teacher", "oracle"
 SMALLEST_PROBABILITY = 1e-12
 
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One student, task, arm and metric over the evaluation windows; the comparison is plain's with the arm's.
+    """One student, task, arm and metric over the evaluation windows; the comparison is plain's with
+    the arm's.
 
-    Only rows that have the task's label count. ``teacher`` and ``oracle`` (the generated stream's true
-    probabilities) are measured on the same rows; ``oracle`` is None on real logs.
+    Only rows that have the task's label count. ``teacher`` and ``oracle`` (the generated stream's
+    true probabilities) are measured on the same rows; ``oracle`` is None on real logs.
     """
 
     student: str
@@ -46,7 +53,8 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class Report:
-    """What evaluate found: ``arms`` are those beside plain; ``windows`` is windows.csv, a row a model, task and window.
+    """What evaluate found: ``arms`` are those beside plain; ``windows`` is windows.csv, a row a
+    model, task and window.
 
     ``tasks`` are each student's, its main one first; ``rows_by_student`` counts the main one's.
     """
@@ -71,7 +79,8 @@ class Report:
 
 @dataclass(frozen=True)
 class _Predictions:
-    """One student's rows over all windows, with each model's logits [N]; one array a seed for an arm."""
+    """One student's rows over all windows, with each model's logits [N]; one array a seed for an
+    arm."""
 
     window: NDArray[np.integer]
     labels: NDArray[np.floating]
@@ -85,7 +94,10 @@ class _Predictions:
 
     def metrics(self, model: str) -> dict[str, float]:
         """Seed-mean metrics of one model."""
-        each = [compute_metrics(logits, self.labels, self.groups).as_dict() for logits in self.logits[model]]
+        each = [
+            compute_metrics(logits, self.labels, self.groups).as_dict()
+            for logits in self.logits[model]
+        ]
         return {name: float(np.mean([one[name] for one in each])) for name in METRICS}
 
 
@@ -97,7 +109,8 @@ def evaluate(
     settings: EvaluateSettings,
     output_dir: Path,
 ) -> Report:
-    """Compare every arm of every student with the plain one, on the evaluation windows, all their rows pooled.
+    """Compare every arm of every student with the plain one, on the evaluation windows, all their
+    rows pooled.
 
     Writes report.json, table.md, windows.csv and figures/*.png in ``output_dir``.
 
@@ -112,18 +125,27 @@ def evaluate(
         )
     students = sorted(path.name for path in students_dir.glob("*") if (path / PLAIN).is_dir())
     if not students:
-        raise InputError(f"{students_dir}: no students; run the students stage first (python -m flows.students)")
+        raise InputError(
+            f"{students_dir}: no students; run the students stage first (python -m flows.students)"
+        )
     arms = _common_arms(students_dir, students)
     seeds = _common_seeds(students_dir, students, arms)
     metrics: list[MetricRow] = []
     window_rows: list[dict[str, Any]] = []
     rows_by_student: dict[str, int] = {}
-    tasks = {student: _tasks(schema, students_dir / student / PLAIN / f"seed-{seeds[0]}") for student in students}
+    tasks = {
+        student: _tasks(schema, students_dir / student / PLAIN / f"seed-{seeds[0]}")
+        for student in students
+    }
     for student, task in [(name, task) for name in students for task in tasks[name]]:
-        predictions = _read(schema, task, oracle_dir, teacher_dir, students_dir / student, arms, seeds)
+        predictions = _read(
+            schema, task, oracle_dir, teacher_dir, students_dir / student, arms, seeds
+        )
         evaluated = predictions.select(predictions.window >= settings.first_evaluation_window)
         rows_by_student.setdefault(student, len(evaluated.labels))
-        metrics += [row for arm in arms for row in _compare(student, task, arm, evaluated, settings)]
+        metrics += [
+            row for arm in arms for row in _compare(student, task, arm, evaluated, settings)
+        ]
         window_rows += _by_window(student, task, predictions, schema.windows)
     first = schema.windows[settings.first_evaluation_window].name
     report = Report(first, rows_by_student, seeds, arms, tasks, metrics, window_rows)
@@ -139,12 +161,16 @@ def print_report(folder: Path) -> None:
     arms = list(report.get("comparisons", {}).values()) or [{DISTILLED: {}}]
     console.print(Markdown((folder / TABLE_FILE).read_text()))
     console.print(
-        f"Predictions made before training on them, windows from {report['first_window']}; rows: {rows}; "
-        f"seeds: {len(report['seeds'])}. low and high bound the difference {', '.join(next(iter(arms)))} - plain."
+        f"Predictions made before training on them, windows from {report['first_window']}; rows: "
+        f"{rows}; "
+        f"seeds: {len(report['seeds'])}. low and high bound the difference "
+        f"{', '.join(next(iter(arms)))} - plain."
     )
 
 
-def _compare(student: str, task: str, arm: str, evaluated: _Predictions, settings: EvaluateSettings) -> list[MetricRow]:
+def _compare(
+    student: str, task: str, arm: str, evaluated: _Predictions, settings: EvaluateSettings
+) -> list[MetricRow]:
     comparisons = compare(
         evaluated.logits[PLAIN],
         evaluated.logits[arm],
@@ -156,31 +182,49 @@ def _compare(student: str, task: str, arm: str, evaluated: _Predictions, setting
     )
     teacher = evaluated.metrics(TEACHER)
     oracle = evaluated.metrics(ORACLE) if ORACLE in evaluated.logits else {}
-    return [MetricRow(student, task, arm, one, teacher[one.metric], oracle.get(one.metric)) for one in comparisons]
+    return [
+        MetricRow(student, task, arm, one, teacher[one.metric], oracle.get(one.metric))
+        for one in comparisons
+    ]
 
 
-def _by_window(student: str, task: str, predictions: _Predictions, windows: list[Window]) -> list[dict[str, Any]]:
+def _by_window(
+    student: str, task: str, predictions: _Predictions, windows: list[Window]
+) -> list[dict[str, Any]]:
     rows = []
     for index, window in enumerate(windows):
         part = predictions.select(predictions.window == index)
         for model in part.logits:
             values = part.metrics(model)
-            own = {"model": f"{student}/{model}", "task": task, "window": window.name, "rows": len(part.labels)}
+            own = {
+                "model": f"{student}/{model}",
+                "task": task,
+                "window": window.name,
+                "rows": len(part.labels),
+            }
             rows.append(own | values)
     return rows
 
 
 def _common_arms(students_dir: Path, students: list[str]) -> list[str]:
     """The arms beside plain, the same for every student; distilled first."""
-    found = {student: sorted(path.name for path in (students_dir / student).glob("*/")) for student in students}
+    found = {
+        student: sorted(path.name for path in (students_dir / student).glob("*/"))
+        for student in students
+    }
     arms = found[students[0]]
     for student, own in found.items():
         if own != arms:
-            raise InputError(f"{students_dir / student}: arms {own} differ from {arms}; train the students again")
-    compared = sorted((arm for arm in arms if arm != PLAIN), key=lambda arm: (arm != DISTILLED, arm))
+            raise InputError(
+                f"{students_dir / student}: arms {own} differ from {arms}; train the students again"
+            )
+    compared = sorted(
+        (arm for arm in arms if arm != PLAIN), key=lambda arm: (arm != DISTILLED, arm)
+    )
     if not compared:
         raise InputError(
-            f"{students_dir}: no arm but {PLAIN}; give params/students.yaml another and train the students"
+            f"{students_dir}: no arm but {PLAIN}; give params/students.yaml another and train the "
+            f"students"
         )
     return compared
 
@@ -189,7 +233,8 @@ def _common_seeds(students_dir: Path, students: list[str], arms: list[str]) -> l
     """The seeds that every student has in every arm."""
     found = {
         (student, arm): sorted(
-            int(path.name.removeprefix("seed-")) for path in (students_dir / student / arm).glob("seed-*")
+            int(path.name.removeprefix("seed-"))
+            for path in (students_dir / student / arm).glob("seed-*")
         )
         for student in students
         for arm in (PLAIN, *arms)
@@ -198,7 +243,8 @@ def _common_seeds(students_dir: Path, students: list[str], arms: list[str]) -> l
     for (student, arm), own in found.items():
         if own != seeds or not own:
             raise InputError(
-                f"{students_dir / student / arm}: seeds {own} differ from {seeds}; train the students again"
+                f"{students_dir / student / arm}: seeds {own} differ from {seeds}; train the "
+                f"students again"
             )
     return seeds
 
@@ -206,7 +252,11 @@ def _common_seeds(students_dir: Path, students: list[str], arms: list[str]) -> l
 def _tasks(schema: Schema, model_dir: Path) -> list[str]:
     """The tasks that a model has predicted, in the order of its columns: its main one first."""
     by_column = dict(zip(schema.columns("logit", schema.tasks), schema.tasks, strict=True))
-    return [by_column[name] for name in _read_window(model_dir, schema.windows[0]).columns if name in by_column]
+    return [
+        by_column[name]
+        for name in _read_window(model_dir, schema.windows[0]).columns
+        if name in by_column
+    ]
 
 
 def _read(
@@ -218,12 +268,17 @@ def _read(
     arms: list[str],
     seeds: list[int],
 ) -> _Predictions:
-    """All windows of one student, the teacher and the oracle joined by example, of those with a label of ``task``."""
-    label, logit, probability = (schema.columns(base, [task])[0] for base in ("label", "logit", "probability"))
+    """All windows of one student, the teacher and the oracle joined by example, of those with a
+    label of ``task``."""
+    label, logit, probability = (
+        schema.columns(base, [task])[0] for base in ("label", "logit", "probability")
+    )
     parts = []
     for index, window in enumerate(schema.windows):
         base = _read_window(student_dir / PLAIN / f"seed-{seeds[0]}", window)
-        frame = base.select("example_id", "group", pl.col(label).alias("label"), window=pl.lit(index))
+        frame = base.select(
+            "example_id", "group", pl.col(label).alias("label"), window=pl.lit(index)
+        )
         frame = frame.filter(pl.col("label").is_not_nan())
         frame = _join(frame, _read_window(teacher_dir, window), logit, TEACHER)
         oracle = oracle_dir / f"{window.name}.parquet"
@@ -236,14 +291,20 @@ def _read(
         parts.append(frame)
     whole = pl.concat(parts)
     logits = {arm: [whole[f"{arm}-{seed}"].to_numpy() for seed in seeds] for arm in (PLAIN, *arms)}
-    logits |= {model: [whole[model].to_numpy()] for model in (TEACHER, ORACLE) if model in whole.columns}
-    return _Predictions(whole["window"].to_numpy(), whole["label"].to_numpy(), whole["group"].to_numpy(), logits)
+    logits |= {
+        model: [whole[model].to_numpy()] for model in (TEACHER, ORACLE) if model in whole.columns
+    }
+    return _Predictions(
+        whole["window"].to_numpy(), whole["label"].to_numpy(), whole["group"].to_numpy(), logits
+    )
 
 
 def _read_window(model_dir: Path, window: Window) -> pl.DataFrame:
     path = model_dir / PREDICTIONS_DIR / f"{window.name}.parquet"
     if not path.is_file():
-        raise InputError(f"{path}: no such predictions; run the stage that writes {model_dir.name} again")
+        raise InputError(
+            f"{path}: no such predictions; run the stage that writes {model_dir.name} again"
+        )
     return pl.read_parquet(path)
 
 
@@ -253,7 +314,8 @@ def _oracle_logits(path: Path, column: str) -> pl.DataFrame:
 
 
 def _join(frame: pl.DataFrame, predictions: pl.DataFrame, logit: str, name: str) -> pl.DataFrame:
-    """``frame`` with the predictions' column ``logit`` as column ``name``; rows keep their order."""
+    """``frame`` with the predictions' column ``logit`` as column ``name``; rows keep their
+    order."""
     joined = frame.join(
         predictions.select("example_id", pl.col(logit).alias(name)),
         on="example_id",
@@ -261,7 +323,10 @@ def _join(frame: pl.DataFrame, predictions: pl.DataFrame, logit: str, name: str)
         maintain_order="left",
     )
     if joined[name].null_count():
-        raise InputError(f"evaluate: {joined[name].null_count()} examples have no prediction of {name}; train it again")
+        raise InputError(
+            f"evaluate: {joined[name].null_count()} examples have no prediction of {name}; train "
+            f"it again"
+        )
     return joined
 
 
@@ -274,7 +339,11 @@ def _write(report: Report, output_dir: Path) -> None:
     figures = output_dir / "figures"
     figures.mkdir(exist_ok=True)
     for student, task in [(name, task) for name, tasks in report.tasks.items() for task in tasks]:
-        rows = [row for row in report.windows if row["model"].startswith(f"{student}/") and row["task"] == task]
+        rows = [
+            row
+            for row in report.windows
+            if row["model"].startswith(f"{student}/") and row["task"] == task
+        ]
         name = student if report.is_main(student, task) else f"{student}_{task}"
         draw_windows(student, rows, figures / f"ne_{name}.png")
     arm = report.arms[0] if len(report.arms) == 1 else "arm"
@@ -297,7 +366,8 @@ def write_windows(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def _as_json(report: Report) -> dict[str, Any]:
-    """A metric of a student: each arm's value and the first arm's difference; ``comparisons`` has every arm's.
+    """A metric of a student: each arm's value and the first arm's difference; ``comparisons`` has
+    every arm's.
 
     Both are of its main task; ``further_tasks`` has the others': student, task, arm, metric.
     """
@@ -309,7 +379,9 @@ def _as_json(report: Report) -> dict[str, Any]:
         one[PLAIN], one[row.arm] = one.pop("first"), one.pop("second")
         metric = one.pop("metric")
         if not report.is_main(row.student, row.task):
-            further.setdefault(row.student, {}).setdefault(row.task, {}).setdefault(row.arm, {})[metric] = one
+            further.setdefault(row.student, {}).setdefault(row.task, {}).setdefault(row.arm, {})[
+                metric
+            ] = one
             continue
         students.setdefault(row.student, {}).setdefault(metric, one)[row.arm] = one[row.arm]
         comparisons.setdefault(row.student, {}).setdefault(row.arm, {})[metric] = dict(one)
@@ -333,13 +405,17 @@ def _markdown(report: Report) -> str:
     arm = report.arms[0] if len(report.arms) == 1 else "arm"
     texts = ["student", *(["task"] if report.shows_tasks else []), "metric"]
     numbers = [PLAIN, arm, "difference", "low", "high", "teacher", "oracle"]
-    lines = [f"| {' | '.join(texts + numbers)} |", "|---" * len(texts) + "|" + "---:|" * len(numbers)]
+    lines = [
+        f"| {' | '.join(texts + numbers)} |",
+        "|---" * len(texts) + "|" + "---:|" * len(numbers),
+    ]
     lines += [f"| {' | '.join([*_names(row, report), *_cells(row)])} |" for row in report.metrics]
     return "\n".join(lines) + "\n"
 
 
 def _cells(row: MetricRow) -> list[str]:
-    """The row's values as text; one that is not defined (gAUC of a log without groups) is a dash."""
+    """The row's values as text; one that is not defined (gAUC of a log without groups) is a
+    dash."""
     one = row.comparison
     oracle = "" if row.oracle is None else _text(row.oracle, ".4f")
     signed = [_text(value, "+.5f") for value in (one.difference, one.low, one.high)]
@@ -368,7 +444,8 @@ def _finite(value: Any) -> Any:
 def measure_window(
     window: Window, schema: Schema, oracle_dir: Path, teacher_dir: Path, students_dir: Path
 ) -> list[dict[str, Any]]:
-    """The rows of windows.csv of one window: each student's arms, the teacher and the oracle on the student's rows.
+    """The rows of windows.csv of one window: each student's arms, the teacher and the oracle on the
+    student's rows.
 
     Raises:
         InputError: predictions are missing.
@@ -377,7 +454,9 @@ def measure_window(
     only = replace(schema, windows=[window])
     for student in sorted(path for path in students_dir.glob("*") if (path / PLAIN).is_dir()):
         arms = sorted(path.name for path in student.glob("*/") if path.name != PLAIN)
-        seeds = sorted(int(path.name.removeprefix("seed-")) for path in (student / PLAIN).glob("seed-*"))
+        seeds = sorted(
+            int(path.name.removeprefix("seed-")) for path in (student / PLAIN).glob("seed-*")
+        )
         for task in _tasks(only, student / PLAIN / f"seed-{seeds[0]}"):
             predictions = _read(only, task, oracle_dir, teacher_dir, student, arms, seeds)
             rows += _by_window(student.name, task, predictions, [window])

@@ -8,8 +8,8 @@ from recsys.config import Settings
 class EvaluateSettings(Settings):
     """params/evaluate.yaml.
 
-    ``first_evaluation_window`` is the index of the first window that counts in the headline numbers.
-    ``confidence`` is the two-sided coverage of the bootstrap intervals.
+    ``first_evaluation_window`` is the index of the first window that counts in the headline
+    numbers. ``confidence`` is the two-sided coverage of the bootstrap intervals.
     """
 
     first_evaluation_window: int = Field(default=4, ge=0)

@@ -1,4 +1,5 @@
-"""A factorization machine (Rendle 2010): the probe whose embeddings alone carry the interactions."""
+"""A factorization machine (Rendle 2010): the probe whose embeddings alone carry the
+interactions."""
 
 import math
 
@@ -12,11 +13,12 @@ from recsys.models.ranker import SERVING, SMALLEST_RATE, in_schema_order, table_
 
 
 class FactorizationMachine(nn.Module):
-    """logit = bias + dense part + main effect of each id + dots of all pairs of factors, each with weight 1.
+    """logit = bias + dense part + main effect of each id + dots of all pairs of factors, each with
+    weight 1.
 
-    Where an over arch weighs every pair as it likes, factors of features that do not interact may lie
-    anywhere. Here they must be orthogonal, and those that do interact share directions: cosines tell.
-    Column 0 of a table is the main effect, the others are factors.
+    Where an over arch weighs every pair as it likes, factors of features that do not interact may
+    lie anywhere. Here they must be orthogonal, and those that do interact share directions: cosines
+    tell. Column 0 of a table is the main effect, the others are factors.
     """
 
     def __init__(self, schema: Schema, dimension: int, table_device: str = "cpu") -> None:

@@ -5,10 +5,10 @@ import torch
 from recsys.config import InputError
 from recsys.data.schema import Schema
 from recsys.models.initial_tables import initial_rows
+from recsys.models.partition_file import Partition
 from recsys.models.ranker import TABLE_PREFIX, Ranker
 from recsys.models.settings import ModelSettings
-from recsys.towers.partition_file import Partition
-from recsys.towers.slices import Piece
+from recsys.models.slices import Piece
 
 
 def build_ranker(
@@ -24,7 +24,8 @@ def build_ranker(
     Pass ``table_device="meta"`` to an engine: it writes the same initial tables into its shards.
 
     Raises:
-        InputError: the settings ask for towers and there is no partition, or it does not fit the schema.
+        InputError: the settings ask for towers and there is no partition, or it does not fit the
+            schema.
     """
     towers, pieces = _tower_positions(schema, partition) if settings.towers else (None, None)
     with torch.random.fork_rng(devices=[]):
@@ -35,11 +36,14 @@ def build_ranker(
     return ranker
 
 
-def _tower_positions(schema: Schema, partition: Partition | None) -> tuple[list[list[int]], list[Piece]]:
+def _tower_positions(
+    schema: Schema, partition: Partition | None
+) -> tuple[list[list[int]], list[Piece]]:
     """Positions of each tower's features and slices among all, and these."""
     if partition is None:
         raise InputError(
-            "model: towers is true and no partition was given; run the partition stage or set towers: false"
+            "model: towers is true and no partition was given; run the partition stage or set "
+            "towers: false"
         )
     pieces = partition.pieces([feature.name for feature in schema.categorical])
     names = [piece.name for piece in pieces]

@@ -6,21 +6,26 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from recsys.towers.slices import Piece
+from recsys.models.slices import Piece
 
 ROWS_PER_BLOCK = 65536
 
 
-def initial_rows(seed: int, table: str, num_embeddings: int, dimension: int, start: int, stop: int) -> Tensor:
-    """Rows [start, stop) of a table: [stop - start, dimension] float32, uniform in +-1/sqrt(num_embeddings).
+def initial_rows(
+    seed: int, table: str, num_embeddings: int, dimension: int, start: int, stop: int
+) -> Tensor:
+    """Rows [start, stop) of a table: [stop - start, dimension] float32, uniform in
+    +-1/sqrt(num_embeddings).
 
-    Rows are drawn in blocks, each with its own generator, so that any shard can be filled alone. A column
-    slice (recsys/towers/slices.py) has its columns of the whole table's rows.
+    Rows are drawn in blocks, each with its own generator, so that any shard can be filled alone. A
+    column slice (recsys/models/slices.py) has its columns of the whole table's rows.
     """
     piece = Piece.parse(table)
     if piece.count > 1:
         columns = piece.columns(dimension * piece.count)
-        whole = initial_rows(seed, piece.feature, num_embeddings, dimension * piece.count, start, stop)
+        whole = initial_rows(
+            seed, piece.feature, num_embeddings, dimension * piece.count, start, stop
+        )
         return whole[:, columns.start : columns.stop]
     if stop <= start:
         return torch.empty(0, dimension)
@@ -28,7 +33,10 @@ def initial_rows(seed: int, table: str, num_embeddings: int, dimension: int, sta
     bound = num_embeddings**-0.5
     offset = first * ROWS_PER_BLOCK
     counts = [ROWS_PER_BLOCK] * (last - first) + [stop - last * ROWS_PER_BLOCK]
-    blocks = [_block(seed, table, first + index, rows, dimension, bound) for index, rows in enumerate(counts)]
+    blocks = [
+        _block(seed, table, first + index, rows, dimension, bound)
+        for index, rows in enumerate(counts)
+    ]
     whole = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
     return whole[start - offset : stop - offset]
 
@@ -42,7 +50,8 @@ def row_blocks(start: int, stop: int) -> Iterator[tuple[int, int]]:
 
 
 def _block(seed: int, table: str, block: int, rows: int, dimension: int, bound: float) -> Tensor:
-    """The first ``rows`` of a block: a generator gives a short draw the numbers that begin a long one."""
+    """The first ``rows`` of a block: a generator gives a short draw the numbers that begin a long
+    one."""
     digest = hashlib.sha256(f"{seed}/{table}/{block}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     return torch.empty(rows, dimension).uniform_(-bound, bound, generator=generator)

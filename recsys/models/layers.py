@@ -25,10 +25,14 @@ class DotInteraction(nn.Module):
         super().__init__()
         self.vectors, self.dimension = vectors, dimension
         rows, columns = torch.triu_indices(vectors, vectors, offset=1)
-        self.register_buffer("pairs", rows * vectors + columns, persistent=False)  # [P], places in [V, V]
+        self.register_buffer(
+            "pairs", rows * vectors + columns, persistent=False
+        )  # [P], places in [V, V]
         places = torch.full((vectors, vectors), rows.numel())
         places[rows, columns] = places[columns, rows] = torch.arange(rows.numel())
-        self.register_buffer("places", places.flatten(), persistent=False)  # [V*V], pair of a place; P: none
+        self.register_buffer(
+            "places", places.flatten(), persistent=False
+        )  # [V*V], pair of a place; P: none
         self.out_features = dimension + rows.numel()
 
     def forward(self, vectors: Tensor) -> Tensor:
@@ -38,7 +42,8 @@ class DotInteraction(nn.Module):
 
 
 class PairDots(Function):
-    """Dots x_i x_j, whose gradient is one product: with G symmetric, d(X X^T) = G X where autograd takes two."""
+    """Dots x_i x_j, whose gradient is one product: with G symmetric, d(X X^T) = G X where autograd
+    takes two."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, vectors: Tensor, pairs: Tensor, places: Tensor) -> Tensor:

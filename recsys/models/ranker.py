@@ -13,6 +13,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from recsys.config import InputError
 from recsys.data.schema import Schema
 from recsys.models.layers import DotInteraction, LowRankCrossNetwork, perceptron
+from recsys.models.peers import Peers
 from recsys.models.sequences import (
     SequenceBagConfig,
     SequencePooling,
@@ -21,10 +22,9 @@ from recsys.models.sequences import (
     position_names,
 )
 from recsys.models.settings import PASS_THROUGH, ModelSettings, SequenceSettings
+from recsys.models.slices import Piece, are_whole, schema_order, whole_pieces
+from recsys.models.tower_modules import tower_of, tower_width
 from recsys.models.wukong import WukongLayer
-from recsys.towers.exchange import PeerExchange
-from recsys.towers.modules import tower_of, tower_width
-from recsys.towers.slices import Piece, are_whole, schema_order, whole_pieces
 
 SERVING = "serving"
 SMALLEST_RATE = 1e-4
@@ -34,22 +34,30 @@ TABLE_PREFIX = "table_"
 class Arch(nn.Module):
     """The dense vector, and embeddings or the towers' outputs; subclasses interact them.
 
-    ``members`` holds the positions of each tower's ``pieces``, which are features or column slices of them;
-    None without towers. The tower modules run
-    here on what :meth:`compress` is given; the tower transform empties the towers of other hosts, leaves
-    their outputs out, and calls :meth:`interact` with those of all. Towers that pass their embeddings
-    through give them back in the order of the schema, so that the model is the one without towers.
+    ``members`` holds the positions of each tower's ``pieces``, which are features or column slices
+    of them; None without towers. The tower modules run here on what :meth:`compress` is given; the
+    tower transform empties the towers of other hosts, leaves their outputs out, and calls
+    :meth:`interact` with those of all. Towers that pass their embeddings through give them back in
+    the order of the schema, so that the model is the one without towers.
     """
 
     def __init__(
-        self, dense_features: int, towers: list[list[int]] | None, pieces: list[Piece], s: ModelSettings
+        self,
+        dense_features: int,
+        towers: list[list[int]] | None,
+        pieces: list[Piece],
+        s: ModelSettings,
     ) -> None:
         super().__init__()
         self.dimension = s.interaction_dimension
         self.project = nn.Linear(dense_features, self._dense_dimension(s))
         self.members = towers
-        self.towers = nn.ModuleList(tower_of([pieces[p] for p in members], s) for members in towers or [])
-        self.width = sum(map(tower_width, self.towers)) if towers else len(pieces) * s.embedding_dimension
+        self.towers = nn.ModuleList(
+            tower_of([pieces[p] for p in members], s) for members in towers or []
+        )
+        self.width = (
+            sum(map(tower_width, self.towers)) if towers else len(pieces) * s.embedding_dimension
+        )
         self.order: list[int] | None = None
         if towers and s.tower_kind == PASS_THROUGH:
             features = list(dict.fromkeys(piece.feature for piece in pieces))
@@ -61,7 +69,8 @@ class Arch(nn.Module):
         return self.interact(dense, self.compress(embeddings))
 
     def compress(self, embeddings: Tensor) -> list[Tensor]:
-        """[B, P, N] -> each tower's output [B, O]; without towers the embeddings themselves, [B, F * N]."""
+        """[B, P, N] -> each tower's output [B, O]; without towers the embeddings themselves, [B, F
+        * N]."""
         if self.members is None:
             return [embeddings.flatten(1)]
         pairs = zip(self.towers, self.members, strict=True)
@@ -87,7 +96,11 @@ class DotArch(Arch):
     """DLRM: dots between the dense vector and the embeddings, or the towers' vectors of D."""
 
     def __init__(
-        self, dense_features: int, towers: list[list[int]] | None, pieces: list[Piece], s: ModelSettings
+        self,
+        dense_features: int,
+        towers: list[list[int]] | None,
+        pieces: list[Piece],
+        s: ModelSettings,
     ) -> None:
         super().__init__(dense_features, towers, pieces, s)
         self.interaction = DotInteraction(1 + self.width // self.dimension, self.dimension)
@@ -104,7 +117,11 @@ class CrossArch(Arch):
     """DCNv2: cross layers over the dense vector and the embeddings, or the towers' outputs."""
 
     def __init__(
-        self, dense_features: int, towers: list[list[int]] | None, pieces: list[Piece], s: ModelSettings
+        self,
+        dense_features: int,
+        towers: list[list[int]] | None,
+        pieces: list[Piece],
+        s: ModelSettings,
     ) -> None:
         super().__init__(dense_features, towers, pieces, s)
         self.out_features = s.embedding_dimension + self.width
@@ -118,17 +135,27 @@ class CrossArch(Arch):
 
 
 class WukongArch(Arch):
-    """Wukong: a stack of layers over the dense vector and the embeddings, or the towers' vectors of D."""
+    """Wukong: a stack of layers over the dense vector and the embeddings, or the towers' vectors of
+    D."""
 
     def __init__(
-        self, dense_features: int, towers: list[list[int]] | None, pieces: list[Piece], s: ModelSettings
+        self,
+        dense_features: int,
+        towers: list[list[int]] | None,
+        pieces: list[Piece],
+        s: ModelSettings,
     ) -> None:
         super().__init__(dense_features, towers, pieces, s)
         vectors, layers = 1 + self.width // self.dimension, []
         for _ in range(s.wukong.layers):
             layers.append(
                 WukongLayer(
-                    vectors, self.dimension, s.wukong.factorized, s.wukong.compressed, s.wukong.rank, s.wukong.widths
+                    vectors,
+                    self.dimension,
+                    s.wukong.factorized,
+                    s.wukong.compressed,
+                    s.wukong.rank,
+                    s.wukong.widths,
                 )
             )
             vectors = layers[-1].out_vectors
@@ -148,14 +175,14 @@ ARCHITECTURES = {"dlrm": DotArch, "dcn": CrossArch, "wukong": WukongArch}
 class Ranker(nn.Module):
     """One embedding table a categorical feature, a dense arch, an interaction and an over arch.
 
-    ``towers`` holds the positions of each tower's members in ``pieces``: features, or column slices of them, each a
-    table; None: the features of ``schema.categorical``.
-    ``table_device="meta"`` leaves the tables without memory, for the engine to shard. ``peers`` is set by
-    the tower transform: this rank then computes its host's towers only, for its peers' examples.
-    Each of ``schema.tasks`` has a linear head whose bias starts at log(p / (1 - p)) of its initial base
+    ``towers`` holds the positions of each tower's members in ``pieces``: features, or column slices
+    of them, each a table; None: the features of ``schema.categorical``. ``table_device="meta"``
+    leaves the tables without memory, for the engine to shard. ``peers`` is set by the tower
+    transform: this rank then computes its host's towers only, for its peers' examples. Each of
+    ``schema.tasks`` has a linear head whose bias starts at log(p / (1 - p)) of its initial base
     rate; the main one's weights do not depend on the others. Two rankers in one model need two
-    ``table_prefix``. Sequences are pooled by attention in :meth:`embed`; what is above them sees one vector
-    a feature.
+    ``table_prefix``. Sequences are pooled by attention in :meth:`embed`; what is above them sees
+    one vector a feature.
 
     Raises:
         InputError: the sequences do not fit the schema, or features are cut beside them.
@@ -174,14 +201,18 @@ class Ranker(nn.Module):
         pieces = pieces or whole_pieces([feature.name for feature in schema.categorical])
         self.dense_width = schema.dense_width
         self.embedding_dimension = settings.embedding_dimension
-        self.peers: PeerExchange | None = None
+        self.peers: Peers | None = None
         check_sequences(schema, settings.sequences, settings.embedding_dimension)
         if settings.sequences and not are_whole(pieces):
-            raise InputError("partition: column slices beside sequences are not offered; set slice_above: null")
+            raise InputError(
+                "partition: column slices beside sequences are not offered; set slice_above: null"
+            )
         widths = settings.dense_layers
         self.dense_arch = perceptron(schema.dense_width, widths)
         dense_features = widths[-1] if widths else schema.dense_width
-        self.interaction = ARCHITECTURES[settings.architecture](dense_features, towers, pieces, settings)
+        self.interaction = ARCHITECTURES[settings.architecture](
+            dense_features, towers, pieces, settings
+        )
         self.over_arch = perceptron(self.interaction.out_features, settings.over_layers)
         self.representation_size = settings.over_layers[-1]
         self.output = nn.Linear(self.representation_size, 1)
@@ -190,14 +221,20 @@ class Ranker(nn.Module):
         if self.further_tasks:
             self.further_output = nn.Linear(self.representation_size, len(self.further_tasks))
             with torch.no_grad():
-                self.further_output.bias.copy_(torch.tensor([log_odds(rate) for rate in schema.further_base_rates]))
+                self.further_output.bias.copy_(
+                    torch.tensor([log_odds(rate) for rate in schema.further_base_rates])
+                )
         # After the dense part, so that it starts the same with sequences as without.
         self.sequences = SequencePooling(settings.sequences, settings.embedding_dimension)
         # Last, so that its draws of random numbers do not reach the dense part.
-        tables = table_configs(schema, settings.embedding_dimension, table_prefix, settings.sequences, pieces)
+        tables = table_configs(
+            schema, settings.embedding_dimension, table_prefix, settings.sequences, pieces
+        )
         self.hold(pieces, tables, table_device)
 
-    def hold(self, pieces: list[Piece], tables: list[EmbeddingBagConfig], table_device: str) -> None:
+    def hold(
+        self, pieces: list[Piece], tables: list[EmbeddingBagConfig], table_device: str
+    ) -> None:
         """Look up ``pieces`` in ``tables``, and nothing else from now on."""
         self.pieces = pieces
         self.feature_names = list(dict.fromkeys(piece.feature for piece in pieces))
@@ -206,10 +243,13 @@ class Ranker(nn.Module):
 
     def represent(self, dense: Tensor, sparse: KeyedJaggedTensor) -> Tensor:
         """[B, W] float32 and ids of F features -> [B, H]."""
-        return self.over_arch(self.interaction.interact(self.dense_arch(dense), self.tower_outputs(sparse)))
+        return self.over_arch(
+            self.interaction.interact(self.dense_arch(dense), self.tower_outputs(sparse))
+        )
 
     def tower_outputs(self, sparse: KeyedJaggedTensor) -> list[Tensor]:
-        """Outputs [B, O] of the towers, in the model's order; without towers the embeddings [B, F * N]."""
+        """Outputs [B, O] of the towers, in the model's order; without towers the embeddings [B, F *
+        N]."""
         if self.peers is None:
             return self.interaction.compress(self.embed(sparse))
         embeddings = self.embed(self.peers.exchange_ids(sparse))
@@ -220,23 +260,32 @@ class Ranker(nn.Module):
         return self.over_arch(self.interaction(self.dense_arch(dense), embeddings))
 
     def embed(self, sparse: KeyedJaggedTensor) -> Tensor:
-        """Pooled embeddings in the order of the schema: [B, P, N]; the columns that a slice does not have are 0."""
+        """Pooled embeddings in the order of the schema: [B, P, N]; the columns that a slice does
+        not have are 0."""
         found = self.embeddings(sparse)
         if not are_whole(self.pieces):
-            return in_own_columns(found, dict(zip(self._keys, self.pieces, strict=True)), self.embedding_dimension)
+            return in_own_columns(
+                found, dict(zip(self._keys, self.pieces, strict=True)), self.embedding_dimension
+            )
         names = self.sequences.columns(self.feature_names)
         return self.pool(in_schema_order(found, names, self.embedding_dimension), sparse)
 
     def pool(self, columns: Tensor, sparse: KeyedJaggedTensor) -> Tensor:
-        """What is looked up, [B, C, N] with a column a position of a sequence, and its ids -> [B, F, N]."""
-        return self.sequences(columns, self.feature_names, sparse) if self.sequences.sequences else columns
+        """What is looked up, [B, C, N] with a column a position of a sequence, and its ids -> [B,
+        F, N]."""
+        return (
+            self.sequences(columns, self.feature_names, sparse)
+            if self.sequences.sequences
+            else columns
+        )
 
     def head(self, representation: Tensor) -> Tensor:
         """[B, H] -> serving logit [B]."""
         return self.output(representation).squeeze(1)
 
     def heads(self, representation: Tensor) -> dict[str, Tensor]:
-        """[B, H] -> {"serving": logit [B] of the main task, and each further task's under its name}."""
+        """[B, H] -> {"serving": logit [B] of the main task, and each further task's under its
+        name}."""
         outputs = {SERVING: self.head(representation)}
         if self.further_output is not None:
             further = self.further_output(representation).unbind(1)  # of [B, further tasks]
@@ -265,13 +314,18 @@ def in_schema_order(pooled: KeyedTensor, names: list[str], dimension: int) -> Te
 
 
 def in_own_columns(pooled: KeyedTensor, pieces: dict[str, Piece], dimension: int) -> Tensor:
-    """Pooled embeddings of ``pieces`` (by key) in their order, each in its own columns, the others 0: [B, P, N]."""
+    """Pooled embeddings of ``pieces`` (by key) in their order, each in its own columns, the others
+    0: [B, P, N]."""
     places = {key: (place * dimension, piece) for place, (key, piece) in enumerate(pieces.items())}
     found = [places[key] for key in pooled.keys()]  # noqa: SIM118
-    columns = torch.tensor([start + column for start, piece in found for column in piece.columns(dimension)])
+    columns = torch.tensor(
+        [start + column for start, piece in found for column in piece.columns(dimension)]
+    )
     values = pooled.values()  # [B, own columns]
     whole = values.new_zeros(values.shape[0], len(pieces) * dimension)
-    return whole.index_copy(1, columns.to(values.device), values).unflatten(1, (len(pieces), dimension))
+    return whole.index_copy(1, columns.to(values.device), values).unflatten(
+        1, (len(pieces), dimension)
+    )
 
 
 def table_configs(
@@ -283,8 +337,8 @@ def table_configs(
 ) -> list[EmbeddingBagConfig]:
     """A table for each of ``pieces``, by default the categorical features.
 
-    Lists are mean-pooled; ``sequences`` are looked up position by position, in a table of their own or in their
-    target's. Weights are written by the caller.
+    Lists are mean-pooled; ``sequences`` are looked up position by position, in a table of their own
+    or in their target's. Weights are written by the caller.
     """
     features, chosen = {feature.name: feature for feature in schema.categorical}, sequences or {}
     tables = []
@@ -292,17 +346,34 @@ def table_configs(
         feature, own = features[piece.feature], chosen.get(piece.feature)
         if own is not None and own.shares_table:
             continue
-        shared = {name: s.length for name, s in chosen.items() if s.shares_table and s.target == feature.name}
+        shared = {
+            name: s.length
+            for name, s in chosen.items()
+            if s.shares_table and s.target == feature.name
+        }
         lengths = shared if own is None else {feature.name: own.length}
         names = [feature.name] if own is None else []
-        names += [position for name, length in lengths.items() for position in position_names(name, length)]
+        names += [
+            position
+            for name, length in lengths.items()
+            for position in position_names(name, length)
+        ]
         pooling = PoolingType.MEAN if feature.kind == "list" and own is None else PoolingType.SUM
         common: dict[str, Any] = {
             "num_embeddings": feature.num_embeddings,
             "embedding_dim": len(piece.columns(dimension)),
         }
-        common |= {"name": prefix + piece.name, "feature_names": names, "pooling": pooling, "init_fn": _leave}
-        tables.append(SequenceBagConfig(**common, lengths=lengths) if lengths else EmbeddingBagConfig(**common))
+        common |= {
+            "name": prefix + piece.name,
+            "feature_names": names,
+            "pooling": pooling,
+            "init_fn": _leave,
+        }
+        tables.append(
+            SequenceBagConfig(**common, lengths=lengths)
+            if lengths
+            else EmbeddingBagConfig(**common)
+        )
     return tables
 
 

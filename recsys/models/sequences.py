@@ -1,7 +1,9 @@
-"""Sequences: list features whose embeddings are pooled by attention from a target's (DIN, arXiv 1706.06978).
+"""Sequences: list features whose embeddings are pooled by attention from a target's (DIN, arXiv
+1706.06978).
 
-A sequence is looked up as ``length`` features of one id each, newest first, that share a table, so that it goes
-through the same collection, and so the same plans, optimisers, codecs and checkpoints, as every other feature.
+A sequence is looked up as ``length`` features of one id each, newest first, that share a table, so
+that it goes through the same collection, and so the same plans, optimisers, codecs and checkpoints,
+as every other feature.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,17 +26,21 @@ from recsys.models.settings import SequenceSettings
 
 @dataclass
 class SequenceBagConfig(EmbeddingBagConfig):
-    """A table that sequences are looked up in; ``lengths`` by sequence, whose positions are among its features."""
+    """A table that sequences are looked up in; ``lengths`` by sequence, whose positions are among
+    its features."""
 
     lengths: dict[str, int] = field(default_factory=dict)
 
 
 def position_names(name: str, length: int) -> list[str]:
-    """Features of the positions of a sequence, the newest first; no "@", which means a table to TorchRec."""
+    """Features of the positions of a sequence, the newest first; no "@", which means a table to
+    TorchRec."""
     return [f"{name}[{position}]" for position in range(length)]
 
 
-def check_sequences(schema: Schema, sequences: Mapping[str, SequenceSettings], dimension: int) -> None:
+def check_sequences(
+    schema: Schema, sequences: Mapping[str, SequenceSettings], dimension: int
+) -> None:
     """Check that sequences and targets are features of ``schema`` and fit each other.
 
     Raises:
@@ -45,18 +51,29 @@ def check_sequences(schema: Schema, sequences: Mapping[str, SequenceSettings], d
         where = f"model: key 'sequences.{name}'"
         lists = [feature.name for feature in schema.categorical if feature.kind == "list"]
         if name not in lists:
-            raise InputError(f"{where}: no list feature {name!r}; the data has {', '.join(lists) or 'none'}")
+            raise InputError(
+                f"{where}: no list feature {name!r}; the data has {', '.join(lists) or 'none'}"
+            )
         if one.target not in features or features[one.target].kind == "list":
             single = ", ".join(feature for feature in features if feature not in lists)
-            raise InputError(f"{where}: target {one.target!r} is no feature of one id an example; there are: {single}")
+            raise InputError(
+                f"{where}: target {one.target!r} is no feature of one id an example; there are: "
+                f"{single}"
+            )
         if one.attention == "multi_head" and dimension % one.heads:
-            raise InputError(f"{where}: heads {one.heads} must divide embedding_dimension {dimension}")
+            raise InputError(
+                f"{where}: heads {one.heads} must divide embedding_dimension {dimension}"
+            )
         own, asked = features[name].num_embeddings, features[one.target].num_embeddings
         if one.shares_table and own != asked:
-            raise InputError(f"{where}: shares_table needs as many rows as {one.target} has, {asked}, not {own}")
+            raise InputError(
+                f"{where}: shares_table needs as many rows as {one.target} has, {asked}, not {own}"
+            )
         taken = [position for position in position_names(name, one.length) if position in features]
         if taken:
-            raise InputError(f"{where}: the data has a feature {taken[0]!r}, the name of a position; rename it")
+            raise InputError(
+                f"{where}: the data has a feature {taken[0]!r}, the name of a position; rename it"
+            )
 
 
 class SequencePooling(nn.Module):
@@ -72,7 +89,9 @@ class SequencePooling(nn.Module):
         self.sequences = dict(sequences)
         kinds = {"multi_head": MultiHeadPool, "activation_unit": ActivationUnitPool}
         # The suffix keeps names like "items" apart from the methods of a ModuleDict.
-        self.pools = nn.ModuleDict({f"{n}_pool": kinds[one.attention](dimension, one) for n, one in sequences.items()})
+        self.pools = nn.ModuleDict(
+            {f"{n}_pool": kinds[one.attention](dimension, one) for n, one in sequences.items()}
+        )
 
     def columns(self, features: Iterable[str]) -> list[str]:
         """Names of what is looked up for ``features``, in their order."""
@@ -84,41 +103,58 @@ class SequencePooling(nn.Module):
         for key in self.pools.keys() - {f"{name}_pool" for name in self.sequences}:
             del self.pools[key]
 
-    def forward(self, columns: Tensor, features: Sequence[str], sparse: KeyedJaggedTensor) -> Tensor:
+    def forward(
+        self, columns: Tensor, features: Sequence[str], sparse: KeyedJaggedTensor
+    ) -> Tensor:
         """Embeddings [B, C, N] of :meth:`columns` of F ``features``, and their ids -> [B, F, N]."""
         widths = [len(self._columns_of(name)) for name in features]
-        vectors = dict(zip(features, columns.split(widths, dim=1), strict=True))  # [B, 1 or L, N] each
-        counts = dict(zip(sparse.keys(), sparse.lengths().view(len(sparse.keys()), -1), strict=True))  # [B] each
+        vectors = dict(
+            zip(features, columns.split(widths, dim=1), strict=True)
+        )  # [B, 1 or L, N] each
+        counts = dict(
+            zip(sparse.keys(), sparse.lengths().view(len(sparse.keys()), -1), strict=True)
+        )  # [B] each
         pooled = []
         for name in features:
             vector = vectors[name]
             if name in self.sequences:
-                absent = torch.arange(vector.shape[1], device=vector.device) >= counts[name].unsqueeze(1)  # [B, L]
+                absent = torch.arange(vector.shape[1], device=vector.device) >= counts[
+                    name
+                ].unsqueeze(1)  # [B, L]
                 query = vectors[self.sequences[name].target]
                 vector = self.pools[f"{name}_pool"](query, vector, absent).to(columns.dtype)
             pooled.append(vector)
         return torch.cat(pooled, dim=1)
 
     def _columns_of(self, name: str) -> list[str]:
-        return position_names(name, self.sequences[name].length) if name in self.sequences else [name]
+        return (
+            position_names(name, self.sequences[name].length) if name in self.sequences else [name]
+        )
 
 
 class MultiHeadPool(nn.Module):
-    """Softmax attention; a key and value of zeros stand beside the sequence, so that an empty one is defined."""
+    """Softmax attention; a key and value of zeros stand beside the sequence, so that an empty one
+    is defined."""
 
     def __init__(self, dimension: int, settings: SequenceSettings) -> None:
         super().__init__()
-        self.attention = nn.MultiheadAttention(dimension, settings.heads, add_zero_attn=True, batch_first=True)
+        self.attention = nn.MultiheadAttention(
+            dimension, settings.heads, add_zero_attn=True, batch_first=True
+        )
 
     def forward(self, query: Tensor, sequence: Tensor, absent: Tensor) -> Tensor:
         """[B, 1, N], [B, L, N], [B, L] bool -> [B, 1, N]."""
-        # With weights asked for it is products of matrices, which the FLOP counter knows; the fused kernel is not.
-        pooled, _ = self.attention(query, sequence, sequence, key_padding_mask=absent, need_weights=True)
+        # With weights asked for it is products of matrices, which the FLOP counter knows; the fused
+        # kernel is not.
+        pooled, _ = self.attention(
+            query, sequence, sequence, key_padding_mask=absent, need_weights=True
+        )
         return pooled
 
 
 class ActivationUnitPool(nn.Module):
-    """DIN's sum of the sequence with weights of a perceptron of each pair (section 4.3); it starts as sum / L."""
+    """DIN's sum of the sequence with weights of a perceptron of each pair (section 4.3); it starts
+    as sum / L."""
 
     def __init__(self, dimension: int, settings: SequenceSettings) -> None:
         super().__init__()
@@ -130,12 +166,16 @@ class ActivationUnitPool(nn.Module):
     def forward(self, query: Tensor, sequence: Tensor, absent: Tensor) -> Tensor:
         """[B, 1, N], [B, L, N], [B, L] bool -> [B, 1, N]."""
         asked = query.expand_as(sequence)
-        pairs = torch.cat([asked, sequence, asked - sequence, asked * sequence], dim=2)  # [B, L, 4 N]
+        pairs = torch.cat(
+            [asked, sequence, asked - sequence, asked * sequence], dim=2
+        )  # [B, L, 4 N]
         weights = self.weight(self.hidden(pairs)).masked_fill(absent.unsqueeze(2), 0.0)  # [B, L, 1]
         return weights.transpose(1, 2) @ sequence.to(weights.dtype)
 
 
-def bag_collection(tables: list[EmbeddingBagConfig], device: torch.device) -> EmbeddingBagCollection:
+def bag_collection(
+    tables: list[EmbeddingBagConfig], device: torch.device
+) -> EmbeddingBagCollection:
     """An unsharded collection that looks up the positions of its sequences."""
     collection = EmbeddingBagCollection(tables=tables, device=device)
     lengths = sequence_lengths(tables)
@@ -144,15 +184,21 @@ def bag_collection(tables: list[EmbeddingBagConfig], device: torch.device) -> Em
     return collection
 
 
-def _take_positions(lengths: Mapping[str, int], _: nn.Module, inputs: tuple[Any, ...]) -> tuple[KeyedJaggedTensor]:
+def _take_positions(
+    lengths: Mapping[str, int], _: nn.Module, inputs: tuple[Any, ...]
+) -> tuple[KeyedJaggedTensor]:
     return (with_positions(inputs[0], lengths),)
 
 
-def look_up_positions(sharded: ShardedEmbeddingBagCollection, tables: Iterable[EmbeddingBagConfig]) -> None:
-    """Have a sharded collection look up the positions of the sequences of ``tables``, ahead of time too."""
+def look_up_positions(
+    sharded: ShardedEmbeddingBagCollection, tables: Iterable[EmbeddingBagConfig]
+) -> None:
+    """Have a sharded collection look up the positions of the sequences of ``tables``, ahead of time
+    too."""
     lengths, distribute = sequence_lengths(tables), sharded.input_dist
     if lengths:
-        # Here, not in the forward pass, which a pipeline that distributes the next batch's ids goes around.
+        # Here, not in the forward pass, which a pipeline that distributes the next batch's ids goes
+        # around.
         def distribute_positions(ctx: Any, features: Any) -> Any:
             return distribute(ctx, with_positions(features, lengths))
 
@@ -166,7 +212,8 @@ def sequence_lengths(tables: Iterable[EmbeddingBagConfig]) -> dict[str, int]:
 
 
 def with_positions(sparse: KeyedJaggedTensor, lengths: Mapping[str, int]) -> KeyedJaggedTensor:
-    """``sparse`` with each list of ``lengths`` as its positions: the newest L ids, one or none each, newest first."""
+    """``sparse`` with each list of ``lengths`` as its positions: the newest L ids, one or none
+    each, newest first."""
     keys: list[str] = []
     ids: list[Tensor] = []
     counts: list[Tensor] = []

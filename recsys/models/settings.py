@@ -10,7 +10,7 @@ PASS_THROUGH = "pass_through"
 
 
 class TowerModuleSettings(Settings):
-    """What a tower does to its features' embeddings; see recsys/towers/modules.py.
+    """What a tower does to its features' embeddings; see recsys/models/tower_modules.py.
 
     ``kind``: ``dot`` (DLRM's), ``cross`` (DCN's), ``pass_through`` (nothing: towers move tables,
     not the model) or ``package.module:Class`` of a module of one's own, which may read ``options``;
@@ -31,12 +31,15 @@ class TowerModuleSettings(Settings):
     @model_validator(mode="after")
     def _gives_something(self) -> "TowerModuleSettings":
         if self.vectors + self.vectors_per_feature == 0:
-            raise ValueError("vectors and vectors_per_feature are both 0; a tower must give at least one vector")
+            raise ValueError(
+                "vectors and vectors_per_feature are both 0; a tower must give at least one vector"
+            )
         return self
 
 
 class WukongSettings(Settings):
-    """Wukong's stack: ``layers``, each giving ``factorized`` + ``compressed`` vectors; see recsys/models/wukong.py.
+    """Wukong's stack: ``layers``, each giving ``factorized`` + ``compressed`` vectors; see
+    recsys/models/wukong.py.
 
     ``rank`` is that of the factorization's projection, ``widths`` of the perceptron above it.
     """
@@ -49,12 +52,14 @@ class WukongSettings(Settings):
 
 
 class SequenceSettings(Settings):
-    """How a list feature is pooled by attention from its target's embedding; see recsys/models/sequences.py.
+    """How a list feature is pooled by attention from its target's embedding; see
+    recsys/models/sequences.py.
 
-    ``target``: the feature that asks, the candidate. ``length``: ids that are looked up, the newest (last) of the
-    list. ``attention``: ``multi_head`` (softmax, ``heads`` that divide the embedding's dimension) or
-    ``activation_unit`` (DIN's weights, which need not add up to 1, from a perceptron of ``widths``).
-    ``shares_table``: the sequence has the target's table, as in DIN; false: a table of its own.
+    ``target``: the feature that asks, the candidate. ``length``: ids that are looked up, the newest
+    (last) of the list. ``attention``: ``multi_head`` (softmax, ``heads`` that divide the
+    embedding's dimension) or ``activation_unit`` (DIN's weights, which need not add up to 1, from a
+    perceptron of ``widths``). ``shares_table``: the sequence has the target's table, as in DIN;
+    false: a table of its own.
     """
 
     target: str
@@ -66,14 +71,15 @@ class SequenceSettings(Settings):
 
 
 class ModelSettings(Settings):
-    """A DLRM (pairwise dots), DCNv2 (low-rank cross layers) or Wukong (stacked factorization machines) ranker.
+    """A DLRM (pairwise dots), DCNv2 (low-rank cross layers) or Wukong (stacked factorization
+    machines) ranker.
 
     ``dense_layers`` is the arch over the dense features; its output is projected to
     ``embedding_dimension``. ``over_layers`` stands above the interaction; its last width is the
-    size of the representation that the heads read. ``cross_*`` are read by ``dcn`` only, ``wukong`` by ``wukong``,
-    ``tower_*`` only with ``towers: true``: one tower module a group of the partition, each output
-    vector ``tower_dimension`` wide. ``sequences``: list features pooled by attention, by name; the others are
-    mean-pooled.
+    size of the representation that the heads read. ``cross_*`` are read by ``dcn`` only, ``wukong``
+    by ``wukong``, ``tower_*`` only with ``towers: true``: one tower module a group of the
+    partition, each output vector ``tower_dimension`` wide. ``sequences``: list features pooled by
+    attention, by name; the others are mean-pooled.
     """
 
     architecture: Literal["dlrm", "dcn", "wukong"] = "dlrm"
@@ -91,7 +97,10 @@ class ModelSettings(Settings):
     @property
     def tower_kind(self) -> str:
         """The kind of tower module, the architecture's own where none is given."""
-        return self.tower_module.kind or {"dlrm": "dot", "dcn": "cross", "wukong": "dot"}[self.architecture]
+        return (
+            self.tower_module.kind
+            or {"dlrm": "dot", "dcn": "cross", "wukong": "dot"}[self.architecture]
+        )
 
     @property
     def interaction_dimension(self) -> int:

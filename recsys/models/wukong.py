@@ -1,4 +1,5 @@
-"""Wukong's layer: a factorization machine block beside a linear compression block (arXiv 2403.02545, section 3)."""
+"""Wukong's layer: a factorization machine block beside a linear compression block (arXiv
+2403.02545, section 3)."""
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,9 @@ class FactorizationBlock(nn.Module):
     FM(X) = X X^T Y costs V N rank instead of V^2 N, since X^T Y is taken first (section 3.4).
     """
 
-    def __init__(self, vectors: int, dimension: int, outputs: int, rank: int, widths: list[int]) -> None:
+    def __init__(
+        self, vectors: int, dimension: int, outputs: int, rank: int, widths: list[int]
+    ) -> None:
         super().__init__()
         self.outputs, self.dimension = outputs, dimension
         self.projection = nn.Parameter(torch.empty(vectors, rank))  # Y
@@ -25,7 +28,9 @@ class FactorizationBlock(nn.Module):
         """[B, V, N] -> [B, outputs, N]."""
         compressed = vectors.transpose(1, 2) @ self.projection  # [B, N, rank]
         dots = torch.bmm(vectors, compressed.to(vectors.dtype)).flatten(1)  # [B, V rank]
-        return self.output(self.hidden(self.norm(dots))).unflatten(1, (self.outputs, self.dimension))
+        return self.output(self.hidden(self.norm(dots))).unflatten(
+            1, (self.outputs, self.dimension)
+        )
 
 
 class WukongLayer(nn.Module):
@@ -36,7 +41,13 @@ class WukongLayer(nn.Module):
     """
 
     def __init__(
-        self, vectors: int, dimension: int, factorized: int, compressed: int, rank: int, widths: list[int]
+        self,
+        vectors: int,
+        dimension: int,
+        factorized: int,
+        compressed: int,
+        rank: int,
+        widths: list[int],
     ) -> None:
         super().__init__()
         self.out_vectors = factorized + compressed

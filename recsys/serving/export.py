@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from recsys.data.schema import Schema
+from recsys.models.partition_file import Partition
 from recsys.models.settings import ModelSettings
-from recsys.towers.partition_file import Partition
 
 WEIGHTS_FILE = "weights.safetensors"
 MODEL_FILE = "model.json"
@@ -31,7 +31,9 @@ def export_ranker(
         partition: of a model with towers.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in sorted(state.items())}
+    tensors = {
+        name: value.detach().cpu().contiguous().clone() for name, value in sorted(state.items())
+    }
     save_file(tensors, directory / WEIGHTS_FILE)
     description = {
         "version": FORMAT_VERSION,

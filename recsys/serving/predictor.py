@@ -14,10 +14,10 @@ from recsys.config import InputError
 from recsys.data.loader import META_COLUMNS, batch_of
 from recsys.data.schema import CategoricalFeature, Schema, task_columns
 from recsys.models.factory import build_ranker
+from recsys.models.partition_file import Partition
 from recsys.models.ranker import Ranker
 from recsys.models.settings import ModelSettings
 from recsys.serving.export import FORMAT_VERSION, MODEL_FILE, WEIGHTS_FILE
-from recsys.towers.partition_file import Partition
 
 UNUSED_SEED = 0  # every weight is overwritten by the exported one
 
@@ -46,12 +46,16 @@ class Predictor:
             raise InputError(f"{path}: no such file; expected the export folder of a student")
         description = json.loads(path.read_text())
         if description["version"] != FORMAT_VERSION:
-            raise InputError(f"{path}: export version {description['version']}, this code reads {FORMAT_VERSION}")
+            raise InputError(
+                f"{path}: export version {description['version']}, this code reads {FORMAT_VERSION}"
+            )
         values = description["schema"]
         values["categorical"] = [CategoricalFeature(**feature) for feature in values["categorical"]]
         schema = Schema(**values)
         settings = ModelSettings.model_validate(description["model"])
-        partition = None if description["partition"] is None else Partition(**description["partition"])
+        partition = (
+            None if description["partition"] is None else Partition(**description["partition"])
+        )
         ranker = build_ranker(schema, settings, partition, UNUSED_SEED)
         ranker.load_state_dict(load_file(directory / WEIGHTS_FILE))
         return cls(ranker, schema)
@@ -62,7 +66,8 @@ class Predictor:
 
     @torch.inference_mode()
     def predict_tasks(self, frame: pl.DataFrame | pd.DataFrame) -> dict[str, NDArray[np.float64]]:
-        """Probabilities [N] by task of ``frame``'s rows, which hold the domain and the features as ingest encodes them.
+        """Probabilities [N] by task of ``frame``'s rows, which hold the domain and the features as
+        ingest encodes them.
 
         Raises:
             InputError: a feature's column is missing, or an id lies outside its table.
@@ -72,21 +77,40 @@ class Predictor:
         if rows.is_empty():
             return {task: np.zeros(0) for task in self.schema.tasks}
         unread = [*META_COLUMNS, *task_columns("label", self.schema.tasks)]
-        filled = rows.with_columns(pl.lit(0).alias(name) for name in unread if name not in rows.columns)
+        filled = rows.with_columns(
+            pl.lit(0).alias(name) for name in unread if name not in rows.columns
+        )
         batch = batch_of(filled, self.schema, np.ones(rows.height, np.float32), rows.height)
-        logits = self.ranker(batch.dense, batch.sparse).values()  # of [N], in the order of the tasks
-        return {task: torch.sigmoid(one.double()).numpy() for task, one in zip(self.schema.tasks, logits, strict=True)}
+        logits = self.ranker(
+            batch.dense, batch.sparse
+        ).values()  # of [N], in the order of the tasks
+        return {
+            task: torch.sigmoid(one.double()).numpy()
+            for task, one in zip(self.schema.tasks, logits, strict=True)
+        }
 
     def _check(self, rows: pl.DataFrame) -> None:
-        features = ["domain", *self.schema.dense, *(feature.name for feature in self.schema.categorical)]
+        features = [
+            "domain",
+            *self.schema.dense,
+            *(feature.name for feature in self.schema.categorical),
+        ]
         missing = [name for name in features if name not in rows.columns]
         if missing:
-            raise InputError(f"predict: column {missing[0]!r} is missing ({len(missing)} of {len(features)} features)")
+            raise InputError(
+                f"predict: column {missing[0]!r} is missing ({len(missing)} of {len(features)} "
+                f"features)"
+            )
         for feature in self.schema.categorical:
             column = rows[feature.name]
             ids = column.explode() if feature.kind == "list" else column
             if feature.kind == "id" and ids.null_count():
-                raise InputError(f"predict: column {feature.name!r} holds null; every row needs one id")
+                raise InputError(
+                    f"predict: column {feature.name!r} holds null; every row needs one id"
+                )
             ids = ids.drop_nulls()
             if len(ids) and (ids.min() < 0 or ids.max() >= feature.num_embeddings):  # type: ignore[operator]
-                raise InputError(f"predict: column {feature.name!r}: ids must be in [0, {feature.num_embeddings})")
+                raise InputError(
+                    f"predict: column {feature.name!r}: ids must be in [0, "
+                    f"{feature.num_embeddings})"
+                )

@@ -1,1 +1,1 @@
-"""Plans for sharded embedding tables."""
+"""Making a plan so: TorchRec's sharding, and what travels between ranks."""

@@ -1,9 +1,9 @@
 """What the collectives of sharded training carry: full or fewer bits a number, by direction.
 
-Neo (Mudigere et al., arXiv 2104.05158) sends pooled embeddings forward in float16 and their gradients
-back in bfloat16. The codecs are FBGEMM's, built here because TorchRec's registry turns bfloat16 into
-float16 on gloo. FBGEMM's clamp a number that the format cannot hold, which hides that training diverged;
-here it ends the run.
+Neo (Mudigere et al., arXiv 2104.05158) sends pooled embeddings forward in float16 and their
+gradients back in bfloat16. The codecs are FBGEMM's, built here because TorchRec's registry turns
+bfloat16 into float16 on gloo. FBGEMM's clamp a number that the format cannot hold, which hides that
+training diverged; here it ends the run.
 """
 
 import math
@@ -13,15 +13,29 @@ import torch
 from fbgemm_gpu.quantize_comm import QuantizationContext, QuantizedCommCodec
 from fbgemm_gpu.split_embedding_configs import SparseType
 from torch import Tensor, distributed
-from torchrec.distributed.types import CommOp, EmbeddingModuleShardingPlan, QuantizedCommCodecs, ShardingPlan
+from torchrec.distributed.types import (
+    CommOp,
+    EmbeddingModuleShardingPlan,
+    QuantizedCommCodecs,
+    ShardingPlan,
+)
 
 from recsys.config import InputError
-from recsys.training.settings import CommunicationSettings
+from recsys.sharding.settings import CommunicationSettings
 
-FORMATS = {"fp32": SparseType.FP32, "fp16": SparseType.FP16, "bf16": SparseType.BF16, "int8": SparseType.INT8}
+FORMATS = {
+    "fp32": SparseType.FP32,
+    "fp16": SparseType.FP16,
+    "bf16": SparseType.BF16,
+    "int8": SparseType.INT8,
+}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 OPERATIONS = (CommOp.POOLED_EMBEDDINGS_ALL_TO_ALL, CommOp.POOLED_EMBEDDINGS_REDUCE_SCATTER)
-REDUCING_KINDS = {"row_wise", "table_row_wise", "grid_shard"}  # they add up over ranks in a reduce-scatter
+REDUCING_KINDS = {
+    "row_wise",
+    "table_row_wise",
+    "grid_shard",
+}  # they add up over ranks in a reduce-scatter
 SMALLEST_WIDTH = 4  # columns of the narrowest shard that FBGEMM takes
 
 
@@ -36,7 +50,8 @@ class CommunicationOverflowError(RuntimeError):
     def __init__(self, setting: str, precision: str) -> None:
         self.setting, self.precision = setting, precision
         super().__init__(
-            f"communication.{setting} {precision}: a gradient is NaN or larger than {largest_number(precision):.6g}; "
+            f"communication.{setting} {precision}: a gradient is NaN or larger than "
+            f"{largest_number(precision):.6g}; "
             "lower the learning rates, or use bf16 or fp32 in params/train.yaml"
         )
 
@@ -47,12 +62,13 @@ class CommunicationOverflowError(RuntimeError):
 class WireCodec(QuantizedCommCodec):
     """FBGEMM's codec for one direction, without its silent clamping.
 
-    Forward, what the format cannot hold, or a sum over ranks that it cannot hold, arrives as NaN, so
-    that the loss is NaN too. Backward it raises before anything is sent, as the tables' optimisers run
-    on what arrives.
+    Forward, what the format cannot hold, or a sum over ranks that it cannot hold, arrives as NaN,
+    so that the loss is NaN too. Backward it raises before anything is sent, as the tables'
+    optimisers run on what arrives.
 
     Args:
-        precision: fp32, fp16, bf16 or int8. int8 sends a scale and an offset (8 bytes) each ``width`` numbers.
+        precision: fp32, fp16, bf16 or int8. int8 sends a scale and an offset (8 bytes) each
+            ``width`` numbers.
         forward: pooled embeddings, else their gradients.
         width: a divisor of the number of columns of every shard.
     """
@@ -71,7 +87,8 @@ class WireCodec(QuantizedCommCodec):
             if not self._is_fwd:
                 raise CommunicationOverflowError("backward", self._precision)
             fits = input_tensor.abs() <= largest_number(self._precision)  # False for NaN
-            # An infinity makes the scale of int8 one, and with it the whole row NaN; a NaN it would lose.
+            # An infinity makes the scale of int8 one, and with it the whole row NaN; a NaN it would
+            # lose.
             unfit = math.inf if self._precision == "int8" else math.nan
             input_tensor = torch.where(fits, input_tensor, unfit)
         return super().encode(input_tensor, ctx)
@@ -84,7 +101,8 @@ class WireCodec(QuantizedCommCodec):
         return decoded
 
     def create_context(self) -> QuantizationContext:
-        """A row of int8 is ``width`` numbers; FBGEMM's 32 must divide every rank's part, or it crashes."""
+        """A row of int8 is ``width`` numbers; FBGEMM's 32 must divide every rank's part, or it
+        crashes."""
         return QuantizationContext(row_dim=self._width)
 
 
@@ -125,14 +143,17 @@ def check_kind(communication: CommunicationSettings, table: str, kind: str) -> N
     for direction in ("forward", "backward"):
         if getattr(communication, direction) == "int8":
             raise InputError(
-                f"params/train.yaml: communication.{direction} int8 does not work with {kind} of {table}, whose parts "
-                "are added up on the way (reduce-scatter); use fp16 or bf16, or split the table table_wise, "
+                f"params/train.yaml: communication.{direction} int8 does not work with {kind} of "
+                f"{table}, whose parts "
+                "are added up on the way (reduce-scatter); use fp16 or bf16, or split the table "
+                "table_wise, "
                 "column_wise, table_column_wise or data_parallel"
             )
 
 
 def sends_int8(communication: CommunicationSettings) -> bool:
-    """Whether a direction is int8, so that the planner has to leave out the kinds of :func:`check_kind`."""
+    """Whether a direction is int8, so that the planner has to leave out the kinds of
+    :func:`check_kind`."""
     return "int8" in (communication.forward, communication.backward)
 
 
@@ -140,13 +161,16 @@ def mean_over_ranks(flat: Tensor, precision: str) -> Tensor:
     """Mean over ranks of ``flat`` [N] float32, sent and added up in ``precision``; collective.
 
     Raises:
-        CommunicationOverflowError: it holds what ``precision`` (not fp32) cannot hold; on every rank.
+        CommunicationOverflowError: it holds what ``precision`` (not fp32) cannot hold; on every
+            rank.
     """
     world_size = distributed.get_world_size()
     if precision == "fp32":
         distributed.all_reduce(flat)
         return flat.div_(world_size)
-    sent = (flat / world_size).to(DTYPES[precision])  # divided first, so that the sum fits where its parts did
+    sent = (flat / world_size).to(
+        DTYPES[precision]
+    )  # divided first, so that the sum fits where its parts did
     distributed.all_reduce(sent)
     mean = sent.float()
     if not _fits(mean, largest_number("fp32")):

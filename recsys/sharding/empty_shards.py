@@ -1,7 +1,10 @@
-"""Ranks whose shards have no row: of a table with fewer rows than ranks the last ones hold nothing."""
+"""Ranks whose shards have no row: of a table with fewer rows than ranks the last ones hold
+nothing."""
 
 import torch
-from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    SplitTableBatchedEmbeddingBagsCodegen,
+)
 from torch import Tensor, nn
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 
@@ -9,9 +12,9 @@ from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 def admit_empty_shards(sharded: ShardedEmbeddingBagCollection) -> None:
     """Let the CPU kernels of ``sharded`` hold tables without a row.
 
-    FBGEMM takes a kernel whose host memory is empty for one on a GPU, and seeks the size of an empty table in those
-    behind it, past the end where the last one is empty. A number and a row that belong to no table mend both; they
-    are in no lookup, checkpoint or gradient.
+    FBGEMM takes a kernel whose host memory is empty for one on a GPU, and seeks the size of an
+    empty table in those behind it, past the end where the last one is empty. A number and a row
+    that belong to no table mend both; they are in no lookup, checkpoint or gradient.
     """
     for kernel in (module for lookup in sharded._lookups for module in lookup.modules()):
         if isinstance(kernel, SplitTableBatchedEmbeddingBagsCodegen) and kernel.use_cpu:

@@ -9,7 +9,10 @@ from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed._shard.sharding_spec.api import EnumerableShardingSpec
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
+from torchrec.distributed.embeddingbag import (
+    EmbeddingBagCollectionSharder,
+    ShardedEmbeddingBagCollection,
+)
 from torchrec.distributed.sharding_plan import (
     calculate_shard_sizes_and_offsets,
     column_wise,
@@ -30,17 +33,20 @@ from torchrec.distributed.types import (
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from recsys.config import InputError
+from recsys.config import InputError, nearest_hint
 from recsys.models.sequences import look_up_positions
+from recsys.planning.tables import Kind
 from recsys.sharding.communication import check_kind, sends_int8
 from recsys.sharding.empty_shards import admit_empty_shards
+from recsys.sharding.settings import ShardingSettings
 from recsys.sharding.training_plan import collective_plan
-from recsys.training.settings import ShardingKind, TrainSettings, nearest_hint
 
-ParameterShardingGenerator = Callable[[nn.Parameter, int, int, str, ModuleSharder[Any]], ParameterSharding]
+ParameterShardingGenerator = Callable[
+    [nn.Parameter, int, int, str, ModuleSharder[Any]], ParameterSharding
+]
 
-# With the optimiser in the backward pass. On a GPU also with rows in the host's memory, all or all but a cache; not
-# key_value, which needs a folder on a disk.
+# With the optimiser in the backward pass. On a GPU also with rows in the host's memory, all or all
+# but a cache; not key_value, which needs a folder on a disk.
 COMPUTE_KERNELS = {
     "cpu": [EmbeddingComputeKernel.FUSED.value],
     "cuda": [
@@ -57,18 +63,23 @@ COLUMN_KINDS = {"column_wise", "table_column_wise", "grid_shard"}
 
 
 class BagSharder(EmbeddingBagCollectionSharder):
-    """TorchRec's sharder, offering every kind: all run over gloo; on CPU it lists no row-wise ones by itself."""
+    """TorchRec's sharder, offering every kind: all run over gloo; on CPU it lists no row-wise ones
+    by itself."""
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         """Kinds that a planner may choose from."""
         return [kind.value for kind in ShardingType]
 
     def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
-        """Kernels that a planner may choose from; the first is that of tables whose kind is given."""
+        """Kernels that a planner may choose from; the first is that of tables whose kind is
+        given."""
         return COMPUTE_KERNELS[compute_device_type]
 
-    def shard(self, module: EmbeddingBagCollection, *arguments: Any, **more: Any) -> ShardedEmbeddingBagCollection:
-        """TorchRec's sharded collection; a rank may hold no row, and positions of sequences are looked up too."""
+    def shard(
+        self, module: EmbeddingBagCollection, *arguments: Any, **more: Any
+    ) -> ShardedEmbeddingBagCollection:
+        """TorchRec's sharded collection; a rank may hold no row, and positions of sequences are
+        looked up too."""
         sharded = super().shard(module, *arguments, **more)
         admit_empty_shards(sharded)
         look_up_positions(sharded, module.embedding_bag_configs())
@@ -77,9 +88,10 @@ class BagSharder(EmbeddingBagCollectionSharder):
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What a plan is made for: settings, ranks, ranks a host, and groups of tables to keep on one rank."""
+    """What a plan is made for: settings, ranks, ranks a host, and groups of tables to keep on one
+    rank."""
 
-    settings: TrainSettings
+    settings: ShardingSettings
     world_size: int
     local_size: int
     table_groups: list[list[str]] | None
@@ -89,7 +101,7 @@ class PlanRequest:
         """Number of hosts."""
         return self.world_size // self.local_size
 
-    def kind(self, table: str) -> ShardingKind | None:
+    def kind(self, table: str) -> Kind | None:
         """How ``table`` is split; None where the planner is free."""
         fixed = self.settings.table_sharding.get(table)
         if fixed is not None:
@@ -103,20 +115,28 @@ def make_plan(model: nn.Module, request: PlanRequest, sharder: ModuleSharder[Any
     """A plan for every EmbeddingBagCollection of ``model``.
 
     With ``table_groups`` (the towers of a partition) each group's tables sit whole on one rank;
-    groups go, largest first, to the rank with the fewest bytes. Tables that ``table_sharding`` names are
-    split as it says in any case. Collective: call it on every rank.
+    groups go, largest first, to the rank with the fewest bytes. Tables that ``table_sharding``
+    names are split as it says in any case. Collective: call it on every rank.
 
     Raises:
         InputError: ``table_sharding`` names no table, columns are split with row-wise AdaGrad
             (TorchRec would silently run another algorithm), rows are split with int8 communication,
             or tables do not fit ``memory_gb``.
     """
-    configs = [c for module in bag_collections(model).values() for c in module.embedding_bag_configs()]
+    configs = [
+        c for module in bag_collections(model).values() for c in module.embedding_bag_configs()
+    ]
     _check_kinds([config.name for config in configs], request)
-    fixed = _fixed_shards([config for config in configs if request.kind(config.name) is not None], request)
+    fixed = _fixed_shards(
+        [config for config in configs if request.kind(config.name) is not None], request
+    )
     plan = _fixed_plan(model, request, sharder, fixed) if fixed else ShardingPlan({})
     if len(fixed) < len(configs):
-        rows = [row for row in plan_rows(model, plan, request.settings) if row["table"] in fixed] if fixed else []
+        rows = (
+            [row for row in plan_rows(model, plan, request.settings) if row["table"] in fixed]
+            if fixed
+            else []
+        )
         given, plan = plan, _searched_plan(model, request, rows)
         for path, placed in given.plan.items():
             searched = plan.plan[path]
@@ -133,7 +153,8 @@ def _fixed_plan(
     sharder: ModuleSharder[Any],
     fixed: Mapping[str, ParameterShardingGenerator],
 ) -> ShardingPlan:
-    """A plan that holds for the tables in ``fixed``; TorchRec wants one for all, the others are split by rows."""
+    """A plan that holds for the tables in ``fixed``; TorchRec wants one for all, the others are
+    split by rows."""
     plan = ShardingPlan({})
     for path, module in bag_collections(model).items():
         names = [config.name for config in module.embedding_bag_configs()]
@@ -152,15 +173,20 @@ def _check_kinds(tables: list[str], request: PlanRequest) -> None:
     settings = request.settings
     for table in settings.table_sharding:
         if table not in tables:
-            raise InputError(f"params/train.yaml: table_sharding: no table {table!r}; {nearest_hint(table, tables)}")
+            raise InputError(
+                f"params/train.yaml: table_sharding: no table {table!r}; "
+                f"{nearest_hint(table, tables)}"
+            )
     for table in tables:
         kind = request.kind(table)
         check_kind(settings.communication, table, kind or "table_wise")
         if kind in COLUMN_KINDS and settings.table_optimizer == "rowwise_adagrad":
             where = "table_sharding" if table in settings.table_sharding else "sharding"
             raise InputError(
-                f"params/train.yaml: {where} {kind} changes what rowwise_adagrad computes for {table}; "
-                "use table_wise, row_wise, table_row_wise or data_parallel, or table_optimizer adagrad"
+                f"params/train.yaml: {where} {kind} changes what rowwise_adagrad computes for "
+                f"{table}; "
+                "use table_wise, row_wise, table_row_wise or data_parallel, or table_optimizer "
+                "adagrad"
             )
 
 
@@ -169,7 +195,9 @@ def bag_collections(model: nn.Module) -> dict[str, EmbeddingBagCollection]:
     return {name: m for name, m in model.named_modules() if isinstance(m, EmbeddingBagCollection)}
 
 
-def plan_rows(model: nn.Module, plan: ShardingPlan, settings: TrainSettings) -> list[dict[str, Any]]:
+def plan_rows(
+    model: nn.Module, plan: ShardingPlan, settings: ShardingSettings
+) -> list[dict[str, Any]]:
     """One row a table: table, kind, ranks, bytes (weights and optimiser state over all ranks)."""
     rows = []
     for path, module in bag_collections(model).items():
@@ -177,7 +205,11 @@ def plan_rows(model: nn.Module, plan: ShardingPlan, settings: TrainSettings) -> 
         assert isinstance(placed, EmbeddingModuleShardingPlan)
         for config in module.embedding_bag_configs():
             sharding = placed[config.name]
-            copies = len(sharding.ranks or []) if sharding.sharding_type == ShardingType.DATA_PARALLEL.value else 1
+            copies = (
+                len(sharding.ranks or [])
+                if sharding.sharding_type == ShardingType.DATA_PARALLEL.value
+                else 1
+            )
             rows.append(
                 {
                     "table": config.name,
@@ -189,27 +221,42 @@ def plan_rows(model: nn.Module, plan: ShardingPlan, settings: TrainSettings) -> 
     return rows
 
 
-def table_bytes(config: EmbeddingBagConfig, settings: TrainSettings) -> int:
+def table_bytes(config: EmbeddingBagConfig, settings: ShardingSettings) -> int:
     """Bytes of a table's weights and of its optimiser state, which is float32 in any case."""
     dimension = config.embedding_dim
-    state = {"sgd": 0, "rowwise_adagrad": 1, "adagrad": dimension, "adam": 2 * dimension}[settings.table_optimizer]
-    return config.num_embeddings * (dimension * ELEMENT_BYTES[settings.table_precision] + state * FLOAT_BYTES)
+    state = {"sgd": 0, "rowwise_adagrad": 1, "adagrad": dimension, "adam": 2 * dimension}[
+        settings.table_optimizer
+    ]
+    return config.num_embeddings * (
+        dimension * ELEMENT_BYTES[settings.table_precision] + state * FLOAT_BYTES
+    )
 
 
-def _fixed_shards(configs: list[EmbeddingBagConfig], request: PlanRequest) -> dict[str, ParameterShardingGenerator]:
-    """How to place each table whose kind is given; tables and groups of tables go where the fewest bytes are."""
-    kinds: dict[str, ShardingKind | None] = {config.name: request.kind(config.name) for config in configs}
+def _fixed_shards(
+    configs: list[EmbeddingBagConfig], request: PlanRequest
+) -> dict[str, ParameterShardingGenerator]:
+    """How to place each table whose kind is given; tables and groups of tables go where the fewest
+    bytes are."""
+    kinds: dict[str, Kind | None] = {config.name: request.kind(config.name) for config in configs}
     sizes = {config.name: table_bytes(config, request.settings) for config in configs}
     whole = [name for name, kind in kinds.items() if kind == "table_wise"]
-    groups = [[t for t in group if t in whole] for group in request.table_groups or [[name] for name in whole]]
+    groups = [
+        [t for t in group if t in whole]
+        for group in request.table_groups or [[name] for name in whole]
+    ]
     rank_of = spread_groups([group for group in groups if group], sizes, request.world_size)
-    on_host = [[name] for name, kind in kinds.items() if kind in ("table_row_wise", "table_column_wise")]
+    on_host = [
+        [name] for name, kind in kinds.items() if kind in ("table_row_wise", "table_column_wise")
+    ]
     host_of = spread_groups(on_host, sizes, request.hosts)
-    return {c.name: _shards(c, kinds[c.name], rank_of.get(c.name, 0), host_of.get(c.name, 0), request) for c in configs}
+    return {
+        c.name: _shards(c, kinds[c.name], rank_of.get(c.name, 0), host_of.get(c.name, 0), request)
+        for c in configs
+    }
 
 
 def _shards(
-    config: EmbeddingBagConfig, kind: ShardingKind | None, rank: int, host: int, request: PlanRequest
+    config: EmbeddingBagConfig, kind: Kind | None, rank: int, host: int, request: PlanRequest
 ) -> ParameterShardingGenerator:
     """One table on ``rank`` or ``host``, or over all ranks or hosts, as ``kind`` says."""
     local = [host * request.local_size + index for index in range(request.local_size)]
@@ -248,26 +295,38 @@ def _table_column_wise(ranks: list[int]) -> ParameterShardingGenerator:
 
 
 def _grid(hosts: list[int]) -> ParameterShardingGenerator:
-    """A block of columns a host, its rows over the host's ranks; TorchRec's helper splits no fewer than 256 columns."""
+    """A block of columns a host, its rows over the host's ranks; TorchRec's helper splits no fewer
+    than 256 columns."""
 
     def generate(
         weight: nn.Parameter, local_size: int, world_size: int, device: str, _: ModuleSharder[Any]
     ) -> ParameterSharding:
         kind = ShardingType.GRID_SHARD.value
         columns = weight.shape[1] // len(hosts)
-        sizes, offsets = calculate_shard_sizes_and_offsets(weight, world_size, local_size, kind, columns)
+        sizes, offsets = calculate_shard_sizes_and_offsets(
+            weight, world_size, local_size, kind, columns
+        )
         ranks = [host * local_size + index for host in hosts for index in range(local_size)]
         shards = [
-            ShardMetadata(shard_offsets=offset, shard_sizes=size, placement=placement(device, rank, local_size))
+            ShardMetadata(
+                shard_offsets=offset,
+                shard_sizes=size,
+                placement=placement(device, rank, local_size),
+            )
             for size, offset, rank in zip(sizes, offsets, ranks, strict=True)
         ]
-        return ParameterSharding(kind, EmbeddingComputeKernel.FUSED.value, ranks, EnumerableShardingSpec(shards))
+        return ParameterSharding(
+            kind, EmbeddingComputeKernel.FUSED.value, ranks, EnumerableShardingSpec(shards)
+        )
 
     return generate
 
 
-def spread_groups(groups: list[list[str]], sizes: dict[str, int], world_size: int) -> dict[str, int]:
-    """Rank of each table: groups stay together; the largest first, each to the rank with the fewest bytes."""
+def spread_groups(
+    groups: list[list[str]], sizes: dict[str, int], world_size: int
+) -> dict[str, int]:
+    """Rank of each table: groups stay together; the largest first, each to the rank with the fewest
+    bytes."""
     load = [0] * world_size
     placed: dict[str, int] = {}
     for group in sorted(groups, key=lambda g: (-sum(sizes[table] for table in g), g)):
@@ -277,16 +336,26 @@ def spread_groups(groups: list[list[str]], sizes: dict[str, int], world_size: in
     return placed
 
 
-def _searched_plan(model: nn.Module, request: PlanRequest, fixed: list[dict[str, Any]]) -> ShardingPlan:
-    """The plan that the planner predicts to be the fastest beside the rows of the ``fixed`` tables."""
-    modules = {c.name: path for path, m in bag_collections(model).items() for c in m.embedding_bag_configs()}
-    plan = collective_plan(model, request.settings, request.hosts, request.local_size, modules, fixed)
+def _searched_plan(
+    model: nn.Module, request: PlanRequest, fixed: list[dict[str, Any]]
+) -> ShardingPlan:
+    """The plan that the planner predicts to be the fastest beside the rows of the ``fixed``
+    tables."""
+    modules = {
+        c.name: path
+        for path, m in bag_collections(model).items()
+        for c in m.embedding_bag_configs()
+    }
+    plan = collective_plan(
+        model, request.settings, request.hosts, request.local_size, modules, fixed
+    )
     if plan is not None:
         return plan
     settings = request.settings
     if settings.table_memory == "file":
         raise InputError(
-            f"params/train.yaml: the tables do not fit what table_file_dir {settings.table_file_dir} has free "
+            f"params/train.yaml: the tables do not fit what table_file_dir "
+            f"{settings.table_file_dir} has free "
             f"on {request.world_size} ranks; free some, or shrink the tables"
         )
     raise InputError(_too_large(request, "the planner found no plan"))
@@ -302,20 +371,33 @@ def _check_memory(rows: list[dict[str, Any]], request: PlanRequest) -> None:
         for rank in row["ranks"]:
             load[rank] += row["bytes"] / len(row["ranks"])
     if max(load) > request.settings.memory_gb * BYTES_PER_GIB:
-        raise InputError(_too_large(request, f"rank {load.index(max(load))} needs {max(load) / BYTES_PER_GIB:.2f} GiB"))
+        raise InputError(
+            _too_large(
+                request, f"rank {load.index(max(load))} needs {max(load) / BYTES_PER_GIB:.2f} GiB"
+            )
+        )
 
 
 def _too_large(request: PlanRequest, what: str) -> str:
     settings = request.settings
-    without = ", which may split no rows because communication is int8" if sends_int8(settings.communication) else ""
+    without = (
+        ", which may split no rows because communication is int8"
+        if sends_int8(settings.communication)
+        else ""
+    )
     return (
         f"params/train.yaml: the tables do not fit memory_gb {settings.memory_gb:g} "
-        f"on {request.world_size} ranks: {what}{without}; raise memory_gb or world_size, or shrink the tables"
+        f"on {request.world_size} ranks: {what}{without}; raise memory_gb or world_size, or shrink "
+        f"the tables"
     )
 
 
 def local_shards(value: Tensor) -> list[tuple[Tensor, int, int]]:
-    """(weight, first row, first column) of each shard that this rank holds of a state_dict entry."""
+    """(weight, first row, first column) of each shard that this rank holds of a state_dict
+    entry."""
     if isinstance(value, ShardedTensor):
-        return [(s.tensor, s.metadata.shard_offsets[0], s.metadata.shard_offsets[1]) for s in value.local_shards()]
+        return [
+            (s.tensor, s.metadata.shard_offsets[0], s.metadata.shard_offsets[1])
+            for s in value.local_shards()
+        ]
     return [(value, 0, 0)]

@@ -1,4 +1,5 @@
-"""Mean pooling where a table's rows are split: summed over ranks, then divided by the number of ids.
+"""Mean pooling where a table's rows are split: summed over ranks, then divided by the number of
+ids.
 
 TorchRec divides by that number plus 1e-6, also other tables' features, and for grids not at all.
 """
@@ -7,12 +8,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchrec.distributed.types import EmbeddingModuleShardingPlan, LazyAwaitable, ShardingPlan, ShardingType
+from torchrec.distributed.types import (
+    EmbeddingModuleShardingPlan,
+    LazyAwaitable,
+    ShardingPlan,
+    ShardingType,
+)
 from torchrec.modules.embedding_configs import PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, get_embedding_names_by_table
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-ROW_KINDS = {ShardingType.ROW_WISE.value, ShardingType.TABLE_ROW_WISE.value, ShardingType.GRID_SHARD.value}
+ROW_KINDS = {
+    ShardingType.ROW_WISE.value,
+    ShardingType.TABLE_ROW_WISE.value,
+    ShardingType.GRID_SHARD.value,
+}
 
 
 class MeanPooling:
@@ -25,16 +35,24 @@ class MeanPooling:
     def __init__(self, features: dict[str, str]) -> None:
         self.features = features
 
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: LazyAwaitable[KeyedTensor]) -> None:
+    def __call__(
+        self, module: nn.Module, inputs: tuple[Any, ...], output: LazyAwaitable[KeyedTensor]
+    ) -> None:
         """Divide once ``output`` is waited for."""
         sparse: KeyedJaggedTensor = inputs[0]
         lengths = sparse.lengths().view(len(sparse.keys()), -1)  # [F, B]
-        counts = {key: lengths[sparse.keys().index(name)].clamp(min=1) for key, name in self.features.items()}
+        counts = {
+            key: lengths[sparse.keys().index(name)].clamp(min=1)
+            for key, name in self.features.items()
+        }
         output.callbacks.append(lambda sums: _divide(sums, counts))
 
 
-def sum_split_rows(collection: EmbeddingBagCollection, plan: ShardingPlan, path: str) -> MeanPooling | None:
-    """Make mean-pooled tables of ``collection`` whose rows ``plan`` splits sum-pooled; the hook that divides."""
+def sum_split_rows(
+    collection: EmbeddingBagCollection, plan: ShardingPlan, path: str
+) -> MeanPooling | None:
+    """Make mean-pooled tables of ``collection`` whose rows ``plan`` splits sum-pooled; the hook
+    that divides."""
     placed = plan.plan[path]
     assert isinstance(placed, EmbeddingModuleShardingPlan)
     features: dict[str, str] = {}
@@ -52,4 +70,6 @@ def _divide(sums: KeyedTensor, counts: dict[str, Tensor]) -> KeyedTensor:
     divisors = torch.stack([counts.get(name, one).to(values.dtype) for name in sums.keys()], dim=1)  # noqa: SIM118
     widths = torch.tensor(sums.length_per_key(), device=values.device)
     divided = values / divisors.repeat_interleave(widths, dim=1, output_size=values.shape[1])
-    return KeyedTensor(keys=sums.keys(), length_per_key=sums.length_per_key(), values=divided, key_dim=1)
+    return KeyedTensor(
+        keys=sums.keys(), length_per_key=sums.length_per_key(), values=divided, key_dim=1
+    )

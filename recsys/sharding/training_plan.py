@@ -1,4 +1,5 @@
-"""The planner for the engine: its tables and settings as a model to plan, the plan as TorchRec's."""
+"""The planner for the engine: its tables and settings as a model to plan, the plan as
+TorchRec's."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -12,21 +13,21 @@ from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, Poo
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from recsys.config import InputError, load_settings
-from recsys.sharding.assess import assess, ways_of
+from recsys.planning.assess import assess, ways_of
+from recsys.planning.hardware import Hardware, Topology
+from recsys.planning.planner import Plan, Way, find_plan
+from recsys.planning.tables import PlannedModel, TableGroup
 from recsys.sharding.communication import REDUCING_KINDS, sends_int8
 from recsys.sharding.hosts import local_size
-from recsys.sharding.planner import Plan, Way, find_plan
-from recsys.sharding.tables import PlannedModel, TableGroup
-from recsys.sharding.topology import Hardware, Topology
+from recsys.sharding.settings import ShardingSettings
 from recsys.sharding.torchrec_plan import to_torchrec_plan
-from recsys.training.settings import TrainSettings
 
 BYTES_PER_GIB = 2**30
 MEGA = 10**6
 FLOPS_A_WEIGHT = 2  # of a sample's forward pass through linear layers
 
 
-def training_topology(settings: TrainSettings, hosts: int, ranks_a_host: int) -> Topology:
+def training_topology(settings: ShardingSettings, hosts: int, ranks_a_host: int) -> Topology:
     """The ranks of a training run, ``memory_gb`` each of them.
 
     Raises:
@@ -37,16 +38,19 @@ def training_topology(settings: TrainSettings, hosts: int, ranks_a_host: int) ->
     return Topology(own, hosts, ranks_a_host, _capacity(settings, ranks_a_host), 0, 0)
 
 
-def _capacity(settings: TrainSettings, ranks_a_host: int) -> int:
+def _capacity(settings: ShardingSettings, ranks_a_host: int) -> int:
     """Bytes a rank: of memory, or its share of the free space on the disk that holds the tables."""
     if settings.table_memory == "file":
         return shutil.disk_usage(settings.table_file_dir).free // ranks_a_host
     return int(settings.memory_gb * BYTES_PER_GIB)
 
 
-def planned_model(model: nn.Module, settings: TrainSettings, world_size: int) -> PlannedModel:
-    """``model`` as the planner sees it; nothing is read but shapes. Tables with mean pooling are lists."""
-    collections = [module for module in model.modules() if isinstance(module, EmbeddingBagCollection)]
+def planned_model(model: nn.Module, settings: ShardingSettings, world_size: int) -> PlannedModel:
+    """``model`` as the planner sees it; nothing is read but shapes. Tables with mean pooling are
+    lists."""
+    collections = [
+        module for module in model.modules() if isinstance(module, EmbeddingBagCollection)
+    ]
     configs = list(chain.from_iterable(module.embedding_bag_configs() for module in collections))
     tables = {id(weight) for module in collections for weight in module.parameters()}
     dense = sum(prod(weight.shape) for weight in model.parameters() if id(weight) not in tables)
@@ -62,25 +66,35 @@ def planned_model(model: nn.Module, settings: TrainSettings, world_size: int) ->
     )
     if not sends_int8(communication):
         return planned
-    return planned.model_copy(update={"kinds": [k for k in planned.allowed_kinds() if k not in REDUCING_KINDS]})
+    return planned.model_copy(
+        update={"kinds": [k for k in planned.allowed_kinds() if k not in REDUCING_KINDS]}
+    )
 
 
-def search(model: PlannedModel, topology: Topology, fixed: Mapping[str, Way] | None = None) -> Plan | None:
-    """The plan with the shortest predicted step: of all kinds together, and of each kind alone, but for ``fixed``.
+def search(
+    model: PlannedModel, topology: Topology, fixed: Mapping[str, Way] | None = None
+) -> Plan | None:
+    """The plan with the shortest predicted step: of all kinds together, and of each kind alone, but
+    for ``fixed``.
 
-    Each kind in use costs exchanges of its own, which the search for all kinds together does not see.
+    Each kind in use costs exchanges of its own, which the search for all kinds together does not
+    see.
     """
     kinds = model.allowed_kinds()
     subsets = [list(kinds), *([kind] for kind in kinds)]
-    found = [find_plan(model.model_copy(update={"kinds": subset}), topology, fixed=fixed) for subset in subsets]
+    found = [
+        find_plan(model.model_copy(update={"kinds": subset}), topology, fixed=fixed)
+        for subset in subsets
+    ]
     plans = [plan for plan in found if plan is not None]
     return min(plans, key=lambda plan: plan.step_ms) if plans else None
 
 
 def predict_training(
-    model: nn.Module, settings: TrainSettings, world_size: int, rows: Sequence[Mapping[str, Any]]
+    model: nn.Module, settings: ShardingSettings, world_size: int, rows: Sequence[Mapping[str, Any]]
 ) -> Plan:
-    """What the engine's plan of ``model`` (not sharded), a row a table, is predicted to take and to hold.
+    """What the engine's plan of ``model`` (not sharded), a row a table, is predicted to take and to
+    hold.
 
     Raises:
         InputError: there is no hardware file as ``hardware`` says, or it holds a wrong key.
@@ -92,7 +106,7 @@ def predict_training(
 
 def collective_plan(
     model: nn.Module,
-    settings: TrainSettings,
+    settings: ShardingSettings,
     hosts: int,
     ranks_a_host: int,
     modules: Mapping[str, str],
@@ -109,7 +123,9 @@ def collective_plan(
     """
     answer: list[tuple[Plan | None, Topology] | InputError | None] = [None]
     if distributed.get_rank() == 0:
-        answer = [_plan_or_error(model, settings, hosts, ranks_a_host, ways_of(fixed, ranks_a_host))]
+        answer = [
+            _plan_or_error(model, settings, hosts, ranks_a_host, ways_of(fixed, ranks_a_host))
+        ]
     if distributed.get_world_size() > 1:
         distributed.broadcast_object_list(answer, src=0)
     found = answer[0]
@@ -121,7 +137,11 @@ def collective_plan(
 
 
 def _plan_or_error(
-    model: nn.Module, settings: TrainSettings, hosts: int, ranks_a_host: int, fixed: Mapping[str, Way]
+    model: nn.Module,
+    settings: ShardingSettings,
+    hosts: int,
+    ranks_a_host: int,
+    fixed: Mapping[str, Way],
 ) -> tuple[Plan | None, Topology] | InputError:
     try:
         topology = training_topology(settings, hosts, ranks_a_host)
@@ -130,7 +150,7 @@ def _plan_or_error(
     return search(planned_model(model, settings, hosts * ranks_a_host), topology, fixed), topology
 
 
-def _group(config: EmbeddingBagConfig, settings: TrainSettings) -> TableGroup:
+def _group(config: EmbeddingBagConfig, settings: ShardingSettings) -> TableGroup:
     a_sample = settings.ids_per_list if config.pooling is PoolingType.MEAN else 1.0
     return TableGroup(
         name=config.name,

@@ -1,4 +1,5 @@
-"""Flat or towers on a cluster, how many and how narrow: every choice priced by recsys/towers/costs.py."""
+"""Flat or towers on a cluster, how many and how narrow: every choice priced by
+recsys/towers/step_costs.py."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,15 +10,23 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from recsys.config import InputError, Settings
 from recsys.data.schema import CategoricalFeature, Schema
+from recsys.models.cost import ranker_cost
 from recsys.models.factory import build_ranker
+from recsys.models.partition_file import Partition
 from recsys.models.ranker import Ranker
 from recsys.models.settings import PASS_THROUGH, ModelSettings, TowerModuleSettings
-from recsys.towers.costs import Hosts, StepTime, TowerCluster, Volumes, Work, step_time, volumes
-from recsys.towers.flops import ranker_cost
-from recsys.towers.modules import tower_width
-from recsys.towers.partition_file import Partition
+from recsys.models.tower_modules import tower_width
 from recsys.towers.partitioner import partition_without_probe
 from recsys.towers.settings import PartitionSettings
+from recsys.towers.step_costs import (
+    Hosts,
+    StepTime,
+    TowerCluster,
+    Volumes,
+    Work,
+    step_time,
+    volumes,
+)
 
 WIRE_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0}
 FEWEST_COLUMNS = 4
@@ -25,10 +34,12 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
 
 class AdvisedModel(Settings):
-    """A model to advise on (params/models/*.yaml): tables alike, the layers above them, the batch of a rank.
+    """A model to advise on (params/models/*.yaml): tables alike, the layers above them, the batch
+    of a rank.
 
-    ``model`` is the flat model; ``tower_module`` what its towers would do, and ``compressions`` by how much
-    narrower their vectors may be than an embedding, with no word on what that costs in quality.
+    ``model`` is the flat model; ``tower_module`` what its towers would do, and ``compressions`` by
+    how much narrower their vectors may be than an embedding, with no word on what that costs in
+    quality.
     """
 
     batch_size: PositiveInt = Field(description="examples a rank")
@@ -54,7 +65,8 @@ class Wire:
 
 @dataclass(frozen=True)
 class Choice:
-    """A way to train: what it is called, what it is in params/ (``key=value``), and what it costs."""
+    """A way to train: what it is called, what it is in params/ (``key=value``), and what it
+    costs."""
 
     name: str
     hosts: Hosts
@@ -73,14 +85,19 @@ def choices(model: AdvisedModel, cluster: TowerCluster, hosts: int) -> list[Choi
         InputError: a tower module does not fit the model.
     """
     layout = Hosts(hosts, cluster.ranks_per_host)
-    priced = [_priced("flat", work_of(model, None), layout, cluster, 0, 0, "towers.module.enabled=false")]
+    priced = [
+        _priced("flat", work_of(model, None), layout, cluster, 0, 0, "towers.module.enabled=false")
+    ]
     passing = model.model_copy(update={"tower_module": TowerModuleSettings(kind=PASS_THROUGH)})
     for count in tower_counts(hosts, model.features):
         placed = Hosts(hosts, cluster.ranks_per_host, hosts // count)
         dimension = model.model.embedding_dimension
         alone = work_of(passing, count, dimension)
         name = f"transform alone, {count} groups of hosts"
-        set_towers = f"towers.partition.towers={count}", f"towers.transform.hosts_per_tower={placed.hosts_per_tower}"
+        set_towers = (
+            f"towers.partition.towers={count}",
+            f"towers.transform.hosts_per_tower={placed.hosts_per_tower}",
+        )
         passes = f"towers.module.kind={PASS_THROUGH}"
         priced.append(_priced(name, alone, placed, cluster, count, dimension, *set_towers, passes))
         for narrow in tower_dimensions(model):
@@ -92,28 +109,37 @@ def choices(model: AdvisedModel, cluster: TowerCluster, hosts: int) -> list[Choi
 
 
 def tower_counts(hosts: int, features: int) -> list[int]:
-    """Numbers of towers, one a group of hosts: divisors of ``hosts`` from 2 on, no more than features."""
+    """Numbers of towers, one a group of hosts: divisors of ``hosts`` from 2 on, no more than
+    features."""
     return [count for count in range(2, hosts + 1) if hosts % count == 0 and count <= features]
 
 
 def tower_dimensions(model: AdvisedModel) -> list[int]:
     """Widths of the towers' vectors that ``compressions`` allow."""
     whole = model.model.embedding_dimension
-    found = [whole // ratio for ratio in model.compressions if whole % ratio == 0 and whole // ratio >= FEWEST_COLUMNS]
+    found = [
+        whole // ratio
+        for ratio in model.compressions
+        if whole % ratio == 0 and whole // ratio >= FEWEST_COLUMNS
+    ]
     return sorted(set(found), reverse=True)
 
 
 def work_of(model: AdvisedModel, towers: int | None, dimension: int = 0) -> Work:
-    """What a rank does in a step, overlap on; ``towers`` None: flat. Counted on a model without memory."""
+    """What a rank does in a step, overlap on; ``towers`` None: flat. Counted on a model without
+    memory."""
     wire = Wire(model.forward, model.backward, model.gradients)
-    work = ranker_work(advised_ranker(model, towers, dimension), model.batch_size, wire, ids_ahead=True)
+    work = ranker_work(
+        advised_ranker(model, towers, dimension), model.batch_size, wire, ids_ahead=True
+    )
     if model.ids_per_example is None:
         return work
     return replace(work, ids=model.ids_per_example, lists=model.features)
 
 
 def ranker_work(ranker: Ranker, batch: int, wire: Wire, ids_ahead: bool) -> Work:
-    """What a rank does in a step of ``ranker``, an id a feature; with the transform if it has towers."""
+    """What a rank does in a step of ``ranker``, an id a feature; with the transform if it has
+    towers."""
     cost = ranker_cost(ranker)
     own = sum(parameter.numel() for parameter in ranker.interaction.towers.parameters())
     widths = [tower_width(tower) for tower in ranker.interaction.towers]
@@ -139,7 +165,9 @@ def advised_ranker(model: AdvisedModel, towers: int | None, dimension: int = 0) 
     names = [f"feature_{index}" for index in range(model.features)]
     schema = Schema(
         dataset="advice",
-        dense=[f"dense_{index}" for index in range(model.dense_features // 2)],  # a value and a missing mark each
+        dense=[
+            f"dense_{index}" for index in range(model.dense_features // 2)
+        ],  # a value and a missing mark each
         categorical=[CategoricalFeature(name, 1) for name in names],
         domains=["all"],
         windows=[],
@@ -165,7 +193,8 @@ def check_hosts(hosts: int, features: int, path: Path) -> None:
         raise InputError("--hosts 1: nothing crosses hosts, so towers move nothing; give 2 or more")
     if not tower_counts(hosts, features):
         raise InputError(
-            f"--hosts {hosts}: no number of towers from 2 to {features} (the features of {path}) divides it; "
+            f"--hosts {hosts}: no number of towers from 2 to {features} (the features of {path}) "
+            f"divides it; "
             f"use a multiple of 2"
         )
 
@@ -175,7 +204,13 @@ def _by_stride(names: list[str], towers: int) -> Partition:
 
 
 def _priced(
-    name: str, work: Work, hosts: Hosts, cluster: TowerCluster, towers: int, dimension: int, *settings: str
+    name: str,
+    work: Work,
+    hosts: Hosts,
+    cluster: TowerCluster,
+    towers: int,
+    dimension: int,
+    *settings: str,
 ) -> Choice:
     moved, time = volumes(work, hosts), step_time(work, hosts, cluster)
     return Choice(name, hosts, towers, dimension, settings, work, moved, time)

@@ -1,4 +1,5 @@
-"""Advice for a person: every choice by what its step is spent on, and why the first is the first."""
+"""Advice for a person: every choice by what its step is spent on, and why the first is the
+first."""
 
 from dataclasses import fields
 
@@ -7,7 +8,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from recsys.towers.advice import Choice
-from recsys.towers.costs import StepTime, TowerCluster
+from recsys.towers.step_costs import StepTime, TowerCluster
 
 SMALL_GAIN = 1.02  # below it the measurements behind the constants do not tell two choices apart
 SMALLEST_SHOWN_MS = 0.005  # half of the last digit printed
@@ -31,7 +32,9 @@ def print_advice(found: list[Choice], cluster: TowerCluster, rows: int, console:
     shown = found[:rows] + ([flat] if flat not in found[:rows] else [])
     grid = _grid(shown, flat)
     whole = console.measure(grid, options=console.options.update_width(WIDEST))
-    console.width = max(console.width, whole.maximum)  # a narrow terminal folds a line; no number is left out
+    console.width = max(
+        console.width, whole.maximum
+    )  # a narrow terminal folds a line; no number is left out
     console.print(grid)
     if len(found) > len(shown):
         console.print(f"{len(found) - len(shown)} more; --rows shows them")
@@ -45,7 +48,8 @@ def reasons(best: Choice, flat: Choice) -> list[str]:
     gain = flat.time.total / best.time.total
     limit = _largest(flat.time)
     lines = [
-        f"flat: {flat.time.total:.2f} ms a step, of which {getattr(flat.time, limit):.2f} ms are {LIMITED_BY[limit]}; "
+        f"flat: {flat.time.total:.2f} ms a step, of which {getattr(flat.time, limit):.2f} ms are "
+        f"{LIMITED_BY[limit]}; "
         f"{flat.time.exchange / flat.time.total:.0%} is exposed exchange"
     ]
     if gain < SMALL_GAIN:
@@ -61,16 +65,23 @@ def reasons(best: Choice, flat: Choice) -> list[str]:
         f"advice: {best.name} (compression {compression:.2g}), {gain:.2f} x as fast",
         "to set it: " + " ".join(f"--set {one}" for one in best.settings),
         f"ms saved by term: {spent}",
-        f"then the step is limited by {LIMITED_BY[_largest(best.time)]}; what the compression costs in quality is not "
+        f"then the step is limited by {LIMITED_BY[_largest(best.time)]}; what the compression "
+        f"costs in quality is not "
         "in this table",
     ]
 
 
 def _grid(shown: list[Choice], flat: Choice) -> Grid:
-    names = [field.name for field in fields(StepTime) if any(getattr(choice.time, field.name) for choice in shown)]
+    names = [
+        field.name
+        for field in fields(StepTime)
+        if any(getattr(choice.time, field.name) for choice in shown)
+    ]
     grid = Grid(box=SIMPLE)
     for name in ("choice", "x flat", "ms", *names, "MB across"):
-        grid.add_column(name, justify="left" if name == "choice" else "right", no_wrap=name != "choice")
+        grid.add_column(
+            name, justify="left" if name == "choice" else "right", no_wrap=name != "choice"
+        )
     for choice in shown:
         across = (choice.moved.outputs_across + choice.moved.ids_across) / MEGA
         cells = [f"{flat.time.total / choice.time.total:.2f}", f"{choice.time.total:.2f}"]

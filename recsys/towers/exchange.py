@@ -1,4 +1,5 @@
-"""What crosses hosts under the tower transform: ids to the towers, tower outputs back (DMT, arXiv 2403.00877, 3.1)."""
+"""What crosses hosts under the tower transform: ids to the towers, tower outputs back (DMT, arXiv
+2403.00877, 3.1)."""
 
 import torch
 from torch import Tensor
@@ -32,12 +33,15 @@ class PeerExchange:
         widths = [sum(width for _, width in towers) for towers in outputs]
         self._outputs = PooledEmbeddingsAllToAll(ids.peers, widths, codecs=codecs)
         self._ahead: list[IdsOnTheirWay] = []
-        arrived = [tower for towers in outputs for tower in towers]  # by group of hosts, not in the model's order
+        arrived = [
+            tower for towers in outputs for tower in towers
+        ]  # by group of hosts, not in the model's order
         self._widths = [width for _, width in arrived]
         self._order = sorted(range(len(arrived)), key=lambda place: arrived[place][0])
 
     def exchange_ids(self, sparse: KeyedJaggedTensor) -> KeyedJaggedTensor:
-        """Ids of B examples, all features -> ids of the peers' B examples each, the features of this group.
+        """Ids of B examples, all features -> ids of the peers' B examples each, the features of
+        this group.
 
         Those that :meth:`start_ids` sent ahead have arrived or are waited for.
         """
@@ -52,7 +56,8 @@ class PeerExchange:
         self._ahead.append(self._start(sparse))
 
     def send_ids(self) -> None:
-        """Send what is left of what has begun; this waits for the peers' numbers of ids, not for those ids."""
+        """Send what is left of what has begun; this waits for the peers' numbers of ids, not for
+        those ids."""
         for ahead in self._ahead:
             ahead.send()
 
@@ -64,9 +69,12 @@ class PeerExchange:
         return self._ids.start(sparse)
 
     def exchange_outputs(self, outputs: list[Tensor]) -> list[Tensor]:
-        """This group's tower outputs [peers * B, O] -> those of all towers, [B, O], in the model's order."""
+        """This group's tower outputs [peers * B, O] -> those of all towers, [B, O], in the model's
+        order."""
         # One type on every host, also where a tower is the identity and so not cast.
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+        dtype = (
+            torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+        )
         sent = torch.cat([output.to(dtype) for output in outputs], dim=1)
         arrived = self._outputs(sent).wait().split(self._widths, dim=1)
         return [arrived[place] for place in self._order]

@@ -1,9 +1,10 @@
-"""Ids on their way to the towers: nothing is sent that the receiver knows (DMT, arXiv 2403.00877, section 3.1, step a).
+"""Ids on their way to the towers: nothing is sent that the receiver knows (DMT, arXiv 2403.00877,
+section 3.1, step a).
 
-TorchRec's exchange sends sizes, a length an example and feature, then the ids, all int64. Every rank
-has as many examples, and most features one id an example; so the first of two messages has a size
-that all ranks know: those features' ids, and the numbers of ids of the others. What these numbers
-count is the second. In int32 where every id fits.
+TorchRec's exchange sends sizes, a length an example and feature, then the ids, all int64. Every
+rank has as many examples, and most features one id an example; so the first of two messages has a
+size that all ranks know: those features' ids, and the numbers of ids of the others. What these
+numbers count is the second. In int32 where every id fits.
 """
 
 import torch
@@ -22,7 +23,9 @@ class IdExchange:
         dtype: of ids on the wire.
     """
 
-    def __init__(self, peers: ProcessGroup, features: list[list[str]], lists: set[str], dtype: torch.dtype) -> None:
+    def __init__(
+        self, peers: ProcessGroup, features: list[list[str]], lists: set[str], dtype: torch.dtype
+    ) -> None:
         self.peers = peers
         self.features = features
         self.lists = lists
@@ -48,7 +51,11 @@ class IdsOnTheirWay:
         self._examples = sparse.stride()
         lengths = sparse.lengths().view(len(self._bags), self._examples)  # [F, B]
         rows = dict(zip(self._bags, lengths, strict=True))
-        sent = [rows[n] if n in exchange.lists else self._bags[n] for names in exchange.features for n in names]
+        sent = [
+            rows[n] if n in exchange.lists else self._bags[n]
+            for names in exchange.features
+            for n in names
+        ]
         sizes = [len(names) * self._examples for names in exchange.features]
         arriving = [len(self._own) * self._examples] * exchange.peers.size()
         self._first = _Message(sent, sizes, arriving, exchange)
@@ -58,25 +65,39 @@ class IdsOnTheirWay:
         self._counts: list[list[int]] = []
 
     def send(self) -> None:
-        """Wait for the first message, whose numbers of ids tell what is in the second, and send that, once."""
+        """Wait for the first message, whose numbers of ids tell what is in the second, and send
+        that, once."""
         if self._lengths is not None:
             return
-        arrived = self._first.arrived().view(self._exchange.peers.size(), len(self._own), self._examples)
+        arrived = self._first.arrived().view(
+            self._exchange.peers.size(), len(self._own), self._examples
+        )
         self._rows = arrived.transpose(0, 1).flatten(1)  # [F of this group, examples of all peers]
-        are_lists = torch.tensor([name in self._exchange.lists for name in self._own], device=arrived.device)
+        are_lists = torch.tensor(
+            [name in self._exchange.lists for name in self._own], device=arrived.device
+        )
         self._lengths = torch.where(are_lists[:, None], self._rows, 1)
-        lists = [[name for name in names if name in self._exchange.lists] for names in self._exchange.features]
+        lists = [
+            [name for name in names if name in self._exchange.lists]
+            for names in self._exchange.features
+        ]
         if any(lists):
             sent = [self._bags[name] for names in lists for name in names]
             sizes = [sum(len(self._bags[name]) for name in names) for names in lists]
             self._counts = arrived[:, are_lists].sum(dim=2).tolist()  # [peers, lists of this group]
-            self._second = _Message(sent, sizes, [sum(counts) for counts in self._counts], self._exchange)
+            self._second = _Message(
+                sent, sizes, [sum(counts) for counts in self._counts], self._exchange
+            )
 
     def arrived(self) -> KeyedJaggedTensor:
         """The ids of the peers' B examples each, of this group's features."""
         self.send()
         assert self._lengths is not None
-        values = self._rows.flatten() if self._second is None else torch.cat(self._mixed(self._second.arrived()))
+        values = (
+            self._rows.flatten()
+            if self._second is None
+            else torch.cat(self._mixed(self._second.arrived()))
+        )
         return KeyedJaggedTensor(self._own, values.long(), lengths=self._lengths.flatten().long())
 
     def _mixed(self, ids: Tensor) -> list[Tensor]:
@@ -91,7 +112,9 @@ class IdsOnTheirWay:
 class _Message:
     """An all-to-all under way: ``sent`` laid one after the other, by rank."""
 
-    def __init__(self, sent: list[Tensor], sizes: list[int], arriving: list[int], exchange: IdExchange) -> None:
+    def __init__(
+        self, sent: list[Tensor], sizes: list[int], arriving: list[int], exchange: IdExchange
+    ) -> None:
         self._sent = torch.cat(sent).to(exchange.dtype)
         self.buffer = self._sent.new_empty(sum(arriving))
         self._work: Work | None = distributed.all_to_all_single(
@@ -111,5 +134,8 @@ def _bags(sparse: KeyedJaggedTensor, exchange: IdExchange) -> dict[str, Tensor]:
     bags = dict(zip(names, sparse.values().split(sparse.length_per_key()), strict=True))
     for name, ids in bags.items():
         if name not in exchange.lists and len(ids) != examples:
-            raise ValueError(f"{name}: {len(ids)} ids in {examples} examples; a feature that is no list has one each")
+            raise ValueError(
+                f"{name}: {len(ids)} ids in {examples} examples; a feature that is no list has one "
+                f"each"
+            )
     return bags

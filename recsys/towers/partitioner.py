@@ -1,4 +1,5 @@
-"""The tower partitioner: affinity -> distances -> map -> balanced clusters (DMT, arXiv 2403.00877, section 3.3)."""
+"""The tower partitioner: affinity -> distances -> map -> balanced clusters (DMT, arXiv 2403.00877,
+section 3.3)."""
 
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from sklearn.cluster import kmeans_plusplus
 from sklearn.manifold import spectral_embedding
 
 from recsys.config import InputError
-from recsys.towers.partition_file import Partition
+from recsys.models.partition_file import Partition
 from recsys.towers.settings import PartitionSettings
 
 Array = NDArray[np.float64]
@@ -28,7 +29,8 @@ WEIGHT_TOLERANCE = 1e-9
 def partition_by_affinity(
     features: list[str], affinity: Array, settings: PartitionSettings, weights: Array | None = None
 ) -> Partition:
-    """Towers from the affinity of features, [F, F] in [0, 1]; ``weights`` [F] > 0 for a balance other than count.
+    """Towers from the affinity of features, [F, F] in [0, 1]; ``weights`` [F] > 0 for a balance
+    other than count.
 
     Raises:
         InputError: more towers than features.
@@ -42,10 +44,14 @@ def partition_by_affinity(
             _stretched(distances) if settings.stretch_distances else distances, settings
         )
     if settings.balance == "count" or weights is None:
-        labels = balanced_clusters(coordinates, settings.towers, settings.balance_ratio, settings.seed)
+        labels = balanced_clusters(
+            coordinates, settings.towers, settings.balance_ratio, settings.seed
+        )
     else:
         labels = weighted_clusters(coordinates, weights, settings)
-    members = [[features[i] for i in np.flatnonzero(labels == tower)] for tower in range(settings.towers)]
+    members = [
+        [features[i] for i in np.flatnonzero(labels == tower)] for tower in range(settings.towers)
+    ]
     return _partition(features, members, settings, stress, affinity, coordinates)
 
 
@@ -62,46 +68,68 @@ def partition_without_probe(
         try:
             return replace(partition, features=[piece.name for piece in partition.pieces(features)])
         except InputError as error:
-            raise InputError(f"params/towers.yaml: key 'partition.manual_towers': {error}") from error
+            raise InputError(
+                f"params/towers.yaml: key 'partition.manual_towers': {error}"
+            ) from error
     _check_count(features, settings)
     if settings.strategy == "greedy":
-        labels = greedy_clusters(np.ones(len(features)) if weights is None else weights, settings.towers)
-        members = [[features[i] for i in np.flatnonzero(labels == tower)] for tower in range(settings.towers)]
+        labels = greedy_clusters(
+            np.ones(len(features)) if weights is None else weights, settings.towers
+        )
+        members = [
+            [features[i] for i in np.flatnonzero(labels == tower)]
+            for tower in range(settings.towers)
+        ]
         return _partition(features, members, settings)
     order = list(features)
     if settings.strategy == "random":
-        order = [features[i] for i in np.random.default_rng(settings.seed).permutation(len(features))]
-    return _partition(features, [order[t :: settings.towers] for t in range(settings.towers)], settings)
+        order = [
+            features[i] for i in np.random.default_rng(settings.seed).permutation(len(features))
+        ]
+    return _partition(
+        features, [order[t :: settings.towers] for t in range(settings.towers)], settings
+    )
 
 
 def embed_distances(distances: Array, settings: PartitionSettings) -> tuple[Array, float]:
     """Points [F, dimensions] whose distances follow ``distances`` [F, F], and the stress left.
 
-    Minimises the sum over pairs of (|x_i - x_j| - d_ij)^2 with Adam; the best of ``restarts`` starts.
+    Minimises the sum over pairs of (|x_i - x_j| - d_ij)^2 with Adam; the best of ``restarts``
+    starts.
     """
     target = torch.from_numpy(np.asarray(distances, dtype=np.float64))
-    tries = [_minimise_stress(target, settings, settings.seed + restart) for restart in range(settings.restarts)]
+    tries = [
+        _minimise_stress(target, settings, settings.seed + restart)
+        for restart in range(settings.restarts)
+    ]
     return min(tries, key=lambda attempt: attempt[1])
 
 
-def _minimise_stress(target: torch.Tensor, settings: PartitionSettings, seed: int) -> tuple[Array, float]:
+def _minimise_stress(
+    target: torch.Tensor, settings: PartitionSettings, seed: int
+) -> tuple[Array, float]:
     count = target.shape[0]
     first, second = torch.triu_indices(count, count, offset=1)
     generator = torch.Generator().manual_seed(seed)
-    points = torch.randn(count, settings.dimensions, dtype=torch.float64, generator=generator).requires_grad_()
+    points = torch.randn(
+        count, settings.dimensions, dtype=torch.float64, generator=generator
+    ).requires_grad_()
     optimizer = torch.optim.Adam([points], lr=settings.learning_rate)
     stress = torch.zeros(())
     for _ in range(settings.steps):
         optimizer.zero_grad()
         squares = (points[first] - points[second]).square().sum(dim=1)
-        stress = (squares.clamp_min(SMALLEST_DISTANCE).sqrt() - target[first, second]).square().sum()
+        stress = (
+            (squares.clamp_min(SMALLEST_DISTANCE).sqrt() - target[first, second]).square().sum()
+        )
         stress.backward()
         optimizer.step()
     return points.detach().numpy(), float(stress.detach())
 
 
 def balanced_clusters(points: Array, clusters: int, ratio: float, seed: int) -> NDArray[np.int64]:
-    """Cluster of each point, [F]: k-means whose largest cluster has at most ``ratio`` times the smallest's points.
+    """Cluster of each point, [F]: k-means whose largest cluster has at most ``ratio`` times the
+    smallest's points.
 
     Where no such sizes exist (a ratio of 1 that does not divide), sizes differ by one at most.
     """
@@ -132,18 +160,26 @@ def greedy_clusters(weights: Array, clusters: int) -> NDArray[np.int64]:
 
 
 def weight_bound(weights: Array, clusters: int, ratio: float) -> float:
-    """The most that a cluster may weigh: ``ratio`` times the mean, or what greedy needs if that is more."""
-    greedy = np.bincount(greedy_clusters(weights, clusters), weights=weights, minlength=clusters).max()
+    """The most that a cluster may weigh: ``ratio`` times the mean, or what greedy needs if that is
+    more."""
+    greedy = np.bincount(
+        greedy_clusters(weights, clusters), weights=weights, minlength=clusters
+    ).max()
     return max(ratio * float(weights.sum()) / clusters, float(greedy))
 
 
-def weighted_clusters(points: Array, weights: Array, settings: PartitionSettings) -> NDArray[np.int64]:
+def weighted_clusters(
+    points: Array, weights: Array, settings: PartitionSettings
+) -> NDArray[np.int64]:
     """Cluster of each point, [F]: k-means under :func:`weight_bound`, no cluster empty.
 
     Each round assigns all points at once, the cheapest way that the bound allows (an integer
     program, scipy's HiGHS). The best of ``restarts`` starts.
     """
-    clusters, bound = settings.towers, weight_bound(weights, settings.towers, settings.balance_ratio)
+    clusters, bound = (
+        settings.towers,
+        weight_bound(weights, settings.towers, settings.balance_ratio),
+    )
     tries = []
     for restart in range(settings.restarts):
         centres, _ = kmeans_plusplus(points, clusters, random_state=settings.seed + restart)
@@ -152,13 +188,16 @@ def weighted_clusters(points: Array, weights: Array, settings: PartitionSettings
             before, labels = labels, _assign(cdist(points, centres, "sqeuclidean"), weights / bound)
             if np.array_equal(before, labels):
                 break
-            centres = np.stack([points[labels == cluster].mean(axis=0) for cluster in range(clusters)])
+            centres = np.stack(
+                [points[labels == cluster].mean(axis=0) for cluster in range(clusters)]
+            )
         tries.append((float(((points - centres[labels]) ** 2).sum()), labels))
     return min(tries, key=lambda one: one[0])[1]
 
 
 def _assign(costs: NDArray[np.floating], weights: Array) -> NDArray[np.int64]:
-    """The cheapest cluster of each point, [F], at most 1 of weight and at least one point in each of [F, clusters]."""
+    """The cheapest cluster of each point, [F], at most 1 of weight and at least one point in each
+    of [F, clusters]."""
     points, clusters = costs.shape
     once = kron(eye_array(points), np.ones((1, clusters)))
     load = kron(weights[None, :], eye_array(clusters))
@@ -178,9 +217,14 @@ def _assign(costs: NDArray[np.floating], weights: Array) -> NDArray[np.int64]:
 
 
 def _spectral_coordinates(affinity: Array, settings: PartitionSettings) -> Array:
-    """[F, towers]: the first eigenvectors of the affinity's Laplacian (Ng, Jordan and Weiss 2002)."""
+    """[F, towers]: the first eigenvectors of the affinity's Laplacian (Ng, Jordan and Weiss
+    2002)."""
     count = min(settings.towers, len(affinity) - 1)
-    return np.asarray(spectral_embedding(affinity, n_components=count, random_state=settings.seed, drop_first=False))
+    return np.asarray(
+        spectral_embedding(
+            affinity, n_components=count, random_state=settings.seed, drop_first=False
+        )
+    )
 
 
 def _stretched(distances: Array) -> Array:
@@ -194,7 +238,8 @@ def _stretched(distances: Array) -> Array:
 def _check_count(features: list[str], settings: PartitionSettings) -> None:
     if settings.towers > len(features):
         raise InputError(
-            f"params/towers.yaml: partition.towers is {settings.towers} and the data has {len(features)} "
+            f"params/towers.yaml: partition.towers is {settings.towers} and the data has "
+            f"{len(features)} "
             f"categorical features or slices of them; give at most {len(features)}"
         )
 
@@ -208,7 +253,9 @@ def _partition(
     coordinates: Array | None = None,
 ) -> Partition:
     """A partition in a canonical order: features as in the data, towers by their first feature."""
-    towers = sorted((sorted(tower, key=features.index) for tower in members), key=lambda t: features.index(t[0]))
+    towers = sorted(
+        (sorted(tower, key=features.index) for tower in members), key=lambda t: features.index(t[0])
+    )
     return Partition(
         strategy=settings.strategy,
         towers=towers,

@@ -1,4 +1,5 @@
-"""Learn a partition: train a small probe on the first windows, then compare its features' embeddings."""
+"""Learn a partition: train a small probe on the first windows, then compare its features'
+embeddings."""
 
 from collections.abc import Callable
 from contextlib import closing
@@ -17,13 +18,13 @@ from recsys.data.schema import Schema
 from recsys.evaluation.metrics import entropy
 from recsys.models.factorization import FactorizationMachine
 from recsys.models.factory import build_ranker
+from recsys.models.partition_file import PARTITION_FILE, Partition
 from recsys.models.ranker import Ranker
+from recsys.models.slices import Piece, cut_heavy, whole_pieces
 from recsys.progress import RowProgress
-from recsys.towers.figures import draw_affinity, draw_map
-from recsys.towers.partition_file import PARTITION_FILE, Partition
+from recsys.towers.partition_figures import draw_affinity, draw_map
 from recsys.towers.partitioner import DECIMALS, partition_by_affinity, partition_without_probe
 from recsys.towers.settings import PROBED, PartitionSettings
-from recsys.towers.slices import Piece, cut_heavy, whole_pieces
 from recsys.training.engine import Engine
 from recsys.training.launch import launch
 from recsys.training.overlap import load_ahead, train_batches
@@ -35,7 +36,8 @@ FLOAT_BYTES = 4
 def learn_partition(
     windows_dir: Path, settings: PartitionSettings, train: TrainSettings, output_dir: Path
 ) -> Partition:
-    """Write partition.json, and figures/{affinity,map}.png where a probe was trained, in ``output_dir``.
+    """Write partition.json, and figures/{affinity,map}.png where a probe was trained, in
+    ``output_dir``.
 
     Raises:
         InputError: the windows are missing or the settings do not fit their features.
@@ -66,24 +68,29 @@ def learn_partition(
 def cut_features(
     features: list[str], weights: NDArray[np.float64], settings: PartitionSettings
 ) -> tuple[list[Piece], NDArray[np.float64]]:
-    """What is to be partitioned, P features or slices of them, and the weights, [P]; see ``slice_above``."""
+    """What is to be partitioned, P features or slices of them, and the weights, [P]; see
+    ``slice_above``."""
     if settings.slice_above is None:
         return whole_pieces(features), weights
     limit = settings.slice_above * float(weights.sum()) / settings.towers
     return cut_heavy(features, weights, limit, settings.probe_model.embedding_dimension)
 
 
-def feature_weights(reader: WindowReader, settings: PartitionSettings, train: TrainSettings) -> NDArray[np.float64]:
+def feature_weights(
+    reader: WindowReader, settings: PartitionSettings, train: TrainSettings
+) -> NDArray[np.float64]:
     """What each feature weighs for ``settings.balance``, [F] > 0.
 
-    ``bytes`` are the table's rows x width x 4; ``lookup_cost`` the float32 bytes read an example, over the
-    first ``affinity_batches`` batches of the first window.
+    ``bytes`` are the table's rows x width x 4; ``lookup_cost`` the float32 bytes read an example,
+    over the first ``affinity_batches`` batches of the first window.
     """
     row_bytes = settings.probe_model.embedding_dimension * FLOAT_BYTES
     if settings.balance == "count":
         return np.ones(len(reader.schema.categorical))
     if settings.balance == "bytes":
-        return np.array([float(feature.num_embeddings * row_bytes) for feature in reader.schema.categorical])
+        return np.array(
+            [float(feature.num_embeddings * row_bytes) for feature in reader.schema.categorical]
+        )
     batches = reader.event_batches(reader.windows[0], train.global_batch_size, rank=0, world_size=1)
     ids, rows = np.zeros(len(reader.schema.categorical)), 0
     for batch in islice(batches, settings.affinity_batches):
@@ -100,20 +107,28 @@ def _better(
     train: TrainSettings,
     weights: NDArray[np.float64],
 ) -> Partition:
-    """Of the coherent and the diverse partition, the one with the lower :func:`proxy_ne`; coherent if equal."""
+    """Of the coherent and the diverse partition, the one with the lower :func:`proxy_ne`; coherent
+    if equal."""
     choices = [
-        partition_by_affinity(features, affinity, settings.model_copy(update={"strategy": name}), weights)
+        partition_by_affinity(
+            features, affinity, settings.model_copy(update={"strategy": name}), weights
+        )
         for name in ("coherent", "diverse")
     ]
-    measured = [launch(proxy_ne, (windows_dir, settings, train, choice), train)[0] for choice in choices]
+    measured = [
+        launch(proxy_ne, (windows_dir, settings, train, choice), train)[0] for choice in choices
+    ]
     return choices[int(np.argmin(measured))]
 
 
-def proxy_ne(windows_dir: Path, settings: PartitionSettings, train: TrainSettings, partition: Partition) -> float:
+def proxy_ne(
+    windows_dir: Path, settings: PartitionSettings, train: TrainSettings, partition: Partition
+) -> float:
     """On every rank: NE of ``probe_model`` with towers over the probe's windows from the second on.
 
     Each window is predicted before it is learnt from. The windows that judge the teacher come later
-    (``first_evaluation_window`` of the evaluation is at least ``probe_windows``), so the choice has not seen them.
+    (``first_evaluation_window`` of the evaluation is at least ``probe_windows``), so the choice has
+    not seen them.
 
     Raises:
         InputError: one window, so nothing is predicted by a model that has learnt anything.
@@ -121,10 +136,15 @@ def proxy_ne(windows_dir: Path, settings: PartitionSettings, train: TrainSetting
     reader = WindowReader(windows_dir)
     windows = reader.windows[: settings.probe_windows]
     if len(windows) == 1:
-        raise InputError("params/towers.yaml: strategy both compares on the second window on; give probe_windows 2")
+        raise InputError(
+            "params/towers.yaml: strategy both compares on the second window on; give "
+            "probe_windows 2"
+        )
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     chosen = settings.probe_model.model_copy(update={"towers": True})
-    engine = Engine(build_ranker(reader.schema, chosen, partition, settings.seed, "meta"), train, settings.seed)
+    engine = Engine(
+        build_ranker(reader.schema, chosen, partition, settings.seed, "meta"), train, settings.seed
+    )
     sums = torch.zeros(3, dtype=torch.float64)  # loss, clicks, rows
     for window in windows:
         if window is not windows[0]:
@@ -139,8 +159,11 @@ def proxy_ne(windows_dir: Path, settings: PartitionSettings, train: TrainSetting
     return loss / rows / entropy(clicks / rows)
 
 
-def train_probe(windows_dir: Path, settings: PartitionSettings, train: TrainSettings) -> NDArray[np.float64]:
-    """On every rank: train the probe over its windows; the affinity of its features, [F, F] in [0, 1]."""
+def train_probe(
+    windows_dir: Path, settings: PartitionSettings, train: TrainSettings
+) -> NDArray[np.float64]:
+    """On every rank: train the probe over its windows; the affinity of its features, [F, F] in [0,
+    1]."""
     reader = WindowReader(windows_dir)
     windows = reader.windows[: settings.probe_windows]
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
@@ -166,7 +189,9 @@ def _probe(schema: Schema, settings: PartitionSettings) -> Ranker | Factorizatio
     return build_ranker(schema, settings.probe_model, None, settings.seed, "meta")
 
 
-def measure_affinity(engine: Engine, batches: list[Batch], settings: PartitionSettings) -> NDArray[np.float64]:
+def measure_affinity(
+    engine: Engine, batches: list[Batch], settings: PartitionSettings
+) -> NDArray[np.float64]:
     """Affinity of each pair of features over the batches of all ranks: [F, F] in [0, 1].
 
     The mean of the absolute cosines of their embeddings in an example, the root of the mean of
@@ -174,30 +199,45 @@ def measure_affinity(engine: Engine, batches: list[Batch], settings: PartitionSe
     """
     probe = engine.module
     assert isinstance(probe, Ranker | FactorizationMachine)
-    mean = _mean_embeddings(probe, batches) if settings.affinity_centred else torch.zeros((), device=engine.device)
-    of_each: Callable[[Tensor], Tensor] = {"absolute": Tensor.abs, "squared": Tensor.square, "signed": Tensor.double}[
-        settings.affinity_mean
-    ]
+    mean = (
+        _mean_embeddings(probe, batches)
+        if settings.affinity_centred
+        else torch.zeros((), device=engine.device)
+    )
+    of_each: Callable[[Tensor], Tensor] = {
+        "absolute": Tensor.abs,
+        "squared": Tensor.square,
+        "signed": Tensor.double,
+    }[settings.affinity_mean]
     features = len(probe.feature_names)
     total = torch.zeros(features, features, dtype=torch.float64)
     rows = torch.zeros((), dtype=torch.float64)
     for batch in batches:
         weight = batch.weight.double().cpu()
-        total += torch.einsum("b,bij->ij", weight, of_each(_cosines(probe, batch, mean)).double().cpu())
+        total += torch.einsum(
+            "b,bij->ij", weight, of_each(_cosines(probe, batch, mean)).double().cpu()
+        )
         rows += weight.sum()
     distributed.all_reduce(total)
     distributed.all_reduce(rows)
     affinity = (total / rows).abs()
     if settings.affinity_mean == "squared":
         affinity = affinity.sqrt()
-    return np.round(affinity.clamp(max=1.0).fill_diagonal_(1.0).numpy().astype(np.float64), DECIMALS)
+    return np.round(
+        affinity.clamp(max=1.0).fill_diagonal_(1.0).numpy().astype(np.float64), DECIMALS
+    )
 
 
 @torch.no_grad()
 def _mean_embeddings(probe: Ranker | FactorizationMachine, batches: list[Batch]) -> Tensor:
     """Mean embedding of each feature over the batches of all ranks: [F, N] float32."""
-    sums = [torch.einsum("b,bfn->fn", batch.weight, probe.embed(batch.sparse)).double() for batch in batches]
-    rows = sum((batch.weight.double().sum() for batch in batches), torch.zeros((), dtype=torch.float64))
+    sums = [
+        torch.einsum("b,bfn->fn", batch.weight, probe.embed(batch.sparse)).double()
+        for batch in batches
+    ]
+    rows = sum(
+        (batch.weight.double().sum() for batch in batches), torch.zeros((), dtype=torch.float64)
+    )
     total = torch.stack(sums).sum(dim=0)
     distributed.all_reduce(total)
     distributed.all_reduce(rows)
@@ -207,5 +247,7 @@ def _mean_embeddings(probe: Ranker | FactorizationMachine, batches: list[Batch])
 @torch.no_grad()
 def _cosines(probe: Ranker | FactorizationMachine, batch: Batch, mean: Tensor) -> Tensor:
     """Cosines of all pairs of features' embeddings of each example, less ``mean``: [B, F, F]."""
-    unit = normalize(probe.embed(batch.sparse) - mean, dim=2)  # [B, F, N]; without a mean an empty list stays 0
+    unit = normalize(
+        probe.embed(batch.sparse) - mean, dim=2
+    )  # [B, F, N]; without a mean an empty list stays 0
     return torch.bmm(unit, unit.transpose(1, 2))

@@ -6,7 +6,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from recsys.config import InputError, Settings
 from recsys.models.settings import ModelSettings, TowerModuleSettings
-from recsys.training.settings import CommunicationSettings, TrainSettings
+from recsys.sharding.settings import CommunicationSettings
+from recsys.training.settings import TrainSettings
 
 PROBED = ("coherent", "diverse", "both", "spectral")
 Balance = Literal["count", "bytes", "lookup_cost"]
@@ -18,28 +19,30 @@ class PartitionSettings(Settings):
     ``strategy``: ``coherent`` puts features with similar embeddings together, ``diverse``
     dissimilar ones, ``both`` tries the two and keeps the one whose ranker with towers predicts the
     probe's windows better, each before it learns it (NE from the second on). Baselines:
-    ``spectral`` (of the same affinity), ``stride``, ``random``, ``greedy`` (the next heaviest to the
-    lightest tower); ``manual`` takes ``manual_towers``.
+    ``spectral`` (of the same affinity), ``stride``, ``random``, ``greedy`` (the next heaviest to
+    the lightest tower); ``manual`` takes ``manual_towers``.
 
-    ``balance`` is what a feature weighs: 1, its table's bytes, or the embedding bytes it looks up an example
-    (rows x width). ``balance_ratio`` bounds the largest tower's feature count over the smallest's; for
-    other weights the heaviest tower over the mean, or over what greedy reaches if that is more.
-    ``slice_above`` first cuts a feature that weighs more than this part of a tower's mean share into equal
-    column slices (recsys/towers/slices.py), as few as weigh no more each; they stand where their own
-    weights fit, and a manual tower may name them. None: no table is cut.
+    ``balance`` is what a feature weighs: 1, its table's bytes, or the embedding bytes it looks up
+    an example (rows x width). ``balance_ratio`` bounds the largest tower's feature count over the
+    smallest's; for other weights the heaviest tower over the mean, or over what greedy reaches if
+    that is more. ``slice_above`` first cuts a feature that weighs more than this part of a tower's
+    mean share into equal column slices (recsys/models/slices.py), as few as weigh no more each;
+    they stand where their own weights fit, and a manual tower may name them. None: no table is cut.
 
-    The probed strategies train a probe on the first ``probe_windows`` windows, ``probe_epochs`` times over (a
-    probe is not served, so it may overfit): ``probe: ranker`` is
-    ``probe_model``; ``factorization`` a factorization machine of its width, whose cosines follow the
-    interactions more closely. They average cosines over ``affinity_batches`` batches: the absolute
-    values, their root mean square (``squared``), or, ``signed``, the cosines first and the absolute value
-    after (the paper leaves it open), of embeddings less their mean if ``affinity_centred``.
+    The probed strategies train a probe on the first ``probe_windows`` windows, ``probe_epochs``
+    times over (a probe is not served, so it may overfit): ``probe: ranker`` is ``probe_model``;
+    ``factorization`` a factorization machine of its width, whose cosines follow the interactions
+    more closely. They average cosines over ``affinity_batches`` batches: the absolute values, their
+    root mean square (``squared``), or, ``signed``, the cosines first and the absolute value after
+    (the paper leaves it open), of embeddings less their mean if ``affinity_centred``.
     ``stretch_distances`` maps the distances of pairs onto [0, 1] before the map is drawn: what all
     pairs share has no place in few dimensions.
     """
 
     towers: PositiveInt = 4
-    strategy: Literal["coherent", "diverse", "both", "spectral", "stride", "random", "greedy", "manual"] = "coherent"
+    strategy: Literal[
+        "coherent", "diverse", "both", "spectral", "stride", "random", "greedy", "manual"
+    ] = "coherent"
     balance: Balance = "count"
     balance_ratio: float = Field(default=2.0, ge=1.0)
     slice_above: PositiveFloat | None = None
@@ -61,12 +64,15 @@ class PartitionSettings(Settings):
     @model_validator(mode="after")
     def _slices_have_weights(self) -> "PartitionSettings":
         if self.slice_above is not None and (self.balance == "count" or self.strategy == "manual"):
-            raise ValueError("slice_above needs balance: bytes or lookup_cost, and a strategy other than manual")
+            raise ValueError(
+                "slice_above needs balance: bytes or lookup_cost, and a strategy other than manual"
+            )
         return self
 
 
 class TeacherTowerSettings(TowerModuleSettings):
-    """The teacher's tower modules: as :class:`TowerModuleSettings`, their width D, and whether there are any."""
+    """The teacher's tower modules: as :class:`TowerModuleSettings`, their width D, and whether
+    there are any."""
 
     enabled: bool = True
     dimension: PositiveInt = 8
@@ -75,8 +81,9 @@ class TeacherTowerSettings(TowerModuleSettings):
 class TransformSettings(Settings):
     """The tower transform: each tower's tables and module stay on ``hosts_per_tower`` hosts.
 
-    A host has ``ranks_per_host`` ranks (None: as params/train.yaml says). ``communication`` is that of the tower
-    outputs between hosts, and of the teacher's other gradients (None: as params/train.yaml says).
+    A host has ``ranks_per_host`` ranks (None: as params/train.yaml says). ``communication`` is that
+    of the tower outputs between hosts, and of the teacher's other gradients (None: as
+    params/train.yaml says).
     """
 
     enabled: bool = False
@@ -86,7 +93,8 @@ class TransformSettings(Settings):
 
 
 class TowersSettings(Settings):
-    """params/towers.yaml: ``partition`` is read by the partition stage, the rest by whatever runs the teacher."""
+    """params/towers.yaml: ``partition`` is read by the partition stage, the rest by whatever runs
+    the teacher."""
 
     partition: PartitionSettings = PartitionSettings()
     module: TeacherTowerSettings = TeacherTowerSettings()
@@ -98,7 +106,14 @@ class TowersSettings(Settings):
         Raises:
             InputError: it has some of its own.
         """
-        _check_absent("params/teacher.yaml: model", model, "module", "towers", "tower_dimension", "tower_module")
+        _check_absent(
+            "params/teacher.yaml: model",
+            model,
+            "module",
+            "towers",
+            "tower_dimension",
+            "tower_module",
+        )
         chosen = self.module.model_dump(exclude={"enabled", "dimension"})
         return model.model_copy(
             update={
@@ -130,4 +145,7 @@ class TowersSettings(Settings):
 def _check_absent(where: str, given: Settings, section: str, *keys: str) -> None:
     for key in keys:
         if key in given.model_fields_set:
-            raise InputError(f"{where}: key {key!r}: the teacher's towers are set in params/towers.yaml: {section}")
+            raise InputError(
+                f"{where}: key {key!r}: the teacher's towers are set in params/towers.yaml: "
+                f"{section}"
+            )

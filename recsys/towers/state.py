@@ -27,7 +27,8 @@ def average_gradients(parameters: Sequence[nn.Parameter], group: ProcessGroup) -
 def clip_gradients(
     shared: Sequence[nn.Parameter], own: Sequence[nn.Parameter], peers: ProcessGroup, limit: float
 ) -> None:
-    """Scale the gradients so that the norm of ``shared`` and of every peer's ``own`` is ``limit`` at most."""
+    """Scale the gradients so that the norm of ``shared`` and of every peer's ``own`` is ``limit``
+    at most."""
     squares = get_total_norm(_gradients(own)).square()
     distributed.all_reduce(squares, group=peers)
     norm = (get_total_norm(_gradients(shared)).square() + squares).sqrt()
@@ -35,12 +36,16 @@ def clip_gradients(
 
 
 def gather_parts(state: Mapping[str, Tensor], keeps_replicated: bool) -> dict[str, Tensor]:
-    """All ranks' tensors, unsharded, float32, by sorted name, on rank 0; empty on the other ranks. Collective.
+    """All ranks' tensors, unsharded, float32, by sorted name, on rank 0; empty on the other ranks.
+    Collective.
 
     ``keeps_replicated``: whether this rank sends what is not sharded; one rank that holds it must.
     """
     mine = {
-        name: (_size(value), [(row, column, weight.detach()) for weight, row, column in local_shards(value)])
+        name: (
+            _size(value),
+            [(row, column, weight.detach()) for weight, row, column in local_shards(value)],
+        )
         for name, value in state.items()
         if keeps_replicated or isinstance(value, ShardedTensor)
     }

@@ -18,7 +18,8 @@ class AllToAll:
     Attributes:
         ranks: of its process group, as global numbers.
         sent: bytes to each of ``ranks``, itself included.
-        dtype: of what was sent: integers are ids, lengths and sizes, floats tower outputs or embeddings.
+        dtype: of what was sent: integers are ids, lengths and sizes, floats tower outputs or
+            embeddings.
     """
 
     ranks: tuple[int, ...]
@@ -28,7 +29,11 @@ class AllToAll:
     def bytes_across(self, rank: int, ranks_per_host: int) -> int:
         """Bytes that rank ``rank`` sent to other hosts of ``ranks_per_host`` ranks."""
         host = rank // ranks_per_host
-        return sum(size for other, size in zip(self.ranks, self.sent, strict=True) if other // ranks_per_host != host)
+        return sum(
+            size
+            for other, size in zip(self.ranks, self.sent, strict=True)
+            if other // ranks_per_host != host
+        )
 
 
 class AllToAllRecorder(TorchDispatchMode):
@@ -41,7 +46,9 @@ class AllToAllRecorder(TorchDispatchMode):
         super().__init__()
         self.found: list[AllToAll] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
         """Note the call, then make it."""
         if func.namespace == "c10d" and func.name().endswith(ALL_TO_ALL):
             self.found.append(_all_to_all(args[1], ProcessGroup.unbox(args[2]), args[4]))
@@ -54,5 +61,7 @@ def _all_to_all(sent: Tensor, group: ProcessGroup, splits: list[int]) -> AllToAl
     rows = len(sent) if splits else group.size()
     counts = splits or [1] * group.size()
     return AllToAll(
-        tuple(distributed.get_process_group_ranks(group)), tuple(size * n // max(rows, 1) for n in counts), sent.dtype
+        tuple(distributed.get_process_group_ranks(group)),
+        tuple(size * n // max(rows, 1) for n in counts),
+        sent.dtype,
     )

@@ -1,4 +1,5 @@
-"""The tower transform: each group of hosts keeps the tables and modules of its towers (DMT, arXiv 2403.00877, 3.1).
+"""The tower transform: each group of hosts keeps the tables and modules of its towers (DMT, arXiv
+2403.00877, 3.1).
 
 Flat: ids to every rank, lookup, embeddings to every rank. Transformed: ids to the peers, lookup and
 exchange inside the hosts, tower modules on the peers' examples, tower outputs to the peers. The
@@ -14,23 +15,31 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed._shard.sharding_spec.api import EnumerableShardingSpec
 from torch.distributed.remote_device import _remote_device
-from torchrec.distributed.types import CommOp, EmbeddingModuleShardingPlan, ModuleSharder, ShardingPlan
+from torchrec.distributed.types import (
+    CommOp,
+    EmbeddingModuleShardingPlan,
+    ModuleSharder,
+    ShardingPlan,
+)
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 
-from recsys.config import InputError
+from recsys.config import InputError, nearest_hint
+from recsys.models.partition_file import Partition
 from recsys.models.ranker import TABLE_PREFIX, Ranker
+from recsys.models.slices import Piece
+from recsys.planning.tables import Kind
 from recsys.sharding.communication import wire_codecs
 from recsys.sharding.plan import PlanRequest, make_plan, table_bytes
+from recsys.sharding.settings import CommunicationSettings
 from recsys.towers.exchange import PeerExchange
 from recsys.towers.ids import IdExchange
-from recsys.towers.partition_file import Partition
-from recsys.towers.slices import Piece
 from recsys.towers.state import average_gradients, clip_gradients, gather_parts
-from recsys.towers.topology import TowerGroups, place_towers, tower_groups
-from recsys.training.settings import CommunicationSettings, ShardingKind, TrainSettings, nearest_hint
+from recsys.towers.tower_groups import TowerGroups, place_towers, tower_groups
+from recsys.training.settings import TrainSettings
 
-# Inside a tower's hosts there is one level of ranks, so the kinds of a host and of all ranks are the same.
-KINDS_INSIDE: dict[str, ShardingKind] = {
+# Inside a tower's hosts there is one level of ranks, so the kinds of a host and of all ranks are
+# the same.
+KINDS_INSIDE: dict[str, Kind] = {
     "planner": "table_wise",
     "table_wise": "table_wise",
     "row_wise": "row_wise",
@@ -42,13 +51,14 @@ KINDS_INSIDE: dict[str, ShardingKind] = {
 
 @dataclass(frozen=True)
 class TowerTransform:
-    """A ranker after the transform; what the engine does differently for it. Collective in every method.
+    """A ranker after the transform; what the engine does differently for it. Collective in every
+    method.
 
     Attributes:
         groups: process groups.
         request: for the plan of this group's tables over its ranks.
-        own: parameters of this group's tower modules and of its sequences' attention; the ranks of other groups
-            do not have them.
+        own: parameters of this group's tower modules and of its sequences' attention; the ranks of
+            other groups do not have them.
         peers: what crosses the groups.
     """
 
@@ -57,8 +67,14 @@ class TowerTransform:
     own: list[nn.Parameter]
     peers: PeerExchange
 
+    @property
+    def inside(self) -> distributed.ProcessGroup:
+        """The ranks of this group."""
+        return self.groups.inside
+
     def make_plan(self, model: nn.Module, sharder: ModuleSharder[Any]) -> ShardingPlan:
-        """A plan for this group's tables: ranks count within the group, the shards' placements over all ranks.
+        """A plan for this group's tables: ranks count within the group, the shards' placements over
+        all ranks.
 
         Raises:
             InputError: as :func:`recsys.sharding.plan.make_plan` does.
@@ -69,23 +85,29 @@ class TowerTransform:
                 for shard in cast(EnumerableShardingSpec, sharding.sharding_spec).shards:
                     rank = cast(_remote_device, shard.placement).rank()
                     assert rank is not None
-                    shard.placement = _remote_device(f"rank:{self._first_rank + rank}/{self.request.settings.device}")
+                    shard.placement = _remote_device(
+                        f"rank:{self._first_rank + rank}/{self.request.settings.device}"
+                    )
         return plan
 
     def average_own(self, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
-        """Average the gradients of this group's tower modules over its ranks; the rest of ``parameters``.
+        """Average the gradients of this group's tower modules over its ranks; the rest of
+        ``parameters``.
 
-        The exchange of outputs has divided them by the number of groups: it becomes the global mean.
+        The exchange of outputs has divided them by the number of groups: it becomes the global
+        mean.
         """
         average_gradients(self.own, self.groups.inside)
         return self._shared(parameters)
 
     def clip_gradients(self, parameters: list[nn.Parameter], limit: float) -> None:
-        """Scale the gradients of ``parameters`` so that their norm, over all groups' towers, is ``limit`` at most."""
+        """Scale the gradients of ``parameters`` so that their norm, over all groups' towers, is
+        ``limit`` at most."""
         clip_gradients(self._shared(parameters), self.own, self.groups.peers, limit)
 
     def gather_whole(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The state_dict of the model before the transform, float32, on rank 0; empty on the other ranks."""
+        """The state_dict of the model before the transform, float32, on rank 0; empty on the other
+        ranks."""
         return gather_parts(state, keeps_replicated=self.groups.inside.rank() == 0)
 
     def gather_rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -105,12 +127,15 @@ class TowerTransform:
 
 
 def transform(model: nn.Module, partition: Partition, settings: TrainSettings) -> TowerTransform:
-    """Leave in ``model``, which holds a ranker with the towers of ``partition``, this rank's tables and towers.
+    """Leave in ``model``, which holds a ranker with the towers of ``partition``, this rank's tables
+    and towers.
 
-    Names in the state_dict stay. ``communication`` is that of the tower outputs between hosts. Collective.
+    Names in the state_dict stay. ``communication`` is that of the tower outputs between hosts.
+    Collective.
 
     Raises:
-        InputError: ``model`` has no towers, the hosts do not fit them, or a kind of sharding leaves a tower's hosts.
+        InputError: ``model`` has no towers, the hosts do not fit them, or a kind of sharding leaves
+            a tower's hosts.
     """
     ranker = _ranker(model)
     sharding, table_sharding = _kinds_inside(ranker, settings)
@@ -118,13 +143,19 @@ def transform(model: nn.Module, partition: Partition, settings: TrainSettings) -
     _check_sequences(ranker, partition)
     tables = ranker.embeddings.embedding_bag_configs()
     bytes_of = {config.name: table_bytes(config, settings) for config in tables}
-    sizes = {p.name: bytes_of.get(TABLE_PREFIX + p.name, 0) for p in ranker.pieces}  # 0: in its target's table
+    sizes = {
+        p.name: bytes_of.get(TABLE_PREFIX + p.name, 0) for p in ranker.pieces
+    }  # 0: in its target's table
     placed = place_towers(partition.towers, sizes, groups.count)
-    pieces = [[p for p in ranker.pieces if p.name in _names(partition, towers)] for towers in placed]
+    pieces = [
+        [p for p in ranker.pieces if p.name in _names(partition, towers)] for towers in placed
+    ]
     features = [list(dict.fromkeys(piece.feature for piece in held)) for held in pieces]
     widths = _widths(ranker)
     outputs = [[(tower, widths[tower]) for tower in towers] for towers in placed]
-    codecs = (wire_codecs(settings.communication, gcd(*widths)) or {}).get(CommOp.POOLED_EMBEDDINGS_ALL_TO_ALL.name)
+    codecs = (wire_codecs(settings.communication, gcd(*widths)) or {}).get(
+        CommOp.POOLED_EMBEDDINGS_ALL_TO_ALL.name
+    )
     lists = {config.feature_names[0] for config in tables if config.pooling is PoolingType.MEAN}
     lists |= set(ranker.sequences.sequences)
     ids = IdExchange(groups.peers, features, lists, _id_type(tables))
@@ -133,7 +164,9 @@ def transform(model: nn.Module, partition: Partition, settings: TrainSettings) -
     own = {config.name for config in ranker.embeddings.embedding_bag_configs()}
     fixed = {table: kind for table, kind in table_sharding.items() if table in own}
     as_is = CommunicationSettings()
-    inside = settings.model_copy(update={"sharding": sharding, "table_sharding": fixed, "communication": as_is})
+    inside = settings.model_copy(
+        update={"sharding": sharding, "table_sharding": fixed, "communication": as_is}
+    )
     request = PlanRequest(inside, groups.size, groups.size, table_groups=None)
     modules = [*ranker.interaction.towers.parameters(), *ranker.sequences.parameters()]
     return TowerTransform(groups, request, modules, ranker.peers)
@@ -144,7 +177,8 @@ def _check_sequences(ranker: Ranker, partition: Partition) -> None:
     for name, one in ranker.sequences.sequences.items():
         if not any({name, one.target} <= set(tower) for tower in partition.towers):
             raise InputError(
-                f"params/towers.yaml: transform: the sequence {name} and its target {one.target} are in two towers; "
+                f"params/towers.yaml: transform: the sequence {name} and its target {one.target} "
+                f"are in two towers; "
                 "put them in one (partition.strategy: manual), or set transform.enabled: false"
             )
 
@@ -152,7 +186,9 @@ def _check_sequences(ranker: Ranker, partition: Partition) -> None:
 def _ranker(model: nn.Module) -> Ranker:
     rankers = [module for module in model.modules() if isinstance(module, Ranker)]
     if len(rankers) != 1 or rankers[0].interaction.members is None:
-        raise InputError("params/towers.yaml: transform: the model has no towers; set module.enabled: true")
+        raise InputError(
+            "params/towers.yaml: transform: the model has no towers; set module.enabled: true"
+        )
     return rankers[0]
 
 
@@ -174,29 +210,40 @@ def _widths(ranker: Ranker) -> list[int]:
 
 
 def _keep(ranker: Ranker, partition: Partition, own: set[int], pieces: list[Piece]) -> None:
-    """Drop all tables and attention but those of ``pieces`` and all tower modules but those of ``own``."""
+    """Drop all tables and attention but those of ``pieces`` and all tower modules but those of
+    ``own``."""
     names = [piece.name for piece in pieces]
     tables = {TABLE_PREFIX + name for name in names}
     ranker.sequences.keep(names)
-    ranker.hold(pieces, [c for c in ranker.embeddings.embedding_bag_configs() if c.name in tables], "meta")
-    positions = [[names.index(n) for n in t] if i in own else [] for i, t in enumerate(partition.towers)]
+    ranker.hold(
+        pieces, [c for c in ranker.embeddings.embedding_bag_configs() if c.name in tables], "meta"
+    )
+    positions = [
+        [names.index(n) for n in t] if i in own else [] for i, t in enumerate(partition.towers)
+    ]
     ranker.interaction.members = positions
     for index in range(len(positions)):
         if index not in own:
             ranker.interaction.towers[index] = nn.Identity()
 
 
-def _kinds_inside(ranker: Ranker, settings: TrainSettings) -> tuple[ShardingKind, dict[str, ShardingKind]]:
+def _kinds_inside(ranker: Ranker, settings: TrainSettings) -> tuple[Kind, dict[str, Kind]]:
     """``sharding`` and ``table_sharding`` among the ranks of a tower."""
     tables = [config.name for config in ranker.embeddings.embedding_bag_configs()]
     for table in settings.table_sharding:
         if table not in tables:
-            raise InputError(f"params/train.yaml: table_sharding: no table {table!r}; {nearest_hint(table, tables)}")
+            raise InputError(
+                f"params/train.yaml: table_sharding: no table {table!r}; "
+                f"{nearest_hint(table, tables)}"
+            )
     for where, kind in {"sharding": settings.sharding, **settings.table_sharding}.items():
         if kind not in KINDS_INSIDE:
             raise InputError(
                 f"params/train.yaml: {where}: {kind} does not stay inside a tower's hosts; "
-                f"choose one of {', '.join(KINDS_INSIDE)}, or transform.enabled: false in params/towers.yaml"
+                f"choose one of {', '.join(KINDS_INSIDE)}, or transform.enabled: false in "
+                f"params/towers.yaml"
             )
-    fixed: dict[str, ShardingKind] = {table: KINDS_INSIDE[kind] for table, kind in settings.table_sharding.items()}
+    fixed: dict[str, Kind] = {
+        table: KINDS_INSIDE[kind] for table, kind in settings.table_sharding.items()
+    }
     return KINDS_INSIDE[settings.sharding], fixed

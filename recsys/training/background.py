@@ -1,4 +1,5 @@
-"""Checkpoints written while training goes on: a copy in memory, then one write at a time in a thread of each rank."""
+"""Checkpoints written while training goes on: a copy in memory, then one write at a time in a
+thread of each rank."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,7 +12,8 @@ class BackgroundWriter:
     """One write at a time, beside the training; made by all ranks together.
 
     Attributes:
-        group: a process group for the collectives of a write, so that they never meet those of a step.
+        group: a process group for the collectives of a write, so that they never meet those of a
+            step.
     """
 
     def __init__(self) -> None:
@@ -33,7 +35,8 @@ class BackgroundWriter:
 
     @contextmanager
     def closing(self) -> Iterator[None]:
-        """Wait at the end of the block; if the block fails too, its own error is raised with a note of the write's."""
+        """Wait at the end of the block; if the block fails too, its own error is raised with a note
+        of the write's."""
         try:
             yield
         except BaseException as error:

@@ -1,6 +1,6 @@
-"""torch.distributed.checkpoint folders: published whole, checksummed, the same bytes for the same state."""
+"""torch.distributed.checkpoint folders: published whole, checksummed, the same bytes for the same
+state."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -17,11 +17,11 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from recsys.config import InputError
+from recsys.files import PARTIAL_SUFFIX, file_hash, flush_folder, write_durably
 from recsys.training.checkpoint_memory import InPlacePlanner, MappedReader
 
 MANIFEST_FILE = "manifest.json"
 ROWS_SUFFIX = ".rows.safetensors"
-PARTIAL_SUFFIX = ".partial"
 MISSING = "missing"
 
 
@@ -60,28 +60,42 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
     distributed.barrier(group)
     try:
-        save(state, storage_writer=ReproducibleWriter(partial), planner=InPlacePlanner(), process_group=group)
+        save(
+            state,
+            storage_writer=ReproducibleWriter(partial),
+            planner=InPlacePlanner(),
+            process_group=group,
+        )
     except CheckpointException as error:
         raise OSError(f"{directory}: cannot write the checkpoint: {_reason(error)}") from error
     if rows is not None:
-        _on_all_ranks(lambda: _write_rows(rows, partial / f"{rank:04d}{ROWS_SUFFIX}"), directory, group)
+        _on_all_ranks(
+            lambda: _write_rows(rows, partial / f"{rank:04d}{ROWS_SUFFIX}"), directory, group
+        )
     files = _checksums(partial, sorted(path.name for path in partial.iterdir()), group)
     if MISSING in files.values():
         raise OSError(f"{directory}: cannot read back the checkpoint that was just written")
 
     def publish() -> None:
         if rank == 0:
-            manifest = {"files": files, "world_size": distributed.get_world_size(group), "facts": dict(facts or {})}
-            write_durably(partial / MANIFEST_FILE, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+            manifest = {
+                "files": files,
+                "world_size": distributed.get_world_size(group),
+                "facts": dict(facts or {}),
+            }
+            write_durably(
+                partial / MANIFEST_FILE, json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+            )
             shutil.rmtree(directory, ignore_errors=True)
             partial.rename(directory)
-            _flush_folder(directory.parent)
+            flush_folder(directory.parent)
 
     _on_all_ranks(publish, directory, group)
 
 
 def load_checkpoint(state: dict[str, Any], directory: Path) -> dict[str, Any]:
-    """Fill ``state`` in place with what :func:`save_checkpoint` wrote; collective. Returns its facts.
+    """Fill ``state`` in place with what :func:`save_checkpoint` wrote; collective. Returns its
+    facts.
 
     Raises:
         DamagedCheckpointError: a file is missing or was changed, or ``state`` is of another model.
@@ -109,18 +123,14 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         if not (isinstance(manifest["files"], dict) and isinstance(manifest["facts"], dict)):
             raise TypeError("files and facts must be objects")
     except OSError as error:
-        raise DamagedCheckpointError(f"{path}: cannot be read, so {directory} is no whole checkpoint") from error
+        raise DamagedCheckpointError(
+            f"{path}: cannot be read, so {directory} is no whole checkpoint"
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise DamagedCheckpointError(f"{path}: the checkpoint is damaged: {' '.join(str(error).split())}") from error
+        raise DamagedCheckpointError(
+            f"{path}: the checkpoint is damaged: {' '.join(str(error).split())}"
+        ) from error
     return manifest
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Write ``text`` and wait until the disk has it."""
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _check_files(directory: Path, expected: Mapping[str, str]) -> None:
@@ -130,11 +140,14 @@ def _check_files(directory: Path, expected: Mapping[str, str]) -> None:
             raise DamagedCheckpointError(f"{directory / name}: missing; the checkpoint is damaged")
         if found[name] != checksum:
             raise DamagedCheckpointError(
-                f"{directory / name}: its SHA-256 is not the one in {MANIFEST_FILE}; the checkpoint is damaged"
+                f"{directory / name}: its SHA-256 is not the one in {MANIFEST_FILE}; the "
+                f"checkpoint is damaged"
             )
 
 
-def _checksums(directory: Path, names: Iterable[str], group: distributed.ProcessGroup | None) -> dict[str, str]:
+def _checksums(
+    directory: Path, names: Iterable[str], group: distributed.ProcessGroup | None
+) -> dict[str, str]:
     """SHA-256 of each file, by name, on every rank; the ranks share the work."""
     rank, world_size = distributed.get_rank(group), distributed.get_world_size(group)
     mine = {name: checksum(directory / name) for name in list(names)[rank::world_size]}
@@ -143,7 +156,9 @@ def _checksums(directory: Path, names: Iterable[str], group: distributed.Process
     return {name: checksum for part in parts for name, checksum in part.items()}
 
 
-def _on_all_ranks(action: Callable[[], None], directory: Path, group: distributed.ProcessGroup | None) -> None:
+def _on_all_ranks(
+    action: Callable[[], None], directory: Path, group: distributed.ProcessGroup | None
+) -> None:
     """Run ``action`` on every rank; where it fails on one, all raise, so that none waits for it."""
     problem = None
     try:
@@ -169,19 +184,9 @@ def _write_rows(rows: dict[str, Tensor], path: Path) -> None:
 def checksum(path: Path) -> str:
     """SHA-256 of a file; MISSING if it cannot be read."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_hash(path)
     except OSError:
         return MISSING
-
-
-def _flush_folder(folder: Path) -> None:
-    """Wait until the disk has the names in ``folder``."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _reason(error: CheckpointException) -> str:

@@ -1,7 +1,8 @@
-"""Differential checkpoints: the table rows trained on since the last full one (Check-N-Run, NSDI 2022, section 4).
+"""Differential checkpoints: the table rows trained on since the last full one (Check-N-Run, NSDI
+2022, section 4).
 
-A differential checkpoint is Check-N-Run's one-shot kind: every row since the last full one, so that two
-folders restore a run and a damaged differential one costs only itself. Rows may be quantised.
+A differential checkpoint is Check-N-Run's one-shot kind: every row since the last full one, so that
+two folders restore a run and a damaged differential one costs only itself. Rows may be quantised.
 """
 
 from collections.abc import Iterable, Iterator
@@ -32,7 +33,8 @@ SMALL_IDS = 2**31  # rows that an int32 counts
 
 @dataclass(frozen=True)
 class _LocalTable:
-    """Rows of a table here: ``touched`` [rows] bool, from ``first_row``; ``copies``: ranks that hold the same ones."""
+    """Rows of a table here: ``touched`` [rows] bool, from ``first_row``; ``copies``: ranks that
+    hold the same ones."""
 
     touched: Tensor
     first_row: int
@@ -40,7 +42,8 @@ class _LocalTable:
 
 
 class TouchedRows:
-    """Which rows of this rank's shards training has looked up since the last :meth:`clear`: a byte a row.
+    """Which rows of this rank's shards training has looked up since the last :meth:`clear`: a byte
+    a row.
 
     TorchRec calls it after each lookup with the ids that reached this rank. Its own
     ModelDeltaTrackerTrec keeps the ids of every batch, those of predictions too; rows that are only
@@ -54,7 +57,8 @@ class TouchedRows:
 
     @torch.no_grad()
     def rows(self, all_rows: bool = False) -> Iterator[tuple[str, Tensor, int]]:
-        """(weight name, touched rows of the whole table [n] int64, first row of the shard); collective.
+        """(weight name, touched rows of the whole table [n] int64, first row of the shard);
+        collective.
 
         Ranks that hold copies of a table share its rows among them.
         """
@@ -65,7 +69,11 @@ class TouchedRows:
                 distributed.all_reduce(union, distributed.ReduceOp.MAX)
                 touched = union.bool()
             found = touched.nonzero().flatten() + table.first_row
-            yield name, found[distributed.get_rank() :: table.copies] if table.copies > 1 else found, table.first_row
+            yield (
+                name,
+                found[distributed.get_rank() :: table.copies] if table.copies > 1 else found,
+                table.first_row,
+            )
 
     def mark(self, name: str, rows: Tensor) -> None:
         """Count ``rows`` (of the whole table) among the touched."""
@@ -106,29 +114,39 @@ class TouchedRows:
 def take_rows(
     state: dict[str, Any], touched: TouchedRows, all_rows: bool, quantisation: Quantisation
 ) -> dict[str, Tensor]:
-    """Copies of the touched rows, or of all, of this rank's weights and optimiser state; collective.
+    """Copies of the touched rows, or of all, of this rank's weights and optimiser state;
+    collective.
 
     Args:
         state: of :meth:`Engine.state`.
         quantisation: of the weights; optimiser state stays as it is.
 
     Returns:
-        "0|rows|<name>": rows [n]; "<first column>|<weight or kind of state>|<name>": [n, columns] or [n].
+        "0|rows|<name>": rows [n]; "<first column>|<weight or kind of state>|<name>": [n, columns]
+        or [n].
     """
     taken: dict[str, Tensor] = {}
     for name, rows, first_row in touched.rows(all_rows):
-        taken[f"0|{ROWS}|{name}"] = rows.to(torch.int32) if state["model"][name].size(0) < SMALL_IDS else rows
+        taken[f"0|{ROWS}|{name}"] = (
+            rows.to(torch.int32) if state["model"][name].size(0) < SMALL_IDS else rows
+        )
         for kind, value in _values(state, name).items():
             for shard, _, column in _shards(value):
                 part = shard[rows - first_row]
-                taken[f"{column}|{kind}|{name}"] = _quantise(part, quantisation) if kind == WEIGHT else part
+                taken[f"{column}|{kind}|{name}"] = (
+                    _quantise(part, quantisation) if kind == WEIGHT else part
+                )
     return taken
 
 
 def load_state(
-    state: dict[str, Any], tables: dict[str, list[Any]], touched: TouchedRows | None, directory: Path
+    state: dict[str, Any],
+    tables: dict[str, list[Any]],
+    touched: TouchedRows | None,
+    directory: Path,
 ) -> dict[str, Any]:
-    """Fill ``state`` in place from a checkpoint, full or differential, and the one it is based on; collective.
+    """Fill ``state`` in place from a checkpoint, full or differential, and the one it is based on;
+    collective.
 
     ``touched`` then holds the rows that differ from the full one. Returns its facts.
 
@@ -144,11 +162,15 @@ def load_state(
     if written is None:
         return load_checkpoint(state, directory)
     if written["tables"] != tables:
-        raise DamagedCheckpointError(f"{directory}: the checkpoint is not of this model and its settings: its tables")
+        raise DamagedCheckpointError(
+            f"{directory}: the checkpoint is not of this model and its settings: its tables"
+        )
     if written["base"] is not None:
         base = directory.with_name(written["base"])
         if checksum(base / MANIFEST_FILE) != written["base_manifest"]:
-            raise DamagedCheckpointError(f"{directory}: {base}, which it needs, is missing or was changed")
+            raise DamagedCheckpointError(
+                f"{directory}: {base}, which it needs, is missing or was changed"
+            )
         load_state(state, tables, None, base)
     facts = load_checkpoint(without_tables(state, tables), directory)
     for path in sorted(directory.glob(f"*{ROWS_SUFFIX}")):
@@ -157,7 +179,8 @@ def load_state(
 
 
 def describe_tables(model: nn.Module, optimizer: str) -> dict[str, list[Any]]:
-    """[rows, columns, optimiser] of each sharded table in ``model``, by weight name; the same on every rank."""
+    """[rows, columns, optimiser] of each sharded table in ``model``, by weight name; the same on
+    every rank."""
     return {
         _weight_name(path, table): [config.num_embeddings, config.embedding_dim, optimizer]
         for path, module in _collections(model)
@@ -188,7 +211,9 @@ def _put_rows(state: dict[str, Any], touched: TouchedRows | None, path: Path) ->
             values = file.get_tensor(key)
             if kind == WEIGHT:
                 values = _dequantise(values)
-            held = _values(state, name).get(kind)  # no optimiser state where the rank has no shard of the table
+            held = _values(state, name).get(
+                kind
+            )  # no optimiser state where the rank has no shard of the table
             for shard, first_row, first_column in [] if held is None else _shards(held):
                 _overlay(shard, rows_of[name] - first_row, values, int(column) - first_column)
 
@@ -225,7 +250,9 @@ def _dequantise(values: Tensor) -> Tensor:
 def _values(state: dict[str, Any], name: str) -> dict[str, Any]:
     """Weight and optimiser state of a table, by kind."""
     states = state.get("tables", {}).get(name, {})
-    return {WEIGHT: state["model"][name]} | {key.rsplit(".", 1)[-1]: value for key, value in states.items()}
+    return {WEIGHT: state["model"][name]} | {
+        key.rsplit(".", 1)[-1]: value for key, value in states.items()
+    }
 
 
 def _shards(value: Tensor) -> Iterator[tuple[Tensor, int, int]]:
@@ -239,7 +266,11 @@ def _shards(value: Tensor) -> Iterator[tuple[Tensor, int, int]]:
 
 
 def _collections(model: nn.Module) -> list[tuple[str, ShardedEmbeddingBagCollection]]:
-    return [(path, m) for path, m in model.named_modules() if isinstance(m, ShardedEmbeddingBagCollection)]
+    return [
+        (path, m)
+        for path, m in model.named_modules()
+        if isinstance(m, ShardedEmbeddingBagCollection)
+    ]
 
 
 def _weight_name(path: str, table: str) -> str:

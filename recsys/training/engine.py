@@ -21,14 +21,20 @@ from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingType
 
 from recsys.data.loader import Batch
 from recsys.models.initial_tables import initial_rows, row_blocks
+from recsys.models.partition_file import Partition
+from recsys.models.peers import Peers
 from recsys.models.ranker import SERVING, TABLE_PREFIX
 from recsys.sharding.communication import mean_over_ranks, shard_width, wire_codecs
 from recsys.sharding.hosts import hosts_of
-from recsys.sharding.plan import BagSharder, PlanRequest, bag_collections, local_shards, make_plan, plan_rows
+from recsys.sharding.plan import (
+    BagSharder,
+    PlanRequest,
+    bag_collections,
+    local_shards,
+    make_plan,
+    plan_rows,
+)
 from recsys.sharding.pooling import sum_split_rows
-from recsys.towers.exchange import PeerExchange
-from recsys.towers.partition_file import Partition
-from recsys.towers.transform import transform
 from recsys.training.checkpoints import load_checkpoint, save_checkpoint
 from recsys.training.non_finite import NonFiniteGuard
 from recsys.training.optimizers import (
@@ -44,12 +50,14 @@ from recsys.training.optimizers import (
 from recsys.training.settings import TrainSettings
 from recsys.training.side_model import SideModel
 from recsys.training.table_memory import TableFiles, set_table_precision
+from recsys.training.transformed import Transform
 
 LossFunction = Callable[[dict[str, Tensor], Batch], Tensor]
 
 
 class Engine:
-    """A model on this rank, its tables sharded, its dense part replicated; collective in every method.
+    """A model on this rank, its tables sharded, its dense part replicated; collective in every
+    method.
 
     Table optimisers run inside the backward pass (FBGEMM). Table weights start from
     :func:`initial_rows`, so they depend on neither the plan nor the number of ranks; build the
@@ -59,9 +67,12 @@ class Engine:
         model: takes (dense [B, W], KeyedJaggedTensor), returns {"serving": [B], ...}.
         settings: ranks, optimisers, sharding.
         seed: of the initial tables.
-        partition: towers whose tables stay together on one rank, or, with ``tower_transform``, on the
+        partition: towers whose tables stay together on one rank, or, with ``transform``, on the
             tower's hosts; None where the plan is free.
         side: trained beside it.
+        transform: spreads the towers over hosts before anything is sharded; None: every rank holds
+            the whole dense part. :func:`recsys.towers.engine.tower_engine` gives the one that the
+            settings want.
 
     Raises:
         InputError: no plan fits the settings, or the hosts do not fit the towers.
@@ -74,6 +85,7 @@ class Engine:
         seed: int,
         partition: Partition | None = None,
         side: SideModel | None = None,
+        transform: Transform | None = None,
     ) -> None:
         self.settings = settings
         self._side = side or SideModel()
@@ -82,14 +94,19 @@ class Engine:
         if settings.device == "cuda":
             self.device = torch.device("cuda", torch.cuda.current_device())
         self._guard = NonFiniteGuard(settings.skip_non_finite_batches)
-        self._files = TableFiles(settings.table_file_dir) if settings.table_memory == "file" else None
+        self._files = (
+            TableFiles(settings.table_file_dir) if settings.table_memory == "file" else None
+        )
         self._towers = None
-        if settings.tower_transform and partition is not None:
+        if transform is not None:
+            assert partition is not None, "a transform needs the towers of a partition"
             self._towers = transform(model, partition, settings)
         set_table_precision(model, settings)
         self._set_table_optimizer(model)
         paths = list(bag_collections(model))
-        configs = [config for m in bag_collections(model).values() for config in m.embedding_bag_configs()]
+        configs = [
+            config for m in bag_collections(model).values() for config in m.embedding_bag_configs()
+        ]
         tables = {config.name: (config.num_embeddings, config.embedding_dim) for config in configs}
         files = self._files.hold_new_tables() if self._files else nullcontext()
         with hosts_of(settings.ranks_per_host) as ranks_per_host, files:
@@ -104,7 +121,9 @@ class Engine:
         self._replicated = _replicated_tables(self._model)
         self._replicated_optimizer = None
         if self._replicated:
-            self._replicated_optimizer = replicated_table_optimizer(list(self._replicated.values()), settings)
+            self._replicated_optimizer = replicated_table_optimizer(
+                list(self._replicated.values()), settings
+            )
         self._rates_are_constant = is_constant(settings.schedule)
         self._counts = torch.zeros(2, dtype=torch.int64)  # optimiser steps, skipped batches
 
@@ -119,7 +138,7 @@ class Engine:
         return int(self._counts[1])
 
     @property
-    def peers(self) -> PeerExchange | None:
+    def peers(self) -> Peers | None:
         """What crosses hosts under the tower transform; None: the flat engine."""
         return None if self._towers is None else self._towers.peers
 
@@ -172,7 +191,8 @@ class Engine:
         return loss.item() if loss is not None and self.finish_step(loss) else math.nan
 
     def begin_step(self, batch: Batch, loss_function: LossFunction) -> Tensor | None:
-        """The first half of :meth:`train_step`: the loss to differentiate; None if all ranks skip the batch."""
+        """The first half of :meth:`train_step`: the loss to differentiate; None if all ranks skip
+        the batch."""
         self._model.train()
         self._guard.begin(self.steps + 1)
         self._dense_optimizer.zero_grad(set_to_none=True)
@@ -190,10 +210,13 @@ class Engine:
         return loss
 
     def finish_step(self, loss: Tensor) -> bool:
-        """The second half: gradients, averaged over ranks, and the optimisers; False if all ranks skip the batch."""
+        """The second half: gradients, averaged over ranks, and the optimisers; False if all ranks
+        skip the batch."""
         loss.backward()
         self._average_gradients()
-        if self._guard.skips_gradients(self._dense | self._replicated, differ=self._towers is not None):
+        if self._guard.skips_gradients(
+            self._dense | self._replicated, differ=self._towers is not None
+        ):
             return self._end_step(updated=False)
         if self.settings.dense_clip_norm is not None:
             self._clip_gradients(self.settings.dense_clip_norm)
@@ -207,7 +230,8 @@ class Engine:
         return binary_cross_entropy_with_logits(outputs[SERVING], batch.label, reduction="none")
 
     def save(self, directory: Path, facts: Mapping[str, Any] | None = None) -> None:
-        """Write weights and optimiser state, and ``facts`` (plain values), as a checkpoint folder."""
+        """Write weights and optimiser state, and ``facts`` (plain values), as a checkpoint
+        folder."""
         with self.tables_in_order():
             save_checkpoint(self.state(), directory, facts)
 
@@ -224,7 +248,8 @@ class Engine:
         return facts
 
     def tables_in_order(self) -> AbstractContextManager[None]:
-        """A context in which whole tables are read or written; for those in files it reads ahead."""
+        """A context in which whole tables are read or written; for those in files it reads
+        ahead."""
         return self._files.in_order() if self._files else nullcontext()
 
     def adopt(self, state: dict[str, Any]) -> None:
@@ -242,9 +267,13 @@ class Engine:
         dense = {name: self._dense_state(parameter) for name, parameter in self._dense.items()}
         optimizers = {"tables": tables, "dense": dense}
         # A dict of nothing but empty ones makes DCP take the checkpoint for one of an old PyTorch.
-        filled = {key: {name: s for name, s in states.items() if s} for key, states in optimizers.items()}
+        filled = {
+            key: {name: s for name, s in states.items() if s} for key, states in optimizers.items()
+        }
         state = {"model": self._model.state_dict(), "counts": self._counts}
-        return state | {key: states for key, states in filled.items() if states} | self._side.state()
+        return (
+            state | {key: states for key, states in filled.items() if states} | self._side.state()
+        )
 
     def gather_state(self) -> dict[str, Tensor]:
         """The unsharded model's state_dict, float32, on rank 0; empty on the other ranks."""
@@ -254,7 +283,11 @@ class Engine:
         for name, value in self._model.state_dict().items():
             if isinstance(value, ShardedTensor):
                 size = value.metadata().size
-                whole = torch.empty(size, dtype=value.dtype, device=self.device) if self.rank == 0 else None
+                whole = (
+                    torch.empty(size, dtype=value.dtype, device=self.device)
+                    if self.rank == 0
+                    else None
+                )
                 value.gather(dst=0, out=whole)
                 if whole is not None:
                     gathered[name] = self._files.copy(whole) if self._files else whole.cpu().float()
@@ -281,7 +314,9 @@ class Engine:
             return
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         flat = mean_over_ranks(flat, self.settings.communication.gradients)
-        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        for gradient, mean in zip(
+            gradients, flat.split([g.numel() for g in gradients]), strict=True
+        ):
             gradient.copy_(mean.view_as(gradient))
 
     def _clip_gradients(self, limit: float) -> None:
@@ -302,19 +337,30 @@ class Engine:
         set_rates(self._model.fused_optimizer, factor * self.settings.table_learning_rate)
         self._model.fused_optimizer.zero_grad()  # hands the kernels their rate
 
-    def _shard(self, model: nn.Module, ranks_per_host: int, partition: Partition | None) -> DistributedModelParallel:
+    def _shard(
+        self, model: nn.Module, ranks_per_host: int, partition: Partition | None
+    ) -> DistributedModelParallel:
         communication = self.settings.communication
-        request = PlanRequest(self.settings, self.world_size, ranks_per_host, _table_groups(partition))
+        request = PlanRequest(
+            self.settings, self.world_size, ranks_per_host, _table_groups(partition)
+        )
         if self._towers is None:
-            plan = make_plan(model, request, BagSharder(qcomm_codecs_registry=wire_codecs(communication)))
+            plan = make_plan(
+                model, request, BagSharder(qcomm_codecs_registry=wire_codecs(communication))
+            )
             group = distributed.group.WORLD
-            sharder = BagSharder(qcomm_codecs_registry=wire_codecs(communication, shard_width(plan)))
+            sharder = BagSharder(
+                qcomm_codecs_registry=wire_codecs(communication, shard_width(plan))
+            )
             self._plan_rows = plan_rows(model, plan, self.settings)
         else:
             sharder = BagSharder()
-            plan, group = self._towers.make_plan(model, sharder), self._towers.groups.inside
+            plan, group = self._towers.make_plan(model, sharder), self._towers.inside
             self._plan_rows = self._towers.gather_rows(plan_rows(model, plan, self.settings))
-        means = {path: sum_split_rows(module, plan, path) for path, module in bag_collections(model).items()}
+        means = {
+            path: sum_split_rows(module, plan, path)
+            for path, module in bag_collections(model).items()
+        }
         assert group is not None
         sharded = DistributedModelParallel(
             model,
@@ -322,13 +368,20 @@ class Engine:
             device=self.device,
             plan=plan,
             sharders=[cast(ModuleSharder[nn.Module], sharder)],
-            init_data_parallel=False,  # one all-reduce of ours: DDP refuses heads that a loss does not read
+            # One all-reduce of ours: DDP refuses heads that a loss does not read
+            init_data_parallel=False,
         )
         if self.device.type == "cuda":
-            sharded.module.to(self.device)  # the dense part; TorchRec does it in its own data-parallel wrapper only
+            sharded.module.to(
+                self.device
+            )  # the dense part; TorchRec does it in its own data-parallel wrapper only
         for module in sharded_collections(sharded).values():
-            lookups = module._lookups  # DDP, for replicated tables, waits for a backward pass after each forward pass
-            lookups[:] = [m.module if isinstance(m, DistributedDataParallel) else m for m in lookups]
+            lookups = (
+                module._lookups
+            )  # DDP, for replicated tables, waits for a backward pass after each forward pass
+            lookups[:] = [
+                m.module if isinstance(m, DistributedDataParallel) else m for m in lookups
+            ]
         for path, mean in means.items():
             if mean is not None:
                 sharded.module.get_submodule(path).register_forward_hook(mean)
@@ -342,7 +395,9 @@ class Engine:
     def _set_table_optimizer(self, model: nn.Module) -> None:
         optimizer = table_optimizer(self.settings)
         for module in bag_collections(model).values():
-            apply_optimizer_in_backward(optimizer, module.parameters(), {"lr": self.settings.table_learning_rate})
+            apply_optimizer_in_backward(
+                optimizer, module.parameters(), {"lr": self.settings.table_learning_rate}
+            )
 
     @torch.no_grad()
     def _write_tables(self, tables: dict[str, tuple[int, int]], seed: int) -> None:
@@ -354,9 +409,12 @@ class Engine:
                 count, dimension = tables[table]
                 for start, stop in row_blocks(row, row + weight.shape[0]):
                     rows = initial_rows(seed, table, count, dimension, start, stop)
-                    weight[start - row : stop - row].copy_(rows[:, column : column + weight.shape[1]])
+                    weight[start - row : stop - row].copy_(
+                        rows[:, column : column + weight.shape[1]]
+                    )
                     if self._files:
-                        self._files.flush()  # clean pages can be taken back; many dirty ones are out of memory
+                        # Clean pages can be taken back; many dirty ones are out of memory
+                        self._files.flush()
 
     def _dense_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         """Optimiser state of a dense parameter; before the first step one of the same shapes."""
@@ -376,18 +434,27 @@ class Engine:
 
 def sharded_collections(model: nn.Module) -> dict[str, ShardedEmbeddingBagCollection]:
     """The sharded collections of ``model`` by their path in it."""
-    return {path: module for path, module in model.named_modules() if isinstance(module, ShardedEmbeddingBagCollection)}
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, ShardedEmbeddingBagCollection)
+    }
 
 
 def _replicated_tables(model: DistributedModelParallel) -> dict[str, nn.Parameter]:
-    """Weights of the tables that every rank holds whole and updates outside the kernels, by name."""
+    """Weights of the tables that every rank holds whole and updates outside the kernels, by
+    name."""
     replicated = {
         id(module.embedding_bags[table].weight)
         for module in sharded_collections(model).values()
         for table, sharding in module.module_sharding_plan.items()
         if sharding.sharding_type == ShardingType.DATA_PARALLEL.value
     }
-    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in replicated}
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if id(parameter) in replicated
+    }
 
 
 def _table_groups(partition: Partition | None) -> list[list[str]] | None:

@@ -17,7 +17,12 @@ RESTART_COUNT = "TORCHELASTIC_RESTART_COUNT"
 LASTING = (InputError, NonFiniteError)  # a restart mends neither input nor data
 MEMORY_HINT = "; if nobody did it by hand, the machine ran out of memory: lower world_size or use smaller tables"
 # What gloo says, in an untyped RuntimeError, where the process at the other end has gone.
-LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
+LOST_PEER = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Connection refused",
+)
 
 
 class LostRankError(Exception):
@@ -33,32 +38,40 @@ class HungRankError(LostRankError):
 
 
 class LostPeerError(LostRankError):
-    """The connection to a rank broke; where that rank is of this node, its own end is the error to report."""
+    """The connection to a rank broke; where that rank is of this node, its own end is the error to
+    report."""
 
 
 def write_failure(folder: Path, error: BaseException, attempt: int | None = None) -> None:
-    """Leave ``error`` in ``folder`` for :func:`first_failure`; ``attempt``: None for this rank's."""
+    """Leave ``error`` in ``folder`` for :func:`first_failure`; ``attempt``: None for this
+    rank's."""
     text = "".join(traceback.format_exception(error))
     attempt = int(os.environ.get(RESTART_COUNT, "0")) if attempt is None else attempt
     if isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST_PEER):
-        error = LostPeerError(f"the connection to another rank broke: {' '.join(str(error).split())}")
+        error = LostPeerError(
+            f"the connection to another rank broke: {' '.join(str(error).split())}"
+        )
     try:
         body = pickle.dumps((time.monotonic(), error, text, attempt))
         pickle.loads(body)
     except Exception:
-        body = pickle.dumps((time.monotonic(), RuntimeError(f"{type(error).__name__}: {error}"), text, attempt))
+        body = pickle.dumps(
+            (time.monotonic(), RuntimeError(f"{type(error).__name__}: {error}"), text, attempt)
+        )
     partial = folder / f"{os.getpid()}-{attempt}"
     partial.write_bytes(body)
     partial.rename(partial.with_suffix(FAILURE_SUFFIX))
 
 
 def read_failures(folder: Path) -> list[tuple[float, BaseException, str, int]]:
-    """(time, exception, traceback, attempt) of each failure, from files that the ranks wrote in our own folder."""
+    """(time, exception, traceback, attempt) of each failure, from files that the ranks wrote in our
+    own folder."""
     return [pickle.loads(path.read_bytes()) for path in folder.glob(f"*{FAILURE_SUFFIX}")]
 
 
 def first_failure(folder: Path, error: ChildFailedError) -> BaseException:
-    """What the ranks of the last attempt died of: a lasting error, a hung or killed rank, else the earliest error."""
+    """What the ranks of the last attempt died of: a lasting error, a hung or killed rank, else the
+    earliest error."""
     failures = sorted(read_failures(folder), key=lambda failure: failure[0])
     for _, first, text, _ in failures:
         if isinstance(first, LASTING):
@@ -73,9 +86,13 @@ def first_failure(folder: Path, error: ChildFailedError) -> BaseException:
     rank, failure = error.get_first_failure()
     if failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
-        return RankKilledError(f"rank {rank} was killed by {name}{MEMORY_HINT if name == 'SIGKILL' else ''}")
+        return RankKilledError(
+            f"rank {rank} was killed by {name}{MEMORY_HINT if name == 'SIGKILL' else ''}"
+        )
     if not failures:
-        return RuntimeError(f"rank {rank} ended with exit code {failure.exitcode} and left no message")
+        return RuntimeError(
+            f"rank {rank} ended with exit code {failure.exitcode} and left no message"
+        )
     _, first, text, _ = min(failures, key=lambda f: (isinstance(f[1], LostPeerError), f[0]))
     first.add_note(f"In a rank:\n{text}")
     return first

@@ -1,8 +1,10 @@
-"""Find a rank that neither ends nor goes on: each rank's monitor thread reports that its main thread works.
+"""Find a rank that neither ends nor goes on: each rank's monitor thread reports that its main
+thread works.
 
-Work is processor time of the main thread, so nothing in the training loop has to report, and a rank that
-sleeps, waits, is stopped by a signal or holds the interpreter's lock falls silent all the same. One that spins
-works by this measure; then the ranks that wait for it fall silent, and their stacks tell who is missing.
+Work is processor time of the main thread, so nothing in the training loop has to report, and a rank
+that sleeps, waits, is stopped by a signal or holds the interpreter's lock falls silent all the
+same. One that spins works by this measure; then the ranks that wait for it fall silent, and their
+stacks tell who is missing.
 """
 
 import faulthandler
@@ -20,13 +22,18 @@ from pathlib import Path
 from recsys.training.failures import RESTART_COUNT, HungRankError, write_failure
 
 BEAT_SUFFIX, STACK_SUFFIX = ".beat", ".stack"
-RECORD = struct.Struct("qQd")  # process id, identity of the main thread, monotonic time of the last progress
+RECORD = struct.Struct(
+    "qQd"
+)  # process id, identity of the main thread, monotonic time of the last progress
 SAMPLES = 10  # in a timeout
 LONGEST_INTERVAL_S = 1.0
 IDLE_SHARE = 0.001  # of one processor; a loop that sleeps uses less, one small batch a second more
 STACK_SIGNAL = signal.SIGUSR2
 STACK_WAIT_S = 0.5
-WAITING = ("/torch/distributed/", "/torchrec/distributed/")  # where the innermost frame of a collective is
+WAITING = (
+    "/torch/distributed/",
+    "/torchrec/distributed/",
+)  # where the innermost frame of a collective is
 FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<function>\S+)')
 STOPPED, ENDED = "T", "Z"
 
@@ -49,7 +56,8 @@ class Rank:
 
 
 def report_progress(folder: Path, timeout_s: float) -> None:
-    """Report this rank's progress in ``folder`` as long as the process lives; its stacks on STACK_SIGNAL."""
+    """Report this rank's progress in ``folder`` as long as the process lives; its stacks on
+    STACK_SIGNAL."""
     name = f"{os.environ.get(RESTART_COUNT, '0')}-{os.environ['RANK']}"
     main = threading.main_thread().ident
     assert main is not None
@@ -73,8 +81,8 @@ def report_progress(folder: Path, timeout_s: float) -> None:
 def watching(folder: Path, timeout_s: float, whole_world: bool) -> Iterator[None]:
     """Kill a rank of this node that hangs, and leave a HungRankError in ``folder``.
 
-    ``whole_world``: all ranks are of this node. Else ranks that only wait may wait for another node's rank,
-    which its own node finds.
+    ``whole_world``: all ranks are of this node. Else ranks that only wait may wait for another
+    node's rank, which its own node finds.
     """
     stop = threading.Event()
 
@@ -100,8 +108,14 @@ def _end_the_hung_one(folder: Path, ranks: list[Rank], timeout_s: float, whole_w
         return
     hung = min(busy or ranks, key=lambda rank: (rank.state != STOPPED, rank.progress_s))
     waiting = ", ".join(str(rank.number) for rank in sorted(ranks, key=lambda rank: rank.number))
-    what = f"rank {hung.number} hung" if busy else f"ranks {waiting} wait in collectives for one another"
-    error = HungRankError(f"{what}: no progress for {timeout_s:g} s (rank_timeout_s); {_place(hung, stacks[hung])}")
+    what = (
+        f"rank {hung.number} hung"
+        if busy
+        else f"ranks {waiting} wait in collectives for one another"
+    )
+    error = HungRankError(
+        f"{what}: no progress for {timeout_s:g} s (rank_timeout_s); {_place(hung, stacks[hung])}"
+    )
     for rank, stack in stacks.items():
         error.add_note(f"Stack of rank {rank.number}:\n{stack or '  (it did not answer)'}")
     write_failure(folder, error, hung.attempt)
@@ -156,7 +170,9 @@ def _ranks(folder: Path) -> list[Rank]:
         if len(body) == RECORD.size:
             attempt, number = path.stem.split("-")
             process, main_thread, progress_s = RECORD.unpack(body)
-            found.append(Rank(int(attempt), int(number), process, main_thread, progress_s, _state(process)))
+            found.append(
+                Rank(int(attempt), int(number), process, main_thread, progress_s, _state(process))
+            )
     newest = max((rank.attempt for rank in found), default=0)
     return [rank for rank in found if rank.attempt == newest and rank.state != ENDED]
 

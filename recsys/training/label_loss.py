@@ -1,4 +1,5 @@
-"""What hard labels cost: binary cross-entropy of each task, nothing where an example has no label."""
+"""What hard labels cost: binary cross-entropy of each task, nothing where an example has no
+label."""
 
 from collections.abc import Mapping
 
@@ -23,9 +24,12 @@ def label_loss(outputs: dict[str, Tensor], batch: Batch, weights: Mapping[str, f
 
 
 def label_entropy(logit: Tensor, label: Tensor) -> Tensor:
-    """Binary cross-entropy [B] of one task; 0, without a gradient, where ``label`` [B] is NaN: there is none."""
+    """Binary cross-entropy [B] of one task; 0, without a gradient, where ``label`` [B] is NaN:
+    there is none."""
     known = ~torch.isnan(label)
-    losses = binary_cross_entropy_with_logits(logit, torch.where(known, label, 0.0), reduction="none")
+    losses = binary_cross_entropy_with_logits(
+        logit, torch.where(known, label, 0.0), reduction="none"
+    )
     return torch.where(known, losses, 0.0)
 
 
@@ -39,6 +43,7 @@ def check_task_weights(weights: Mapping[str, float], tasks: list[str], where: st
         if task not in tasks[1:]:
             further = ", ".join(tasks[1:]) or "none"
             raise InputError(
-                f"{where}: key 'task_weights.{task}': weighs further tasks against the main one, {tasks[0]}; "
+                f"{where}: key 'task_weights.{task}': weighs further tasks against the main one, "
+                f"{tasks[0]}; "
                 f"the further tasks are: {further}"
             )

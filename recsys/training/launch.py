@@ -46,14 +46,17 @@ __all__ = [
 ]
 
 PRELOAD = ["torch", "torchrec", "recsys.training.engine"]
-# Set by the operating system's loader for the ranks; spinning OpenMP threads make a shared host 30 times slower.
+# Set by the operating system's loader for the ranks; spinning OpenMP threads make a shared host 30
+# times slower.
 RANK_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
-# A fresh store each time nodes meet; a shared one stays at the address of a node that may have been lost.
+# A fresh store each time nodes meet; a shared one stays at the address of a node that may have been
+# lost.
 SEVERAL_NODES_ENVIRONMENT = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
 class OtherNodeEnd(SystemExit):
-    """This node's ranks have done their part; node 0 has the results and writes them. Exit code 0."""
+    """This node's ranks have done their part; node 0 has the results and writes them. Exit code
+    0."""
 
     def __init__(self) -> None:
         super().__init__(0)
@@ -67,21 +70,26 @@ def run_on_ranks(
     max_restarts: int = 0,
 ) -> list[Any]:
     """:func:`launch` on the CPU of this host."""
-    settings = LaunchSettings(world_size=world_size, threads_per_rank=threads_per_rank, max_restarts=max_restarts)
+    settings = LaunchSettings(
+        world_size=world_size, threads_per_rank=threads_per_rank, max_restarts=max_restarts
+    )
     return launch(function, arguments, settings)
 
 
-def launch(function: Callable[..., Any], arguments: tuple[Any, ...], settings: LaunchSettings) -> list[Any]:
+def launch(
+    function: Callable[..., Any], arguments: tuple[Any, ...], settings: LaunchSettings
+) -> list[Any]:
     """Call ``function(*arguments)`` on every rank, inside a process group; its results by rank.
 
-    One rank without restarts runs in this process. Others run as forkserver processes, so ``function``
-    must be importable and arguments and results picklable. When a rank fails, is killed or hangs, all
-    ranks end; up to ``max_restarts`` times they are started anew, but not after an InputError or a
-    NonFiniteError; then a lost rank (no other error) is left out if ``min_world_size`` allows. So
-    ``function`` must be fit to run again on another number of ranks. Then what went wrong last is raised.
+    One rank without restarts runs in this process. Others run as forkserver processes, so
+    ``function`` must be importable and arguments and results picklable. When a rank fails, is
+    killed or hangs, all ranks end; up to ``max_restarts`` times they are started anew, but not
+    after an InputError or a NonFiniteError; then a lost rank (no other error) is left out if
+    ``min_world_size`` allows. So ``function`` must be fit to run again on another number of ranks.
+    Then what went wrong last is raised.
 
-    On several nodes this process runs the ranks of its own; each node must call it with arguments that
-    mean the same on a file system that all share.
+    On several nodes this process runs the ranks of its own; each node must call it with arguments
+    that mean the same on a file system that all share.
 
     Raises:
         InputError: a rank raised it, or the settings do not fit this machine.
@@ -103,12 +111,17 @@ def launch(function: Callable[..., Any], arguments: tuple[Any, ...], settings: L
             smaller = settings.smaller_world(world_size)
             if smaller is None:
                 raise
-            print(f"ranks: {error}; going on with {smaller} of {world_size}", file=sys.stderr, flush=True)
+            print(
+                f"ranks: {error}; going on with {smaller} of {world_size}",
+                file=sys.stderr,
+                flush=True,
+            )
             world_size = smaller
 
 
 def start_server(*modules: str) -> None:
-    """Start, if there is none, the process that ranks are forked from; it imports what they need, and ``modules``.
+    """Start, if there is none, the process that ranks are forked from; it imports what they need,
+    and ``modules``.
 
     It does so beside its caller: started early it is ready when ranks are wanted.
     """
@@ -127,7 +140,9 @@ def _one_host(world_size: int) -> dict[str, Any]:
     }
 
 
-def _on_nodes(function: Callable[..., Any], arguments: tuple[Any, ...], settings: LaunchSettings) -> list[Any]:
+def _on_nodes(
+    function: Callable[..., Any], arguments: tuple[Any, ...], settings: LaunchSettings
+) -> list[Any]:
     """This node's part of a run on several; the results if it is node 0."""
     nodes = settings.nodes
     meeting = {
@@ -149,26 +164,44 @@ def _on_nodes(function: Callable[..., Any], arguments: tuple[Any, ...], settings
         results = _elastic(function, arguments, settings, meeting)
     except RendezvousTimeoutError as error:
         raise InputError(
-            f"{where}: fewer than {meeting['min_nodes']} of {nodes.count} nodes came within {nodes.join_timeout_s} s "
+            f"{where}: fewer than {meeting['min_nodes']} of {nodes.count} nodes came within "
+            f"{nodes.join_timeout_s} s "
             "(join_timeout_s); run the same command on each node"
         ) from error
     except RendezvousError as error:
-        raise LostPeerError(f"{where}: no connection to this node, which holds the list of nodes: {error}") from error
+        raise LostPeerError(
+            f"{where}: no connection to this node, which holds the list of nodes: {error}"
+        ) from error
     if 0 not in results:
-        print("ranks: this node has done its part; node 0 writes the results", file=sys.stderr, flush=True)
+        print(
+            "ranks: this node has done its part; node 0 writes the results",
+            file=sys.stderr,
+            flush=True,
+        )
         raise OtherNodeEnd
     return results[0]
 
 
 def _elastic(
-    function: Callable[..., Any], arguments: tuple[Any, ...], settings: LaunchSettings, where: Mapping[str, Any]
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    settings: LaunchSettings,
+    where: Mapping[str, Any],
 ) -> dict[int, Any]:
     """The results of this node's ranks, by rank."""
     several = settings.nodes.count > 1
     environment = RANK_ENVIRONMENT | (SEVERAL_NODES_ENVIRONMENT if several else {})
-    with tempfile.TemporaryDirectory(prefix="ranks-") as name, _environment(environment), quiet_libraries():
+    with (
+        tempfile.TemporaryDirectory(prefix="ranks-") as name,
+        _environment(environment),
+        quiet_libraries(),
+    ):
         folder = Path(name)
-        options: dict[str, Any] = {"run_id": folder.name, "max_restarts": settings.max_restarts, **where}
+        options: dict[str, Any] = {
+            "run_id": folder.name,
+            "max_restarts": settings.max_restarts,
+            **where,
+        }
         config = LaunchConfig(start_method="forkserver", shutdown_timeout=1, **options)
         try:
             with watching(folder, settings.rank_timeout_s, whole_world=not several):
@@ -176,13 +209,19 @@ def _elastic(
         except ChildFailedError as error:
             raise first_failure(folder, error) from error
         except RendezvousError:
-            failures = [error for _, error, _, _ in read_failures(folder) if not isinstance(error, LostPeerError)]
+            failures = [
+                error
+                for _, error, _, _ in read_failures(folder)
+                if not isinstance(error, LostPeerError)
+            ]
             if failures:
                 raise failures[-1] from None
             raise
 
 
-def _run_here(function: Callable[..., Any], arguments: tuple[Any, ...], settings: LaunchSettings) -> Any:
+def _run_here(
+    function: Callable[..., Any], arguments: tuple[Any, ...], settings: LaunchSettings
+) -> Any:
     """Rank 0 of 1, in this process."""
     before = torch.get_num_threads()
     torch.set_num_threads(settings.threads_per_rank)
@@ -209,11 +248,14 @@ def _check_machine(settings: LaunchSettings) -> None:
     if settings.device == "cpu":
         return
     if not torch.cuda.is_available():
-        raise InputError("params/train.yaml: device cuda: torch sees no CUDA device; set device: cpu")
+        raise InputError(
+            "params/train.yaml: device cuda: torch sees no CUDA device; set device: cpu"
+        )
     found = torch.cuda.device_count()
     if found < settings.ranks_per_node:
         raise InputError(
-            f"params/train.yaml: device cuda: {settings.ranks_per_node} ranks on a node need as many GPUs, "
+            f"params/train.yaml: device cuda: {settings.ranks_per_node} ranks on a node need as "
+            f"many GPUs, "
             f"torch sees {found}; lower world_size"
         )
 

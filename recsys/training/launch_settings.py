@@ -1,25 +1,34 @@
-"""On which processes, hosts and devices a model is trained, and what happens when one of them is lost."""
+"""On which processes, hosts and devices a model is trained, and what happens when one of them is
+lost."""
 
-from typing import Literal
-
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from recsys.config import Settings
+from recsys.sharding.settings import HostSettings
 
 LOOPBACK_INTERFACE = "lo"
 
 
 class NodeSettings(Settings):
-    """Machines that train one model together; the same command runs on each, over one shared file system.
+    """Machines that train one model together; the same command runs on each, over one shared file
+    system.
 
     Attributes:
         count: machines, with world_size / count ranks each.
         min_count: as few go on, from the last checkpoint, when others are lost; None: count.
-        rendezvous_endpoint: host:port where they meet; the machine of that name keeps the list of nodes,
-            so its loss ends the run.
+        rendezvous_endpoint: host:port where they meet; the machine of that name keeps the list of
+            nodes, so its loss ends the run.
         join_timeout_s: how long to wait for min_count of them.
         last_call_s: how long to wait for the others once min_count are there.
-        keep_alive_s: how often a node says that it is there; after three times of silence it is lost.
+        keep_alive_s: how often a node says that it is there; after three times of silence it is
+            lost.
     """
 
     count: PositiveInt = 1
@@ -38,34 +47,20 @@ class NodeSettings(Settings):
         return self
 
 
-class LaunchSettings(Settings):
-    """Ranks and where they run.
-
-    ``world_size`` counts ranks over all nodes. A host, as the hierarchical sharding kinds see it, has
-    ``ranks_per_host`` ranks; None: as many as LOCAL_WORLD_SIZE says. After a rank was lost all ranks start
-    again, up to ``max_restarts`` times, then with fewer ranks, down to ``min_world_size`` (None:
-    world_size). A rank that makes no progress for ``rank_timeout_s`` is lost: it must exceed the longest
-    pause between two collectives, such as reading a window. ``network_interface`` carries the ranks'
-    traffic; None: the loopback, which is possible on one node only.
+class LaunchSettings(HostSettings):
+    """Ranks and where they run. After a rank was lost all ranks start again, up to ``max_restarts``
+    times, then with fewer ranks, down to ``min_world_size`` (None: world_size). A rank that makes
+    no progress for ``rank_timeout_s`` is lost: it must exceed the longest pause between two
+    collectives, such as reading a window. ``network_interface`` carries the ranks' traffic; None:
+    the loopback, which is possible on one node only.
     """
 
-    world_size: PositiveInt = 2
     threads_per_rank: PositiveInt = 1
-    ranks_per_host: PositiveInt | None = None
     max_restarts: int = Field(default=0, ge=0, description="of all ranks, after one was lost")
     min_world_size: PositiveInt | None = None
     rank_timeout_s: PositiveFloat = 1800.0
     nodes: NodeSettings = NodeSettings()
     network_interface: str | None = None
-    device: Literal["cpu", "cuda"] = "cpu"
-
-    @field_validator("ranks_per_host")
-    @classmethod
-    def _divides_the_ranks(cls, ranks: int | None, info: ValidationInfo) -> int | None:
-        world_size = info.data.get("world_size", 1)
-        if ranks is not None and world_size % ranks:
-            raise ValueError(f"world_size {world_size} is no multiple of it")
-        return ranks
 
     @field_validator("min_world_size")
     @classmethod
@@ -82,14 +77,17 @@ class LaunchSettings(Settings):
         if world_size % nodes.count:
             raise ValueError(f"world_size {world_size} is no multiple of count {nodes.count}")
         if nodes.count > 1 and info.data.get("min_world_size") is not None:
-            raise ValueError("several nodes shrink by whole nodes: use min_count and leave min_world_size out")
+            raise ValueError(
+                "several nodes shrink by whole nodes: use min_count and leave min_world_size out"
+            )
         return nodes
 
     @model_validator(mode="after")
     def _nodes_reach_each_other(self) -> "LaunchSettings":
         if self.nodes.count > 1 and self.network_interface is None:
             raise ValueError(
-                f"network_interface: {self.nodes.count} nodes need the name of the interface between them, such as eth0"
+                f"network_interface: {self.nodes.count} nodes need the name of the interface "
+                f"between them, such as eth0"
             )
         return self
 
@@ -104,6 +102,7 @@ class LaunchSettings(Settings):
         return self.world_size // self.nodes.count
 
     def smaller_world(self, world_size: int) -> int | None:
-        """The next number of ranks, in whole hosts, to go on with after ``world_size``; None: there is none."""
+        """The next number of ranks, in whole hosts, to go on with after ``world_size``; None: there
+        is none."""
         smaller = world_size - (self.ranks_per_host or 1)
         return smaller if smaller >= (self.min_world_size or self.world_size) else None

@@ -1,4 +1,5 @@
-"""Keep the memory that a step frees for the next one: fresh pages cost up to a quarter of a step."""
+"""Keep the memory that a step frees for the next one: fresh pages cost up to a quarter of a
+step."""
 
 import ctypes
 
@@ -8,10 +9,11 @@ NEVER, NONE = -1, 0
 
 
 def keep_freed_memory() -> None:
-    """Make glibc serve every block from its heap and leave that untrimmed; nothing where there is no glibc.
+    """Make glibc serve every block from its heap and leave that untrimmed; nothing where there is
+    no glibc.
 
-    By default a block over 32 MiB, as activations of large batches are, is mapped, zeroed and unmapped
-    each time. It holds for the life of the process.
+    By default a block over 32 MiB, as activations of large batches are, is mapped, zeroed and
+    unmapped each time. It holds for the life of the process.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):

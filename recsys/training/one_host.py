@@ -1,4 +1,5 @@
-"""Where the ranks of one host meet: at once, since torchrun's own rendezvous pauses for nodes that do not exist."""
+"""Where the ranks of one host meet: at once, since torchrun's own rendezvous pauses for nodes that
+do not exist."""
 
 from torch._C._distributed_c10d import TCPStore
 from torch.distributed.elastic.rendezvous import (
@@ -26,11 +27,15 @@ class OneHostRendezvous(StaticTCPRendezvous):
         """Rank 0 of one node, and where the store listens."""
         found = super().next_rendezvous()
         assert isinstance(self._store, TCPStore)
-        return RendezvousInfo(found.store, self.rank, self.world_size, RendezvousStoreInfo(LOOPBACK, self._store.port))
+        return RendezvousInfo(
+            found.store, self.rank, self.world_size, RendezvousStoreInfo(LOOPBACK, self._store.port)
+        )
 
 
 def _rendezvous(parameters: RendezvousParameters) -> RendezvousHandler:
-    return OneHostRendezvous(LOOPBACK, 0, rank=0, world_size=1, run_id=parameters.run_id, timeout=STORE_TIMEOUT_S)
+    return OneHostRendezvous(
+        LOOPBACK, 0, rank=0, world_size=1, run_id=parameters.run_id, timeout=STORE_TIMEOUT_S
+    )
 
 
 rendezvous_handler_registry.register(ONE_HOST_BACKEND, _rendezvous)

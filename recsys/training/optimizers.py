@@ -11,7 +11,11 @@ from torchrec.optim import RowWiseAdagrad
 from recsys.config import InputError
 from recsys.training.settings import DENSE_OPTIMIZERS, ScheduleSettings, TrainSettings
 
-TABLE_OPTIMIZERS = {"rowwise_adagrad": RowWiseAdagrad, "adagrad": torch.optim.Adagrad, "sgd": torch.optim.SGD}
+TABLE_OPTIMIZERS = {
+    "rowwise_adagrad": RowWiseAdagrad,
+    "adagrad": torch.optim.Adagrad,
+    "sgd": torch.optim.SGD,
+}
 FBGEMM_EPSILON = 1e-8  # what FBGEMM's AdaGrad kernels add to the root of the sum
 
 
@@ -25,13 +29,16 @@ def table_optimizer(settings: TrainSettings) -> type[torch.optim.Optimizer]:
         return torch.optim.Adam
     if settings.table_optimizer not in TABLE_OPTIMIZERS:
         raise InputError(
-            f"params/train.yaml: table_optimizer {settings.table_optimizer} has no kernel on the CPU; "
+            f"params/train.yaml: table_optimizer {settings.table_optimizer} has no kernel on the "
+            f"CPU; "
             f"there are: {', '.join(TABLE_OPTIMIZERS)}"
         )
     return TABLE_OPTIMIZERS[settings.table_optimizer]
 
 
-def dense_optimizer(parameters: list[nn.Parameter], settings: TrainSettings) -> torch.optim.Optimizer:
+def dense_optimizer(
+    parameters: list[nn.Parameter], settings: TrainSettings
+) -> torch.optim.Optimizer:
     """The optimiser of the dense part.
 
     Raises:
@@ -45,12 +52,14 @@ def dense_optimizer(parameters: list[nn.Parameter], settings: TrainSettings) -> 
         return optimizer(parameters, lr=settings.dense_learning_rate, **options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"params/train.yaml: dense_optimizer_options: {settings.dense_optimizer} refuses {options}: {error}"
+            f"params/train.yaml: dense_optimizer_options: {settings.dense_optimizer} refuses "
+            f"{options}: {error}"
         ) from error
 
 
 def first_state(parameter: nn.Parameter, settings: TrainSettings) -> dict[str, Tensor]:
-    """Optimiser state of a dense parameter after one step without a gradient: names, shapes and types."""
+    """Optimiser state of a dense parameter after one step without a gradient: names, shapes and
+    types."""
     copy = nn.Parameter(parameter.detach().clone())
     copy.grad = torch.zeros_like(copy)
     optimizer = dense_optimizer([copy], settings)
@@ -63,20 +72,26 @@ def tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
-def replicated_table_optimizer(tables: list[nn.Parameter], settings: TrainSettings) -> torch.optim.Optimizer:
+def replicated_table_optimizer(
+    tables: list[nn.Parameter], settings: TrainSettings
+) -> torch.optim.Optimizer:
     """What FBGEMM's kernel computes, for tables that every rank holds whole with a dense gradient.
 
     Raises:
-        InputError: it is adam, whose step on rows that a batch does not read is another in a dense optimiser.
+        InputError: it is adam, whose step on rows that a batch does not read is another in a dense
+            optimiser.
     """
     if settings.table_optimizer not in TABLE_OPTIMIZERS:
         raise InputError(
-            f"params/train.yaml: table_optimizer {settings.table_optimizer} has no data_parallel form; use another kind"
+            f"params/train.yaml: table_optimizer {settings.table_optimizer} has no data_parallel "
+            f"form; use another kind"
         )
     rate = settings.table_learning_rate
     if settings.table_optimizer == "sgd":
         return torch.optim.SGD(tables, lr=rate)
-    adagrad = RowWiseAdagrad if settings.table_optimizer == "rowwise_adagrad" else torch.optim.Adagrad
+    adagrad = (
+        RowWiseAdagrad if settings.table_optimizer == "rowwise_adagrad" else torch.optim.Adagrad
+    )
     return adagrad(tables, lr=rate, eps=FBGEMM_EPSILON)
 
 
@@ -96,7 +111,9 @@ def rate_factor(step: int, schedule: ScheduleSettings) -> float:
 
 def is_constant(schedule: ScheduleSettings) -> bool:
     """Whether the learning rates never change."""
-    return schedule == ScheduleSettings(final_fraction=schedule.final_fraction, power=schedule.power)
+    return schedule == ScheduleSettings(
+        final_fraction=schedule.final_fraction, power=schedule.power
+    )
 
 
 def set_rates(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -1,4 +1,5 @@
-"""Training on a sequence of batches: loading, input distribution and compute at the same time, or in turn."""
+"""Training on a sequence of batches: loading, input distribution and compute at the same time, or
+in turn."""
 
 import math
 from collections.abc import Generator, Iterable, Iterator
@@ -17,10 +18,12 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.data.loader import Batch
 from recsys.data.prefetch import prefetched
-from recsys.towers.exchange import PeerExchange
+from recsys.models.peers import Peers
 from recsys.training.engine import Engine, LossFunction, sharded_collections
 
-SPARSE = CallArgs(args=[ArgInfo([GetAttrArgInfoStep("sparse")])], kwargs={})  # what every collection is called with
+SPARSE = CallArgs(
+    args=[ArgInfo([GetAttrArgInfoStep("sparse")])], kwargs={}
+)  # what every collection is called with
 
 
 def load_ahead(engine: Engine, batches: Iterable[Batch]) -> Generator[Batch]:
@@ -31,12 +34,13 @@ def load_ahead(engine: Engine, batches: Iterable[Batch]) -> Generator[Batch]:
 def train_batches(
     engine: Engine, batches: Iterable[Batch], loss_function: LossFunction
 ) -> Generator[tuple[Batch, float]]:
-    """Each of ``batches`` with what :meth:`Engine.train_step` returns for it, once it is trained on; collective.
+    """Each of ``batches`` with what :meth:`Engine.train_step` returns for it, once it is trained
+    on; collective.
 
-    With ``overlap`` in the settings the ids of batch i+1 are on their way to the ranks that hold their
-    rows while batch i is computed: bitwise the same losses and weights. What is yielded is trained, and
-    nothing behind it, so a checkpoint between two batches is the plain loop's. Close it where you leave
-    it early.
+    With ``overlap`` in the settings the ids of batch i+1 are on their way to the ranks that hold
+    their rows while batch i is computed: bitwise the same losses and weights. What is yielded is
+    trained, and nothing behind it, so a checkpoint between two batches is the plain loop's. Close
+    it where you leave it early.
 
     Raises:
         Exception: what reading a batch raised; with ``overlap`` up to two batches before its turn.
@@ -59,9 +63,10 @@ def train_batches(
 
 
 def _steps_with_ids_ahead(
-    engine: Engine, peers: PeerExchange, batches: Iterable[Batch], loss_function: LossFunction
+    engine: Engine, peers: Peers, batches: Iterable[Batch], loss_function: LossFunction
 ) -> Generator[tuple[Batch, float]]:
-    """Under the tower transform batch i+1's ids are on their way to the peers while batch i is computed.
+    """Under the tower transform batch i+1's ids are on their way to the peers while batch i is
+    computed.
 
     Inside the hosts they are distributed in the forward pass, where they cost little.
     """
@@ -81,7 +86,7 @@ def _steps_with_ids_ahead(
         peers.forget_ids()
 
 
-def _next_batch(engine: Engine, peers: PeerExchange, source: Iterator[Batch]) -> Batch | None:
+def _next_batch(engine: Engine, peers: Peers, source: Iterator[Batch]) -> Batch | None:
     """The next batch on its device, its ids begun to be sent; None: there is none."""
     batch = next(source, None)
     if batch is None:
@@ -92,7 +97,8 @@ def _next_batch(engine: Engine, peers: PeerExchange, source: Iterator[Batch]) ->
 
 
 class OverlappedSteps(TrainPipelineSparseDist[Batch, tuple[Batch, float]]):
-    """TorchRec's pipeline with the engine's step: batch i+1 is distributed while batch i is computed.
+    """TorchRec's pipeline with the engine's step: batch i+1 is distributed while batch i is
+    computed.
 
     It takes over the collections' forward pass without tracing the model, and leaves their input
     distribution as it is, so that the model still predicts between two steps. Collections must be
@@ -157,9 +163,12 @@ class OverlappedSteps(TrainPipelineSparseDist[Batch, tuple[Batch, float]]):
 
 
 class DistributedForward(PipelinedForward):
-    """A collection's forward pass on ids that are distributed already; as ever where no gradient is asked for."""
+    """A collection's forward pass on ids that are distributed already; as ever where no gradient is
+    asked for."""
 
-    def __init__(self, name: str, module: ShardedEmbeddingBagCollection, context: TrainPipelineContext) -> None:
+    def __init__(
+        self, name: str, module: ShardedEmbeddingBagCollection, context: TrainPipelineContext
+    ) -> None:
         super().__init__(name, SPARSE, module, context)
         self.sparse: KeyedJaggedTensor | None = None
 
@@ -172,5 +181,7 @@ class DistributedForward(PipelinedForward):
         if not torch.is_grad_enabled():
             return type(self._module).forward(self._module, sparse)
         if sparse is not self.sparse:
-            raise ValueError(f"{self.name}: the model changes the batch's ids; such a model needs overlap: false")
+            raise ValueError(
+                f"{self.name}: the model changes the batch's ids; such a model needs overlap: false"
+            )
         return super().__call__(sparse)

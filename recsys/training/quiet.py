@@ -13,12 +13,14 @@ LOGGERS = (
     "torchrec.distributed.comm",  # names the process groups of hosts
     "torchrec.distributed.planner.types",
 )
-DENSE_KERNEL = "fbgemm::dense_embedding"  # of data-parallel tables: how it was registered, not what it computes
+# Of data-parallel tables: how it was registered, not what it computes
+DENSE_KERNEL = "fbgemm::dense_embedding"
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Hide FutureWarnings, one of FBGEMM and the chatter of ``LOGGERS``; errors are raised as ever."""
+    """Hide FutureWarnings, one of FBGEMM and the chatter of ``LOGGERS``; errors are raised as
+    ever."""
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -24,14 +24,19 @@ from recsys.training.quiet import quiet_libraries
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 LOCAL_RANK, NODES = "LOCAL_RANK", "GROUP_WORLD_SIZE"
-# A rank that lost its peer ends after it, so that the agent sees the peer's end first. Errors that say so come in many
-# types; those that end at once are surely the rank's own.
+# A rank that lost its peer ends after it, so that the agent sees the peer's end first. Errors that
+# say so come in many types; those that end at once are surely the rank's own.
 LAST_WORD_S = 0.5
-COLLECTIVE_TIMEOUTS = 2  # of the rank timeout: whoever watches the missing rank finds it before its peers give up
+COLLECTIVE_TIMEOUTS = (
+    2  # of the rank timeout: whoever watches the missing rank finds it before its peers give up
+)
 
 
-def rank_main(function: Callable[..., Any], arguments: tuple[Any, ...], settings: LaunchSettings, folder: str) -> Any:
-    """``function(*arguments)`` inside the process group; on several nodes every rank's result, by rank."""
+def rank_main(
+    function: Callable[..., Any], arguments: tuple[Any, ...], settings: LaunchSettings, folder: str
+) -> Any:
+    """``function(*arguments)`` inside the process group; on several nodes every rank's result, by
+    rank."""
     _die_with_parent()
     if any(isinstance(error, LASTING) for _, error, _, _ in read_failures(Path(folder))):
         os._exit(1)
@@ -41,7 +46,9 @@ def rank_main(function: Callable[..., Any], arguments: tuple[Any, ...], settings
     keep_freed_memory()
     try:
         store, rank, world_size = next(rendezvous("env://"))
-        if settings.nodes.count == 1:  # the store still holds the addresses of the attempts before this one
+        if (
+            settings.nodes.count == 1
+        ):  # the store still holds the addresses of the attempts before this one
             store = PrefixStore(f"attempt-{os.environ[RESTART_COUNT]}", store)
         join_group(settings, store, rank, world_size)
         with quiet_libraries():
@@ -63,7 +70,8 @@ def network_environment(settings: LaunchSettings) -> dict[str, str]:
 
 
 def join_group(settings: LaunchSettings, store: Store, rank: int, world_size: int) -> None:
-    """The default process group: gloo for tensors on the CPU, NCCL for those on the rank's own GPU."""
+    """The default process group: gloo for tensors on the CPU, NCCL for those on the rank's own
+    GPU."""
     if settings.device == "cuda":
         torch.cuda.set_device(int(os.environ.get(LOCAL_RANK, "0")))
     timeout = timedelta(seconds=COLLECTIVE_TIMEOUTS * settings.rank_timeout_s)

@@ -1,9 +1,8 @@
-"""Where a long run stands, kept in checkpoints, so that a killed run goes on instead of starting over."""
+"""Where a long run stands, kept in checkpoints, so that a killed run goes on instead of starting
+over."""
 
 import base64
 import fcntl
-import hashlib
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -17,10 +16,10 @@ from torch import Tensor, distributed
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
 from recsys.config import InputError
+from recsys.files import PARTIAL_SUFFIX
 from recsys.training.background import BackgroundWriter
 from recsys.training.checkpoints import (
     MANIFEST_FILE,
-    PARTIAL_SUFFIX,
     DamagedCheckpointError,
     checksum,
     read_manifest,
@@ -68,14 +67,16 @@ class Position:
 
 @dataclass
 class Checkpoints:
-    """The last ``keep`` checkpoints of one run, in ``folder``, and the full ones they need; collective in every method.
+    """The last ``keep`` checkpoints of one run, in ``folder``, and the full ones they need;
+    collective in every method.
 
     ``run`` identifies what the run computes. Besides each window's end, :meth:`due` asks for one
     every ``every_batches`` batches of a window (None: never). With ``asynchronously``, and inside
-    :meth:`writing`, a save stalls training for a copy in memory only. Every ``full_every``-th is full,
-    those between hold the table rows trained on since. ``quantisation`` is that of the table weights
-    in all of them; what is restored from fp16 or int8 is not bitwise what was saved. ``continued``: more
-    windows may come after the last one, so that the end of a run is no reason to remove them.
+    :meth:`writing`, a save stalls training for a copy in memory only. Every ``full_every``-th is
+    full, those between hold the table rows trained on since. ``quantisation`` is that of the table
+    weights in all of them; what is restored from fp16 or int8 is not bitwise what was saved.
+    ``continued``: more windows may come after the last one, so that the end of a run is no reason
+    to remove them.
     """
 
     folder: Path
@@ -113,7 +114,8 @@ class Checkpoints:
             self._writer = None
 
     def save(self, engine: Engine, position: Position) -> None:
-        """Publish weights, optimiser state, random state and ``position``; then remove the oldest beyond ``keep``.
+        """Publish weights, optimiser state, random state and ``position``; then remove the oldest
+        beyond ``keep``.
 
         Raises:
             OSError: it cannot be written, or the one before could not in the background.
@@ -133,7 +135,8 @@ class Checkpoints:
         self._writer.start(lambda: self._publish(copied, rows, name, facts, group))
 
     def restore(self, engine: Engine) -> Position:
-        """Load the newest whole checkpoint into ``engine``; its position, that of the start if there is none.
+        """Load the newest whole checkpoint into ``engine``; its position, that of the start if
+        there is none.
 
         A damaged one is named on stderr and the one before it is taken: the run ends the same.
 
@@ -159,15 +162,25 @@ class Checkpoints:
         return Position()
 
     def _facts(self, engine: Engine, position: Position) -> dict[str, Any]:
-        mine = {"loss": position.loss, "counts": position.counts, "random": base64.b64encode(_random_state()).decode()}
+        mine = {
+            "loss": position.loss,
+            "counts": position.counts,
+            "random": base64.b64encode(_random_state()).decode(),
+        }
         ranks: list[Any] = [None] * engine.world_size
         distributed.all_gather_object(ranks, mine)
-        return {"run": self.run, "position": asdict(position), "ranks": ranks, "plan": engine.plan_summary()}
+        return {
+            "run": self.run,
+            "position": asdict(position),
+            "ranks": ranks,
+            "plan": engine.plan_summary(),
+        }
 
     def _split(
         self, engine: Engine, state: dict[str, Any], touched: TouchedRows, name: str
     ) -> tuple[dict[str, Any], dict[str, Tensor] | None, dict[str, Any] | None]:
-        """What to write of ``state`` by DCP, what as table rows, and the facts of the latter; None where it is all."""
+        """What to write of ``state`` by DCP, what as table rows, and the facts of the latter; None
+        where it is all."""
         is_full = self._base is None or self._since_base + 1 >= self.full_every
         base = None if is_full else self._base
         rows = written = None
@@ -201,14 +214,22 @@ class Checkpoints:
         if distributed.get_rank() == 0:
             published = self._published()
             kept = {path.name for path in published[: self.keep]}
-            kept |= {base for path in published[: self.keep] for base in [_base_of(path)] if base is not None}
+            kept |= {
+                base
+                for path in published[: self.keep]
+                for base in [_base_of(path)]
+                if base is not None
+            }
             for old in published:
                 if old.name not in kept:
                     shutil.rmtree(old)
 
     def _restore(self, engine: Engine, path: Path) -> Position:
         if read_manifest(path)["facts"].get("run") != self.run:
-            raise InputError(f"{path}: this checkpoint is of a run with other data or settings; remove {self.folder}")
+            raise InputError(
+                f"{path}: this checkpoint is of a run with other data or settings; remove "
+                f"{self.folder}"
+            )
         state = engine.state()
         tables = describe_tables(engine.module, engine.settings.table_optimizer)
         with engine.tables_in_order():
@@ -217,10 +238,18 @@ class Checkpoints:
         rows = facts.get("rows") or {"base": None, "since_base": 0}
         self._base, self._since_base = rows["base"] or path.name, rows["since_base"]
         position, ranks = Position(**facts["position"]), facts["ranks"]
-        _say(engine, f"goes on at window {position.window + 1}, batch {position.batches + 1}, from {path}")
+        _say(
+            engine,
+            f"goes on at window {position.window + 1}, batch {position.batches + 1}, from {path}",
+        )
         if len(ranks) != engine.world_size:
-            counts = {name: sum(rank["counts"][name] for rank in ranks) / len(ranks) for name in position.counts}
-            return replace(position, loss=sum(rank["loss"] for rank in ranks) / len(ranks), counts=counts)
+            counts = {
+                name: sum(rank["counts"][name] for rank in ranks) / len(ranks)
+                for name in position.counts
+            }
+            return replace(
+                position, loss=sum(rank["loss"] for rank in ranks) / len(ranks), counts=counts
+            )
         mine = ranks[engine.rank]
         random = bytearray(base64.b64decode(mine["random"]))
         torch.set_rng_state(torch.frombuffer(random, dtype=torch.uint8))
@@ -242,7 +271,8 @@ def _base_of(path: Path) -> str | None:
 
 @contextmanager
 def work_folder(resume_dir: Path, run: str, shared: bool = False) -> Iterator[Path]:
-    """The folder in ``resume_dir`` where ``run`` keeps what a killed process needs to go on; others' are removed.
+    """The folder in ``resume_dir`` where ``run`` keeps what a killed process needs to go on;
+    others' are removed.
 
     ``shared``: a process of each node uses it.
 
@@ -254,7 +284,9 @@ def work_folder(resume_dir: Path, run: str, shared: bool = False) -> Iterator[Pa
         try:
             fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise InputError(f"{resume_dir}: another run is using this folder; wait for its end") from error
+            raise InputError(
+                f"{resume_dir}: another run is using this folder; wait for its end"
+            ) from error
         for path in resume_dir.iterdir():
             if path.is_dir() and path.name != run:
                 shutil.rmtree(path, ignore_errors=shared)  # another node may be removing it
@@ -262,34 +294,6 @@ def work_folder(resume_dir: Path, run: str, shared: bool = False) -> Iterator[Pa
         (folder / OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
         (folder / CHECKPOINTS_DIR).mkdir(exist_ok=True)
         yield folder
-
-
-def fingerprint(*parts: Any) -> str:
-    """A name for the run that these plain values decide."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(repr(part).encode() + b"\0")
-    return digest.hexdigest()[:16]
-
-
-def folder_state(folder: Path) -> list[tuple[str, int, int]]:
-    """(path, bytes, ns of the last change) of each file: what a cheap look can tell of its contents."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    stats = [(path, path.stat()) for path in files]
-    return [(path.relative_to(folder).as_posix(), s.st_size, s.st_mtime_ns) for path, s in stats]
-
-
-def link_files(source: Path, target: Path) -> None:
-    """Put ``source``'s files in ``target``, as hard links where the file system can."""
-    shutil.copytree(source, target, copy_function=link_file, dirs_exist_ok=True)
-
-
-def link_file(source: str, target: str) -> None:
-    """A hard link where the file system can, a copy elsewhere."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy(source, target)
 
 
 def _random_state() -> bytes:

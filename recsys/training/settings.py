@@ -1,38 +1,24 @@
 """How models are trained: ranks, batch, optimisers, sharding."""
 
-import difflib
 import inspect
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationInfo, field_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+)
 
-from recsys.config import Settings
+from recsys.config import Settings, nearest_hint
+from recsys.sharding.settings import ShardingSettings
 from recsys.training.launch_settings import LaunchSettings
 
-ShardingKind = Literal[
-    "data_parallel",
-    "table_wise",
-    "row_wise",
-    "column_wise",
-    "table_row_wise",
-    "table_column_wise",
-    "grid_shard",
-]
-Sharding = Literal[
-    "planner",
-    "data_parallel",
-    "table_wise",
-    "row_wise",
-    "column_wise",
-    "table_row_wise",
-    "table_column_wise",
-    "grid_shard",
-]
 Quantisation = Literal["none", "fp16", "int8"]  # of table weights in checkpoints
-# Classes of torch.optim by lower-case name. Not LBFGS (several losses a step), SparseAdam (sparse gradients), Muon
-# (matrices only).
+# Classes of torch.optim by lower-case name. Not LBFGS (several losses a step), SparseAdam (sparse
+# gradients), Muon (matrices only).
 DENSE_OPTIMIZERS = {
     name.lower(): name
     for name in (
@@ -55,8 +41,8 @@ DENSE_OPTIMIZERS = {
 class ScheduleSettings(Settings):
     """The learning rates, dense and of the tables, over the steps of one engine.
 
-    They rise linearly over ``warmup_steps``, then fall over ``decay_steps`` to ``final_fraction`` of
-    their value and stay there. ``power`` is the exponent of the polynomial decay.
+    They rise linearly over ``warmup_steps``, then fall over ``decay_steps`` to ``final_fraction``
+    of their value and stay there. ``power`` is the exponent of the polynomial decay.
     """
 
     warmup_steps: NonNegativeInt = 0
@@ -73,65 +59,36 @@ class ScheduleSettings(Settings):
         return decay
 
 
-class CommunicationSettings(Settings):
-    """How many bits a number has on its way between ranks; weights and optimisers stay float32.
-
-    ``forward`` is for pooled embeddings, ``backward`` for their gradients, ``gradients`` for the
-    all-reduce of the gradients of all that every rank holds whole. int8 goes with tables that are
-    not split by rows only. Neo's recipe is fp16 forward and bf16 backward.
-    """
-
-    forward: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
-    backward: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
-    gradients: Literal["fp32", "fp16", "bf16"] = "fp32"
-
-
-class TrainSettings(LaunchSettings):
+class TrainSettings(LaunchSettings, ShardingSettings):
     """Settings of the engine, shared by the probe, the teacher and the students.
 
-    ``global_batch_size`` counts examples over all ranks. ``memory_gb`` is what one rank may spend
-    on tables and their optimiser state. ``bf16`` runs the dense part of the forward pass in
+    ``bf16`` runs the dense part of the forward pass in
     bfloat16; weights and optimiser state stay float32.
 
-    ``sharding`` is how every table is split; ``table_sharding`` fixes single tables, by name, and goes
-    before the towers of a partition. ``tower_transform``, which params/towers.yaml sets, keeps each tower of a
-    model on ``hosts_per_tower`` hosts, where ``sharding`` and ``table_sharding`` split its tables (planner: whole
-    tables), so that only tower outputs cross hosts; it changes no model without towers. ``communication`` is then
-    that of the tower outputs; inside the hosts all is sent as it is. The planner reckons with the bandwidths of
-    the file ``hardware`` and with ``ids_per_list`` ids an example of a list.
+    ``tower_transform``, which params/towers.yaml sets, keeps each tower of a model on
+    ``hosts_per_tower`` hosts, where ``sharding`` and ``table_sharding`` split its tables (planner:
+    whole tables), so that only tower outputs cross hosts; it changes no model without towers.
+    ``communication`` is then that of the tower outputs; inside the hosts all is sent as it is.
     ``dense_optimizer`` is the name of a class of torch.optim in any case,
-    ``dense_optimizer_options`` its further arguments. ``dense_clip_norm`` is the largest norm of the
-    dense part's gradient. A batch whose loss is NaN or infinite ends the run, or, with
-    ``skip_non_finite_batches``, is left out by all ranks. ``overlap`` reads up to ``prefetch_batches``
-    batches ahead and distributes the next one while one is computed; it changes no bit of the result.
-
-    ``table_precision`` is that of the tables' rows; what they give out, gradients and optimiser state
-    stay float32. FBGEMM rounds fp16 rows to nearest on the CPU: its stochastic rounding does nothing
-    there. ``table_memory: file`` keeps all but data_parallel tables and their optimiser state in
-    nameless files in ``table_file_dir``, so the disk bounds them and ``memory_gb`` does not.
+    ``dense_optimizer_options`` its further arguments. ``dense_clip_norm`` is the largest norm of
+    the dense part's gradient. A batch whose loss is NaN or infinite ends the run, or, with
+    ``skip_non_finite_batches``, is left out by all ranks. ``overlap`` reads up to
+    ``prefetch_batches`` batches ahead and distributes the next one while one is computed; it
+    changes no bit of the result.
     """
 
-    global_batch_size: PositiveInt = 512
-    table_optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
     table_learning_rate: PositiveFloat = 0.05
     dense_learning_rate: PositiveFloat = 0.001
     dense_optimizer: str = "adam"
-    dense_optimizer_options: dict[str, bool | int | float | tuple[float, ...] | None] = Field(default_factory=dict)
+    dense_optimizer_options: dict[str, bool | int | float | tuple[float, ...] | None] = Field(
+        default_factory=dict
+    )
     dense_clip_norm: PositiveFloat | None = None
     schedule: ScheduleSettings = ScheduleSettings()
     skip_non_finite_batches: bool = False
-    sharding: Sharding = "planner"
-    table_sharding: dict[str, ShardingKind] = Field(default_factory=dict)
     tower_transform: bool = False
     hosts_per_tower: PositiveInt = 1
-    memory_gb: PositiveFloat = Field(default=4.0, description="GiB a rank")
-    hardware: Path = Path("params/hardware/cpu.yaml")
-    ids_per_list: PositiveFloat = 5.0
-    table_precision: Literal["fp32", "fp16"] = "fp32"
-    table_memory: Literal["ram", "file"] = "ram"
-    table_file_dir: Path = Path(".work/tables")
     bf16: bool = False
-    communication: CommunicationSettings = CommunicationSettings()
     overlap: bool = True
     prefetch_batches: PositiveInt = 2
 
@@ -139,7 +96,9 @@ class TrainSettings(LaunchSettings):
     @classmethod
     def _is_in_torch_optim(cls, name: str) -> str:
         if name.lower() not in DENSE_OPTIMIZERS:
-            raise ValueError(f"no such dense optimiser; {nearest_hint(name.lower(), DENSE_OPTIMIZERS)}")
+            raise ValueError(
+                f"no such dense optimiser; {nearest_hint(name.lower(), DENSE_OPTIMIZERS)}"
+            )
         return name.lower()
 
     @field_validator("dense_optimizer_options")
@@ -149,7 +108,10 @@ class TrainSettings(LaunchSettings):
             valid = optimizer_arguments(info.data["dense_optimizer"])
             for name in options:
                 if name not in valid:
-                    raise ValueError(f"{info.data['dense_optimizer']} takes no {name!r}; {nearest_hint(name, valid)}")
+                    raise ValueError(
+                        f"{info.data['dense_optimizer']} takes no {name!r}; "
+                        f"{nearest_hint(name, valid)}"
+                    )
         return options
 
 
@@ -159,10 +121,3 @@ def optimizer_arguments(name: str) -> list[str]:
 
     arguments = inspect.signature(getattr(optim, DENSE_OPTIMIZERS[name])).parameters
     return [argument for argument in arguments if argument not in ("params", "lr")]
-
-
-def nearest_hint(name: str, valid: Iterable[str]) -> str:
-    """What ``name`` may have meant."""
-    choices = list(valid)
-    near = difflib.get_close_matches(name, choices, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(choices)}"

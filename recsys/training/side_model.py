@@ -13,10 +13,12 @@ class SideModel:
     """
 
     def begin(self, batch: Batch, step: int) -> None:
-        """``batch``, on the engine's device, is about to be the engine's optimiser step number ``step``, from 1."""
+        """``batch``, on the engine's device, is about to be the engine's optimiser step number
+        ``step``, from 1."""
 
     def end(self, updated: bool) -> None:
-        """The step was taken; not ``updated``: the batch was left out, and what begin did is to be undone."""
+        """The step was taken; not ``updated``: the batch was left out, and what begin did is to be
+        undone."""
 
     def state(self) -> dict[str, Any]:
         """Live references to all tensors, {"side": {...}}; empty where there are none."""

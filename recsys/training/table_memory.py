@@ -12,7 +12,9 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    SplitTableBatchedEmbeddingBagsCodegen,
+)
 from torch import Tensor, nn
 from torchrec.distributed.batched_embedding_kernel import BaseBatchedEmbeddingBag
 from torchrec.modules.embedding_configs import DataType
@@ -26,12 +28,13 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def set_table_precision(model: nn.Module, settings: TrainSettings) -> None:
-    """Make the tables of a model without memory for them ("meta") as wide as ``table_precision`` says.
+    """Make the tables of a model without memory for them ("meta") as wide as ``table_precision``
+    says.
 
-    FBGEMM computes in float32, gives out float32 and keeps optimiser state in float32; an updated row is
-    rounded to nearest, and so is its change before, but not with row-wise AdaGrad. A change below half of a
-    row's last bit is lost: FBGEMM's stochastic rounding, which would keep it on average, silently does
-    nothing on the CPU.
+    FBGEMM computes in float32, gives out float32 and keeps optimiser state in float32; an updated
+    row is rounded to nearest, and so is its change before, but not with row-wise AdaGrad. A change
+    below half of a row's last bit is lost: FBGEMM's stochastic rounding, which would keep it on
+    average, silently does nothing on the CPU.
 
     Raises:
         InputError: a table is data_parallel and fp16, for which there is no kernel.
@@ -50,12 +53,14 @@ def set_table_precision(model: nn.Module, settings: TrainSettings) -> None:
 
 
 class TableFiles:
-    """Memory-mapped files that hold this rank's tables and their optimiser state, one a kernel and kind of state.
+    """Memory-mapped files that hold this rank's tables and their optimiser state, one a kernel and
+    kind of state.
 
-    They have no name, so they end with the process, however it ends: what a killed run goes on from is
-    its last checkpoint and nothing else. Their space is reserved when they are made, so that a full disk
-    is an error then and no SIGBUS in the middle of a step. The kernel's page cache keeps the hot pages in
-    memory; it reads single pages (MADV_RANDOM), since the neighbours of a row are not what is looked up next.
+    They have no name, so they end with the process, however it ends: what a killed run goes on from
+    is its last checkpoint and nothing else. Their space is reserved when they are made, so that a
+    full disk is an error then and no SIGBUS in the middle of a step. The kernel's page cache keeps
+    the hot pages in memory; it reads single pages (MADV_RANDOM), since the neighbours of a row are
+    not what is looked up next.
 
     Args:
         folder: on the disk to use.
@@ -94,7 +99,8 @@ class TableFiles:
         return torch.frombuffer(mapping, dtype=torch.float32).view(value.shape).copy_(value)
 
     def flush(self) -> None:
-        """Write every changed page to the disk, so that its memory can be had for others at once."""
+        """Write every changed page to the disk, so that its memory can be had for others at
+        once."""
         for mapping in self._mappings:
             mapping.flush()
 
@@ -109,13 +115,16 @@ class TableFiles:
 
     @contextmanager
     def hold_new_tables(self) -> Iterator[None]:
-        """Have FBGEMM put the tables that are made in this context, and their state, in files, all zeros.
+        """Have FBGEMM put the tables that are made in this context, and their state, in files, all
+        zeros.
 
         TorchRec gives no way to hand buffers in, and draws random rows over the whole table first.
         """
         apply_split = SplitTableBatchedEmbeddingBagsCodegen._apply_split
 
-        def in_files(module: Any, split: Any, prefix: str, dtype: torch.dtype, *rest: Any, **more: Any) -> None:
+        def in_files(
+            module: Any, split: Any, prefix: str, dtype: torch.dtype, *rest: Any, **more: Any
+        ) -> None:
             if split.host_size:
                 more["preallocated_host_buffer"] = self.zeros(split.host_size, dtype)
                 pages = RowPages(module, self._mappings[-1], split.offsets, dtype.itemsize)
@@ -144,7 +153,8 @@ class TableFiles:
         if error.errno in FULL:
             free = shutil.disk_usage(self.folder).free / BYTES_PER_GIB
             return InputError(
-                f"{what}: no room for a file of {size / BYTES_PER_GIB:.2f} GiB ({free:.2f} GiB free); "
+                f"{what}: no room for a file of {size / BYTES_PER_GIB:.2f} GiB ({free:.2f} GiB "
+                f"free); "
                 "free some, name a folder on another disk, or shrink the tables"
             )
         return InputError(f"{what}: cannot be written ({error.strerror}); name a folder that can")
@@ -175,12 +185,14 @@ class RowPages:
         self._tables = list(module.feature_table_map)  # of each feature
 
     def ask_for(self, _module: nn.Module, _: Any, lookup: dict[str, Tensor]) -> None:
-        """Start reading the pages of a lookup all at once, before the kernel faults on one after the other."""
+        """Start reading the pages of a lookup all at once, before the kernel faults on one after
+        the other."""
         for page in self.of(lookup["indices"], lookup["offsets"]).tolist():
             self._mapping.madvise(mmap.MADV_WILLNEED, page * mmap.PAGESIZE, mmap.PAGESIZE)
 
     def of(self, indices: Tensor, offsets: Tensor) -> np.ndarray:
-        """[P] int64 distinct pages, in order, of ids [N] in bags that ``offsets`` [F * B + 1] part."""
+        """[P] int64 distinct pages, in order, of ids [N] in bags that ``offsets`` [F * B + 1]
+        part."""
         bounds = offsets[:: (offsets.numel() - 1) // len(self._tables)].tolist()
         pages = []
         for table, start, stop in zip(self._tables, bounds, bounds[1:], strict=False):

@@ -7,7 +7,9 @@ import pytest
 
 from bench.asleep import SCHEDULER, asleep_seconds
 
-pytestmark = pytest.mark.skipif(not SCHEDULER.exists(), reason="this kernel keeps no times of threads")
+pytestmark = pytest.mark.skipif(
+    not SCHEDULER.exists(), reason="this kernel keeps no times of threads"
+)
 SLEPT_S, WORKED_S = 0.2, 0.2
 
 

@@ -1,4 +1,5 @@
-"""A cluster of network namespaces: its links carry what crosses hosts, at the rate they are given, and vanish."""
+"""A cluster of network namespaces: its links carry what crosses hosts, at the rate they are given,
+and vanish."""
 
 import os
 import signal
@@ -55,7 +56,10 @@ def test_links_carry_what_crosses_hosts_at_their_rate(needs_namespaces: None) ->
             hosts.set_rate(200)
             before = hosts.sent_bytes()
             seconds = max(hosts.call(exchange, 4))
-            crossed = [(after - start) / MIB for after, start in zip(hosts.sent_bytes(), before, strict=True)]
+            crossed = [
+                (after - start) / MIB
+                for after, start in zip(hosts.sent_bytes(), before, strict=True)
+            ]
             assert hosts.call(remember, 2) == [2] * 4
             assert hosts.call(remember, 3) == [5] * 4
             with pytest.raises(RuntimeError, match=r"rank 1:\n(.|\n)*no luck"):
@@ -66,11 +70,14 @@ def test_links_carry_what_crosses_hosts_at_their_rate(needs_namespaces: None) ->
     assert seconds >= 0.8 * 4.0 * MBIT_PER_MIB / 200  # the bucket may start full
 
 
-def test_nothing_is_left_when_the_benchmark_is_killed(needs_namespaces: None, tmp_path: Path) -> None:
+def test_nothing_is_left_when_the_benchmark_is_killed(
+    needs_namespaces: None, tmp_path: Path
+) -> None:
     code = (
         "import pathlib, time\nfrom bench.cluster import Shape, cluster\n"
         "if __name__ == '__main__':\n    with cluster(Shape(2, 1)) as hosts:\n"
-        f"        pathlib.Path({str(tmp_path / 'up')!r}).write_text(' '.join(map(str, hosts._hosts)))\n"
+        f"        pathlib.Path({str(tmp_path / 'up')!r}).write_text(' '.join(map(str, "
+        f"hosts._hosts)))\n"
         "        time.sleep(60)\n"
     )
     script = tmp_path / "script.py"

@@ -18,15 +18,24 @@ ROWS = 600
 
 
 def _plan(index: int, snapshot: str | None) -> WindowPlan:
-    window = Window(name=f"w{index}", start_ms=index, end_ms=index + 1, rows=1, max_label_delay_ms=0)
-    known = None if snapshot is None else Snapshot(snapshot, snapshot, index, 0.9, "hash", held_back=False)
+    window = Window(
+        name=f"w{index}", start_ms=index, end_ms=index + 1, rows=1, max_label_delay_ms=0
+    )
+    known = (
+        None
+        if snapshot is None
+        else Snapshot(snapshot, snapshot, index, 0.9, "hash", held_back=False)
+    )
     return WindowPlan(window, known, "key")
 
 
 @pytest.mark.parametrize(
-    ("lag", "expected"), [(0, [None, "a", "b", "c"]), (1, [None, "a", "a", "b"]), (5, [None, "a", "a", "a"])]
+    ("lag", "expected"),
+    [(0, [None, "a", "b", "c"]), (1, [None, "a", "a", "b"]), (5, [None, "a", "a", "a"])],
 )
-def test_a_late_teacher_is_that_of_earlier_windows_and_never_a_newer_one(lag: int, expected: list[str | None]) -> None:
+def test_a_late_teacher_is_that_of_earlier_windows_and_never_a_newer_one(
+    lag: int, expected: list[str | None]
+) -> None:
     plans = [_plan(index, name) for index, name in enumerate([None, "a", "b", "c"])]
     late = delayed(plans, lag)
     assert [None if plan.snapshot is None else plan.snapshot.name for plan in late] == expected
@@ -42,9 +51,13 @@ def test_a_biased_log_is_one_that_students_can_read_and_holds_the_ratio(tmp_path
     examples = pl.read_parquet(
         lab.windows / window.name / "*.parquet", columns=["example_id", "event_time", "label_time"]
     )
-    joined = ScoreLog(lab.folder / "scores-truth-2").join(examples, window).join(truth, on="example_id")
+    joined = (
+        ScoreLog(lab.folder / "scores-truth-2").join(examples, window).join(truth, on="example_id")
+    )
     scored = 1.0 / (1.0 + np.exp(-joined["score"].to_numpy()))
-    np.testing.assert_allclose(scored, np.minimum(2.0 * joined["probability"].to_numpy(), 1 - 1e-6), rtol=1e-4)
+    np.testing.assert_allclose(
+        scored, np.minimum(2.0 * joined["probability"].to_numpy(), 1 - 1e-6), rtol=1e-4
+    )
     assert (joined["staleness_ms"] == joined["event_time"] - window.start_ms).all()
 
 
@@ -56,8 +69,13 @@ def test_differences_are_paired_by_seed() -> None:
 
 
 def test_interval_is_students() -> None:
-    found = interval([1.0, 2.0, 3.0, 4.0])  # t of 0.975 at 3 degrees of freedom is 3.182, the standard error 0.6455
-    assert (found.low, found.high) == (pytest.approx(2.5 - 3.182 * 0.6455, abs=1e-3), pytest.approx(4.554, abs=1e-3))
+    found = interval(
+        [1.0, 2.0, 3.0, 4.0]
+    )  # t of 0.975 at 3 degrees of freedom is 3.182, the standard error 0.6455
+    assert (found.low, found.high) == (
+        pytest.approx(2.5 - 3.182 * 0.6455, abs=1e-3),
+        pytest.approx(4.554, abs=1e-3),
+    )
     assert interval([1.0]).p is None
 
 

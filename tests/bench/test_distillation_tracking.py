@@ -1,4 +1,5 @@
-"""An experiment in MLflow: a run for each model and seed, with its parameters, curves by window and figure."""
+"""An experiment in MLflow: a run for each model and seed, with its parameters, curves by window and
+figure."""
 
 import json
 import shutil
@@ -9,7 +10,13 @@ import pytest
 from bench.distillation_lab import ARMS, Lab
 from bench.distillation_modes import draw
 from bench.distillation_results import Found
-from bench.distillation_tracking import KIND, metric_name, track_comparison, track_seed, tracking_folder
+from bench.distillation_tracking import (
+    KIND,
+    metric_name,
+    track_comparison,
+    track_seed,
+    tracking_folder,
+)
 from recsys.data.schema import Schema
 from tasks.tracking import PENDING, connect
 
@@ -23,7 +30,10 @@ def results_of(lab: Lab) -> Found:
     """NE of each model by slice: over all, of cold users, and of the last two windows."""
     parts = ("all", COLD, *(f"window {number}" for number in (_windows(lab) - 1, _windows(lab))))
     shift = 0.01 * lab.seed
-    return {name: {part: {"ne": level + shift, "auc": 0.6} for part in parts} for name, level in LEVELS.items()}
+    return {
+        name: {part: {"ne": level + shift, "auc": 0.6} for part in parts}
+        for name, level in LEVELS.items()
+    }
 
 
 def _windows(lab: Lab) -> int:
@@ -37,7 +47,11 @@ def labs(tmp_path_factory: pytest.TempPathFactory) -> list[Lab]:
     made = [Lab(work, "shifted", seed, ROWS, 1, work) for seed in SEEDS]
     for lab in made:
         lab.make_windows()
-        folders = [lab.folder / f"students/{d}/{arm}/seed-{lab.seed}" for d in lab.domains for arm in STUDENTS_ARMS]
+        folders = [
+            lab.folder / f"students/{d}/{arm}/seed-{lab.seed}"
+            for d in lab.domains
+            for arm in STUDENTS_ARMS
+        ]
         for folder in (*folders, lab.folder / "teacher"):
             folder.mkdir(parents=True)
             windows = [{"ne": 1.0 - 0.01 * index, "auc": None} for index in range(_windows(lab))]
@@ -64,13 +78,19 @@ def runs(labs: list[Lab], tmp_path_factory: pytest.TempPathFactory) -> list[Any]
         held = client.search_runs([experiment_id])
         for run in held:
             name = "window/ne"
-            run.curve = [(one.step, one.value) for one in client.get_metric_history(run.info.run_id, name)]
+            run.curve = [
+                (one.step, one.value) for one in client.get_metric_history(run.info.run_id, name)
+            ]
             run.files = {one.path for one in client.list_artifacts(run.info.run_id, "figures")}
         return held
 
 
 def run_of(runs: list[Any], arm: str, seed: int) -> Any:
-    (found,) = [run for run in runs if (run.data.tags.get("arm"), run.data.tags.get("seed")) == (arm, str(seed))]
+    (found,) = [
+        run
+        for run in runs
+        if (run.data.tags.get("arm"), run.data.tags.get("seed")) == (arm, str(seed))
+    ]
     return found
 
 
@@ -90,7 +110,9 @@ def test_a_run_has_what_decided_it_and_its_metrics_by_slice(runs: list[Any]) -> 
     assert "distillation.gradient_scale" not in run_of(runs, "teacher", 2).data.params
 
 
-def test_curves_stand_at_their_windows_and_figures_are_artefacts(runs: list[Any], labs: list[Lab]) -> None:
+def test_curves_stand_at_their_windows_and_figures_are_artefacts(
+    runs: list[Any], labs: list[Lab]
+) -> None:
     run, windows = run_of(runs, "AH", 1), _windows(labs[0])
     assert run.curve == [(windows - 2, pytest.approx(0.89)), (windows - 1, pytest.approx(0.89))]
     assert run.data.metrics["feed/window/ne"] == pytest.approx(1.0 - 0.01 * (windows - 1))
@@ -99,7 +121,10 @@ def test_curves_stand_at_their_windows_and_figures_are_artefacts(runs: list[Any]
 
 
 def test_seeds_have_data_of_their_own(runs: list[Any]) -> None:
-    versions = {seed: {run_of(runs, arm, seed).data.tags["data_version"] for arm in LEVELS} for seed in SEEDS}
+    versions = {
+        seed: {run_of(runs, arm, seed).data.tags["data_version"] for arm in LEVELS}
+        for seed in SEEDS
+    }
     assert all(len(one) == 1 for one in versions.values())
     assert versions[1] != versions[2]
 
@@ -108,7 +133,9 @@ def test_the_comparison_has_the_change_against_no_distillation(runs: list[Any]) 
     (run,) = [run for run in runs if "arm" not in run.data.tags]
     expected = [100 * (0.88 - 0.9) / (0.9 + 0.01 * seed) for seed in SEEDS]
     assert run.data.metrics["AH/ne_change"] == pytest.approx(sum(expected) / 2)
-    assert run.data.metrics["AH/low"] < run.data.metrics["AH/ne_change"] < run.data.metrics["AH/high"]
+    assert (
+        run.data.metrics["AH/low"] < run.data.metrics["AH/ne_change"] < run.data.metrics["AH/high"]
+    )
 
 
 def test_names_have_only_what_mlflow_takes() -> None:

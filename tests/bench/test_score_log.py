@@ -1,4 +1,5 @@
-"""The bench of the score log: each joined score is the one appended, in memory that ten windows do not raise."""
+"""The bench of the score log: each joined score is the one appended, in memory that ten windows do
+not raise."""
 
 import math
 from pathlib import Path
@@ -72,7 +73,9 @@ def test_a_record_that_was_changed_is_counted_as_wrong(small: Case) -> None:
     assert counts[0].wrong == 0
     assert counts[1].scored > counts[1].wrong > 0
     records = pl.read_parquet(segment).height
-    assert sum(one.wrong for one in counts) == pytest.approx(records, rel=0.2)  # those whose label came in time
+    assert sum(one.wrong for one in counts) == pytest.approx(
+        records, rel=0.2
+    )  # those whose label came in time
 
 
 def test_a_step_that_was_stopped_goes_on_at_its_next_window(small: Case) -> None:
@@ -82,4 +85,6 @@ def test_a_step_that_was_stopped_goes_on_at_its_next_window(small: Case) -> None
         assert [call.done for call in read_calls(small) if call.step == step] == [1, 2, 3]
     stopped = [call for call in read_calls(small) if call.step == "join"]
     whole = [join(small, window) for window in small.windows]
-    assert [(call.rows, call.scored, call.wrong) for call in stopped] == [(one.rows, one.scored, 0) for one in whole]
+    assert [(call.rows, call.scored, call.wrong) for call in stopped] == [
+        (one.rows, one.scored, 0) for one in whole
+    ]

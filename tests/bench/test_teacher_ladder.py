@@ -1,4 +1,5 @@
-"""The ladder of teachers goes from a student's size to at least a hundred times its training FLOPs."""
+"""The ladder of teachers goes from a student's size to at least a hundred times its training
+FLOPs."""
 
 from pathlib import Path
 

@@ -1,4 +1,5 @@
-"""The fit of the slow-network runs: its terms are the cost model's, and it finds constants that it is given."""
+"""The fit of the slow-network runs: its terms are the cost model's, and it finds constants that it
+is given."""
 
 from dataclasses import replace
 
@@ -42,14 +43,20 @@ def test_the_fit_predicts_runs_of_the_model_that_it_has_not_seen() -> None:
 
 def test_a_part_is_predicted_without_its_own_runs() -> None:
     runs = modelled(runs_of(Fitted(COSTS, CORES)))
-    odd = [replace(run, step_ms=9 * run.step_ms) if run.cluster == ("dcn", 8) else run for run in runs]
-    for run, found in zip(odd, predicted_by_others(odd, CORES, lambda run: run.cluster == ("dcn", 8)), strict=True):
+    odd = [
+        replace(run, step_ms=9 * run.step_ms) if run.cluster == ("dcn", 8) else run for run in runs
+    ]
+    for run, found in zip(
+        odd, predicted_by_others(odd, CORES, lambda run: run.cluster == ("dcn", 8)), strict=True
+    ):
         if run.cluster == ("dcn", 8):
             assert found == pytest.approx(run.step_ms / 9, rel=0.02)
 
 
 def test_the_operating_rate_is_where_the_share_is_exposed() -> None:
-    flat: dict[float | None, float] = {rate: 200 + 40_000 / rate for rate in (100.0, 200.0, 400.0, 800.0)}
+    flat: dict[float | None, float] = {
+        rate: 200 + 40_000 / rate for rate in (100.0, 200.0, 400.0, 800.0)
+    }
     flat[None] = 200.0
     step_ms = step_ms_at(flat, operating_rate(flat))
     assert (step_ms - 200) / step_ms == pytest.approx(0.275, abs=1e-3)

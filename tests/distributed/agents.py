@@ -1,4 +1,5 @@
-"""Processes that launch ranks, as a command of the user's does: several side by side, or one that is lost."""
+"""Processes that launch ranks, as a command of the user's does: several side by side, or one that
+is lost."""
 
 import pickle
 import time
@@ -20,7 +21,8 @@ class Agent:
     answer: Path
 
     def outcome(self, bound_s: float) -> Any:
-        """What its function returned, or how it ended as a node that has no results; what it raised is raised."""
+        """What its function returned, or how it ended as a node that has no results; what it raised
+        is raised."""
         self.process.join(bound_s)
         assert not self.process.is_alive()
         result, error, _ = pickle.loads(self.answer.read_bytes())
@@ -39,15 +41,20 @@ class Agent:
 
 
 def start_agent(function: Callable[..., Any], arguments: tuple[Any, ...], answer: Path) -> Agent:
-    """Call ``function`` in a process whose ranks are forked from our server; ``answer``: a file for the outcome."""
+    """Call ``function`` in a process whose ranks are forked from our server; ``answer``: a file for
+    the outcome."""
     start_server()
     address = forkserver._forkserver._forkserver_address  # type: ignore[attr-defined]
-    process = get_context("forkserver").Process(target=_run, args=(address, function, arguments, answer))
+    process = get_context("forkserver").Process(
+        target=_run, args=(address, function, arguments, answer)
+    )
     process.start()
     return Agent(process, answer)
 
 
-def _run(address: str, function: Callable[..., Any], arguments: tuple[Any, ...], answer: Path) -> None:
+def _run(
+    address: str, function: Callable[..., Any], arguments: tuple[Any, ...], answer: Path
+) -> None:
     _use_server(address)
     started = time.monotonic()
     result, error = None, None
@@ -61,7 +68,8 @@ def _run(address: str, function: Callable[..., Any], arguments: tuple[Any, ...],
 
 
 def _use_server(address: str) -> None:
-    """Python 3.11 does not tell a forked process of the server; it would start one of its own, in seconds."""
+    """Python 3.11 does not tell a forked process of the server; it would start one of its own, in
+    seconds."""
     server = forkserver._forkserver  # type: ignore[attr-defined]
     server._forkserver_address = address
     forkserver.ensure_running = server.ensure_running = lambda: None

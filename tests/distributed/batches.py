@@ -17,7 +17,9 @@ def schema_of(features: Features) -> Schema:
     return Schema(
         dataset="test",
         dense=["price", "age"],
-        categorical=[CategoricalFeature(name, rows, kind) for name, (rows, kind) in features.items()],
+        categorical=[
+            CategoricalFeature(name, rows, kind) for name, (rows, kind) in features.items()
+        ],
         domains=["feed"],
         windows=[],
         initial_base_rate=0.2,
@@ -36,8 +38,8 @@ def random_share(
 ) -> Batch:
     """Rank ``rank``'s share of a seeded global batch of ``rows``, padded with a copy of row 0.
 
-    A list holds up to three ids. ``few_bits``: whole dense numbers and lists of at most two, so that sums are
-    exact in fp32.
+    A list holds up to three ids. ``few_bits``: whole dense numbers and lists of at most two, so
+    that sums are exact in fp32.
     """
     dense, label, bags = _drawn(tuple(features.items()), dense_width, rows, seed, few_bits)
     count = -(-rows // world_size)
@@ -63,9 +65,14 @@ def random_share(
     )
 
 
-@cache  # every case of a grid trains on the same batches, and a draw an example takes longer than a step
+# Every case of a grid trains on the same batches, and a draw an example takes longer than a step
+@cache
 def _drawn(
-    features: tuple[tuple[str, tuple[int, str]], ...], dense_width: int, rows: int, seed: int, few_bits: bool
+    features: tuple[tuple[str, tuple[int, str]], ...],
+    dense_width: int,
+    rows: int,
+    seed: int,
+    few_bits: bool,
 ) -> tuple[Tensor, Tensor, list[list[list[int]]]]:
     """Dense inputs [rows, dense_width], labels [rows], ids of every row by feature."""
     draw = torch.Generator().manual_seed(seed)

@@ -1,4 +1,5 @@
-"""Asynchronous checkpoints: what the synchronous ones hold, while training goes on; their errors are not lost."""
+"""Asynchronous checkpoints: what the synchronous ones hold, while training goes on; their errors
+are not lost."""
 
 import itertools
 import threading
@@ -64,10 +65,18 @@ def train_and_save_asynchronously(settings: TrainSettings, folder: Path, full_ev
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
-CASES = [("row_wise", 1), ("table_wise", 2), ("data_parallel", 2)]  # sharding, full checkpoint every
+CASES = [
+    ("row_wise", 1),
+    ("table_wise", 2),
+    ("data_parallel", 2),
+]  # sharding, full checkpoint every
 
 
 @pytest.fixture(scope="module")
@@ -75,17 +84,28 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What each of CASES writes, in <kind>/sync and <kind>/async."""
     folder = tmp_path_factory.mktemp("saved")
     for name, function in (("sync", train_and_save), ("async", train_and_save_asynchronously)):
-        run_cases(function, {kind: (2, (settings_for(kind, 2), folder / kind / name, full)) for kind, full in CASES})
+        run_cases(
+            function,
+            {
+                kind: (2, (settings_for(kind, 2), folder / kind / name, full))
+                for kind, full in CASES
+            },
+        )
     return folder
 
 
 @pytest.mark.parametrize("kind", [kind for kind, _ in CASES])
 def test_same_bytes_as_synchronous_ones_though_training_goes_on(kind: str, saved: Path) -> None:
-    assert len([name for name in files(saved / kind / "sync") if name.endswith("manifest.json")]) == STEPS
+    assert (
+        len([name for name in files(saved / kind / "sync") if name.endswith("manifest.json")])
+        == STEPS
+    )
     assert files(saved / kind / "async") == files(saved / kind / "sync")
 
 
-def save_where_nothing_can_be_written(settings: TrainSettings, folder: Path, own_error: bool) -> list[str]:
+def save_where_nothing_can_be_written(
+    settings: TrainSettings, folder: Path, own_error: bool
+) -> list[str]:
     """What is raised at the next save, and at the end, on this rank."""
     engine, raised = make_engine(settings), []
     checkpoints = Checkpoints(folder / "checkpoints", "run", 1, asynchronously=True)
@@ -111,12 +131,16 @@ def save_where_nothing_can_be_written(settings: TrainSettings, folder: Path, own
 
 @pytest.fixture(scope="module")
 def raised(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[bool, int], list[list[str]]]:
-    """By whether training ends with an error of its own and by number of ranks: what is raised, by rank."""
+    """By whether training ends with an error of its own and by number of ranks: what is raised, by
+    rank."""
     cases = {}
     for own_error, world_size in itertools.product((False, True), (1, 2)):
         folder = tmp_path_factory.mktemp("unwritable")
         (folder / "checkpoints").write_text("a file where a folder should be")
-        cases[own_error, world_size] = world_size, (settings_for("row_wise", world_size), folder, own_error)
+        cases[own_error, world_size] = (
+            world_size,
+            (settings_for("row_wise", world_size), folder, own_error),
+        )
     return run_cases(save_where_nothing_can_be_written, cases)
 
 

@@ -21,7 +21,11 @@ from tests.distributed.launches import run_cases
 from tests.distributed.test_engine import SCHEMA, SEED, model_settings, share, train_settings
 
 STEPS = 6
-ADAM = {"table_optimizer": "rowwise_adagrad", "dense_optimizer": "adam", "table_learning_rate": 0.05}
+ADAM = {
+    "table_optimizer": "rowwise_adagrad",
+    "dense_optimizer": "adam",
+    "table_learning_rate": 0.05,
+}
 
 
 def settings_for(kind: str, world_size: int, **changes: Any) -> TrainSettings:
@@ -39,15 +43,21 @@ def train_steps(engine: Engine, first: int, last: int) -> None:
 
 
 def everything(engine: Engine) -> dict[str, Tensor]:
-    """Weights and optimiser state of all ranks, unsharded, by name, on rank 0; empty on the others."""
-    mine: dict[str, tuple[tuple[int, ...], list[tuple[list[int], Tensor]]]] = {}  # name: size, (offsets, shard)
+    """Weights and optimiser state of all ranks, unsharded, by name, on rank 0; empty on the
+    others."""
+    mine: dict[
+        str, tuple[tuple[int, ...], list[tuple[list[int], Tensor]]]
+    ] = {}  # name: size, (offsets, shard)
 
     def visit(path: str, value: Any) -> None:
         if isinstance(value, dict):
             for name, inner in value.items():
                 visit(f"{path}/{name}", inner)
         elif isinstance(value, ShardedTensor):
-            shards = [(list(s.metadata.shard_offsets), s.tensor.detach().clone()) for s in value.local_shards()]
+            shards = [
+                (list(s.metadata.shard_offsets), s.tensor.detach().clone())
+                for s in value.local_shards()
+            ]
             mine[path] = tuple(value.metadata().size), shards
         else:
             whole = torch.as_tensor(value).detach().clone()
@@ -62,7 +72,9 @@ def everything(engine: Engine) -> dict[str, Tensor]:
     for name, (size, shards) in ((name, part) for rank in ranks for name, part in rank.items()):
         whole = found.setdefault(name, torch.full(size, float("nan")))
         for offsets, shard in shards:
-            places = tuple(slice(start, start + n) for start, n in zip(offsets, shard.shape, strict=True))
+            places = tuple(
+                slice(start, start + n) for start, n in zip(offsets, shard.shape, strict=True)
+            )
             whole[places] = shard
     assert not any(value.isnan().any() for value in found.values())
     return found
@@ -93,7 +105,9 @@ PLANS = {
 def resharded(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[Any, Any], dict[Any, Any]]:
     """What each of PLANS saved, and what fresh ranks of each (source, target) read."""
     folders = {source: tmp_path_factory.mktemp("saved") / "saved" for source in PLANS}
-    saving = {source: (source[1], (settings_for(*source), folder)) for source, folder in folders.items()}
+    saving = {
+        source: (source[1], (settings_for(*source), folder)) for source, folder in folders.items()
+    }
     reading = {
         (source, target): (target[1], (settings_for(*target), folders[source]))
         for source, targets in PLANS.items()
@@ -118,9 +132,14 @@ def test_equal_states_are_equal_bytes(tmp_path: Path) -> None:
     settings = settings_for("row_wise", 2)
     for name in ("a", "b"):
         run_on_ranks(train_and_save, (settings, tmp_path / name / "saved"), 2, 1)
-    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
+    files = sorted(
+        path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file()
+    )
     assert len(files) == 4  # two ranks, .metadata, manifest; nothing partial
-    assert all((tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes() for path in files)
+    assert all(
+        (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes()
+        for path in files
+    )
 
 
 def flip_a_bit(path: Path) -> None:
@@ -169,7 +188,8 @@ def test_checkpoint_of_another_model_is_refused_on_every_rank(tmp_path: Path) ->
 def train_with_checkpoints(
     settings: TrainSettings, folder: Path, kill_rank: int | None, after: int
 ) -> dict[str, Tensor]:
-    """Train STEPS steps, a checkpoint after each; once, ``kill_rank`` kills itself after step ``after``."""
+    """Train STEPS steps, a checkpoint after each; once, ``kill_rank`` kills itself after step
+    ``after``."""
     engine = make_engine(settings)
     checkpoints = Checkpoints(folder / "checkpoints", "run", keep=2, every_batches=1)
     start = checkpoints.restore(engine)
@@ -213,6 +233,8 @@ def damage_newest(settings: TrainSettings, folder: Path) -> int:
     return checkpoints.restore(engine).batches
 
 
-def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_damaged_checkpoint_falls_back_to_the_one_before(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert run_on_ranks(damage_newest, (settings_for("table_wise", 1), tmp_path), 1, 1) == [1]
     assert "SHA-256" in capfd.readouterr().err

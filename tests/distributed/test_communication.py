@@ -1,4 +1,5 @@
-"""What gloo ranks send each other with fewer bits, what that does to the weights, and what is refused."""
+"""What gloo ranks send each other with fewer bits, what that does to the weights, and what is
+refused."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -36,7 +37,11 @@ TABLE_RATE, DENSE_RATE = 0.5, 0.25
 WIRE_ROWS = 1024  # of the batch whose bytes are counted
 SIZES = [64, 64, 27]  # of the batches trained on; the last one is uneven
 ROUNDOFF = {"fp32": 0.0, "fp16": 2.0**-11, "bf16": 2.0**-8}
-SUBNORMAL = {"fp32": 0.0, "fp16": 2.0**-25, "bf16": 2.0**-133}  # rounding error of the smallest numbers
+SUBNORMAL = {
+    "fp32": 0.0,
+    "fp16": 2.0**-25,
+    "bf16": 2.0**-133,
+}  # rounding error of the smallest numbers
 FLOAT32_NOISE = 1e-6
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.uint8}
 # Bytes that a rank sends a byte given, among n ranks; gloo's reduce-scatter is an all-reduce.
@@ -61,19 +66,36 @@ RECIPES = {
     "int8": ("int8", "bf16", "fp32"),
     "int8 both": ("int8", "int8", "fp32"),
 }
-ONE_HOST_KINDS = ("table_wise", "column_wise", "row_wise")  # on the one host of two ranks the others are the same
+ONE_HOST_KINDS = (
+    "table_wise",
+    "column_wise",
+    "row_wise",
+)  # on the one host of two ranks the others are the same
 CASES = {
-    world_size: [(k, recipe) for k in kinds for recipe in RECIPES if "int8" not in recipe or k not in REDUCING]
+    world_size: [
+        (k, recipe)
+        for k in kinds
+        for recipe in RECIPES
+        if "int8" not in recipe or k not in REDUCING
+    ]
     for world_size, kinds in ((2, ONE_HOST_KINDS), (4, KINDS))
 }
-REPEATED = {world_size: [c for c in cases if c[1] in ("neo", "int8 both")] for world_size, cases in CASES.items()}
+REPEATED = {
+    world_size: [c for c in cases if c[1] in ("neo", "int8 both")]
+    for world_size, cases in CASES.items()
+}
 WORLD_CASES = [(world_size, *case) for world_size, cases in CASES.items() for case in cases]
 
 
 def recipe_settings(world_size: int, kind: str, recipe: str, **changes: Any) -> TrainSettings:
     """Four ranks are two hosts of two."""
     communication = dict(zip(("forward", "backward", "gradients"), RECIPES[recipe], strict=True))
-    base = {"world_size": world_size, "global_batch_size": 64, "table_optimizer": "sgd", "dense_optimizer": "sgd"}
+    base = {
+        "world_size": world_size,
+        "global_batch_size": 64,
+        "table_optimizer": "sgd",
+        "dense_optimizer": "sgd",
+    }
     rates = {"table_learning_rate": TABLE_RATE, "dense_learning_rate": DENSE_RATE}
     hosts = {"ranks_per_host": min(world_size, 2)}
     return TrainSettings.model_validate(
@@ -87,7 +109,8 @@ def share(rows: int, seed: int, rank: int, world_size: int) -> Batch:
 
 
 class Linear(nn.Module):
-    """A sum of its inputs times constants, so that gradients do not depend on weights and errors can be bounded.
+    """A sum of its inputs times constants, so that gradients do not depend on weights and errors
+    can be bounded.
 
     ``factors`` [features, N] multiply the embeddings.
     """
@@ -99,7 +122,9 @@ class Linear(nn.Module):
         self.embeddings = EmbeddingBagCollection(
             tables=table_configs(schema, DIMENSION), device=torch.device(table_device)
         )
-        self.factors = factor * torch.randn(len(FEATURES), DIMENSION, generator=torch.Generator().manual_seed(SEED))
+        self.factors = factor * torch.randn(
+            len(FEATURES), DIMENSION, generator=torch.Generator().manual_seed(SEED)
+        )
 
     def forward(self, dense: Tensor, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
         pooled = self.embeddings(sparse).to_dict()
@@ -147,7 +172,8 @@ def sent_while(work: Callable[[], Any]) -> int:
 
 
 def run_cases(cases: list[tuple[str, str]]) -> dict[tuple[str, str], dict[str, Any]]:
-    """On every rank: what each case sends for a prediction and for a step, its embeddings, its trained weights."""
+    """On every rank: what each case sends for a prediction and for a step, its embeddings, its
+    trained weights."""
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     results = {}
     for kind, recipe in cases:
@@ -181,42 +207,62 @@ def ran(world_size: int) -> list[dict[tuple[str, str], dict[str, Any]]]:
 
 
 def directions(result: dict[str, Any]) -> tuple[list[Any], list[Any], list[Any]]:
-    """The collectives of a training step: of embeddings, of their gradients, of the dense gradients."""
+    """The collectives of a training step: of embeddings, of their gradients, of the dense
+    gradients."""
     numbers = [call for call in result["step"] if call[0] != "all_reduce"]
     count = len(result["forward"])
-    return numbers[:count], numbers[count:], [call for call in result["step"] if call[0] == "all_reduce"]
+    return (
+        numbers[:count],
+        numbers[count:],
+        [call for call in result["step"] if call[0] == "all_reduce"],
+    )
 
 
 @pytest.mark.parametrize(("world_size", "kind", "recipe"), WORLD_CASES)
 def test_collectives_get_the_formats_asked_for(world_size: int, kind: str, recipe: str) -> None:
     for by_case in ran(world_size):
-        for calls, precision in zip(directions(by_case[kind, recipe]), RECIPES[recipe], strict=True):
+        for calls, precision in zip(
+            directions(by_case[kind, recipe]), RECIPES[recipe], strict=True
+        ):
             assert calls
             assert {dtype for _, dtype, _ in calls} == {DTYPES[precision]}
 
 
 @pytest.mark.parametrize(("world_size", "kind", "recipe"), WORLD_CASES)
-def test_sixteen_bits_are_half_the_bytes_and_eight_less(world_size: int, kind: str, recipe: str) -> None:
-    width = DIMENSION // (min(world_size, 2) if "table_column" in kind else world_size if "column" in kind else 1)
+def test_sixteen_bits_are_half_the_bytes_and_eight_less(
+    world_size: int, kind: str, recipe: str
+) -> None:
+    width = DIMENSION // (
+        min(world_size, 2) if "table_column" in kind else world_size if "column" in kind else 1
+    )
     shares = {"fp32": 1.0, "fp16": 0.5, "bf16": 0.5, "int8": (width + 8) / (4 * width)}
     for by_case in ran(world_size):
         whole = directions(by_case[kind, "full"])
-        for calls, full, precision in zip(directions(by_case[kind, recipe]), whole, RECIPES[recipe], strict=True):
+        for calls, full, precision in zip(
+            directions(by_case[kind, recipe]), whole, RECIPES[recipe], strict=True
+        ):
             assert [name for name, _, _ in calls] == [name for name, _, _ in full]
             assert sum(b for _, _, b in calls) == shares[precision] * sum(b for _, _, b in full)
 
 
 @pytest.mark.parametrize(("world_size", "kind"), dict.fromkeys(case[:2] for case in WORLD_CASES))
 def test_the_kernel_sees_the_halving_too(world_size: int, kind: str) -> None:
-    """Ids and headers are sent in any case, so the saving is compared with the bytes of the embeddings alone."""
+    """Ids and headers are sent in any case, so the saving is compared with the bytes of the
+    embeddings alone."""
     group = 2 if world_size == 4 and kind in ("table_row_wise", "grid_shard") else world_size
 
     def traffic(direction: int) -> float:
-        calls = [call for by_case in ran(world_size) for call in directions(by_case[kind, "full"])[direction]]
+        calls = [
+            call
+            for by_case in ran(world_size)
+            for call in directions(by_case[kind, "full"])[direction]
+        ]
         return sum(TRAFFIC[name](group) * given for name, _, given in calls)
 
     def saved(recipe: str, what: str) -> int:
-        return sum(by_case[kind, "full"][what] - by_case[kind, recipe][what] for by_case in ran(world_size))
+        return sum(
+            by_case[kind, "full"][what] - by_case[kind, recipe][what] for by_case in ran(world_size)
+        )
 
     assert saved("fp16", "forward_sent") == pytest.approx(traffic(0) / 2, rel=0.01)
     assert saved("forward", "step_sent") == pytest.approx(traffic(0) / 2, rel=0.01)
@@ -228,7 +274,8 @@ def reference_rows(name: str) -> Tensor:
 
 
 def pooled(batch: Batch, absolute: bool) -> Tensor:
-    """Embeddings [B, features, N] by plain PyTorch; ``absolute``: of the absolute values, which bound the error."""
+    """Embeddings [B, features, N] by plain PyTorch; ``absolute``: of the absolute values, which
+    bound the error."""
     features = []
     for name, bags in batch.sparse.to_dict().items():
         rows = reference_rows(name).abs() if absolute else reference_rows(name)
@@ -236,14 +283,20 @@ def pooled(batch: Batch, absolute: bool) -> Tensor:
     return torch.stack(features, dim=1)
 
 
-@pytest.mark.parametrize(("world_size", "kind", "recipe"), [c for c in WORLD_CASES if "int8" not in c[2]])
-def test_embeddings_arrive_within_the_formats_roundoff(world_size: int, kind: str, recipe: str) -> None:
+@pytest.mark.parametrize(
+    ("world_size", "kind", "recipe"), [c for c in WORLD_CASES if "int8" not in c[2]]
+)
+def test_embeddings_arrive_within_the_formats_roundoff(
+    world_size: int, kind: str, recipe: str
+) -> None:
     precision = RECIPES[recipe][0]
     roundings = world_size if kind in REDUCING else 1  # one sending, and one an addition
     for rank, by_case in enumerate(ran(world_size)):
         batch = share(WIRE_ROWS, 100, rank, world_size)
         error = (by_case[kind, recipe]["vectors"] - pooled(batch, absolute=False)).abs()
-        allowed = roundings * (ROUNDOFF[precision] * pooled(batch, absolute=True) + SUBNORMAL[precision])
+        allowed = roundings * (
+            ROUNDOFF[precision] * pooled(batch, absolute=True) + SUBNORMAL[precision]
+        )
         assert (error <= 1.01 * allowed + FLOAT32_NOISE).all()
         assert precision == "fp32" or error.max() > FLOAT32_NOISE
 
@@ -273,21 +326,30 @@ def movement() -> dict[str, Tensor]:
     return moved
 
 
-@pytest.mark.parametrize(("world_size", "kind", "recipe"), [c for c in WORLD_CASES if c[2] != "int8 both"])
-def test_trained_weights_differ_by_no_more_than_the_gradients_roundoff(world_size: int, kind: str, recipe: str) -> None:
+@pytest.mark.parametrize(
+    ("world_size", "kind", "recipe"), [c for c in WORLD_CASES if c[2] != "int8 both"]
+)
+def test_trained_weights_differ_by_no_more_than_the_gradients_roundoff(
+    world_size: int, kind: str, recipe: str
+) -> None:
     state, exact = (ran(world_size)[0][kind, name]["state"] for name in (recipe, "full"))
     _, backward, gradients = RECIPES[recipe]
     for name, moved in movement().items():
         dense = name == "project.weight"
         allowed = world_size * ROUNDOFF[gradients] if dense else 1.01 * ROUNDOFF[backward]
         tiny = sum(SIZES) * (SUBNORMAL[gradients] if dense else SUBNORMAL[backward])
-        assert ((state[name] - exact[name]).abs() <= allowed * moved + tiny + FLOAT32_NOISE).all(), name
+        assert (
+            (state[name] - exact[name]).abs() <= allowed * moved + tiny + FLOAT32_NOISE
+        ).all(), name
         assert moved.max() > 0.01
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_two_runs_are_bitwise_equal(world_size: int) -> None:
-    first, second = ran(world_size)[0], run_on_ranks(run_cases, (REPEATED[world_size],), world_size, 1)[0]
+    first, second = (
+        ran(world_size)[0],
+        run_on_ranks(run_cases, (REPEATED[world_size],), world_size, 1)[0],
+    )
     for case in REPEATED[world_size]:
         for name, value in first[case]["state"].items():
             assert torch.equal(value, second[case]["state"][name]), (case, name)
@@ -304,7 +366,12 @@ def large_rows(*arguments: Any) -> Tensor:
 
 
 def step_with(
-    kind: str, recipe: str, rows: bool = False, factor: float = 1.0, dense: float = 1.0, **changes: Any
+    kind: str,
+    recipe: str,
+    rows: bool = False,
+    factor: float = 1.0,
+    dense: float = 1.0,
+    **changes: Any,
 ) -> tuple[float, int]:
     """One step on large table rows, factors or dense inputs; its loss and the batches skipped."""
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
@@ -337,7 +404,9 @@ def went_on() -> list[dict[str, tuple[float, int]]]:
 
 def test_a_sum_of_embeddings_that_overflows_stops_the_run() -> None:
     assert math.isfinite(went_on()[0]["a row fits"][0])
-    with pytest.raises(NonFiniteLossError, match="step 1: the loss is not finite: NaN or infinity in the outputs"):
+    with pytest.raises(
+        NonFiniteLossError, match="step 1: the loss is not finite: NaN or infinity in the outputs"
+    ):
         run_on_ranks(step_with, ("row_wise", "fp16", True), 2, 1)
 
 
@@ -348,15 +417,21 @@ def test_an_overflowing_batch_is_skipped_where_the_settings_allow_it() -> None:
 
 
 def test_gradients_that_overflow_stop_the_run_before_tables_change() -> None:
-    with pytest.raises(CommunicationOverflowError, match=r"backward fp16: a gradient is NaN or larger than 65504;"):
+    with pytest.raises(
+        CommunicationOverflowError, match=r"backward fp16: a gradient is NaN or larger than 65504;"
+    ):
         run_on_ranks(step_with, ("table_wise", "fp16", False, HUGE), 2, 1)
-    with pytest.raises(CommunicationOverflowError, match=r"gradients fp16: a gradient is NaN or larger than 65504;"):
+    with pytest.raises(
+        CommunicationOverflowError, match=r"gradients fp16: a gradient is NaN or larger than 65504;"
+    ):
         run_on_ranks(step_with, ("table_wise", "fp16", False, 1.0, HUGE), 2, 1)
     assert math.isfinite(went_on()[0]["bf16"][0])
 
 
 def plan_kinds(settings: TrainSettings) -> set[str]:
-    return {row["kind"] for row in Engine(Linear("meta", schema=LARGE), settings, SEED).plan_summary()}
+    return {
+        row["kind"] for row in Engine(Linear("meta", schema=LARGE), settings, SEED).plan_summary()
+    }
 
 
 @pytest.mark.parametrize("kind", REDUCING)
@@ -373,7 +448,10 @@ def test_with_int8_the_planner_splits_no_rows_and_says_so_where_it_had_to() -> N
     whole = {"table_optimizer": "rowwise_adagrad"}  # which splits no columns
     tight = {"memory_gb": 0.8 * LARGE_ROWS * DIMENSION * 4 / 2**30, **whole}
     fitting = {"neo": tight, "int8": whole}
-    cases = {name: (2, (recipe_settings(2, "planner", name, **changes),)) for name, changes in fitting.items()}
+    cases = {
+        name: (2, (recipe_settings(2, "planner", name, **changes),))
+        for name, changes in fitting.items()
+    }
     kinds = launches.run_cases(plan_kinds, cases)
     assert kinds["neo"][0] == {"row_wise"}
     assert kinds["int8"][0] == {"table_wise"}

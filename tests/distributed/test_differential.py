@@ -1,4 +1,5 @@
-"""Differential checkpoints: with the full one before them the same bits as a full one, for every kind, on any plan."""
+"""Differential checkpoints: with the full one before them the same bits as a full one, for every
+kind, on any plan."""
 
 import itertools
 import shutil
@@ -13,7 +14,12 @@ from torch import Tensor
 from torchrec.distributed.model_tracker.model_delta_tracker import ModelDeltaTrackerTrec
 
 from recsys.config import InputError
-from recsys.training.checkpoints import MANIFEST_FILE, ROWS_SUFFIX, DamagedCheckpointError, read_manifest
+from recsys.training.checkpoints import (
+    MANIFEST_FILE,
+    ROWS_SUFFIX,
+    DamagedCheckpointError,
+    read_manifest,
+)
 from recsys.training.differential import TouchedRows
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
@@ -31,12 +37,18 @@ ROW_ERRORS: dict[Quantisation, float] = {"fp16": 2.0**-11, "int8": 1 / 255}  # o
 
 
 def train_step(engine: Engine, step: int) -> None:
-    engine.predict(share(32, 100 + step, engine.rank, engine.world_size))  # looks rows up, changes none
+    engine.predict(
+        share(32, 100 + step, engine.rank, engine.world_size)
+    )  # looks rows up, changes none
     engine.train_step(share(ROWS, step, engine.rank, engine.world_size), engine.serving_loss)
 
 
-def differential(folder: Path, quantisation: Quantisation = "none", keep: int = STEPS) -> Checkpoints:
-    return Checkpoints(folder / "differential", "run", keep, full_every=FULL_EVERY, quantisation=quantisation)
+def differential(
+    folder: Path, quantisation: Quantisation = "none", keep: int = STEPS
+) -> Checkpoints:
+    return Checkpoints(
+        folder / "differential", "run", keep, full_every=FULL_EVERY, quantisation=quantisation
+    )
 
 
 def train_and_save(
@@ -54,7 +66,9 @@ def train_and_save(
     return states
 
 
-def restore(settings: TrainSettings, folder: Path, quantisation: Quantisation = "none") -> dict[str, Tensor]:
+def restore(
+    settings: TrainSettings, folder: Path, quantisation: Quantisation = "none"
+) -> dict[str, Tensor]:
     engine = make_engine(settings, SEED + 1)
     differential(folder, quantisation).restore(engine)
     return everything(engine)
@@ -116,8 +130,12 @@ def restored(tmp_path_factory: pytest.TempPathFactory) -> list[Restored]:
     ]
 
 
-@pytest.mark.parametrize("index", range(len(PLANS)), ids=[f"{a}{n}-{o}-{b}{m}" for (a, n), o, (b, m) in PLANS])
-def test_restores_the_bits_of_a_full_one_on_the_same_and_on_another_plan(index: int, restored: list[Restored]) -> None:
+@pytest.mark.parametrize(
+    "index", range(len(PLANS)), ids=[f"{a}{n}-{o}-{b}{m}" for (a, n), o, (b, m) in PLANS]
+)
+def test_restores_the_bits_of_a_full_one_on_the_same_and_on_another_plan(
+    index: int, restored: list[Restored]
+) -> None:
     found = restored[index]
     assert differences(found.same, found.saved) == []
     assert differences(found.other, found.saved) == []
@@ -133,7 +151,9 @@ def test_a_run_that_goes_on_from_a_differential_one_ends_the_same(tmp_path: Path
             shutil.rmtree(path)
         again = run_on_ranks(train_and_save, (settings, tmp_path), 1, 1)[0]
         assert differences(again[-1], states[-1]) == []
-        assert {path.name: read_manifest(path) for path in (tmp_path / "differential").iterdir()} == after
+        assert {
+            path.name: read_manifest(path) for path in (tmp_path / "differential").iterdir()
+        } == after
         assert differences(run_on_ranks(restore, (settings, tmp_path), 1, 1)[0], states[-1]) == []
 
 
@@ -152,13 +172,17 @@ def track(settings: TrainSettings) -> list[tuple[str, list[int], list[int]]]:
     unique = theirs.get_unique_ids()
     found = []
     for name, rows, first in ours.rows():
-        [expected] = [ids for key, ids in unique.items() if key.endswith(name.removesuffix(".weight"))] or [[]]
+        [expected] = [
+            ids for key, ids in unique.items() if key.endswith(name.removesuffix(".weight"))
+        ] or [[]]
         found.append((name, sorted(int(i) + first for i in expected), rows.tolist()))
     return found
 
 
 def test_touched_rows_are_those_of_torchrecs_tracker() -> None:
-    kinds = {kind: (2, (settings_for(kind, 2, table_optimizer="adagrad"),)) for kind in TRACKED_KINDS}
+    kinds = {
+        kind: (2, (settings_for(kind, 2, table_optimizer="adagrad"),)) for kind in TRACKED_KINDS
+    }
     for kind, ranks in run_cases(track, kinds).items():
         for rank in ranks:
             assert rank and all(theirs == ours for _, theirs, ours in rank), kind
@@ -181,7 +205,10 @@ def test_only_rows_trained_on_are_written(tmp_path: Path) -> None:
 def test_retention_keeps_the_full_one_that_a_kept_one_needs(tmp_path: Path) -> None:
     run_on_ranks(train_and_save, (settings_for("table_wise", 1), tmp_path, "none", 1), 1, 1)
     left = sorted((tmp_path / "differential").iterdir())
-    assert [path.name[-1] for path in left] == ["4", "5"]  # the last, differential, and its full one
+    assert [path.name[-1] for path in left] == [
+        "4",
+        "5",
+    ]  # the last, differential, and its full one
 
 
 @pytest.mark.parametrize(
@@ -201,12 +228,17 @@ def test_damage_falls_back_to_the_one_before(
     states = run_on_ranks(train_and_save, (settings, tmp_path), 1, 1)[0]
     damage(newest(tmp_path))
     capfd.readouterr()
-    assert differences(run_on_ranks(restore, (settings, tmp_path), 1, 1)[0], states[goes_on_at - 1]) == []
+    assert (
+        differences(run_on_ranks(restore, (settings, tmp_path), 1, 1)[0], states[goes_on_at - 1])
+        == []
+    )
     assert "trying the one before" in capfd.readouterr().err
 
 
 @pytest.fixture(scope="module")
-def quantised(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[Quantisation, int], tuple[Any, Any]]:
+def quantised(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[tuple[Quantisation, int], tuple[Any, Any]]:
     """What was saved last, and what one rank reads of it, by quantisation and number of ranks."""
     saving, reading = {}, {}
     for case in itertools.product(ROW_ERRORS, (1, 2)):
@@ -221,7 +253,9 @@ def quantised(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[Quantisati
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("quantisation", ROW_ERRORS)
 def test_quantised_rows_lose_no_more_than_their_precision(
-    quantisation: Quantisation, world_size: int, quantised: dict[tuple[Quantisation, int], tuple[Any, Any]]
+    quantisation: Quantisation,
+    world_size: int,
+    quantised: dict[tuple[Quantisation, int], tuple[Any, Any]],
 ) -> None:
     saved, read = quantised[quantisation, world_size]
     lost = differences(read, saved)
@@ -234,7 +268,9 @@ def test_quantised_rows_lose_no_more_than_their_precision(
 def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     run_on_ranks(train_and_save, (settings_for("table_wise", 1), tmp_path, "int8"), 1, 1)
     with pytest.raises(DamagedCheckpointError, match="not of this model"):
-        run_on_ranks(restore, (settings_for("table_wise", 1, table_optimizer="sgd"), tmp_path, "int8"), 1, 1)
+        run_on_ranks(
+            restore, (settings_for("table_wise", 1, table_optimizer="sgd"), tmp_path, "int8"), 1, 1
+        )
 
 
 def test_run_with_another_name_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Adapter, co-distillation and diagnostics on several ranks: those of plain loops, the overlapped pipeline's bits."""
+"""Adapter, co-distillation and diagnostics on several ranks: those of plain loops, the overlapped
+pipeline's bits."""
 
 import copy
 import itertools
@@ -27,22 +28,39 @@ from recsys.training.overlap import load_ahead, train_batches
 from tests.distributed.launches import run_cases
 from tests.distributed.test_parallelism import MODEL, SCHEMA, SEED, share, train_settings
 
-SIZES = [32, 13, 32, 2, 32, 7]  # rows of the global batches; on 4 ranks two have no row of the fourth
+SIZES = [
+    32,
+    13,
+    32,
+    2,
+    32,
+    7,
+]  # rows of the global batches; on 4 ranks two have no row of the fourth
 BAD = 4  # the batch with a NaN in test_overlapped_...
 CLIP = 0.02
 SCHEMA_OF_TWO = replace(SCHEMA, tasks=["click", "conversion"], further_base_rates=[0.4])
-PEER = MODEL.model_copy(update={"embedding_dimension": 2 * MODEL.embedding_dimension, "over_layers": [16, 8]})
+PEER = MODEL.model_copy(
+    update={"embedding_dimension": 2 * MODEL.embedding_dimension, "over_layers": [16, 8]}
+)
 
 
 def with_mode(mode: str, update: str = "before", kind: str = "extra_head") -> DistillationSettings:
-    adapter = AdapterSettings.model_validate({"update": update, "kind": kind, "learning_rate": 0.05})
-    values = {"mode": mode, "head_layers": [6], "gradient_scale": 3.0, "adapter": adapter, "peer_model": PEER}
+    adapter = AdapterSettings.model_validate(
+        {"update": update, "kind": kind, "learning_rate": 0.05}
+    )
+    values = {
+        "mode": mode,
+        "head_layers": [6],
+        "gradient_scale": 3.0,
+        "adapter": adapter,
+        "peer_model": PEER,
+    }
     return DistillationSettings.model_validate(values)
 
 
 def scored(batch: Batch) -> Batch:
-    """``batch`` with scores that follow from each row alone, missing on other rows for each task; only the clicked
-    rows have a conversion."""
+    """``batch`` with scores that follow from each row alone, missing on other rows for each task;
+    only the clicked rows have a conversion."""
     batch.score = batch.dense.sum(dim=1) - 2.0
     batch.score[batch.dense[:, 0] < -1.0] = math.nan
     conversion = (batch.dense[:, 1] > 0).float()
@@ -62,14 +80,20 @@ def batches(bad: int | None = None) -> Iterator[Batch]:
         yield batch
 
 
-def student(settings: DistillationSettings, changes: dict[str, Any]) -> tuple[Engine, DistillationLoss]:
+def student(
+    settings: DistillationSettings, changes: dict[str, Any]
+) -> tuple[Engine, DistillationLoss]:
     train = train_settings(distributed.get_world_size(), **changes)
     ranker, peer, adapter = build_ranker(SCHEMA_OF_TWO, MODEL, None, SEED, "meta"), None, None
     if settings.mode == "co_distillation":
         peer = build_ranker(SCHEMA_OF_TWO, PEER, None, SEED, "meta", PEER_TABLE_PREFIX)
     if settings.mode == "auxiliary_adapter":
-        adapter = StudentAdapter(settings, train, SEED, distributed.get_world_size(), ["conversion"])
-    engine = Engine(DistilledRanker(ranker, settings, SEED, 0.3, peer, [0.4]), train, SEED, side=adapter)
+        adapter = StudentAdapter(
+            settings, train, SEED, distributed.get_world_size(), ["conversion"]
+        )
+    engine = Engine(
+        DistilledRanker(ranker, settings, SEED, 0.3, peer, [0.4]), train, SEED, side=adapter
+    )
     return engine, DistillationLoss(settings, adapter)
 
 
@@ -77,7 +101,9 @@ def side(engine: Engine) -> dict[str, Any]:
     return copy.deepcopy(engine.state().get("side", {}))
 
 
-def train(settings: DistillationSettings, changes: dict[str, Any], bad: int | None = None) -> dict[str, Any]:
+def train(
+    settings: DistillationSettings, changes: dict[str, Any], bad: int | None = None
+) -> dict[str, Any]:
     engine, loss = student(settings, changes)
     losses = [value for _, value in train_batches(engine, load_ahead(engine, batches(bad)), loss)]
     found = {"losses": losses, "state": engine.gather_state(), "side": side(engine)}
@@ -93,7 +119,9 @@ def reference_adapter(settings: DistillationSettings, task: str) -> dict[str, Te
         batch = batch if task == "serving" else batch.of_task(task)
         known = ~torch.isnan(batch.score) & ~torch.isnan(batch.label)
         adam.zero_grad()
-        losses = binary_cross_entropy_with_logits(network(batch.score[known]), batch.label[known], reduction="sum")
+        losses = binary_cross_entropy_with_logits(
+            network(batch.score[known]), batch.label[known], reduction="sum"
+        )
         (losses / rows).backward()
         clip_grad_norm_(network.parameters(), CLIP)
         adam.step()
@@ -108,7 +136,10 @@ def adapters() -> dict[tuple[str, int], list[dict[str, Any]]]:
     """Results by rank, by when the adapter is updated and by number of ranks."""
     changes = {"dense_clip_norm": CLIP}
     cases = itertools.product(UPDATES, (1, 4))
-    return run_cases(train, {(u, ranks): (ranks, (with_mode("auxiliary_adapter", u), changes)) for u, ranks in cases})
+    return run_cases(
+        train,
+        {(u, ranks): (ranks, (with_mode("auxiliary_adapter", u), changes)) for u, ranks in cases},
+    )
 
 
 @pytest.mark.parametrize("world_size", [1, 4])
@@ -120,30 +151,43 @@ def test_adapter_of_several_ranks_is_that_of_a_plain_loop(
         expected = reference_adapter(with_mode("auxiliary_adapter", update), task)
         for found in adapters[update, world_size]:
             weights = found["side"][task]["network"]
-            assert all(torch.allclose(weights[name], value, atol=1e-5) for name, value in expected.items()), task
+            assert all(
+                torch.allclose(weights[name], value, atol=1e-5) for name, value in expected.items()
+            ), task
 
 
 def both(modes: list[DistillationSettings]) -> list[list[dict[str, Any]]]:
     changes = {"dense_clip_norm": 0.05, "skip_non_finite_batches": True, "dense_optimizer": "adam"}
-    return [[train(mode, {**changes, "overlap": overlap}, BAD) for overlap in (False, True)] for mode in modes]
+    return [
+        [train(mode, {**changes, "overlap": overlap}, BAD) for overlap in (False, True)]
+        for mode in modes
+    ]
 
 
 def same(first: Any, second: Any) -> bool:
     if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same(first[name], second[name]) for name in first)
+        return first.keys() == second.keys() and all(
+            same(first[name], second[name]) for name in first
+        )
     if isinstance(first, Tensor):
         return torch.equal(first, second)
-    return first == second or (isinstance(first, float) and math.isnan(first) and math.isnan(second))
+    return first == second or (
+        isinstance(first, float) and math.isnan(first) and math.isnan(second)
+    )
 
 
 def test_overlapped_steps_and_a_skipped_batch_give_the_bits_of_the_plain_loop() -> None:
-    modes = [with_mode("auxiliary_adapter", update) for update in ("before", "after")] + [with_mode("co_distillation")]
+    modes = [with_mode("auxiliary_adapter", update) for update in ("before", "after")] + [
+        with_mode("co_distillation")
+    ]
     for found in run_on_ranks(both, (modes,), 2, 1):
         for plain, overlapped in found:
             assert plain["counts"] == (len(SIZES) - 1, 1)
             assert same(plain["state"], overlapped["state"])
             assert same(plain["side"], overlapped["side"])
-            assert all(same(a, b) for a, b in zip(plain["losses"], overlapped["losses"], strict=True))
+            assert all(
+                same(a, b) for a, b in zip(plain["losses"], overlapped["losses"], strict=True)
+            )
 
 
 def skip_one(settings: DistillationSettings) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -163,7 +207,9 @@ def test_a_batch_left_out_leaves_no_trace_in_the_adapter() -> None:
             assert same(before, after), update
 
 
-def save_and_go_on(settings: DistillationSettings, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def save_and_go_on(
+    settings: DistillationSettings, folder: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
     changes = {"dense_optimizer": "adam"}
     engine, loss = student(settings, changes)
     given = list(batches())
@@ -181,7 +227,9 @@ def save_and_go_on(settings: DistillationSettings, folder: Path) -> tuple[dict[s
 
 def test_a_checkpoint_holds_the_adapter_and_the_peer(tmp_path: Path) -> None:
     modes = ("auxiliary_adapter", "co_distillation")
-    for mode, ranks in run_cases(save_and_go_on, {m: (2, (with_mode(m), tmp_path / m)) for m in modes}).items():
+    for mode, ranks in run_cases(
+        save_and_go_on, {m: (2, (with_mode(m), tmp_path / m)) for m in modes}
+    ).items():
         for first, second in ranks:
             assert same(first, second), mode
 
@@ -203,18 +251,29 @@ def reference_products(settings: DistillationSettings) -> tuple[float, float]:
     batch, loss = scored(share(SIZES[0], 0, 0, 1)), DistillationLoss(settings)
     embeddings = ranker.embed(batch.sparse).detach().requires_grad_()
     backbone = [
-        p for name, p in ranker.named_parameters() if not name.startswith(("output", "further_output", "embeddings"))
+        p
+        for name, p in ranker.named_parameters()
+        if not name.startswith(("output", "further_output", "embeddings"))
     ]
     outputs = model.heads(ranker.represent_embedded(batch.dense, embeddings))
     serving, distillation = (
-        torch.cat([g.flatten() for g in torch.autograd.grad(term.mean(), [*backbone, embeddings], retain_graph=True)])
+        torch.cat(
+            [
+                g.flatten()
+                for g in torch.autograd.grad(
+                    term.mean(), [*backbone, embeddings], retain_graph=True
+                )
+            ]
+        )
         for term in (loss.serving(outputs, batch), loss.distillation(outputs, batch))
     )
     cosine = torch.nn.functional.cosine_similarity(serving, distillation, dim=0)
     return (distillation.norm() / serving.norm()).item(), cosine.item()
 
 
-def test_diagnostics_of_several_ranks_are_those_of_plain_backward_passes_and_update_nothing() -> None:
+def test_diagnostics_of_several_ranks_are_those_of_plain_backward_passes_and_update_nothing() -> (
+    None
+):
     settings = with_mode("auxiliary")
     ratio, cosine = reference_products(settings)
     for world_size in (1, 2):
@@ -230,4 +289,6 @@ def test_missing_and_clipped_scores_are_counted() -> None:
     batch = scored(share(SIZES[0], 0, 0, 1))
     known = batch.score[~torch.isnan(batch.score)]
     assert 0 < found["found"]["missing_scores"] == 1 - len(known) / SIZES[0]
-    assert 0 < found["found"]["clip_rate"] == (torch.sigmoid(known) > 0.25).sum().item() / len(known)
+    assert (
+        0 < found["found"]["clip_rate"] == (torch.sigmoid(known) > 0.25).sum().item() / len(known)
+    )

@@ -1,4 +1,5 @@
-"""More ranks than a table has rows: six gloo ranks train what one trains, those without a row among them."""
+"""More ranks than a table has rows: six gloo ranks train what one trains, those without a row among
+them."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,11 @@ from tests.distributed.test_parallelism import MODEL, SEED, SIZES, TOLERANCE, tr
 pytestmark = pytest.mark.slow
 
 RANKS = 6
-FEATURES = {"currency": (1, "id"), "color": (4, "id"), "tags": (2, "list")}  # in blocks of one row: two ranks hold none
+FEATURES = {
+    "currency": (1, "id"),
+    "color": (4, "id"),
+    "tags": (2, "list"),
+}  # in blocks of one row: two ranks hold none
 SCHEMA = schema_of(FEATURES)
 CASES: dict[str, dict[str, Any]] = {
     "row_wise": {"sharding": "row_wise"},
@@ -32,24 +37,40 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def train(changes: dict[str, Any], folder: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """On every rank: weights after SIZES; what a fresh engine reads otherwise of full and differential checkpoints."""
+    """On every rank: weights after SIZES; what a fresh engine reads otherwise of full and
+    differential checkpoints."""
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
-    settings = train_settings(world_size, **{"table_optimizer": "rowwise_adagrad", "table_file_dir": folder, **changes})
-    engines = [Engine(build_ranker(SCHEMA, MODEL, None, seed, "meta"), settings, seed) for seed in (SEED, SEED + 1)]
+    settings = train_settings(
+        world_size, **{"table_optimizer": "rowwise_adagrad", "table_file_dir": folder, **changes}
+    )
+    engines = [
+        Engine(build_ranker(SCHEMA, MODEL, None, seed, "meta"), settings, seed)
+        for seed in (SEED, SEED + 1)
+    ]
     saving, loading = (Checkpoints(folder, "run", len(SIZES), full_every=2) for _ in engines)
     saving.restore(engines[0])
-    batches = [random_share(FEATURES, SCHEMA.dense_width, n, i, rank, world_size) for i, n in enumerate(SIZES)]
+    batches = [
+        random_share(FEATURES, SCHEMA.dense_width, n, i, rank, world_size)
+        for i, n in enumerate(SIZES)
+    ]
     for step, _ in enumerate(train_batches(engines[0], batches, engines[0].serving_loss)):
         saving.save(engines[0], Position(batches=step + 1))
     loading.restore(engines[1])
     trained, loaded = map(everything, engines)
-    return engines[0].gather_state(), [name for name, value in trained.items() if not torch.equal(value, loaded[name])]
+    return engines[0].gather_state(), [
+        name for name, value in trained.items() if not torch.equal(value, loaded[name])
+    ]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[dict[str, Tensor], list[str]]]]:
+def trained(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, list[tuple[dict[str, Tensor], list[str]]]]:
     """Results by rank, by case."""
-    return run_cases(train, {name: (RANKS, (case, tmp_path_factory.mktemp("six"))) for name, case in CASES.items()})
+    return run_cases(
+        train,
+        {name: (RANKS, (case, tmp_path_factory.mktemp("six"))) for name, case in CASES.items()},
+    )
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -13,9 +13,10 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from recsys.config import InputError
 from recsys.data.loader import Batch
 from recsys.models.factory import build_ranker
+from recsys.models.partition_file import Partition
 from recsys.models.ranker import Ranker
 from recsys.models.settings import ModelSettings
-from recsys.towers.partition_file import Partition
+from recsys.towers.engine import tower_engine
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.settings import TrainSettings
@@ -45,7 +46,12 @@ def model_settings(architecture: str = "dlrm", towers: bool = False) -> ModelSet
 
 
 def train_settings(world_size: int, **changes: Any) -> TrainSettings:
-    base = {"world_size": world_size, "global_batch_size": 32, "table_optimizer": "sgd", "dense_optimizer": "sgd"}
+    base = {
+        "world_size": world_size,
+        "global_batch_size": 32,
+        "table_optimizer": "sgd",
+        "dense_optimizer": "sgd",
+    }
     rates = {"table_learning_rate": 0.5, "dense_learning_rate": 0.05}
     return TrainSettings.model_validate({**base, **rates, **changes})
 
@@ -55,10 +61,14 @@ def share(rows: int, seed: int, rank: int, world_size: int) -> Batch:
     return random_share(FEATURES, SCHEMA.dense_width, rows, seed, rank, world_size)
 
 
-def train(settings: TrainSettings, model: ModelSettings, partition: Partition | None) -> dict[str, Any]:
+def train(
+    settings: TrainSettings, model: ModelSettings, partition: Partition | None
+) -> dict[str, Any]:
     """On every rank: train on SIZES, return the gathered weights and the losses."""
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
-    engine = Engine(build_ranker(SCHEMA, model, partition, SEED, "meta"), settings, SEED, partition)
+    engine = tower_engine(
+        build_ranker(SCHEMA, model, partition, SEED, "meta"), settings, SEED, partition
+    )
     losses = []
     for step, rows in enumerate(SIZES):
         batch = share(rows, step, rank, world_size)
@@ -67,7 +77,9 @@ def train(settings: TrainSettings, model: ModelSettings, partition: Partition | 
     return {"state": engine.gather_state(), "losses": losses, "plan": engine.plan_summary()}
 
 
-def reference(settings: TrainSettings, model: ModelSettings, partition: Partition | None) -> dict[str, Tensor]:
+def reference(
+    settings: TrainSettings, model: ModelSettings, partition: Partition | None
+) -> dict[str, Tensor]:
     """The same training in plain PyTorch with SGD."""
     ranker = build_ranker(SCHEMA, model, partition, SEED)
     tables = [p for n, p in ranker.named_parameters() if n.startswith("embeddings.")]
@@ -76,7 +88,9 @@ def reference(settings: TrainSettings, model: ModelSettings, partition: Partitio
     optimizer = torch.optim.SGD(groups, lr=settings.dense_learning_rate)
     for step, rows in enumerate(SIZES):
         batch = share(rows, step, 0, 1)
-        loss = binary_cross_entropy_with_logits(ranker(batch.dense, batch.sparse)["serving"], batch.label)
+        loss = binary_cross_entropy_with_logits(
+            ranker(batch.dense, batch.sparse)["serving"], batch.label
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -97,12 +111,18 @@ ARCHITECTURES = ["dlrm", "dcn", "wukong"]  # with towers
 def trained() -> dict[Any, list[dict[str, Any]]]:
     """Results by rank, by (sharding, ranks), and by architecture with towers on two ranks."""
     cases: dict[Any, Case] = {
-        (sharding, ranks): (ranks, (train_settings(ranks, sharding=sharding), model_settings(), None))
+        (sharding, ranks): (
+            ranks,
+            (train_settings(ranks, sharding=sharding), model_settings(), None),
+        )
         for sharding in SHARDINGS
         for ranks in (1, 2)
     }
     for architecture in ARCHITECTURES:
-        cases[architecture] = 2, (train_settings(2), model_settings(architecture, towers=True), PARTITION)
+        cases[architecture] = (
+            2,
+            (train_settings(2), model_settings(architecture, towers=True), PARTITION),
+        )
     return run_cases(train, cases)
 
 
@@ -123,7 +143,9 @@ def test_towers_stay_together_and_equal_plain_pytorch(architecture: str) -> None
     assert ranks["table_color"] == ranks["table_history"] != ranks["table_shop"]
 
 
-def save_and_resume(settings: TrainSettings, model: ModelSettings, directory: Path) -> tuple[dict, dict]:
+def save_and_resume(
+    settings: TrainSettings, model: ModelSettings, directory: Path
+) -> tuple[dict, dict]:
     """Train, save, train on; load into a fresh engine of another plan, train on: both states."""
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     first = Engine(build_ranker(SCHEMA, model, None, SEED, "meta"), settings, SEED)
@@ -139,9 +161,15 @@ def save_and_resume(settings: TrainSettings, model: ModelSettings, directory: Pa
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_resumes_from_a_checkpoint_with_another_plan(world_size: int, tmp_path: Path) -> None:
-    changes = {"table_optimizer": "rowwise_adagrad", "dense_optimizer": "adam", "sharding": "table_wise"}
+    changes = {
+        "table_optimizer": "rowwise_adagrad",
+        "dense_optimizer": "adam",
+        "sharding": "table_wise",
+    }
     settings = train_settings(world_size, **changes)
-    first, second = run_on_ranks(save_and_resume, (settings, model_settings(), tmp_path / "saved"), world_size, 1)[0]
+    first, second = run_on_ranks(
+        save_and_resume, (settings, model_settings(), tmp_path / "saved"), world_size, 1
+    )[0]
     assert_same(second, first)
 
 
@@ -155,7 +183,10 @@ class WithUnusedHead(nn.Module):
 
     def forward(self, dense: Tensor, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
         representation = self.ranker.represent(dense, sparse)
-        return {"serving": self.ranker.head(representation), "extra": self.extra(representation).squeeze(1)}
+        return {
+            "serving": self.ranker.head(representation),
+            "extra": self.extra(representation).squeeze(1),
+        }
 
 
 def train_with_unused_head(settings: TrainSettings) -> dict[str, Tensor]:
@@ -175,7 +206,9 @@ def train_with_unused_head(settings: TrainSettings) -> dict[str, Tensor]:
 
 
 def test_unused_head_and_bfloat16() -> None:
-    settings = train_settings(2, dense_optimizer="adam", table_optimizer="rowwise_adagrad", bf16=True)
+    settings = train_settings(
+        2, dense_optimizer="adam", table_optimizer="rowwise_adagrad", bf16=True
+    )
     state = run_on_ranks(train_with_unused_head, (settings,), 2, 1)[0]
     assert "ranker.embeddings.embedding_bags.table_shop.weight" in state
     assert all(torch.isfinite(value).all() for value in state.values())

@@ -1,4 +1,5 @@
-"""Several nodes, as several agents on this machine: one world, and what is left of it when an agent is lost."""
+"""Several nodes, as several agents on this machine: one world, and what is left of it when an agent
+is lost."""
 
 import multiprocessing
 import os
@@ -20,15 +21,27 @@ from recsys.training.launch import launch
 from recsys.training.resume import Checkpoints, Position
 from recsys.training.settings import TrainSettings
 from tests.distributed.agents import Agent, start_agent
-from tests.distributed.test_checkpoints import STEPS, everything, make_engine, settings_for, train_steps
+from tests.distributed.test_checkpoints import (
+    STEPS,
+    everything,
+    make_engine,
+    settings_for,
+    train_steps,
+)
 
 LOST_AT = 3
 BOUND_S = 90
-WHOLE = {"row_wise": 1, "table_row_wise": 2}  # ranks a node of the pairs that nothing happens to, by kind
+WHOLE = {
+    "row_wise": 1,
+    "table_row_wise": 2,
+}  # ranks a node of the pairs that nothing happens to, by kind
 
 
-def train(settings: TrainSettings, folder: Path, dies: bool, last: int = STEPS) -> dict[str, Tensor]:
-    """Steps up to ``last`` with a checkpoint after each; this node is lost at step LOST_AT if it ``dies``."""
+def train(
+    settings: TrainSettings, folder: Path, dies: bool, last: int = STEPS
+) -> dict[str, Tensor]:
+    """Steps up to ``last`` with a checkpoint after each; this node is lost at step LOST_AT if it
+    ``dies``."""
     engine = make_engine(settings)
     checkpoints = Checkpoints(folder, "run", keep=2)
     for step in range(checkpoints.restore(engine).batches, last):
@@ -42,15 +55,24 @@ def train(settings: TrainSettings, folder: Path, dies: bool, last: int = STEPS) 
     return everything(engine) | {"world_size": torch.tensor(engine.world_size)}
 
 
-def launch_train(settings: TrainSettings, folder: Path, dies: bool, last: int = STEPS) -> dict[str, Tensor]:
+def launch_train(
+    settings: TrainSettings, folder: Path, dies: bool, last: int = STEPS
+) -> dict[str, Tensor]:
     """Rank 0's results."""
     return launch(train, (settings, folder, dies, last), settings)[0]
 
 
 def node_settings(kind: str, ranks_per_node: int, port: int, **changes: Any) -> TrainSettings:
     waits = {"last_call_s": 2, "keep_alive_s": 2}
-    nodes = {"count": 2, "rendezvous_endpoint": f"127.0.0.1:{port}", **waits, **changes.pop("nodes", {})}
-    base = settings_for(kind, 2 * ranks_per_node, nodes=nodes, network_interface="lo", rank_timeout_s=60)
+    nodes = {
+        "count": 2,
+        "rendezvous_endpoint": f"127.0.0.1:{port}",
+        **waits,
+        **changes.pop("nodes", {}),
+    }
+    base = settings_for(
+        kind, 2 * ranks_per_node, nodes=nodes, network_interface="lo", rank_timeout_s=60
+    )
     return TrainSettings.model_validate(base.model_dump() | changes)
 
 
@@ -87,7 +109,8 @@ def start_nodes(settings: TrainSettings, port: int, folder: Path, second_dies: b
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Nodes]]:
-    """Every pair that a test asks about, all at the same time: most of their time they wait for one another."""
+    """Every pair that a test asks about, all at the same time: most of their time they wait for one
+    another."""
     goes_on = {"nodes": {"min_count": 1, "join_timeout_s": 60}, "max_restarts": 1}
     cases: dict[str, tuple[str, int, bool, dict[str, Any]]] = {
         "goes on": ("row_wise", 1, True, goes_on),
@@ -99,7 +122,9 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Nodes]
         for name, (kind, ranks_per_node, second_dies, changes) in cases.items():
             port = free_port()
             settings = node_settings(kind, ranks_per_node, port, **changes)
-            started[name] = start_nodes(settings, port, tmp_path_factory.mktemp("nodes"), second_dies)
+            started[name] = start_nodes(
+                settings, port, tmp_path_factory.mktemp("nodes"), second_dies
+            )
         yield started
     finally:
         for pair in started.values():
@@ -112,7 +137,10 @@ def on_one_host(
 ) -> dict[str, Tensor]:
     """Train, or go on, on this host alone."""
     folder.mkdir(exist_ok=True)
-    alone = settings.model_dump(exclude={"nodes"}) | {"world_size": world_size, "ranks_per_host": ranks_per_host}
+    alone = settings.model_dump(exclude={"nodes"}) | {
+        "world_size": world_size,
+        "ranks_per_host": ranks_per_host,
+    }
     one = TrainSettings.model_validate(alone)
     return launch_train(one, folder, False, last)
 
@@ -123,14 +151,18 @@ def assert_same(state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 def test_node_that_nobody_joins_says_so(nodes: dict[str, Nodes]) -> None:
     settings = node_settings("row_wise", 1, free_port(), nodes={"join_timeout_s": 2})
-    with pytest.raises(InputError, match=r"127\.0\.0\.1:\d+: fewer than 2 of 2 nodes came within 2 s") as caught:
+    with pytest.raises(
+        InputError, match=r"127\.0\.0\.1:\d+: fewer than 2 of 2 nodes came within 2 s"
+    ) as caught:
         launch(train, (settings, Path(), False), settings)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", WHOLE)
-def test_two_nodes_train_what_one_trains(kind: str, nodes: dict[str, Nodes], tmp_path: Path) -> None:
+def test_two_nodes_train_what_one_trains(
+    kind: str, nodes: dict[str, Nodes], tmp_path: Path
+) -> None:
     pair = nodes[kind]
     expected = on_one_host(pair.settings, 2 * WHOLE[kind], WHOLE[kind], tmp_path / "one")
     found = [agent.outcome(BOUND_S) for agent in pair.agents]
@@ -149,7 +181,9 @@ def test_lost_node_ends_the_other_with_one_clear_error(nodes: dict[str, Nodes]) 
 
 
 @pytest.mark.slow
-def test_world_goes_on_without_a_lost_node_where_allowed(nodes: dict[str, Nodes], tmp_path: Path) -> None:
+def test_world_goes_on_without_a_lost_node_where_allowed(
+    nodes: dict[str, Nodes], tmp_path: Path
+) -> None:
     pair = nodes["goes on"]
     on_one_host(pair.settings, 2, 1, tmp_path / "one", last=LOST_AT)
     expected = on_one_host(pair.settings, 1, 1, tmp_path / "one")

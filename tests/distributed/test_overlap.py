@@ -1,4 +1,5 @@
-"""Overlapped steps give the bits of the plain loop, in every kind of sharding and on 1, 2 and 4 gloo ranks."""
+"""Overlapped steps give the bits of the plain loop, in every kind of sharding and on 1, 2 and 4
+gloo ranks."""
 
 import math
 import threading
@@ -22,9 +23,25 @@ from recsys.training.non_finite import NonFiniteLossError
 from recsys.training.overlap import load_ahead, train_batches
 from recsys.training.settings import TrainSettings
 from tests.distributed.launches import run_cases
-from tests.distributed.test_parallelism import CASES, KINDS, MIXED, MODEL, SCHEMA, SEED, share, train_settings
+from tests.distributed.test_parallelism import (
+    CASES,
+    KINDS,
+    MIXED,
+    MODEL,
+    SCHEMA,
+    SEED,
+    share,
+    train_settings,
+)
 
-SIZES = [32, 13, 32, 2, 32, 7]  # rows of the global batches; on 4 ranks two have no row of the fourth
+SIZES = [
+    32,
+    13,
+    32,
+    2,
+    32,
+    7,
+]  # rows of the global batches; on 4 ranks two have no row of the fourth
 LENGTHS = (4, 0, 1, 2)  # of the loops that are compared
 SECONDS = 15.0  # to start two ranks, fail and end
 HARD = {
@@ -46,8 +63,11 @@ class LostFileError(Exception):
     """Raised by a loader."""
 
 
-def batches(sizes: list[int], bad: int | None = None, fails_at: int | None = None) -> Iterator[Batch]:
-    """This rank's shares; batch ``bad`` has a NaN on the last rank, whose loader raises at ``fails_at``."""
+def batches(
+    sizes: list[int], bad: int | None = None, fails_at: int | None = None
+) -> Iterator[Batch]:
+    """This rank's shares; batch ``bad`` has a NaN on the last rank, whose loader raises at
+    ``fails_at``."""
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     for step, rows in enumerate(sizes):
         if step == fails_at and rank == world_size - 1:
@@ -68,16 +88,26 @@ def weighted(engine: Engine) -> Any:
     return lambda outputs, batch: engine.serving_loss(outputs, batch) * (1.0 + batch.label)
 
 
-def train(changes: dict[str, Any], overlap: bool, lengths: tuple[int, ...], bad: int | None) -> dict[str, Any]:
-    """Losses, predictions made between the steps, counts and weights of training on ``lengths`` batches in turn."""
+def train(
+    changes: dict[str, Any], overlap: bool, lengths: tuple[int, ...], bad: int | None
+) -> dict[str, Any]:
+    """Losses, predictions made between the steps, counts and weights of training on ``lengths``
+    batches in turn."""
     engine = engine_with({**changes, "overlap": overlap})
     losses, predictions = [], []
     for length in lengths:
-        for batch, loss in train_batches(engine, load_ahead(engine, batches(SIZES[:length], bad)), weighted(engine)):
+        for batch, loss in train_batches(
+            engine, load_ahead(engine, batches(SIZES[:length], bad)), weighted(engine)
+        ):
             losses.append(loss)
             predictions.append(engine.predict(batch))
     counts = (engine.steps, engine.skipped_batches)
-    return {"losses": losses, "predictions": predictions, "counts": counts, "state": engine.gather_state()}
+    return {
+        "losses": losses,
+        "predictions": predictions,
+        "counts": counts,
+        "state": engine.gather_state(),
+    }
 
 
 def compare_all(runs: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
@@ -96,20 +126,25 @@ def same(left: Any, right: Any) -> bool:
     if isinstance(left, Tensor):
         return left.numpy().tobytes() == right.numpy().tobytes()
     if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same(value, right[key]) for key, value in left.items())
+        return left.keys() == right.keys() and all(
+            same(value, right[key]) for key, value in left.items()
+        )
     if isinstance(left, list | tuple):
         return len(left) == len(right) and all(map(same, left, right))
     return left == right or (math.isnan(left) and math.isnan(right))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
-def test_losses_predictions_and_weights_are_bitwise_those_of_the_plain_loop(world_size: int) -> None:
+def test_losses_predictions_and_weights_are_bitwise_those_of_the_plain_loop(
+    world_size: int,
+) -> None:
     for differences in run_on_ranks(compare_all, (RUNS,), world_size, 1):
         assert differences == {name: [] for name in RUNS}
 
 
 def order_of_work(overlap: bool) -> list[str]:
-    """What happened on this rank, in order: ids of a batch sent ("send"), its loss computed ("compute")."""
+    """What happened on this rank, in order: ids of a batch sent ("send"), its loss computed
+    ("compute")."""
     events: list[str] = []
     send = ShardedEmbeddingBagCollection.input_dist
 
@@ -132,12 +167,20 @@ def order_of_work(overlap: bool) -> list[str]:
 
 
 def test_the_next_batch_is_on_its_way_before_a_batch_is_computed() -> None:
-    assert run_on_ranks(order_of_work, (True,), 2, 1)[0] == ["send", "send", "compute", "send", "compute", "compute"]
+    assert run_on_ranks(order_of_work, (True,), 2, 1)[0] == [
+        "send",
+        "send",
+        "compute",
+        "send",
+        "compute",
+        "compute",
+    ]
     assert run_on_ranks(order_of_work, (False,), 1, 1)[0] == ["send", "compute"] * 3
 
 
 def save_at_every_batch(changes: dict[str, Any], folder: Path) -> list[dict[str, Tensor]]:
-    """Train 4 batches with a checkpoint after each; then the weights that a fresh engine reads from each."""
+    """Train 4 batches with a checkpoint after each; then the weights that a fresh engine reads from
+    each."""
     engine = engine_with(changes)
     ahead = load_ahead(engine, batches(SIZES[:4]))
     for index, _ in enumerate(train_batches(engine, ahead, engine.serving_loss)):
@@ -164,7 +207,8 @@ def test_a_checkpoint_holds_what_was_trained_whatever_is_read_ahead(tmp_path: Pa
 
 
 def stop_early(overlap: bool) -> dict[str, Any]:
-    """Leave the loop after 2 of 6 batches, then train on the last ones: losses, weights, threads left."""
+    """Leave the loop after 2 of 6 batches, then train on the last ones: losses, weights, threads
+    left."""
     engine = engine_with({"table_sharding": MIXED, "overlap": overlap})
     losses = []
     with (
@@ -192,7 +236,9 @@ def train_until_the_loader_fails(settings: TrainSettings, fails_at: int) -> None
 
 
 @pytest.mark.parametrize(("world_size", "fails_at"), [(1, 3), (2, 0), (2, 1), (2, 4)])
-def test_a_loader_that_fails_on_one_rank_ends_the_run_with_its_error(world_size: int, fails_at: int) -> None:
+def test_a_loader_that_fails_on_one_rank_ends_the_run_with_its_error(
+    world_size: int, fails_at: int
+) -> None:
     settings = train_settings(world_size, table_sharding=MIXED, overlap=True)
     started = time.monotonic()
     with pytest.raises(LostFileError) as caught:

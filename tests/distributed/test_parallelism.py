@@ -17,9 +17,10 @@ from recsys.config import InputError
 from recsys.data.loader import Batch
 from recsys.models.factory import build_ranker
 from recsys.models.initial_tables import initial_rows
+from recsys.models.partition_file import Partition
 from recsys.models.ranker import table_configs
 from recsys.models.settings import ModelSettings
-from recsys.towers.partition_file import Partition
+from recsys.towers.engine import tower_engine
 from recsys.training import engine as engine_module
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
@@ -37,7 +38,13 @@ SIZES = [32, 32, 13]  # rows of the global batches; the last one is uneven
 DYADIC_SIZES = [8, 4, 2]  # on 4 ranks two have no row of the last one
 SCHEMA = schema_of(FEATURES)
 MODEL = ModelSettings.model_validate(
-    {"architecture": "dlrm", "embedding_dimension": DIMENSION, "dense_layers": [8], "over_layers": [8], "cross_rank": 4}
+    {
+        "architecture": "dlrm",
+        "embedding_dimension": DIMENSION,
+        "dense_layers": [8],
+        "over_layers": [8],
+        "cross_rank": 4,
+    }
 )
 COLUMN_KINDS = ["column_wise", "table_column_wise", "grid_shard"]
 KINDS = ["data_parallel", "table_wise", "row_wise", "table_row_wise", *COLUMN_KINDS]
@@ -56,14 +63,25 @@ CASES = {
 } | {
     "grid_on_hosts_of_one-sgd": {"sharding": "grid_shard", "ranks_per_host": 1},
     "mixed-adagrad": {"table_sharding": MIXED, "table_optimizer": "adagrad"},
-    "planner-sgd": {"table_sharding": {"table_user": "column_wise", "table_color": "data_parallel"}},
+    "planner-sgd": {
+        "table_sharding": {"table_user": "column_wise", "table_color": "data_parallel"}
+    },
 }
 
 
 def train_settings(world_size: int, **changes: Any) -> TrainSettings:
     """Four ranks are two hosts of two."""
-    base = {"world_size": world_size, "global_batch_size": 32, "table_optimizer": "sgd", "dense_optimizer": "sgd"}
-    rates = {"table_learning_rate": 0.1, "dense_learning_rate": 0.05, "ranks_per_host": min(world_size, 2)}
+    base = {
+        "world_size": world_size,
+        "global_batch_size": 32,
+        "table_optimizer": "sgd",
+        "dense_optimizer": "sgd",
+    }
+    rates = {
+        "table_learning_rate": 0.1,
+        "dense_learning_rate": 0.05,
+        "ranks_per_host": min(world_size, 2),
+    }
     return TrainSettings.model_validate({**base, **rates, **changes})
 
 
@@ -77,7 +95,11 @@ def train_all(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     results = {}
     for name, changes in cases.items():
-        engine = Engine(build_ranker(SCHEMA, MODEL, None, SEED, "meta"), train_settings(world_size, **changes), SEED)
+        engine = Engine(
+            build_ranker(SCHEMA, MODEL, None, SEED, "meta"),
+            train_settings(world_size, **changes),
+            SEED,
+        )
         for step, rows in enumerate(SIZES):
             engine.train_step(share(rows, step, rank, world_size), engine.serving_loss)
         results[name] = {"state": engine.gather_state(), "plan": engine.plan_summary()}
@@ -100,7 +122,9 @@ def reference(table_optimizer: str) -> dict[str, Tensor]:
     sums = [torch.zeros_like(table) for table in tables]
     for step, rows in enumerate(SIZES):
         batch = share(rows, step, 0, 1)
-        loss = binary_cross_entropy_with_logits(ranker(batch.dense, batch.sparse)["serving"], batch.label)
+        loss = binary_cross_entropy_with_logits(
+            ranker(batch.dense, batch.sparse)["serving"], batch.label
+        )
         gradients = torch.autograd.grad(loss, [*tables, *dense])
         with torch.no_grad():
             for parameter, gradient in zip(dense, gradients[len(tables) :], strict=True):
@@ -139,7 +163,9 @@ def test_two_runs_are_bitwise_equal() -> None:
 
 
 def test_the_kinds_asked_for_are_the_kinds_that_run() -> None:
-    plans = {case: {row["table"]: row for row in result["plan"]} for case, result in trained(4).items()}
+    plans = {
+        case: {row["table"]: row for row in result["plan"]} for case, result in trained(4).items()
+    }
     assert {table: row["kind"] for table, row in plans["mixed-adagrad"].items()} == MIXED
     for kind in KINDS:
         assert {row["kind"] for row in plans[f"{kind}-sgd"].values()} == {kind}
@@ -149,11 +175,15 @@ def test_the_kinds_asked_for_are_the_kinds_that_run() -> None:
         assert hosts == {frozenset({0, 1}), frozenset({2, 3})}, kind
     for kind in ("row_wise", "grid_shard", "data_parallel"):
         assert all(set(row["ranks"]) == {0, 1, 2, 3} for row in plans[f"{kind}-sgd"].values()), kind
-    assert plans["data_parallel-sgd"]["table_shop"]["bytes"] == 4 * plans["row_wise-sgd"]["table_shop"]["bytes"]
+    assert (
+        plans["data_parallel-sgd"]["table_shop"]["bytes"]
+        == 4 * plans["row_wise-sgd"]["table_shop"]["bytes"]
+    )
 
 
 class Products(nn.Module):
-    """The sum of all products between the dense vector and the embeddings: its gradients are sums of few bits."""
+    """The sum of all products between the dense vector and the embeddings: its gradients are sums
+    of few bits."""
 
     def __init__(self, table_device: str) -> None:
         super().__init__()
@@ -165,7 +195,9 @@ class Products(nn.Module):
 
     def forward(self, dense: Tensor, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
         pooled = self.embeddings(sparse).to_dict()
-        vectors = torch.stack([self.project(dense), *(pooled[name] for name in FEATURES)], dim=1)  # [B, F + 1, N]
+        vectors = torch.stack(
+            [self.project(dense), *(pooled[name] for name in FEATURES)], dim=1
+        )  # [B, F + 1, N]
         squared_sum, squares = vectors.sum(dim=1).square(), vectors.square().sum(dim=1)
         return {"serving": (squared_sum - squares).sum(dim=1) / 2}
 
@@ -185,7 +217,9 @@ def train_dyadic(kinds: list[str]) -> dict[str, dict[str, Tensor]]:
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     states = {}
     for kind in kinds:
-        settings = train_settings(world_size, sharding=kind, table_learning_rate=1.0, dense_learning_rate=0.5)
+        settings = train_settings(
+            world_size, sharding=kind, table_learning_rate=1.0, dense_learning_rate=0.5
+        )
         with mock.patch.object(engine_module, "initial_rows", few_bits):
             engine = Engine(Products("meta"), settings, SEED)
         for step, rows in enumerate(DYADIC_SIZES):
@@ -200,8 +234,13 @@ def dyadic_reference() -> dict[str, Tensor]:
     with torch.no_grad():
         for name, (rows, _) in FEATURES.items():
             table = f"table_{name}"
-            weights[f"embedding_bags.{table}.weight"].copy_(few_bits(SEED, table, rows, DIMENSION, 0, rows))
-    groups = [{"params": model.embeddings.parameters(), "lr": 1.0}, {"params": model.project.parameters(), "lr": 0.5}]
+            weights[f"embedding_bags.{table}.weight"].copy_(
+                few_bits(SEED, table, rows, DIMENSION, 0, rows)
+            )
+    groups = [
+        {"params": model.embeddings.parameters(), "lr": 1.0},
+        {"params": model.project.parameters(), "lr": 0.5},
+    ]
     optimizer = torch.optim.SGD(groups)
     for step, rows in enumerate(DYADIC_SIZES):
         batch = share(rows, step, 0, 1, dyadic=True)
@@ -225,7 +264,9 @@ def save_and_resume(optimizer: str, kinds: list[str], folder: Path) -> list[dict
     engines = []
     for index, kind in enumerate(kinds):
         settings = train_settings(world_size, sharding=kind, table_optimizer=optimizer)
-        engine = Engine(build_ranker(SCHEMA, MODEL, None, SEED + index, "meta"), settings, SEED + index)
+        engine = Engine(
+            build_ranker(SCHEMA, MODEL, None, SEED + index, "meta"), settings, SEED + index
+        )
         if engines:
             engine.load(folder / str(index))
         else:
@@ -242,8 +283,13 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list[dic
     """Weights of every engine of save_and_resume by rank, by optimiser."""
     cases: dict[str, Case] = {}
     for optimizer in OPTIMIZERS:
-        kinds = [kind for kind in KINDS if optimizer != "rowwise_adagrad" or kind not in COLUMN_KINDS]
-        cases[optimizer] = 2, (optimizer, [*kinds, "data_parallel"], tmp_path_factory.mktemp(optimizer))
+        kinds = [
+            kind for kind in KINDS if optimizer != "rowwise_adagrad" or kind not in COLUMN_KINDS
+        ]
+        cases[optimizer] = (
+            2,
+            (optimizer, [*kinds, "data_parallel"], tmp_path_factory.mktemp(optimizer)),
+        )
     return run_cases(save_and_resume, cases)
 
 
@@ -260,38 +306,53 @@ def test_tables_and_their_optimizer_resume_in_every_other_kind(
 def build(settings: TrainSettings, partition: Partition | None = None) -> dict[str, dict[str, Any]]:
     """The plan of an engine, by table."""
     model = MODEL.model_copy(update={"towers": partition is not None, "tower_dimension": 4})
-    engine = Engine(build_ranker(SCHEMA, model, partition, SEED, "meta"), settings, SEED, partition)
+    engine = tower_engine(
+        build_ranker(SCHEMA, model, partition, SEED, "meta"), settings, SEED, partition
+    )
     return {row["table"]: row for row in engine.plan_summary()}
 
 
 def test_a_fixed_table_leaves_its_tower_and_the_others_stay_together() -> None:
     partition = Partition("manual", [["color", "history", "user"], ["shop"]], list(FEATURES))
-    settings = train_settings(2, sharding="data_parallel", table_sharding={"table_history": "row_wise"})
+    settings = train_settings(
+        2, sharding="data_parallel", table_sharding={"table_history": "row_wise"}
+    )
     plan = run_on_ranks(build, (settings, partition), 2, 1)[0]
     assert plan["table_history"]["kind"] == "row_wise"
-    assert {plan[table]["kind"] for table in ("table_color", "table_user", "table_shop")} == {"table_wise"}
-    assert plan["table_color"]["ranks"] == plan["table_user"]["ranks"] != plan["table_shop"]["ranks"]
+    assert {plan[table]["kind"] for table in ("table_color", "table_user", "table_shop")} == {
+        "table_wise"
+    }
+    assert (
+        plan["table_color"]["ranks"] == plan["table_user"]["ranks"] != plan["table_shop"]["ranks"]
+    )
 
 
 @pytest.mark.parametrize("kind", COLUMN_KINDS)
 def test_split_columns_with_rowwise_adagrad_are_refused(kind: str) -> None:
     for changes in ({"sharding": kind}, {"table_sharding": {"table_shop": kind}}):
         settings = train_settings(1, table_optimizer="rowwise_adagrad", **changes)
-        with pytest.raises(InputError, match=rf"{kind} changes what rowwise_adagrad computes.*table_row_wise"):
+        with pytest.raises(
+            InputError, match=rf"{kind} changes what rowwise_adagrad computes.*table_row_wise"
+        ):
             run_on_ranks(build, (settings,), 1, 1)
 
 
 def test_other_refusals() -> None:
     with pytest.raises(InputError, match=r"no table 'table_shp'; did you mean 'table_shop'\?$"):
         run_on_ranks(build, (train_settings(1, table_sharding={"table_shp": "row_wise"}),), 1, 1)
-    with pytest.raises(InputError, match=r"table_optimizer adam has no kernel.*rowwise_adagrad, adagrad, sgd"):
+    with pytest.raises(
+        InputError, match=r"table_optimizer adam has no kernel.*rowwise_adagrad, adagrad, sgd"
+    ):
         run_on_ranks(build, (train_settings(1, table_optimizer="adam"),), 1, 1)
     with pytest.raises(InputError, match="memory_gb"):
         run_on_ranks(build, (train_settings(1, sharding="data_parallel", memory_gb=1e-6),), 1, 1)
 
 
-def train_over_a_bad_batch(skip: bool, bad_rank: int, with_bad: bool) -> tuple[dict[str, Tensor], list[float], int]:
-    """Train with one batch whose dense input has a NaN on one rank: weights, losses, batches skipped."""
+def train_over_a_bad_batch(
+    skip: bool, bad_rank: int, with_bad: bool
+) -> tuple[dict[str, Tensor], list[float], int]:
+    """Train with one batch whose dense input has a NaN on one rank: weights, losses, batches
+    skipped."""
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     settings = train_settings(world_size, skip_non_finite_batches=skip, table_sharding=MIXED)
     engine = Engine(build_ranker(SCHEMA, MODEL, None, SEED, "meta"), settings, SEED)
@@ -307,7 +368,10 @@ def train_over_a_bad_batch(skip: bool, bad_rank: int, with_bad: bool) -> tuple[d
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_non_finite_batch_is_skipped_by_all_ranks(world_size: int) -> None:
-    cases = {"bad": (world_size, (True, world_size - 1, True)), "clean": (world_size, (False, 0, False))}
+    cases = {
+        "bad": (world_size, (True, world_size - 1, True)),
+        "clean": (world_size, (False, 0, False)),
+    }
     found = run_cases(train_over_a_bad_batch, cases)
     results, clean = found["bad"], found["clean"][0]
     for _, losses, skipped in results:
@@ -318,7 +382,9 @@ def test_a_non_finite_batch_is_skipped_by_all_ranks(world_size: int) -> None:
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_non_finite_loss_ends_the_run_with_its_step(world_size: int) -> None:
-    with pytest.raises(NonFiniteLossError, match=r"^step 2: .*the dense input, the outputs") as caught:
+    with pytest.raises(
+        NonFiniteLossError, match=r"^step 2: .*the dense input, the outputs"
+    ) as caught:
         run_on_ranks(train_over_a_bad_batch, (False, world_size - 1, True), world_size, 1)
     assert caught.value.step == 2
     assert caught.value.sources == ("the dense input", "the outputs")

@@ -1,4 +1,5 @@
-"""fp16 tables, and tables in files: the same bits as in memory, through kills, full disks and checkpoints."""
+"""fp16 tables, and tables in files: the same bits as in memory, through kills, full disks and
+checkpoints."""
 
 import errno
 import mmap
@@ -28,7 +29,15 @@ from recsys.training.settings import TrainSettings
 from recsys.training.table_memory import RowPages
 from tests.distributed.launches import Case, run_cases
 from tests.distributed.test_checkpoints import everything
-from tests.distributed.test_parallelism import FEATURES, MODEL, SCHEMA, SEED, SIZES, share, train_settings
+from tests.distributed.test_parallelism import (
+    FEATURES,
+    MODEL,
+    SCHEMA,
+    SEED,
+    SIZES,
+    share,
+    train_settings,
+)
 
 STEPS = 6
 EPSILON = 1e-8
@@ -97,18 +106,29 @@ def look_at_memory(changes: dict[str, Any]) -> tuple[int, list[Path], int]:
     folder = Path(changes["table_file_dir"])
     backed = [name for name in mapped_files() if name.startswith(str(folder))]
     values = [
-        s.tensor for t in engine._model.state_dict().values() if hasattr(t, "local_shards") for s in t.local_shards()
+        s.tensor
+        for t in engine._model.state_dict().values()
+        if hasattr(t, "local_shards")
+        for s in t.local_shards()
     ]
     bounds = [
-        line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines() if str(folder) in line
+        line.split()[0].split("-")
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if str(folder) in line
     ]
     inside = [any(int(a, 16) <= v.data_ptr() < int(b, 16) for a, b in bounds) for v in values]
     assert values and all(inside)
-    return len(backed), list(folder.iterdir()), sum(map(len, engine._files._mappings)) if engine._files else 0
+    return (
+        len(backed),
+        list(folder.iterdir()),
+        sum(map(len, engine._files._mappings)) if engine._files else 0,
+    )
 
 
 def test_rows_and_their_state_are_in_nameless_files(tmp_path: Path) -> None:
-    mapped, names, size = run_on_ranks(look_at_memory, (in_files(PLANS[0], tmp_path / "files"),), 1, 1)[0]
+    mapped, names, size = run_on_ranks(
+        look_at_memory, (in_files(PLANS[0], tmp_path / "files"),), 1, 1
+    )[0]
     rows = sum(feature.num_embeddings for feature in SCHEMA.categorical)
     assert mapped == 4  # rows and moments of the tables that sum, and of those that average
     assert names == []
@@ -116,7 +136,8 @@ def test_rows_and_their_state_are_in_nameless_files(tmp_path: Path) -> None:
 
 
 class PeakMemory(threading.Thread):
-    """Watches this process's anonymous memory until it is asked for the most that was added to it."""
+    """Watches this process's anonymous memory until it is asked for the most that was added to
+    it."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -140,15 +161,20 @@ class PeakMemory(threading.Thread):
 
 
 def watch_memory(changes: dict[str, Any], folder: Path) -> dict[str, int]:
-    """Bytes of anonymous memory that each thing adds at most, with two large tables in one kernel."""
-    large = [replace(f, num_embeddings=LARGE_ROWS) for f in SCHEMA.categorical if f.kind == "id"][:2]
+    """Bytes of anonymous memory that each thing adds at most, with two large tables in one
+    kernel."""
+    large = [replace(f, num_embeddings=LARGE_ROWS) for f in SCHEMA.categorical if f.kind == "id"][
+        :2
+    ]
     small = [f for f in SCHEMA.categorical if f.name not in {feature.name for feature in large}]
     features = sorted([*large, *small], key=lambda feature: list(FEATURES).index(feature.name))
     schema = replace(SCHEMA, categorical=features)
     model = MODEL.model_copy(update={"embedding_dimension": LARGE_DIMENSION})
     found = {}
     peak = PeakMemory()
-    engine = Engine(build_ranker(schema, model, None, SEED, "meta"), train_settings(1, **changes), SEED)
+    engine = Engine(
+        build_ranker(schema, model, None, SEED, "meta"), train_settings(1, **changes), SEED
+    )
     found["build"] = peak.added()
     train_steps(engine, 0, 1)
     for name, action in (("save", engine.save), ("load", engine.load)):
@@ -191,7 +217,10 @@ def test_a_lookup_asks_for_the_pages_of_its_rows_and_no_others() -> None:
     indices = torch.tensor([*first, *second, *third])
     offsets = torch.tensor([0, 1, 3, 4, 4, 5, 6])  # bags of two examples, feature by feature
     pages_a_table = 1024 // rows_a_page
-    for columns, expected in ((64, [0, 1, *(pages_a_table + page for page in (0, 3, pages_a_table - 1))]), (1, [0, 1])):
+    for columns, expected in (
+        (64, [0, 1, *(pages_a_table + page for page in (0, 3, pages_a_table - 1))]),
+        (1, [0, 1]),
+    ):
         asked = Mapping(2 * 1024 * columns * 4)  # rows, then one moment a row
         pages = RowPages(cast(Any, Kernel()), cast(Any, asked), [0, 1024 * columns], 4)
         pages.ask_for(nn.Module(), (), {"indices": indices, "offsets": offsets})
@@ -199,14 +228,19 @@ def test_a_lookup_asks_for_the_pages_of_its_rows_and_no_others() -> None:
         assert asked.calls == [(mmap.MADV_WILLNEED, page * size, size) for page in expected]
 
 
-def train_with_checkpoints(changes: dict[str, Any], folder: Path, die_in: int | None) -> dict[str, Tensor]:
-    """Train STEPS steps with a checkpoint after every second; die in the middle of step ``die_in``."""
+def train_with_checkpoints(
+    changes: dict[str, Any], folder: Path, die_in: int | None
+) -> dict[str, Tensor]:
+    """Train STEPS steps with a checkpoint after every second; die in the middle of step
+    ``die_in``."""
     engine = make_engine(changes)
     checkpoints = Checkpoints(folder, "run", keep=2, every_batches=2)
     start = checkpoints.restore(engine)
     for step in range(start.batches, STEPS):
         if step == die_in:
-            engine._average_gradients = lambda: os.kill(os.getpid(), signal.SIGKILL)  # tables are updated, the rest not
+            engine._average_gradients = lambda: os.kill(
+                os.getpid(), signal.SIGKILL
+            )  # tables are updated, the rest not
         train_steps(engine, step, step + 1)
         if checkpoints.due(step + 1):
             checkpoints.save(engine, Position(batches=step + 1))
@@ -218,12 +252,16 @@ def run_alone(changes: dict[str, Any], folder: Path, die_in: int | None) -> None
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_run_killed_in_a_step_ends_with_the_bits_of_an_undisturbed_one(world_size: int, tmp_path: Path) -> None:
+def test_run_killed_in_a_step_ends_with_the_bits_of_an_undisturbed_one(
+    world_size: int, tmp_path: Path
+) -> None:
     files = tmp_path / "files"
     changes = in_files(PLANS[1], files)
     for name in ("calm", "killed"):
         (tmp_path / name).mkdir()
-    expected = run_on_ranks(train_with_checkpoints, (PLANS[1], tmp_path / "calm", None), world_size, 1)[0]
+    expected = run_on_ranks(
+        train_with_checkpoints, (PLANS[1], tmp_path / "calm", None), world_size, 1
+    )[0]
     if world_size == 1:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
@@ -235,12 +273,18 @@ def test_run_killed_in_a_step_ends_with_the_bits_of_an_undisturbed_one(world_siz
         with pytest.raises(RankKilledError):
             run_on_ranks(train_with_checkpoints, (changes, tmp_path / "killed", 3), world_size, 1)
     assert list(files.iterdir()) == []
-    assert [path.name for path in (tmp_path / "killed").iterdir() if "partial" not in path.name] == ["000000-000000002"]
-    state = run_on_ranks(train_with_checkpoints, (changes, tmp_path / "killed", None), world_size, 1)[0]
+    assert [
+        path.name for path in (tmp_path / "killed").iterdir() if "partial" not in path.name
+    ] == ["000000-000000002"]
+    state = run_on_ranks(
+        train_with_checkpoints, (changes, tmp_path / "killed", None), world_size, 1
+    )[0]
     assert_equal(state, expected)
 
 
-def save_and_load(first: dict[str, Any], second: dict[str, Any], folder: Path) -> list[dict[str, Tensor]]:
+def save_and_load(
+    first: dict[str, Any], second: dict[str, Any], folder: Path
+) -> list[dict[str, Tensor]]:
     engine = make_engine(first)
     train_steps(engine, 0, 2)
     engine.save(folder)
@@ -259,7 +303,9 @@ def test_checkpoints_move_between_files_memory_and_plans(tmp_path: Path) -> None
     for name, ranks in run_cases(save_and_load, cases).items():
         saved, loaded = ranks[0]
         assert saved and loaded.keys() == saved.keys(), name
-        assert [key for key, value in saved.items() if not torch.equal(value, loaded[key])] == [], name
+        assert [key for key, value in saved.items() if not torch.equal(value, loaded[key])] == [], (
+            name
+        )
 
 
 def save_both(changes: dict[str, Any], folder: Path) -> None:
@@ -281,9 +327,13 @@ def build(changes: dict[str, Any]) -> None:
     make_engine(changes)
 
 
-def test_unwritable_folder_and_full_disk_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_folder_and_full_disk_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "taken").touch()
-    with pytest.raises(InputError, match=r"table_file_dir .*taken: cannot be written \(.*\); name a folder") as caught:
+    with pytest.raises(
+        InputError, match=r"table_file_dir .*taken: cannot be written \(.*\); name a folder"
+    ) as caught:
         run_on_ranks(build, (in_files(PLANS[0], tmp_path / "taken"),), 1, 1)
     assert "\n" not in str(caught.value)
 
@@ -302,14 +352,20 @@ def test_memory_gb_bounds_what_is_in_memory(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="do not fit memory_gb"):
             run_on_ranks(build, ({**plan, **small},), 1, 1)
         run_on_ranks(build, (in_files({**plan, **small}, tmp_path / "files"),), 1, 1)
-    with pytest.raises(InputError, match="do not fit memory_gb"):  # every rank holds these in memory
-        run_on_ranks(build, (in_files({"sharding": "data_parallel", **small}, tmp_path / "files"),), 1, 1)
+    with pytest.raises(
+        InputError, match="do not fit memory_gb"
+    ):  # every rank holds these in memory
+        run_on_ranks(
+            build, (in_files({"sharding": "data_parallel", **small}, tmp_path / "files"),), 1, 1
+        )
 
 
 def fp16_reference(table_optimizer: str, settings: TrainSettings) -> dict[str, Tensor]:
-    """One process and plain PyTorch: float32 arithmetic, rows rounded to fp16 at the start and after each step.
+    """One process and plain PyTorch: float32 arithmetic, rows rounded to fp16 at the start and
+    after each step.
 
-    SGD and AdaGrad round the change of a row as well, before they subtract it; row-wise AdaGrad does not.
+    SGD and AdaGrad round the change of a row as well, before they subtract it; row-wise AdaGrad
+    does not.
     """
     ranker = build_ranker(SCHEMA, MODEL, None, SEED)
     tables = [p for n, p in ranker.named_parameters() if n.startswith("embeddings.")]
@@ -332,10 +388,18 @@ def fp16_reference(table_optimizer: str, settings: TrainSettings) -> dict[str, T
                 gradient = table.grad
                 if table_optimizer != "sgd":
                     square = gradient.square()
-                    total += square.mean(dim=1, keepdim=True) if table_optimizer == "rowwise_adagrad" else square
+                    total += (
+                        square.mean(dim=1, keepdim=True)
+                        if table_optimizer == "rowwise_adagrad"
+                        else square
+                    )
                     gradient = gradient / (total.sqrt() + EPSILON)
                 change = settings.table_learning_rate * gradient
-                table.copy_((table - (change if table_optimizer == "rowwise_adagrad" else change.half())).half())
+                table.copy_(
+                    (
+                        table - (change if table_optimizer == "rowwise_adagrad" else change.half())
+                    ).half()
+                )
     return ranker.state_dict()
 
 
@@ -343,9 +407,12 @@ def fp16_reference(table_optimizer: str, settings: TrainSettings) -> dict[str, T
 def test_fp16_tables_follow_a_reference_that_rounds_after_each_step(world_size: int) -> None:
     optimizers = {"sgd": "table_wise", "adagrad": "column_wise", "rowwise_adagrad": "row_wise"}
     plans = [
-        {"sharding": kind, "table_optimizer": name, "table_precision": "fp16"} for name, kind in optimizers.items()
+        {"sharding": kind, "table_optimizer": name, "table_precision": "fp16"}
+        for name, kind in optimizers.items()
     ]
-    for name, (_, weights) in zip(optimizers, run_on_ranks(train, (plans,), world_size, 1)[0], strict=True):
+    for name, (_, weights) in zip(
+        optimizers, run_on_ranks(train, (plans,), world_size, 1)[0], strict=True
+    ):
         expected = fp16_reference(name, train_settings(1))
         for key, value in expected.items():
             if "embedding_bags" not in key:
@@ -372,7 +439,11 @@ def dtypes(changes: dict[str, Any]) -> tuple[set[torch.dtype], set[torch.dtype],
 @pytest.mark.parametrize("optimizer", ["adagrad", "rowwise_adagrad"])
 def test_only_the_rows_of_fp16_tables_are_fp16(optimizer: str) -> None:
     changes = {"sharding": "table_wise", "table_optimizer": optimizer, "table_precision": "fp16"}
-    assert run_on_ranks(dtypes, (changes,), 1, 1)[0] == ({torch.float16}, {torch.float32}, torch.float32)
+    assert run_on_ranks(dtypes, (changes,), 1, 1)[0] == (
+        {torch.float16},
+        {torch.float32},
+        torch.float32,
+    )
 
 
 def initial(changes: dict[str, Any]) -> dict[str, Tensor]:
@@ -386,8 +457,12 @@ def test_fp16_tables_start_at_the_fp32_rows_rounded() -> None:
         assert torch.equal(found[name], value.half().float() if "embedding_bags" in name else value)
 
 
-@pytest.mark.parametrize(("optimizer", "state"), [("sgd", 0), ("rowwise_adagrad", 4), ("adagrad", 64)])
-def test_bytes_of_fp16_tables_are_half_the_rows_and_all_of_the_state(optimizer: str, state: int) -> None:
+@pytest.mark.parametrize(
+    ("optimizer", "state"), [("sgd", 0), ("rowwise_adagrad", 4), ("adagrad", 64)]
+)
+def test_bytes_of_fp16_tables_are_half_the_rows_and_all_of_the_state(
+    optimizer: str, state: int
+) -> None:
     config = EmbeddingBagConfig(name="t", embedding_dim=16, num_embeddings=10, feature_names=["f"])
     for precision, row in (("fp32", 64), ("fp16", 32)):
         settings = train_settings(1, table_optimizer=optimizer, table_precision=precision)
@@ -395,6 +470,9 @@ def test_bytes_of_fp16_tables_are_half_the_rows_and_all_of_the_state(optimizer: 
 
 
 def test_replicated_fp16_tables_are_refused() -> None:
-    for changes in ({"sharding": "data_parallel"}, {"table_sharding": {"table_shop": "data_parallel"}}):
+    for changes in (
+        {"sharding": "data_parallel"},
+        {"table_sharding": {"table_shop": "data_parallel"}},
+    ):
         with pytest.raises(InputError, match="fp16 has no kernel for data_parallel"):
             run_on_ranks(build, ({**changes, "table_precision": "fp16"},), 1, 1)

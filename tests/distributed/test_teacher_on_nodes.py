@@ -1,4 +1,5 @@
-"""The teacher on two nodes that share a file system: node 0 writes what one node writes, the other nothing."""
+"""The teacher on two nodes that share a file system: node 0 writes what one node writes, the other
+nothing."""
 
 from pathlib import Path
 
@@ -22,10 +23,16 @@ def teacher_of_node(windows: Path, train: TrainSettings, output: Path, resume: P
 def test_first_node_writes_what_one_node_writes(windows_dir: Path, tmp_path: Path) -> None:  # noqa: F811
     one = TRAIN.model_copy(update={"world_size": 2, "ranks_per_host": 1})
     nodes = {"count": 2, "rendezvous_endpoint": f"127.0.0.1:{free_port()}"}
-    two = TrainSettings.model_validate(one.model_dump() | {"nodes": nodes, "network_interface": "lo"})
+    two = TrainSettings.model_validate(
+        one.model_dump() | {"nodes": nodes, "network_interface": "lo"}
+    )
     folders = [tmp_path / "first", tmp_path / "second"]
     agents = [
-        start_agent(teacher_of_node, (windows_dir, two, folder, tmp_path / "resume"), folder.with_suffix(".answer"))
+        start_agent(
+            teacher_of_node,
+            (windows_dir, two, folder, tmp_path / "resume"),
+            folder.with_suffix(".answer"),
+        )
         for folder in folders
     ]
     teacher_of_node(windows_dir, one, tmp_path / "one", tmp_path / "resume of one")

@@ -1,4 +1,5 @@
-"""Ids to the peers: what TorchRec's exchange gives, bit for bit, in a half to a quarter of its bytes."""
+"""Ids to the peers: what TorchRec's exchange gives, bit for bit, in a half to a quarter of its
+bytes."""
 
 from typing import Any
 
@@ -34,7 +35,8 @@ def plain(ids: KeyedJaggedTensor) -> tuple[list[str], list[int], list[int], str]
 
 
 def exchange_both_ways(lists: set[str], dtype: torch.dtype, largest: int) -> dict[str, Any]:
-    """On every rank: what two batches' exchanges gave, TorchRec's and ours, begun in turn; bytes to the others."""
+    """On every rank: what two batches' exchanges gave, TorchRec's and ours, begun in turn; bytes to
+    the others."""
     rank, group = distributed.get_rank(), distributed.group.WORLD
     assert group is not None
     ours = IdExchange(group, GROUPS, lists, dtype)
@@ -54,7 +56,9 @@ def exchange_both_ways(lists: set[str], dtype: torch.dtype, largest: int) -> dic
 
 @pytest.mark.parametrize("mix", MIXES)
 @pytest.mark.parametrize(("dtype", "largest"), [(torch.int32, 2**31), (torch.int64, LARGE)])
-def test_the_peers_get_what_torchrecs_exchange_gives(mix: str, dtype: torch.dtype, largest: int) -> None:
+def test_the_peers_get_what_torchrecs_exchange_gives(
+    mix: str, dtype: torch.dtype, largest: int
+) -> None:
     ranks = run_on_ranks(exchange_both_ways, (MIXES[mix], dtype, largest), RANKS, 1)
     for rank in ranks:
         assert rank["found"] == rank["wanted"]
@@ -63,8 +67,12 @@ def test_the_peers_get_what_torchrecs_exchange_gives(mix: str, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize(("dtype", "ratio"), [(torch.int32, 4), (torch.int64, 2)])
-def test_single_ids_take_a_half_for_the_lengths_and_a_half_for_the_type(dtype: torch.dtype, ratio: int) -> None:
-    sizes = RANKS * 8 * 2 * (RANKS - 1)  # TorchRec's: how much is sent of lengths, ids and examples, of two batches
+def test_single_ids_take_a_half_for_the_lengths_and_a_half_for_the_type(
+    dtype: torch.dtype, ratio: int
+) -> None:
+    sizes = (
+        RANKS * 8 * 2 * (RANKS - 1)
+    )  # TorchRec's: how much is sent of lengths, ids and examples, of two batches
     for rank in run_on_ranks(exchange_both_ways, (set(), dtype, 100), RANKS, 1):
         theirs, ours = rank["sent"]
         assert ours * ratio == theirs - sizes
@@ -77,5 +85,7 @@ def start(lists: set[str]) -> None:
 
 
 def test_a_feature_without_an_id_in_some_example_has_to_be_a_list() -> None:
-    with pytest.raises(ValueError, match=r"b: \d+ ids in 7 examples; a feature that is no list has one each"):
+    with pytest.raises(
+        ValueError, match=r"b: \d+ ids in 7 examples; a feature that is no list has one each"
+    ):
         run_on_ranks(start, (set(),), 1, 1)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from recsys.data.loader import Batch
 from recsys.models.factory import build_ranker
+from recsys.towers.engine import tower_engine
 from recsys.towers.exchange import PeerExchange
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
@@ -37,10 +38,12 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-def tower_engine(changes: dict[str, Any], architecture: str = "dcn") -> Engine:
+def engine_with_towers(changes: dict[str, Any], architecture: str = "dcn") -> Engine:
     partition = random_partition(LAYOUT, 1)
     ranker = build_ranker(SCHEMA, model_settings(architecture), partition, SEED, "meta")
-    return Engine(ranker, train_settings(LAYOUT[0] * LAYOUT[1], LAYOUT, **changes), SEED, partition)
+    return tower_engine(
+        ranker, train_settings(LAYOUT[0] * LAYOUT[1], LAYOUT, **changes), SEED, partition
+    )
 
 
 def batches(engine: Engine, bad: int | None = None) -> list[Batch]:
@@ -52,7 +55,7 @@ def batches(engine: Engine, bad: int | None = None) -> list[Batch]:
 
 def train(changes: dict[str, Any], overlap: bool, bad: int | None) -> dict[str, Any]:
     """All batches, then two of them and the loop left early, with predictions between the steps."""
-    engine = tower_engine({**changes, "overlap": overlap})
+    engine = engine_with_towers({**changes, "overlap": overlap})
     losses, predictions = [], []
     for batch, loss in train_batches(engine, batches(engine, bad), engine.serving_loss):
         losses.append(loss)
@@ -61,7 +64,12 @@ def train(changes: dict[str, Any], overlap: bool, bad: int | None) -> dict[str, 
         losses += [loss for (_, loss), _ in zip(steps, range(2), strict=False)]
     losses += [engine.train_step(batch, engine.serving_loss) for batch in batches(engine)]
     counts = engine.steps, engine.skipped_batches
-    return {"losses": losses, "predictions": predictions, "counts": counts, "state": engine.gather_state()}
+    return {
+        "losses": losses,
+        "predictions": predictions,
+        "counts": counts,
+        "state": engine.gather_state(),
+    }
 
 
 def differing() -> dict[str, list[str]]:
@@ -81,9 +89,10 @@ def test_losses_predictions_and_weights_are_bitwise_those_of_the_plain_loop() ->
 
 
 def order_of_work(overlap: bool) -> list[str]:
-    """What happened on this rank, in order: ids of a batch sent to the peers ("send"), its loss ("compute")."""
+    """What happened on this rank, in order: ids of a batch sent to the peers ("send"), its loss
+    ("compute")."""
     events: list[str] = []
-    engine = tower_engine({"overlap": overlap})
+    engine = engine_with_towers({"overlap": overlap})
     start = PeerExchange._start
 
     def recorded(exchange: PeerExchange, *arguments: Any) -> Any:
@@ -103,6 +112,8 @@ def order_of_work(overlap: bool) -> list[str]:
 
 
 def test_the_next_batch_goes_to_the_peers_before_a_batch_is_computed() -> None:
-    found = run_cases(order_of_work, {overlap: (LAYOUT[0] * LAYOUT[1], (overlap,)) for overlap in (True, False)})
+    found = run_cases(
+        order_of_work, {overlap: (LAYOUT[0] * LAYOUT[1], (overlap,)) for overlap in (True, False)}
+    )
     assert found[True][0] == ["send", "send", "compute", "send", "compute", "compute"]
     assert found[False][0] == ["send", "compute"] * 3

@@ -1,4 +1,5 @@
-"""The tower transform on 4, 6 and 8 gloo ranks, as several hosts, against the flat engine and against one process."""
+"""The tower transform on 4, 6 and 8 gloo ranks, as several hosts, against the flat engine and
+against one process."""
 
 import random
 from functools import cache
@@ -16,15 +17,17 @@ from recsys.config import InputError
 from recsys.data.loader import Batch
 from recsys.models.factory import build_ranker
 from recsys.models.initial_tables import initial_rows
+from recsys.models.partition_file import Partition
 from recsys.models.ranker import SERVING, Ranker
 from recsys.models.settings import ModelSettings
-from recsys.towers.partition_file import Partition
-from recsys.towers.topology import place_towers, tower_ranks
+from recsys.sharding.settings import CommunicationSettings
+from recsys.towers.engine import tower_engine
+from recsys.towers.tower_groups import place_towers, tower_ranks
 from recsys.towers.traffic import AllToAllRecorder
 from recsys.training import engine as engine_module
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
-from recsys.training.settings import CommunicationSettings, TrainSettings
+from recsys.training.settings import TrainSettings
 from tests.distributed.batches import random_share, schema_of
 from tests.distributed.launches import Case, run_cases
 from tests.distributed.test_checkpoints import everything
@@ -45,12 +48,20 @@ FEATURES = {
 }
 SCHEMA = schema_of(FEATURES)
 # By number of ranks: hosts T, ranks a host L, hosts a tower K.
-LAYOUTS = {4: [(2, 2, 1), (4, 1, 1), (1, 4, 1), (4, 1, 2)], 6: [(3, 2, 1)], 8: [(2, 4, 1), (4, 2, 1), (4, 2, 2)]}
+LAYOUTS = {
+    4: [(2, 2, 1), (4, 1, 1), (1, 4, 1), (4, 1, 2)],
+    6: [(3, 2, 1)],
+    8: [(2, 4, 1), (4, 2, 1), (4, 2, 2)],
+}
 KINDS = ["table_wise", "column_wise", "row_wise"]
 SIZES = [32, 32, 13]  # rows of the global batches; the last one is uneven
 EXACT_SIZES = [8, 4, 2]  # most ranks have no row of the last one
 CASES: dict[str, dict[str, Any]] = {
-    "sgd": {"table_optimizer": "sgd", "sharding": "column_wise", "dense_optimizer_options": {"momentum": 0.5}},
+    "sgd": {
+        "table_optimizer": "sgd",
+        "sharding": "column_wise",
+        "dense_optimizer_options": {"momentum": 0.5},
+    },
     "adagrad": {
         "table_optimizer": "adagrad",
         "table_sharding": {"table_user": "column_wise", "table_tags": "row_wise"},
@@ -74,15 +85,26 @@ def model_settings(architecture: str) -> ModelSettings:
     )
 
 
-def train_settings(world_size: int, layout: tuple[int, int, int] | None, **changes: Any) -> TrainSettings:
+def train_settings(
+    world_size: int, layout: tuple[int, int, int] | None, **changes: Any
+) -> TrainSettings:
     """With a layout the transform, else the flat engine, its tables whole."""
-    base = {"world_size": world_size, "global_batch_size": 32, "table_optimizer": "sgd", "dense_optimizer": "sgd"}
+    base = {
+        "world_size": world_size,
+        "global_batch_size": 32,
+        "table_optimizer": "sgd",
+        "dense_optimizer": "sgd",
+    }
     rates = {"table_learning_rate": 0.1, "dense_learning_rate": 0.05}
     hosts: dict[str, Any] = {"sharding": "table_wise"}
     if layout is not None:
         hosts = {"tower_transform": True, "ranks_per_host": layout[1], "hosts_per_tower": layout[2]}
     else:
-        changes = {name: value for name, value in changes.items() if name not in ("sharding", "table_sharding")}
+        changes = {
+            name: value
+            for name, value in changes.items()
+            if name not in ("sharding", "table_sharding")
+        }
     return TrainSettings.model_validate({**base, **rates, **hosts, **changes})
 
 
@@ -110,7 +132,8 @@ class Halves(nn.Linear):
 
 
 class Products(Ranker):
-    """The sum of all products of the dense vector and of the towers' vectors: its gradients are sums of few bits."""
+    """The sum of all products of the dense vector and of the towers' vectors: its gradients are
+    sums of few bits."""
 
     def forward(self, dense: Tensor, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
         projected = dense.sum(dim=1, keepdim=True).expand(-1, DIMENSION)
@@ -134,18 +157,23 @@ def exact_engine(settings: TrainSettings, partition: Partition, modules: str) ->
     """An engine whose sums are exact."""
     positions = [[list(FEATURES).index(name) for name in tower] for tower in partition.towers]
     model = Products(SCHEMA, model_settings("dlrm"), positions, "meta")
-    model.interaction.towers = nn.ModuleList(Halves() if modules == "halves" else nn.Identity() for _ in positions)
+    model.interaction.towers = nn.ModuleList(
+        Halves() if modules == "halves" else nn.Identity() for _ in positions
+    )
     settings = settings.model_copy(update={"table_learning_rate": 1.0, "dense_learning_rate": 0.5})
     with mock.patch.object(engine_module, "initial_rows", few_bits):
-        return Engine(model, settings, SEED, partition)
+        return tower_engine(model, settings, SEED, partition)
 
 
 def first_outputs(engine: Engine) -> Tensor:
     return engine.predict(share(SIZES[0], 0, engine.rank, engine.world_size))
 
 
-def train_exactly(settings: TrainSettings, partition: Partition, modules: str) -> tuple[Tensor, dict[str, Tensor]]:
-    """Train with exact sums: this rank's first outputs, and the weights. With tower modules one step only."""
+def train_exactly(
+    settings: TrainSettings, partition: Partition, modules: str
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Train with exact sums: this rank's first outputs, and the weights. With tower modules one
+    step only."""
     engine = exact_engine(settings, partition, modules)
     outputs = first_outputs(engine)
     for step, rows in enumerate(EXACT_SIZES if modules == "pass" else EXACT_SIZES[:1]):
@@ -166,7 +194,8 @@ def exact_runs() -> list[tuple[str, str, tuple[int, int, int], Partition]]:
 
 
 def exact_case() -> dict[int, Any]:
-    """On every rank: whether outputs are those without the transform, and weights with it, by index in exact_runs."""
+    """On every rank: whether outputs are those without the transform, and weights with it, by index
+    in exact_runs."""
     world_size, results = distributed.get_world_size(), {}
     flat: dict[str, Tensor] = {}
     for index, (kind, modules, layout, partition) in enumerate(exact_runs()):
@@ -175,7 +204,9 @@ def exact_case() -> dict[int, Any]:
             outputs, state = train_exactly(settings, partition, modules)
             summed = summed_alike(modules, partition)
             if summed not in flat:
-                flat[summed] = first_outputs(exact_engine(train_settings(world_size, None), partition, modules))
+                flat[summed] = first_outputs(
+                    exact_engine(train_settings(world_size, None), partition, modules)
+                )
             results[index] = torch.equal(outputs, flat[summed]), state
     return results
 
@@ -186,7 +217,8 @@ def summed_alike(modules: str, partition: Partition) -> str:
 
 
 def plain_case() -> dict[str, dict[str, Any]]:
-    """On every rank: what a tower a feature, passed through, gives on every layout, and the model without towers."""
+    """On every rank: what a tower a feature, passed through, gives on every layout, and the model
+    without towers."""
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     partition = Partition("manual", [[name] for name in FEATURES], list(FEATURES))
     engines: dict[str, Engine] = {}
@@ -194,12 +226,16 @@ def plain_case() -> dict[str, dict[str, Any]]:
         flat = model_settings(architecture).model_copy(update={"towers": False})
         passing = model_settings(architecture).model_copy(update={"tower_dimension": DIMENSION})
         settings = train_settings(world_size, None)
-        engines[architecture] = Engine(build_ranker(SCHEMA, flat, None, SEED, "meta"), settings, SEED)
+        engines[architecture] = Engine(
+            build_ranker(SCHEMA, flat, None, SEED, "meta"), settings, SEED
+        )
         for layout in LAYOUTS[world_size]:
             for kind in KINDS:
                 ranker = build_ranker(SCHEMA, passing, partition, SEED, "meta")
                 settings = train_settings(world_size, layout, sharding=kind)
-                engines[f"{architecture} {layout} {kind}"] = Engine(ranker, settings, SEED, partition)
+                engines[f"{architecture} {layout} {kind}"] = tower_engine(
+                    ranker, settings, SEED, partition
+                )
     results: dict[str, dict[str, Any]] = {}
     for name, engine in engines.items():
         outputs = engine.predict(share(32, 9, rank, world_size))
@@ -229,7 +265,11 @@ def test_a_tower_a_feature_passed_through_is_the_model_without_towers(world_size
             assert list(result["state"]) == list(flat["state"])
             for parameter, value in flat["state"].items():
                 torch.testing.assert_close(
-                    result["state"][parameter], value, rtol=0, atol=TOLERANCE, msg=f"{name} {parameter}"
+                    result["state"][parameter],
+                    value,
+                    rtol=0,
+                    atol=TOLERANCE,
+                    msg=f"{name} {parameter}",
                 )
 
 
@@ -248,24 +288,36 @@ def test_exact_sums_give_the_bits_of_one_process_for_any_placement(world_size: i
         expected = references[summed]
         assert list(state) == list(expected)
         assert any("towers" in name for name in state) == (modules == "halves")
-        different = [name for name, value in expected.items() if not torch.equal(state[name], value)]
+        different = [
+            name for name, value in expected.items() if not torch.equal(state[name], value)
+        ]
         assert different == [], (layout, runs[index])
-        assert all(rank[index][0] for rank in results), ("outputs differ from the flat engine's", runs[index])
+        assert all(rank[index][0] for rank in results), (
+            "outputs differ from the flat engine's",
+            runs[index],
+        )
 
 
-def train_case(architecture: str, layout: tuple[int, int, int], changes: dict[str, Any]) -> dict[str, Any]:
-    """On every rank: the outputs before training, with and without the transform, and the weights after SIZES."""
+def train_case(
+    architecture: str, layout: tuple[int, int, int], changes: dict[str, Any]
+) -> dict[str, Any]:
+    """On every rank: the outputs before training, with and without the transform, and the weights
+    after SIZES."""
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     partition = random_partition(layout, 1)
     results: dict[str, Any] = {}
     for name, used in {"flat": None, "transformed": layout if world_size > 1 else None}.items():
         ranker = build_ranker(SCHEMA, model_settings(architecture), partition, SEED, "meta")
-        engine = Engine(ranker, train_settings(world_size, used, **changes), SEED, partition)
+        engine = tower_engine(ranker, train_settings(world_size, used, **changes), SEED, partition)
         results[name] = engine.predict(share(32, 9, rank, world_size))
     losses = []
     for step, rows in enumerate(SIZES):
         losses.append(engine.train_step(share(rows, step, rank, world_size), engine.serving_loss))
-    return results | {"state": engine.gather_state(), "plan": engine.plan_summary(), "losses": losses}
+    return results | {
+        "state": engine.gather_state(),
+        "plan": engine.plan_summary(),
+        "losses": losses,
+    }
 
 
 def train_cases(architecture: str, layout: tuple[int, int, int]) -> dict[str, dict[str, Any]]:
@@ -273,7 +325,9 @@ def train_cases(architecture: str, layout: tuple[int, int, int]) -> dict[str, di
 
 
 @cache
-def trained(architecture: str, layout: tuple[int, int, int], run: int = 0) -> list[dict[str, dict[str, Any]]]:
+def trained(
+    architecture: str, layout: tuple[int, int, int], run: int = 0
+) -> list[dict[str, dict[str, Any]]]:
     """Results by rank; each ``run`` is a launch of its own."""
     return run_on_ranks(train_cases, (architecture, layout), layout[0] * layout[1], 1)
 
@@ -286,40 +340,68 @@ def test_outputs_equal_the_flat_engine_and_training_equals_one_process(
     expected = run_on_ranks(train_cases, (architecture, layout), 1, 1)[0]
     for case in CASES:
         for rank in results:
-            same = torch.equal if case in ("sgd", "clipped") else torch.allclose  # rows: the order of a sum
+            same = (
+                torch.equal if case in ("sgd", "clipped") else torch.allclose
+            )  # rows: the order of a sum
             assert same(rank[case]["transformed"], rank[case]["flat"]), case
         state = results[0][case]["state"]
         assert list(state) == list(expected[case]["state"])
         assert any("towers" in name for name in state)
         for name, value in expected[case]["state"].items():
-            torch.testing.assert_close(state[name], value, rtol=0, atol=TOLERANCE, msg=f"{case} {name}")
+            torch.testing.assert_close(
+                state[name], value, rtol=0, atol=TOLERANCE, msg=f"{case} {name}"
+            )
         losses = torch.tensor([rank[case]["losses"] for rank in results]).mean(dim=0)
-        torch.testing.assert_close(losses, torch.tensor(expected[case]["losses"]), rtol=0, atol=TOLERANCE)
+        torch.testing.assert_close(
+            losses, torch.tensor(expected[case]["losses"]), rtol=0, atol=TOLERANCE
+        )
 
 
 def test_two_runs_are_bitwise_equal() -> None:
     first, second = trained("dlrm", (2, 2, 1))[0], trained("dlrm", (2, 2, 1), run=1)[0]
     for case in CASES:
-        assert all(torch.equal(value, second[case]["state"][name]) for name, value in first[case]["state"].items())
+        assert all(
+            torch.equal(value, second[case]["state"][name])
+            for name, value in first[case]["state"].items()
+        )
 
 
 def test_a_tower_s_tables_stay_on_its_host_in_the_kind_asked_for() -> None:
     partition = random_partition((2, 2, 1), 1)
-    for case, kinds in {"sgd": {"column_wise"}, "rowwise_adagrad": {"row_wise"}, "clipped": {"table_wise"}}.items():
-        plan = {row["table"].removeprefix("table_"): row for row in trained("dlrm", (2, 2, 1))[0][case]["plan"]}
+    for case, kinds in {
+        "sgd": {"column_wise"},
+        "rowwise_adagrad": {"row_wise"},
+        "clipped": {"table_wise"},
+    }.items():
+        plan = {
+            row["table"].removeprefix("table_"): row
+            for row in trained("dlrm", (2, 2, 1))[0][case]["plan"]
+        }
         assert plan.keys() == FEATURES.keys()
         assert {row["kind"] for row in plan.values()} == kinds
-        hosts = [{rank // 2 for name in tower for rank in plan[name]["ranks"]} for tower in partition.towers]
+        hosts = [
+            {rank // 2 for name in tower for rank in plan[name]["ranks"]}
+            for tower in partition.towers
+        ]
         assert all(len(found) == 1 for found in hosts) and set.union(*hosts) == {0, 1}
 
 
 ADAM = {"dense_optimizer": "adam", "table_learning_rate": 0.05}
 
 
-def make_engine(layout: tuple[int, int, int] | None, seed: int, optimizer: str, kind: str) -> Engine:
+def make_engine(
+    layout: tuple[int, int, int] | None, seed: int, optimizer: str, kind: str
+) -> Engine:
     partition = random_partition((4, 1, 1), 2)
-    settings = train_settings(distributed.get_world_size(), layout, table_optimizer=optimizer, sharding=kind, **ADAM)
-    return Engine(build_ranker(SCHEMA, model_settings("dcn"), partition, seed, "meta"), settings, seed, partition)
+    settings = train_settings(
+        distributed.get_world_size(), layout, table_optimizer=optimizer, sharding=kind, **ADAM
+    )
+    return tower_engine(
+        build_ranker(SCHEMA, model_settings("dcn"), partition, seed, "meta"),
+        settings,
+        seed,
+        partition,
+    )
 
 
 def step_on(engine: Engine, step: int) -> None:
@@ -327,7 +409,8 @@ def step_on(engine: Engine, step: int) -> None:
 
 
 def save_and_load(folder: Path, optimizer: str, kind: str) -> dict[str, Any]:
-    """Save with and without the transform, load each into the other and into other hosts: all weights and states."""
+    """Save with and without the transform, load each into the other and into other hosts: all
+    weights and states."""
     states: dict[str, Any] = {}
     layouts = {"transformed": (2, 2, 1), "flat": None}
     for source, layout in layouts.items():
@@ -345,7 +428,9 @@ def save_and_load(folder: Path, optimizer: str, kind: str) -> dict[str, Any]:
     return states
 
 
-def load_elsewhere(folder: Path, optimizer: str, kind: str, layout: tuple[int, int, int] | None) -> dict[str, Tensor]:
+def load_elsewhere(
+    folder: Path, optimizer: str, kind: str, layout: tuple[int, int, int] | None
+) -> dict[str, Tensor]:
     engine = make_engine(layout, SEED + 1, optimizer, kind)
     engine.load(folder)
     return everything(engine)
@@ -382,14 +467,20 @@ def test_checkpoints_are_the_same_with_and_without_the_transform(
             elsewhere[target] = states[target]
             trained_on, whole = states[f"{target} trained on"], states["flat trained on"]
             for name, value in whole.items():
-                torch.testing.assert_close(trained_on[name], value, rtol=0, atol=TOLERANCE, msg=f"{target} {name}")
+                torch.testing.assert_close(
+                    trained_on[name], value, rtol=0, atol=TOLERANCE, msg=f"{target} {name}"
+                )
         for target, loaded in elsewhere.items():
             assert loaded.keys() == saved.keys(), (source, target)
-            assert [n for n, v in saved.items() if not torch.equal(v, loaded[n])] == [], (source, target)
+            assert [n for n, v in saved.items() if not torch.equal(v, loaded[n])] == [], (
+                source,
+                target,
+            )
 
 
 def sent_across(layout: tuple[int, int, int], precision: str) -> dict[str, Any]:
-    """On every rank: bytes of floats that one training step sends to other hosts, and the outputs."""
+    """On every rank: bytes of floats that one training step sends to other hosts, and the
+    outputs."""
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     partition = random_partition(layout, 3)
     on_wire = CommunicationSettings(forward=precision, backward=precision)
@@ -398,20 +489,23 @@ def sent_across(layout: tuple[int, int, int], precision: str) -> dict[str, Any]:
         ranker = build_ranker(SCHEMA, model_settings("dcn"), partition, SEED, "meta")
         wire = on_wire if used else CommunicationSettings()
         settings = train_settings(world_size, used).model_copy(update={"communication": wire})
-        engine = Engine(ranker, settings, SEED, partition)
+        engine = tower_engine(ranker, settings, SEED, partition)
         batch = share(SIZES[0], 0, rank, world_size)
         outputs = engine.predict(batch)
         with AllToAllRecorder() as recorder:
             engine.train_step(batch, engine.serving_loss)
         floats = [a for a in recorder.found if a.dtype.is_floating_point]
         across = [a.bytes_across(rank, layout[1]) for a in floats]
-        messages = [sum(1 for size in a.sent if size) for a in floats if a.bytes_across(rank, layout[1])]
+        messages = [
+            sum(1 for size in a.sent if size) for a in floats if a.bytes_across(rank, layout[1])
+        ]
         results[name] = {"outputs": outputs, "bytes": sum(across), "messages": messages}
     return results
 
 
 def tower_widths(partition: Partition) -> int:
-    """Sum of the towers' outputs: one vector of 4 a tower, the embedding itself for a tower of one feature."""
+    """Sum of the towers' outputs: one vector of 4 a tower, the embedding itself for a tower of one
+    feature."""
     return sum(DIMENSION if len(tower) == 1 else 4 for tower in partition.towers)
 
 
@@ -421,7 +515,9 @@ PRECISIONS = ("fp32", "fp16", "bf16")
 @cache
 def sent() -> dict[str, list[dict[str, Any]]]:
     """Results of sent_across by rank, by precision."""
-    return run_cases(sent_across, {precision: (4, ((2, 2, 1), precision)) for precision in PRECISIONS})
+    return run_cases(
+        sent_across, {precision: (4, ((2, 2, 1), precision)) for precision in PRECISIONS}
+    )
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -442,7 +538,9 @@ def test_only_tower_outputs_cross_hosts(precision: str) -> None:
     assert sum(rank["flat"]["bytes"] for rank in ranks) == flat
     assert sum(rank["transformed"]["bytes"] for rank in ranks) == towers < flat
     for rank in ranks:
-        assert all(count <= hosts for count in rank["transformed"]["messages"])  # its peers and itself
+        assert all(
+            count <= hosts for count in rank["transformed"]["messages"]
+        )  # its peers and itself
         tolerance = {"fp16": 1e-3, "bf16": 1e-2, "fp32": 0.0}[precision]
         outputs = rank["transformed"]["outputs"], rank["flat"]["outputs"]
         torch.testing.assert_close(*outputs, rtol=0, atol=tolerance)
@@ -457,9 +555,13 @@ def test_towers_go_largest_first_to_the_group_with_the_fewest_bytes() -> None:
 
 def test_hosts_that_do_not_fit_the_towers_are_refused() -> None:
     assert tower_ranks(world_size=8, ranks_per_host=2, hosts_per_tower=2, towers=2) == 4
-    with pytest.raises(InputError, match=r"hosts_per_tower 3: 8 ranks are 4 hosts of 2; use a divisor of 4"):
+    with pytest.raises(
+        InputError, match=r"hosts_per_tower 3: 8 ranks are 4 hosts of 2; use a divisor of 4"
+    ):
         tower_ranks(world_size=8, ranks_per_host=2, hosts_per_tower=3, towers=4)
-    with pytest.raises(InputError, match=r"3 towers leave 1 without one; raise hosts_per_tower, or make at least 4"):
+    with pytest.raises(
+        InputError, match=r"3 towers leave 1 without one; raise hosts_per_tower, or make at least 4"
+    ):
         tower_ranks(world_size=8, ranks_per_host=2, hosts_per_tower=1, towers=3)
 
 
@@ -467,19 +569,37 @@ def build(changes: dict[str, Any], towers: bool) -> None:
     partition = random_partition((1, 1, 1), 0)
     model = model_settings("dlrm").model_copy(update={"towers": towers})
     ranker = build_ranker(SCHEMA, model, partition if towers else None, SEED, "meta")
-    Engine(ranker, train_settings(1, (1, 1, 1), **changes), SEED, partition)
+    tower_engine(ranker, train_settings(1, (1, 1, 1), **changes), SEED, partition)
 
 
 @pytest.mark.parametrize(
     ("changes", "towers", "message"),
     [
-        ({"sharding": "data_parallel"}, True, r"sharding: data_parallel does not stay inside a tower's hosts"),
-        ({"table_sharding": {"table_shop": "grid_shard"}}, True, r"table_shop: grid_shard does not stay inside"),
-        ({"table_sharding": {"table_shp": "row_wise"}}, True, r"no table 'table_shp'; did you mean 'table_shop'"),
-        ({"sharding": "column_wise", "table_optimizer": "rowwise_adagrad"}, True, r"changes what rowwise_adagrad"),
+        (
+            {"sharding": "data_parallel"},
+            True,
+            r"sharding: data_parallel does not stay inside a tower's hosts",
+        ),
+        (
+            {"table_sharding": {"table_shop": "grid_shard"}},
+            True,
+            r"table_shop: grid_shard does not stay inside",
+        ),
+        (
+            {"table_sharding": {"table_shp": "row_wise"}},
+            True,
+            r"no table 'table_shp'; did you mean 'table_shop'",
+        ),
+        (
+            {"sharding": "column_wise", "table_optimizer": "rowwise_adagrad"},
+            True,
+            r"changes what rowwise_adagrad",
+        ),
         ({}, False, r"the model has no towers; set module.enabled: true"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(changes: dict[str, Any], towers: bool, message: str) -> None:
+def test_settings_that_do_not_fit_are_refused(
+    changes: dict[str, Any], towers: bool, message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         run_on_ranks(build, (changes, towers), 1, 1)

@@ -1,4 +1,5 @@
-"""The volume formulas of the cost model are the bytes that real gloo ranks send, flat and with the transform."""
+"""The volume formulas of the cost model are the bytes that real gloo ranks send, flat and with the
+transform."""
 
 from typing import Any
 
@@ -10,14 +11,15 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from recsys.data.loader import Batch
 from recsys.data.schema import CategoricalFeature, Schema
 from recsys.models.factory import build_ranker
+from recsys.models.partition_file import Partition
 from recsys.models.settings import ModelSettings
+from recsys.sharding.settings import CommunicationSettings
 from recsys.towers.advice import Wire, ranker_work
-from recsys.towers.costs import Hosts, Volumes, volumes
-from recsys.towers.partition_file import Partition
+from recsys.towers.engine import tower_engine
+from recsys.towers.step_costs import Hosts, Volumes, volumes
 from recsys.towers.traffic import AllToAll, AllToAllRecorder
-from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
-from recsys.training.settings import CommunicationSettings, TrainSettings
+from recsys.training.settings import TrainSettings
 
 pytestmark = pytest.mark.slow
 
@@ -60,13 +62,27 @@ def batch_of(rank: int) -> Batch:
     )
 
 
-def sent(layout: tuple[int, int, int], architecture: str, wire: Wire, towers: bool) -> dict[str, Any]:
-    """On every rank: the formulas' volumes and what one training step sent, across hosts and inside."""
+def sent(
+    layout: tuple[int, int, int], architecture: str, wire: Wire, towers: bool
+) -> dict[str, Any]:
+    """On every rank: the formulas' volumes and what one training step sent, across hosts and
+    inside."""
     hosts, ranks_per_host, hosts_per_tower = layout
     rank, groups = distributed.get_rank(), hosts // hosts_per_tower
-    partition = Partition("manual", [NAMES[index::groups] for index in range(groups)], NAMES) if towers else None
-    model = {"architecture": architecture, "embedding_dimension": 16, "over_layers": [8], "tower_dimension": 8}
-    ranker = build_ranker(SCHEMA, ModelSettings.model_validate({**model, "towers": towers}), partition, SEED, "meta")
+    partition = (
+        Partition("manual", [NAMES[index::groups] for index in range(groups)], NAMES)
+        if towers
+        else None
+    )
+    model = {
+        "architecture": architecture,
+        "embedding_dimension": 16,
+        "over_layers": [8],
+        "tower_dimension": 8,
+    }
+    ranker = build_ranker(
+        SCHEMA, ModelSettings.model_validate({**model, "towers": towers}), partition, SEED, "meta"
+    )
     work = ranker_work(ranker, EXAMPLES, wire, ids_ahead=False)
     settings = TrainSettings(
         world_size=RANKS,
@@ -76,15 +92,24 @@ def sent(layout: tuple[int, int, int], architecture: str, wire: Wire, towers: bo
         sharding="table_wise",
         communication=CommunicationSettings(forward=wire.forward, backward=wire.backward),
     )
-    engine = Engine(ranker, settings, SEED, partition)
+    engine = tower_engine(ranker, settings, SEED, partition)
     with AllToAllRecorder() as recorder:
         engine.train_step(batch_of(rank), engine.serving_loss)
-    return {"formulas": volumes(work, Hosts(*layout)), **_measured(recorder.found, rank, ranks_per_host)}
+    return {
+        "formulas": volumes(work, Hosts(*layout)),
+        **_measured(recorder.found, rank, ranks_per_host),
+    }
 
 
 def _measured(found: list[AllToAll], rank: int, ranks_per_host: int) -> dict[str, int]:
     host = rank // ranks_per_host
-    measured = {"ids_across": 0, "ids_inside": 0, "outputs_across": 0, "outputs_inside": 0, "messages": 0}
+    measured = {
+        "ids_across": 0,
+        "ids_inside": 0,
+        "outputs_across": 0,
+        "outputs_inside": 0,
+        "messages": 0,
+    }
     for one in found:
         kind = "outputs" if one.dtype.is_floating_point else "ids"
         for other, size in zip(one.ranks, one.sent, strict=True):

@@ -13,7 +13,9 @@ from recsys.config import InputError
 def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "params"
     folder.mkdir()
-    (folder / "data.yaml").write_text("# which log\ndataset: synthetic  # a file of datasets/\nwindows:\n  hours: 24\n")
+    (folder / "data.yaml").write_text(
+        "# which log\ndataset: synthetic  # a file of datasets/\nwindows:\n  hours: 24\n"
+    )
     monkeypatch.chdir(tmp_path)
     return folder
 
@@ -26,7 +28,9 @@ def test_an_override_changes_one_value_and_keeps_comments(params: Path) -> None:
     assert "# a file of datasets/" in text
 
 
-@pytest.mark.parametrize("key", ["data.datset", "dta.dataset", "data", "data.windows.minutes", "data.dataset.name"])
+@pytest.mark.parametrize(
+    "key", ["data.datset", "dta.dataset", "data", "data.windows.minutes", "data.dataset.name"]
+)
 def test_a_wrong_key_is_an_error_and_nothing_is_written(params: Path, key: str) -> None:
     before = (params / "data.yaml").read_text()
     with pytest.raises(InputError, match="there are"):

@@ -31,7 +31,9 @@ def test_a_failure_leaves_the_old_outputs_and_nothing_else(tmp_path: Path) -> No
 
 
 def test_what_a_killed_run_left_is_removed_and_a_running_one_is_not_touched(tmp_path: Path) -> None:
-    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    dead = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
+    )
     host = socket.gethostname()
     left = tmp_path / f".teacher-{host}-{dead.stdout.strip()}-abc"
     running = tmp_path / f".teacher-{host}-{os.getppid()}-abc"
@@ -46,7 +48,9 @@ def test_what_a_killed_run_left_is_removed_and_a_running_one_is_not_touched(tmp_
 
 
 def test_what_a_run_killed_between_two_renames_has_moved_away_is_put_back(tmp_path: Path) -> None:
-    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    dead = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
+    )
     moved = tmp_path / f".teacher-{socket.gethostname()}-{dead.stdout.strip()}-abc-old"
     moved.mkdir()
     (moved / "weights").write_text("old")

@@ -1,4 +1,5 @@
-"""A runner whose package is missing or too old is one clear line; a cluster is as large as what it runs at once."""
+"""A runner whose package is missing or too old is one clear line; a cluster is as large as what it
+runs at once."""
 
 import sys
 from types import ModuleType
@@ -11,11 +12,16 @@ from tasks.runners import task_runner
 
 
 @pytest.mark.parametrize(
-    ("name", "module"), [("dask", "prefect_dask"), ("dask", "dask"), ("ray", "prefect_ray"), ("ray", "ray")]
+    ("name", "module"),
+    [("dask", "prefect_dask"), ("dask", "dask"), ("ray", "prefect_ray"), ("ray", "ray")],
 )
-def test_missing_package_names_the_extra_and_the_key(name: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_names_the_extra_and_the_key(
+    name: str, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(InputError, match=rf"key 'runner': {name} needs.*pip install 'towerflow\[{name}\]'"):
+    with pytest.raises(
+        InputError, match=rf"key 'runner': {name} needs.*pip install 'towerflow\[{name}\]'"
+    ):
         task_runner(name, 2, "params/augment.yaml")
 
 

@@ -41,14 +41,19 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def change(project: Path, key: str, value: str) -> None:
     path = project / "params/stream.yaml"
-    lines = [f"{key}: {value}" if line.startswith(f"{key}:") else line for line in path.read_text().splitlines()]
+    lines = [
+        f"{key}: {value}" if line.startswith(f"{key}:") else line
+        for line in path.read_text().splitlines()
+    ]
     path.write_text("\n".join(lines))
 
 
 def windows(project: Path, count: int) -> None:
     folder = project / "data/windows"
     folder.mkdir(parents=True, exist_ok=True)
-    Schema("mine", [], [], ["all"], [Window(f"w{i}", i, i + 1, 1, 0) for i in range(count)], 0.1, {}).save(folder)
+    Schema(
+        "mine", [], [], ["all"], [Window(f"w{i}", i, i + 1, 1, 0) for i in range(count)], 0.1, {}
+    ).save(folder)
 
 
 def test_schedule_is_prefects_keyword() -> None:
@@ -80,10 +85,10 @@ def test_two_schedules_are_refused(project: Path) -> None:
         load_stream_settings()
 
 
-def test_a_lock_refuses_a_second_process_in_one_line_and_is_free_after_its_holder_was_killed(project: Path) -> None:
-    holder = (
-        "from tasks.project import only_one; c = only_one('stream.lock', ''); c.__enter__(); print(1, flush=True); "
-    )
+def test_a_lock_refuses_a_second_process_in_one_line_and_is_free_after_its_holder_was_killed(
+    project: Path,
+) -> None:
+    holder = "from tasks.project import only_one; c = only_one('stream.lock', ''); c.__enter__(); print(1, flush=True); "
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [sys.executable, "-c", holder + "input()"],

@@ -1,4 +1,5 @@
-"""One MLflow run a model that grows: gone on with, each value at its window's step, a value sent twice kept once."""
+"""One MLflow run a model that grows: gone on with, each value at its window's step, a value sent
+twice kept once."""
 
 import json
 from pathlib import Path
@@ -15,13 +16,27 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose MLflow store is a file of its own."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "params").mkdir()
-    (folder / "params/tracking.yaml").write_text("uri: sqlite:///mlflow.db\nexperiment: test\nartifacts: artifacts\n")
+    (folder / "params/tracking.yaml").write_text(
+        "uri: sqlite:///mlflow.db\nexperiment: test\nartifacts: artifacts\n"
+    )
     return folder
 
 
 def grown(name: str, first_step: int, curve: list[float | None], **changes: Any) -> RunRecord:
-    values = {"parameters": {"world_size": 1}, "data_version": f"d{first_step}", "dataset": "toy", **changes}
-    return RunRecord(name=name, kind="stream", curves={"window/ne": curve}, grows=name, first_step=first_step, **values)
+    values = {
+        "parameters": {"world_size": 1},
+        "data_version": f"d{first_step}",
+        "dataset": "toy",
+        **changes,
+    }
+    return RunRecord(
+        name=name,
+        kind="stream",
+        curves={"window/ne": curve},
+        grows=name,
+        first_step=first_step,
+        **values,
+    )
 
 
 def runs_and_steps(name: str) -> tuple[list[Any], list[tuple[int, float]]]:
@@ -49,7 +64,9 @@ def test_a_growing_model_has_one_run_that_later_windows_go_on_with(
     assert runs[0].info.status == "FINISHED"
 
 
-def test_more_values_than_mlflow_takes_at_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_values_than_mlflow_takes_at_once(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(project)
     values: list[float | None] = [float(step) for step in range(METRICS_A_REQUEST + 5)]
     record(grown("long", 0, values))
@@ -58,7 +75,11 @@ def test_more_values_than_mlflow_takes_at_once(project: Path, monkeypatch: pytes
 
 def test_curves_keep_each_value_at_its_windows_place(tmp_path: Path) -> None:
     common = {"auc": 0.6, "logloss": 0.1, "calibration": None}
-    windows = [{"ne": None, **common}, {"ne": 0.9, "clip_rate": 0.1, **common}, {"ne": 0.8, **common}]
+    windows = [
+        {"ne": None, **common},
+        {"ne": 0.9, "clip_rate": 0.1, **common},
+        {"ne": 0.8, **common},
+    ]
     (tmp_path / "metrics.json").write_text(json.dumps({"windows": windows}))
     curves = curves_of(tmp_path)
     assert curves["window/ne"] == [None, 0.9, 0.8]

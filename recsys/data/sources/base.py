@@ -14,9 +14,9 @@ BAD_SCHEMA = {"row": pl.Int64, "reason": pl.String, "content": pl.String}
 class Chunk:
     """Examples in (event_time, example_id) order, and the rows that could not become examples.
 
-    ``frame`` has the columns of a window's part, already encoded, and ``probability`` (float64,
-    the true one) if the source knows it; a further task's have its name at their end (label_<task>, null
-    where there is none). ``bad`` has the columns row, reason and content.
+    ``frame`` has the columns of a window's part, already encoded, and ``probability`` (float64, the
+    true one) if the source knows it; a further task's have its name at their end (label_<task>,
+    null where there is none). ``bad`` has the columns row, reason and content.
     """
 
     frame: pl.DataFrame

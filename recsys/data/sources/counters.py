@@ -10,7 +10,9 @@ MS_PER_MINUTE = 60_000
 MINUTES_PER_HOUR = 60
 
 
-def add_counters(frame: pl.DataFrame, counters: list[CounterSettings]) -> tuple[pl.DataFrame, list[str]]:
+def add_counters(
+    frame: pl.DataFrame, counters: list[CounterSettings]
+) -> tuple[pl.DataFrame, list[str]]:
     """``frame`` (sorted by event_time) with the features of each counter, and their names."""
     names: list[str] = []
     for counter in counters:
@@ -24,7 +26,10 @@ def _add(frame: pl.DataFrame, counter: CounterSettings) -> pl.DataFrame:
     prefix = "_".join(counter.by)
     bin_ms = round(counter.bin_minutes * MS_PER_MINUTE)
     keyed = frame.select(
-        *counter.by, "label", bin=pl.col("event_time") // bin_ms, label_bin=pl.col("label_time") // bin_ms
+        *counter.by,
+        "label",
+        bin=pl.col("event_time") // bin_ms,
+        label_bin=pl.col("label_time") // bin_ms,
     )
     examples = _running(keyed, counter.by, pl.len())
     labelled = keyed.with_columns(bin=pl.col("label_bin"))
@@ -37,7 +42,9 @@ def _add(frame: pl.DataFrame, counter: CounterSettings) -> pl.DataFrame:
         features.append(clicked.log1p().alias(f"{prefix}_clicks_{hours:g}h"))
         if counter.examples:
             shown = _between(rows, examples, counter.by, bins)
-            rate = (clicked + counter.prior_rows * counter.prior_rate) / (shown + counter.prior_rows)
+            rate = (clicked + counter.prior_rows * counter.prior_rate) / (
+                shown + counter.prior_rows
+            )
             features.append(shown.log1p().alias(f"{prefix}_examples_{hours:g}h"))
             features.append(rate.log().alias(f"{prefix}_log_rate_{hours:g}h"))
     seen = keyed.group_by(counter.by).agg(pl.col("bin").min().alias("first"))

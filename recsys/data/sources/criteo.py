@@ -56,11 +56,16 @@ def _chunks(settings: CriteoSettings, files: list[Path]) -> Iterator[Chunk]:
 
 def _chunk(lines: pl.Series, first: int, start_ms: int, settings: CriteoSettings) -> Chunk:
     fields = lines.str.split("\t")
-    raw = pl.DataFrame({"line": lines, "fields": fields, "row": first + np.arange(len(lines))}).with_columns(
-        pl.col("fields").list.get(index, null_on_oob=True).alias(name) for index, name in enumerate(COLUMNS)
+    raw = pl.DataFrame(
+        {"line": lines, "fields": fields, "row": first + np.arange(len(lines))}
+    ).with_columns(
+        pl.col("fields").list.get(index, null_on_oob=True).alias(name)
+        for index, name in enumerate(COLUMNS)
     )
     numbers = {name: pl.col(name).cast(pl.Int64, strict=False) for name in INTEGERS}
-    unparsable = pl.any_horizontal((pl.col(name) != "") & numbers[name].is_null() for name in INTEGERS)
+    unparsable = pl.any_horizontal(
+        (pl.col(name) != "") & numbers[name].is_null() for name in INTEGERS
+    )
     reason = (
         pl.when(pl.col("fields").list.len() != len(COLUMNS))
         .then(pl.lit(f"expected {len(COLUMNS)} fields"))
@@ -71,9 +76,13 @@ def _chunk(lines: pl.Series, first: int, start_ms: int, settings: CriteoSettings
     )
     raw = raw.with_columns(reason.alias("reason"))
     bad = raw.filter(pl.col("reason").is_not_null())
-    bad = bad.select("row", "reason", pl.col("line").str.slice(0, CONTENT_CHARACTERS).alias("content"))
+    bad = bad.select(
+        "row", "reason", pl.col("line").str.slice(0, CONTENT_CHARACTERS).alias("content")
+    )
     good = raw.filter(pl.col("reason").is_null())
-    event_time = start_ms + (pl.col("row") / settings.rows_per_second * MS_PER_SECOND).cast(pl.Int64)
+    event_time = start_ms + (pl.col("row") / settings.rows_per_second * MS_PER_SECOND).cast(
+        pl.Int64
+    )
     frame = good.select(
         pl.col("row").alias("example_id"),
         event_time.alias("event_time"),
@@ -85,5 +94,7 @@ def _chunk(lines: pl.Series, first: int, start_ms: int, settings: CriteoSettings
         *(pl.col(name).replace("", None) for name in CATEGORIES),
     )
     frame = frame.with_columns(signed_log1p(name) for name in INTEGERS)
-    frame = frame.with_columns(hash_to_rows(frame[name], settings.table_rows) for name in CATEGORIES)
+    frame = frame.with_columns(
+        hash_to_rows(frame[name], settings.table_rows) for name in CATEGORIES
+    )
     return Chunk(frame, bad)

@@ -14,8 +14,16 @@ def resolve_files(patterns: list[str], root: Path) -> list[Path]:
     found: list[Path] = []
     for pattern in patterns:
         path = root / pattern
-        matches = [path] if path.is_file() else sorted(path.parent.glob(path.name)) if path.parent.is_dir() else []
+        matches = (
+            [path]
+            if path.is_file()
+            else sorted(path.parent.glob(path.name))
+            if path.parent.is_dir()
+            else []
+        )
         if not matches:
-            raise InputError(f"{path}: no such file; check 'files' of the dataset and 'root' of params/data.yaml")
+            raise InputError(
+                f"{path}: no such file; check 'files' of the dataset and 'root' of params/data.yaml"
+            )
         found.extend(matches)
     return found

@@ -14,13 +14,20 @@ def add_history(frame: pl.DataFrame, settings: HistorySettings) -> pl.DataFrame:
     label_time is the row's event_time is not known yet.
 
     Args:
-        frame: with event_time, label_time, example_id, label and the settings' columns; sorted by event_time.
+        frame: with event_time, label_time, example_id, label and the settings' columns; sorted by
+            event_time.
     """
     user = settings.user
-    clicks = frame.filter((pl.col("label") == 1) & pl.col(user).is_not_null() & pl.col(settings.item).is_not_null())
-    clicks = clicks.select(user, settings.item, "label_time", "example_id").sort(user, "label_time", "example_id")
+    clicks = frame.filter(
+        (pl.col("label") == 1) & pl.col(user).is_not_null() & pl.col(settings.item).is_not_null()
+    )
+    clicks = clicks.select(user, settings.item, "label_time", "example_id").sort(
+        user, "label_time", "example_id"
+    )
     clicks = clicks.with_columns(known=pl.int_range(1, pl.len() + 1, dtype=pl.Int64))
-    clicks = clicks.with_columns(before=pl.col("known").min().over(user) - 1)  # of all users sorted before this one
+    clicks = clicks.with_columns(
+        before=pl.col("known").min().over(user) - 1
+    )  # of all users sorted before this one
     known = clicks.select(user, "label_time", "known", "before").sort("label_time", "known")
     rows = frame.select(user, "event_time").join_asof(
         known,

@@ -26,7 +26,8 @@ def table_source(settings: TableSettings, root: Path) -> Source:
     """The described log as a source.
 
     Raises:
-        InputError: a file is missing or unreadable, or a column is not there (the message names the nearest).
+        InputError: a file is missing or unreadable, or a column is not there (the message names the
+            nearest).
     """
     raw = _read(settings, root)
     _check_columns(settings, raw.columns)
@@ -39,10 +40,14 @@ def table_source(settings: TableSettings, root: Path) -> Source:
     order = pl.int_range(pl.len(), dtype=pl.Int64).alias("example_id")
     frame = frame.sort(TIME, ROW, maintain_order=True).with_columns(order)
     frame, counters = add_counters(frame, settings.counters)
-    categorical = [CategoricalFeature(one.column, one.table_rows, one.kind) for one in settings.categorical]
+    categorical = [
+        CategoricalFeature(one.column, one.table_rows, one.kind) for one in settings.categorical
+    ]
     if settings.history is not None:
         frame = add_history(frame, settings.history)
-        categorical.append(CategoricalFeature(settings.history.name, settings.history.table_rows, "list"))
+        categorical.append(
+            CategoricalFeature(settings.history.name, settings.history.table_rows, "list")
+        )
     return Source(
         dense=settings.dense + counters,
         categorical=categorical,
@@ -64,15 +69,24 @@ def _read(settings: TableSettings, root: Path) -> pl.DataFrame:
                 frames.append(pl.read_csv(path, separator=separator, infer_schema=False))
         except (pl.exceptions.PolarsError, OSError) as error:
             reason = str(error).splitlines()[0]
-            raise InputError(f"{path}: cannot be read as {settings.file_format}: {reason}") from error
+            raise InputError(
+                f"{path}: cannot be read as {settings.file_format}: {reason}"
+            ) from error
     try:
         return pl.concat(frames).with_row_index(ROW).with_columns(pl.col(ROW).cast(pl.Int64))
     except pl.exceptions.PolarsError as error:
-        raise InputError(f"'files' differ in their columns: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"'files' differ in their columns: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _check_columns(settings: TableSettings, columns: list[str]) -> None:
-    raw = [settings.time.column, settings.label, settings.domain and settings.domain.column, *settings.labels.values()]
+    raw = [
+        settings.time.column,
+        settings.label,
+        settings.domain and settings.domain.column,
+        *settings.labels.values(),
+    ]
     made = list(DERIVED)
     if settings.explode is not None:
         raw += [settings.explode.shown, settings.explode.clicked]
@@ -93,13 +107,15 @@ def _check_columns(settings: TableSettings, columns: list[str]) -> None:
 def _check_history_name(settings: TableSettings, columns: list[str]) -> None:
     if settings.history is not None and settings.history.name in columns:
         raise InputError(
-            f"{settings.files[0]}: key 'table.history.name': the log has a column {settings.history.name!r}; "
+            f"{settings.files[0]}: key 'table.history.name': the log has a column "
+            f"{settings.history.name!r}; "
             "give the history another name"
         )
 
 
 def _parse(raw: pl.DataFrame, settings: TableSettings) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Rows with event_time, label_time, domain and (if the log has it) label; and the bad rows with reasons."""
+    """Rows with event_time, label_time, domain and (if the log has it) label; and the bad rows with
+    reasons."""
     time = _time(raw.schema[settings.time.column], settings.time)
     numbers = [name for name in settings.dense if name in raw.columns]
     parsed = {name: pl.col(name).cast(pl.Float64, strict=False) for name in numbers}
@@ -111,20 +127,33 @@ def _parse(raw: pl.DataFrame, settings: TableSettings) -> tuple[pl.DataFrame, pl
     label: list[pl.Expr] = []
     if settings.label is not None:
         value = pl.col(settings.label).cast(pl.Float64, strict=False)
-        reason = reason.when(~value.is_in([0.0, 1.0]).fill_null(False)).then(pl.lit("label outside {0, 1}"))
+        reason = reason.when(~value.is_in([0.0, 1.0]).fill_null(False)).then(
+            pl.lit("label outside {0, 1}")
+        )
         label = [value.cast(pl.Float32).alias(LABEL)]
     for task, column in settings.labels.items():
-        text, value = pl.col(column).cast(pl.String), pl.col(column).cast(pl.Float64, strict=False).fill_nan(None)
-        wrong = text.is_not_null() & ~text.is_in(["", "NaN"]) & ~value.is_in([0.0, 1.0]).fill_null(False)
+        text, value = (
+            pl.col(column).cast(pl.String),
+            pl.col(column).cast(pl.Float64, strict=False).fill_nan(None),
+        )
+        wrong = (
+            text.is_not_null()
+            & ~text.is_in(["", "NaN"])
+            & ~value.is_in([0.0, 1.0]).fill_null(False)
+        )
         reason = reason.when(wrong).then(pl.lit(f"label of {task} outside {{0, 1}}"))
         label.append(value.cast(pl.Float32).alias(f"{LABEL}_{task}"))
     domain = _domain(settings)
     reason = reason.when(domain.is_null()).then(pl.lit("unknown domain"))
     marked = raw.with_columns(reason.alias("reason"))
     is_bad = pl.col("reason").is_not_null()
-    content = pl.struct(settings.time.column, *([settings.label] if settings.label else []), *numbers)
+    content = pl.struct(
+        settings.time.column, *([settings.label] if settings.label else []), *numbers
+    )
     bad = marked.filter(is_bad).select(
-        ROW, "reason", content.struct.json_encode().str.slice(0, CONTENT_CHARACTERS).alias("content")
+        ROW,
+        "reason",
+        content.struct.json_encode().str.slice(0, CONTENT_CHARACTERS).alias("content"),
     )
     delay_ms = round(settings.time.label_delay_s * MS_PER_SECOND)
     good = (
@@ -149,7 +178,9 @@ def _time(dtype: pl.DataType, settings: TimeSettings) -> pl.Expr:
         number = column.cast(pl.Int64 if dtype.is_integer() else pl.Float64, strict=False)
         return (number * PER_MILLISECOND[settings.unit]).floor().cast(pl.Int64, strict=False)
     moment = (
-        column.str.to_datetime(strict=False, time_unit="ms") if dtype == pl.String else column.cast(pl.Datetime("ms"))
+        column.str.to_datetime(strict=False, time_unit="ms")
+        if dtype == pl.String
+        else column.cast(pl.Datetime("ms"))
     )
     return moment.dt.epoch("ms")
 
@@ -157,7 +188,9 @@ def _time(dtype: pl.DataType, settings: TimeSettings) -> pl.Expr:
 def _domains(settings: TableSettings) -> list[str]:
     if settings.domain is None:
         return ["all"]
-    names = list(settings.domain.values.values()) + ([settings.domain.other] if settings.domain.other else [])
+    names = list(settings.domain.values.values()) + (
+        [settings.domain.other] if settings.domain.other else []
+    )
     return list(dict.fromkeys(names))
 
 
@@ -183,7 +216,10 @@ def _encode(frame: pl.DataFrame, settings: TableSettings, counters: list[str]) -
         *task_columns(LABEL, [MAIN_TASK, *settings.labels]),
         *(signed_log1p(name) for name in settings.dense),
         *(pl.col(name).cast(pl.Float32) for name in counters),
-        *(hash_to_rows(frame[one.column], one.table_rows).alias(one.column) for one in settings.categorical),
+        *(
+            hash_to_rows(frame[one.column], one.table_rows).alias(one.column)
+            for one in settings.categorical
+        ),
         *([settings.history.name] if settings.history else []),
     )
 

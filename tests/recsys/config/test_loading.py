@@ -36,14 +36,19 @@ def test_good_settings_load(tmp_path: Path) -> None:
             "rows: 3\nmodel: {learning_rte: 1, learning_rate: 1}\n",
             r"'model.learning_rte'; did you mean 'learning_rate'\?",
         ),
-        ("rows: 3\nparts: [{learning_rate: 1, lerning_rate: 1}]\n", r"did you mean 'learning_rate'\?"),
+        (
+            "rows: 3\nparts: [{learning_rate: 1, lerning_rate: 1}]\n",
+            r"did you mean 'learning_rate'\?",
+        ),
         ("rows: many\n", "key 'rows': .* got 'many'"),
         ("parts: []\n", "missing key 'rows'"),
         ("- rows\n", "expected a mapping"),
         ("rows: [\n", "not valid YAML"),
     ],
 )
-def test_a_mistake_is_one_line_that_names_file_and_key(tmp_path: Path, text: str, expected: str) -> None:
+def test_a_mistake_is_one_line_that_names_file_and_key(
+    tmp_path: Path, text: str, expected: str
+) -> None:
     path = write(tmp_path, text)
     with pytest.raises(InputError, match=expected) as error:
         load_settings(path, Outer)

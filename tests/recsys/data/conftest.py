@@ -18,7 +18,9 @@ def data_settings() -> DataSettings:
 
 @pytest.fixture(scope="session")
 def small_dataset(data_settings: DataSettings) -> DatasetSettings:
-    dataset = load_dataset(data_settings.model_copy(update={"dataset": "synthetic"}), PARAMS / "datasets")
+    dataset = load_dataset(
+        data_settings.model_copy(update={"dataset": "synthetic"}), PARAMS / "datasets"
+    )
     assert dataset.synthetic is not None
     small = dataset.synthetic.model_copy(update={"rows": 20_000, "windows": 4, "chunk_rows": 3_000})
     return dataset.model_copy(update={"synthetic": small})
@@ -26,7 +28,9 @@ def small_dataset(data_settings: DataSettings) -> DatasetSettings:
 
 @pytest.fixture(scope="session")
 def small_stream(
-    tmp_path_factory: pytest.TempPathFactory, data_settings: DataSettings, small_dataset: DatasetSettings
+    tmp_path_factory: pytest.TempPathFactory,
+    data_settings: DataSettings,
+    small_dataset: DatasetSettings,
 ) -> tuple[Path, Path, IngestReport]:
     folder = tmp_path_factory.mktemp("stream")
     settings = data_settings.model_copy(update={"rows_per_part": 2_000})

@@ -1,4 +1,5 @@
-"""Histories hold what the user had clicked, as far as it was known before the event, in the order it became known."""
+"""Histories hold what the user had clicked, as far as it was known before the event, in the order
+it became known."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,12 @@ from recsys.data.encoding import hash_to_rows
 from recsys.data.ingest import ingest
 from recsys.data.loader import WindowReader
 from recsys.data.schema import Schema
-from recsys.data.settings import ClickHistorySettings, DatasetSettings, DataSettings, HistorySettings
+from recsys.data.settings import (
+    ClickHistorySettings,
+    DatasetSettings,
+    DataSettings,
+    HistorySettings,
+)
 from recsys.data.sources.history import add_history
 
 TABLE_ROWS = 1000
@@ -22,7 +28,9 @@ STRENGTH = 2.0
 
 Row = tuple[int, int, int, str | None, str]  # event_time, delay, label, user, item
 USERS, ITEMS = st.sampled_from(["u", "v", None]), st.sampled_from("abc")
-ROWS = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 4), st.integers(0, 1), USERS, ITEMS), max_size=40)
+ROWS = st.lists(
+    st.tuples(st.integers(0, 12), st.integers(0, 4), st.integers(0, 1), USERS, ITEMS), max_size=40
+)
 
 
 def known_clicks(rows: pl.DataFrame, user: str, item: str, length: int) -> list[list[Any]]:
@@ -33,7 +41,9 @@ def known_clicks(rows: pl.DataFrame, user: str, item: str, length: int) -> list[
         [
             click[item]
             for click in clicks
-            if row[user] is not None and click[user] == row[user] and click["label_time"] < row["event_time"]
+            if row[user] is not None
+            and click[user] == row[user]
+            and click["label_time"] < row["event_time"]
         ][-length:]
         for row in rows.iter_rows(named=True)
     ]
@@ -52,7 +62,12 @@ def test_a_log_gets_the_last_clicks_known_before_each_event(rows: list[Row], len
             "user": pl.Series([row[3] for row in ordered], dtype=pl.String),
             "item": pl.Series([row[4] for row in ordered], dtype=pl.String),
         },
-        schema_overrides={"example_id": pl.Int64, "event_time": pl.Int64, "label_time": pl.Int64, "label": pl.Float64},
+        schema_overrides={
+            "example_id": pl.Int64,
+            "event_time": pl.Int64,
+            "label_time": pl.Int64,
+            "label": pl.Float64,
+        },
     )
     wanted = known_clicks(frame, "user", "item", length)
     hashed = [hash_to_rows(pl.Series(one, dtype=pl.String), TABLE_ROWS).to_list() for one in wanted]
@@ -90,18 +105,31 @@ def write_impressions(folder: Path) -> None:
 def ingest_table(data: DataSettings, folder: Path, table: dict[str, Any]) -> None:
     write_impressions(folder)
     dataset = DatasetSettings.model_validate({"format": "table", "table": table})
-    ingest(data.model_copy(update={"root": str(folder), "dataset": "log"}), dataset, folder / "w", folder / "o")
+    ingest(
+        data.model_copy(update={"root": str(folder), "dataset": "log"}),
+        dataset,
+        folder / "w",
+        folder / "o",
+    )
 
 
-def test_impressions_get_the_articles_clicked_in_earlier_ones(data_settings: DataSettings, tmp_path: Path) -> None:
+def test_impressions_get_the_articles_clicked_in_earlier_ones(
+    data_settings: DataSettings, tmp_path: Path
+) -> None:
     ingest_table(data_settings, tmp_path, section())
     rows = pl.read_parquet(tmp_path / "w" / "*" / "part-*.parquet")
-    article = dict(zip(range(1, 6), hash_to_rows(pl.Series(range(1, 6)), TABLE_ROWS).to_list(), strict=True))
+    article = dict(
+        zip(range(1, 6), hash_to_rows(pl.Series(range(1, 6)), TABLE_ROWS).to_list(), strict=True)
+    )
     second, third = [article[2]], [article[2], article[2], article[3]]
     assert rows["history"].to_list() == [[], [], second, second, third, third, []]
     feature = Schema.load(tmp_path / "w").categorical[-1]
     assert (feature.name, feature.num_embeddings, feature.kind) == ("history", TABLE_ROWS, "list")
-    batch = next(WindowReader(tmp_path / "w").event_batches(WindowReader(tmp_path / "w").windows[0], 10, 0, 1))
+    batch = next(
+        WindowReader(tmp_path / "w").event_batches(
+            WindowReader(tmp_path / "w").windows[0], 10, 0, 1
+        )
+    )
     assert batch.sparse["history"].values().tolist() == [*second, *second, *third, *third]
     assert batch.sparse["history"].lengths().tolist() == [0, 0, 1, 1, 3, 3, 0]
 
@@ -110,7 +138,10 @@ def test_impressions_get_the_articles_clicked_in_earlier_ones(data_settings: Dat
     ("change", "message"),
     [
         ({"user": "raeder"}, "no column 'raeder'; did you mean 'reader'"),
-        ({"name": "seen"}, "key 'table.history.name': the log has a column 'seen'; give the history another name"),
+        (
+            {"name": "seen"},
+            "key 'table.history.name': the log has a column 'seen'; give the history another name",
+        ),
     ],
 )
 def test_mistakes_are_one_line(
@@ -123,16 +154,21 @@ def test_mistakes_are_one_line(
 
 @pytest.fixture(scope="module")
 def streams(
-    tmp_path_factory: pytest.TempPathFactory, data_settings: DataSettings, small_dataset: DatasetSettings
+    tmp_path_factory: pytest.TempPathFactory,
+    data_settings: DataSettings,
+    small_dataset: DatasetSettings,
 ) -> dict[str, pl.DataFrame]:
-    """The rows of a small generated stream with their true probabilities, without and with a history."""
+    """The rows of a small generated stream with their true probabilities, without and with a
+    history."""
     assert small_dataset.synthetic is not None
     busy = {"rows": 6_000, "windows": 3, "chunk_rows": 700, "users": 40, "ads": 30}
     domains = [one.model_copy(update={"base_rate": 0.2}) for one in small_dataset.synthetic.domains]
     history = ClickHistorySettings(length=5, strength=STRENGTH, dimension=3)
     found = {}
     for name, chosen in (("plain", None), ("history", history)):
-        stream = small_dataset.synthetic.model_copy(update={**busy, "domains": domains, "history": chosen})
+        stream = small_dataset.synthetic.model_copy(
+            update={**busy, "domains": domains, "history": chosen}
+        )
         folder = tmp_path_factory.mktemp(name)
         dataset = small_dataset.model_copy(update={"synthetic": stream})
         ingest(data_settings, dataset, folder / "windows", folder / "oracle")
@@ -162,9 +198,13 @@ def test_the_oracle_knows_what_the_history_does(streams: dict[str, pl.DataFrame]
     logits = [np.log(p / (1 - p)) for p in (one["probability"].to_numpy() for one in (plain, rows))]
     effect = logits[1] - logits[0]
     empty = (rows["history"].list.len() == 0).to_numpy()
-    clicked_before = rows.select(pl.col("history").list.contains(pl.col("ad_id"))).to_series().to_numpy()
+    clicked_before = (
+        rows.select(pl.col("history").list.contains(pl.col("ad_id"))).to_series().to_numpy()
+    )
     assert np.abs(effect[empty]).max() < 1e-9
-    np.testing.assert_allclose(effect[clicked_before], STRENGTH, atol=1e-9)  # nothing is as like an ad as itself
+    np.testing.assert_allclose(
+        effect[clicked_before], STRENGTH, atol=1e-9
+    )  # nothing is as like an ad as itself
     others = effect[~empty & ~clicked_before]
     assert others.max() < STRENGTH and others.min() >= -STRENGTH and others.std() > 0.1
     assert rows["label"].mean() == pytest.approx(rows["probability"].mean(), abs=0.02)

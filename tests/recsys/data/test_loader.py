@@ -25,12 +25,21 @@ def real_rows(shares: list[Batch]) -> list[tuple[object, ...]]:
         ids = share.sparse.values().view(len(share.sparse.keys()), -1)[:, keep].T.tolist()
         dense = share.dense[keep].tolist()
         rows += zip(
-            share.example_id[keep].tolist(), share.label[keep].tolist(), map(tuple, ids), map(tuple, dense), strict=True
+            share.example_id[keep].tolist(),
+            share.label[keep].tolist(),
+            map(tuple, ids),
+            map(tuple, dense),
+            strict=True,
         )
     return rows
 
 
-@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=8,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     batch_size=st.integers(400, 3_000),
     world_size=st.integers(2, 7),
@@ -59,7 +68,10 @@ def test_event_batches_give_each_example_once_in_time_order(small_stream: Stream
         batches = list(reader.event_batches(window, 700, 0, 1))
         times = torch.cat([batch.event_time for batch in batches])
         for first in (1, len(batches)):
-            rest = [batch.example_id.tolist() for batch in reader.event_batches(window, 700, 0, 1, first_batch=first)]
+            rest = [
+                batch.example_id.tolist()
+                for batch in reader.event_batches(window, 700, 0, 1, first_batch=first)
+            ]
             assert rest == [batch.example_id.tolist() for batch in batches[first:]]
         assert len(times) == window.rows == reader.rows(window)
         assert bool((times.diff() >= 0).all())
@@ -70,10 +82,16 @@ def test_event_batches_give_each_example_once_in_time_order(small_stream: Stream
 def test_label_slices_visit_each_known_label_once(small_stream: Stream) -> None:
     reader = WindowReader(small_stream[0])
     everything = pl.read_parquet(small_stream[0] / "*" / "part-*.parquet")
-    label_times = dict(zip(everything["example_id"].to_list(), everything["label_time"].to_list(), strict=True))
+    label_times = dict(
+        zip(everything["example_id"].to_list(), everything["label_time"].to_list(), strict=True)
+    )
     seen: list[int] = []
     for window in reader.windows:
-        ids = [i for batch in reader.label_batches(window, 700, 0, 1) for i in batch.example_id.tolist()]
+        ids = [
+            i
+            for batch in reader.label_batches(window, 700, 0, 1)
+            for i in batch.example_id.tolist()
+        ]
         times = [label_times[i] for i in ids]
         assert times == sorted(times)
         assert all(window.start_ms <= time < window.end_ms for time in times)
@@ -88,7 +106,9 @@ def test_scores_meet_their_examples(small_stream: Stream, tmp_path: Path) -> Non
     window = reader.windows[0]
     ids = pl.read_parquet(small_stream[0] / window.name / "part-*.parquet")["example_id"]
     scored = ids.filter(ids % 2 == 0)
-    scores = pl.DataFrame({"example_id": scored, "logit": scored.cast(pl.Float32) / 10}).with_columns(
+    scores = pl.DataFrame(
+        {"example_id": scored, "logit": scored.cast(pl.Float32) / 10}
+    ).with_columns(
         snapshot=pl.lit("old"),
         high_water_mark=pl.lit(window.start_ms, dtype=pl.Int64),
         staleness_ms=pl.col("example_id") + 1,
@@ -105,7 +125,13 @@ def test_scores_meet_their_examples(small_stream: Stream, tmp_path: Path) -> Non
 
 def test_missing_values_and_lists() -> None:
     schema = Schema(
-        "t", ["x"], [CategoricalFeature("a", 9), CategoricalFeature("b", 9, "list")], ["d", "e"], [], 0.1, {}
+        "t",
+        ["x"],
+        [CategoricalFeature("a", 9), CategoricalFeature("b", 9, "list")],
+        ["d", "e"],
+        [],
+        0.1,
+        {},
     )
     frame = pl.DataFrame(
         {
@@ -121,7 +147,11 @@ def test_missing_values_and_lists() -> None:
         }
     )
     batch = batch_of(frame, schema, np.ones(3, dtype=np.float32), 3)
-    assert batch.dense.tolist() == [[1.5, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 1.0], [0.0, 1.0, 0.0, 1.0]]
+    assert batch.dense.tolist() == [
+        [1.5, 0.0, 1.0, 0.0],
+        [0.0, 1.0, 0.0, 1.0],
+        [0.0, 1.0, 0.0, 1.0],
+    ]
     assert batch.sparse.keys() == ["a", "b"]
     assert batch.sparse.values().tolist() == [1, 2, 3, 4, 5, 6]
     assert batch.sparse.lengths().tolist() == [1, 1, 1, 2, 0, 1]

@@ -20,9 +20,12 @@ class LostError(Exception):
 
 
 class Numbers:
-    """Counts what was taken from it; raises at ``fails_at``; knows whether it was closed, and by which thread."""
+    """Counts what was taken from it; raises at ``fails_at``; knows whether it was closed, and by
+    which thread."""
 
-    def __init__(self, count: int, fails_at: int | None = None, error: type[BaseException] = LostError) -> None:
+    def __init__(
+        self, count: int, fails_at: int | None = None, error: type[BaseException] = LostError
+    ) -> None:
         self.count, self.fails_at, self.error = count, fails_at, error
         self.taken = 0
         self.closed_by: list[str] = []
@@ -75,7 +78,9 @@ def test_gives_what_the_source_gives_in_its_order_up_to_its_error_and_leaves_no_
             assert str(error) == f"at {fails_at}"
             assert seen == expected
         else:
-            assert seen == (expected[:stops_after] if 0 < stops_after <= len(expected) else expected)
+            assert seen == (
+                expected[:stops_after] if 0 < stops_after <= len(expected) else expected
+            )
     assert threads() == []
     assert len(source.closed_by) == 1
 
@@ -87,7 +92,9 @@ def test_holds_no_more_than_depth_items_beside_the_two_in_hand(depth: int) -> No
         assert next(items) == 0
         wait_until_taken(source, depth + 2)
         time.sleep(0.05)
-        assert source.taken == depth + 2  # one consumed, depth in the queue, one in the thread's hand
+        assert (
+            source.taken == depth + 2
+        )  # one consumed, depth in the queue, one in the thread's hand
     assert source.closed_by == [THREAD_NAME]
 
 

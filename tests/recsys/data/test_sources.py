@@ -18,7 +18,9 @@ HOUR_MS = 3_600_000
 PARAMS = Path(__file__).resolve().parents[3] / "params"
 
 
-def run(data: DataSettings, root: Path, name: str, section: dict[str, Any], **changes: Any) -> IngestReport:
+def run(
+    data: DataSettings, root: Path, name: str, section: dict[str, Any], **changes: Any
+) -> IngestReport:
     dataset = DatasetSettings.model_validate({"format": name, name: section})
     settings = data.model_copy(update={"root": str(root), "dataset": name, **changes})
     return ingest(settings, dataset, root / "windows", root / "oracle")
@@ -33,7 +35,13 @@ def criteo_line(label: str = "0", integer: str = "5", category: str = "68fd1e64"
 
 
 def criteo_section(files: list[str]) -> dict[str, Any]:
-    return {"files": files, "start": "2024-01-01", "rows_per_second": 0.001, "table_rows": 100, "chunk_rows": 7}
+    return {
+        "files": files,
+        "start": "2024-01-01",
+        "rows_per_second": 0.001,
+        "table_rows": 100,
+        "chunk_rows": 7,
+    }
 
 
 def test_criteo_plain_and_gzip_are_one_stream(data_settings: DataSettings, tmp_path: Path) -> None:
@@ -50,20 +58,34 @@ def test_criteo_plain_and_gzip_are_one_stream(data_settings: DataSettings, tmp_p
     assert list((tmp_path / "oracle").iterdir()) == []
 
 
-def test_bad_criteo_rows_are_kept_aside_with_reasons(data_settings: DataSettings, tmp_path: Path) -> None:
+def test_bad_criteo_rows_are_kept_aside_with_reasons(
+    data_settings: DataSettings, tmp_path: Path
+) -> None:
     bad = [criteo_line("2"), criteo_line("0", "many"), "1\t2"]
-    (tmp_path / "log.txt").write_text("\n".join([criteo_line()] * 5 + bad + [criteo_line()] * 5) + "\n")
-    report = run(data_settings, tmp_path, "criteo", criteo_section(["log.txt"]), quarantine_limit=0.5)
+    (tmp_path / "log.txt").write_text(
+        "\n".join([criteo_line()] * 5 + bad + [criteo_line()] * 5) + "\n"
+    )
+    report = run(
+        data_settings, tmp_path, "criteo", criteo_section(["log.txt"]), quarantine_limit=0.5
+    )
     kept = pl.read_parquet(tmp_path / "windows" / "quarantine.parquet")
     assert (report.rows, report.quarantined) == (10, 3)
     assert kept["row"].to_list() == [5, 6, 7]
-    assert kept["reason"].to_list() == ["label outside {0, 1}", "unparsable number", "expected 40 fields"]
-    manifests = [json.loads(path.read_text()) for path in (tmp_path / "windows").glob("*/manifest.json")]
+    assert kept["reason"].to_list() == [
+        "label outside {0, 1}",
+        "unparsable number",
+        "expected 40 fields",
+    ]
+    manifests = [
+        json.loads(path.read_text()) for path in (tmp_path / "windows").glob("*/manifest.json")
+    ]
     assert sum(one["quarantined_rows"] for one in manifests) == 3
 
 
 def test_too_many_bad_rows_stop_ingest(data_settings: DataSettings, tmp_path: Path) -> None:
-    (tmp_path / "log.txt").write_text("\n".join([criteo_line()] * 5 + [criteo_line("7")] * 5) + "\n")
+    (tmp_path / "log.txt").write_text(
+        "\n".join([criteo_line()] * 5 + [criteo_line("7")] * 5) + "\n"
+    )
     with pytest.raises(InputError, match="5 of 10 rows are bad") as caught:
         run(data_settings, tmp_path, "criteo", criteo_section(["log.txt"]))
     assert str(caught.value).count("label outside") == 3 and "\n" not in str(caught.value)
@@ -174,22 +196,37 @@ CLICKS: dict[str, Any] = {
     "files": ["log.parquet"],
     "file_format": "parquet",
     "time": {"column": "time", "unit": "ms"},
-    "sample_negatives": {"item": "item", "session": "session", "per_click": 2, "popularity_hours": 1, "seed": 3},
+    "sample_negatives": {
+        "item": "item",
+        "session": "session",
+        "per_click": 2,
+        "popularity_hours": 1,
+        "seed": 3,
+    },
     "categorical": [{"column": "item", "table_rows": 50}],
     "counters": [{"by": ["item"], "bin_minutes": 60, "hours": [1, 2]}],
 }
 
 
-def test_negatives_are_never_clicked_items_of_the_session(data_settings: DataSettings, tmp_path: Path) -> None:
+def test_negatives_are_never_clicked_items_of_the_session(
+    data_settings: DataSettings, tmp_path: Path
+) -> None:
     log = click_log()
     log.write_parquet(tmp_path / "log.parquet")
     report = run(data_settings, tmp_path, "table", CLICKS)
     rows = rows_of(tmp_path)
-    assert (report.rows, report.base_rate) == (270, pytest.approx(1 / 3))  # no past, no negatives in hour 0
+    assert (report.rows, report.base_rate) == (
+        270,
+        pytest.approx(1 / 3),
+    )  # no past, no negatives in hour 0
     hashed = log.with_row_index("group").with_columns(hash_to_rows(log["item"], 50))
     session = hashed.with_columns(pl.col("group").cast(pl.Int64))
-    negatives = rows.filter(pl.col("label") == 0).join(session.select("group", "session", "time"), on="group")
-    clash = negatives.join(session, on=["session", "item"]).filter(pl.col("time_right") <= pl.col("time"))
+    negatives = rows.filter(pl.col("label") == 0).join(
+        session.select("group", "session", "time"), on="group"
+    )
+    clash = negatives.join(session, on=["session", "item"]).filter(
+        pl.col("time_right") <= pl.col("time")
+    )
     assert clash.height == 0
 
 
@@ -197,7 +234,9 @@ def test_counters_know_only_earlier_bins(data_settings: DataSettings, tmp_path: 
     click_log().write_parquet(tmp_path / "log.parquet")
     run(data_settings, tmp_path, "table", CLICKS)
     whole = rows_of(tmp_path)
-    changed = click_log().with_columns(item=pl.when(pl.col("time") >= 3 * HOUR_MS).then(7).otherwise("item"))
+    changed = click_log().with_columns(
+        item=pl.when(pl.col("time") >= 3 * HOUR_MS).then(7).otherwise("item")
+    )
     other = tmp_path / "other"
     other.mkdir()
     changed.write_parquet(other / "log.parquet")
@@ -207,10 +246,18 @@ def test_counters_know_only_earlier_bins(data_settings: DataSettings, tmp_path: 
     early = pl.col("event_time") < 3 * HOUR_MS
     assert whole.filter(early).equals(rows_of(other).filter(early))
     hour = whole.filter(pl.col("event_time") // HOUR_MS == 2)
-    counted = whole.filter(pl.col("event_time") // HOUR_MS == 1).group_by("item").agg(pl.len(), pl.col("label").sum())
+    counted = (
+        whole.filter(pl.col("event_time") // HOUR_MS == 1)
+        .group_by("item")
+        .agg(pl.len(), pl.col("label").sum())
+    )
     joined = hour.join(counted, on="item", suffix="_before")
-    assert joined["item_examples_1h"].to_list() == pytest.approx(joined["len"].log1p().to_list(), rel=1e-5)
-    assert joined["item_clicks_1h"].to_list() == pytest.approx(joined["label_before"].log1p().to_list(), rel=1e-5)
+    assert joined["item_examples_1h"].to_list() == pytest.approx(
+        joined["len"].log1p().to_list(), rel=1e-5
+    )
+    assert joined["item_clicks_1h"].to_list() == pytest.approx(
+        joined["label_before"].log1p().to_list(), rel=1e-5
+    )
 
 
 def test_hash_is_stable_and_handles_lists() -> None:

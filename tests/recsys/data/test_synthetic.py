@@ -16,15 +16,22 @@ ORACLE_AUC_BAR = 0.80
 
 def digests(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
 
 
-def test_same_settings_same_bytes(data_settings: DataSettings, small_dataset: DatasetSettings, tmp_path: Path) -> None:
+def test_same_settings_same_bytes(
+    data_settings: DataSettings, small_dataset: DatasetSettings, tmp_path: Path
+) -> None:
     for run in ("one", "two"):
         ingest(data_settings, small_dataset, tmp_path / run / "windows", tmp_path / run / "oracle")
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
     assert small_dataset.synthetic is not None
-    other = small_dataset.model_copy(update={"synthetic": small_dataset.synthetic.model_copy(update={"seed": 1})})
+    other = small_dataset.model_copy(
+        update={"synthetic": small_dataset.synthetic.model_copy(update={"seed": 1})}
+    )
     ingest(data_settings, other, tmp_path / "other" / "windows", tmp_path / "other" / "oracle")
     assert digests(tmp_path / "other") != digests(tmp_path / "one")
 
@@ -45,12 +52,23 @@ def test_delay_missing_values_and_turnover(small_stream: tuple[Path, Path, Inges
     delay_h = (rows["label_time"] - rows["event_time"]) / 3_600_000
     assert delay_h.min() >= 0 and delay_h.max() <= 24  # pyright: ignore[reportOptionalOperand, reportOperatorIssue]
     assert 0.05 < rows["dense_7"].null_count() / rows.height < 0.15
-    first, last = (set(rows[part]["ad_id"].to_list()) for part in (slice(0, 5_000), slice(15_000, 20_000)))
+    first, last = (
+        set(rows[part]["ad_id"].to_list()) for part in (slice(0, 5_000), slice(15_000, 20_000))
+    )
     assert last - first and first - last
 
 
-def test_shares_must_add_up(data_settings: DataSettings, small_dataset: DatasetSettings, tmp_path: Path) -> None:
+def test_shares_must_add_up(
+    data_settings: DataSettings, small_dataset: DatasetSettings, tmp_path: Path
+) -> None:
     assert small_dataset.synthetic is not None
-    wrong = small_dataset.synthetic.model_copy(update={"domains": small_dataset.synthetic.domains[:2]})
+    wrong = small_dataset.synthetic.model_copy(
+        update={"domains": small_dataset.synthetic.domains[:2]}
+    )
     with pytest.raises(InputError, match="add up to 1"):
-        ingest(data_settings, small_dataset.model_copy(update={"synthetic": wrong}), tmp_path / "w", tmp_path / "o")
+        ingest(
+            data_settings,
+            small_dataset.model_copy(update={"synthetic": wrong}),
+            tmp_path / "w",
+            tmp_path / "o",
+        )

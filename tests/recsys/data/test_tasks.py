@@ -1,4 +1,5 @@
-"""Several tasks in the data: a label column each, null where there is none, under the names that a model wants."""
+"""Several tasks in the data: a label column each, null where there is none, under the names that a
+model wants."""
 
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,20 @@ CONVERSIONS = {"rate": 0.3, "strength": 0.8, "click_strength": 0.5, "labelled": 
 def converting(dataset: DatasetSettings, labelled: str) -> DatasetSettings:
     assert dataset.synthetic is not None
     conversions = ConversionSettings.model_validate(CONVERSIONS | {"labelled": labelled})
-    return dataset.model_copy(update={"synthetic": dataset.synthetic.model_copy(update={"conversions": conversions})})
+    return dataset.model_copy(
+        update={"synthetic": dataset.synthetic.model_copy(update={"conversions": conversions})}
+    )
 
 
-def generated(data: DataSettings, dataset: DatasetSettings, folder: Path) -> tuple[pl.DataFrame, Schema]:
+def generated(
+    data: DataSettings, dataset: DatasetSettings, folder: Path
+) -> tuple[pl.DataFrame, Schema]:
     """The rows with their truth, and the schema."""
     ingest(data, dataset, folder / "windows", folder / "oracle")
     truth = pl.read_parquet(folder / "oracle" / "*.parquet")
-    return rows_of(folder).join(truth, on="example_id", maintain_order="left"), Schema.load(folder / "windows")
+    return rows_of(folder).join(truth, on="example_id", maintain_order="left"), Schema.load(
+        folder / "windows"
+    )
 
 
 def test_conversions_change_nothing_else_of_the_stream(
@@ -39,10 +46,17 @@ def test_conversions_change_nothing_else_of_the_stream(
     plain, schema = generated(data_settings, small_dataset, tmp_path / "plain")
     assert schema.tasks == ["click"]
     for labelled in ("impressions", "clicks"):
-        rows, schema = generated(data_settings, converting(small_dataset, labelled), tmp_path / labelled)
+        rows, schema = generated(
+            data_settings, converting(small_dataset, labelled), tmp_path / labelled
+        )
         assert schema.tasks == ["click", "conversion"]
         assert rows.select(plain.columns).equals(plain)
-        ingest(data_settings, converting(small_dataset, labelled), tmp_path / f"{labelled}-again", tmp_path / "oracle")
+        ingest(
+            data_settings,
+            converting(small_dataset, labelled),
+            tmp_path / f"{labelled}-again",
+            tmp_path / "oracle",
+        )
         assert digests(tmp_path / labelled / "windows") == digests(tmp_path / f"{labelled}-again")
 
 
@@ -68,11 +82,17 @@ def test_on_clicks_an_example_that_was_not_clicked_has_no_label(
     rows, schema = generated(data_settings, converting(small_dataset, "clicks"), tmp_path)
     assert rows["label_conversion"].is_null().equals(rows["label"] == 0)
     clicked = rows.filter(pl.col("label") == 1)
-    assert clicked["label_conversion"].mean() == pytest.approx(clicked["probability_conversion"].mean(), rel=0.1)
-    assert schema.base_rates["conversion"] == pytest.approx(clicked["label_conversion"].mean(), rel=0.3)
+    assert clicked["label_conversion"].mean() == pytest.approx(
+        clicked["probability_conversion"].mean(), rel=0.1
+    )
+    assert schema.base_rates["conversion"] == pytest.approx(
+        clicked["label_conversion"].mean(), rel=0.3
+    )
 
 
-@pytest.mark.parametrize("tasks", [["click"], ["conversion"], ["click", "conversion"], ["conversion", "click"]])
+@pytest.mark.parametrize(
+    "tasks", [["click"], ["conversion"], ["click", "conversion"], ["conversion", "click"]]
+)
 def test_reader_gives_labels_and_scores_under_the_names_of_the_models_tasks(
     tasks: list[str], data_settings: DataSettings, small_dataset: DatasetSettings, tmp_path: Path
 ) -> None:
@@ -103,13 +123,22 @@ def test_reader_gives_labels_and_scores_under_the_names_of_the_models_tasks(
         for task in tasks:
             np.testing.assert_array_equal(labels[task].numpy(), own[columns[task]].to_numpy())
             known = torch.isfinite(scores[task])
-            assert torch.equal(scores[task][known], (batch.example_id + logits[task]).float()[known])
+            assert torch.equal(
+                scores[task][known], (batch.example_id + logits[task]).float()[known]
+            )
         moved = batch.to(torch.device("meta"), non_blocking=False)
         assert all(
-            part.is_meta for part in (moved.label, *moved.further_labels.values(), *moved.further_scores.values())
+            part.is_meta
+            for part in (
+                moved.label,
+                *moved.further_labels.values(),
+                *moved.further_scores.values(),
+            )
         )
         if len(tasks) > 1:
-            assert torch.equal(batch.of_task(tasks[1]).label.nan_to_num(-1), labels[tasks[1]].nan_to_num(-1))
+            assert torch.equal(
+                batch.of_task(tasks[1]).label.nan_to_num(-1), labels[tasks[1]].nan_to_num(-1)
+            )
 
 
 def test_predictions_are_stored_under_the_names_of_the_data(
@@ -117,13 +146,19 @@ def test_predictions_are_stored_under_the_names_of_the_data(
 ) -> None:
     generated(data_settings, converting(small_dataset, "clicks"), tmp_path)
     columns = {"label": [0.0], "logit": [1.0], "label_click": [1.0], "logit_click": [2.0]}
-    stored = WindowReader(tmp_path / "windows", ["conversion", "click"]).as_stored(pl.DataFrame(columns))
+    stored = WindowReader(tmp_path / "windows", ["conversion", "click"]).as_stored(
+        pl.DataFrame(columns)
+    )
     assert stored.columns == ["label_conversion", "logit_conversion", "label", "logit"]
 
 
 @pytest.mark.parametrize(
     ("tasks", "message"),
-    [(["cart"], "task 'cart': the data have click"), ([], "at least one"), (["click", "click"], "each once")],
+    [
+        (["cart"], "task 'cart': the data have click"),
+        ([], "at least one"),
+        (["click", "click"], "each once"),
+    ],
 )
 def test_tasks_that_the_data_lack_are_named(tasks: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
@@ -139,7 +174,9 @@ def test_a_schema_without_tasks_is_one_of_clicks(tmp_path: Path) -> None:
     assert Schema.load(tmp_path).base_rates == {"click": 0.1}
 
 
-def test_table_reads_further_labels_and_keeps_rows_without_one(data_settings: DataSettings, tmp_path: Path) -> None:
+def test_table_reads_further_labels_and_keeps_rows_without_one(
+    data_settings: DataSettings, tmp_path: Path
+) -> None:
     bought = ["1", "0", "", None] * 10
     text = LOG.cast(pl.String).with_columns(pl.Series("bought", bought))
     text.write_csv(tmp_path / "log.csv")
@@ -153,16 +190,26 @@ def test_table_reads_further_labels_and_keeps_rows_without_one(data_settings: Da
 def test_table_quarantines_wrong_further_labels_and_names_a_missing_column(
     data_settings: DataSettings, tmp_path: Path
 ) -> None:
-    LOG.with_columns(bought=pl.Series(["2", "maybe", "1", "0"] * 10)).write_csv(tmp_path / "log.csv")
+    LOG.with_columns(bought=pl.Series(["2", "maybe", "1", "0"] * 10)).write_csv(
+        tmp_path / "log.csv"
+    )
     section: dict[str, Any] = SECTION | {"labels": {"conversion": "bought"}}
-    with pytest.raises(InputError, match=r"20 of 40 rows are bad.*label of conversion outside \{0, 1\}"):
-        run(data_settings, tmp_path / "a", "table", section | {"files": [str(tmp_path / "log.csv")]})
+    with pytest.raises(
+        InputError, match=r"20 of 40 rows are bad.*label of conversion outside \{0, 1\}"
+    ):
+        run(
+            data_settings, tmp_path / "a", "table", section | {"files": [str(tmp_path / "log.csv")]}
+        )
     section = SECTION | {"labels": {"conversion": "bough"}}
     with pytest.raises(InputError, match="no column 'bough'; did you mean 'bought'"):
-        run(data_settings, tmp_path / "b", "table", section | {"files": [str(tmp_path / "log.csv")]})
+        run(
+            data_settings, tmp_path / "b", "table", section | {"files": [str(tmp_path / "log.csv")]}
+        )
 
 
 @pytest.mark.parametrize("name", ["click", "serving", "Two", "a b"])
 def test_a_tasks_name_must_be_free_and_plain(name: str) -> None:
     with pytest.raises(ValueError, match=r"not free|pattern"):
-        DatasetSettings.model_validate({"format": "table", "table": SECTION | {"labels": {name: "bought"}}})
+        DatasetSettings.model_validate(
+            {"format": "table", "table": SECTION | {"labels": {name: "bought"}}}
+        )

@@ -1,4 +1,5 @@
-"""The adapter brings a drifted teacher up to date, learns from the label alone, and is undone with its batch."""
+"""The adapter brings a drifted teacher up to date, learns from the label alone, and is undone with
+its batch."""
 
 import copy
 import math
@@ -30,7 +31,9 @@ def settings_with(**changes: Any) -> DistillationSettings:
 
 
 def adapter_with(train: dict[str, Any] | None = None, **changes: Any) -> StudentAdapter:
-    return StudentAdapter(settings_with(**changes), TrainSettings.model_validate(train or {}), seed=1, world_size=1)
+    return StudentAdapter(
+        settings_with(**changes), TrainSettings.model_validate(train or {}), seed=1, world_size=1
+    )
 
 
 def weights(adapter: StudentAdapter) -> list[Tensor]:
@@ -91,7 +94,9 @@ def test_the_students_loss_reaches_neither_adapter_nor_teacher(kind: str) -> Non
     assert all(parameter.grad is None for parameter in adapter.networks["serving"].parameters())
     head = model.adapter_head if kind == "extra_head" else model.distillation_head
     assert head is not None and all(parameter.grad is not None for parameter in head.parameters())
-    assert not any(p.grad is None for name, p in model.ranker.named_parameters() if "output" in name)
+    assert not any(
+        p.grad is None for name, p in model.ranker.named_parameters() if "output" in name
+    )
 
 
 def test_its_own_loss_does_not_reach_the_teacher() -> None:
@@ -103,18 +108,25 @@ def test_its_own_loss_does_not_reach_the_teacher() -> None:
 
 def test_replace_puts_its_prediction_in_the_scores_place_and_extra_head_adds_a_term() -> None:
     one = batch()
-    replace, extra = settings_with(kind="replace"), settings_with(kind="extra_head", loss_weight=2.0)
+    replace, extra = (
+        settings_with(kind="replace"),
+        settings_with(kind="extra_head", loss_weight=2.0),
+    )
     outputs = {name: torch.linspace(-1, 1, ROWS) for name in ("serving", "distillation")}
 
     def moved(score: Tensor, task: str) -> Tensor:
         return score + OFFSET
 
     def entropy(target: Tensor) -> Tensor:
-        return binary_cross_entropy_with_logits(outputs["distillation"], torch.sigmoid(target), reduction="none")
+        return binary_cross_entropy_with_logits(
+            outputs["distillation"], torch.sigmoid(target), reduction="none"
+        )
 
     values = DistillationLoss(replace, moved).distillation(outputs, one)
     assert torch.allclose(values, entropy(one.score + OFFSET))
-    both = DistillationLoss(extra, moved).distillation({**outputs, "adapted": outputs["distillation"]}, one)
+    both = DistillationLoss(extra, moved).distillation(
+        {**outputs, "adapted": outputs["distillation"]}, one
+    )
     assert torch.allclose(both, entropy(one.score) + 2.0 * entropy(one.score + OFFSET))
 
 

@@ -18,17 +18,32 @@ from recsys.models.factory import build_ranker
 from recsys.models.settings import ModelSettings
 
 ROWS = 16
-SCHEMA = Schema("toy", ["price"], [CategoricalFeature("user", 20), CategoricalFeature("ad", 10)], ["all"], [], 0.1, {})
+SCHEMA = Schema(
+    "toy",
+    ["price"],
+    [CategoricalFeature("user", 20), CategoricalFeature("ad", 10)],
+    ["all"],
+    [],
+    0.1,
+    {},
+)
 MODEL = ModelSettings(embedding_dimension=4, dense_layers=[8], over_layers=[8, 6])
 
 
 def batch(score: Tensor | None = None) -> Batch:
     generator = torch.Generator().manual_seed(1)
-    ids = torch.cat([torch.randint(20, (ROWS,), generator=generator), torch.randint(10, (ROWS,), generator=generator)])
+    ids = torch.cat(
+        [
+            torch.randint(20, (ROWS,), generator=generator),
+            torch.randint(10, (ROWS,), generator=generator),
+        ]
+    )
     rows = torch.arange(ROWS)
     return Batch(
         dense=torch.randn(ROWS, SCHEMA.dense_width, generator=generator),
-        sparse=KeyedJaggedTensor(keys=["user", "ad"], values=ids, lengths=torch.ones(2 * ROWS, dtype=torch.int64)),
+        sparse=KeyedJaggedTensor(
+            keys=["user", "ad"], values=ids, lengths=torch.ones(2 * ROWS, dtype=torch.int64)
+        ),
         label=(torch.rand(ROWS, generator=generator) < 0.3).float(),
         weight=torch.ones(ROWS),
         domain=torch.zeros(ROWS, dtype=torch.int64),
@@ -43,18 +58,26 @@ def batch(score: Tensor | None = None) -> Batch:
 
 def distilled(**changes: Any) -> tuple[DistilledRanker, DistillationLoss]:
     settings = DistillationSettings(head_layers=[5], **changes)
-    model = DistilledRanker(build_ranker(SCHEMA, MODEL, None, seed=3), settings, seed=3, base_rate=0.1)
+    model = DistilledRanker(
+        build_ranker(SCHEMA, MODEL, None, seed=3), settings, seed=3, base_rate=0.1
+    )
     return model, DistillationLoss(settings)
 
 
-def gradients(model: DistilledRanker, loss: DistillationLoss, one: Batch, without_label: bool) -> dict[str, Tensor]:
-    """Gradient of the sum of losses by parameter; ``without_label`` keeps the distillation term only."""
+def gradients(
+    model: DistilledRanker, loss: DistillationLoss, one: Batch, without_label: bool
+) -> dict[str, Tensor]:
+    """Gradient of the sum of losses by parameter; ``without_label`` keeps the distillation term
+    only."""
     model.zero_grad()
     outputs = model(one.dense, one.sparse)
     if without_label:
         outputs["serving"] = outputs["serving"].detach()
     loss(outputs, one).sum().backward()
-    return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
+    return {
+        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        for name, p in model.named_parameters()
+    }
 
 
 def test_distillation_never_touches_the_serving_head() -> None:
@@ -86,9 +109,12 @@ def test_backbone_gradient_is_linear_in_beta_and_the_head_keeps_its_own() -> Non
             assert not found[0.0][name].any()
 
 
-@pytest.mark.parametrize("changes", [{"gradient_scale": 20.0}, {"label_scale": 5.0}, {"loss_weight": 10.0}])
+@pytest.mark.parametrize(
+    "changes", [{"gradient_scale": 20.0}, {"label_scale": 5.0}, {"loss_weight": 10.0}]
+)
 def test_serving_gradient_is_invariant_to_beta_alpha_and_w(changes: dict[str, float]) -> None:
-    """The gradient of the serving term in every parameter, and that of the whole loss in the serving head."""
+    """The gradient of the serving term in every parameter, and that of the whole loss in the
+    serving head."""
     found, heads = [], []
     for settings in ({}, changes):
         model, loss = distilled(**settings)
@@ -104,7 +130,9 @@ def test_serving_gradient_is_invariant_to_beta_alpha_and_w(changes: dict[str, fl
     assert any(value.any() for value in found[0])
 
 
-def serving_after_training(optimizer: Callable[..., torch.optim.Optimizer], w: float, beta: float) -> Tensor:
+def serving_after_training(
+    optimizer: Callable[..., torch.optim.Optimizer], w: float, beta: float
+) -> Tensor:
     """Serving logits [B] after 30 steps in float64."""
     model, loss = distilled(loss_weight=w, gradient_scale=beta)
     model.double()
@@ -124,11 +152,14 @@ def test_under_adam_only_the_product_of_w_and_beta_matters() -> None:
     assert all(torch.allclose(first, other, atol=1e-6) for other in others)
     assert not torch.allclose(first, serving_after_training(adam, 1.0, 1.0), atol=1e-3)
     sgd = partial(torch.optim.SGD, lr=1e-2)
-    assert not torch.allclose(serving_after_training(sgd, 1.0, 20.0), serving_after_training(sgd, 20.0, 1.0), atol=1e-3)
+    assert not torch.allclose(
+        serving_after_training(sgd, 1.0, 20.0), serving_after_training(sgd, 20.0, 1.0), atol=1e-3
+    )
 
 
 def served_calibration(mode: str, w: float, ratio: float) -> float:
-    """Mean prediction over mean label of a model that sees one kind of example, trained to the end."""
+    """Mean prediction over mean label of a model that sees one kind of example, trained to the
+    end."""
     model, loss = distilled(mode=mode, loss_weight=w)
     rate = torch.tensor(0.25)
     one = batch(torch.logit(ratio * rate).expand(ROWS))
@@ -148,18 +179,25 @@ def served_calibration(mode: str, w: float, ratio: float) -> float:
 def test_a_biased_teacher_moves_the_single_head_by_the_closed_form_and_the_auxiliary_head_not_at_all(
     w: float, ratio: float
 ) -> None:
-    assert served_calibration("shared", w, ratio) == pytest.approx((1 + w * ratio) / (1 + w), abs=2e-3)
+    assert served_calibration("shared", w, ratio) == pytest.approx(
+        (1 + w * ratio) / (1 + w), abs=2e-3
+    )
     assert served_calibration("auxiliary", w, ratio) == pytest.approx(1.0, abs=2e-3)
 
 
 def test_affine_map_takes_a_biased_teacher_up() -> None:
-    """One head of which the teacher's bias is taken off by the map: between the control and the single head."""
+    """One head of which the teacher's bias is taken off by the map: between the control and the
+    single head."""
     assert abs(served_calibration("affine", 1.0, 2.0) - 1.0) < 0.05
 
 
 def test_shared_and_affine_add_no_head_and_the_adapter_one_more() -> None:
     added = {
-        mode: [name for name, _ in distilled(mode=mode)[0].named_parameters() if not name.startswith("ranker.")]
+        mode: [
+            name
+            for name, _ in distilled(mode=mode)[0].named_parameters()
+            if not name.startswith("ranker.")
+        ]
         for mode in ("shared", "affine", "auxiliary", "auxiliary_adapter")
     }
     assert added["shared"] == []
@@ -167,13 +205,19 @@ def test_shared_and_affine_add_no_head_and_the_adapter_one_more() -> None:
     assert len(added["auxiliary"]) == 4
     assert len(added["auxiliary_adapter"]) == 8
     replaced, _ = distilled(mode="auxiliary_adapter", adapter=AdapterSettings(kind="replace"))
-    assert [name for name, _ in replaced.named_parameters() if name.startswith("adapter_head")] == []
+    assert [
+        name for name, _ in replaced.named_parameters() if name.startswith("adapter_head")
+    ] == []
 
 
 def test_peer_is_a_target_and_learns_the_label_alone() -> None:
-    settings = DistillationSettings(mode="co_distillation", head_layers=[5], loss_weight=2.0, peer_model=MODEL)
+    settings = DistillationSettings(
+        mode="co_distillation", head_layers=[5], loss_weight=2.0, peer_model=MODEL
+    )
     peer = build_ranker(SCHEMA, MODEL, None, 4, "cpu", "peer_")
-    model = DistilledRanker(build_ranker(SCHEMA, MODEL, None, 3), settings, seed=3, base_rate=0.1, peer=peer)
+    model = DistilledRanker(
+        build_ranker(SCHEMA, MODEL, None, 3), settings, seed=3, base_rate=0.1, peer=peer
+    )
     one = batch(torch.full((ROWS,), float("nan")))
     DistillationLoss(settings)(model(one.dense, one.sparse), one).sum().backward()
     learnt = [p.grad.clone() for p in peer.parameters() if p.grad is not None]
@@ -181,7 +225,9 @@ def test_peer_is_a_target_and_learns_the_label_alone() -> None:
     label_loss = torch.nn.functional.binary_cross_entropy_with_logits
     label_loss(peer(one.dense, one.sparse)["serving"], one.label, reduction="sum").backward()
     alone = [p.grad for p in peer.parameters() if p.grad is not None]
-    assert len(alone) > 0 and all(torch.allclose(a, b, atol=1e-6) for a, b in zip(learnt, alone, strict=True))
+    assert len(alone) > 0 and all(
+        torch.allclose(a, b, atol=1e-6) for a, b in zip(learnt, alone, strict=True)
+    )
     assert model.distillation_head is not None and model.distillation_head[0].weight.grad.any()  # type: ignore[union-attr]
 
 
@@ -192,7 +238,9 @@ def test_missing_score_leaves_the_label_loss() -> None:
     score[::2] = float("nan")
     one = batch(score)
     outputs = model(one.dense, one.sparse)
-    label_loss = torch.nn.functional.binary_cross_entropy_with_logits(outputs["serving"], one.label, reduction="none")
+    label_loss = torch.nn.functional.binary_cross_entropy_with_logits(
+        outputs["serving"], one.label, reduction="none"
+    )
     values = loss(outputs, one)
     assert torch.equal(values[::2], label_loss[::2])
     assert (values[1::2] > label_loss[1::2]).all()
@@ -216,7 +264,9 @@ def test_both_arms_start_from_the_same_ranker() -> None:
     model, _ = distilled()
     plain = build_ranker(SCHEMA, MODEL, None, seed=3)
     one = batch()
-    assert torch.equal(model(one.dense, one.sparse)["serving"], plain(one.dense, one.sparse)["serving"])
+    assert torch.equal(
+        model(one.dense, one.sparse)["serving"], plain(one.dense, one.sparse)["serving"]
+    )
 
 
 def test_distillation_head_starts_at_the_scaled_base_rate() -> None:

@@ -55,7 +55,9 @@ def test_missing_scores_degrade_to_the_hard_label(mode: Mode, missing: float) ->
 def test_auxiliary_tower_also_learns_the_hard_label_and_without_a_score_only_that() -> None:
     one = batch(torch.full((ROWS,), math.nan))
     values = added(DistillationSettings(hard_label_weight=0.5), one)
-    expected = 0.5 * binary_cross_entropy_with_logits(OUTPUTS["distillation"], one.label, reduction="none")
+    expected = 0.5 * binary_cross_entropy_with_logits(
+        OUTPUTS["distillation"], one.label, reduction="none"
+    )
     assert torch.allclose(values, expected, atol=1e-6)
 
 

@@ -1,4 +1,5 @@
-"""A value that is not finite: its window and feature are named, or its batch is counted in the window's metrics."""
+"""A value that is not finite: its window and feature are named, or its batch is counted in the
+window's metrics."""
 
 import json
 import math
@@ -20,18 +21,27 @@ def windows_with_infinity(windows_dir: Path, tmp_path: Path) -> Path:  # noqa: F
     folder = tmp_path / "windows"
     shutil.copytree(windows_dir, folder)
     path = folder / "w1" / "part-00000.parquet"
-    price = pl.when(pl.int_range(pl.len()) == 7).then(math.inf).otherwise(pl.col("price")).cast(pl.Float32)
+    price = (
+        pl.when(pl.int_range(pl.len()) == 7)
+        .then(math.inf)
+        .otherwise(pl.col("price"))
+        .cast(pl.Float32)
+    )
     pl.read_parquet(path).with_columns(price=price).write_parquet(path)
     return folder
 
 
 def test_the_run_ends_with_window_and_feature(windows_with_infinity: Path, tmp_path: Path) -> None:
-    with pytest.raises(NonFiniteLossError, match=r"window w1: the loss is not finite.*features: price;") as caught:
+    with pytest.raises(
+        NonFiniteLossError, match=r"window w1: the loss is not finite.*features: price;"
+    ) as caught:
         train_teacher(TrainingJob(windows_with_infinity, TEACHER, TRAIN, tmp_path / "teacher"))
     assert (caught.value.window, caught.value.features) == ("w1", ("price",))
 
 
-def test_skipped_batches_are_counted_in_their_window(windows_with_infinity: Path, tmp_path: Path) -> None:
+def test_skipped_batches_are_counted_in_their_window(
+    windows_with_infinity: Path, tmp_path: Path
+) -> None:
     train = TRAIN.model_copy(update={"skip_non_finite_batches": True})
     (tmp_path / "teacher").mkdir()
     train_teacher(TrainingJob(windows_with_infinity, TEACHER, train, tmp_path / "teacher"))

@@ -67,7 +67,9 @@ def run(windows_dir: Path, root: Path) -> None:
     train_teacher(TrainingJob(windows_dir, TEACHER, TRAIN, root / "teacher"))
     augment = AugmentSettings(batch_size=128, max_staleness_hours=None)
     score_windows(windows_dir, None, root / "teacher", TEACHER, augment, TRAIN, root / "scores")
-    train_students(TrainingJob(windows_dir, STUDENTS, TRAIN, root / "students", scores_dir=root / "scores"))
+    train_students(
+        TrainingJob(windows_dir, STUDENTS, TRAIN, root / "students", scores_dir=root / "scores")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +80,12 @@ def root(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_each_example_is_scored_once_by_a_snapshot_of_its_past(root: Path) -> None:
-    assert [s.window for s in list_snapshots(root / "teacher" / "snapshots")] == ["w0", "w1", "w2", "w3"]
+    assert [s.window for s in list_snapshots(root / "teacher" / "snapshots")] == [
+        "w0",
+        "w1",
+        "w2",
+        "w3",
+    ]
     assert not list((root / "scores" / "w0").glob("*.parquet"))
     for index, window in enumerate(WINDOWS[1:], start=1):
         scores = pl.read_parquet(root / "scores" / window.name / "*.parquet")
@@ -88,7 +95,8 @@ def test_each_example_is_scored_once_by_a_snapshot_of_its_past(root: Path) -> No
 
 
 def test_score_is_the_teachers_own_next_prediction(root: Path) -> None:
-    """A snapshot after window t predicts window t+1 as the teacher itself did: save and load lose nothing."""
+    """A snapshot after window t predicts window t+1 as the teacher itself did: save and load lose
+    nothing."""
     scores = pl.read_parquet(root / "scores" / "w2" / "*.parquet").sort("example_id")
     own = pl.read_parquet(root / "teacher" / "predictions" / "w2.parquet").sort("example_id")
     assert scores["logit"].to_numpy() == pytest.approx(own["logit"].to_numpy(), abs=1e-5)
@@ -96,7 +104,9 @@ def test_score_is_the_teachers_own_next_prediction(root: Path) -> None:
 
 def test_students_see_their_domain_and_arms_start_alike(root: Path) -> None:
     frames = {
-        (arm, window): pl.read_parquet(root / f"students/one/{arm}/seed-1/predictions/{window}.parquet")
+        (arm, window): pl.read_parquet(
+            root / f"students/one/{arm}/seed-1/predictions/{window}.parquet"
+        )
         for arm in ("plain", "distilled")
         for window in ("w0", "w3")
     }
@@ -116,7 +126,9 @@ def test_export_holds_the_serving_head_only(root: Path, windows_dir: Path) -> No
 def test_rerun_writes_the_same_bytes(root: Path, windows_dir: Path, tmp_path: Path) -> None:
     run(windows_dir, tmp_path)
     written = sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file())
-    assert written == sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
+    assert written == sorted(
+        path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()
+    )
     assert [p for p in written if (root / p).read_bytes() != (tmp_path / p).read_bytes()] == []
 
 
@@ -132,7 +144,9 @@ def test_altered_snapshot_is_refused(root: Path, windows_dir: Path, tmp_path: Pa
     folder = tmp_path / "snapshots" / "w2"
     folder.mkdir(parents=True)
     text = (root / "teacher/snapshots/w2/snapshot.json").read_text()
-    (folder / "snapshot.json").write_text(text.replace(str(WINDOWS[2].end_ms), str(WINDOWS[0].end_ms)))
+    (folder / "snapshot.json").write_text(
+        text.replace(str(WINDOWS[2].end_ms), str(WINDOWS[0].end_ms))
+    )
     with pytest.raises(LookAheadError):
         score_windows(
             windows_dir,

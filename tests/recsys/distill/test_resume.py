@@ -1,4 +1,5 @@
-"""A killed teacher run goes on where it was, and what it writes is what an undisturbed run writes."""
+"""A killed teacher run goes on where it was, and what it writes is what an undisturbed run
+writes."""
 
 import multiprocessing
 import os
@@ -49,7 +50,8 @@ def die_after(steps: int) -> None:
 
 
 def die_in_write(writes: int) -> None:
-    """Make this process kill itself when the ``writes``-th checkpoint is written but not yet published."""
+    """Make this process kill itself when the ``writes``-th checkpoint is written but not yet
+    published."""
     write, done = checkpoints.write_durably, iter(range(1, writes + 1))
 
     def counted(path: Path, text: str) -> None:
@@ -60,20 +62,29 @@ def die_in_write(writes: int) -> None:
     checkpoints.write_durably = counted
 
 
-def run_and_die(windows: Path, every_batches: int | None, steps: int, folder: Path, **changes: Any) -> None:
+def run_and_die(
+    windows: Path, every_batches: int | None, steps: int, folder: Path, **changes: Any
+) -> None:
     die_after(steps)
     run(windows, TRAIN, every_batches, folder, **changes)
 
 
-def run_and_die_in_write(windows: Path, every_batches: int, writes: int, folder: Path, **changes: Any) -> None:
+def run_and_die_in_write(
+    windows: Path, every_batches: int, writes: int, folder: Path, **changes: Any
+) -> None:
     die_in_write(writes)
     run(windows, TRAIN, every_batches, folder, **changes)
 
 
-def run(windows: Path, train: TrainSettings, every_batches: int | None, folder: Path, **changes: Any) -> None:
+def run(
+    windows: Path, train: TrainSettings, every_batches: int | None, folder: Path, **changes: Any
+) -> None:
     output = folder / "output"
     output.mkdir(parents=True, exist_ok=True)
-    train_teacher(TrainingJob(windows, settings_with(every_batches, **changes), train, output), folder / "resume")
+    train_teacher(
+        TrainingJob(windows, settings_with(every_batches, **changes), train, output),
+        folder / "resume",
+    )
 
 
 def kill(target: object, *arguments: object, **changes: object) -> None:
@@ -97,7 +108,11 @@ def train_rank_that_dies_once(job: TrainingJob[TeacherSettings], *arguments: Any
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +124,8 @@ def undisturbed(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @dataclass(frozen=True)
 class Killed:
-    """A run that is killed at each of ``deaths`` (how, and after how many steps or writes), then left alone."""
+    """A run that is killed at each of ``deaths`` (how, and after how many steps or writes), then
+    left alone."""
 
     every_batches: int | None
     deaths: list[tuple[Callable[..., None], int]]
@@ -124,8 +140,12 @@ DIFFERENTIAL = [*steps(7), (run_and_die_in_write, 2), (run_and_die_in_write, 3),
 KILLED = {
     "at windows": Killed(None, steps(1, 7, 8)),
     "at batches": Killed(2, steps(4, 2, 5, 7)),
-    "differential": Killed(1, DIFFERENTIAL, {"checkpoint_asynchronously": False, "full_checkpoint_every": 3}),
-    "asynchronous": Killed(1, DIFFERENTIAL, {"checkpoint_asynchronously": True, "full_checkpoint_every": 3}),
+    "differential": Killed(
+        1, DIFFERENTIAL, {"checkpoint_asynchronously": False, "full_checkpoint_every": 3}
+    ),
+    "asynchronous": Killed(
+        1, DIFFERENTIAL, {"checkpoint_asynchronously": True, "full_checkpoint_every": 3}
+    ),
 }
 
 
@@ -141,7 +161,9 @@ def killed_and_run(windows: Path, case: Killed, folder: Path) -> tuple[list[dict
 
 
 @pytest.fixture(scope="module")
-def killed(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Agent, Path]]]:  # noqa: F811
+def killed(
+    windows_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, tuple[Agent, Path]]]:
     """The runs of KILLED, side by side since each keeps one core busy, and their folders."""
     folders = {name: tmp_path_factory.mktemp("killed") for name in KILLED}
     agents = {
@@ -217,7 +239,9 @@ def test_last_good_passes_over_jumps_and_undefined() -> None:
     assert last_good([nan, 1.0, 1.05, 2.0, nan], 0.1) == 1.05
 
 
-def test_run_name_depends_on_the_code(windows_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_run_name_depends_on_the_code(
+    windows_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = []
     for text in ("a = 1", "a = 2"):
         (tmp_path / "code.py").write_text(text)

@@ -22,7 +22,8 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Written:
-    """What is in a log: files of records in time, each late file's arrival, the wait; ``by_hand``: one file."""
+    """What is in a log: files of records in time, each late file's arrival, the wait; ``by_hand``:
+    one file."""
 
     in_time: list[list[Record]]
     late: list[tuple[int, list[Record]]]
@@ -32,7 +33,8 @@ class Written:
 
 @st.composite
 def records(draw: st.DrawFn, snapshots: list[str]) -> list[Record]:
-    """Records in any order of ids, some of them twice; a snapshot's logit of an example is nearly always the same."""
+    """Records in any order of ids, some of them twice; a snapshot's logit of an example is nearly
+    always the same."""
     found = []
     for example in draw(st.lists(IDS, max_size=10)):
         snapshot = draw(st.sampled_from(snapshots))
@@ -55,17 +57,32 @@ def logs(draw: st.DrawFn) -> Written:
     snapshots = draw(st.sampled_from([["early"], ["early", "middle"], list(MARKS)]))
     by_hand = draw(st.booleans())
     in_time = draw(st.lists(records(snapshots), min_size=1, max_size=1 if by_hand else 3))
-    late = [] if by_hand else draw(st.lists(st.tuples(st.integers(100, 140), records(snapshots)), max_size=2))
-    return Written(in_time, sorted(late, key=lambda one: one[0]), draw(st.none() | st.integers(0, 40)), by_hand)
+    late = (
+        []
+        if by_hand
+        else draw(st.lists(st.tuples(st.integers(100, 140), records(snapshots)), max_size=2))
+    )
+    return Written(
+        in_time, sorted(late, key=lambda one: one[0]), draw(st.none() | st.integers(0, 40)), by_hand
+    )
 
 
 def write(folder: Path, written: Written) -> ScoreLog:
     """The log on disk, as somebody else might have written it: nothing sorted, nothing left out."""
     log = ScoreLog(folder)
-    log.describe(written.wait_ms, [Snapshot(name, "w", mark, None, "hash", False) for name, mark in MARKS.items()])
+    log.describe(
+        written.wait_ms,
+        [Snapshot(name, "w", mark, None, "hash", False) for name, mark in MARKS.items()],
+    )
     (folder / "w").mkdir()
-    names = ["w.parquet"] if written.by_hand else [f"w/segment-{i:05d}.parquet" for i in range(len(written.in_time))]
-    names += [f"w/late-{arrival:015d}-{i:05d}.parquet" for i, (arrival, _) in enumerate(written.late)]
+    names = (
+        ["w.parquet"]
+        if written.by_hand
+        else [f"w/segment-{i:05d}.parquet" for i in range(len(written.in_time))]
+    )
+    names += [
+        f"w/late-{arrival:015d}-{i:05d}.parquet" for i, (arrival, _) in enumerate(written.late)
+    ]
     for name, rows in zip(names, written.in_time + [rows for _, rows in written.late], strict=True):
         pl.DataFrame(rows, schema=SCORE_SCHEMA).write_parquet(folder / name, row_group_size=3)
     if not written.by_hand:
@@ -73,7 +90,9 @@ def write(folder: Path, written: Written) -> ScoreLog:
     return log
 
 
-def joined_by_hand(written: Written, examples: list[int]) -> list[tuple[float | None, int | None]] | type[Exception]:
+def joined_by_hand(
+    written: Written, examples: list[int]
+) -> list[tuple[float | None, int | None]] | type[Exception]:
     """(score, staleness) of each example, or the error's class."""
     files = [(None, rows) for rows in written.in_time] + list(written.late)
     in_time: dict[int, list[Record]] = {example: [] for example in examples}
@@ -84,7 +103,9 @@ def joined_by_hand(written: Written, examples: list[int]) -> list[tuple[float | 
             event_time = 100 + record["example_id"]
             if record["high_water_mark"] > event_time:
                 return LookAheadError
-            waited_out = None not in (arrival, written.wait_ms) and event_time + written.wait_ms < arrival
+            waited_out = (
+                None not in (arrival, written.wait_ms) and event_time + written.wait_ms < arrival
+            )
             if not waited_out:
                 in_time[record["example_id"]].append(record)
     for own in in_time.values():
@@ -93,7 +114,9 @@ def joined_by_hand(written: Written, examples: list[int]) -> list[tuple[float | 
                 return ScoreConflictError
     first = {example: own[0] for example, own in in_time.items() if own}
     return [
-        (first[example]["logit"], first[example]["staleness_ms"]) if example in first else (None, None)
+        (first[example]["logit"], first[example]["staleness_ms"])
+        if example in first
+        else (None, None)
         for example in examples
     ]
 
@@ -103,7 +126,9 @@ def joined_by_hand(written: Written, examples: list[int]) -> list[tuple[float | 
 def test_join_is_that_of_a_walk_through_every_record(written: Written, examples: list[int]) -> None:
     expected = joined_by_hand(written, examples)
     frame = pl.DataFrame({"example_id": examples}, schema={"example_id": pl.Int64})
-    frame = frame.with_columns(event_time=100 + pl.col("example_id"), label_time=150 + pl.col("example_id"))
+    frame = frame.with_columns(
+        event_time=100 + pl.col("example_id"), label_time=150 + pl.col("example_id")
+    )
     with tempfile.TemporaryDirectory() as folder:
         log = write(Path(folder), written)
         try:
@@ -116,7 +141,9 @@ def test_join_is_that_of_a_walk_through_every_record(written: Written, examples:
     event("some scored" if any(score is not None for score, _ in expected) else "none scored")
     assert joined.drop("score", "staleness_ms").equals(frame)
     assert joined["score"].dtype == pl.Float32
-    assert [str(score) for score in joined["score"]] == [str(score) for score, _ in expected]  # NaN as itself
+    assert [str(score) for score in joined["score"]] == [
+        str(score) for score, _ in expected
+    ]  # NaN as itself
     assert joined["staleness_ms"].to_list() == [staleness for _, staleness in expected]
 
 
@@ -134,10 +161,16 @@ def test_own_segment_with_ids_in_a_row_or_with_a_hole_gives_each_row_its_record(
     ids = [example for example in range(first, first + count) if example != hole]
     rows = sorted(set(examples)) if in_order else examples
     event(f"{'with' if set(rows) - set(ids) else 'no'} row without a record")
-    scored = pl.DataFrame({"example_id": ids, "logit": [example + 0.5 for example in ids], "staleness_ms": ids})
-    scored = scored.with_columns(snapshot=pl.lit("early"), high_water_mark=pl.lit(90)).select(list(SCORE_SCHEMA))
+    scored = pl.DataFrame(
+        {"example_id": ids, "logit": [example + 0.5 for example in ids], "staleness_ms": ids}
+    )
+    scored = scored.with_columns(snapshot=pl.lit("early"), high_water_mark=pl.lit(90)).select(
+        list(SCORE_SCHEMA)
+    )
     frame = pl.DataFrame({"example_id": rows}, schema={"example_id": pl.Int64})
-    frame = frame.with_columns(event_time=100 + pl.col("example_id"), label_time=150 + pl.col("example_id"))
+    frame = frame.with_columns(
+        event_time=100 + pl.col("example_id"), label_time=150 + pl.col("example_id")
+    )
     with tempfile.TemporaryDirectory() as folder:
         log = ScoreLog(Path(folder))
         log.write_chunk("w", 0, scored)

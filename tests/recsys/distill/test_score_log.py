@@ -1,4 +1,5 @@
-"""The score log: once by key, whole or absent, and never of a snapshot that knows its example's time."""
+"""The score log: once by key, whole or absent, and never of a snapshot that knows its example's
+time."""
 
 from pathlib import Path
 
@@ -21,7 +22,9 @@ WINDOW = Window("w1", 100, 200, 10, 50)
 FACTS = WindowFacts("w1", 10, 10, "w0", 5.0, 9, [10], {})
 
 
-def records(ids: list[int], logit: float = 0.5, snapshot: str = "w0", mark: int = 100) -> pl.DataFrame:
+def records(
+    ids: list[int], logit: float = 0.5, snapshot: str = "w0", mark: int = 100
+) -> pl.DataFrame:
     return pl.DataFrame(
         {
             "example_id": ids,
@@ -36,7 +39,9 @@ def records(ids: list[int], logit: float = 0.5, snapshot: str = "w0", mark: int 
 def examples(ids: list[int], delay: int = 20) -> pl.DataFrame:
     """Examples of the window; number i happens at time 100 + i."""
     frame = pl.DataFrame({"example_id": ids}, schema={"example_id": pl.Int64})
-    return frame.with_columns(event_time=100 + pl.col("example_id"), label_time=100 + delay + pl.col("example_id"))
+    return frame.with_columns(
+        event_time=100 + pl.col("example_id"), label_time=100 + delay + pl.col("example_id")
+    )
 
 
 def snapshot(name: str = "w0", weights_hash: str = "hash") -> Snapshot:
@@ -44,7 +49,11 @@ def snapshot(name: str = "w0", weights_hash: str = "hash") -> Snapshot:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_join_gives_each_example_its_score_in_the_order_of_the_examples(tmp_path: Path) -> None:
@@ -111,7 +120,9 @@ def test_score_that_knows_its_examples_time_is_look_ahead(by_hand: bool, tmp_pat
         log.write_chunk("w1", 0, scored)
         log.finish(FACTS)
     assert log.join(examples([1, 2, 3]), WINDOW)["score"].null_count() == 0
-    with pytest.raises(LookAheadError, match=r"example 4 of time 104 is scored by snapshot w0.*105 lies after it"):
+    with pytest.raises(
+        LookAheadError, match=r"example 4 of time 104 is scored by snapshot w0.*105 lies after it"
+    ):
         log.join(examples([1, 2, 3, 4]), WINDOW)
 
 
@@ -223,12 +234,18 @@ def test_a_record_has_a_logit_a_task_and_readers_take_theirs(tmp_path: Path) -> 
     assert found["both"]["score_conversion"].to_list() == [-5.5, -7.5]
     assert "score" not in found["conversion"].columns
     with pytest.raises(ScoreConflictError, match="example 2 has several logits"):
-        log.add_late("w1", 150, both.filter(pl.col("example_id") == 2).with_columns(logit_conversion=pl.lit(0.0)))
+        log.add_late(
+            "w1",
+            150,
+            both.filter(pl.col("example_id") == 2).with_columns(logit_conversion=pl.lit(0.0)),
+        )
     with pytest.raises(InputError, match="no column 'logit_cart'"):
         ScoreLog(tmp_path, ["logit", "logit_cart"]).join(examples([1]), WINDOW)
 
 
 def test_look_ahead_is_refused_whichever_task_is_read(tmp_path: Path) -> None:
-    records([4], mark=105).rename({"logit": "logit_conversion"}).write_parquet(tmp_path / "w1.parquet")
+    records([4], mark=105).rename({"logit": "logit_conversion"}).write_parquet(
+        tmp_path / "w1.parquet"
+    )
     with pytest.raises(LookAheadError, match=r"example 4 of time 104"):
         ScoreLog(tmp_path, ["logit_conversion"]).join(examples([4]), WINDOW)

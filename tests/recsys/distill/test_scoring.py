@@ -1,4 +1,5 @@
-"""Scoring: killed anywhere it ends with the same bytes; what is scored already is not scored again."""
+"""Scoring: killed anywhere it ends with the same bytes; what is scored already is not scored
+again."""
 
 import os
 import signal
@@ -39,7 +40,16 @@ def teacher_dir(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def job(windows_dir: Path, teacher_dir: Path, tmp_path: Path) -> ScoringJob:  # noqa: F811
-    return ScoringJob(windows_dir, None, teacher_dir, TEACHER, SETTINGS, TRAIN, tmp_path / "log", tmp_path / "work")
+    return ScoringJob(
+        windows_dir,
+        None,
+        teacher_dir,
+        TEACHER,
+        SETTINGS,
+        TRAIN,
+        tmp_path / "log",
+        tmp_path / "work",
+    )
 
 
 def run(job: ScoringJob) -> scoring.ScoreReport:
@@ -48,7 +58,8 @@ def run(job: ScoringJob) -> scoring.ScoreReport:
 
 
 def run_and_die(job: ScoringJob, writes: int, published: bool) -> None:
-    """Run and kill this process at the ``writes``-th file of the log: before it is published, or after."""
+    """Run and kill this process at the ``writes``-th file of the log: before it is published, or
+    after."""
     publish, done = score_log._publish, iter(range(1, writes + 1))
 
     def counted(partial: Path, path: Path) -> None:
@@ -74,7 +85,9 @@ def undisturbed(
     return contents(folder)
 
 
-def test_log_killed_anywhere_ends_with_the_same_bytes(job: ScoringJob, undisturbed: dict[str, bytes]) -> None:
+def test_log_killed_anywhere_ends_with_the_same_bytes(
+    job: ScoringJob, undisturbed: dict[str, bytes]
+) -> None:
     for writes, published in ((1, False), (7, True), (3, False), (2, True), (4, True), (6, False)):
         kill(run_and_die, job, writes, published)
     assert job.log_dir.is_dir()
@@ -83,7 +96,9 @@ def test_log_killed_anywhere_ends_with_the_same_bytes(job: ScoringJob, undisturb
 
 
 def test_kill_costs_at_most_one_segment(job: ScoringJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    kill(run_and_die, job, 9, True)  # log.json, four keys, w0's window.json, then three segments of w1
+    kill(
+        run_and_die, job, 9, True
+    )  # log.json, four keys, w0's window.json, then three segments of w1
     written = contents(job.log_dir)
     assert ScoreLog(job.log_dir).chunks("w1") == 3
     predicted: list[int] = []
@@ -100,7 +115,9 @@ def test_kill_costs_at_most_one_segment(job: ScoringJob, monkeypatch: pytest.Mon
     assert written.items() <= contents(job.log_dir).items()
 
 
-def test_windows_scored_by_the_same_snapshot_are_skipped(job: ScoringJob, undisturbed: dict[str, bytes]) -> None:
+def test_windows_scored_by_the_same_snapshot_are_skipped(
+    job: ScoringJob, undisturbed: dict[str, bytes]
+) -> None:
     run(job)
     assert plan_scoring(job) == []
     (job.log_dir / "w2" / "segment-00001.parquet").write_bytes(b"damaged")
@@ -111,7 +128,9 @@ def test_windows_scored_by_the_same_snapshot_are_skipped(job: ScoringJob, undist
     assert contents(job.log_dir) == undisturbed
 
 
-def test_withdrawn_snapshot_is_rescored_by_the_one_before_it(job: ScoringJob, teacher_dir: Path) -> None:
+def test_withdrawn_snapshot_is_rescored_by_the_one_before_it(
+    job: ScoringJob, teacher_dir: Path
+) -> None:
     run(job)
     bad = next(s for s in list_snapshots(teacher_dir / "snapshots") if s.name == "w1")
     withdrawn = replace(job, withdrawn=frozenset({bad.weights_hash}))
@@ -120,7 +139,9 @@ def test_withdrawn_snapshot_is_rescored_by_the_one_before_it(job: ScoringJob, te
     assert ScoreLog(job.log_dir).used() == {"w0": ["w1", "w2"], "w2": ["w3"]}
 
 
-def test_shares_of_the_windows_scored_apart_give_the_same_log(job: ScoringJob, undisturbed: dict[str, bytes]) -> None:
+def test_shares_of_the_windows_scored_apart_give_the_same_log(
+    job: ScoringJob, undisturbed: dict[str, bytes]
+) -> None:
     plans = plan_scoring(job)
     parts = parts_of(plans, 3)
     assert [plan for part in parts for plan in part] == plans
@@ -143,14 +164,21 @@ def test_two_ranks_score_what_one_scores(job: ScoringJob, undisturbed: dict[str,
 
 def test_report_counts_hits_staleness_and_domains(job: ScoringJob) -> None:
     report = run(job)
-    assert (report.rows, report.scored, report.hit_rate, report.miss_rate) == (4 * ROWS, 3 * ROWS, 0.75, 0.25)
+    assert (report.rows, report.scored, report.hit_rate, report.miss_rate) == (
+        4 * ROWS,
+        3 * ROWS,
+        0.75,
+        0.25,
+    )
     assert report.staleness == {"0-0.25 h": 3 * 75, "0.25-0.5 h": 3 * 75, "from 0.5 h": 3 * 150}
     assert report.scored_by_domain == {"a": 3 * ROWS // 2, "b": 3 * ROWS // 2}
     assert job.work_dir is not None
     rows, seconds = scoring_speed(job.work_dir)
     assert rows == 3 * ROWS
     assert seconds > 0
-    assert not any("seconds" in text.decode(errors="ignore") for text in contents(job.log_dir).values())
+    assert not any(
+        "seconds" in text.decode(errors="ignore") for text in contents(job.log_dir).values()
+    )
 
 
 def test_calls_saved_are_reads_less_the_scores_that_somebody_reads() -> None:

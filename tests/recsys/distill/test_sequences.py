@@ -1,4 +1,5 @@
-"""Teacher, scores and students whose models pool a click history by attention, from a generated stream to exports."""
+"""Teacher, scores and students whose models pool a click history by attention, from a generated
+stream to exports."""
 
 from pathlib import Path
 
@@ -12,7 +13,12 @@ from recsys.data.loader import WindowReader
 from recsys.data.settings import ClickHistorySettings, DataSettings, load_dataset
 from recsys.distill.distillation_settings import DistillationSettings
 from recsys.distill.scoring import score_windows
-from recsys.distill.settings import AugmentSettings, StudentSettings, StudentsSettings, TeacherSettings
+from recsys.distill.settings import (
+    AugmentSettings,
+    StudentSettings,
+    StudentsSettings,
+    TeacherSettings,
+)
 from recsys.distill.students import train_students
 from recsys.distill.teacher import train_teacher
 from recsys.distill.training_job import TrainingJob
@@ -47,7 +53,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ingest(data, dataset, folder / "windows", folder / "oracle")
     teacher = TeacherSettings(model=TEACHER_MODEL, hold_back_ne_increase=10.0)
     train_teacher(TrainingJob(folder / "windows", teacher, TRAIN, folder / "teacher"))
-    score_windows(folder / "windows", None, folder / "teacher", teacher, AugmentSettings(), TRAIN, folder / "scores")
+    score_windows(
+        folder / "windows",
+        None,
+        folder / "teacher",
+        teacher,
+        AugmentSettings(),
+        TRAIN,
+        folder / "scores",
+    )
     students = StudentsSettings(
         model=STUDENT_MODEL,
         seeds=[1],
@@ -59,7 +73,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "peer": DistillationSettings(mode="co_distillation", peer_model=TEACHER_MODEL),
         },
     )
-    train_students(TrainingJob(folder / "windows", students, TRAIN, folder / "students", scores_dir=folder / "scores"))
+    train_students(
+        TrainingJob(
+            folder / "windows", students, TRAIN, folder / "students", scores_dir=folder / "scores"
+        )
+    )
     return folder
 
 

@@ -103,7 +103,12 @@ def test_cadence_by_windows_or_by_examples_since_the_last_one() -> None:
 
 @pytest.mark.parametrize(
     ("logloss", "weight", "broken"),
-    [(0.3, 1.0, False), (float("nan"), 1.0, True), (0.3, float("nan"), True), (0.3, float("inf"), True)],
+    [
+        (0.3, 1.0, False),
+        (float("nan"), 1.0, True),
+        (0.3, float("nan"), True),
+        (0.3, float("inf"), True),
+    ],
 )
 def test_snapshot_with_a_nan_is_broken(logloss: float, weight: float, broken: bool) -> None:
     state = {"weight": torch.tensor([1.0, weight]), "step": torch.tensor(3)}

@@ -17,8 +17,8 @@ from recsys.distill.students import check_students, train_students
 from recsys.distill.training_job import TrainingJob
 from recsys.evaluation.report import evaluate
 from recsys.evaluation.settings import EvaluateSettings
+from recsys.models.cost import ranker_cost
 from recsys.serving.predictor import Predictor
-from recsys.towers.flops import ranker_cost
 from tests.recsys.distill.test_pipeline import MODEL, ROWS, TRAIN, WINDOWS, windows_dir  # noqa: F401
 from tests.recsys.distill.test_resume import contents, die_after, kill
 from tests.recsys.distill.test_students_resume import scores_dir  # noqa: F401
@@ -32,7 +32,9 @@ ARMS = {
     "distilled": DistillationSettings(),
     "tower": DistillationSettings(hard_label_weight=1.0),
     "extra": DistillationSettings(mode="auxiliary_adapter"),
-    "replace": DistillationSettings(mode="auxiliary_adapter", adapter=AdapterSettings(kind="replace", update="after")),
+    "replace": DistillationSettings(
+        mode="auxiliary_adapter", adapter=AdapterSettings(kind="replace", update="after")
+    ),
     "peer": DistillationSettings(mode="co_distillation", peer_model=PEER),
     "weightless": DistillationSettings(loss_weight=0.0, adapter=AdapterSettings(loss_weight=0.0)),
 }
@@ -54,42 +56,59 @@ SIX_LINES = """\
 
 
 @pytest.fixture(scope="module")
-def students_dir(windows_dir: Path, scores_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def students_dir(
+    windows_dir: Path, scores_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     folder = tmp_path_factory.mktemp("students")
     train_students(TrainingJob(windows_dir, SETTINGS, TRAIN, folder, scores_dir=scores_dir))
     return folder
 
 
 @pytest.mark.parametrize("arm", [arm for arm in ARMS if arm != "plain"])
-def test_an_arm_is_served_by_the_plain_student(arm: str, students_dir: Path, windows_dir: Path) -> None:  # noqa: F811
+def test_an_arm_is_served_by_the_plain_student(
+    arm: str, students_dir: Path, windows_dir: Path
+) -> None:
     """The same description, weights of the same names and shapes, modules, parameters and FLOPs."""
     folders = [students_dir / "one" / name / "export" for name in ("plain", arm)]
     assert len({(folder / "model.json").read_bytes() for folder in folders}) == 1
     plain, own = (Predictor.load(folder).ranker for folder in folders)
-    shapes = [{name: value.shape for name, value in one.state_dict().items()} for one in (plain, own)]
+    shapes = [
+        {name: value.shape for name, value in one.state_dict().items()} for one in (plain, own)
+    ]
     assert shapes[0] == shapes[1]
     assert ranker_cost(plain) == ranker_cost(own)
     assert str(plain) == str(own)
     frame = pl.read_parquet(windows_dir / "w3" / "part-00000.parquet")
-    differs = (Predictor.load(folders[0]).predict(frame) != Predictor.load(folders[1]).predict(frame)).any()
+    differs = (
+        Predictor.load(folders[0]).predict(frame) != Predictor.load(folders[1]).predict(frame)
+    ).any()
     assert differs == (arm != "weightless")
 
 
 def test_a_distillation_of_no_weight_exports_the_plain_students_bytes(students_dir: Path) -> None:
-    plain, weightless = (contents(students_dir / "one" / arm / "export") for arm in ("plain", "weightless"))
+    plain, weightless = (
+        contents(students_dir / "one" / arm / "export") for arm in ("plain", "weightless")
+    )
     assert plain == weightless
 
 
 def test_every_arm_starts_alike_and_its_diagnostics_are_in_its_metrics(students_dir: Path) -> None:
-    first = {arm: (students_dir / "one" / arm / "seed-1/predictions/w0.parquet").read_bytes() for arm in ARMS}
+    first = {
+        arm: (students_dir / "one" / arm / "seed-1/predictions/w0.parquet").read_bytes()
+        for arm in ARMS
+    }
     assert len(set(first.values())) == 1
     for arm in ARMS:
-        windows = json.loads((students_dir / "one" / arm / "seed-1/metrics.json").read_text())["windows"]
+        windows = json.loads((students_dir / "one" / arm / "seed-1/metrics.json").read_text())[
+            "windows"
+        ]
         keys = set(windows[-1])
         assert {"ne", "auc"} <= keys
         assert ("gradient_ratio" in keys) == (arm != "plain")
         assert ("missing_scores" in keys) == (arm not in ("plain", "peer"))
-    windows = json.loads((students_dir / "one/distilled/seed-1/metrics.json").read_text())["windows"]
+    windows = json.loads((students_dir / "one/distilled/seed-1/metrics.json").read_text())[
+        "windows"
+    ]
     assert windows[0]["missing_scores"] == 1.0  # of the first window there are no scores
     assert 0 < windows[1]["missing_scores"] < 1
     assert windows[3]["missing_scores"] == 0.0
@@ -108,7 +127,9 @@ def test_evaluation_compares_every_arm_with_plain(
         path = students_dir / "one/plain/seed-1/predictions" / f"{window.name}.parquet"
         (teacher / path.name).write_bytes(path.read_bytes())
     settings = EvaluateSettings(first_evaluation_window=1, bootstrap_samples=10)
-    report = evaluate(windows_dir, tmp_path, tmp_path / "teacher", students_dir, settings, tmp_path / "report")
+    report = evaluate(
+        windows_dir, tmp_path, tmp_path / "teacher", students_dir, settings, tmp_path / "report"
+    )
     compared = {row.arm for row in report.metrics}
     assert compared == set(ARMS) - {"plain"}
     weightless = [row.comparison for row in report.metrics if row.arm == "weightless"]
@@ -116,7 +137,9 @@ def test_evaluation_compares_every_arm_with_plain(
     values = json.loads((tmp_path / "report" / "report.json").read_text())
     ne = values["students"]["one"]["ne"]
     assert all(isinstance(ne[arm], float) for arm in ARMS)
-    assert ne["shared"] - ne["plain"] == pytest.approx(values["comparisons"]["one"]["shared"]["ne"]["difference"])
+    assert ne["shared"] - ne["plain"] == pytest.approx(
+        values["comparisons"]["one"]["shared"]["ne"]["difference"]
+    )
     table = (tmp_path / "report" / "table.md").read_text()
     assert "| one: extra | NE |" in table
 
@@ -126,7 +149,9 @@ def run(windows: Path, scores: Path, folder: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     arms = {name: ARMS[name] for name in ("plain", "extra", "replace")}
     settings = SETTINGS.model_copy(update={"arms": arms, "checkpoint_every_batches": 2})
-    train_students(TrainingJob(windows, settings, TRAIN, output, scores_dir=scores), folder / "resume")
+    train_students(
+        TrainingJob(windows, settings, TRAIN, output, scores_dir=scores), folder / "resume"
+    )
 
 
 def run_and_die(windows: Path, scores: Path, steps: int, folder: Path) -> None:
@@ -149,20 +174,31 @@ def test_killed_students_with_an_adapter_end_with_the_same_bytes(
     assert all(undisturbed[name] == value for name, value in written.items())
 
 
-def test_a_student_is_added_in_six_lines(tmp_path: Path, windows_dir: Path, scores_dir: Path) -> None:  # noqa: F811
+def test_a_student_is_added_in_six_lines(
+    tmp_path: Path, windows_dir: Path, scores_dir: Path
+) -> None:
     text = (PARAMS / "students.yaml").read_text().replace("students:\n", "students:\n" + SIX_LINES)
     values = yaml.safe_load(text)
-    values["students"], values["seeds"] = values["students"][:1], [1]  # the other domains are not in these data
+    values["students"], values["seeds"] = (
+        values["students"][:1],
+        [1],
+    )  # the other domains are not in these data
     (tmp_path / "students.yaml").write_text(yaml.safe_dump(values))
     settings = load_settings(tmp_path / "students.yaml", StudentsSettings)
     student = settings.students[0]
     assert settings.model_of(student).over_layers == [16]
     assert settings.model_of(student).embedding_dimension == settings.model.embedding_dimension
     spec = settings.distillation_of(student, "distilled")
-    assert (spec.mode, spec.gradient_scale, spec.adapter.kind) == ("auxiliary_adapter", 2.0, "replace")
+    assert (spec.mode, spec.gradient_scale, spec.adapter.kind) == (
+        "auxiliary_adapter",
+        2.0,
+        "replace",
+    )
     assert spec.head_layers == settings.distillation.head_layers
     assert settings.distillation_of(student, "plain").mode == "none"
-    with pytest.raises(InputError, match=r"'shop': key 'budget.parameters': the model has [\d,]+, more than 1,000"):
+    with pytest.raises(
+        InputError, match=r"'shop': key 'budget.parameters': the model has [\d,]+, more than 1,000"
+    ):
         check_students(Schema.load(windows_dir), settings)
     cheap = copy.deepcopy(values)
     cheap["students"][0]["budget"] = {"parameters": 10_000, "training_flops": 20_000}
@@ -177,11 +213,15 @@ def test_arms_must_hold_plain_and_a_peer_its_model() -> None:
     with pytest.raises(ValueError, match="arms must hold 'plain' with mode none"):
         StudentsSettings.model_validate(values | {"arms": {"distilled": {}}})
     with pytest.raises(ValueError, match="co_distillation needs peer_model"):
-        StudentsSettings.model_validate(values | {"arms": values["arms"] | {"peer": {"mode": "co_distillation"}}})
+        StudentsSettings.model_validate(
+            values | {"arms": values["arms"] | {"peer": {"mode": "co_distillation"}}}
+        )
 
 
 def test_overlaid_takes_set_keys_only() -> None:
-    base = DistillationSettings(gradient_scale=3.0, adapter=AdapterSettings(kind="replace", learning_rate=0.5))
+    base = DistillationSettings(
+        gradient_scale=3.0, adapter=AdapterSettings(kind="replace", learning_rate=0.5)
+    )
     change = DistillationSettings(loss_weight=2.0, adapter=AdapterSettings(update="after"))
     found = overlaid(base, None, change)
     assert (found.gradient_scale, found.loss_weight) == (3.0, 2.0)
@@ -198,7 +238,9 @@ def test_students_that_share_examples_keep_their_own_labels(
     for window in WINDOWS:
         (tmp_path / window.name).mkdir()
         frame = pl.read_parquet(windows_dir / window.name / "part-00000.parquet")
-        frame.with_columns(label=1.0 - pl.col("label")).write_parquet(tmp_path / window.name / "part-00000.parquet")
+        frame.with_columns(label=1.0 - pl.col("label")).write_parquet(
+            tmp_path / window.name / "part-00000.parquet"
+        )
     mine, other = (
         list(WindowReader(folder).label_batches(WINDOWS[2], ROWS, 0, 1, 1, scores_dir))
         for folder in (windows_dir, tmp_path)

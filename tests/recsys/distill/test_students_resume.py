@@ -1,4 +1,5 @@
-"""A killed students run goes on at the student and window it was at, and ends with an undisturbed run's bytes."""
+"""A killed students run goes on at the student and window it was at, and ends with an undisturbed
+run's bytes."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,9 @@ def scores_dir(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """A score for every example of every window but the first."""
     folder = tmp_path_factory.mktemp("scores")
     for index, window in enumerate(WINDOWS):
-        examples = pl.read_parquet(windows_dir / window.name / "part-00000.parquet", columns=["example_id"])
+        examples = pl.read_parquet(
+            windows_dir / window.name / "part-00000.parquet", columns=["example_id"]
+        )
         scores = examples.select(
             "example_id",
             logit=(pl.col("example_id") % 7 - 3).cast(pl.Float32),
@@ -43,15 +46,20 @@ def scores_dir(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def run(windows: Path, scores: Path, train: TrainSettings, every_batches: int | None, folder: Path) -> None:
+def run(
+    windows: Path, scores: Path, train: TrainSettings, every_batches: int | None, folder: Path
+) -> None:
     output = folder / "output"
     output.mkdir(parents=True, exist_ok=True)
     train_students(
-        TrainingJob(windows, settings_with(every_batches), train, output, scores_dir=scores), folder / "resume"
+        TrainingJob(windows, settings_with(every_batches), train, output, scores_dir=scores),
+        folder / "resume",
     )
 
 
-def run_and_die(windows: Path, scores: Path, every_batches: int | None, steps: int, folder: Path) -> None:
+def run_and_die(
+    windows: Path, scores: Path, every_batches: int | None, steps: int, folder: Path
+) -> None:
     die_after(steps)
     run(windows, scores, TRAIN, every_batches, folder)
 
@@ -63,11 +71,16 @@ def undisturbed(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("undisturbed")
-    train_students(TrainingJob(windows_dir, settings_with(None), TRAIN, folder, scores_dir=scores_dir))
+    train_students(
+        TrainingJob(windows_dir, settings_with(None), TRAIN, folder, scores_dir=scores_dir)
+    )
     return contents(folder)
 
 
-KILLS = {None: [3, 14, 13], 2: [4, 12, 16]}  # after how many steps, by how often a checkpoint is written
+KILLS = {
+    None: [3, 14, 13],
+    2: [4, 12, 16],
+}  # after how many steps, by how often a checkpoint is written
 
 
 def killed_and_run(
@@ -78,7 +91,9 @@ def killed_and_run(
     for steps in KILLS[every_batches]:
         kill(run_and_die, windows, scores, every_batches, steps, folder)
         left.append(contents(folder / "output"))
-    with mock.patch.object(Engine, "finish_step", autospec=True, side_effect=Engine.finish_step) as taken:
+    with mock.patch.object(
+        Engine, "finish_step", autospec=True, side_effect=Engine.finish_step
+    ) as taken:
         run(windows, scores, TRAIN, every_batches, folder)
     return left, taken.call_count
 
@@ -92,7 +107,9 @@ def killed(
     """The runs of KILLS, side by side since each keeps one core busy, and their folders."""
     folders = {every: tmp_path_factory.mktemp("killed") for every in KILLS}
     agents = {
-        every: start_agent(killed_and_run, (windows_dir, scores_dir, every, folder), folder / "answer")
+        every: start_agent(
+            killed_and_run, (windows_dir, scores_dir, every, folder), folder / "answer"
+        )
         for every, folder in folders.items()
     }
     yield {every: (agent, folders[every]) for every, agent in agents.items()}
@@ -102,7 +119,9 @@ def killed(
 
 @pytest.mark.parametrize("every_batches", KILLS)
 def test_killed_run_ends_with_the_same_bytes(
-    every_batches: int | None, killed: dict[int | None, tuple[Agent, Path]], undisturbed: dict[str, bytes]
+    every_batches: int | None,
+    killed: dict[int | None, tuple[Agent, Path]],
+    undisturbed: dict[str, bytes],
 ) -> None:
     agent, folder = killed[every_batches]
     left, steps = agent.outcome(BOUND_S)
@@ -149,6 +168,7 @@ def test_ended_student_is_not_trained_again_and_keeps_no_checkpoints(
     again = tmp_path / "again"
     again.mkdir()
     train_students(
-        TrainingJob(windows_dir, settings_with(None), TRAIN, again, scores_dir=scores_dir), tmp_path / "resume"
+        TrainingJob(windows_dir, settings_with(None), TRAIN, again, scores_dir=scores_dir),
+        tmp_path / "resume",
     )
     assert contents(again) == undisturbed

@@ -1,4 +1,5 @@
-"""Each task of a student learns its own label and its own score, and serves what the plain student serves."""
+"""Each task of a student learns its own label and its own score, and serves what the plain student
+serves."""
 
 import copy
 from dataclasses import replace
@@ -29,7 +30,10 @@ MODES: dict[str, dict[str, Any]] = {
     "shared": {"mode": "shared"},
     "affine": {"mode": "affine"},
     "auxiliary": {"mode": "auxiliary"},
-    "extra": {"mode": "auxiliary_adapter", "adapter": {"loss_weight": 0.7, "label_scale": 1.5, "learning_rate": 0.1}},
+    "extra": {
+        "mode": "auxiliary_adapter",
+        "adapter": {"loss_weight": 0.7, "label_scale": 1.5, "learning_rate": 0.1},
+    },
     "replace": {"mode": "auxiliary_adapter", "adapter": {"kind": "replace", "learning_rate": 0.1}},
     "peer": {"mode": "co_distillation", "peer_model": MODEL},
 }
@@ -51,7 +55,9 @@ def distilled(**changes: Any) -> tuple[DistilledRanker, DistillationLoss]:
     return model, DistillationLoss(settings, adapter, {"conversion": WEIGHT})
 
 
-def adapter_of(settings: DistillationSettings, further_tasks: list[str], **train: Any) -> StudentAdapter:
+def adapter_of(
+    settings: DistillationSettings, further_tasks: list[str], **train: Any
+) -> StudentAdapter:
     return StudentAdapter(settings, TrainSettings.model_validate(train), 1, 1, further_tasks)
 
 
@@ -66,11 +72,15 @@ def terms(mode: str, names: dict[str, str], outputs: dict[str, Tensor], loss: Di
     if not label.isnan():
         found.append((1.0, outputs[names["serving"]], label))
     if mode == "peer":
-        found.append((2.0, outputs[names["distillation"]], torch.sigmoid(outputs[names["peer"]].detach())))
+        found.append(
+            (2.0, outputs[names["distillation"]], torch.sigmoid(outputs[names["peer"]].detach()))
+        )
         if not label.isnan():
             found.append((1.0, outputs[names["peer"]], label))
     elif not score.isnan():
-        found.append((2.0, outputs[names["distillation"]], adapted if mode == "replace" else target))
+        found.append(
+            (2.0, outputs[names["distillation"]], adapted if mode == "replace" else target)
+        )
         if mode == "extra":
             found.append((0.7, outputs[names["adapted"]], (1.5 * adapted).clamp(max=1.0)))
     return found
@@ -82,10 +92,16 @@ def test_loss_is_the_sum_over_tasks_of_all_terms(mode: str) -> None:
     one = batch_of_two(MISSING)
     heads = ("distillation", "adapted", "peer")
     tasks = [
-        (1.0, {head: head for head in ("serving", *heads)} | {"task": "serving"}, one.label, one.score),
+        (
+            1.0,
+            {head: head for head in ("serving", *heads)} | {"task": "serving"},
+            one.label,
+            one.score,
+        ),
         (
             WEIGHT,
-            {head: f"{head}_conversion" for head in heads} | {"serving": "conversion", "task": "conversion"},
+            {head: f"{head}_conversion" for head in heads}
+            | {"serving": "conversion", "task": "conversion"},
             one.further_labels["conversion"],
             one.further_scores["conversion"],
         ),
@@ -104,7 +120,9 @@ def test_loss_is_the_sum_over_tasks_of_all_terms(mode: str) -> None:
 @pytest.mark.parametrize("mode", ["auxiliary", "extra", "replace"])
 def test_a_tasks_score_never_reaches_its_serving_head_or_the_other_tasks_heads(mode: str) -> None:
     model, loss = distilled(**MODES[mode], loss_weight=5.0, gradient_scale=3.0)
-    networks = list(loss._adapter.networks.values()) if isinstance(loss._adapter, StudentAdapter) else []
+    networks = (
+        list(loss._adapter.networks.values()) if isinstance(loss._adapter, StudentAdapter) else []
+    )
     for network in networks:
         network.zero_grad()
     one = batch_of_two(MISSING)
@@ -134,7 +152,8 @@ def batches_of_two() -> list[Batch]:
 
 
 def reference_adapter(settings: DistillationSettings, task: str, clip: float) -> list[Tensor]:
-    """The weights after plain steps on the rows, picked out by hand, that have a label and a score."""
+    """The weights after plain steps on the rows, picked out by hand, that have a label and a
+    score."""
     network = ScoreNetwork(settings.adapter.hidden_layers, 1)
     adam = torch.optim.Adam(network.parameters(), lr=settings.adapter.learning_rate)
     for one in batches_of_two():
@@ -142,7 +161,10 @@ def reference_adapter(settings: DistillationSettings, task: str, clip: float) ->
         score = one.score if task == "serving" else one.further_scores[task]
         rows = [row for row in range(ROWS) if not label[row].isnan() and not score[row].isnan()]
         adam.zero_grad()
-        loss = binary_cross_entropy_with_logits(network(score[rows]), label[rows], reduction="sum") / ROWS
+        loss = (
+            binary_cross_entropy_with_logits(network(score[rows]), label[rows], reduction="sum")
+            / ROWS
+        )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
         adam.step()
@@ -155,13 +177,18 @@ def test_each_tasks_adapter_learns_its_own_labels_alone(update: str) -> None:
     values = {"mode": "auxiliary_adapter", "adapter": {"update": update, "learning_rate": 0.05}}
     settings, clip = DistillationSettings.model_validate(values), 0.02
     both = adapter_of(settings, ["conversion"], dense_clip_norm=clip)
-    alone = {task: adapter_of(settings, [], dense_clip_norm=clip) for task in ("serving", "conversion")}
+    alone = {
+        task: adapter_of(settings, [], dense_clip_norm=clip) for task in ("serving", "conversion")
+    }
     for step, one in enumerate(batches_of_two(), start=1):
         of_one = {
             "serving": replace(one, further_labels={}, further_scores={}),
             "conversion": one.of_task("conversion"),
         }
-        for adapter, given in ((both, one), *((alone[task], given) for task, given in of_one.items())):
+        for adapter, given in (
+            (both, one),
+            *((alone[task], given) for task, given in of_one.items()),
+        ):
             adapter.begin(given, step)
             adapter.end(updated=step != 3)  # one batch is left out
             if step == 3:
@@ -169,7 +196,9 @@ def test_each_tasks_adapter_learns_its_own_labels_alone(update: str) -> None:
                 adapter.end(updated=True)
     for task, single in alone.items():
         assert same(weights_of(both, task), weights_of(single, "serving"))
-        for found, expected in zip(weights_of(both, task), reference_adapter(settings, task, clip), strict=False):
+        for found, expected in zip(
+            weights_of(both, task), reference_adapter(settings, task, clip), strict=False
+        ):
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert not same(weights_of(both, "serving"), weights_of(both, "conversion"))
 
@@ -188,7 +217,9 @@ def test_a_peer_learns_the_labels_of_all_tasks_alone() -> None:
     one = batch_of_two(MISSING)
     assert model.peer is not None
     loss(model(one.dense, one.sparse), one).sum().backward()
-    learnt = {name: p.grad.clone() for name, p in model.peer.named_parameters() if p.grad is not None}
+    learnt = {
+        name: p.grad.clone() for name, p in model.peer.named_parameters() if p.grad is not None
+    }
     alone = build_ranker(SCHEMA_OF_TWO, MODEL, None, 4, "cpu", PEER_TABLE_PREFIX)
     outputs = alone(one.dense, one.sparse)
     for weight, logit, label in (
@@ -197,7 +228,9 @@ def test_a_peer_learns_the_labels_of_all_tasks_alone() -> None:
     ):
         for row in range(ROWS):
             if not label[row].isnan():
-                (weight * binary_cross_entropy_with_logits(logit[row], label[row])).backward(retain_graph=True)
+                (weight * binary_cross_entropy_with_logits(logit[row], label[row])).backward(
+                    retain_graph=True
+                )
     expected = {name: p.grad for name, p in alone.named_parameters() if p.grad is not None}
     assert learnt.keys() == expected.keys()
     for name, gradient in learnt.items():
@@ -208,7 +241,11 @@ def test_a_peer_learns_the_labels_of_all_tasks_alone() -> None:
 def test_served_part_is_the_plain_student_of_the_same_tasks(mode: str) -> None:
     model, _ = distilled(**MODES[mode])
     plain = build_ranker(SCHEMA_OF_TWO, MODEL, None, seed=3)
-    served = {k.removeprefix("ranker."): v for k, v in model.state_dict().items() if k.startswith("ranker.")}
+    served = {
+        k.removeprefix("ranker."): v
+        for k, v in model.state_dict().items()
+        if k.startswith("ranker.")
+    }
     assert list(served) == list(plain.state_dict())
     assert all(torch.equal(served[name], value) for name, value in plain.state_dict().items())
     one = batch_of_two(MISSING)
@@ -218,7 +255,12 @@ def test_served_part_is_the_plain_student_of_the_same_tasks(mode: str) -> None:
 
 def test_heads_of_tasks_start_apart_at_their_rates() -> None:
     model, _ = distilled(**MODES["extra"], label_scale=2.0)
-    heads = [model.distillation_head, *model.further_heads, model.adapter_head, *model.further_adapter_heads]
+    heads = [
+        model.distillation_head,
+        *model.further_heads,
+        model.adapter_head,
+        *model.further_adapter_heads,
+    ]
     biases = [head[-1].bias for head in heads]  # type: ignore[index]
     assert [torch.sigmoid(bias).item() for bias in biases] == pytest.approx([0.2, 0.04, 0.15, 0.03])
     assert len({head[0].weight.sum().item() for head in heads}) == len(heads)  # type: ignore[index]
@@ -238,8 +280,14 @@ def settings_of(student: dict[str, Any]) -> StudentsSettings:
     [
         ({"tasks": ["cart"]}, "students: 'one': task 'cart': the data have click, conversion"),
         ({"tasks": []}, "students: 'one': tasks: give at least one"),
-        ({"task_weights": {"conversion": 2.0}}, "students: 'one': key 'task_weights.conversion'.*are: none"),
-        ({"tasks": ["conversion", "click"], "task_weights": {"conversion": 2.0}}, "main one, conversion"),
+        (
+            {"task_weights": {"conversion": 2.0}},
+            "students: 'one': key 'task_weights.conversion'.*are: none",
+        ),
+        (
+            {"tasks": ["conversion", "click"], "task_weights": {"conversion": 2.0}},
+            "main one, conversion",
+        ),
         ({"tasks": ["click", "conversion"], "budget": {"parameters": 1}}, "budget.parameters"),
     ],
 )
@@ -247,4 +295,6 @@ def test_wrong_tasks_are_one_clear_error(student: dict[str, Any], message: str) 
     schema = replace(SCHEMA_OF_TWO, domains=["all"])
     with pytest.raises(InputError, match=message):
         check_students(schema, settings_of(student))
-    check_students(schema, settings_of({"tasks": ["click", "conversion"], "task_weights": {"conversion": 2.0}}))
+    check_students(
+        schema, settings_of({"tasks": ["click", "conversion"], "task_weights": {"conversion": 2.0}})
+    )

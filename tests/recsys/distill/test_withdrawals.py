@@ -14,7 +14,10 @@ from recsys.distill.settings import StudentSettings
 from recsys.distill.snapshots import Snapshot
 from recsys.distill.withdrawals import WithdrawnSettings, touched_by, withdraw
 
-SNAPSHOTS = [Snapshot(name, name, mark, 0.9, f"hash-{name}", False) for name, mark in (("w0", 100), ("w1", 200))]
+SNAPSHOTS = [
+    Snapshot(name, name, mark, 0.9, f"hash-{name}", False)
+    for name, mark in (("w0", 100), ("w1", 200))
+]
 WINDOWS = [Window(f"w{i}", 100 * i, 100 * (i + 1), 10, 0) for i in range(4)]
 SCHEMA = Schema("toy", [], [], ["feed", "video"], WINDOWS, 0.1, {})
 STUDENTS = [StudentSettings(name="one", domain="feed"), StudentSettings(name="two", domain="video")]
@@ -33,7 +36,11 @@ def log(tmp_path: Path) -> ScoreLog:
     log = ScoreLog(tmp_path / "scores")
     log.folder.mkdir()
     log.describe(None, SNAPSHOTS)
-    for window, by, domains in (("w1", "w0", {"feed": 5, "video": 5}), ("w2", "w1", {"feed": 9}), ("w3", "w1", {})):
+    for window, by, domains in (
+        ("w1", "w0", {"feed": 5, "video": 5}),
+        ("w2", "w1", {"feed": 9}),
+        ("w3", "w1", {}),
+    ):
         log.write_chunk(window, 0, pl.DataFrame(schema=SCORE_SCHEMA), domains)
         log.finish(WindowFacts(window, 10, 10, by, 0.0, 0, [10], domains))
     return log

@@ -42,7 +42,9 @@ def test_one_draw_equals_metrics_of_repeated_rows() -> None:
     chosen = [np.flatnonzero(groups == names[index]) for index in draw]
     rows = np.concatenate(chosen)
     copies = np.concatenate([np.full(len(part), copy) for copy, part in enumerate(chosen)])
-    a, b = (compute_metrics(logits[rows], labels[rows], copies).as_dict() for logits in (first, second))
+    a, b = (
+        compute_metrics(logits[rows], labels[rows], copies).as_dict() for logits in (first, second)
+    )
     assert differences[0] == pytest.approx([b[metric] - a[metric] for metric in METRICS], abs=1e-10)
 
 

@@ -20,7 +20,9 @@ def brute_auc(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None
     for i in np.flatnonzero(labels == 1):
         for j in np.flatnonzero(labels == 0):
             pairs += weights[i] * weights[j]
-            won += weights[i] * weights[j] * ((logits[i] > logits[j]) + 0.5 * (logits[i] == logits[j]))
+            won += (
+                weights[i] * weights[j] * ((logits[i] > logits[j]) + 0.5 * (logits[i] == logits[j]))
+            )
     return won / pairs if pairs else float("nan")
 
 
@@ -29,14 +31,18 @@ def test_auc_counts_pairs(rows: tuple[np.ndarray, np.ndarray, np.ndarray]) -> No
     assert metrics.auc(logits, labels) == pytest.approx(brute_auc(logits, labels), abs=1e-12)
 
 
-def test_weighted_auc_counts_weighted_pairs(rows: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+def test_weighted_auc_counts_weighted_pairs(
+    rows: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> None:
     logits, labels, groups = rows
     weights = (groups % 4).astype(np.float64)
     expected = brute_auc(logits, labels, weights)
     assert metrics.SortedScores(logits, labels).auc(weights) == pytest.approx(expected, abs=1e-12)
 
 
-def test_grouped_auc_averages_groups_of_two_classes(rows: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+def test_grouped_auc_averages_groups_of_two_classes(
+    rows: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> None:
     logits, labels, groups = rows
     values, sizes = [], []
     for group in np.unique(groups):
@@ -46,7 +52,9 @@ def test_grouped_auc_averages_groups_of_two_classes(rows: tuple[np.ndarray, np.n
             values.append(value)
             sizes.append(mine.sum())
     assert len(values) < 41
-    assert metrics.grouped_auc(logits, labels, groups) == pytest.approx(np.average(values, weights=sizes), abs=1e-12)
+    assert metrics.grouped_auc(logits, labels, groups) == pytest.approx(
+        np.average(values, weights=sizes), abs=1e-12
+    )
 
 
 def test_losses_and_calibration(rows: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:

@@ -44,7 +44,11 @@ def run_dir(tmp_path: Path) -> Path:
         name = f"{window.name}.parquet"
         oracle = frame.select("example_id", probability=pl.lit(pl.Series(probabilities(truth))))
         write(tmp_path / "oracle" / name, oracle)
-        noise = {"teacher": 0.3, "students/feed/plain/seed-{}": 2.0, "students/feed/distilled/seed-{}": 1.0}
+        noise = {
+            "teacher": 0.3,
+            "students/feed/plain/seed-{}": 2.0,
+            "students/feed/distilled/seed-{}": 1.0,
+        }
         for model, scale in noise.items():
             for seed in (1, 2):
                 logit = (truth + scale * generator.normal(size=ROWS)).astype(np.float32)
@@ -55,7 +59,14 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 def run(root: Path, output: str, settings: EvaluateSettings = SETTINGS) -> Report:
-    return evaluate(root / "windows", root / "oracle", root / "teacher", root / "students", settings, root / output)
+    return evaluate(
+        root / "windows",
+        root / "oracle",
+        root / "teacher",
+        root / "students",
+        settings,
+        root / output,
+    )
 
 
 def test_headline_pools_the_evaluation_windows(run_dir: Path) -> None:
@@ -74,15 +85,25 @@ def test_headline_pools_the_evaluation_windows(run_dir: Path) -> None:
     assert values["students"]["feed"]["auc"]["plain"] == pytest.approx(expected)
     assert report.rows_by_student == {"feed": ROWS}
     assert values["students"]["feed"]["ne"]["high"] < 0
-    assert values["students"]["feed"]["ne"]["oracle"] < values["students"]["feed"]["ne"]["distilled"]
+    assert (
+        values["students"]["feed"]["ne"]["oracle"] < values["students"]["feed"]["ne"]["distilled"]
+    )
     assert values["seeds"] == [1, 2]
 
 
 def test_outputs_are_reproducible(run_dir: Path) -> None:
     run(run_dir, "first")
     run(run_dir, "second")
-    written = sorted(path.relative_to(run_dir / "first") for path in (run_dir / "first").rglob("*.*"))
-    names = ["figures/differences.png", "figures/ne_feed.png", "report.json", "table.md", "windows.csv"]
+    written = sorted(
+        path.relative_to(run_dir / "first") for path in (run_dir / "first").rglob("*.*")
+    )
+    names = [
+        "figures/differences.png",
+        "figures/ne_feed.png",
+        "report.json",
+        "table.md",
+        "windows.csv",
+    ]
     assert [path.as_posix() for path in written] == names
     for path in written:
         assert (run_dir / "first" / path).read_bytes() == (run_dir / "second" / path).read_bytes()
@@ -95,7 +116,9 @@ def test_real_logs_have_no_oracle(run_dir: Path, capsys: pytest.CaptureFixture[s
     assert all(row.oracle is None for row in report.metrics)
     print_report(run_dir / "report")
     printed = capsys.readouterr().out
-    assert all(label in printed for label in ("NE", "AUC", "gAUC", "LogLoss", "calibration", "feed"))
+    assert all(
+        label in printed for label in ("NE", "AUC", "gAUC", "LogLoss", "calibration", "feed")
+    )
 
 
 def test_missing_predictions_are_named(run_dir: Path) -> None:

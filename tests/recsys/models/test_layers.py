@@ -18,13 +18,17 @@ def dots_by_pair(vectors: Tensor) -> Tensor:
 @pytest.mark.parametrize(("count", "dimension"), [(2, 3), (5, 4), (27, 8)])
 def test_dots_and_their_gradient_are_those_of_every_pair(count: int, dimension: int) -> None:
     draw = torch.Generator().manual_seed(count)
-    vectors = torch.randn(6, count, dimension, generator=draw, dtype=torch.float64, requires_grad=True)
+    vectors = torch.randn(
+        6, count, dimension, generator=draw, dtype=torch.float64, requires_grad=True
+    )
     layer = DotInteraction(count, dimension)
     found, expected = layer(vectors), dots_by_pair(vectors)
     assert found.shape == (6, layer.out_features)
     torch.testing.assert_close(found, expected)
     weights = torch.randn(expected.shape, generator=draw, dtype=torch.float64)
-    gradients = [torch.autograd.grad((dots * weights).sum(), vectors)[0] for dots in (found, expected)]
+    gradients = [
+        torch.autograd.grad((dots * weights).sum(), vectors)[0] for dots in (found, expected)
+    ]
     torch.testing.assert_close(*gradients)
 
 

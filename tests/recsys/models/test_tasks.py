@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from recsys.data.schema import CategoricalFeature, Schema
+from recsys.models.cost import ranker_cost
 from recsys.models.factory import build_ranker
 from recsys.models.layers import perceptron
 from recsys.models.ranker import ARCHITECTURES
 from recsys.models.settings import ModelSettings
-from recsys.towers.flops import ranker_cost
-from recsys.towers.slices import whole_pieces
+from recsys.models.slices import whole_pieces
 
 SEED = 5
 FEATURES = [CategoricalFeature("user", 20), CategoricalFeature("ad", 10)]
@@ -27,7 +27,9 @@ def test_shared_part_and_main_head_are_those_of_a_ranker_without_tasks(
     schema: Schema, architecture: Literal["dlrm", "dcn", "wukong"]
 ) -> None:
     """Drawn here layer by layer, as before there were tasks."""
-    settings = ModelSettings(architecture=architecture, embedding_dimension=4, dense_layers=[8], over_layers=[8, 6])
+    settings = ModelSettings(
+        architecture=architecture, embedding_dimension=4, dense_layers=[8], over_layers=[8, 6]
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         dense_arch = perceptron(SCHEMA.dense_width, settings.dense_layers)
@@ -36,7 +38,12 @@ def test_shared_part_and_main_head_are_those_of_a_ranker_without_tasks(
         )
         over_arch = perceptron(interaction.out_features, settings.over_layers)
         output = nn.Linear(6, 1)
-    expected = {"dense_arch": dense_arch, "interaction": interaction, "over_arch": over_arch, "output": output}
+    expected = {
+        "dense_arch": dense_arch,
+        "interaction": interaction,
+        "over_arch": over_arch,
+        "output": output,
+    }
     ranker = build_ranker(schema, settings, None, SEED)
     for name, module in expected.items():
         own = ranker.get_submodule(name).state_dict()
@@ -49,7 +56,9 @@ def test_shared_part_and_main_head_are_those_of_a_ranker_without_tasks(
 
 
 def test_each_task_starts_at_its_base_rate() -> None:
-    ranker = build_ranker(OF_THREE, ModelSettings(embedding_dimension=4, over_layers=[6]), None, SEED)
+    ranker = build_ranker(
+        OF_THREE, ModelSettings(embedding_dimension=4, over_layers=[6]), None, SEED
+    )
     started = ranker.heads(torch.zeros(2, 6))
     rates = [torch.sigmoid(logit[0]).item() for logit in started.values()]
     assert list(started) == ["serving", "cart", "conversion"]
@@ -58,6 +67,8 @@ def test_each_task_starts_at_its_base_rate() -> None:
 
 def test_a_task_costs_one_linear_head() -> None:
     settings = ModelSettings(embedding_dimension=4, over_layers=[6])
-    one, three = (ranker_cost(build_ranker(schema, settings, None, SEED)) for schema in (SCHEMA, OF_THREE))
+    one, three = (
+        ranker_cost(build_ranker(schema, settings, None, SEED)) for schema in (SCHEMA, OF_THREE)
+    )
     assert three.parameters - one.parameters == 2 * (6 + 1)
     assert three.flops - one.flops == 2 * 6 * 6  # 6 FLOPs a multiply-add, forward and backward

@@ -11,9 +11,13 @@ from recsys.models.wukong import FactorizationBlock, WukongLayer
 def factorization_by_pair(block: FactorizationBlock, vectors: Tensor) -> Tensor:
     """[V, N] -> [outputs, N], from all V^2 dots."""
     count, rank = block.projection.shape
-    dots = torch.stack([torch.stack([(vectors[i] * vectors[j]).sum() for j in range(count)]) for i in range(count)])
+    dots = torch.stack(
+        [torch.stack([(vectors[i] * vectors[j]).sum() for j in range(count)]) for i in range(count)]
+    )
     projected = [
-        sum(dots[i, j] * block.projection[j, k] for j in range(count)) for i in range(count) for k in range(rank)
+        sum(dots[i, j] * block.projection[j, k] for j in range(count))
+        for i in range(count)
+        for k in range(rank)
     ]
     row = layer_norm(torch.stack(projected), (count * rank,), block.norm.weight, block.norm.bias)  # type: ignore[arg-type]
     for linear in [module for module in block.hidden if isinstance(module, torch.nn.Linear)]:
@@ -37,7 +41,9 @@ def layer_by_example(layer: WukongLayer, batch: Tensor) -> Tensor:
     return torch.stack(found)
 
 
-@pytest.mark.parametrize("vectors", [4, 5])  # 5: as many as come out, so that the residual is the input itself
+@pytest.mark.parametrize(
+    "vectors", [4, 5]
+)  # 5: as many as come out, so that the residual is the input itself
 @pytest.mark.parametrize("widths", [[], [7], [7, 6]])
 def test_layer_and_its_gradient_are_the_formulas(vectors: int, widths: list[int]) -> None:
     torch.manual_seed(vectors)
@@ -48,5 +54,7 @@ def test_layer_and_its_gradient_are_the_formulas(vectors: int, widths: list[int]
     torch.testing.assert_close(found, expected)
     weights = torch.randn_like(expected)
     wanted = [batch, *layer.parameters()]
-    for one, other in zip(*(torch.autograd.grad((v * weights).sum(), wanted) for v in (found, expected)), strict=True):
+    for one, other in zip(
+        *(torch.autograd.grad((v * weights).sum(), wanted) for v in (found, expected)), strict=True
+    ):
         torch.testing.assert_close(one, other)

@@ -1,4 +1,5 @@
-"""Codecs of the wire in one process: roundoff, overflow, rows of int8, and what the planner makes of them."""
+"""Codecs of the wire in one process: roundoff, overflow, rows of int8, and what the planner makes
+of them."""
 
 import math
 from typing import Any
@@ -17,7 +18,8 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from recsys.sharding.communication import CommunicationOverflowError, WireCodec, wire_codecs
 from recsys.sharding.plan import BagSharder
-from recsys.training.settings import CommunicationSettings, TrainSettings
+from recsys.sharding.settings import CommunicationSettings
+from recsys.training.settings import TrainSettings
 
 ROUNDOFF = {"fp16": 2.0**-11, "bf16": 2.0**-8}
 SMALLEST_NORMAL = {"fp16": 2.0**-14, "bf16": 2.0**-126}
@@ -53,26 +55,35 @@ def test_full_precision_is_untouched() -> None:
 
 @pytest.mark.parametrize("precision", REDUCED)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_arrives_as_nan_forward_and_stops_backward(precision: str, bad: float) -> None:
+def test_what_is_not_finite_arrives_as_nan_forward_and_stops_backward(
+    precision: str, bad: float
+) -> None:
     values = torch.ones(2, WIDTH)
     values[0, 3] = bad
     there = arrived(precision, values)
     assert there[0, 3].isnan()
     assert there[1].isfinite().all()
-    with pytest.raises(CommunicationOverflowError, match=f"communication.backward {precision}: a gradient is NaN or"):
+    with pytest.raises(
+        CommunicationOverflowError,
+        match=f"communication.backward {precision}: a gradient is NaN or",
+    ):
         arrived(precision, values, forward=False)
 
 
 def test_a_number_above_the_largest_of_float16_is_not_clamped() -> None:
     assert arrived("fp16", torch.tensor([65_504.0])) == 65_504.0
     assert arrived("fp16", torch.tensor([65_505.0, -1e6])).isnan().all()
-    with pytest.raises(CommunicationOverflowError, match="larger than 65504; lower the learning rates, or use bf16"):
+    with pytest.raises(
+        CommunicationOverflowError, match="larger than 65504; lower the learning rates, or use bf16"
+    ):
         arrived("fp16", torch.tensor([-1e6]), forward=False)
     assert arrived("bf16", torch.tensor([-(2.0**20)]), forward=False) == -(2.0**20)
 
 
 def test_an_infinite_sum_over_ranks_arrives_as_nan() -> None:
-    assert WireCodec("fp16", True, WIDTH).decode(torch.tensor([math.inf, 1.0]).half()).isnan().tolist() == [True, False]
+    assert WireCodec("fp16", True, WIDTH).decode(
+        torch.tensor([math.inf, 1.0]).half()
+    ).isnan().tolist() == [True, False]
 
 
 def test_nothing_to_send_is_sent() -> None:
@@ -90,10 +101,15 @@ def test_bfloat16_stays_bfloat16_and_full_precision_needs_no_codec() -> None:
     assert registry is not None
     for operation in (CommOp.POOLED_EMBEDDINGS_ALL_TO_ALL, CommOp.POOLED_EMBEDDINGS_REDUCE_SCATTER):
         codecs = registry[operation.name]
-        assert (codecs.forward.quantized_dtype, codecs.backward.quantized_dtype) == (torch.bfloat16, torch.float32)
+        assert (codecs.forward.quantized_dtype, codecs.backward.quantized_dtype) == (
+            torch.bfloat16,
+            torch.float32,
+        )
 
 
-@pytest.mark.parametrize("changes", [{"forward": "fp8"}, {"backward": "mx4"}, {"gradients": "int8"}])
+@pytest.mark.parametrize(
+    "changes", [{"forward": "fp8"}, {"backward": "mx4"}, {"gradients": "int8"}]
+)
 def test_other_formats_are_not_offered(changes: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         CommunicationSettings.model_validate(changes)
@@ -101,11 +117,15 @@ def test_other_formats_are_not_offered(changes: dict[str, Any]) -> None:
 
 def shards(settings: CommunicationSettings) -> list[Any]:
     """What TorchRec's planner thinks of each kind of sharding of a table on four ranks."""
-    config = EmbeddingBagConfig(num_embeddings=10_000, embedding_dim=32, name="t", feature_names=["f"])
+    config = EmbeddingBagConfig(
+        num_embeddings=10_000, embedding_dim=32, name="t", feature_names=["f"]
+    )
     enumerator = EmbeddingEnumerator(
         Topology(world_size=4, compute_device="cpu"),
         batch_size=128,
-        constraints={"t": ParameterConstraints(sharding_types=["table_wise", "row_wise", "table_row_wise"])},
+        constraints={
+            "t": ParameterConstraints(sharding_types=["table_wise", "row_wise", "table_row_wise"])
+        },
     )
     module = EmbeddingBagCollection([config], device=torch.device("meta"))
     return enumerator.enumerate(module, [BagSharder(qcomm_codecs_registry=wire_codecs(settings))])

@@ -1,4 +1,5 @@
-"""The planner inside the engine: predictions for given plans, plans for training, both against the real thing."""
+"""The planner inside the engine: predictions for given plans, plans for training, both against the
+real thing."""
 
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,15 @@ from bench.planner_cases import JUDGED, plans
 from bench.planner_report import Compared, clear_pairs
 from bench.planner_worker import measure
 from recsys.config import InputError, load_settings
-from recsys.distill import ranks
 from recsys.models.factory import build_ranker
-from recsys.sharding.assess import Way, assess
-from recsys.sharding.costs import FLOAT_BYTES, LENGTH_BYTES
-from recsys.sharding.planner import find_plan
-from recsys.sharding.report import draw_plan
-from recsys.sharding.tables import Kind, PlannedModel, TableGroup
-from recsys.sharding.topology import Hardware, Topology
+from recsys.planning.assess import Way, assess
+from recsys.planning.hardware import Hardware, Topology
+from recsys.planning.plan_report import draw_plan
+from recsys.planning.planner import find_plan
+from recsys.planning.table_costs import FLOAT_BYTES, LENGTH_BYTES
+from recsys.planning.tables import Kind, PlannedModel, TableGroup
 from recsys.sharding.training_plan import planned_model, predict_training, search, training_topology
+from recsys.training import ranks
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.settings import TrainSettings
@@ -43,7 +44,9 @@ def test_a_found_plan_is_predicted_the_same_when_given(hosts: int) -> None:
     model, topology = model_of(100, 5_000, 80_000, table_optimizer="adagrad"), cpu(2, hosts)
     found = find_plan(model, topology)
     assert found is not None
-    given = assess(model, topology, {t.table: Way(t.kind, t.ranks, t.column_shards) for t in found.tables})
+    given = assess(
+        model, topology, {t.table: Way(t.kind, t.ranks, t.column_shards) for t in found.tables}
+    )
     assert given.rank_ms == pytest.approx(found.rank_ms)
     assert given.rank_bytes == found.rank_bytes
 
@@ -57,7 +60,9 @@ def test_what_fixed_tables_take_counts_on_their_ranks() -> None:
     assert ranks["t0"] == [1]
     assert sorted([*ranks["t1"], *ranks["t2"]]) in ([0, 0], [0, 1])
     heavy = TableGroup(name="t0", rows=50_000, dimension=32, pooling=20.0)
-    laden = find_plan(model.model_copy(update={"tables": [heavy, *model.tables[1:]]}), cpu(2), fixed=fixed)
+    laden = find_plan(
+        model.model_copy(update={"tables": [heavy, *model.tables[1:]]}), cpu(2), fixed=fixed
+    )
     assert laden is not None
     assert [table.ranks for table in laden.tables] == [[1], [0], [0]]
     given = assess(
@@ -71,7 +76,8 @@ def test_what_fixed_tables_take_counts_on_their_ranks() -> None:
 
 @pytest.mark.parametrize("hosts", [1, 2])
 def test_what_fixed_tables_hold_counts_on_their_ranks(hosts: int) -> None:
-    """A rank has room for one of the two large tables; the free one goes where the fixed one is not."""
+    """A rank has room for one of the two large tables; the free one goes where the fixed one is
+    not."""
     model = model_of(80_000, 80_000, kinds=["table_wise"])
     settings = TrainSettings(hardware=HARDWARE, memory_gb=1.5 * 80_000 * 32 * FLOAT_BYTES / 2**30)
     topology = training_topology(settings, hosts, 2)
@@ -80,17 +86,23 @@ def test_what_fixed_tables_hold_counts_on_their_ranks(hosts: int) -> None:
         assert found is not None
         assert [one.ranks == [rank] for one in found.tables] == [True, False]
         assert max(hbm for hbm, _, _ in found.rank_bytes) <= topology.hbm
-    assert find_plan(model, topology, fixed={name: Way("table_wise", [0]) for name in ("t0", "t1")}) is None
+    assert (
+        find_plan(model, topology, fixed={name: Way("table_wise", [0]) for name in ("t0", "t1")})
+        is None
+    )
 
 
 @pytest.mark.parametrize("kind", ["table_wise", "row_wise", "data_parallel"])
 def test_each_feature_of_a_shared_table_is_an_output_of_its_own(kind: Kind) -> None:
-    """As the positions of a sequence are: the outputs of four features are those of a feature four times as wide."""
+    """As the positions of a sequence are: the outputs of four features are those of a feature four
+    times as wide."""
     given = {"name": "t0", "rows": 1_000, "pooling": 4.0}
     shapes = {"one": (32, 1), "four": (32, 4), "wide": (128, 1)}
     plans = {
         name: assess(
-            model_of(1).model_copy(update={"tables": [TableGroup(**given, dimension=width, features=features)]}),
+            model_of(1).model_copy(
+                update={"tables": [TableGroup(**given, dimension=width, features=features)]}
+            ),
             cpu(2),
             {"t0": Way(kind, [0] if kind == "table_wise" else [0, 1])},
         )
@@ -111,7 +123,11 @@ def test_ranks_that_share_cores_take_their_work_in_turn() -> None:
     assert alone.step_ms == max(alone.rank_ms)
     assert shared.step_ms == pytest.approx(2 * alone.step_ms)
     crowded = {"t0": Way("table_wise", [0])}
-    busy = assess(model_of(10_000_000, batch_size=4096), cpu(4, cores=2, step_ms=0.0, collective_ms=0.0), crowded)
+    busy = assess(
+        model_of(10_000_000, batch_size=4096),
+        cpu(4, cores=2, step_ms=0.0, collective_ms=0.0),
+        crowded,
+    )
     assert busy.step_ms == max(busy.rank_ms)
 
 
@@ -135,7 +151,10 @@ def test_memory_of_a_rank_is_its_own() -> None:
     plan = search(model, training_topology(settings, 1, 2))
     assert plan is not None
     assert sorted(table.ranks for table in plan.tables) == [[0], [1]]
-    assert search(model, training_topology(settings.model_copy(update={"memory_gb": 0.1}), 1, 2)) is None
+    assert (
+        search(model, training_topology(settings.model_copy(update={"memory_gb": 0.1}), 1, 2))
+        is None
+    )
 
 
 def test_a_missing_hardware_file_is_one_line(tmp_path: Path) -> None:
@@ -149,7 +168,9 @@ def test_the_figure_of_a_plan_has_the_same_bytes_each_time(tmp_path: Path) -> No
     ranker = build_ranker(model.schema, model.settings, None, SEED, "meta")
     plan = search(planned_model(ranker, settings, 2), training_topology(settings, 1, 2))
     assert plan is not None
-    rows = [{"table": table.table, "kind": table.kind, "ranks": table.ranks} for table in plan.tables]
+    rows = [
+        {"table": table.table, "kind": table.kind, "ranks": table.ranks} for table in plan.tables
+    ]
     for name in ("one.png", "two.png"):
         draw_plan(predict_training(ranker, settings, 2, rows), tmp_path / name)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import adjusted_rand_score
 
 from recsys.config import InputError
-from recsys.towers.figures import draw_affinity, draw_map
-from recsys.towers.partition_file import Partition
+from recsys.models.partition_file import Partition
+from recsys.towers.partition_figures import draw_affinity, draw_map
 from recsys.towers.partitioner import (
     balanced_clusters,
     greedy_clusters,
@@ -36,7 +36,9 @@ def planted(noise: float = 0.05) -> np.ndarray:
 
 
 def labels(partition: Partition) -> list[int]:
-    return [next(i for i, tower in enumerate(partition.towers) if name in tower) for name in FEATURES]
+    return [
+        next(i for i, tower in enumerate(partition.towers) if name in tower) for name in FEATURES
+    ]
 
 
 def test_coherent_recovers_planted_groups() -> None:
@@ -48,7 +50,10 @@ def test_coherent_recovers_planted_groups() -> None:
 
 def test_diverse_splits_planted_groups() -> None:
     settings = SETTINGS.model_copy(update={"strategy": "diverse"})
-    assert adjusted_rand_score(GROUPS, labels(partition_by_affinity(FEATURES, planted(), settings))) < 0.3
+    assert (
+        adjusted_rand_score(GROUPS, labels(partition_by_affinity(FEATURES, planted(), settings)))
+        < 0.3
+    )
 
 
 @pytest.mark.parametrize("ratio", [1.0, 1.5, 2.0, 3.0])
@@ -60,7 +65,9 @@ def test_sizes_are_balanced(ratio: float) -> None:
 
 
 def loads(partition: Partition, weights: np.ndarray) -> list[float]:
-    return [float(sum(weights[FEATURES.index(name)] for name in tower)) for tower in partition.towers]
+    return [
+        float(sum(weights[FEATURES.index(name)] for name in tower)) for tower in partition.towers
+    ]
 
 
 @pytest.mark.parametrize("strategy", ["coherent", "diverse", "spectral"])
@@ -76,7 +83,14 @@ def test_any_affinity_gives_a_whole_balanced_partition(
     np.fill_diagonal(affinity, 1)
     weights = 10.0 ** draw.uniform(0, 4, 12)  # like table sizes: one may outweigh all others
     settings = PartitionSettings.model_validate(
-        {"towers": towers, "strategy": strategy, "balance": balance, "balance_ratio": ratio, "steps": 20, "restarts": 1}
+        {
+            "towers": towers,
+            "strategy": strategy,
+            "balance": balance,
+            "balance_ratio": ratio,
+            "steps": 20,
+            "restarts": 1,
+        }
     )
     partition = partition_by_affinity(FEATURES, affinity, settings, weights)
     partition.check_features(FEATURES)
@@ -100,13 +114,20 @@ def test_the_order_of_features_does_not_change_who_stands_together(
     weights = np.linspace(1, 2, 12)
     settings = SETTINGS.model_copy(update={"strategy": strategy, "balance": balance})
     affinity = planted()[np.ix_(order, order)]
-    partition = partition_by_affinity([FEATURES[i] for i in order], affinity, settings, weights[order])
-    expected = {frozenset(name for name, group in zip(FEATURES, GROUPS, strict=True) if group == g) for g in range(3)}
+    partition = partition_by_affinity(
+        [FEATURES[i] for i in order], affinity, settings, weights[order]
+    )
+    expected = {
+        frozenset(name for name, group in zip(FEATURES, GROUPS, strict=True) if group == g)
+        for g in range(3)
+    }
     assert {frozenset(tower) for tower in partition.towers} == expected
 
 
 def test_a_weight_balance_is_kept_against_the_affinity() -> None:
-    weights = np.where(np.equal(GROUPS, 0), 8.0, 1.0)  # one planted group holds most of the bytes: 32 of 40
+    weights = np.where(
+        np.equal(GROUPS, 0), 8.0, 1.0
+    )  # one planted group holds most of the bytes: 32 of 40
     settings = SETTINGS.model_copy(update={"balance": "bytes", "balance_ratio": 1.3})
     partition = partition_by_affinity(FEATURES, planted(), settings, weights)
     assert max(loads(partition, weights)) <= weight_bound(weights, 3, 1.3) < 32
@@ -117,13 +138,17 @@ def test_stretching_changes_distances_not_their_order() -> None:
     flat = 0.9 + planted() / 20  # all pairs alike to 4 %
     np.fill_diagonal(flat, 1)
     stretched = SETTINGS.model_copy(update={"stretch_distances": True})
-    assert adjusted_rand_score(GROUPS, labels(partition_by_affinity(FEATURES, flat, stretched))) == 1.0
+    assert (
+        adjusted_rand_score(GROUPS, labels(partition_by_affinity(FEATURES, flat, stretched))) == 1.0
+    )
 
 
 @given(weights=st.lists(st.floats(0.1, 1e6), min_size=6, max_size=30), clusters=st.integers(1, 6))
 @hypothesis_settings(deadline=None)
 def test_greedy_weighs_at_most_a_mean_and_one_item(weights: list[float], clusters: int) -> None:
-    load = np.bincount(greedy_clusters(np.array(weights), clusters), weights=weights, minlength=clusters)
+    load = np.bincount(
+        greedy_clusters(np.array(weights), clusters), weights=weights, minlength=clusters
+    )
     assert load.min() > 0
     assert load.max() <= sum(weights) / clusters + max(weights) + 1e-6
 
@@ -138,7 +163,10 @@ def test_mistakes_are_input_errors() -> None:
     with pytest.raises(InputError, match="towers is 13"):
         partition_by_affinity(FEATURES, planted(), PartitionSettings(towers=13))
     manual = PartitionSettings(strategy="manual", manual_towers=[["f0"], ["f1"]])
-    with pytest.raises(InputError, match=r"params/towers.yaml: key 'partition.manual_towers': .*'f10' is in no tower"):
+    with pytest.raises(
+        InputError,
+        match=r"params/towers.yaml: key 'partition.manual_towers': .*'f10' is in no tower",
+    ):
         partition_without_probe(FEATURES, manual)
     with pytest.raises(InputError, match="more than one"):
         Partition("manual", [["a"], ["a"]], []).check_features(["a"])

@@ -1,4 +1,5 @@
-"""The probes on a small generated stream: planted groups, affinity by hand, the choice between strategies."""
+"""The probes on a small generated stream: planted groups, affinity by hand, the choice between
+strategies."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from recsys.data.loader import WindowReader
 from recsys.data.schema import CategoricalFeature, Schema
 from recsys.data.settings import DatasetSettings, DataSettings
 from recsys.models.factorization import FactorizationMachine
-from recsys.towers.partition_file import Partition
+from recsys.models.partition_file import Partition
 from recsys.towers.probe import feature_weights, learn_partition, proxy_ne
 from recsys.towers.settings import PartitionSettings
 from recsys.training.launch import run_on_ranks
@@ -32,12 +33,26 @@ def windows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     dataset = load_settings(Path("params/datasets/synthetic.yaml"), DatasetSettings)
     assert dataset.synthetic is not None
     domains = [{"name": "feed", "share": 1.0, "base_rate": 0.4}]
-    easy = {"rows": ROWS, "windows": 4, "users": 40, "ads": 40, "contexts": 40, "within_strength": 3.0}
-    changed = type(dataset.synthetic).model_validate({**dataset.synthetic.model_dump(), **easy, "domains": domains})
+    easy = {
+        "rows": ROWS,
+        "windows": 4,
+        "users": 40,
+        "ads": 40,
+        "contexts": 40,
+        "within_strength": 3.0,
+    }
+    changed = type(dataset.synthetic).model_validate(
+        {**dataset.synthetic.model_dump(), **easy, "domains": domains}
+    )
     data = load_settings(Path("params/data.yaml"), DataSettings)
     for name in ("windows", "oracle"):
         (folder / name).mkdir()
-    ingest(data, dataset.model_copy(update={"synthetic": changed}), folder / "windows", folder / "oracle")
+    ingest(
+        data,
+        dataset.model_copy(update={"synthetic": changed}),
+        folder / "windows",
+        folder / "oracle",
+    )
     return folder / "windows"
 
 
@@ -68,12 +83,16 @@ def test_both_keeps_the_one_that_predicts_better(windows: Path, tmp_path: Path) 
     kept = learn_partition(windows, chosen, TRAIN, tmp_path / "both")
     nes = {}
     for name in ("coherent", "diverse"):
-        one = learn_partition(windows, chosen.model_copy(update={"strategy": name}), TRAIN, tmp_path / name)
+        one = learn_partition(
+            windows, chosen.model_copy(update={"strategy": name}), TRAIN, tmp_path / name
+        )
         nes[name] = run_on_ranks(proxy_ne, (windows, chosen, TRAIN, one), 1, 1)[0]
     assert kept.strategy == min(nes, key=lambda name: nes[name])
     assert 0.5 < nes[kept.strategy] < 1.1
     with pytest.raises(InputError, match="probe_windows 2"):
-        run_on_ranks(proxy_ne, (windows, settings(probe_windows=1), TRAIN, Partition("manual", [], [])), 1, 1)
+        run_on_ranks(
+            proxy_ne, (windows, settings(probe_windows=1), TRAIN, Partition("manual", [], [])), 1, 1
+        )
 
 
 def test_weights_of_features(windows: Path) -> None:
@@ -81,7 +100,9 @@ def test_weights_of_features(windows: Path) -> None:
     assert set(feature_weights(reader, settings(), TRAIN)) == {1.0}
     sizes = np.array([feature.num_embeddings for feature in reader.schema.categorical])
     assert np.array_equal(feature_weights(reader, settings(balance="bytes"), TRAIN), sizes * 16 * 4)
-    assert set(feature_weights(reader, settings(balance="lookup_cost"), TRAIN)) == {16 * 4}  # one id an example
+    assert set(feature_weights(reader, settings(balance="lookup_cost"), TRAIN)) == {
+        16 * 4
+    }  # one id an example
 
 
 def test_a_factorization_machine_by_hand() -> None:

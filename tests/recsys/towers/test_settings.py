@@ -15,14 +15,26 @@ TEACHER: dict[str, Any] = {"model": {"architecture": "dcn", "embedding_dimension
 TOWERS: dict[str, Any] = {
     "partition": {"towers": 2},
     "module": {"kind": "dot", "dimension": 4, "vectors": 2, "vectors_per_feature": 0},
-    "transform": {"enabled": True, "ranks_per_host": 2, "hosts_per_tower": 3, "communication": {"forward": "fp16"}},
+    "transform": {
+        "enabled": True,
+        "ranks_per_host": 2,
+        "hosts_per_tower": 3,
+        "communication": {"forward": "fp16"},
+    },
 }
 
 
 def load(
-    folder: Path, teacher: dict[str, Any] | None = None, train: dict[str, Any] | None = None, **towers: Any
+    folder: Path,
+    teacher: dict[str, Any] | None = None,
+    train: dict[str, Any] | None = None,
+    **towers: Any,
 ) -> tuple[Any, TrainSettings]:
-    files = {"teacher": teacher or TEACHER, "train": train or {"world_size": 12}, "towers": {**TOWERS, **towers}}
+    files = {
+        "teacher": teacher or TEACHER,
+        "train": train or {"world_size": 12},
+        "towers": {**TOWERS, **towers},
+    }
     for name, values in files.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(values))
     return load_teacher(folder)
@@ -32,7 +44,10 @@ def test_the_file_sets_module_and_transform(tmp_path: Path) -> None:
     teacher, train = load(tmp_path)
     assert teacher.model.towers
     assert (teacher.model.tower_kind, teacher.model.tower_dimension) == ("dot", 4)
-    assert (teacher.model.tower_module.vectors, teacher.model.tower_module.vectors_per_feature) == (2, 0)
+    assert (teacher.model.tower_module.vectors, teacher.model.tower_module.vectors_per_feature) == (
+        2,
+        0,
+    )
     assert (train.tower_transform, train.ranks_per_host, train.hosts_per_tower) == (True, 2, 3)
     assert (train.communication.forward, train.communication.backward) == ("fp16", "fp32")
 
@@ -40,7 +55,11 @@ def test_the_file_sets_module_and_transform(tmp_path: Path) -> None:
 def test_what_the_transform_leaves_open_is_that_of_train_yaml(tmp_path: Path) -> None:
     given = {"world_size": 12, "ranks_per_host": 4, "communication": {"gradients": "bf16"}}
     _, train = load(tmp_path, train=given, transform={"enabled": True})
-    assert (train.tower_transform, train.ranks_per_host, train.communication.gradients) == (True, 4, "bf16")
+    assert (train.tower_transform, train.ranks_per_host, train.communication.gradients) == (
+        True,
+        4,
+        "bf16",
+    )
 
 
 @pytest.mark.parametrize(
@@ -55,14 +74,28 @@ def test_off_leaves_the_ranks_as_they_are(tmp_path: Path, off: dict[str, Any]) -
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"train": {"tower_transform": True}}, r"train.yaml: key 'tower_transform': .* params/towers.yaml: transform"),
-        ({"train": {"hosts_per_tower": 1}}, r"key 'hosts_per_tower': .* params/towers.yaml: transform"),
-        ({"teacher": {"model": {"towers": True}}}, r"teacher.yaml: model: key 'towers': .* params/towers.yaml: module"),
+        (
+            {"train": {"tower_transform": True}},
+            r"train.yaml: key 'tower_transform': .* params/towers.yaml: transform",
+        ),
+        (
+            {"train": {"hosts_per_tower": 1}},
+            r"key 'hosts_per_tower': .* params/towers.yaml: transform",
+        ),
+        (
+            {"teacher": {"model": {"towers": True}}},
+            r"teacher.yaml: model: key 'towers': .* params/towers.yaml: module",
+        ),
         ({"module": {"dimension": 0}}, r"towers.yaml: key 'module.dimension'"),
-        ({"transform": {"hosts": 2}}, r"unknown key 'transform.hosts'; valid keys: .*hosts_per_tower"),
+        (
+            {"transform": {"hosts": 2}},
+            r"unknown key 'transform.hosts'; valid keys: .*hosts_per_tower",
+        ),
     ],
 )
-def test_a_wrong_key_or_one_in_another_file_is_refused(tmp_path: Path, files: dict[str, Any], message: str) -> None:
+def test_a_wrong_key_or_one_in_another_file_is_refused(
+    tmp_path: Path, files: dict[str, Any], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         load(tmp_path, **files)
 

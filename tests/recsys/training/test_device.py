@@ -15,7 +15,9 @@ from recsys.training.settings import TrainSettings
 
 def test_tensors_of_each_device_have_a_backend() -> None:
     parsed = {device: torch.distributed.BackendConfig(name) for device, name in BACKENDS.items()}
-    assert {device: config.get_device_backend_map()["cpu"] for device, config in parsed.items()} == {
+    assert {
+        device: config.get_device_backend_map()["cpu"] for device, config in parsed.items()
+    } == {
         "cpu": "gloo",
         "cuda": "gloo",
     }
@@ -24,15 +26,23 @@ def test_tensors_of_each_device_have_a_backend() -> None:
 
 def test_a_gpu_offers_kernels_for_rows_in_the_hosts_memory() -> None:
     assert BagSharder().compute_kernels("table_wise", "cpu") == ["fused"]
-    assert BagSharder().compute_kernels("table_wise", "cuda") == ["fused", "fused_uvm", "fused_uvm_caching"]
+    assert BagSharder().compute_kernels("table_wise", "cuda") == [
+        "fused",
+        "fused_uvm",
+        "fused_uvm_caching",
+    ]
 
 
 def test_adam_for_tables_needs_a_gpu_and_sharded_tables() -> None:
     settings = TrainSettings(device="cuda", table_optimizer="adam")
     assert table_optimizer(settings) is torch.optim.Adam
-    with pytest.raises(InputError, match=r"params/train\.yaml: table_optimizer adam has no kernel on the CPU"):
+    with pytest.raises(
+        InputError, match=r"params/train\.yaml: table_optimizer adam has no kernel on the CPU"
+    ):
         table_optimizer(TrainSettings(table_optimizer="adam"))
-    with pytest.raises(InputError, match=r"params/train\.yaml: table_optimizer adam has no data_parallel form"):
+    with pytest.raises(
+        InputError, match=r"params/train\.yaml: table_optimizer adam has no data_parallel form"
+    ):
         replicated_table_optimizer([nn.Parameter(torch.zeros(2, 4))], settings)
 
 

@@ -1,4 +1,5 @@
-"""Ranks that are killed or hang: found in bounded time, named, restarted, and left out where allowed."""
+"""Ranks that are killed or hang: found in bounded time, named, restarted, and left out where
+allowed."""
 
 import os
 import signal
@@ -18,7 +19,13 @@ from recsys.training.non_finite import NonFiniteLossError
 from recsys.training.resume import Checkpoints, Position
 from recsys.training.settings import TrainSettings
 from tests.distributed.agents import Agent, start_agent
-from tests.distributed.test_checkpoints import STEPS, everything, make_engine, settings_for, train_steps
+from tests.distributed.test_checkpoints import (
+    STEPS,
+    everything,
+    make_engine,
+    settings_for,
+    train_steps,
+)
 
 TIMEOUT_S = 3.0
 LOST_AT = 3
@@ -89,7 +96,11 @@ def waiting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Agen
     folder = tmp_path_factory.mktemp("hung")
     cases: dict[str, tuple[Callable[..., Any], tuple[Any, ...], LaunchSettings]] = {
         "works slowly": (work_and_wait, (3 * TIMEOUT_S,), settings_with()),
-        "hangs once": (hang_once, (tmp_path_factory.mktemp("once"), "is stopped"), settings_with(max_restarts=1)),
+        "hangs once": (
+            hang_once,
+            (tmp_path_factory.mktemp("once"), "is stopped"),
+            settings_with(max_restarts=1),
+        ),
         **{way: (hang, (way,), settings_with()) for way in MESSAGES},
     }
     agents = {way: start_agent(launch, case, folder / way) for way, case in cases.items()}
@@ -100,12 +111,16 @@ def waiting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Agen
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", MESSAGES)
-def test_hung_rank_is_found_within_the_timeout_and_named(way: str, waiting: dict[str, Agent]) -> None:
+def test_hung_rank_is_found_within_the_timeout_and_named(
+    way: str, waiting: dict[str, Agent]
+) -> None:
     with pytest.raises(HungRankError, match=MESSAGES[way]) as caught:
         waiting[way].outcome(2 * BOUND_S)
     assert waiting[way].seconds() < BOUND_S
     assert "\n" not in str(caught.value)
-    stacks = [note for note in caught.value.__notes__ if "in hang" in note or "did not answer" in note]
+    stacks = [
+        note for note in caught.value.__notes__ if "in hang" in note or "did not answer" in note
+    ]
     assert len(stacks) == 2
 
 
@@ -120,7 +135,10 @@ def test_group_starts_again_after_a_hung_rank(waiting: dict[str, Agent]) -> None
 
 def die_above(smallest: int) -> int:
     """The last rank kills itself where there are more than ``smallest``."""
-    if distributed.get_world_size() > smallest and distributed.get_rank() == distributed.get_world_size() - 1:
+    if (
+        distributed.get_world_size() > smallest
+        and distributed.get_rank() == distributed.get_world_size() - 1
+    ):
         os.kill(os.getpid(), signal.SIGKILL)
     distributed.barrier()
     return distributed.get_world_size()
@@ -152,11 +170,19 @@ def test_world_shrinks_by_whole_hosts() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"device": "cuda"}, "params/train.yaml: device cuda: torch sees no CUDA device; set device: cpu"),
-        ({"network_interface": "none0"}, "params/train.yaml: network_interface 'none0' has no IPv4 address.*lo"),
+        (
+            {"device": "cuda"},
+            "params/train.yaml: device cuda: torch sees no CUDA device; set device: cpu",
+        ),
+        (
+            {"network_interface": "none0"},
+            "params/train.yaml: network_interface 'none0' has no IPv4 address.*lo",
+        ),
     ],
 )
-def test_what_this_machine_has_not_is_said_before_ranks_start(changes: dict[str, Any], message: str) -> None:
+def test_what_this_machine_has_not_is_said_before_ranks_start(
+    changes: dict[str, Any], message: str
+) -> None:
     if changes.get("device") == "cuda" and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     with pytest.raises(InputError, match=message):
@@ -167,23 +193,41 @@ def test_what_this_machine_has_not_is_said_before_ranks_start(changes: dict[str,
     ("changes", "message"),
     [
         ({"min_world_size": 3}, "at most world_size 2"),
-        ({"nodes": {"count": 2, "rendezvous_endpoint": "a:1"}}, "network_interface: 2 nodes need the name"),
-        ({"nodes": {"count": 2}, "network_interface": "lo"}, "need rendezvous_endpoint"),
-        ({"nodes": {"count": 3, "rendezvous_endpoint": "a:1"}, "network_interface": "lo"}, "no multiple of count 3"),
-        ({"nodes": {"count": 2, "min_count": 3, "rendezvous_endpoint": "a:1"}}, "min_count 3 is above count 2"),
         (
-            {"nodes": {"count": 2, "rendezvous_endpoint": "a:1"}, "network_interface": "lo", "min_world_size": 1},
+            {"nodes": {"count": 2, "rendezvous_endpoint": "a:1"}},
+            "network_interface: 2 nodes need the name",
+        ),
+        ({"nodes": {"count": 2}, "network_interface": "lo"}, "need rendezvous_endpoint"),
+        (
+            {"nodes": {"count": 3, "rendezvous_endpoint": "a:1"}, "network_interface": "lo"},
+            "no multiple of count 3",
+        ),
+        (
+            {"nodes": {"count": 2, "min_count": 3, "rendezvous_endpoint": "a:1"}},
+            "min_count 3 is above count 2",
+        ),
+        (
+            {
+                "nodes": {"count": 2, "rendezvous_endpoint": "a:1"},
+                "network_interface": "lo",
+                "min_world_size": 1,
+            },
             "shrink by whole nodes",
         ),
     ],
 )
-def test_settings_that_do_not_go_together_are_refused(changes: dict[str, Any], message: str) -> None:
+def test_settings_that_do_not_go_together_are_refused(
+    changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         settings_with(**changes)
 
 
-def train_and_lose(settings: TrainSettings, folder: Path, lose: bool, last: int) -> dict[str, Tensor]:
-    """Steps up to ``last`` with a checkpoint after each; of three ranks one kills itself at step 3 if ``lose``."""
+def train_and_lose(
+    settings: TrainSettings, folder: Path, lose: bool, last: int
+) -> dict[str, Tensor]:
+    """Steps up to ``last`` with a checkpoint after each; of three ranks one kills itself at step 3
+    if ``lose``."""
     engine = make_engine(settings)
     checkpoints = Checkpoints(folder, "run", keep=2)
     for step in range(checkpoints.restore(engine).batches, last):
@@ -205,7 +249,9 @@ def test_smaller_world_goes_on_from_the_last_checkpoint_as_if_started_there(tmp_
     launch(train_and_lose, (settings, calm, False, LOST_AT), settings)
     two = settings_for("row_wise", 2)
     expected = launch(train_and_lose, (two, calm, False, STEPS), two)
-    assert [name for name, value in expected[0].items() if not torch.equal(value, state[0][name])] == []
+    assert [
+        name for name, value in expected[0].items() if not torch.equal(value, state[0][name])
+    ] == []
 
 
 def meet_a_nan(folder: Path) -> None:

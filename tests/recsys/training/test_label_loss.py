@@ -1,4 +1,5 @@
-"""The loss of several tasks is the weighted sum of theirs; an example without a label adds nothing."""
+"""The loss of several tasks is the weighted sum of theirs; an example without a label adds
+nothing."""
 
 from dataclasses import replace
 
@@ -40,12 +41,16 @@ def test_gradient_of_two_tasks_is_the_sum_of_theirs() -> None:
     parameters = dict(ranker.named_parameters())
     outputs = ranker(one.dense, one.sparse)
     whole = torch.autograd.grad(
-        label_loss(outputs, one, {"conversion": WEIGHT}).sum(), list(parameters.values()), retain_graph=True
+        label_loss(outputs, one, {"conversion": WEIGHT}).sum(),
+        list(parameters.values()),
+        retain_graph=True,
     )
     click = plain_entropy(outputs["serving"], one.label)
     conversion = plain_entropy(outputs["conversion"], one.further_labels["conversion"])
     parts = [
-        torch.autograd.grad(term, list(parameters.values()), retain_graph=True, materialize_grads=True)
+        torch.autograd.grad(
+            term, list(parameters.values()), retain_graph=True, materialize_grads=True
+        )
         for term in (click, conversion)
     ]
     for name, total, first, second in zip(parameters, whole, *parts, strict=True):
@@ -55,10 +60,18 @@ def test_gradient_of_two_tasks_is_the_sum_of_theirs() -> None:
     assert not parts[0][list(parameters).index("further_output.weight")].any()
 
 
-@given(st.lists(st.booleans(), min_size=ROWS, max_size=ROWS), st.lists(st.booleans(), min_size=ROWS, max_size=ROWS))
+@given(
+    st.lists(st.booleans(), min_size=ROWS, max_size=ROWS),
+    st.lists(st.booleans(), min_size=ROWS, max_size=ROWS),
+)
 @settings(max_examples=50, deadline=None)
-def test_rows_without_a_label_add_nothing(without_click: list[bool], without_conversion: list[bool]) -> None:
-    missing = {"serving": torch.tensor(without_click), "conversion": torch.tensor(without_conversion)}
+def test_rows_without_a_label_add_nothing(
+    without_click: list[bool], without_conversion: list[bool]
+) -> None:
+    missing = {
+        "serving": torch.tensor(without_click),
+        "conversion": torch.tensor(without_conversion),
+    }
     one = batch_of_two(missing["conversion"])
     one.label = torch.where(missing["serving"], torch.nan, one.label)
     draw = torch.Generator().manual_seed(4)
@@ -77,7 +90,10 @@ def test_rows_without_a_label_add_nothing(without_click: list[bool], without_con
 
 def test_one_task_has_the_bits_of_plain_cross_entropy() -> None:
     one = batch()
-    logits = [torch.randn(ROWS, generator=torch.Generator().manual_seed(1)).requires_grad_() for _ in range(2)]
+    logits = [
+        torch.randn(ROWS, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        for _ in range(2)
+    ]
     losses = label_loss({"serving": logits[0]}, one, {})
     expected = binary_cross_entropy_with_logits(logits[1], one.label, reduction="none")
     assert torch.equal(losses, expected)
@@ -90,5 +106,7 @@ def test_one_task_has_the_bits_of_plain_cross_entropy() -> None:
 @pytest.mark.parametrize("task", ["click", "cart"])
 def test_only_further_tasks_are_weighed(task: str) -> None:
     check_task_weights({"conversion": 2.0}, ["click", "conversion"], "here")
-    with pytest.raises(InputError, match=rf"here: key 'task_weights.{task}': .*main one, click; .*are: conversion"):
+    with pytest.raises(
+        InputError, match=rf"here: key 'task_weights.{task}': .*main one, click; .*are: conversion"
+    ):
         check_task_weights({task: 2.0}, ["click", "conversion"], "here")

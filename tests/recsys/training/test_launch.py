@@ -30,14 +30,17 @@ def test_one_rank_runs_here() -> None:
 
 def test_two_ranks_from_a_thread() -> None:
     results: list[Any] = []
-    thread = threading.Thread(target=lambda: results.extend(run_on_ranks(rank_and_value, (7,), 2, 1)))
+    thread = threading.Thread(
+        target=lambda: results.extend(run_on_ranks(rank_and_value, (7,), 2, 1))
+    )
     thread.start()
     thread.join()
     assert results == [(0, 2, 7), (1, 2, 7)]
 
 
 def new_pages_of_a_step() -> float:
-    """Share of a step's pages that the kernel hands out anew, after others; eight blocks of 48 MiB at a time."""
+    """Share of a step's pages that the kernel hands out anew, after others; eight blocks of 48 MiB
+    at a time."""
     page_bytes, elements, blocks = 4096, 12 * 2**20, 8
     shares = []
     for _ in range(5):
@@ -45,7 +48,8 @@ def new_pages_of_a_step() -> float:
         held = [torch.zeros(elements).add_(1) for _ in range(blocks)]
         del held
         shares.append(
-            (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / (blocks * elements * 4 / page_bytes)
+            (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+            / (blocks * elements * 4 / page_bytes)
         )
     return min(shares[1:])
 

@@ -1,4 +1,5 @@
-"""NaN in embeddings and gradients: named, stopped before an update where that can be, left out by all ranks alike."""
+"""NaN in embeddings and gradients: named, stopped before an update where that can be, left out by
+all ranks alike."""
 
 import math
 import pickle
@@ -11,7 +12,12 @@ from torch import Tensor
 from recsys.models.factory import build_ranker
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
-from recsys.training.non_finite import NonFiniteError, NonFiniteGradientError, NonFiniteGuard, NonFiniteLossError
+from recsys.training.non_finite import (
+    NonFiniteError,
+    NonFiniteGradientError,
+    NonFiniteGuard,
+    NonFiniteLossError,
+)
 from tests.distributed.launches import run_cases
 from tests.distributed.test_engine import SCHEMA, model_settings, share, train_settings
 from tests.recsys.training.test_optimizers import SEED, Small, make_batch
@@ -39,9 +45,13 @@ def caught_on_one_rank(where: str) -> tuple[NonFiniteError, list[str]]:
     if where == "table":
         weight = engine.gather_state()["embeddings.embedding_bags.table_a.weight"]
         with torch.no_grad():
-            engine.module.get_parameter("embeddings.embedding_bags.table_a.weight")[:] = weight * math.nan
+            engine.module.get_parameter("embeddings.embedding_bags.table_a.weight")[:] = (
+                weight * math.nan
+            )
     if where == "bias":
-        engine.module.get_parameter("layer.bias").register_hook(lambda gradient: gradient * math.nan)
+        engine.module.get_parameter("layer.bias").register_hook(
+            lambda gradient: gradient * math.nan
+        )
     before = engine.gather_state()
 
     def loss(outputs: dict[str, Tensor], batch: Any) -> Tensor:
@@ -51,7 +61,11 @@ def caught_on_one_rank(where: str) -> tuple[NonFiniteError, list[str]]:
     with pytest.raises(NonFiniteError) as error:
         engine.train_step(make_batch(1), loss)
     after = engine.gather_state()
-    changed = [name for name, value in after.items() if not torch.equal(value.nan_to_num(), before[name].nan_to_num())]
+    changed = [
+        name
+        for name, value in after.items()
+        if not torch.equal(value.nan_to_num(), before[name].nan_to_num())
+    ]
     return error.value, changed
 
 
@@ -60,11 +74,21 @@ def caught_on_one_rank(where: str) -> tuple[NonFiniteError, list[str]]:
     [
         ("table", NonFiniteLossError, ("the outputs", "the embeddings"), ("a",), []),
         ("loss", NonFiniteGradientError, ("the embeddings",), ("a",), []),
-        ("bias", NonFiniteGradientError, ("layer.bias",), (), ["embeddings.embedding_bags.table_a.weight"]),
+        (
+            "bias",
+            NonFiniteGradientError,
+            ("layer.bias",),
+            (),
+            ["embeddings.embedding_bags.table_a.weight"],
+        ),
     ],
 )
 def test_the_step_and_what_held_it_are_named(
-    where: str, kind: type[NonFiniteError], sources: tuple[str, ...], features: tuple[str, ...], changed: list[str]
+    where: str,
+    kind: type[NonFiniteError],
+    sources: tuple[str, ...],
+    features: tuple[str, ...],
+    changed: list[str],
 ) -> None:
     error, found = run_on_ranks(caught_on_one_rank, (where,), 1, 1)[0]
     assert type(error) is kind
@@ -79,9 +103,13 @@ def test_columns_of_the_dense_input_get_their_names() -> None:
     assert error.located("w", ["age", "price"]).features == ("price", "dense column 7")
 
 
-def train_over_a_bad_gradient(optimizer: str, with_bad: bool, skip: bool) -> tuple[dict[str, Tensor], int]:
+def train_over_a_bad_gradient(
+    optimizer: str, with_bad: bool, skip: bool
+) -> tuple[dict[str, Tensor], int]:
     """Four steps and, if ``with_bad``, one more whose gradient is NaN on the last rank."""
-    settings = train_settings(2, table_optimizer=optimizer, sharding="row_wise", skip_non_finite_batches=skip)
+    settings = train_settings(
+        2, table_optimizer=optimizer, sharding="row_wise", skip_non_finite_batches=skip
+    )
     engine = Engine(build_ranker(SCHEMA, model_settings(), None, SEED, "meta"), settings, SEED)
 
     def broken(outputs: dict[str, Tensor], batch: Any) -> Tensor:
@@ -98,17 +126,23 @@ def train_over_a_bad_gradient(optimizer: str, with_bad: bool, skip: bool) -> tup
 
 def test_bad_gradient_of_one_rank_is_skipped_by_all_and_leaves_no_trace() -> None:
     optimizers = ("sgd", "rowwise_adagrad")
-    cases = {(o, with_bad): (2, (o, with_bad, True)) for o in optimizers for with_bad in (True, False)}
+    cases = {
+        (o, with_bad): (2, (o, with_bad, True)) for o in optimizers for with_bad in (True, False)
+    }
     found = run_cases(train_over_a_bad_gradient, cases)
     for optimizer in optimizers:
         expected, _ = found[optimizer, False][0]
         weights = found[optimizer, True][0][0]
         assert [skipped for _, skipped in found[optimizer, True]] == [1, 1], optimizer
-        assert [name for name, value in expected.items() if not torch.equal(value, weights[name])] == [], optimizer
+        assert [
+            name for name, value in expected.items() if not torch.equal(value, weights[name])
+        ] == [], optimizer
 
 
 def test_bad_gradient_ends_the_run_with_its_step() -> None:
-    with pytest.raises(NonFiniteGradientError, match=r"^step 3: the gradient is not finite: .*embeddings; features"):
+    with pytest.raises(
+        NonFiniteGradientError, match=r"^step 3: the gradient is not finite: .*embeddings; features"
+    ):
         run_on_ranks(train_over_a_bad_gradient, ("sgd", True, False), 2, 1)
 
 

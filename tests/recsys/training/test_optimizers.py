@@ -24,7 +24,12 @@ from recsys.training.settings import DENSE_OPTIMIZERS, ScheduleSettings, TrainSe
 
 ROWS, DIMENSION, WIDTH, BATCH, STEPS = 20, 4, 3, 16, 6
 SEED = 11
-BASE = {"world_size": 1, "table_optimizer": "sgd", "table_learning_rate": 0.2, "dense_learning_rate": 0.05}
+BASE = {
+    "world_size": 1,
+    "table_optimizer": "sgd",
+    "table_learning_rate": 0.2,
+    "dense_learning_rate": 0.05,
+}
 SCHEDULE = {"warmup_steps": 2, "decay": "cosine", "decay_steps": 3, "final_fraction": 0.1}
 
 
@@ -38,7 +43,11 @@ class Small(nn.Module):
             self.layer.weight.copy_(torch.linspace(-0.4, 0.4, WIDTH + DIMENSION))
             self.layer.bias.fill_(0.1)
         config = EmbeddingBagConfig(
-            name="table_a", embedding_dim=DIMENSION, num_embeddings=ROWS, feature_names=["a"], init_fn=lambda w: w
+            name="table_a",
+            embedding_dim=DIMENSION,
+            num_embeddings=ROWS,
+            feature_names=["a"],
+            init_fn=lambda w: w,
         )
         self.embeddings = EmbeddingBagCollection(tables=[config], device=torch.device(table_device))
 
@@ -77,23 +86,34 @@ def train(settings: TrainSettings) -> dict[str, Tensor]:
     return engine.gather_state()
 
 
-def reference(settings: TrainSettings, factors: list[float], clip: float | None = None) -> dict[str, Tensor]:
+def reference(
+    settings: TrainSettings, factors: list[float], clip: float | None = None
+) -> dict[str, Tensor]:
     """Plain PyTorch: SGD on the table, the named optimiser on the layer."""
     model = Small("cpu")
     table = next(model.embeddings.parameters())
     with torch.no_grad():
         table.copy_(initial_rows(SEED, "table_a", ROWS, DIMENSION, 0, ROWS))
     name, options = settings.dense_optimizer, dict(settings.dense_optimizer_options)
-    dense = getattr(torch.optim, DENSE_OPTIMIZERS[name])(model.layer.parameters(), lr=1.0, **options)
+    dense = getattr(torch.optim, DENSE_OPTIMIZERS[name])(
+        model.layer.parameters(), lr=1.0, **options
+    )
     tables = torch.optim.SGD([table], lr=1.0)
     for step, factor in zip(range(STEPS), factors, strict=True):
-        for optimizer, rate in ((dense, settings.dense_learning_rate), (tables, settings.table_learning_rate)):
+        for optimizer, rate in (
+            (dense, settings.dense_learning_rate),
+            (tables, settings.table_learning_rate),
+        ):
             optimizer.param_groups[0]["lr"] = rate * factor
             optimizer.zero_grad()
         batch = make_batch(step)
-        binary_cross_entropy_with_logits(model(batch.dense, batch.sparse)["serving"], batch.label).backward()
+        binary_cross_entropy_with_logits(
+            model(batch.dense, batch.sparse)["serving"], batch.label
+        ).backward()
         if clip is not None:
-            norm = torch.stack([p.grad.norm() for p in model.layer.parameters() if p.grad is not None]).norm()
+            norm = torch.stack(
+                [p.grad.norm() for p in model.layer.parameters() if p.grad is not None]
+            ).norm()
             for parameter in model.layer.parameters():
                 assert parameter.grad is not None
                 parameter.grad *= min(1.0, clip / (norm.item() + 1e-6))
@@ -124,7 +144,8 @@ def test_options_reach_the_optimizer() -> None:
     expected = reference(settings, [1.0] * STEPS)
     assert_same(run_on_ranks(train, (settings,), 1, 1)[0], expected)
     assert not torch.equal(
-        expected["layer.weight"], reference(train_settings(dense_optimizer="sgd"), [1.0] * STEPS)["layer.weight"]
+        expected["layer.weight"],
+        reference(train_settings(dense_optimizer="sgd"), [1.0] * STEPS)["layer.weight"],
     )
 
 
@@ -144,18 +165,23 @@ def test_shapes_of_the_decays() -> None:
     assert factors("constant", warmup_steps=3) == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 1])
     assert factors("linear") == pytest.approx([1, 0.75, 0.5, 0.25, 0, 0])
     assert factors("polynomial", power=2) == pytest.approx([1, 0.5625, 0.25, 0.0625, 0, 0])
-    assert factors("polynomial", power=1, final_fraction=0.5) == pytest.approx([1, 0.875, 0.75, 0.625, 0.5, 0.5])
+    assert factors("polynomial", power=1, final_fraction=0.5) == pytest.approx(
+        [1, 0.875, 0.75, 0.625, 0.5, 0.5]
+    )
 
 
 def test_clipping_is_by_the_norm_of_the_whole_dense_gradient() -> None:
     settings = train_settings(dense_optimizer="sgd", dense_clip_norm=0.05)
     state = run_on_ranks(train, (settings,), 1, 1)[0]
     assert_same(state, reference(settings, [1.0] * STEPS, clip=0.05))
-    assert not torch.equal(state["layer.weight"], reference(settings, [1.0] * STEPS)["layer.weight"])
+    assert not torch.equal(
+        state["layer.weight"], reference(settings, [1.0] * STEPS)["layer.weight"]
+    )
 
 
 def save_and_resume(settings: TrainSettings, folder: Path) -> list[dict[str, Tensor]]:
-    """Save before the first step and after the third; train three engines to the same step: all weights."""
+    """Save before the first step and after the third; train three engines to the same step: all
+    weights."""
     first = Engine(Small(), settings, SEED)
     first.save(folder / "0")
     for step in range(3):
@@ -219,7 +245,9 @@ def test_settings_name_what_is_wrong(text: str, message: str, tmp_path: Path) ->
 
 def test_refused_values_of_options() -> None:
     settings = train_settings(dense_optimizer="sgd", dense_optimizer_options={"momentum": -1.0})
-    with pytest.raises(InputError, match=r"params/train\.yaml: dense_optimizer_options: sgd refuses .*momentum"):
+    with pytest.raises(
+        InputError, match=r"params/train\.yaml: dense_optimizer_options: sgd refuses .*momentum"
+    ):
         run_on_ranks(train, (settings,), 1, 1)
 
 
@@ -234,7 +262,8 @@ def break_one(field: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "sources"), [("dense", (SOURCES[0], SOURCES[2])), ("label", (SOURCES[1],)), ("loss", (SOURCES[3],))]
+    ("field", "sources"),
+    [("dense", (SOURCES[0], SOURCES[2])), ("label", (SOURCES[1],)), ("loss", (SOURCES[3],))],
 )
 def test_a_non_finite_loss_names_what_held_it(field: str, sources: tuple[str, ...]) -> None:
     with pytest.raises(NonFiniteLossError, match=r"^step 1: the loss is not finite") as caught:

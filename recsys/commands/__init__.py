@@ -1,0 +1,1 @@
+"""What `towerflow` offers of the library: plan, calibrate, advise."""

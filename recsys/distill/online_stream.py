@@ -1,0 +1,293 @@
+"""The stream: windows taken as they come, through the functions of the batch stages, so that the
+bytes are theirs.
+
+A stream keeps in its work folder the windows it has taken (hard links and a schema that lists no
+other), the teacher's and each student's checkpoints, the score log and all results. The batch
+functions see only these windows and go on from their checkpoints; on a finished stream they have
+seen what the batch stages see.
+"""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import polars as pl
+
+from recsys.config import InputError
+from recsys.data.schema import MANIFEST_FILE, SCHEMA_FILE, Schema, Window
+from recsys.distill.scoring import ScoringJob, finish_scoring, plan_scoring, score_part
+from recsys.distill.settings import AugmentSettings, StudentsSettings, TeacherSettings
+from recsys.distill.snapshots import SNAPSHOTS_DIR
+from recsys.distill.students import check_students, run_students, students_checkpoints
+from recsys.distill.teacher import (
+    CHECKPOINT_KEYS,
+    CODE,
+    PLACEMENT_KEYS,
+    code_of,
+    load_partition,
+    run_teacher,
+    teacher_checkpoints,
+)
+from recsys.distill.training_job import S, TrainingJob
+from recsys.files import PARTIAL_SUFFIX, fingerprint, link_file, link_files, write_atomically
+from recsys.training.resume import CHECKPOINTS_DIR, OUTPUT_DIR, Checkpoints, work_folder
+from recsys.training.settings import TrainSettings
+
+TEACHER_DIR, SCORES_DIR, STUDENTS_DIR = "teacher", "scores", "students"
+WINDOWS_DIR, SCORING_DIR, DONE_FILE = "windows", "scoring", "done.json"
+BEGUN = "students_begun"
+PARQUET = ".parquet"
+
+
+@dataclass(frozen=True)
+class StreamJob:
+    """What a stream takes, how it learns, and where it keeps what it knows.
+
+    Attributes:
+        windows_dir: as ingest writes it; it may be replaced by one with more windows at any time
+            between two calls.
+        withdrawn: weights' hashes of snapshots that may not score.
+        finished: no window comes after the last one, so it is taken too; else it may still grow.
+        windows_at_once: the most that one call takes; None: all that are complete.
+    """
+
+    windows_dir: Path
+    partition_file: Path | None
+    teacher: TeacherSettings
+    augment: AugmentSettings
+    students: StudentsSettings
+    train: TrainSettings
+    work_dir: Path
+    withdrawn: frozenset[str] = frozenset()
+    finished: bool = False
+    windows_at_once: int | None = None
+
+
+@dataclass(frozen=True)
+class Advance:
+    """What a call has done: the stream's name, the windows that all its models had been through
+    before, those that are new to some (all, where the students started over)."""
+
+    run: str
+    before: list[str]
+    new: list[str]
+
+
+def advance(job: StreamJob, output_dir: Path) -> Advance:
+    """Take the complete new windows through teacher, scoring and students; put all results in an
+    empty folder.
+
+    For each new window in order the teacher predicts it, trains and publishes; then each is scored
+    by the newest snapshot allowed; then each student predicts and trains. Writes in ``output_dir``:
+    teacher/, scores/ and students/ with the files of :func:`train_teacher`, :func:`score_windows`
+    and :func:`train_students`, byte for byte those of these functions over the same windows. A call
+    after a killed one goes on where that was. With other settings, code or features the stream
+    starts over; after a withdrawal the students do.
+
+    Raises:
+        InputError: another process is advancing the stream, a window that it has taken has changed,
+            a new one lies before the last one taken, there are no or damaged data, or the settings
+            do not suit a stream.
+        LookAheadError: as :func:`score_windows`.
+    """
+    offered = Schema.load(job.windows_dir)
+    _check(job, offered)
+    run = _run_name(job, offered)
+    with work_folder(job.work_dir, run) as folder:
+        windows = _take(job, offered, folder / WINDOWS_DIR)
+        before = 0
+        if windows:
+            _advance_teacher(job, run, folder, len(windows))
+            _score(job, folder)
+            before = _done(folder)[STUDENTS_DIR]  # after _score, which may start the students over
+            _advance_students(job, run, folder, len(windows))
+        _copy_results(folder / OUTPUT_DIR, output_dir)
+    names = [window.name for window in windows]
+    return Advance(run, names[:before], names[before:])
+
+
+def _check(job: StreamJob, schema: Schema) -> None:
+    if job.teacher.quantise_checkpoints != "none":
+        raise InputError(
+            "params/teacher.yaml: key 'quantise_checkpoints': a stream goes on from its "
+            "checkpoints and would lose "
+            "bits each time; set none"
+        )
+    if job.train.nodes.count > 1:
+        raise InputError(
+            "params/train.yaml: key 'nodes.count': a stream runs on one machine; set 1"
+        )
+    check_students(schema, job.students)
+
+
+def _run_name(job: StreamJob, schema: Schema) -> str:
+    """A name for all that decides the results besides the windows and the withdrawn snapshots."""
+    return fingerprint(
+        code_of(CODE),
+        load_partition(job.partition_file, job.teacher.model),
+        asdict(replace(schema, windows=[])),
+        job.teacher.model_dump(exclude=CHECKPOINT_KEYS),
+        job.augment.model_dump(exclude={"runner", "parallel_tasks"}),
+        job.students.model_dump(exclude=CHECKPOINT_KEYS, exclude_unset=True),
+        job.train.model_dump(exclude=PLACEMENT_KEYS),
+    )
+
+
+def _take(job: StreamJob, offered: Schema, taken_dir: Path) -> list[Window]:
+    """Take the complete windows that are new; all windows taken so far.
+
+    Raises:
+        InputError: a taken one has changed, or a new one lies before the last one taken or is not
+            whole.
+    """
+    taken = Schema.load(taken_dir).windows if (taken_dir / SCHEMA_FILE).is_file() else []
+    known = {window.name: window for window in taken}
+    for window in offered.windows:
+        where = f"{job.windows_dir / window.name}"
+        if window.name not in known:
+            if taken and window.start_ms < taken[-1].end_ms:
+                raise InputError(
+                    f"{where}: this window lies before {taken[-1].name}, which the stream has "
+                    f"taken; "
+                    f"start over without {job.work_dir}"
+                )
+        elif window != known[window.name] or _parts(job.windows_dir, window) != _parts(
+            taken_dir, window
+        ):
+            raise InputError(
+                f"{where}: this window has changed since the stream took it; start over without "
+                f"{job.work_dir}"
+            )
+    complete = offered.windows if job.finished else offered.windows[:-1]
+    new = [window for window in complete if window.name not in known][: job.windows_at_once]
+    for window in new:
+        _link_window(job.windows_dir, window, taken_dir)
+    if new:
+        schema = taken_dir / f"{SCHEMA_FILE}{PARTIAL_SUFFIX}"
+        schema.mkdir(exist_ok=True)
+        replace(offered, windows=taken + new).save(schema)
+        (schema / SCHEMA_FILE).rename(taken_dir / SCHEMA_FILE)
+    return taken + new
+
+
+def _parts(windows_dir: Path, window: Window) -> dict[str, str] | None:
+    """SHA-256 by part as the window's manifest has it; None without a manifest."""
+    path = windows_dir / window.name / MANIFEST_FILE
+    return json.loads(path.read_text())["parts"] if path.is_file() else None
+
+
+def _link_window(source: Path, window: Window, taken_dir: Path) -> None:
+    """Hard links to a window's files, whole or not at all, so that ingest may replace its folder
+    meanwhile."""
+    partial, target = taken_dir / f"{window.name}{PARTIAL_SUFFIX}", taken_dir / window.name
+    for left in (partial, target):
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        link_files(source / window.name, partial)
+    except OSError as error:
+        raise InputError(
+            f"{source / window.name}: cannot be taken ({error}); run the ingest stage again"
+        ) from error
+    found = sum(
+        pl.scan_parquet(part).select(pl.len()).collect().item()
+        for part in partial.glob("part-*.parquet")
+    )
+    if found != window.rows:
+        raise InputError(
+            f"{source / window.name}: {found} rows where {SCHEMA_FILE} says {window.rows}; run the "
+            f"ingest stage again"
+        )
+    partial.rename(target)
+
+
+def _done(folder: Path) -> dict[str, int]:
+    """Windows that the teacher and all students have been through, and those that a student may
+    have begun."""
+    path = folder / DONE_FILE
+    return (
+        json.loads(path.read_text())
+        if path.is_file()
+        else {TEACHER_DIR: 0, STUDENTS_DIR: 0, BEGUN: 0}
+    )
+
+
+def _mark(folder: Path, **counts: int) -> None:
+    write_atomically(
+        folder / DONE_FILE, json.dumps(_done(folder) | counts, sort_keys=True).encode()
+    )
+
+
+def _advance_teacher(job: StreamJob, run: str, folder: Path, windows: int) -> None:
+    if _done(folder)[TEACHER_DIR] == windows:
+        return
+    checkpoints = teacher_checkpoints(
+        folder / CHECKPOINTS_DIR / TEACHER_DIR, run, job.teacher, continued=True
+    )
+    run_teacher(_training(job, job.teacher, folder, TEACHER_DIR, checkpoints))
+    _mark(folder, teacher=windows)
+
+
+def _score(job: StreamJob, folder: Path) -> None:
+    """Score what is not scored, or no longer by the right snapshot; in the latter case students
+    start over."""
+    scoring = ScoringJob(
+        windows_dir=folder / WINDOWS_DIR,
+        partition_file=job.partition_file,
+        teacher_dir=folder / OUTPUT_DIR / TEACHER_DIR,
+        teacher=job.teacher,
+        settings=job.augment,
+        train=job.train,
+        log_dir=folder / OUTPUT_DIR / SCORES_DIR,
+        work_dir=folder / SCORING_DIR,
+        withdrawn=job.withdrawn,
+        growing=True,
+    )
+    plans = plan_scoring(scoring)
+    begun = Schema.load(folder / WINDOWS_DIR).windows[: _done(folder)[BEGUN]]
+    if {plan.window.name for plan in plans} & {window.name for window in begun}:
+        for part in (OUTPUT_DIR, CHECKPOINTS_DIR):
+            shutil.rmtree(folder / part / STUDENTS_DIR, ignore_errors=True)
+        _mark(folder, students=0, students_begun=0)
+    if plans:
+        score_part(scoring, plans)
+    finish_scoring(scoring)
+
+
+def _advance_students(job: StreamJob, run: str, folder: Path, windows: int) -> None:
+    if _done(folder)[STUDENTS_DIR] == windows:
+        return
+    _mark(folder, students_begun=windows)
+    checkpoints = students_checkpoints(
+        folder / CHECKPOINTS_DIR / STUDENTS_DIR, run, job.students, continued=True
+    )
+    run_students(_training(job, job.students, folder, STUDENTS_DIR, checkpoints))
+    _mark(folder, students=windows)
+
+
+def _training(
+    job: StreamJob, settings: S, folder: Path, part: str, checkpoints: Checkpoints
+) -> TrainingJob[S]:
+    """The stream's ``part`` as a job of its own, on the windows and scores that are taken; its
+    folders are made."""
+    output, scores = folder / OUTPUT_DIR / part, folder / OUTPUT_DIR / SCORES_DIR
+    for path in (output, checkpoints.folder):
+        path.mkdir(exist_ok=True)
+    windows = folder / WINDOWS_DIR
+    return TrainingJob(
+        windows, settings, job.train, output, job.partition_file, scores, checkpoints
+    )
+
+
+def _copy_results(source: Path, target: Path) -> None:
+    """Copy the results, large files that are never rewritten as links; no half-written one is among
+    them."""
+
+    def copy(path: str, to: str) -> None:
+        is_final = (
+            Path(path).suffix == PARQUET or SNAPSHOTS_DIR in Path(path).relative_to(source).parts
+        )
+        (link_file if is_final else shutil.copyfile)(path, to)
+
+    halves = shutil.ignore_patterns(f"*{PARTIAL_SUFFIX}")
+    shutil.copytree(source, target, copy_function=copy, ignore=halves, dirs_exist_ok=True)

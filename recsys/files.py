@@ -1,0 +1,116 @@
+"""Files that are whole or absent, what they hold, and how they are linked."""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from recsys.config import InputError
+
+PARTIAL_SUFFIX = ".partial"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file under a name of its own, then rename it: whole or absent, also after a power
+    cut."""
+    partial = partial_path(path)
+    with partial.open("wb") as file:
+        file.write(content)
+    publish_file(partial, path)
+
+
+def partial_path(path: Path) -> Path:
+    """A name that no other writer of ``path`` uses; what a killed one has left is removed."""
+    for left in path.parent.glob(f"{path.name}.*{PARTIAL_SUFFIX}"):
+        if not Path(f"/proc/{left.name.split('.')[-2]}").exists():
+            left.unlink(missing_ok=True)
+    return path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+
+
+def publish_file(partial: Path, path: Path) -> None:
+    """Give ``partial`` its final name once the disk has its content."""
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.rename(path)
+    flush_folder(path.parent)
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write ``text`` and wait until the disk has it."""
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Wait until the disk has the names in ``folder``."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` with sorted keys; NaN and infinities become null."""
+    path.write_text(json.dumps(finite(value), indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        InputError: it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON: {error}") from error
+
+
+def finite(value: Any) -> Any:
+    """``value`` with None for every float that JSON cannot hold."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_state(folder: Path) -> list[tuple[str, int, int]]:
+    """(path, bytes, ns of the last change) of each file: what a cheap look can tell of its
+    contents."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    stats = [(path, path.stat()) for path in files]
+    return [(path.relative_to(folder).as_posix(), s.st_size, s.st_mtime_ns) for path, s in stats]
+
+
+def fingerprint(*parts: Any) -> str:
+    """A name for the run that these plain values decide."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(repr(part).encode() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def link_files(source: Path, target: Path) -> None:
+    """Put ``source``'s files in ``target``, as hard links where the file system can."""
+    shutil.copytree(source, target, copy_function=link_file, dirs_exist_ok=True)
+
+
+def link_file(source: str, target: str) -> None:
+    """A hard link where the file system can, a copy elsewhere."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy(source, target)

@@ -1,0 +1,1 @@
+"""What sharding would be best, before there is a model: no TorchRec."""

@@ -1,0 +1,73 @@
+"""What a given plan is predicted to take and to hold, whoever made it."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from recsys.planning.hardware import Topology
+from recsys.planning.planner import Plan, PlannedTable, Way, plan_table, shard_geometry
+from recsys.planning.table_costs import base_bytes, base_ms, plain_option
+from recsys.planning.tables import (
+    BYTES_OF,
+    PlannedModel,
+    TableOptimizer,
+    expand_tables,
+    state_bytes,
+)
+
+GIVEN = "given"
+
+
+def ways_of(rows: Iterable[Mapping[str, Any]], ranks_a_host: int) -> dict[str, Way]:
+    """The ways of an engine's plan: its rows have table, kind and ranks."""
+    ways = {}
+    for row in rows:
+        kind, ranks = row["kind"], list(row["ranks"])
+        columns = {
+            "column_wise": len(ranks),
+            "table_column_wise": len(ranks),
+            "grid_shard": len(ranks) // ranks_a_host,
+        }
+        ways[row["table"]] = Way(kind, ranks, columns.get(kind, 1))
+    return ways
+
+
+def assess(model: PlannedModel, topology: Topology, ways: Mapping[str, Way]) -> Plan:
+    """Predicted milliseconds and bytes of the plan that splits each table of ``model`` as ``ways``
+    says.
+
+    Kernels are the ones with the table in the device's own memory. Shards of a kind count alike, as
+    in :mod:`recsys.planning.table_costs`; :func:`held_bytes` counts the last, shorter row shards as
+    they are.
+
+    Raises:
+        KeyError: ``ways`` lacks a table.
+    """
+    tables = expand_tables(model)
+    base = base_ms(model, topology, {way.kind for way in ways.values()})
+    rank_bytes = np.tile(
+        np.array(base_bytes(tables, model, topology), dtype=np.int64), (topology.world_size, 1)
+    )
+    rank_ms = np.full(topology.world_size, base)
+    rows: list[PlannedTable] = []
+    for table in tables:
+        way = ways[table.name]
+        option = plain_option(table, way.kind, way.column_shards, model, topology)
+        rank_bytes[way.ranks] += np.array(option.bytes, dtype=np.int64)
+        rank_ms[way.ranks] += option.ms
+        rows.append(plan_table(table, option, way.kind, way.ranks))
+    held = [(int(hbm), int(ddr), int(ssd)) for hbm, ddr, ssd in rank_bytes]
+    return Plan(rows, held, [float(ms) for ms in rank_ms], base, GIVEN, {}, topology.ranks_a_core)
+
+
+def held_bytes(plan: Plan, optimizer: TableOptimizer, world_size: int) -> list[int]:
+    """Bytes of weights and optimiser state that each rank holds, to the byte; buffers and gradients
+    not counted."""
+    held = [0] * world_size
+    for table in plan.tables:
+        for rank, (_, (rows, columns)) in zip(table.ranks, shard_geometry(table), strict=True):
+            held[rank] += rows * columns * BYTES_OF[table.dtype] + state_bytes(
+                optimizer, rows, columns
+            )
+    return held

@@ -1,0 +1,130 @@
+"""The machine that a plan is for: ranks, nodes, memory by tier, bandwidths."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+
+from recsys.config import InputError, Settings, load_settings
+
+TIERS = ("hbm", "ddr", "ssd")
+UNITS = {"": 1, "B": 1} | {
+    f"{letter}{suffix}": base**power
+    for power, letter in enumerate("KMGTP", start=1)
+    for suffix, base in (("B", 1000), ("IB", 1024))
+}
+GIGA = 10**9
+
+
+class Tier(Settings):
+    """One kind of memory as a rank sees it: bandwidth, and the bytes that one access moves at
+    least."""
+
+    gb_s: PositiveFloat
+    access_bytes: PositiveInt
+
+
+class Hardware(Settings):
+    """What one rank can do (params/hardware/*.yaml); gb_s are 10^9 bytes a second of one rank.
+
+    ``cross_gb_s`` is an all-to-all's bandwidth between nodes, ``reduce_gb_s`` the bus bandwidth of
+    reduce-scatter, all-gather and all-reduce between nodes, ``intra_gb_s`` of either inside a node.
+    ``collective_ms`` is the latency of a collective, ``shard_ms`` a shard's fixed cost in the
+    lookup kernels. ``reserved_gb`` of each rank's memory is not for the model. ``step_ms`` is a
+    step's cost on each rank beside all that is counted. ``cores`` are those that the ranks of a
+    node share (None: each has its own).
+    """
+
+    device: Literal["cuda", "cpu"]
+    hbm: Tier | None
+    ddr: Tier
+    ssd: Tier | None
+    intra_gb_s: PositiveFloat
+    cross_gb_s: PositiveFloat
+    reduce_gb_s: PositiveFloat
+    collective_ms: NonNegativeFloat
+    shard_ms: NonNegativeFloat
+    dense_tflops: PositiveFloat
+    reserved_gb: NonNegativeFloat
+    step_ms: NonNegativeFloat = 0.0
+    cores: PositiveInt | None = None
+    source: str
+
+    @property
+    def device_tier(self) -> int:
+        """Index in :data:`TIERS` of the memory that lookups write their outputs to."""
+        return TIERS.index("ddr" if self.hbm is None else "hbm")
+
+    def tier(self, index: int) -> Tier | None:
+        """The tier at ``index`` of :data:`TIERS`."""
+        return (self.hbm, self.ddr, self.ssd)[index]
+
+
+@dataclass(frozen=True)
+class Topology:
+    """``nodes`` x ``gpus`` ranks; ``hbm`` bytes a rank, ``ddr`` and ``ssd`` bytes a node."""
+
+    hardware: Hardware
+    nodes: int
+    gpus: int
+    hbm: int
+    ddr: int
+    ssd: int
+
+    @property
+    def world_size(self) -> int:
+        """Ranks over all nodes."""
+        return self.nodes * self.gpus
+
+    @property
+    def ranks_a_core(self) -> float:
+        """Ranks that share a core; 0 where each has its own."""
+        return self.gpus / self.hardware.cores if self.hardware.cores else 0.0
+
+    def total_bytes(self) -> tuple[int, int, int]:
+        """Bytes of (HBM, DDR, SSD) over all nodes."""
+        return self.hbm * self.world_size, self.ddr * self.nodes, self.ssd * self.nodes
+
+
+def load_hardware(name: str, folder: Path) -> Hardware:
+    """``folder/name.yaml``; for ``cpu`` the calibration of this machine where there is one.
+
+    Raises:
+        InputError: there is no such file, or it holds a wrong key.
+    """
+    calibrated = calibration_path()
+    if name == "cpu" and calibrated.is_file():
+        return load_settings(calibrated, Hardware)
+    return load_settings(folder / f"{name}.yaml", Hardware)
+
+
+def calibration_path() -> Path:
+    """Where ``calibrate`` keeps what it measured of this machine."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "towerflow" / "cpu.yaml"
+
+
+def parse_bytes(text: str) -> int:
+    """``40GB`` (10^9) or ``40GiB`` (2^30) as bytes.
+
+    Raises:
+        InputError: not a number with a unit.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].upper() not in UNITS:
+        raise InputError(
+            f"{text!r} is no size; write a number and a unit, such as 40GB, 1.5TB or 32GiB"
+        )
+    return round(float(match[1]) * UNITS[match[2].upper()])
+
+
+def format_bytes(count: float) -> str:
+    """Bytes for a person, in decimal units: 23.96 TB."""
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if count < 1000:
+            return f"{count:.4g} {unit}"
+        count /= 1000
+    return f"{count:.4g} PB"

@@ -1,0 +1,462 @@
+"""Choose how each table is sharded and where its shards go: the shortest predicted step that memory
+allows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.planning.hardware import TIERS, Topology
+from recsys.planning.placement import Array, Bins, Item, Placement, place
+from recsys.planning.table_costs import Option, base_bytes, base_ms, options, plain_option
+from recsys.planning.tables import Kind, PlannedModel, Table, WeightType, expand_tables
+
+PEAKS = (
+    0.0,
+    0.5,
+    0.8,
+    1.0,
+    1.1,
+    1.25,
+    1.5,
+    2.0,
+    3.0,
+    6.0,
+    float("inf"),
+)  # largest shard allowed, over the mean load of a rank
+QUICK_PEAKS = (float("inf"), 0.0)
+BUDGETS = (
+    1.0,
+    0.98,
+    0.92,
+    0.8,
+    0.6,
+)  # share of the memory to choose for: packing whole shards leaves gaps
+PRICE_ROUNDS = 40
+FIRST_PRICE = 0.01  # of the fastest total time, for all of a tier
+LARGEST_STEP = 1.0  # of the logarithm of a price
+REPAIRS_A_TABLE = 4
+MOST_FILLS = 200
+MOST_RETRIES = 12
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Way:
+    """How one table is split: ``ranks`` holds a rank a shard, as :class:`PlannedTable` orders
+    them."""
+
+    kind: Kind
+    ranks: list[int]
+    column_shards: int = 1
+
+
+@dataclass(frozen=True)
+class PlannedTable:
+    """One table's row of a plan; ``bytes`` and ``ms`` are sums over its shards.
+
+    ``ranks`` holds a rank a shard: column blocks in order and, in each, row shards in order.
+    """
+
+    table: str
+    kind: Kind
+    kernel: str
+    load_factor: float | None
+    column_shards: int
+    ranks: list[int]
+    bytes: int
+    ms: float
+    rows: int
+    dimension: int
+    dtype: WeightType
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every table's way and place, and what each rank is predicted to hold and take.
+
+    ``rank_bytes`` are (HBM, DDR, SSD) a rank, with what every rank holds whatever the plan.
+    ``base_ms`` is every rank's time without tables. ``placements`` names the largest load, in
+    ms, that each placement heuristic reached (None: no room found); ``kept`` is the best.
+    ``ranks_a_core`` is below 1 where every rank has cores of its own.
+    """
+
+    tables: list[PlannedTable]
+    rank_bytes: list[tuple[int, int, int]]
+    rank_ms: list[float]
+    base_ms: float
+    kept: str
+    placements: dict[str, float | None]
+    ranks_a_core: float
+
+    @property
+    def step_ms(self) -> float:
+        """Predicted time of a step: the slowest rank's, or all ranks' work over the cores that they
+        share."""
+        return max(*self.rank_ms, sum(self.rank_ms) / len(self.rank_ms) * self.ranks_a_core)
+
+    @property
+    def imbalance(self) -> float:
+        """Slowest rank over mean rank, of the time that tables take; 1 is perfect."""
+        loads = [ms - self.base_ms for ms in self.rank_ms]
+        mean = sum(loads) / len(loads)
+        return max(loads) / mean if mean > 0 else 1.0
+
+
+def find_plan(
+    model: PlannedModel,
+    topology: Topology,
+    quick: bool = False,
+    fixed: Mapping[str, Way] | None = None,
+) -> Plan | None:
+    """The best plan found, or None where none fits. The same input gives the same plan.
+
+    Tables in ``fixed`` are split and placed as it says; their time and bytes count on their ranks.
+
+    Choices are priced: of each table's options the one with the least time plus priced memory,
+    prices raised until memory suffices, then mended and filled one table at a time. This is done
+    for several limits on the largest single shard, as a long shard makes a slow rank; every choice
+    is placed by :func:`recsys.planning.placement.place`. ``quick`` stops at the first that fits.
+    """
+    tables = expand_tables(model)
+    menu = _menu(tables, model, topology, fixed or {})
+    if menu is None:
+        return None
+    best: _Candidate | None = None
+    placements: dict[bytes, Placement | None] = {}
+    for limit in _limits(menu, topology, quick):
+        for budget in BUDGETS:
+            found = _search(menu, limit, budget, topology, placements)
+            if found is not None and (
+                best is None or found.placed.largest < best.placed.largest - TINY
+            ):
+                best = found
+            if quick and best is not None:
+                return _describe(tables, menu, best, model, topology)
+    return None if best is None else _describe(tables, menu, best, model, topology)
+
+
+@dataclass(frozen=True)
+class _Menu:
+    """Options of every table as arrays [tables, options]; what a table has not is inf."""
+
+    options: list[list[Option]]
+    ms: Array  # over all ranks
+    peak: Array  # of one shard
+    use: Array  # [tiers, tables, options], as a share of the free memory of all ranks
+    free: tuple[int, int, int]  # of a rank (HBM) or node (DDR, SSD), once the base is in
+    fixed: dict[int, list[int]] = field(
+        default_factory=dict
+    )  # ranks of the tables that are placed already
+
+
+def _menu(
+    tables: list[Table], model: PlannedModel, topology: Topology, fixed: Mapping[str, Way]
+) -> _Menu | None:
+    """None where a table has no option that fits at all."""
+    base = base_bytes(tables, model, topology)
+    gpus = topology.gpus
+    free = (topology.hbm - base[0], topology.ddr - base[1] * gpus, topology.ssd - base[2] * gpus)
+    if min(free) < 0:
+        return None
+
+    @cache
+    def fitting(alike: Table) -> list[Option]:
+        return _undominated(
+            [o for o in options(alike, model, topology) if _fits_alone(o, free, topology)], topology
+        )
+
+    def options_of(table: Table) -> list[Option]:
+        way = fixed.get(table.name)
+        if way is None:
+            return fitting(replace(table, name=""))
+        return [plain_option(table, way.kind, way.column_shards, model, topology)]
+
+    menu = [options_of(table) for table in tables]
+    if not all(menu):
+        return None
+    width = max(len(found) for found in menu)
+    ms = np.full((len(tables), width), np.inf)
+    peak = np.full((len(tables), width), np.inf)
+    use = np.full((len(TIERS), len(tables), width), np.inf)
+    total = [
+        max(free[0] * topology.world_size, 1),
+        *(max(room * topology.nodes, 1) for room in free[1:]),
+    ]
+    for row, found in enumerate(menu):
+        for column, one in enumerate(found):
+            ranks = one.ranks_held(topology)
+            ms[row, column], peak[row, column] = (
+                one.ms * ranks,
+                one.ms if one.spans != "all" else 0.0,
+            )
+            use[:, row, column] = [
+                size * ranks / room for size, room in zip(one.bytes, total, strict=True)
+            ]
+    placed = {
+        row: fixed[table.name].ranks for row, table in enumerate(tables) if table.name in fixed
+    }
+    return _Menu(menu, ms, peak, use, free, placed)
+
+
+def _fits_alone(option: Option, free: tuple[int, int, int], topology: Topology) -> bool:
+    shards_a_node = 1 if option.spans == "rank" else topology.gpus
+    needs = (option.bytes[0], option.bytes[1] * shards_a_node, option.bytes[2] * shards_a_node)
+    return all(need <= room for need, room in zip(needs, free, strict=True))
+
+
+def _undominated(found: list[Option], topology: Topology) -> list[Option]:
+    """The options that no other one beats or equals in time, largest shard and every memory."""
+    if not found:
+        return []
+    ranks = np.array([o.ranks_held(topology) for o in found], dtype=float)
+    peaks = [o.ms if o.spans != "all" else 0.0 for o in found]
+    costs = np.array([[o.ms, *o.bytes] for o in found]) * ranks[:, None]
+    costs = np.hstack([costs, np.array(peaks)[:, None]])
+    kept: list[int] = []
+    for index in np.lexsort(costs.T[::-1]):  # an option can only be dominated by one before it
+        if not any(bool((costs[other] <= costs[index]).all()) for other in kept):
+            kept.append(int(index))
+    return [found[index] for index in sorted(kept)]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    choice: NDArray[np.int64]  # option of each table
+    placed: Placement
+
+
+def _limits(menu: _Menu, topology: Topology, quick: bool) -> list[float]:
+    """Limits on the time of one shard: multiples of a rank's mean load."""
+    mean = float(menu.ms.min(axis=1).sum()) / topology.world_size
+    return [mean * factor for factor in (QUICK_PEAKS if quick else PEAKS)]
+
+
+def _search(
+    menu: _Menu,
+    limit: float,
+    budget: float,
+    topology: Topology,
+    placements: dict[bytes, Placement | None],
+) -> _Candidate | None:
+    """Choose and place; forbid what found no room, and again. ``placements`` remembers those made
+    before."""
+    allowed = menu.peak <= np.maximum(menu.peak.min(axis=1), limit)[:, None]
+    for _ in range(MOST_RETRIES):
+        choice = _choose(menu, allowed, budget)
+        if choice is None:
+            return None
+        key = choice.tobytes()
+        if key not in placements:
+            placements[key] = _place_all(menu, choice, topology)
+        placed = placements[key]
+        if placed is None:
+            return None
+        if not placed.unplaced:
+            return _Candidate(choice, placed)
+        for row in placed.unplaced:
+            _forbid(menu.options[row], int(choice[row]), allowed[row])
+    return None
+
+
+def _forbid(found: list[Option], index: int, allowed: NDArray[np.bool_]) -> None:
+    """Strike the option at ``index``, and those that need at least its memory on as many ranks."""
+    failed = found[index]
+    for other, one in enumerate(found):
+        larger = all(need >= least for need, least in zip(one.bytes, failed.bytes, strict=True))
+        allowed[other] &= not (one.spans == failed.spans and one.blocks == failed.blocks and larger)
+
+
+def _choose(menu: _Menu, allowed: NDArray[np.bool_], budget: float) -> NDArray[np.int64] | None:
+    """The allowed options with the least time over all ranks that use at most ``budget`` of each
+    tier."""
+    ms = np.where(allowed, menu.ms, np.inf)
+    rows = np.arange(len(ms))
+    prices = np.full(len(TIERS), FIRST_PRICE * float(ms.min(axis=1).sum()))
+    choice, least = ms.argmin(axis=1), (np.inf, np.inf)
+    if not np.isfinite(ms.min(axis=1)).all():
+        return None
+    use = np.where(
+        np.isfinite(menu.use), menu.use, 0.0
+    )  # options that are not there cost infinite time
+    for turn in range(PRICE_ROUNDS):
+        priced = ms if turn == 0 else ms + np.tensordot(prices, use, 1)
+        trial = priced.argmin(axis=1)
+        used = use[:, rows, trial].sum(axis=1)
+        rank = (float(np.maximum(used - budget, 0.0).sum()), float(ms[rows, trial].sum()))
+        if rank < least:
+            choice, least = trial, rank
+        if turn == 0 and rank[0] == 0.0:
+            return trial
+        step = np.log(np.maximum(used, TINY) / budget).clip(-LARGEST_STEP, LARGEST_STEP)
+        prices = prices * np.exp(step / (1 + turn / len(TIERS)) ** 0.5)
+    return _fill(ms, use, _repair(ms, use, choice, budget), budget)
+
+
+def _repair(
+    ms: Array, use: Array, choice: NDArray[np.int64], budget: float
+) -> NDArray[np.int64] | None:
+    """Change one table at a time, the least time lost for the memory won, until all tiers fit."""
+    rows, choice = np.arange(len(ms)), choice.copy()
+    for _ in range(REPAIRS_A_TABLE * len(ms)):
+        used = use[:, rows, choice].sum(axis=1)
+        over = float(np.maximum(used - budget, 0.0).sum())
+        if over == 0.0:
+            return choice
+        after = used[:, None, None] - use[:, rows, choice][:, :, None] + use
+        gain = over - np.maximum(after - budget, 0.0).sum(axis=0)
+        lost = np.maximum(ms - ms[rows, choice][:, None], TINY)
+        score = np.where(gain > TINY, lost / np.maximum(gain, TINY), np.inf)
+        row, column = np.unravel_index(int(score.argmin()), score.shape)
+        if not np.isfinite(score[row, column]):
+            return None
+        choice[row] = column
+    return None
+
+
+def _fill(
+    ms: Array, use: Array, choice: NDArray[np.int64] | None, budget: float
+) -> NDArray[np.int64] | None:
+    """Spend the memory that is left: one table at a time, the most time won for it."""
+    if choice is None:
+        return None
+    rows = np.arange(len(ms))
+    for _ in range(MOST_FILLS):
+        used = use[:, rows, choice].sum(axis=1)
+        added = use - use[:, rows, choice][:, :, None]
+        won = ms[rows, choice][:, None] - ms
+        fits = ((used[:, None, None] + added) <= budget).all(axis=0) & (won > TINY)
+        if not fits.any():
+            break
+        score = np.where(fits, won / np.maximum(added.max(axis=0), TINY), -np.inf)
+        row, column = np.unravel_index(int(score.argmax()), score.shape)
+        choice[row] = column
+    return choice
+
+
+def _place_all(menu: _Menu, choice: NDArray[np.int64], topology: Topology) -> Placement | None:
+    """Fixed shards first, then those on all ranks, then those that fill a node, then single
+    shards."""
+    chosen = {row: menu.options[row][column] for row, column in enumerate(choice)}
+    nodes, gpus = topology.nodes, topology.gpus
+    everywhere = {row: list(range(nodes * gpus)) for row, o in chosen.items() if o.spans == "all"}
+    where = everywhere | menu.fixed
+    load, held = np.zeros(nodes * gpus), np.zeros((nodes * gpus, len(TIERS)))
+    for key, ranks in where.items():
+        load[ranks] += chosen[key].ms
+        held[ranks] += chosen[key].bytes
+    free = _free_ranks(menu.free, load, held, gpus)
+    if min(float(room.min()) for room in free.room) < 0:
+        return None
+    to_place = {key: o for key, o in chosen.items() if key not in where}
+    node_items = [
+        Item(key, o.ms, (o.bytes[0], o.bytes[1] * gpus, o.bytes[2] * gpus), o.blocks)
+        for key, o in to_place.items()
+        if o.spans == "node"
+    ]
+    node_bins = _node_bins(free, gpus)
+    on_nodes = place(node_items, node_bins)
+    rank_items = [
+        Item(key, o.ms, o.bytes, o.blocks) for key, o in to_place.items() if o.spans == "rank"
+    ]
+    on_ranks = place(rank_items, _rank_bins(free, node_bins, on_nodes.bins, gpus))
+    for key, hosts in on_nodes.where.items():
+        where[key] = [host * gpus + local for host in hosts for local in range(gpus)]
+    unplaced = on_nodes.unplaced + on_ranks.unplaced
+    return Placement(
+        on_ranks.method, where | on_ranks.where, on_ranks.bins, unplaced, on_ranks.reached
+    )
+
+
+def _free_ranks(free: tuple[int, int, int], load: Array, held: Array, gpus: int) -> Bins:
+    """A bin a rank, of which ``held`` [ranks, tiers] bytes are taken: HBM is each rank's own, the
+    rest the node's."""
+    ranks = np.arange(len(load))
+    of_node = ranks // gpus
+    shared = [free[tier] - held[:, tier].reshape(-1, gpus).sum(axis=1) for tier in (1, 2)]
+    return Bins(load, [free[0] - held[:, 0], *shared], [ranks, of_node, of_node])
+
+
+def _node_bins(ranks: Bins, gpus: int) -> Bins:
+    """A bin a node: what is on all its ranks takes the time of the fullest and the room of the one
+    with the least."""
+    by_node = np.arange(len(ranks.load) // gpus)
+    hbm = ranks.room[0].reshape(-1, gpus).min(axis=1)
+    load = ranks.load.reshape(-1, gpus).max(axis=1)
+    return Bins(load, [hbm, *ranks.room[1:]], [by_node] * len(TIERS))
+
+
+def _rank_bins(ranks: Bins, before: Bins, after: Bins, gpus: int) -> Bins:
+    """``ranks`` with what was put on their nodes, whose bins were ``before``; exact where a node's
+    ranks are alike."""
+    lighter = np.repeat(before.load, gpus) - ranks.load
+    roomier = ranks.room[0] - np.repeat(before.room[0], gpus)
+    hbm = np.repeat(after.room[0], gpus) + roomier
+    return Bins(np.repeat(after.load, gpus) - lighter, [hbm, *after.room[1:]], ranks.pool)
+
+
+def _describe(
+    tables: list[Table], menu: _Menu, best: _Candidate, model: PlannedModel, topology: Topology
+) -> Plan:
+    chosen, placed = (
+        [menu.options[row][column] for row, column in enumerate(best.choice)],
+        best.placed,
+    )
+    base = base_ms(model, topology, {one.kind for one in chosen})
+    rank_bytes = np.tile(
+        np.array(base_bytes(tables, model, topology), dtype=np.int64), (topology.world_size, 1)
+    )
+    rank_ms = np.full(topology.world_size, base)
+    rows = []
+    for key, (table, one) in enumerate(zip(tables, chosen, strict=True)):
+        ranks = placed.where[key]
+        rank_bytes[ranks] += np.array(one.bytes, dtype=np.int64)
+        rank_ms[ranks] += one.ms
+        rows.append(plan_table(table, one, one.kind, ranks))
+    return Plan(
+        tables=rows,
+        rank_bytes=[(int(hbm), int(ddr), int(ssd)) for hbm, ddr, ssd in rank_bytes],
+        rank_ms=[float(ms) for ms in rank_ms],
+        base_ms=base,
+        kept=placed.method,
+        placements=placed.reached,
+        ranks_a_core=topology.ranks_a_core,
+    )
+
+
+def plan_table(table: Table, option: Option, kind: Kind, ranks: list[int]) -> PlannedTable:
+    """The row of ``table``, which ``kind`` splits over ``ranks`` into shards that cost what
+    ``option`` says."""
+    return PlannedTable(
+        table=table.name,
+        kind=kind,
+        kernel=option.kernel,
+        load_factor=option.load_factor,
+        column_shards=table.dimension // option.columns,
+        ranks=ranks,
+        bytes=sum(option.bytes) * len(ranks),
+        ms=option.ms * len(ranks),
+        rows=table.rows,
+        dimension=table.dimension,
+        dtype=table.dtype,
+    )
+
+
+def shard_geometry(table: PlannedTable) -> list[tuple[list[int], list[int]]]:
+    """(offset, size), each [row, column], of the shard on each of ``table.ranks``.
+
+    Rows are split as TorchRec does: blocks of rows / shards rounded up, the last ones short or
+    empty.
+    """
+    if table.kind == "data_parallel":
+        return [([0, 0], [table.rows, table.dimension])] * len(table.ranks)
+    row_shards = len(table.ranks) // table.column_shards
+    block, width = -(-table.rows // row_shards), table.dimension // table.column_shards
+    starts = [min(index * block, table.rows) for index in range(row_shards + 1)]
+    return [
+        ([starts[row], column * width], [starts[row + 1] - starts[row], width])
+        for column in range(table.column_shards)
+        for row in range(row_shards)
+    ]

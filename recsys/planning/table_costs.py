@@ -1,0 +1,355 @@
+"""What each way to shard a table costs: bytes by memory tier and milliseconds, a shard and in all.
+
+Costs are counted bytes over bandwidths, after the cost functions of Neo (arXiv 2104.05158, section
+4): lookups move rows through the tier that holds them, pooled outputs move by all-to-all (whole
+tables and column shards) or by reduce-scatter (row shards), each forward and backward.
+"""
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cache
+
+from recsys.planning.hardware import GIGA, TIERS, Tier, Topology
+from recsys.planning.tables import (
+    BYTES_OF,
+    DENSE_STATE_WORDS,
+    Kind,
+    PlannedModel,
+    Table,
+    state_bytes,
+)
+
+HBM, DDR, SSD = range(len(TIERS))
+ID_BYTES = 8  # int64
+LENGTH_BYTES = 8
+FLOAT_BYTES = 4
+ROW_PASSES = 3  # forward reads a row; the fused backward reads and writes it
+STATE_PASSES = 2  # read and written
+MISS_PASSES = 2  # a missed row comes in, a changed one goes out
+OUTPUT_COPIES = 2  # the pooled output and its gradient
+ID_BUFFERS = (
+    2 + 4
+)  # this batch and the prefetched one; keys and values of the backward's sort, in and out
+# Dense gradient: zero, write; flatten (2), average (2), copy back (2); square (2), mean, update (3)
+GRADIENT_PASSES = 14
+CACHE_SLOT_BYTES = 16  # FBGEMM: lxu_cache_state and lxu_state, int64 each
+CACHE_MAP_BYTES = 4  # FBGEMM: cache_index_table_map, int32 a row of the table
+EXCHANGES_A_KIND = 5  # TorchRec: sizes, lengths, ids, pooled outputs, their gradients
+SMALLEST_COLUMN_SHARD = 4  # FBGEMM's rows are multiples of 4 floats
+MS = 1000.0
+MEGA = 10**6
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to shard one table, and what each of its equal shards costs.
+
+    A shard of an option that ``spans`` a node stands for ``gpus`` shards, one a rank of one node;
+    one that spans all, for one shard on every rank. ``blocks`` shards are to be placed, on
+    different ranks (or nodes). Bytes are those that one rank holds.
+    """
+
+    kind: Kind
+    kernel: str
+    load_factor: float | None
+    spans: str  # rank | node | all
+    blocks: int
+    rows: int
+    columns: int
+    ms: float
+    bytes: tuple[int, int, int]  # HBM, DDR, SSD
+
+    def ranks_held(self, topology: Topology) -> int:
+        """Ranks that hold a shard."""
+        return (
+            self.blocks * {"rank": 1, "node": topology.gpus, "all": topology.world_size}[self.spans]
+        )
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Geometry of a kind: what one rank looks up, and how many samples it makes outputs for."""
+
+    kind: Kind
+    spans: str
+    blocks: int
+    rows: int
+    columns: int
+    ids: float  # looked up by one rank
+    samples: int  # pooled by one rank, in full or in part, a sample a feature
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    name: str
+    tier: int  # where the table lives
+    load_factor: float | None = None
+
+
+def options(table: Table, model: PlannedModel, topology: Topology) -> list[Option]:
+    """Every way to shard ``table`` that ``model`` and the machine allow, in a fixed order."""
+    found = []
+    for split in _splits(table, model, topology):
+        kernels = [_Kernel("dense", topology.hardware.device_tier)]
+        if split.kind != "data_parallel":
+            kernels = _kernels(model, topology)
+        found += [_price(table, split, kernel, model, topology) for kernel in kernels]
+    return found
+
+
+def plain_option(
+    table: Table, kind: Kind, column_shards: int, model: PlannedModel, topology: Topology
+) -> Option:
+    """``kind`` with the whole shard in the device's own memory."""
+    kernel = _Kernel("dense" if kind == "data_parallel" else "fused", topology.hardware.device_tier)
+    return _price(
+        table, _split(table, kind, column_shards, model, topology), kernel, model, topology
+    )
+
+
+def base_bytes(
+    tables: list[Table], model: PlannedModel, topology: Topology
+) -> tuple[int, int, int]:
+    """Bytes of each rank whatever the plan: dense part, pooled embeddings of its batch, reserve."""
+    dense = model.dense_parameters * FLOAT_BYTES * (2 + DENSE_STATE_WORDS[model.dense_optimizer])
+    width = sum(table.dimension * table.features for table in tables)
+    pooled = model.batch_size * width * FLOAT_BYTES * OUTPUT_COPIES
+    result = [0, 0, 0]
+    result[topology.hardware.device_tier] = (
+        dense + pooled + round(topology.hardware.reserved_gb * GIGA)
+    )
+    return result[HBM], result[DDR], result[SSD]
+
+
+def base_ms(model: PlannedModel, topology: Topology, kinds: Collection[Kind]) -> float:
+    """Milliseconds of each rank's step without tables: dense compute, its all-reduce, latencies.
+
+    TorchRec exchanges the tables of each of ``kinds`` by collectives of their own; copies need
+    none.
+    """
+    hardware = topology.hardware
+    exchanged = len(set(kinds) - {"data_parallel"})
+    compute = (
+        3
+        * model.dense_mflops_per_sample
+        * MEGA
+        * model.batch_size
+        / (hardware.dense_tflops * MEGA**2)
+        * MS
+    )
+    collectives = 1 + EXCHANGES_A_KIND * exchanged if topology.world_size > 1 else 0
+    return (
+        compute
+        + hardware.step_ms
+        + collectives * hardware.collective_ms
+        + _all_reduce_ms(model.dense_parameters * FLOAT_BYTES, topology)
+    )
+
+
+def hit_rate(rows: int, skew: float, load_factor: float) -> float:
+    """Share of lookups that a cache of the hottest ``load_factor`` of the rows answers (power law
+    ids)."""
+    kept = min(load_factor, 1.0) * rows
+    return min(_power_sum(kept, skew) / _power_sum(rows, skew), 1.0)
+
+
+def column_counts(dimension: int, most: int) -> list[int]:
+    """Numbers of equal column shards, powers of two, that FBGEMM's kernels take."""
+    counts = [2**power for power in range(1, most.bit_length()) if 2**power <= most]
+    return [count for count in counts if dimension % (count * SMALLEST_COLUMN_SHARD) == 0]
+
+
+def _splits(table: Table, model: PlannedModel, topology: Topology) -> list[_Split]:
+    gpus, world = topology.gpus, topology.world_size
+    found: list[_Split] = []
+    for kind in model.allowed_kinds():
+        counts = [1]
+        if kind == "column_wise":
+            counts = column_counts(table.dimension, world)
+        elif kind == "table_column_wise":
+            counts = (
+                [gpus]
+                if topology.nodes > 1 and gpus in column_counts(table.dimension, gpus)
+                else []
+            )
+        elif kind == "grid_shard":
+            counts = column_counts(table.dimension, topology.nodes)
+        elif (kind == "row_wise" and world == 1) or (
+            kind == "table_row_wise" and topology.nodes == 1
+        ):
+            counts = []  # nothing to split
+        found += [_split(table, kind, count, model, topology) for count in counts]
+    return found
+
+
+def _split(
+    table: Table, kind: Kind, column_shards: int, model: PlannedModel, topology: Topology
+) -> _Split:
+    gpus, world, samples = (
+        topology.gpus,
+        topology.world_size,
+        model.batch_size * topology.world_size,
+    )
+    ids, rows, columns = samples * table.pooling, table.rows, table.dimension // column_shards
+    samples *= table.features
+    match kind:
+        case "data_parallel":
+            return _Split(kind, "all", 1, rows, columns, ids / world, samples // world)
+        case "row_wise":
+            return _Split(kind, "all", 1, -(-rows // world), columns, ids / world, samples)
+        case "table_row_wise":
+            return _Split(kind, "node", 1, -(-rows // gpus), columns, ids / gpus, samples)
+        case "grid_shard":
+            return _Split(
+                kind, "node", column_shards, -(-rows // gpus), columns, ids / gpus, samples
+            )
+        case "table_column_wise":
+            return _Split(kind, "node", 1, rows, columns, ids, samples)
+        case _:
+            return _Split(kind, "rank", column_shards, rows, columns, ids, samples)
+
+
+def _kernels(model: PlannedModel, topology: Topology) -> list[_Kernel]:
+    hardware = topology.hardware
+    found = [_Kernel("fused", hardware.device_tier)]
+    if hardware.device == "cpu":
+        return found
+    factors = sorted(model.load_factors)
+    if topology.ddr:
+        found.append(_Kernel("fused_uvm", DDR))
+        found += [_Kernel("fused_uvm_caching", DDR, factor) for factor in factors]
+    if topology.ssd and hardware.ssd:
+        found += [_Kernel("key_value", SSD, factor) for factor in factors]
+    return found
+
+
+def _price(
+    table: Table, split: _Split, kernel: _Kernel, model: PlannedModel, topology: Topology
+) -> Option:
+    return Option(
+        kind=split.kind,
+        kernel=kernel.name,
+        load_factor=kernel.load_factor,
+        spans=split.spans,
+        blocks=split.blocks,
+        rows=split.rows,
+        columns=split.columns,
+        ms=_compute_ms(table, split, kernel, model, topology)
+        + _communication_ms(table, split, model, topology),
+        bytes=_shard_bytes(table, split, kernel, model, topology),
+    )
+
+
+def _shard_bytes(
+    table: Table, split: _Split, kernel: _Kernel, model: PlannedModel, topology: Topology
+) -> tuple[int, int, int]:
+    """Weights, optimiser state, cache, buffers of ids and outputs of one shard, by tier."""
+    element = BYTES_OF[table.dtype]
+    weights = split.rows * split.columns * element
+    state = state_bytes(model.table_optimizer, split.rows, split.columns)
+    result = [0, 0, 0]
+    result[kernel.tier] += weights
+    if kernel.name == "dense":
+        result[kernel.tier] += (
+            split.rows * split.columns * FLOAT_BYTES
+        )  # the gradient of the whole table
+    result[HBM if kernel.name == "key_value" else kernel.tier] += (
+        state  # SSD kernels keep it on the device
+    )
+    if kernel.load_factor is not None:
+        slots = math.ceil(split.rows * kernel.load_factor)
+        result[HBM] += slots * (split.columns * element + CACHE_SLOT_BYTES)
+        result[HBM] += split.rows * CACHE_MAP_BYTES if kernel.name == "fused_uvm_caching" else 0
+    ids = split.ids * ID_BYTES * ID_BUFFERS + split.samples * LENGTH_BYTES
+    outputs = split.samples * split.columns * FLOAT_BYTES * OUTPUT_COPIES
+    result[topology.hardware.device_tier] += math.ceil(ids) + outputs
+    return result[HBM], result[DDR], result[SSD]
+
+
+def _compute_ms(
+    table: Table, split: _Split, kernel: _Kernel, model: PlannedModel, topology: Topology
+) -> float:
+    """Lookup and fused update of one shard: bytes moved in each tier over its bandwidth."""
+    hardware = topology.hardware
+    device = _known(hardware.tier(hardware.device_tier))
+    home = _known(hardware.tier(kernel.tier))
+    row = split.columns * BYTES_OF[table.dtype]
+    state = state_bytes(model.table_optimizer, 1, split.columns)
+    outputs = split.samples * split.columns * FLOAT_BYTES * OUTPUT_COPIES / (device.gb_s * GIGA)
+    if kernel.load_factor is None:
+        seconds = split.ids * (
+            ROW_PASSES * _access(row, home) + STATE_PASSES * _access(state, home)
+        )
+    else:
+        misses = 1.0 - hit_rate(split.rows, table.skew, kernel.load_factor)
+        missed = split.ids * misses * MISS_PASSES * _access(row, home)
+        hits = split.ids * ROW_PASSES * _access(row, device)
+        where = device if kernel.name == "key_value" else home
+        seconds = missed + hits + split.ids * STATE_PASSES * _access(state, where)
+    if kernel.name == "dense":
+        seconds += GRADIENT_PASSES * split.rows * split.columns * FLOAT_BYTES / (device.gb_s * GIGA)
+    return (seconds + outputs) * MS + hardware.shard_ms
+
+
+def _communication_ms(
+    table: Table, split: _Split, model: PlannedModel, topology: Topology
+) -> float:
+    """Ids in, pooled outputs out, gradients back, of one shard."""
+    if split.kind == "data_parallel":
+        return _all_reduce_ms(split.rows * split.columns * FLOAT_BYTES, topology)
+    ids = _all_to_all_ms(split.ids * ID_BYTES + split.samples * LENGTH_BYTES, topology)
+    width = BYTES_OF[model.forward_comm] + BYTES_OF[model.backward_comm]
+    outputs = split.samples * split.columns * width
+    if split.kind == "row_wise":
+        return ids + _reduce_scatter_ms(outputs, topology)
+    if split.kind in ("table_row_wise", "grid_shard"):
+        return ids + _node_reduce_ms(outputs, topology)
+    return ids + _all_to_all_ms(outputs, topology)
+
+
+def _all_to_all_ms(volume: float, topology: Topology) -> float:
+    """``volume`` bytes of one rank to all ranks, itself included."""
+    world, gpus, hardware = topology.world_size, topology.gpus, topology.hardware
+    inside, outside = (gpus - 1) / world, (world - gpus) / world
+    return volume * (inside / hardware.intra_gb_s + outside / hardware.cross_gb_s) / GIGA * MS
+
+
+def _reduce_scatter_ms(volume: float, topology: Topology) -> float:
+    world = topology.world_size
+    return volume * (world - 1) / world / (_reduce_gb_s(topology) * GIGA) * MS
+
+
+def _node_reduce_ms(volume: float, topology: Topology) -> float:
+    """Reduce-scatter inside the node, then an all-to-all of the shares between nodes."""
+    gpus, nodes, hardware = topology.gpus, topology.nodes, topology.hardware
+    inside = volume * (gpus - 1) / gpus / hardware.intra_gb_s
+    outside = volume / gpus * (nodes - 1) / nodes / hardware.cross_gb_s
+    return (inside + outside) / GIGA * MS
+
+
+def _all_reduce_ms(volume: float, topology: Topology) -> float:
+    return 2 * _reduce_scatter_ms(volume, topology)
+
+
+def _reduce_gb_s(topology: Topology) -> float:
+    return topology.hardware.reduce_gb_s if topology.nodes > 1 else topology.hardware.intra_gb_s
+
+
+def _access(size: int, tier: Tier) -> float:
+    """Seconds to move ``size`` bytes at a random place of a tier."""
+    return math.ceil(size / tier.access_bytes) * tier.access_bytes / (tier.gb_s * GIGA)
+
+
+def _known(tier: Tier | None) -> Tier:
+    assert tier is not None
+    return tier
+
+
+@cache
+def _power_sum(count: float, skew: float) -> float:
+    """The sum of k^-skew over k = 1..count, by its integral."""
+    low, high = 0.5, count + 0.5
+    if math.isclose(skew, 1.0):
+        return math.log(high / low)
+    return (high ** (1 - skew) - low ** (1 - skew)) / (1 - skew)

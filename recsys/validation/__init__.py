@@ -1,0 +1,1 @@
+"""Progressive validation: predict a window, then train on it."""

@@ -1,0 +1,289 @@
+"""Progressive validation: for every window in turn predict, measure, then train on what became
+known."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import polars as pl
+
+from recsys.data.loader import Batch, ScoreJoin, WindowReader
+from recsys.data.schema import MAIN_TASK, Window, task_columns
+from recsys.evaluation.metrics import compute_metrics
+from recsys.files import write_json
+from recsys.models.ranker import SERVING
+from recsys.progress import RowProgress
+from recsys.training import ranks
+from recsys.training.engine import Engine, LossFunction
+from recsys.training.non_finite import NonFiniteError
+from recsys.training.overlap import load_ahead, train_batches
+from recsys.training.resume import Checkpoints, Position
+
+PREDICTIONS_DIR = "predictions"
+METRICS_FILE = "metrics.json"
+SKIPPED = "skipped_batches"
+PREDICTION_SCHEMA = {
+    "example_id": pl.Int64,
+    "group": pl.Int64,
+    "domain": pl.Int32,
+    "event_time": pl.Int64,
+    "label": pl.Float32,
+    "logit": pl.Float32,
+}
+
+
+@dataclass(frozen=True)
+class DataView:
+    """What one model is shown: windows of ``reader``, of one ``domain`` (None: all), with or
+    without scores.
+
+    ``batch_size`` is global.
+    """
+
+    reader: WindowReader
+    batch_size: int
+    domain: int | None = None
+    scores: ScoreJoin | None = None
+
+    def rows(self, first_window: int = 0) -> int:
+        """Examples over all windows from ``first_window`` on."""
+        return sum(
+            self.reader.rows(window, self.domain) for window in self.reader.windows[first_window:]
+        )
+
+
+class WindowDiagnostics(Protocol):
+    """What is to be known of a window besides the metrics of its predictions."""
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """Sums over this rank's share of a batch, by name."""
+        ...
+
+    def summary(
+        self, engine: Engine, counts: dict[str, float], probe: Batch | None
+    ) -> dict[str, Any]:
+        """Rows for the window's metrics; collective, the same on every rank.
+
+        Args:
+            counts: means over ranks of the sums over the window.
+            probe: this rank's share of the window's middle batch; None in a window without labels.
+        """
+        ...
+
+
+def predict_then_train(
+    engine: Engine,
+    loss_function: LossFunction,
+    data: DataView,
+    output_dir: Path,
+    progress: RowProgress,
+    after_window: Callable[[Window, list[dict[str, Any]]], None] | None = None,
+    checkpoints: Checkpoints | None = None,
+    diagnostics: WindowDiagnostics | None = None,
+) -> list[dict[str, Any]]:
+    """Predict and train ``engine`` over all windows; called by every rank.
+
+    Writes predictions/<window>.parquet and metrics.json in ``output_dir``; the metrics of a task
+    beside the main one have its name at their end (ne_<task>). Each window advances ``progress`` by
+    its examples twice: once predicted, once trained on. With ``checkpoints`` it goes on from the
+    last one, in the ``output_dir`` of the run that wrote it.
+
+    Args:
+        loss_function: outputs and batch to loss [B].
+        after_window: called on every rank after training on a window, with the metrics of the
+            windows so far.
+        diagnostics: adds to the metrics of each window, after training on it. It reads the window's
+            labels once more.
+
+    Returns:
+        Metrics of each window, as in metrics.json; the same on every rank.
+    """
+    if ranks.rank() == 0:
+        (output_dir / PREDICTIONS_DIR).mkdir(parents=True, exist_ok=True)
+    position = Position() if checkpoints is None else checkpoints.restore(engine)
+    progress.advance(max(position.progress_rows - progress.rows, 0))
+    history = list(position.history)
+    for index, window in enumerate(data.reader.windows[position.window :], start=position.window):
+        position = replace(position, window=index)
+        if position.batches == 0:
+            measured = _predict_window(engine, window, data, output_dir, progress)
+            position = replace(position, measured=measured)
+        position = train(
+            engine, loss_function, window, data, progress, position, checkpoints, diagnostics
+        )
+        train_loss = (
+            ranks.mean_over_ranks([position.loss])[0] / position.rows if position.rows else None
+        )
+        skipped = _skipped(engine, history)
+        found = (
+            {} if diagnostics is None else _diagnose(diagnostics, engine, window, data, position)
+        )
+        history.append(
+            {
+                "window": window.name,
+                **position.measured,
+                "train_loss": train_loss,
+                **skipped,
+                **found,
+            }
+        )
+        if after_window is not None:
+            after_window(window, history)
+        position = Position(window=index + 1, history=list(history), progress_rows=progress.rows)
+        if checkpoints is not None:
+            checkpoints.save(engine, position)
+    if ranks.rank() == 0:
+        write_json(output_dir / METRICS_FILE, {"windows": history})
+    return history
+
+
+def _skipped(engine: Engine, history: list[dict[str, Any]]) -> dict[str, int]:
+    """{"skipped_batches": those of the window after ``history``}; nothing where there are none."""
+    skipped = engine.skipped_batches - sum(row.get(SKIPPED, 0) for row in history)
+    return {SKIPPED: skipped} if skipped else {}
+
+
+def _diagnose(
+    diagnostics: WindowDiagnostics,
+    engine: Engine,
+    window: Window,
+    data: DataView,
+    position: Position,
+) -> dict[str, Any]:
+    names = sorted(position.counts)
+    means = ranks.mean_over_ranks([position.counts[name] for name in names])
+    middle = islice(_label_batches(data, window), position.batches // 2, None)
+    return diagnostics.summary(engine, dict(zip(names, means, strict=True)), next(middle, None))
+
+
+def _label_batches(data: DataView, window: Window) -> Iterator[Batch]:
+    return data.reader.label_batches(
+        window,
+        data.batch_size,
+        ranks.rank(),
+        ranks.world_size(),
+        domain=data.domain,
+        scores=data.scores,
+    )
+
+
+def _predict_window(
+    engine: Engine, window: Window, data: DataView, output_dir: Path, progress: RowProgress
+) -> dict[str, Any]:
+    """Predict a window and write the predictions; their metrics, the same on every rank."""
+    batches = data.reader.event_batches(
+        window, data.batch_size, ranks.rank(), ranks.world_size(), domain=data.domain
+    )
+    tasks = data.reader.schema.tasks
+    predictions = predict(engine, batches, progress, tasks)
+    measured: dict[str, Any] = {}
+    if predictions is not None:
+        path = output_dir / PREDICTIONS_DIR / f"{window.name}.parquet"
+        data.reader.as_stored(predictions).write_parquet(path)
+        measured = measure(predictions, tasks)
+    return ranks.broadcast(measured)
+
+
+def predict(
+    engine: Engine,
+    batches: Iterable[Batch],
+    progress: RowProgress,
+    tasks: Sequence[str] = (MAIN_TASK,),
+) -> pl.DataFrame | None:
+    """Predict ``batches``; rank 0 gets every rank's real rows by (event_time, example_id), others
+    None.
+
+    Each of ``tasks`` beside the first has a label_<task> (NaN where there is none) and a
+    logit_<task>.
+    """
+    further = [*task_columns("label", tasks)[1:], *task_columns("logit", tasks)[1:]]
+    schema = PREDICTION_SCHEMA | dict.fromkeys(further, pl.Float32)
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in schema}
+    with closing(load_ahead(engine, batches)) as ahead:
+        for batch in ahead:
+            tensors = {name: getattr(batch, name) for name in PREDICTION_SCHEMA if name != "logit"}
+            outputs = engine.outputs(batch)
+            tensors["logit"] = outputs[SERVING]  # [B]
+            for task in tasks[1:]:
+                tensors |= {
+                    f"label_{task}": batch.further_labels[task],
+                    f"logit_{task}": outputs[task],
+                }
+            real = batch.weight > 0  # [B]
+            for name, value in tensors.items():
+                columns[name].append(value[real].cpu().numpy())
+            progress.advance(batch.global_rows)
+    gathered = ranks.gather(
+        {name: np.concatenate(parts) if parts else np.empty(0) for name, parts in columns.items()}
+    )
+    if ranks.rank() != 0:
+        return None
+    frames = [pl.DataFrame(shard).cast(schema) for shard in gathered]  # type: ignore[arg-type]
+    return pl.concat(frames).sort("event_time", "example_id")
+
+
+def train(
+    engine: Engine,
+    loss_function: LossFunction,
+    window: Window,
+    data: DataView,
+    progress: RowProgress,
+    position: Position,
+    checkpoints: Checkpoints | None = None,
+    diagnostics: WindowDiagnostics | None = None,
+) -> Position:
+    """Train once on the examples whose label became known in ``window``, past ``position.batches``
+    batches.
+
+    Returns:
+        The position after its last batch, with this rank's loss sum and the rows of all ranks.
+    """
+    batches = _label_batches(data, window)
+    try:
+        with (
+            closing(load_ahead(engine, islice(batches, position.batches, None))) as ahead,
+            closing(train_batches(engine, ahead, loss_function)) as steps,
+        ):
+            for batch, loss in steps:
+                counts = position.counts
+                if diagnostics is not None:
+                    counts = {
+                        name: counts.get(name, 0.0) + n
+                        for name, n in diagnostics.counts(batch).items()
+                    }
+                trained = 0 if math.isnan(loss) else batch.global_rows  # NaN: the batch was skipped
+                progress.advance(batch.global_rows)
+                position = replace(
+                    position,
+                    batches=position.batches + 1,
+                    loss=position.loss + (loss * trained if trained else 0.0),
+                    rows=position.rows + trained,
+                    progress_rows=progress.rows,
+                    counts=counts,
+                )
+                if checkpoints is not None and checkpoints.due(position.batches):
+                    checkpoints.save(engine, position)
+    except NonFiniteError as error:
+        raise error.located(window.name, data.reader.schema.dense) from None
+    return position
+
+
+def measure(predictions: pl.DataFrame, tasks: Sequence[str] = (MAIN_TASK,)) -> dict[str, Any]:
+    """Metrics of a predictions frame by name, each of ``tasks`` on the rows that have its label;
+    ``rows`` are all."""
+    found: dict[str, Any] = {}
+    labels, logits = task_columns("label", tasks), task_columns("logit", tasks)
+    for task, label, logit in zip(tasks, labels, logits, strict=True):
+        known = predictions.filter(pl.col(label).is_not_nan())
+        metrics = compute_metrics(
+            *(known[name].to_numpy() for name in (logit, label, "group"))
+        ).as_dict()
+        found |= {
+            name if task == tasks[0] else f"{name}_{task}": value for name, value in metrics.items()
+        }
+    return found | {"rows": predictions.height}
