@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recsys.sharding.__main__ import main
+from recsys.commands.plan import main
 
 from recsys.config import InputError
 from recsys.planning.hardware import Topology, calibration_path, load_hardware
@@ -122,7 +122,7 @@ def test_wrong_model_files(
 
 def test_planning_imports_no_torch(model_file: Path) -> None:
     code = (
-        "import sys; from recsys.sharding.__main__ import main; "
+        "import sys; from recsys.commands.plan import main; "
         f"main(['plan', {str(model_file)!r}]); sys.exit('torch' in sys.modules)"
     )
     assert (

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from recsys.towers.__main__ import main
+from recsys.commands.advise import main
 
 from recsys.config import load_settings
 from recsys.towers.advice import AdvisedModel, choices, tower_counts, work_of
