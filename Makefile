@@ -19,7 +19,7 @@ check: setup
 	$(BIN)/lint-imports
 
 bench: setup
-	$(BIN)/python -m bench.training $(ARGS)
+	$(BIN)/python -m bench.training.speed $(ARGS)
 
 setup: .venv/installed
 

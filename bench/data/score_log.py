@@ -1,9 +1,9 @@
 """Does memory grow with the score log? Append 10^5 to 10^8 records and join them, a window at a
 time.
 
-    python -m bench.score_log --rows 100000 1000000
-    python -m bench.score_log --rows 100000000 --seconds 200   # call it again until it says that the log is joined
-    python -m bench.score_log --rows 100000000 --write         # and docs/benchmarks/score_log.md, of all in --work
+    python -m bench.data.score_log --rows 100000 1000000
+    python -m bench.data.score_log --rows 100000000 --seconds 200   # call it again until it says that the log is joined
+    python -m bench.data.score_log --rows 100000000 --write         # and docs/benchmarks/score_log.md, of all in --work
 
 The log is written by ScoreLog, as scoring does; the logits are a hash of example_id in a teacher's
 place. It is read by WindowReader.label_batches, as a student does: labels come up to 1.5 windows
@@ -27,7 +27,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from bench.training_report import machine_lines, print_report
+from bench.shared.report import machine_lines, print_report
 from recsys.data.loader import Batch, WindowReader
 from recsys.data.schema import CategoricalFeature, Schema, Window
 from recsys.distill.score_log import SCORE_SCHEMA, ScoreLog, WindowFacts
@@ -352,7 +352,7 @@ def main() -> None:
     ]
     lines = machine_lines(
         "Score log",
-        "python -m bench.score_log --rows 100000 1000000 10000000 100000000 --write",
+        "python -m bench.data.score_log --rows 100000 1000000 10000000 100000000 --write",
         {},
     )
     lines += [

@@ -1,9 +1,9 @@
 """Mean pooling against attention over a user's last clicks, by progressive validation, paired by
 seed.
 
-    python -m bench.sequences --work /tmp/stream --results stream.json --minutes 4
-    python -m bench.sequences --work /tmp/ebnerd --results ebnerd.json --minutes 4 --logs /path/to/logs
-    python -m bench.sequences --write --results stream.json ebnerd.json
+    python -m bench.data.sequences --work /tmp/stream --results stream.json --minutes 4
+    python -m bench.data.sequences --work /tmp/ebnerd --results ebnerd.json --minutes 4 --logs /path/to/logs
+    python -m bench.data.sequences --write --results stream.json ebnerd.json
 
 The first call of each log makes its windows in --work and goes on where the last one stopped, until
 every model has every seed; the last prints the tables. The generated stream has a planted effect of
@@ -20,17 +20,18 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from bench.progressive import (
+from bench.shared.progressive import (
     MORE_TO_DO,
     Results,
     Rows,
     fill,
     read_rows,
     resumable_parser,
+    shown,
+    train_settings,
     validate_progressively,
 )
-from bench.towers_quality import shown, train_settings
-from bench.training_report import machine_lines, print_report
+from bench.shared.report import machine_lines, print_report
 from recsys.config import load_settings
 from recsys.data.ingest import ingest
 from recsys.data.loader import WindowReader
@@ -175,7 +176,9 @@ def measure(
 
 def report(files: list[Path]) -> str:
     """The tables of all logs, in Markdown."""
-    command = f"python -m bench.sequences --write --results {' '.join(file.name for file in files)}"
+    command = (
+        f"python -m bench.data.sequences --write --results {' '.join(file.name for file in files)}"
+    )
     lines = [
         *machine_lines("Sequences", command, {THREADS: os.environ.get(THREADS, "unset")}),
         "",

@@ -1,7 +1,7 @@
 """What does one teacher for N students cost against a teacher of its own for each?
 
-    python -m bench.distillation_cost flops
-    python -m bench.distillation_cost measured --rows 120000 --write
+    python -m bench.distillation.cost flops
+    python -m bench.distillation.cost measured --rows 120000 --write
 
 External distillation pays the teacher once, scores each example once and trains N small students.
 Co-distillation trains a peer of the teacher's size with each student.
@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.distillation_lab import ARMS, PARAMS, PEER, Lab
-from bench.distillation_results import command_line, write_section
-from bench.teacher_ladder import cost, stream_schema
+from bench.distillation.lab import ARMS, PARAMS, PEER, Lab
+from bench.distillation.results import command_line, write_section
+from bench.distillation.teacher_ladder import cost, stream_schema
 from recsys.config import load_settings
 from recsys.data.schema import Schema
 from recsys.distill.distillation_settings import DistillationSettings

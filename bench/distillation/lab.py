@@ -103,7 +103,7 @@ def _adapter(kind: str, update: str = "before") -> AdapterSettings:
 
 
 UNSCALED = "AH, beta = alpha = w = 1"
-# The strengths are those that ``bench.distillation_modes tune`` found; see
+# The strengths are those that ``bench.distillation.modes tune`` found; see
 # docs/benchmarks/distillation_modes.md.
 ARMS: dict[str, DistillationSettings] = {
     PLAIN: DistillationSettings(mode="none"),

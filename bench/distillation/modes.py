@@ -1,19 +1,19 @@
 """Which way of distilling is best, and how much of the teacher's gain reaches a student?
 
-    python -m bench.distillation_modes tune --seeds 777          # on a stream that does not judge
-    python -m bench.distillation_modes compare --seeds 1 2 3 4 5
-    python -m bench.distillation_modes tune --seeds 777 --stream ebnerd-before --logs /path/to/logs --strengths 0.3 1 3
-    python -m bench.distillation_modes compare --stream ebnerd --logs /path/to/logs --write
+    python -m bench.distillation.modes tune --seeds 777          # on a stream that does not judge
+    python -m bench.distillation.modes compare --seeds 1 2 3 4 5
+    python -m bench.distillation.modes tune --seeds 777 --stream ebnerd-before --logs /path/to/logs --strengths 0.3 1 3
+    python -m bench.distillation.modes compare --stream ebnerd --logs /path/to/logs --write
 
 Each seed is a stream (of a generated log), a teacher and students of its own; an arm's difference
-to no distillation is paired by seed. What is done is kept in --work (bench/distillation_lab.py).
+to no distillation is paired by seed. What is done is kept in --work (bench/distillation/lab.py).
 """
 
 from itertools import product
 from pathlib import Path
 
-from bench.distillation_lab import ARMS, STREAMS, UNSCALED, Lab, arms_of
-from bench.distillation_results import (
+from bench.distillation.lab import ARMS, STREAMS, UNSCALED, Lab, arms_of
+from bench.distillation.results import (
     CONFIDENCE,
     WINDOW,
     Found,
@@ -156,7 +156,7 @@ def main() -> None:
     if given.write:
         write_section(REPORT, "Ways to distil", f"{given.what}: stream {given.stream}", lines)
     if given.mlflow:
-        from bench.distillation_tracking import track_comparison, track_seed, tracking_folder
+        from bench.distillation.tracking import track_comparison, track_seed, tracking_folder
 
         figures = [] if tunes else [draw(tracking_folder(labs[0]), given.stream, results)]
         for lab, found in zip(labs, results, strict=True):

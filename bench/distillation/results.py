@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import stats
 
-from bench.distillation_lab import ARMS, TEACHER, WORK, Lab, Scores
-from bench.training_report import machine_line
+from bench.distillation.lab import ARMS, TEACHER, WORK, Lab, Scores
+from bench.shared.report import machine_line
 from recsys.data.schema import Schema
 from recsys.distill.distillation_settings import DistillationSettings
 from recsys.evaluation.figures import DOTS_PER_INCH, NO_VERSION

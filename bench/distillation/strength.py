@@ -1,7 +1,7 @@
 """How strong should distillation be? Sweep gradient_scale on rows that no report is judged on.
 
-    python -m bench.distillation_strength --seed 777 --scales 1 3 10
-    python -m bench.distillation_strength --windows-before-evaluation --scales 0.3 1 3
+    python -m bench.distillation.strength --seed 777 --scales 1 3 10
+    python -m bench.distillation.strength --windows-before-evaluation --scales 0.3 1 3
 
 The first generates the stream of params/datasets/synthetic.yaml with another seed. The second takes
 the data set of params/data.yaml, but only the windows before evaluate.first_evaluation_window.
@@ -13,7 +13,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from bench.distillation_lab import FIRST_TRAINED_WINDOW
+from bench.distillation.lab import FIRST_TRAINED_WINDOW
 from recsys.config import load_settings
 from recsys.data.ingest import ingest
 from recsys.data.settings import DatasetSettings, DataSettings

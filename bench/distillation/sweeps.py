@@ -1,11 +1,11 @@
 """When does distillation help: the teacher's bias, age and size, drift, domain shift, and how much
 there is to learn.
 
-    python -m bench.distillation_sweeps bias --seeds 1 2 3 4 5
-    python -m bench.distillation_sweeps staleness --seeds 1 2 3 4 5 --write
+    python -m bench.distillation.sweeps bias --seeds 1 2 3 4 5
+    python -m bench.distillation.sweeps staleness --seeds 1 2 3 4 5 --write
 
 Each seed is a generated stream, a teacher and students of its own; every difference is paired by
-seed. Strengths are those that ``python -m bench.distillation_modes tune`` found on a stream that
+seed. Strengths are those that ``python -m bench.distillation.modes tune`` found on a stream that
 judges nothing here.
 """
 
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.distillation_lab import ARMS, FIRST_WINDOW, PARAMS, STREAMS, TEACHER, Lab, Scores
-from bench.distillation_results import (
+from bench.distillation.lab import ARMS, FIRST_WINDOW, PARAMS, STREAMS, TEACHER, Lab, Scores
+from bench.distillation.results import (
     CONFIDENCE,
     Found,
     change,
@@ -24,7 +24,7 @@ from bench.distillation_results import (
     measured,
     write_section,
 )
-from bench.teacher_ladder import cost, stream_schema
+from bench.distillation.teacher_ladder import cost, stream_schema
 from recsys.config import load_settings
 from recsys.distill.distillation_settings import DistillationSettings
 from recsys.distill.settings import PLAIN, StudentsSettings
@@ -277,7 +277,7 @@ def main() -> None:
         write_section(REPORT, "When distillation helps", f"{given.what}: {sweep.title}", lines)
         draw(FIGURES, given.what, sweep, labels, found)
     if given.mlflow:
-        from bench.distillation_tracking import track_comparison, track_seed, tracking_folder
+        from bench.distillation.tracking import track_comparison, track_seed, tracking_folder
 
         figures = draw(
             tracking_folder(labs_of(sweep.points[0])[0]), given.what, sweep, labels, found

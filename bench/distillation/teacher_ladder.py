@@ -1,7 +1,7 @@
 """How much larger than a student each teacher of params/teacher_ladder.yaml is, in training FLOPs
 an example.
 
-python -m bench.teacher_ladder
+python -m bench.distillation.teacher_ladder
 """
 
 from pathlib import Path

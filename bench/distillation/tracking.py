@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from bench.distillation_lab import TEACHER, Lab, Scores
-from bench.distillation_results import WINDOW, Found, change
+from bench.distillation.lab import TEACHER, Lab, Scores
+from bench.distillation.results import WINDOW, Found, change
 from recsys.data.schema import MANIFEST_FILE, SCHEMA_FILE, Schema
 from recsys.distill.distillation_settings import DistillationSettings
 from recsys.distill.settings import PLAIN

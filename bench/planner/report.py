@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import spearmanr
 
-from bench.planner_cases import MEMORY, Model
-from bench.planner_worker import Measured
-from bench.training_report import machine_line
+from bench.planner.cases import MEMORY, Model
+from bench.planner.worker import Measured
+from bench.shared.report import machine_line
 from recsys.planning.assess import assess, held_bytes, ways_of
 from recsys.planning.hardware import Hardware, Topology
 from recsys.planning.planner import Plan
@@ -24,7 +24,7 @@ TEXT = [
     "model share their",
     "processes and train in turns of random order; the median over turns of the slowest rank. The "
     "hardware file was",
-    "fitted on two ranks and other models (FITTED in bench/planner_cases.py), so these are "
+    "fitted on two ranks and other models (FITTED in bench/planner/cases.py), so these are "
     "predictions. Ranks share",
     "cores: a step takes the slowest rank's time, or the work of all ranks over the cores, "
     "whichever is longer.",
@@ -101,7 +101,7 @@ def write_report(cases: Sequence[Compared], hardware: Hardware) -> None:
         "",
         machine_line(),
         "",
-        "    python -m bench.planner_validation --write",
+        "    python -m bench.planner.validation --write",
         "",
     ]
     REPORT.write_text("\n".join([*head, *TEXT, *report_lines(cases, hardware)]) + "\n")

@@ -1,8 +1,8 @@
 """Do the planner's predictions rank plans as the engine's steps do? Kinds x placements on CPU
 ranks.
 
-    python -m bench.planner_validation --write
-    python -m bench.planner_validation --fit params/hardware/cpu.yaml     # first, on a machine of another kind
+    python -m bench.planner.validation --write
+    python -m bench.planner.validation --fit params/hardware/cpu.yaml     # first, on a machine of another kind
 
 ``--fit`` sets the hardware file's constants to what the plans of FITTED took on two ranks; the
 report is about other models, JUDGED, also on four ranks. Needs a quiet machine: about four minutes
@@ -16,9 +16,9 @@ import numpy as np
 import yaml
 from scipy.optimize import least_squares
 
-from bench.planner_cases import FITTED, JUDGED, Model, plans, torchrec_plan
-from bench.planner_report import Compared, report_lines, write_report
-from bench.planner_worker import measure
+from bench.planner.cases import FITTED, JUDGED, Model, plans, torchrec_plan
+from bench.planner.report import Compared, report_lines, write_report
+from bench.planner.worker import measure
 from recsys.config import load_settings
 from recsys.planning.hardware import Hardware
 from recsys.training.launch import run_on_ranks

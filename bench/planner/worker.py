@@ -12,7 +12,8 @@ from torch import Tensor, distributed
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from bench.planner_cases import Model, Ways
+from bench.planner.cases import Model, Ways
+from bench.shared.power_law import power_law
 from recsys.data.loader import Batch
 from recsys.models.factory import build_ranker
 from recsys.towers.engine import tower_engine
@@ -22,7 +23,6 @@ from recsys.training.engine import Engine
 SEED = 1
 WARM_UP_STEPS = 2
 MS = 1000.0
-EXPONENT = 1.05  # of the ids' power law
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def share(model: Model) -> Batch:
     for rows, ids in model.tables:
         size = np.ones(count, dtype=np.int64) if ids == 1 else draw.integers(1, 2 * ids, count)
         lengths.append(size)
-        values.append(_power_law(draw, rows, int(size.sum())))
+        values.append(power_law(draw, rows, int(size.sum())))
     index = torch.arange(count)
     return Batch(
         dense=torch.from_numpy(
@@ -124,12 +124,3 @@ def _step_ms(engine: Engine, batch: Batch, steps: int) -> float:
     elapsed = torch.tensor((perf_counter() - started) * MS / steps)
     distributed.all_reduce(elapsed, op=distributed.ReduceOp.MAX)
     return elapsed.item()
-
-
-def _power_law(draw: np.random.Generator, rows: int, count: int) -> np.ndarray:
-    """Ids of [0, rows) with frequency falling as a power of the rank, scattered over the table."""
-    uniform = draw.random(count)
-    exponent = 1.0 - EXPONENT
-    hot = ((rows + 1.0) ** exponent - 1.0) * uniform + 1.0
-    place = np.minimum(hot ** (1.0 / exponent), rows).astype(np.int64) - 1
-    return (place * 2_654_435_761) % rows

@@ -1,8 +1,8 @@
 """What scoring costs beside the teacher's bare forward, the join beside a student's step, and their
 memory.
 
-python -m bench.scoring             # about three minutes
-python -m bench.scoring --write     # and docs/benchmarks/scoring.md
+python -m bench.serving.scoring             # about three minutes
+python -m bench.serving.scoring --write     # and docs/benchmarks/scoring.md
 """
 
 import argparse
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from bench.training_report import machine_lines, print_report
+from bench.shared.report import machine_lines, print_report
 from recsys.config import load_settings
 from recsys.data.ingest import ingest
 from recsys.data.loader import WindowReader
@@ -241,7 +241,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"write {REPORT}")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     given = parser.parse_args()
-    lines = machine_lines("Scoring", "python -m bench.scoring --write", {})
+    lines = machine_lines("Scoring", "python -m bench.serving.scoring --write", {})
     with tempfile.TemporaryDirectory() as folder:
         for part in given.parts:
             lines += ["", f"## {part}", "", *PARTS[part](Path(folder))]

@@ -1,9 +1,9 @@
 """Whether a stream of 10^5 to 10^7 examples in 100 windows runs through in bounded memory, and how
 fast.
 
-python -m bench.stream --rows 100000 1000000             # a few minutes on two cores
-python -m bench.stream --rows 10000000 --seconds 200     # call it again until it says that the stream has ended
-python -m bench.stream --rows 10000000 --write           # and docs/benchmarks/stream.md, of all sizes in --work
+python -m bench.serving.stream --rows 100000 1000000             # a few minutes on two cores
+python -m bench.serving.stream --rows 10000000 --seconds 200     # call it again until it says that the stream has ended
+python -m bench.serving.stream --rows 10000000 --write           # and docs/benchmarks/stream.md, of all sizes in --work
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from bench.training_report import machine_lines, print_report
+from bench.shared.report import machine_lines, print_report
 from recsys.config import load_settings
 from recsys.data.ingest import ingest
 from recsys.data.schema import Schema
@@ -262,7 +262,7 @@ def main() -> None:
             flush=True,
         )
     lines = machine_lines(
-        "Stream", "python -m bench.stream --rows 100000 1000000 10000000 --write", {}
+        "Stream", "python -m bench.serving.stream --rows 100000 1000000 10000000 --write", {}
     )
     lines += [
         "",

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import t as student_t
 from torch import nn
 
+from recsys.config import load_settings
 from recsys.data.loader import Batch, WindowReader
 from recsys.data.schema import Schema
 from recsys.evaluation.metrics import compute_metrics
@@ -19,6 +22,8 @@ from recsys.models.partition_file import Partition
 from recsys.towers.engine import tower_engine
 from recsys.training.settings import TrainSettings
 
+PARAMS = Path("params")
+CONFIDENCE = 0.95
 MORE_TO_DO = "more to do: the same command goes on"
 Work = Iterable[tuple[str, Callable[[], Any]]]  # keys and what computes them
 
@@ -142,3 +147,24 @@ def fill(
     Body of a rank."""
     results = Results(path)
     return results.fill(work(given, results), given.minutes)
+
+
+def half_width(values: NDArray[np.float64]) -> float:
+    """Half the width of the t interval of the mean."""
+    quantile = student_t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
+    return float(quantile * np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+def shown(values: NDArray[np.float64]) -> str:
+    """Mean and half the width of its interval; bold where the interval leaves 0 out."""
+    if not values.any():
+        return "0 (bitwise)"
+    half = half_width(values)
+    text = f"{values.mean():+.4f} ± {half:.4f}"
+    return f"**{text}**" if abs(values.mean()) > half else text
+
+
+def train_settings(batch_size: int) -> TrainSettings:
+    """Those of params/ on one rank; the number of ranks changes the order of sums only."""
+    update = {"world_size": 1, "global_batch_size": batch_size, "overlap": False}
+    return load_settings(PARAMS / "train.yaml", TrainSettings).model_copy(update=update)

@@ -1,11 +1,11 @@
-"""Models and contenders of bench/towers_speed.py: one class of network at a time, flat and with
+"""Models and contenders of bench/towers/speed.py: one class of network at a time, flat and with
 towers."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.cluster import Shape
+from bench.towers.cluster import Shape
 from recsys.data.schema import CategoricalFeature, Schema
 from recsys.models.partition_file import Partition
 from recsys.models.settings import ModelSettings
@@ -38,7 +38,7 @@ SCHEMA = Schema(
     initial_base_rate=0.03,
     planted_groups={},
 )
-# The paper's DCN and DLRM (bench/dmt_table4.py) at a quarter of its width and less of its depth:
+# The paper's DCN and DLRM (bench/towers/dmt_table4.py) at a quarter of its width and less of its depth:
 # the ratio of exchanged embeddings to dense gradients of its 16K examples a GPU stays, at a batch
 # that two cores can compute.
 DCN: dict[str, Any] = {

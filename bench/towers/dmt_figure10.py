@@ -1,14 +1,14 @@
 """The cost model of recsys/towers/step_costs.py beside the DMT paper's Figure 10 (arXiv
 2403.00877).
 
-python -m bench.dmt_figure10
+python -m bench.towers.dmt_figure10
 """
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
-from bench.dmt_table4 import (
+from bench.towers.dmt_table4 import (
     CROSS,
     DCN,
     EACH,

@@ -1,7 +1,7 @@
 """FLOPs and parameters of the DMT paper's models (arXiv 2403.00877, Tables 4 and 5) beside those of
 ours.
 
-    python -m bench.dmt_table4
+    python -m bench.towers.dmt_table4
 
 Every model is a Ranker made from settings, on meta tables of the paper's size, and counted by
 recsys.models.cost. The paper does not print its architectures; these are the ones that its numbers

@@ -1,4 +1,4 @@
-"""The constants of recsys/towers/step_costs.py, fitted on some runs of bench/towers_speed.py; what
+"""The constants of recsys/towers/step_costs.py, fitted on some runs of bench/towers/speed.py; what
 it predicts for all."""
 
 import math
@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 from scipy.optimize import least_squares, nnls
 
-from bench.towers_cases import (
+from bench.towers.cases import (
     COMMUNICATION,
     GLOBAL_BATCH,
     SCHEMA,
@@ -17,7 +17,7 @@ from bench.towers_cases import (
     Contender,
     contenders,
 )
-from bench.towers_runs import Run
+from bench.towers.runs import Run
 from recsys.models.factory import build_ranker
 from recsys.towers.advice import Wire, ranker_work
 from recsys.towers.step_costs import (
@@ -73,7 +73,7 @@ class Fitted:
             reduce_gb_s={hosts.ranks: MS * _inverse(link)},  # a ring crosses each link once
             message_ms=share * costs["message"],
             hidden=costs["hidden"] * max(1 - self.cores / hosts.ranks, 0.0),
-            source="bench/towers_fit.py",
+            source="bench/towers/fit.py",
         )
 
     def predict(self, run: Run) -> float:

@@ -2,7 +2,7 @@
 DMT paper's test.
 
     python -m flows.ingest                      # or any earlier run: data/windows is read as it is
-    python -m bench.partition_strategies --results stream.json --seeds 1 2 3 4 5 6 7 8 9
+    python -m bench.towers.partition_strategies --results stream.json --seeds 1 2 3 4 5 6 7 8 9
 
 Prints, a strategy: NE and AUC of the teacher over the evaluation windows (pooled; median over
 seeds), how many of the planted groups' pairs it keeps together (adjusted Rand index, on the
@@ -21,8 +21,7 @@ import numpy as np
 from scipy.stats import mannwhitneyu
 from sklearn.metrics import adjusted_rand_score
 
-from bench.planted_groups import RECIPES
-from bench.progressive import (
+from bench.shared.progressive import (
     MORE_TO_DO,
     Results,
     Rows,
@@ -31,6 +30,7 @@ from bench.progressive import (
     resumable_parser,
     validate_progressively,
 )
+from bench.towers.planted_groups import RECIPES
 from recsys.config import load_settings
 from recsys.data.schema import Schema
 from recsys.distill.settings import load_teacher

@@ -1,7 +1,7 @@
 """Does the coherent partition find the planted groups of the generated stream? The curve over rows.
 
-    python -m bench.planted_groups --results planted.json --rows 240000 480000 1000000 --seeds 0 1 2
-    python -m bench.planted_groups --results planted.json --rows 240000 480000 --recipes factorization --epochs 3 \\
+    python -m bench.towers.planted_groups --results planted.json --rows 240000 480000 1000000 --seeds 0 1 2
+    python -m bench.towers.planted_groups --results planted.json --rows 240000 480000 --recipes factorization --epochs 3 \\
         --stream-seed 7 --seeds 0 1 2 --write
 
 For each number of rows the stream of params/datasets/synthetic.yaml is made anew and the partition
@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import adjusted_rand_score
 
-from bench.progressive import MORE_TO_DO, Results, resumable_parser
-from bench.training_report import machine_lines
+from bench.shared.progressive import MORE_TO_DO, Results, resumable_parser
+from bench.shared.report import machine_lines
 from recsys.config import load_settings
 from recsys.data.ingest import ingest
 from recsys.data.schema import Schema
@@ -35,7 +35,7 @@ PARAMS = Path("params")
 REPORT = Path("docs/benchmarks/planted_groups.md")
 STREAM = "params"
 THREADS = "OMP_NUM_THREADS"
-COMMAND = "python -m bench.planted_groups --results planted.json --write   # the calls that filled it: see its help"
+COMMAND = "python -m bench.towers.planted_groups --results planted.json --write   # the calls that filled it: see its help"
 NOTES = [
     "The generated stream has four planted groups of four features. ARI: adjusted Rand index of "
     "the learnt towers",

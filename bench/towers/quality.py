@@ -1,8 +1,8 @@
 """Do towers cost accuracy? Flat, transform-only and DMT rankers by progressive validation.
 
     python -m flows.ingest --set data.dataset=ebnerd_demo --set data.root=/path/to/logs     # or any log
-    python -m bench.towers_quality --windows data/windows --name EB-NeRD --results ebnerd.json --minutes 4
-    python -m bench.towers_quality --write --results stream.json ebnerd.json globo.json
+    python -m bench.towers.quality --windows data/windows --name EB-NeRD --results ebnerd.json --minutes 4
+    python -m bench.towers.quality --write --results stream.json ebnerd.json globo.json
 
 The first call of each log goes on where the last one stopped, until every model has every seed; the
 last prints the tables. Every seed has its own initial weights, probe and partition. Towers: the
@@ -21,19 +21,21 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from scipy.stats import t as student_t
 
-from bench.planted_groups import RECIPES
-from bench.progressive import (
+from bench.shared.progressive import (
     MORE_TO_DO,
     Results,
     Rows,
     fill,
+    half_width,
     read_rows,
     resumable_parser,
+    shown,
+    train_settings,
     validate_progressively,
 )
-from bench.training_report import machine_lines
+from bench.shared.report import machine_lines
+from bench.towers.planted_groups import RECIPES
 from recsys.config import load_settings
 from recsys.models.cost import ranker_cost
 from recsys.models.factory import build_ranker
@@ -43,7 +45,6 @@ from recsys.towers.partitioner import partition_by_affinity
 from recsys.towers.probe import train_probe
 from recsys.towers.settings import TowersSettings
 from recsys.training.launch import launch
-from recsys.training.settings import TrainSettings
 
 PARAMS = Path("params")
 COLUMNS = ["AUC", "to flat", "NE", "to flat", "CR", "MFLOP/sample", "parameters"]
@@ -74,7 +75,6 @@ DOTS_PER_INCH = 100
 Found = dict[str, list[dict[str, Any]]]  # by architecture/model: a result a seed
 Logs = dict[str, tuple[dict[str, Any], Found]]  # by name: facts, results
 DIMENSION = 16
-CONFIDENCE = 0.95
 THREADS = "OMP_NUM_THREADS"
 FEWEST_SEEDS = 3  # of a row of the table
 PROBE = {**RECIPES["factorization"], "balance_ratio": 2.0, "probe_epochs": 3}
@@ -155,7 +155,7 @@ def read(files: list[Path]) -> Logs:
 
 def report(logs: Logs) -> str:
     """The tables of all logs, in Markdown."""
-    command = "python -m bench.towers_quality --write --results stream.json ebnerd.json globo.json"
+    command = "python -m bench.towers.quality --write --results stream.json ebnerd.json globo.json"
     lines = [
         *machine_lines("Quality of towers", command, {THREADS: os.environ.get(THREADS, "unset")}),
         "",
@@ -234,21 +234,6 @@ def paired(
     return np.array(
         [one[metric] - flat[one["seed"]][metric] for one in ones if one["seed"] in flat]
     )
-
-
-def half_width(values: NDArray[np.float64]) -> float:
-    """Half the width of the t interval of the mean."""
-    quantile = student_t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
-    return float(quantile * np.std(values, ddof=1) / np.sqrt(len(values)))
-
-
-def shown(values: NDArray[np.float64]) -> str:
-    """Mean and half the width of its interval; bold where the interval leaves 0 out."""
-    if not values.any():
-        return "0 (bitwise)"
-    half = half_width(values)
-    text = f"{values.mean():+.4f} ± {half:.4f}"
-    return f"**{text}**" if abs(values.mean()) > half else text
 
 
 def draw(logs: Logs) -> None:
@@ -343,12 +328,6 @@ def partition_of(towers: int, seed: int, given: argparse.Namespace, results: Res
         f"affinity/{seed}", lambda: train_probe(given.windows, settings, train).tolist()
     )
     return partition_by_affinity(results.values["facts"]["features"], np.array(affinity), settings)
-
-
-def train_settings(batch_size: int) -> TrainSettings:
-    """Those of params/ on one rank; the number of ranks changes the order of sums only."""
-    update = {"world_size": 1, "global_batch_size": batch_size, "overlap": False}
-    return load_settings(PARAMS / "train.yaml", TrainSettings).model_copy(update=update)
 
 
 def main() -> None:

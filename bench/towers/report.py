@@ -1,12 +1,13 @@
-"""docs/benchmarks/towers_speed.md: tables and the figure of bench/towers_speed.py's runs."""
+"""docs/benchmarks/towers_speed.md: tables and the figure of bench/towers/speed.py's runs."""
 
 import math
 import os
 from pathlib import Path
 from statistics import median
 
-from bench import dmt_figure10
-from bench.towers_cases import (
+from bench.shared.report import machine_line
+from bench.towers import dmt_figure10
+from bench.towers.cases import (
     COMMUNICATION,
     DIMENSION,
     FLAT,
@@ -17,7 +18,7 @@ from bench.towers_cases import (
     TOWERS,
     TRANSFORM,
 )
-from bench.towers_fit import (
+from bench.towers.fit import (
     FITTED_CLUSTERS,
     FITTED_RATES,
     UNITS,
@@ -26,8 +27,7 @@ from bench.towers_fit import (
     modelled,
     predicted_by_others,
 )
-from bench.towers_runs import Run, at, baseline, operating_rate, step_ms_at, unlimited
-from bench.training_report import machine_line
+from bench.towers.runs import Run, at, baseline, operating_rate, step_ms_at, unlimited
 
 REPORT = Path("docs/benchmarks/towers_speed.md")
 FIGURE = Path("docs/images/towers_speed.png")
@@ -46,7 +46,7 @@ def write_report(runs: list[Run]) -> None:
         "",
         machine_line(),
         "",
-        "    python -m bench.towers_speed --write",
+        "    python -m bench.towers.speed --write",
         "",
     ]
     REPORT.write_text("\n".join([*head, *_text(), *report_lines(runs), *by_hand]) + "\n")
@@ -88,7 +88,7 @@ def speed_up(runs: list[Run], run: Run) -> float:
 def _text() -> list[str]:
     wire = f"{COMMUNICATION.forward} forward, {COMMUNICATION.backward} backward, {COMMUNICATION.gradients} gradients"
     return [
-        "Hosts are network namespaces on one machine (bench/cluster.py), each with an egress rate; "
+        "Hosts are network namespaces on one machine (bench/towers/cluster.py), each with an egress rate; "
         "ranks are gloo",
         f"processes and share {os.cpu_count()} cores. {TABLES} tables of width {DIMENSION}, "
         f"{GLOBAL_BATCH} examples a",
@@ -103,7 +103,7 @@ def _text() -> list[str]:
         "",
         "*Exposed* is the step at the rate less the same contender's step without a limit. "
         "*Blocked* is how long a",
-        "rank sleeps in collectives a step, the mean over ranks (bench/asleep.py): for bytes on "
+        "rank sleeps in collectives a step, the mean over ranks (bench/towers/asleep.py): for bytes on "
         "their way, for the",
         "processes that pack and copy them, and for ranks that share its core and come later, so "
         "it is not 0 without",

@@ -1,4 +1,4 @@
-"""What bench/towers_speed.py has measured."""
+"""What bench/towers/speed.py has measured."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.towers_cases import FLAT, FLAT_WHOLE, Architecture
+from bench.towers.cases import FLAT, FLAT_WHOLE, Architecture
 
 RUNS = Path(".work/towers_speed")
 PAPER_EXPOSED = 0.275  # of the flat step, DCN on 64 H100: the paper's Figure 1

@@ -1,11 +1,11 @@
 """Flat training against towers on hosts that are joined by a slow network: samples/s, bytes, what
 is exposed.
 
-    python -m bench.towers_speed                         # measure everything, print
-    python -m bench.towers_speed --only dcn-4 dlrm-4     # measure some again; the other runs are kept
-    python -m bench.towers_speed --only --write          # measure nothing; write docs/benchmarks/towers_speed.md
+    python -m bench.towers.speed                         # measure everything, print
+    python -m bench.towers.speed --only dcn-4 dlrm-4     # measure some again; the other runs are kept
+    python -m bench.towers.speed --only --write          # measure nothing; write docs/benchmarks/towers_speed.md
 
-Hosts are network namespaces (bench/cluster.py), which root may make; elsewhere it says so and ends.
+Hosts are network namespaces (bench/towers/cluster.py), which root may make; elsewhere it says so and ends.
 Every contender's engine is built once in every rank; they train in turns, at one rate after the
 other. About two minutes a cluster on a quiet machine.
 """
@@ -20,11 +20,11 @@ from statistics import mean, median
 
 import yaml
 
-from bench import towers_worker
-from bench.cluster import Cluster, ClusterUnavailableError, Shape, cluster
-from bench.towers_cases import FLAT_WHOLE, RATES_MBIT, SHAPES, Architecture, contenders
-from bench.towers_report import report_lines, write_report
-from bench.towers_runs import RUNS, Run, load_runs, operating_rate, save_runs
+from bench.towers import worker
+from bench.towers.cases import FLAT_WHOLE, RATES_MBIT, SHAPES, Architecture, contenders
+from bench.towers.cluster import Cluster, ClusterUnavailableError, Shape, cluster
+from bench.towers.report import report_lines, write_report
+from bench.towers.runs import RUNS, Run, load_runs, operating_rate, save_runs
 
 BASE_HARDWARE = Path("params/hardware/cpu.yaml")
 # The network that the flat engine's planner reckons with, between the slowest and the fastest
@@ -43,7 +43,7 @@ def measure(architecture: Architecture, shape: Shape, rounds: int) -> list[Run]:
     values = yaml.safe_load(BASE_HARDWARE.read_text()) | {"cross_gb_s": rate, "reduce_gb_s": rate}
     hardware.write_text(yaml.safe_dump(values))
     with cluster(shape) as hosts:
-        plans = hosts.call(towers_worker.build, architecture, shape, hardware.resolve())[0]
+        plans = hosts.call(worker.build, architecture, shape, hardware.resolve())[0]
         print(f"{architecture}, {shape}: {plans}", flush=True)
         for name in plans:
             turn(hosts, name)  # warm up
@@ -104,11 +104,11 @@ class Turns:
 
 def turn(hosts: Cluster, name: str) -> Turn:
     """A few steps of a contender."""
-    hosts.call(towers_worker.start, name)
+    hosts.call(worker.start, name)
     before = hosts.sent_bytes()
-    seconds, busy, asleep = zip(*hosts.call(towers_worker.advance, STEPS), strict=True)
+    seconds, busy, asleep = zip(*hosts.call(worker.advance, STEPS), strict=True)
     sent = max(after - start for after, start in zip(hosts.sent_bytes(), before, strict=True))
-    hosts.call(towers_worker.stop)
+    hosts.call(worker.stop)
     steps_ms = [max(ranks) * 1e3 for ranks in zip(*seconds, strict=True)]
     return Turn(steps_ms, sum(busy) * 1e3, mean(asleep) * 1e3, sent / STEPS)
 

@@ -1,4 +1,4 @@
-"""What a rank of bench/cluster.py does for bench/towers_speed.py: engines that stay, steps in
+"""What a rank of bench/towers/cluster.py does for bench/towers/speed.py: engines that stay, steps in
 turns."""
 
 from itertools import repeat
@@ -10,9 +10,9 @@ import torch
 from torch import distributed
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from bench.asleep import asleep_seconds
-from bench.cluster import Shape
-from bench.towers_cases import GLOBAL_BATCH, SCHEMA, TABLE_ROWS, TABLES, Architecture, contenders
+from bench.towers.asleep import asleep_seconds
+from bench.towers.cases import GLOBAL_BATCH, SCHEMA, TABLE_ROWS, TABLES, Architecture, contenders
+from bench.towers.cluster import Shape
 from recsys.data.loader import Batch
 from recsys.models.factory import build_ranker
 from recsys.towers.engine import tower_engine

@@ -11,6 +11,7 @@ SEED = 1
 DENSE_LAYERS = [512, 256]
 OVER_LAYERS = [1024, 1024, 512, 256]
 CROSS_LAYERS, CROSS_RANK = 3, 512
+ADAGRAD_RATE, ADAM_RATE = 0.05, 0.001
 # Copies of a table that are alive at the peak of a step: weights, dense gradient, optimiser state.
 TABLE_COPIES = {"rowwise_adagrad": 1, "adagrad": 3, "adam": 4}
 

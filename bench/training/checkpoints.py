@@ -1,8 +1,8 @@
 """Bytes written and kept, and how long a save stalls training: full, differential and quantised
 checkpoints.
 
-    python -m bench.checkpoints             # about three minutes; data/windows as the data stage leaves it
-    python -m bench.checkpoints --write     # and docs/benchmarks/checkpoints.md
+    python -m bench.training.checkpoints             # about three minutes; data/windows as the data stage leaves it
+    python -m bench.training.checkpoints --write     # and docs/benchmarks/checkpoints.md
 
 Tables of 10^6 rows x 64 on one rank, ids by a power law. What Check-N-Run (NSDI 2022) reports: 6-17
 times fewer bytes written and 2.5-8 times fewer kept, with differential and quantised checkpoints
@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from bench.training_data import power_law
-from bench.training_report import machine_lines, print_report
+from bench.shared.power_law import power_law
+from bench.shared.report import machine_lines, print_report
 from recsys.config import load_settings
 from recsys.data.loader import Batch, WindowReader
 from recsys.data.schema import CategoricalFeature, Schema
@@ -286,7 +286,8 @@ def report(found: dict[str, list[str]]) -> str:
     now."""
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "")}
     lines = (
-        machine_lines("Checkpoints", "python -m bench.checkpoints --write", threads) + INTRODUCTION
+        machine_lines("Checkpoints", "python -m bench.training.checkpoints --write", threads)
+        + INTRODUCTION
     )
     kept = REPORT.read_text().split("\n## ")[1:] if REPORT.exists() else []
     before = {

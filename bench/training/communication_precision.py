@@ -1,7 +1,7 @@
 """What do fewer bits on the wire cost in quality? The teacher of params/, several seeds a recipe.
 
-    python -m bench.communication_precision --write
-    python -m bench.communication_precision --real-logs /path/to/logs --work /tmp/precision --write
+    python -m bench.training.communication_precision --write
+    python -m bench.training.communication_precision --real-logs /path/to/logs --work /tmp/precision --write
 
 Trains the teacher by progressive validation on the generated stream, and with --real-logs on
 EB-NeRD too, once a recipe and seed, alternating. Prints NE and AUC over the evaluation windows
@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from bench.progressive import headline
-from bench.training_report import print_report
-from bench.wire import sent_bytes
+from bench.shared.progressive import headline
+from bench.shared.report import print_report
+from bench.shared.wire import sent_bytes
 from recsys.config import load_settings
 from recsys.data.ingest import ingest
 from recsys.data.loader import WindowReader
@@ -183,7 +183,7 @@ def report(tables: dict[str, list[str]], seeds: list[int]) -> str:
         f"{train.world_size} gloo ranks, batches of {train.global_batch_size}, the teacher of "
         f"params/.",
         "",
-        "    python -m bench.communication_precision --real-logs /path/to/logs --write",
+        "    python -m bench.training.communication_precision --real-logs /path/to/logs --write",
         "",
         f"Progressive validation, means over seeds {', '.join(map(str, seeds))}; differences are "
         f"paired by seed, with "

@@ -1,10 +1,8 @@
 """The contenders: this engine, and the same model in plain PyTorch."""
 
-import resource
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -14,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.data import DataLoader, TensorDataset
 
-from bench.training_cases import SEED, Case, Model
-from bench.training_loop import Contest, measure
+from bench.shared.report import BYTES_PER_GIB
+from bench.training.cases import ADAGRAD_RATE, ADAM_RATE, SEED, Case, Model
+from bench.training.loop import Contest, measure, peak_gib
 from recsys.data.loader import WindowReader
 from recsys.data.schema import Schema, Window
 from recsys.models.factory import build_ranker
@@ -27,9 +26,6 @@ from recsys.training.launch import run_on_ranks
 from recsys.training.overlap import load_ahead, train_batches
 from recsys.training.settings import TrainSettings
 
-BYTES_PER_GIB = 2**30
-BYTES_PER_KIB = 2**10
-ADAGRAD_RATE, ADAM_RATE = 0.05, 0.001
 WIRE16 = {"forward": "fp16", "backward": "bf16", "gradients": "bf16"}
 
 
@@ -142,19 +138,3 @@ def read_tensors(folder: Path, schema: Schema) -> tuple[Tensor, Tensor, Tensor]:
     )
     ids = frame.select([feature.name for feature in schema.categorical]).to_torch()
     return torch.from_numpy(dense), ids, frame["label"].to_torch()
-
-
-def peak_gib() -> float:
-    """Largest resident memory that this process has had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * BYTES_PER_KIB / BYTES_PER_GIB
-
-
-def run_contender(case: Case) -> dict[str, Any]:
-    """Measure ``case`` in this process."""
-    if case.who().kind == "engine":
-        return run_engine(case)
-    if case.who().kind == "plain":
-        return run_plain(case)
-    from bench.training_peer import run_fuxictr  # only where the peer's folder is on the path
-
-    return run_fuxictr(case)

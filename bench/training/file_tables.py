@@ -1,7 +1,7 @@
 """What do tables in files cost? Tables three times the memory that a run may have, beside the same
 in memory.
 
-    python -m bench.file_tables --write        # about ten minutes, 1 GiB of memory and 3 GiB of disk
+    python -m bench.training.file_tables --write        # about ten minutes, 1 GiB of memory and 3 GiB of disk
 
 A run with a limit is in a cgroup of its own (version 1's memory controller, writable), which counts
 the page cache too. Where there is none it gets RLIMIT_DATA, which bounds anonymous memory only; the
@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from bench.training_data import EXPONENT, SPREAD, power_law
-from bench.training_report import header, print_report
+from bench.shared.power_law import EXPONENT, SPREAD, power_law
+from bench.shared.report import machine_lines, print_report
 from recsys.data.loader import Batch
 from recsys.data.schema import CategoricalFeature, Schema
 from recsys.models.factory import build_ranker
@@ -205,7 +205,7 @@ def run(case: Case) -> dict[str, float] | str:
         command = [
             sys.executable,
             "-m",
-            "bench.file_tables",
+            "bench.training.file_tables",
             "--worker",
             json.dumps(asdict(case)),
             str(group or ""),
@@ -258,8 +258,9 @@ def report(results: list[tuple[str, dict[str, float] | str]], given: argparse.Na
         if CGROUPS.is_dir()
         else "anonymous memory only, for want of a cgroup controller"
     )
-    command = f"python -m bench.file_tables --limit-gb {given.limit_gb:g} --tables-gb {given.tables_gb:g} --write"
-    lines = ["# Tables in files", *header(command, SPIN)[1:6]]
+    sizes = f"--limit-gb {given.limit_gb:g} --tables-gb {given.tables_gb:g}"
+    command = f"python -m bench.training.file_tables {sizes} --write"
+    lines = [*machine_lines("Tables in files", command, SPIN), ""]
     lines += [
         f"{TABLES} tables, dimension {DIMENSION}, row-wise AdaGrad: {given.tables_gb:g} GiB of "
         f"rows and state; a limit",

@@ -3,16 +3,19 @@ reader apart."""
 
 import itertools
 import math
+import resource
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
 from typing import Any
 
+from bench.shared.report import BYTES_PER_GIB
 from recsys.data.schema import Window
 from recsys.training import ranks
 
 WARM_UP_STEPS = 3
+BYTES_PER_KIB = 2**10
 
 
 @dataclass(frozen=True)
@@ -102,3 +105,8 @@ def _read(contest: Contest, window: Window) -> float:
     for _ in contest.batches(window):
         pass
     return perf_counter() - started
+
+
+def peak_gib() -> float:
+    """Largest resident memory that this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * BYTES_PER_KIB / BYTES_PER_GIB

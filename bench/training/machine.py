@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.training_cases import Model
-from bench.training_contenders import dense_logit, dense_ranker
-from bench.training_data import TABLES
+from bench.training.cases import Model
+from bench.training.contenders import dense_logit, dense_ranker
+from bench.training.windows import TABLES
 from recsys.data.schema import Schema
 from recsys.models.ranker import Ranker
 

@@ -8,7 +8,6 @@ import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from fuxictr.features import FeatureMap
@@ -17,9 +16,8 @@ from fuxictr.pytorch.layers import FeatureEmbedding, InnerProductInteraction, ML
 from fuxictr.pytorch.models import BaseModel
 from torch import Tensor, nn
 
-from bench.training_cases import DENSE_LAYERS, OVER_LAYERS, Case, Model
-from bench.training_contenders import ADAM_RATE, peak_gib
-from bench.training_loop import Contest, measure
+from bench.training.cases import ADAM_RATE, DENSE_LAYERS, OVER_LAYERS, Case, Model
+from bench.training.loop import Contest, measure, peak_gib
 from recsys.data.schema import Schema, Window
 from recsys.models.layers import LowRankCrossNetwork
 
@@ -72,7 +70,7 @@ class FuxiRanker(BaseModel):
         return {"y_pred": self.output_activation(self.over_arch(crossed))}
 
 
-def run_fuxictr(case: Case) -> dict[str, Any]:
+def run_fuxictr(case: Case) -> dict[str, float]:
     """Train with FuxiCTR's own step: Adam on dense gradients, gradients clipped."""
     logging.disable(logging.WARNING)
     schema = Schema.load(Path(case.windows))

@@ -1,21 +1,17 @@
 """The Markdown of a training benchmark."""
 
-import os
-import platform
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import psutil
 
-from bench.training_cases import CONTENDERS, Case, Model
+from bench.shared.report import BYTES_PER_GIB, machine_lines
+from bench.training.cases import CONTENDERS, Case, Model
 
 BASELINE, BASELINE_KIND = "plain-adagrad", "plain"
-MEGA, GIGA, BYTES_PER_GIB = 1e6, 1e9, 2**30
-PACKAGES = ["torch", "torchrec", "fbgemm-gpu-cpu", "polars"]
+MEGA, GIGA = 1e6, 1e9
 HEADER = (
     "| contender | samples/s | spread | x plain-adagrad | of GEMM rate | loader alone / step | "
     "waiting | peak GiB |\n"
@@ -48,35 +44,6 @@ def header(command: str, spin: dict[str, str]) -> list[str]:
         "are `engine-<ranks>x<threads>-<precision>`; what each column is: "
         "[bench/README.md](../../bench/README.md).",
     ]
-
-
-def machine_lines(title: str, command: str, spin: dict[str, str]) -> list[str]:
-    """Title, date, machine, versions, command."""
-    environment = " ".join(f"{name}={value}" for name, value in spin.items())
-    return [
-        f"# {title}",
-        "",
-        f"{machine_line()}, load at the start {os.getloadavg()[0]:.1f}; {environment}.",
-        "",
-        f"    {command}",
-    ]
-
-
-def print_report(text: str, report: Path | None) -> None:
-    """Print a benchmark's Markdown, and write it to ``report`` where one is given."""
-    print(text)
-    if report is not None:
-        report.write_text(text)
-
-
-def machine_line() -> str:
-    """Date, machine and versions."""
-    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    memory = psutil.virtual_memory().total / BYTES_PER_GIB
-    return (
-        f"{datetime.now(UTC):%Y-%m-%d}, {_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB; "
-        f"Python {platform.python_version()}, {versions}"
-    )
 
 
 def section_lines(section: Section) -> list[str]:
@@ -188,14 +155,6 @@ def reason_for_skipping(case: Case, tables: int) -> str | None:
     if needed > free:
         return f"does not fit: tables, gradients and optimiser need {needed:.1f} GiB, {free:.1f} are free"
     return None
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next(
-        (line.split(":")[1].strip() for line in lines if line.startswith("model name")),
-        platform.machine(),
-    )
 
 
 def summary(values: dict[str, Any]) -> str:

@@ -20,17 +20,17 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from bench.training_cases import CONTENDERS, SEED, Case, Model
-from bench.training_data import TABLES, write_windows
-from bench.training_report import (
+from bench.shared.report import print_report
+from bench.training.cases import CONTENDERS, SEED, Case, Model
+from bench.training.report import (
     Section,
     header,
     losses_differ,
-    print_report,
     reason_for_skipping,
     section_lines,
     summary,
 )
+from bench.training.windows import TABLES, write_windows
 from recsys.config import InputError
 from recsys.training.settings import TrainSettings
 
@@ -94,7 +94,7 @@ def run_worker(
     environment = (
         os.environ | SPIN | count | ({"PYTHONPATH": path} if case.who().kind == "fuxictr" else {})
     )
-    command = [sys.executable, "-m", "bench.training_worker", what, case.to_json(), *more]
+    command = [sys.executable, "-m", "bench.training.worker", what, case.to_json(), *more]
     try:
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=timeout, check=False

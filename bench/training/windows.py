@@ -5,12 +5,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from bench.shared.power_law import power_law
 from recsys.data.schema import CategoricalFeature, Schema, Window
 
 TABLES = 26
 NUMBERS = 13
-EXPONENT = 1.05  # of the ids' popularity
-SPREAD = 2_654_435_761  # odd: scatters the popular ids over a table
 CLICK_RATE = 0.2
 WINDOW_MS = 3_600_000
 FIRST_MS = 1_700_000_000_000
@@ -40,15 +39,6 @@ def write_windows(
     schema = Schema("bench", VALUES, categorical, ["all"], written, CLICK_RATE, {})
     schema.save(folder)
     return schema
-
-
-def power_law(draw: np.random.Generator, table_rows: int, count: int) -> np.ndarray:
-    """[count] int64 ids in [0, table_rows): rank r is drawn as r^-EXPONENT, ranks scattered over
-    the table."""
-    power = 1.0 - EXPONENT
-    top = (table_rows + 1.0) ** power - 1.0
-    ranks = np.floor((1.0 + draw.random(count) * top) ** (1.0 / power)).astype(np.int64) - 1
-    return np.minimum(ranks, table_rows - 1) * SPREAD % table_rows
 
 
 def _examples(

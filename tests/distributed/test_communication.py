@@ -15,7 +15,7 @@ from torch.nn.functional import embedding_bag
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from bench.wire import sent_bytes
+from bench.shared.wire import sent_bytes
 from recsys.config import InputError
 from recsys.data.loader import Batch
 from recsys.data.schema import Schema

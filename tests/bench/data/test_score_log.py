@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from bench.score_log import (
+from bench.data.score_log import (
     LOG_DIR,
     STEPS,
     UNSCORED,

@@ -6,9 +6,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from bench.distillation_cost import Costs
-from bench.distillation_lab import Lab, Scores, delayed
-from bench.distillation_results import change, interval, write_section
+from bench.distillation.cost import Costs
+from bench.distillation.lab import Lab, Scores, delayed
+from bench.distillation.results import change, interval, write_section
 from recsys.data.schema import Schema, Window
 from recsys.distill.score_log import ScoreLog
 from recsys.distill.scoring import WindowPlan

@@ -3,7 +3,7 @@ FLOPs."""
 
 from pathlib import Path
 
-from bench.teacher_ladder import ladder
+from bench.distillation.teacher_ladder import ladder
 
 PARAMS = Path(__file__).resolve().parents[2] / "params"
 

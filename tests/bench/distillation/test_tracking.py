@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from bench.distillation_lab import ARMS, Lab
-from bench.distillation_modes import draw
-from bench.distillation_results import Found
-from bench.distillation_tracking import (
+from bench.distillation.lab import ARMS, Lab
+from bench.distillation.modes import draw
+from bench.distillation.results import Found
+from bench.distillation.tracking import (
     KIND,
     metric_name,
     track_comparison,

@@ -5,7 +5,7 @@ from threading import Event
 
 import pytest
 
-from bench.asleep import SCHEDULER, asleep_seconds
+from bench.towers.asleep import SCHEDULER, asleep_seconds
 
 pytestmark = pytest.mark.skipif(
     not SCHEDULER.exists(), reason="this kernel keeps no times of threads"

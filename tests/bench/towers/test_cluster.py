@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import distributed
 
-from bench.cluster import ClusterUnavailableError, Shape, cluster
+from bench.towers.cluster import ClusterUnavailableError, Shape, cluster
 
 MIB = 2**20
 MBIT_PER_MIB = 8 * MIB / 1e6
@@ -74,7 +74,7 @@ def test_nothing_is_left_when_the_benchmark_is_killed(
     needs_namespaces: None, tmp_path: Path
 ) -> None:
     code = (
-        "import pathlib, time\nfrom bench.cluster import Shape, cluster\n"
+        "import pathlib, time\nfrom bench.towers.cluster import Shape, cluster\n"
         "if __name__ == '__main__':\n    with cluster(Shape(2, 1)) as hosts:\n"
         f"        pathlib.Path({str(tmp_path / 'up')!r}).write_text(' '.join(map(str, "
         f"hosts._hosts)))\n"

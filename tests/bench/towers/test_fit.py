@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from bench.towers_cases import RATES_MBIT, SHAPES, contenders
-from bench.towers_fit import UNITS, Fitted, fit, is_fitted, modelled, predicted_by_others, terms
-from bench.towers_runs import Run, operating_rate, step_ms_at
+from bench.towers.cases import RATES_MBIT, SHAPES, contenders
+from bench.towers.fit import UNITS, Fitted, fit, is_fitted, modelled, predicted_by_others, terms
+from bench.towers.runs import Run, operating_rate, step_ms_at
 
 CORES = 2
 COSTS = dict(zip(UNITS, (20.0, 5.0, 150.0, 600.0, 1.1, 0.1, 0.3), strict=True))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.towers_report import REPORT, written_by_hand
+from bench.towers.report import REPORT, written_by_hand
 
 
 @pytest.mark.parametrize("text", ["One line.", "Two\n\nparagraphs."])

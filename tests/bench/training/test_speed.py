@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from bench.training import read_sections, write_sections
-from bench.training_cases import Model
-from bench.training_report import Section
+from bench.training.cases import Model
+from bench.training.report import Section
+from bench.training.speed import read_sections, write_sections
 
 
 def test_what_a_call_measured_is_there_for_the_next_one(tmp_path: Path) -> None:

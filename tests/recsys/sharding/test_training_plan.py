@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from bench.planner_cases import JUDGED, plans
-from bench.planner_report import Compared, clear_pairs
-from bench.planner_worker import measure
+from bench.planner.cases import JUDGED, plans
+from bench.planner.report import Compared, clear_pairs
+from bench.planner.worker import measure
 from recsys.config import InputError, load_settings
 from recsys.models.factory import build_ranker
 from recsys.planning.assess import Way, assess
