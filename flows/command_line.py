@@ -28,7 +28,8 @@ def command_parser(description: str) -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="FILE.KEY=VALUE",
-        help="write VALUE into params/FILE.yaml before the run, e.g. --set data.dataset=ebnerd_demo",
+        help="write VALUE into params/FILE.yaml before the run, "
+        "e.g. --set data.dataset=ebnerd_demo",
     )
     return parser
 

@@ -13,7 +13,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--real-logs",
         default=str(REPOSITORY.parent / "shared" / "data"),
-        help="folder with ebnerd_demo and globo_clicks; tests of real logs skip where it is not there",
+        help="folder with ebnerd_demo and globo_clicks; without it tests of real logs skip",
     )
 
 

@@ -157,7 +157,7 @@ def test_a_changed_key_reruns_only_what_depends_on_it(project: Path) -> None:
     assert hashes(project)["reports/evaluation"] != before["reports/evaluation"]
 
 
-def test_a_change_of_the_transform_reruns_the_teacher_and_not_the_partition_and_keeps_its_predictions(
+def test_a_change_of_the_transform_reruns_the_teacher_not_the_partition_and_keeps_predictions(
     project: Path,
 ) -> None:
     before = json.loads((project / "models/teacher/metrics.json").read_text())["windows"]

@@ -2,8 +2,8 @@
 time.
 
     python -m bench.data.score_log --rows 100000 1000000
-    python -m bench.data.score_log --rows 100000000 --seconds 200   # call it again until it says that the log is joined
-    python -m bench.data.score_log --rows 100000000 --write         # and docs/benchmarks/score_log.md, of all in --work
+    python -m bench.data.score_log --rows 100000000 --seconds 200   # again until the log is joined
+    python -m bench.data.score_log --rows 100000000 --write         # and the report of --work
 
 The log is written by ScoreLog, as scoring does; the logits are a hash of example_id in a teacher's
 place. It is read by WindowReader.label_batches, as a student does: labels come up to 1.5 windows
@@ -188,7 +188,8 @@ def join(case: Case, window: Window) -> Count:
     """The labels of a window with their scores, in batches; the comparison with the truth is not
     timed."""
     reader, count, began = WindowReader(case.folder / EXAMPLES_DIR), Count(0, 0.0), perf_counter()
-    for batch in reader.label_batches(window, BATCH_SIZE, 0, 1, scores_dir=case.folder / LOG_DIR):
+    log = ScoreLog(case.folder / LOG_DIR, reader.logits)
+    for batch in reader.label_batches(window, BATCH_SIZE, 0, 1, scores=log):
         count.seconds += perf_counter() - began
         compare(batch, count)
         began = perf_counter()
@@ -229,7 +230,13 @@ def run_step(case: Case, step: str, seconds: float) -> bool:
             break
     if left:
         call = Call(
-            step, done, total.rows, total.seconds, (*peaks, peak_mib()), total.scored, total.wrong
+            step,
+            done,
+            total.rows,
+            total.seconds,
+            (peaks[0], peaks[-1], peak_mib()),
+            total.scored,
+            total.wrong,
         )
         with (case.folder / CALLS_FILE).open("a") as file:
             file.write(json.dumps(asdict(call)) + "\n")

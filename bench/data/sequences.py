@@ -2,7 +2,8 @@
 seed.
 
     python -m bench.data.sequences --work /tmp/stream --results stream.json --minutes 4
-    python -m bench.data.sequences --work /tmp/ebnerd --results ebnerd.json --minutes 4 --logs /path/to/logs
+    python -m bench.data.sequences --work /tmp/ebnerd --results ebnerd.json --minutes 4 \\
+        --logs /path/to/logs
     python -m bench.data.sequences --write --results stream.json ebnerd.json
 
 The first call of each log makes its windows in --work and goes on where the last one stopped, until

@@ -2,7 +2,8 @@
 
     python -m bench.distillation.modes tune --seeds 777          # on a stream that does not judge
     python -m bench.distillation.modes compare --seeds 1 2 3 4 5
-    python -m bench.distillation.modes tune --seeds 777 --stream ebnerd-before --logs /path/to/logs --strengths 0.3 1 3
+    python -m bench.distillation.modes tune --seeds 777 --stream ebnerd-before \\
+        --logs /path/to/logs --strengths 0.3 1 3
     python -m bench.distillation.modes compare --stream ebnerd --logs /path/to/logs --write
 
 Each seed is a stream (of a generated log), a teacher and students of its own; an arm's difference

@@ -133,7 +133,10 @@ def _agreement(cases: Sequence[Compared], hardware: Hardware) -> str:
     error = np.median(np.abs(predicted / measured - 1))
     memory = spearmanr(*zip(*held, strict=True)).statistic
     time = spearmanr(predicted, measured).statistic
-    return f"{len(cases)} | {time:.3f} | {error:.0%} | {right} of {count} | {memory:.3f} | {equal} of {len(cases)}"
+    return (
+        f"{len(cases)} | {time:.3f} | {error:.0%} | {right} of {count} | {memory:.3f} | "
+        f"{equal} of {len(cases)}"
+    )
 
 
 def _choices(cases: Sequence[Compared], hardware: Hardware) -> list[str]:
@@ -151,8 +154,10 @@ def _choices(cases: Sequence[Compared], hardware: Hardware) -> list[str]:
             (c for c in tried if c.plan != RIVAL), key=lambda case: case.predict(hardware).step_ms
         )
         best = min(tried, key=lambda case: case.measured.ms)
-        times = f"{chosen.plan} | {chosen.measured.ms:.1f} | {rival} | {best.plan} | {best.measured.ms:.1f}"
-        lines.append(f"| {model.name} | {size} | {times} |")
+        lines.append(
+            f"| {model.name} | {size} | {chosen.plan} | {chosen.measured.ms:.1f} | {rival} | "
+            f"{best.plan} | {best.measured.ms:.1f} |"
+        )
     return lines
 
 

@@ -2,7 +2,7 @@
 ranks.
 
     python -m bench.planner.validation --write
-    python -m bench.planner.validation --fit params/hardware/cpu.yaml     # first, on a machine of another kind
+    python -m bench.planner.validation --fit params/hardware/cpu.yaml   # first, on a new machine
 
 ``--fit`` sets the hardware file's constants to what the plans of FITTED took on two ranks; the
 report is about other models, JUDGED, also on four ranks. Needs a quiet machine: about four minutes

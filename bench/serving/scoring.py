@@ -22,7 +22,7 @@ import polars as pl
 from bench.shared.report import machine_lines, print_report
 from recsys.config import load_settings
 from recsys.data.ingest import ingest
-from recsys.data.loader import WindowReader
+from recsys.data.loader import Batch, ScoreJoin, WindowReader
 from recsys.data.schema import Window
 from recsys.data.settings import DataSettings, load_dataset
 from recsys.distill.score_log import SCORE_SCHEMA, ScoreLog, WindowFacts
@@ -115,9 +115,10 @@ def measure_join(windows_dir: Path, folder: Path) -> dict[str, list[float]]:
     engine = Engine(
         build_ranker(reader.schema, students.model, None, 1, table_device="meta"), train, 1
     )
-    read = lambda scores: list(
-        reader.label_batches(window, train.global_batch_size, 0, 1, 0, scores)
-    )
+
+    def read(scores: ScoreJoin | None) -> list[Batch]:
+        return list(reader.label_batches(window, train.global_batch_size, 0, 1, 0, scores))
+
     batches = read(None)
 
     def steps() -> None:
@@ -127,7 +128,7 @@ def measure_join(windows_dir: Path, folder: Path) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {"step": [], "join": []}
     for repeat in range(JOIN_REPEATS + 1):
         step, without = _seconds(steps), _seconds(lambda: read(None))
-        joined = _seconds(lambda: read(folder / "scores"))
+        joined = _seconds(lambda: read(ScoreLog(folder / "scores")))
         if repeat:
             found["step"].append(1e3 * step / len(batches))
             found["join"].append(1e3 * (joined - without) / len(batches))

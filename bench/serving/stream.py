@@ -1,9 +1,9 @@
 """Whether a stream of 10^5 to 10^7 examples in 100 windows runs through in bounded memory, and how
 fast.
 
-python -m bench.serving.stream --rows 100000 1000000             # a few minutes on two cores
-python -m bench.serving.stream --rows 10000000 --seconds 200     # call it again until it says that the stream has ended
-python -m bench.serving.stream --rows 10000000 --write           # and docs/benchmarks/stream.md, of all sizes in --work
+    python -m bench.serving.stream --rows 100000 1000000          # a few minutes on two cores
+    python -m bench.serving.stream --rows 10000000 --seconds 200  # again until the stream has ended
+    python -m bench.serving.stream --rows 10000000 --write        # the report, of all in --work
 """
 
 import argparse

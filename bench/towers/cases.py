@@ -38,9 +38,9 @@ SCHEMA = Schema(
     initial_base_rate=0.03,
     planted_groups={},
 )
-# The paper's DCN and DLRM (bench/towers/dmt_table4.py) at a quarter of its width and less of its depth:
-# the ratio of exchanged embeddings to dense gradients of its 16K examples a GPU stays, at a batch
-# that two cores can compute.
+# The paper's DCN and DLRM (bench/towers/dmt_table4.py) at a quarter of its width and less of its
+# depth: the ratio of exchanged embeddings to dense gradients of its 16K examples per GPU stays, at
+# a batch that two cores can compute.
 DCN: dict[str, Any] = {
     "architecture": "dcn",
     "embedding_dimension": DIMENSION,

@@ -1,8 +1,9 @@
 """Does the coherent partition find the planted groups of the generated stream? The curve over rows.
 
-    python -m bench.towers.planted_groups --results planted.json --rows 240000 480000 1000000 --seeds 0 1 2
-    python -m bench.towers.planted_groups --results planted.json --rows 240000 480000 --recipes factorization --epochs 3 \\
-        --stream-seed 7 --seeds 0 1 2 --write
+    python -m bench.towers.planted_groups --results planted.json --rows 240000 480000 1000000 \\
+        --seeds 0 1 2
+    python -m bench.towers.planted_groups --results planted.json --rows 240000 480000 \\
+        --recipes factorization --epochs 3 --stream-seed 7 --seeds 0 1 2 --write
 
 For each number of rows the stream of params/datasets/synthetic.yaml is made anew and the partition
 stage run on all of its windows, once as a ranker probe with the paper's plain recipe and once with
@@ -35,7 +36,10 @@ PARAMS = Path("params")
 REPORT = Path("docs/benchmarks/planted_groups.md")
 STREAM = "params"
 THREADS = "OMP_NUM_THREADS"
-COMMAND = "python -m bench.towers.planted_groups --results planted.json --write   # the calls that filled it: see its help"
+COMMAND = (
+    "python -m bench.towers.planted_groups --results planted.json --write   "
+    "# the calls that filled it: see its help"
+)
 NOTES = [
     "The generated stream has four planted groups of four features. ARI: adjusted Rand index of "
     "the learnt towers",
@@ -100,7 +104,8 @@ def work(
         for recipe in given.recipes:
             for epochs in given.epochs:
                 for seed in given.seeds:
-                    key = f"{STREAM if given.stream_seed is None else given.stream_seed}/{rows}/{recipe}/{epochs}/{seed}"
+                    stream = STREAM if given.stream_seed is None else given.stream_seed
+                    key = f"{stream}/{rows}/{recipe}/{epochs}/{seed}"
                     chosen = {**RECIPES[recipe], "probe_epochs": epochs, "seed": seed}
                     yield key, partial(measure, made, chosen, train, folder / key.replace("/", "-"))
 

@@ -1,7 +1,8 @@
 """Do towers cost accuracy? Flat, transform-only and DMT rankers by progressive validation.
 
-    python -m flows.ingest --set data.dataset=ebnerd_demo --set data.root=/path/to/logs     # or any log
-    python -m bench.towers.quality --windows data/windows --name EB-NeRD --results ebnerd.json --minutes 4
+    python -m flows.ingest --set data.dataset=ebnerd_demo --set data.root=/path/to/logs
+    python -m bench.towers.quality --windows data/windows --name EB-NeRD --results ebnerd.json \\
+        --minutes 4
     python -m bench.towers.quality --write --results stream.json ebnerd.json globo.json
 
 The first call of each log goes on where the last one stopped, until every model has every seed; the

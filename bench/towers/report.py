@@ -86,10 +86,13 @@ def speed_up(runs: list[Run], run: Run) -> float:
 
 
 def _text() -> list[str]:
-    wire = f"{COMMUNICATION.forward} forward, {COMMUNICATION.backward} backward, {COMMUNICATION.gradients} gradients"
+    wire = (
+        f"{COMMUNICATION.forward} forward, {COMMUNICATION.backward} backward, "
+        f"{COMMUNICATION.gradients} gradients"
+    )
     return [
-        "Hosts are network namespaces on one machine (bench/towers/cluster.py), each with an egress rate; "
-        "ranks are gloo",
+        "Hosts are network namespaces on one machine (bench/towers/cluster.py), each with an "
+        "egress rate; ranks are gloo",
         f"processes and share {os.cpu_count()} cores. {TABLES} tables of width {DIMENSION}, "
         f"{GLOBAL_BATCH} examples a",
         "step over all ranks, so that a step without a limit takes 100 to 500 ms. The models are "
@@ -103,8 +106,8 @@ def _text() -> list[str]:
         "",
         "*Exposed* is the step at the rate less the same contender's step without a limit. "
         "*Blocked* is how long a",
-        "rank sleeps in collectives a step, the mean over ranks (bench/towers/asleep.py): for bytes on "
-        "their way, for the",
+        "rank sleeps in collectives a step, the mean over ranks (bench/towers/asleep.py): for "
+        "bytes on their way, for the",
         "processes that pack and copy them, and for ranks that share its core and come later, so "
         "it is not 0 without",
         "a limit. *Compute saved* is flat less towers, both without a limit: FLOPs, and bytes that "

@@ -2,12 +2,12 @@
 is exposed.
 
     python -m bench.towers.speed                         # measure everything, print
-    python -m bench.towers.speed --only dcn-4 dlrm-4     # measure some again; the other runs are kept
-    python -m bench.towers.speed --only --write          # measure nothing; write docs/benchmarks/towers_speed.md
+    python -m bench.towers.speed --only dcn-4 dlrm-4     # measure some again, keep the other runs
+    python -m bench.towers.speed --only --write          # measure nothing, write the report
 
-Hosts are network namespaces (bench/towers/cluster.py), which root may make; elsewhere it says so and ends.
-Every contender's engine is built once in every rank; they train in turns, at one rate after the
-other. About two minutes a cluster on a quiet machine.
+Hosts are network namespaces (bench/towers/cluster.py), which root may make; elsewhere it says so
+and ends. Every contender's engine is built once in every rank; they train in turns, at one rate
+after the other. About two minutes per cluster on a quiet machine.
 """
 
 import argparse

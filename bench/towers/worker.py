@@ -1,5 +1,5 @@
-"""What a rank of bench/towers/cluster.py does for bench/towers/speed.py: engines that stay, steps in
-turns."""
+"""What a rank of bench/towers/cluster.py does for bench/towers/speed.py: engines that stay,
+steps in turns."""
 
 from itertools import repeat
 from pathlib import Path

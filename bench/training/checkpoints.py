@@ -1,7 +1,7 @@
 """Bytes written and kept, and how long a save stalls training: full, differential and quantised
 checkpoints.
 
-    python -m bench.training.checkpoints             # about three minutes; data/windows as the data stage leaves it
+    python -m bench.training.checkpoints             # about three minutes; reads data/windows
     python -m bench.training.checkpoints --write     # and docs/benchmarks/checkpoints.md
 
 Tables of 10^6 rows x 64 on one rank, ids by a power law. What Check-N-Run (NSDI 2022) reports: 6-17
@@ -51,13 +51,15 @@ KEEP = 2
 REPEATS = 1  # of the stalls
 MEGA = 1e6
 INTRODUCTION = f"""
-{TABLES} tables of {ROWS:,} rows x {DIMENSION}, row-wise AdaGrad, one rank, {BATCH} examples a batch, ids by a power
-law. A cycle is {FULL_EVERY} saves: all full, or one full and {FULL_EVERY - 1} differential ones, each of every row
-trained on since it (Check-N-Run's one-shot kind). Quantised means table weights in both. `keep_checkpoints` is
-{KEEP}, besides the full one that they need. Check-N-Run (NSDI 2022) reports 6-17 times fewer bytes written and 2.5-8
-times fewer kept, with both together, 30 minutes apart. Stalls: {STALL_INTERVAL} batches between saves; the whole run
-is one cycle with the wait for its last write. NE: the teacher of params/ without towers on one rank; it goes on from
-the checkpoint where the evaluation windows begin. Sections may be of several runs of the command.
+{TABLES} tables of {ROWS:,} rows x {DIMENSION}, row-wise AdaGrad, one rank, {BATCH} examples
+per batch, ids by a power law. A cycle is {FULL_EVERY} saves: all full, or one full and {FULL_EVERY - 1}
+differential ones, each of every row trained on since it (Check-N-Run's one-shot kind). Quantised
+means table weights in both. `keep_checkpoints` is {KEEP}, besides the full one that they need.
+Check-N-Run (NSDI 2022) reports 6-17 times fewer bytes written and 2.5-8 times fewer kept, with both
+together, 30 minutes apart. Stalls: {STALL_INTERVAL} batches between saves; the whole run is one
+cycle with the wait for its last write. NE: the teacher of params/ without towers on one rank; it
+goes on from the checkpoint where the evaluation windows begin. Sections may be of several runs of
+the command.
 """.splitlines()
 MODEL = ModelSettings(
     embedding_dimension=DIMENSION, dense_layers=[DIMENSION], over_layers=[64], towers=False
@@ -229,8 +231,15 @@ def stream_quality(windows: Path, folder: Path, quantisation: Quantisation) -> d
     first = load_settings(PARAMS / "evaluate.yaml", EvaluateSettings).first_evaluation_window
     reader, ne = WindowReader(windows), {}
     (folder / "checkpoints").mkdir(parents=True)
-    checkpoints = Checkpoints(folder / "checkpoints", "run", len(reader.schema.windows) + 1, None, False, FULL_EVERY,
-                              quantisation)  # fmt: skip
+    checkpoints = Checkpoints(
+        folder / "checkpoints",
+        "run",
+        len(reader.schema.windows) + 1,
+        None,
+        False,
+        FULL_EVERY,
+        quantisation,
+    )
     for name in ("undisturbed", "restored"):
         engine = teacher_engine(
             reader.schema, load_partition(None, settings.model), settings, train

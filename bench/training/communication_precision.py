@@ -1,7 +1,8 @@
 """What do fewer bits on the wire cost in quality? The teacher of params/, several seeds a recipe.
 
     python -m bench.training.communication_precision --write
-    python -m bench.training.communication_precision --real-logs /path/to/logs --work /tmp/precision --write
+    python -m bench.training.communication_precision --real-logs /path/to/logs \\
+        --work /tmp/precision --write
 
 Trains the teacher by progressive validation on the generated stream, and with --real-logs on
 EB-NeRD too, once a recipe and seed, alternating. Prints NE and AUC over the evaluation windows

@@ -1,7 +1,7 @@
 """What do tables in files cost? Tables three times the memory that a run may have, beside the same
 in memory.
 
-    python -m bench.training.file_tables --write        # about ten minutes, 1 GiB of memory and 3 GiB of disk
+    python -m bench.training.file_tables --write   # ten minutes, 1 GiB of memory, 3 GiB of disk
 
 A run with a limit is in a cgroup of its own (version 1's memory controller, writable), which counts
 the page cache too. Where there is none it gets RLIMIT_DATA, which bounds anonymous memory only; the

@@ -153,10 +153,14 @@ def reason_for_skipping(case: Case, tables: int) -> str | None:
         psutil.virtual_memory().available / BYTES_PER_GIB,
     )
     if needed > free:
-        return f"does not fit: tables, gradients and optimiser need {needed:.1f} GiB, {free:.1f} are free"
+        return (
+            f"does not fit: tables, gradients and optimiser need {needed:.1f} GiB, "
+            f"{free:.1f} are free"
+        )
     return None
 
 
 def summary(values: dict[str, Any]) -> str:
     """One line for the terminal while the benchmark runs."""
-    return f"{values['samples'] / values['seconds']:,.0f} samples/s, waiting {values['waited'] / values['seconds']:.0%}"
+    rate, waiting = values["samples"] / values["seconds"], values["waited"] / values["seconds"]
+    return f"{rate:,.0f} samples/s, waiting {waiting:.0%}"

@@ -54,8 +54,17 @@ CLOSE = 1e-6
 def windows_of_two(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
     """The toy windows with conversions, which only clicked examples have."""
     folder = tmp_path_factory.mktemp("two")
-    Schema("toy", ["price"], Schema.load(windows_dir).categorical, ["a", "b"], WINDOWS, 0.25, {},
-           ["click", "conversion"], [0.5]).save(folder)  # fmt: skip
+    Schema(
+        "toy",
+        ["price"],
+        Schema.load(windows_dir).categorical,
+        ["a", "b"],
+        WINDOWS,
+        0.25,
+        {},
+        ["click", "conversion"],
+        [0.5],
+    ).save(folder)
     for window in WINDOWS:
         (folder / window.name).mkdir()
         frame = pl.read_parquet(windows_dir / window.name / "part-00000.parquet")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bench.distillation.teacher_ladder import ladder
 
-PARAMS = Path(__file__).resolve().parents[2] / "params"
+PARAMS = Path(__file__).resolve().parents[3] / "params"
 
 
 def test_ladder_goes_from_one_to_a_hundred_times_the_student() -> None:

@@ -91,13 +91,15 @@ def test_too_many_bad_rows_stop_ingest(data_settings: DataSettings, tmp_path: Pa
     assert str(caught.value).count("label outside") == 3 and "\n" not in str(caught.value)
 
 
-LOG = pl.DataFrame({
-    "time": [1_704_070_800 + 600 * i for i in range(40)],
-    "clicked": [i % 4 == 0 for i in range(40)],
-    "user": [f"u{i % 5}" for i in range(40)],
-    "price": [float(i) for i in range(40)],
-    "device": [i % 3 for i in range(40)],
-}).with_columns(pl.col("clicked").cast(pl.Int64))  # fmt: skip
+LOG = pl.DataFrame(
+    {
+        "time": [1_704_070_800 + 600 * i for i in range(40)],
+        "clicked": [i % 4 == 0 for i in range(40)],
+        "user": [f"u{i % 5}" for i in range(40)],
+        "price": [float(i) for i in range(40)],
+        "device": [i % 3 for i in range(40)],
+    }
+).with_columns(pl.col("clicked").cast(pl.Int64))
 
 SECTION: dict[str, Any] = {
     "files": ["log.csv"],
@@ -139,8 +141,10 @@ def test_table_quarantines_bad_rows(data_settings: DataSettings, tmp_path: Path)
     kept = pl.read_parquet(tmp_path / "windows" / "quarantine.parquet")
     assert (report.rows, report.quarantined) == (37, 3)
     assert kept["reason"].to_list() == [
-        "missing or unparsable time", "label outside {0, 1}", "unparsable number in price"
-    ]  # fmt: skip
+        "missing or unparsable time",
+        "label outside {0, 1}",
+        "unparsable number in price",
+    ]
     assert rows_of(tmp_path)["price"].null_count() == 1
 
 
@@ -168,14 +172,21 @@ def test_unknown_dataset_names_the_nearest(data_settings: DataSettings) -> None:
 
 
 def test_impression_lists(data_settings: DataSettings, tmp_path: Path) -> None:
-    pl.DataFrame({
-        "time": [1_704_070_800, 1_704_070_900], "seen": [[3, 1, 2], [1, 4]], "hit": [[1, 1], []],
-    }).with_columns(pl.col("hit").cast(pl.List(pl.Int64))).write_parquet(tmp_path / "log.parquet")  # fmt: skip
+    pl.DataFrame(
+        {
+            "time": [1_704_070_800, 1_704_070_900],
+            "seen": [[3, 1, 2], [1, 4]],
+            "hit": [[1, 1], []],
+        }
+    ).with_columns(pl.col("hit").cast(pl.List(pl.Int64))).write_parquet(tmp_path / "log.parquet")
     section = {
-        "files": ["log.parquet"], "file_format": "parquet", "time": {"column": "time", "unit": "s"},
-        "explode": {"shown": "seen", "clicked": "hit", "item": "candidate"}, "dense": ["shown_count"],
+        "files": ["log.parquet"],
+        "file_format": "parquet",
+        "time": {"column": "time", "unit": "s"},
+        "explode": {"shown": "seen", "clicked": "hit", "item": "candidate"},
+        "dense": ["shown_count"],
         "categorical": [{"column": "candidate", "table_rows": 50}],
-    }  # fmt: skip
+    }
     run(data_settings, tmp_path, "table", section)
     rows = rows_of(tmp_path)
     assert rows["label"].to_list() == [0, 1, 0, 0, 0]
@@ -185,11 +196,13 @@ def test_impression_lists(data_settings: DataSettings, tmp_path: Path) -> None:
 
 def click_log() -> pl.DataFrame:
     """Three items clicked over four hours; session s has clicked item 1 before."""
-    return pl.DataFrame({
-        "time": [HOUR_MS * hour + 1000 * i for hour in range(4) for i in range(30)],
-        "item": [i % 3 for _ in range(4) for i in range(30)],
-        "session": [f"s{hour}-{i // 2}" for hour in range(4) for i in range(30)],
-    })  # fmt: skip
+    return pl.DataFrame(
+        {
+            "time": [HOUR_MS * hour + 1000 * i for hour in range(4) for i in range(30)],
+            "item": [i % 3 for _ in range(4) for i in range(30)],
+            "session": [f"s{hour}-{i // 2}" for hour in range(4) for i in range(30)],
+        }
+    )
 
 
 CLICKS: dict[str, Any] = {

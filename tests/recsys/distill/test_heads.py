@@ -176,7 +176,7 @@ def served_calibration(mode: str, w: float, ratio: float) -> float:
 
 
 @pytest.mark.parametrize(("w", "ratio"), [(0.5, 2.0), (1.0, 1.86), (3.0, 2.0)])
-def test_a_biased_teacher_moves_the_single_head_by_the_closed_form_and_the_auxiliary_head_not_at_all(
+def test_a_biased_teacher_moves_the_single_head_by_the_closed_form_the_auxiliary_head_not(
     w: float, ratio: float
 ) -> None:
     assert served_calibration("shared", w, ratio) == pytest.approx(

@@ -61,8 +61,14 @@ def adapter_of(
     return StudentAdapter(settings, TrainSettings.model_validate(train), 1, 1, further_tasks)
 
 
-def terms(mode: str, names: dict[str, str], outputs: dict[str, Tensor], loss: DistillationLoss, score: Tensor,
-          label: Tensor) -> list[tuple[float, Tensor, Tensor]]:  # fmt: skip
+def terms(
+    mode: str,
+    names: dict[str, str],
+    outputs: dict[str, Tensor],
+    loss: DistillationLoss,
+    score: Tensor,
+    label: Tensor,
+) -> list[tuple[float, Tensor, Tensor]]:
     """Weight, logit and target of all terms of one task on one example, in plain words."""
     found, target = [], torch.sigmoid(score)
     adapted = target

@@ -30,7 +30,8 @@ from tests.distributed.test_checkpoints import (
 TIMEOUT_S = 3.0
 LOST_AT = 3
 MESSAGES = {
-    "sleeps": r"rank 1 hung: no progress for 3 s \(rank_timeout_s\); it was in rest \(.*test_faults.py",
+    "sleeps": r"rank 1 hung: no progress for 3 s \(rank_timeout_s\); "
+    r"it was in rest \(.*test_faults.py",
     "spins": r"rank 1 hung: .* it was in spin \(",
     "is stopped": "rank 1 hung: .* its process is stopped by a signal",
     "waits elsewhere": "ranks 0, 1 wait in collectives for one another: .*distributed_c10d.py",
