@@ -17,7 +17,7 @@ from recsys.training.engine import Engine
 from recsys.training.launch import RankKilledError, run_on_ranks
 from recsys.training.resume import Checkpoints, Position
 from recsys.training.settings import TrainSettings
-from tests.distributed.launches import run_cases
+from tests.support.launches import run_cases
 from tests.distributed.test_engine import SCHEMA, SEED, model_settings, share, train_settings
 
 STEPS = 6

@@ -27,8 +27,8 @@ from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.non_finite import NonFiniteLossError
 from recsys.training.settings import TrainSettings
-from tests.distributed import launches
-from tests.distributed.batches import random_share, schema_of
+from tests.support import launches
+from tests.support.batches import random_share, schema_of
 
 SEED = 7
 DIMENSION = 16

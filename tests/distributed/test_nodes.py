@@ -20,7 +20,7 @@ from recsys.training.failures import LostPeerError
 from recsys.training.launch import launch
 from recsys.training.resume import Checkpoints, Position
 from recsys.training.settings import TrainSettings
-from tests.distributed.agents import Agent, start_agent
+from tests.support.agents import Agent, start_agent
 from tests.distributed.test_checkpoints import (
     STEPS,
     everything,

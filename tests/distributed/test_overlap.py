@@ -22,7 +22,7 @@ from recsys.training.launch import run_on_ranks
 from recsys.training.non_finite import NonFiniteLossError
 from recsys.training.overlap import load_ahead, train_batches
 from recsys.training.settings import TrainSettings
-from tests.distributed.launches import run_cases
+from tests.support.launches import run_cases
 from tests.distributed.test_parallelism import (
     CASES,
     KINDS,

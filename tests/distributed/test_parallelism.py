@@ -26,8 +26,8 @@ from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.non_finite import NonFiniteLossError
 from recsys.training.settings import TrainSettings
-from tests.distributed.batches import random_share, schema_of
-from tests.distributed.launches import Case, run_cases
+from tests.support.batches import random_share, schema_of
+from tests.support.launches import Case, run_cases
 
 SEED = 5
 TOLERANCE = 1e-6

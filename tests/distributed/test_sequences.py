@@ -23,7 +23,7 @@ from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.overlap import train_batches
 from recsys.training.settings import TrainSettings
-from tests.distributed.batches import random_share, schema_of
+from tests.support.batches import random_share, schema_of
 
 pytestmark = pytest.mark.slow
 

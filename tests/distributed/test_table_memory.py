@@ -27,7 +27,7 @@ from recsys.training.launch import PRELOAD, RankKilledError, run_on_ranks
 from recsys.training.resume import Checkpoints, Position
 from recsys.training.settings import TrainSettings
 from recsys.training.table_memory import RowPages
-from tests.distributed.launches import Case, run_cases
+from tests.support.launches import Case, run_cases
 from tests.distributed.test_checkpoints import everything
 from tests.distributed.test_parallelism import (
     FEATURES,

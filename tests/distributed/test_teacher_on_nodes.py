@@ -8,7 +8,7 @@ import pytest
 from recsys.distill.teacher import train_teacher
 from recsys.distill.training_job import TrainingJob
 from recsys.training.settings import TrainSettings
-from tests.distributed.agents import start_agent
+from tests.support.agents import start_agent
 from tests.distributed.test_nodes import BOUND_S, free_port
 from tests.recsys.distill.test_pipeline import TEACHER, TRAIN, windows_dir  # noqa: F401
 from tests.recsys.distill.test_resume import contents

@@ -28,8 +28,8 @@ from recsys.training import engine as engine_module
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.settings import TrainSettings
-from tests.distributed.batches import random_share, schema_of
-from tests.distributed.launches import Case, run_cases
+from tests.support.batches import random_share, schema_of
+from tests.support.launches import Case, run_cases
 from tests.distributed.test_checkpoints import everything
 
 pytestmark = pytest.mark.slow

@@ -24,7 +24,7 @@ from recsys.training.engine import Engine
 from recsys.training.launch import PRELOAD
 from recsys.training.resume import work_folder
 from recsys.training.settings import TrainSettings
-from tests.distributed.agents import Agent, start_agent
+from tests.support.agents import Agent, start_agent
 from tests.recsys.distill.test_pipeline import TEACHER, TRAIN, windows_dir  # noqa: F401
 
 BOUND_S = 120

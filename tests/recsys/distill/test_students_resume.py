@@ -17,7 +17,7 @@ from recsys.distill.training_job import TrainingJob
 from recsys.training import ranks
 from recsys.training.engine import Engine
 from recsys.training.settings import TrainSettings
-from tests.distributed.agents import Agent, start_agent
+from tests.support.agents import Agent, start_agent
 from tests.recsys.distill.test_pipeline import STUDENTS, TRAIN, WINDOWS, windows_dir  # noqa: F401
 from tests.recsys.distill.test_resume import BOUND_S, contents, die_after, kill
 

@@ -18,7 +18,7 @@ from recsys.training.launch_settings import LaunchSettings
 from recsys.training.non_finite import NonFiniteLossError
 from recsys.training.resume import Checkpoints, Position
 from recsys.training.settings import TrainSettings
-from tests.distributed.agents import Agent, start_agent
+from tests.support.agents import Agent, start_agent
 from tests.distributed.test_checkpoints import (
     STEPS,
     everything,
