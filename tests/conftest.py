@@ -37,3 +37,13 @@ def real_logs(request: pytest.FixtureRequest) -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real logs in {folder}; give their folder by --real-logs")
     return folder
+
+
+@pytest.fixture(scope="module")
+def windows_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The windows of :mod:`tests.support.toy_stream`."""
+    from tests.support.toy_stream import write_windows  # torch, which not every test needs
+
+    folder = tmp_path_factory.mktemp("windows")
+    write_windows(folder)
+    return folder

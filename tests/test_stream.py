@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_pipeline import copy_project, environment, run
+from tests.support.projects import copy_project, environment, run
 
 WINDOWS = 5
 SETTINGS = {

@@ -25,9 +25,9 @@ from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.resume import Checkpoints, Position
 from recsys.training.settings import Quantisation, TrainSettings
+from tests.support.engines import SEED, everything, make_engine, settings_for, share
+from tests.support.files import flip_a_bit
 from tests.support.launches import run_cases
-from tests.distributed.test_checkpoints import everything, flip_a_bit, make_engine, settings_for
-from tests.distributed.test_engine import SEED, share
 
 STEPS = 5
 FULL_EVERY = 3  # full, differential, differential, full, differential

@@ -23,7 +23,7 @@ from recsys.evaluation.report import evaluate
 from recsys.evaluation.settings import EvaluateSettings
 from recsys.models.ranker import log_odds
 from recsys.serving.predictor import Predictor
-from tests.recsys.distill.test_pipeline import MODEL, ROWS, TEACHER, TRAIN, WINDOWS, windows_dir  # noqa: F401
+from tests.support.toy_stream import MODEL, ROWS, TEACHER, TRAIN, WINDOWS
 
 pytestmark = pytest.mark.slow
 TASKS = {"clicks": ["click"], "sales": ["conversion"], "shop": ["conversion", "click"]}
@@ -51,7 +51,7 @@ CLOSE = 1e-6
 
 
 @pytest.fixture(scope="module")
-def windows_of_two(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def windows_of_two(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toy windows with conversions, which only clicked examples have."""
     folder = tmp_path_factory.mktemp("two")
     Schema(
@@ -215,7 +215,7 @@ def test_one_record_an_example_serves_students_of_different_tasks(root: Path) ->
 
 def test_a_student_of_one_task_is_untouched_by_what_the_data_hold_besides(
     root: Path,
-    windows_dir: Path,  # noqa: F811
+    windows_dir: Path,
     tmp_path: Path,
 ) -> None:
     """Its plain arm, trained on the same windows without conversions, writes the same bytes."""

@@ -10,24 +10,12 @@ import pytest
 
 from recsys.config import InputError
 from recsys.data.encoding import hash_to_rows
-from recsys.data.ingest import IngestReport, ingest
 from recsys.data.schema import Schema
-from recsys.data.settings import DatasetSettings, DataSettings, load_dataset
+from recsys.data.settings import DataSettings, load_dataset
+from tests.support.raw_logs import LOG, SECTION, rows_of, run
 
 HOUR_MS = 3_600_000
 PARAMS = Path(__file__).resolve().parents[3] / "params"
-
-
-def run(
-    data: DataSettings, root: Path, name: str, section: dict[str, Any], **changes: Any
-) -> IngestReport:
-    dataset = DatasetSettings.model_validate({"format": name, name: section})
-    settings = data.model_copy(update={"root": str(root), "dataset": name, **changes})
-    return ingest(settings, dataset, root / "windows", root / "oracle")
-
-
-def rows_of(root: Path) -> pl.DataFrame:
-    return pl.read_parquet(root / "windows" / "*" / "part-*.parquet")
 
 
 def criteo_line(label: str = "0", integer: str = "5", category: str = "68fd1e64") -> str:
@@ -89,28 +77,6 @@ def test_too_many_bad_rows_stop_ingest(data_settings: DataSettings, tmp_path: Pa
     with pytest.raises(InputError, match="5 of 10 rows are bad") as caught:
         run(data_settings, tmp_path, "criteo", criteo_section(["log.txt"]))
     assert str(caught.value).count("label outside") == 3 and "\n" not in str(caught.value)
-
-
-LOG = pl.DataFrame(
-    {
-        "time": [1_704_070_800 + 600 * i for i in range(40)],
-        "clicked": [i % 4 == 0 for i in range(40)],
-        "user": [f"u{i % 5}" for i in range(40)],
-        "price": [float(i) for i in range(40)],
-        "device": [i % 3 for i in range(40)],
-    }
-).with_columns(pl.col("clicked").cast(pl.Int64))
-
-SECTION: dict[str, Any] = {
-    "files": ["log.csv"],
-    "file_format": "csv",
-    "time": {"column": "time", "unit": "s", "label_delay_s": 60},
-    "label": "clicked",
-    "group": "user",
-    "domain": {"column": "device", "values": {"0": "phone", "1": "desk"}, "other": "other"},
-    "dense": ["price"],
-    "categorical": [{"column": "user", "table_rows": 50}],
-}
 
 
 @pytest.mark.parametrize("file_format", ["csv", "tsv", "parquet"])

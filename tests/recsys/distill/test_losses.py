@@ -10,7 +10,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from recsys.data.loader import Batch
 from recsys.distill.distillation_settings import DistillationSettings, Mode
 from recsys.distill.losses import MS_PER_HOUR, DistillationLoss
-from tests.recsys.distill.test_heads import ROWS, batch
+from tests.support.distilled import ROWS, batch
 
 OUTPUTS = {"serving": torch.linspace(-2, 1, ROWS), "distillation": torch.linspace(1, -2, ROWS)}
 

@@ -20,9 +20,8 @@ from recsys.distill.settings import StudentSettings, StudentsSettings
 from recsys.distill.students import check_students
 from recsys.models.factory import build_ranker
 from recsys.training.settings import TrainSettings
-from tests.recsys.distill.test_adapter import same, weights_of
-from tests.recsys.distill.test_heads import MODEL, ROWS
-from tests.recsys.training.test_label_loss import SCHEMA_OF_TWO, batch_of_two
+from tests.support.comparing import same
+from tests.support.distilled import MODEL, ROWS, SCHEMA_OF_TWO, batch_of_two, weights_of
 
 WEIGHT = 3.0
 MISSING = torch.arange(ROWS) % 3 == 0

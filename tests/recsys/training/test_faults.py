@@ -19,13 +19,7 @@ from recsys.training.non_finite import NonFiniteLossError
 from recsys.training.resume import Checkpoints, Position
 from recsys.training.settings import TrainSettings
 from tests.support.agents import Agent, start_agent
-from tests.distributed.test_checkpoints import (
-    STEPS,
-    everything,
-    make_engine,
-    settings_for,
-    train_steps,
-)
+from tests.support.engines import STEPS, everything, make_engine, settings_for, train_steps
 
 TIMEOUT_S = 3.0
 LOST_AT = 3

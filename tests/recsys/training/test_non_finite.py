@@ -18,10 +18,10 @@ from recsys.training.non_finite import (
     NonFiniteGuard,
     NonFiniteLossError,
 )
+from tests.support.engines import SCHEMA, model_settings, share, train_settings
 from tests.support.launches import run_cases
-from tests.distributed.test_engine import SCHEMA, model_settings, share, train_settings
-from tests.recsys.training.test_optimizers import SEED, Small, make_batch
-from tests.recsys.training.test_optimizers import train_settings as small_settings
+from tests.support.one_table import SEED, Small, make_batch
+from tests.support.one_table import train_settings as small_settings
 
 BAD_STEP = 2
 
