@@ -123,7 +123,7 @@ class Cluster:
                 rank = waiting.pop(pipe)
                 try:
                     ok, results[rank] = pipe.recv()
-                except EOFError as error:
+                except (EOFError, ConnectionResetError) as error:
                     raise RuntimeError(f"rank {rank} ended") from error
                 if not ok:
                     raise RuntimeError(f"rank {rank}:\n{results[rank]}")

@@ -88,7 +88,13 @@ def is_fitted(run: Run) -> bool:
 
 
 def fit(used: list[Run], cores: int) -> Fitted:
-    """The constants, none below 0, with the smallest squared relative error over ``used``."""
+    """The constants, none below 0, with the smallest squared relative error over ``used``.
+
+    Raises:
+        ValueError: there is no run to fit on (scipy's nnls would free memory twice).
+    """
+    if not used:
+        raise ValueError("no runs to fit the cost model on")
     measured = np.array([run.step_ms for run in used])
     rows = np.array([terms(run, cores) for run in used]) / measured[:, None]
     linear, _ = nnls(rows, np.ones(len(used)))  # nothing hidden: a sum of products
@@ -106,11 +112,11 @@ def fit(used: list[Run], cores: int) -> Fitted:
 
 def predicted_by_others(runs: list[Run], cores: int, part: Callable[[Run], object]) -> list[float]:
     """Milliseconds of each of ``runs``, by constants fitted on those of another ``part`` (cluster,
-    rate)."""
-    fits = {
-        value: fit([run for run in runs if part(run) != value], cores)
-        for value in {part(run) for run in runs}
-    }
+    rate); nothing where all are of one part."""
+    parts = {part(run) for run in runs}
+    if len(parts) < 2:
+        return []
+    fits = {value: fit([run for run in runs if part(run) != value], cores) for value in parts}
     return [fits[part(run)].predict(run) for run in runs]
 
 

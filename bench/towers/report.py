@@ -67,6 +67,8 @@ def report_lines(runs: list[Run]) -> list[str]:
         lines += _measured(runs, [run for run in runs if run.cluster == cluster])
     if any(is_fitted(run) for run in runs):
         lines += _model(modelled(runs), os.cpu_count() or 1)
+    else:
+        lines += ["", f"The cost model is not fitted: no run of {_fitted_clusters()}."]
     return [
         *lines,
         "",
@@ -244,14 +246,13 @@ def _measured(runs: list[Run], shown: list[Run]) -> list[str]:
 
 def _model(runs: list[Run], cores: int) -> list[str]:
     fitted, whole = fit([run for run in runs if is_fitted(run)], cores), fit(runs, cores)
-    known = ", ".join(f"{name} {hosts} hosts" for name, hosts in sorted(FITTED_CLUSTERS))
     rates = ", ".join("no limit" if rate is None else f"{rate:.0f}" for rate in FITTED_RATES)
     lines = [
         "",
         "## The cost model on these runs",
         "",
-        f"Fitted (least squares of the relative error, no cost below 0) on {known}, at {rates} "
-        f"Mbit/s; judged on the",
+        f"Fitted (least squares of the relative error, no cost below 0) on {_fitted_clusters()}, "
+        f"at {rates} Mbit/s; judged on the",
         "rest: other rates, other numbers of hosts, each model on the other's. What is fitted "
         "(which terms, which",
         "clusters) was settled after a look at the first runs. The planner's flat plan is left "
@@ -296,8 +297,15 @@ def _model(runs: list[Run], cores: int) -> list[str]:
     return lines
 
 
+def _fitted_clusters() -> str:
+    return ", ".join(f"{name} {hosts} hosts" for name, hosts in sorted(FITTED_CLUSTERS))
+
+
 def _errors(name: str, chosen: list[Run], predicted: list[float]) -> list[str]:
-    """A row of the table of errors; none without runs."""
+    """A row of the table of errors; none without runs, and where nothing predicts them it says
+    so."""
+    if chosen and not predicted:
+        return [f"| {name} | {len(chosen)} | not fitted: no other runs | | |"]
     errors = [abs(ms / run.step_ms - 1) for run, ms in zip(chosen, predicted, strict=True)]
     if not errors:
         return []

@@ -52,9 +52,10 @@ REPEATS = 1  # of the stalls
 MEGA = 1e6
 INTRODUCTION = f"""
 {TABLES} tables of {ROWS:,} rows x {DIMENSION}, row-wise AdaGrad, one rank, {BATCH} examples
-per batch, ids by a power law. A cycle is {FULL_EVERY} saves: all full, or one full and {FULL_EVERY - 1}
-differential ones, each of every row trained on since it (Check-N-Run's one-shot kind). Quantised
-means table weights in both. `keep_checkpoints` is {KEEP}, besides the full one that they need.
+per batch, ids by a power law. A cycle is {FULL_EVERY} saves: all full, or one full and
+{FULL_EVERY - 1} differential ones, each of every row trained on since it (Check-N-Run's one-shot
+kind). Quantised means table weights in both. `keep_checkpoints` is {KEEP}, besides the full one
+that they need.
 Check-N-Run (NSDI 2022) reports 6-17 times fewer bytes written and 2.5-8 times fewer kept, with both
 together, 30 minutes apart. Stalls: {STALL_INTERVAL} batches between saves; the whole run is one
 cycle with the wait for its last write. NE: the teacher of params/ without towers on one rank; it

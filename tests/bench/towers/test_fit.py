@@ -5,24 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from bench.towers.cases import RATES_MBIT, SHAPES, contenders
-from bench.towers.fit import UNITS, Fitted, fit, is_fitted, modelled, predicted_by_others, terms
-from bench.towers.runs import Run, operating_rate, step_ms_at
-
-CORES = 2
-COSTS = dict(zip(UNITS, (20.0, 5.0, 150.0, 600.0, 1.1, 0.1, 0.3), strict=True))
-
-
-def runs_of(fitted: Fitted) -> list[Run]:
-    """Every run of the benchmark, its time that of the model."""
-    found = []
-    for shape in SHAPES:
-        for architecture, rates in RATES_MBIT.items():
-            for rate in rates:
-                for one in contenders(architecture):
-                    place = architecture, shape.hosts, shape.ranks_per_host, one.name, rate
-                    found.append(Run(*place, 1.0, (1.0, 1.0), 1.0, 1.0, 1.0))
-    return [replace(run, step_ms=fitted.predict(run)) for run in found]
+from bench.towers.cases import RATES_MBIT
+from bench.towers.fit import Fitted, fit, is_fitted, modelled, predicted_by_others, terms
+from bench.towers.runs import operating_rate, step_ms_at
+from tests.support.tower_runs import CORES, COSTS, runs_of
 
 
 def test_a_step_is_the_products_of_terms_and_costs() -> None:
@@ -60,3 +46,10 @@ def test_the_operating_rate_is_where_the_share_is_exposed() -> None:
     flat[None] = 200.0
     step_ms = step_ms_at(flat, operating_rate(flat))
     assert (step_ms - 200) / step_ms == pytest.approx(0.275, abs=1e-3)
+
+
+def test_nothing_is_fitted_on_no_runs() -> None:
+    runs = [run for run in runs_of(Fitted(COSTS, CORES)) if run.cluster == ("dcn", 2)]
+    assert predicted_by_others(runs, CORES, lambda run: run.cluster) == []
+    with pytest.raises(ValueError, match="no runs to fit"):
+        fit([], CORES)
