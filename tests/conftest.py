@@ -25,7 +25,7 @@ def _ranks_start_from_a_server(request: pytest.FixtureRequest) -> None:
         names = {
             item.module.__name__
             for item in request.session.items
-            if isinstance(item, pytest.Function)
+            if isinstance(item, pytest.Function) and item.module is not None
         }
         launch.start_server("pytest", *sorted(name for name in names if name.startswith(OF_RANKS)))
 

@@ -1,6 +1,7 @@
 """Models and plans that the planner's predictions are held against: plans to fit on, and others to
 judge by."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
@@ -141,8 +142,8 @@ def plans(model: Model, world_size: int) -> list[Ways]:
     small, large = set(by_rows[: len(tables) // 2]), set(by_rows[-max(len(tables) // 4, 1) :])
     everything = range(len(tables))
 
-    def mixed(name: str, kinds: dict[int, Kind], ranks: dict[int, int]) -> Ways:
-        of = tuple(kinds.get(i, "table_wise") for i in everything)
+    def mixed(name: str, kinds: Mapping[int, Kind], ranks: Mapping[int, int]) -> Ways:
+        of: tuple[Kind, ...] = tuple(kinds.get(i, "table_wise") for i in everything)
         return Ways(
             name, of, tuple(ranks[i] if of[i] == "table_wise" else None for i in everything)
         )
@@ -150,14 +151,15 @@ def plans(model: Model, world_size: int) -> list[Ways]:
     first = dict.fromkeys(everything, 0)
     crowded = {i: int(i % CROWDED_PART == CROWDED_PART - 1) for i in everything}
     rows: dict[int, Kind] = dict.fromkeys(everything, "row_wise")
+    small_copied: dict[int, Kind] = dict.fromkeys(small, "data_parallel")
     found = [
         mixed("whole, spread", {}, spread),
         mixed("whole, on one rank", {}, first),
         mixed("whole, crowded", {}, crowded),
         mixed("rows", rows, first),
         mixed("copies", dict.fromkeys(everything, "data_parallel"), first),
-        mixed("small copied, large by rows", rows | dict.fromkeys(small, "data_parallel"), first),
-        mixed("small copied, large whole", dict.fromkeys(small, "data_parallel"), spread),
+        mixed("small copied, large by rows", rows | small_copied, first),
+        mixed("small copied, large whole", small_copied, spread),
         mixed("largest by rows, others whole", dict.fromkeys(large, "row_wise"), spread),
         mixed("largest by rows, others on one rank", dict.fromkeys(large, "row_wise"), first),
     ]

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.stats import spearmanr
 
 from bench.planner.cases import MEMORY, Model
@@ -125,14 +127,19 @@ def _copies(case: Compared) -> bool:
     return any(row["kind"] == "data_parallel" for row in case.measured.rows)
 
 
+def _rank_correlation(first: ArrayLike, second: ArrayLike) -> float:
+    found: Any = spearmanr(first, second)  # scipy's stubs do not know the result's fields
+    return float(found.statistic)
+
+
 def _agreement(cases: Sequence[Compared], hardware: Hardware) -> str:
     predicted, measured = _times(cases, hardware)
     held = [(max(case.predicted_bytes(hardware)), max(case.measured.bytes)) for case in cases]
     equal = sum(case.predicted_bytes(hardware) == case.measured.bytes for case in cases)
     right, count = clear_pairs(cases, hardware)
     error = np.median(np.abs(predicted / measured - 1))
-    memory = spearmanr(*zip(*held, strict=True)).statistic
-    time = spearmanr(predicted, measured).statistic
+    memory = _rank_correlation([most for most, _ in held], [most for _, most in held])
+    time = _rank_correlation(predicted, measured)
     return (
         f"{len(cases)} | {time:.3f} | {error:.0%} | {right} of {count} | {memory:.3f} | "
         f"{equal} of {len(cases)}"

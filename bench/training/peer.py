@@ -3,6 +3,9 @@
 Imported only with the folder of its package on the path (see bench/README.md).
 """
 
+# The project does not install the package
+# pyright: reportMissingImports=false
+
 import logging
 import tempfile
 from collections import OrderedDict

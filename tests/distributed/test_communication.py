@@ -148,8 +148,8 @@ def recorded() -> Iterator[list[tuple[str, torch.dtype, int]]]:
 
         def call(*arguments: Any, **options: Any) -> Any:
             position = 0 if name == "all_reduce" else 1
-            given = options.get("input", arguments[position] if len(arguments) > position else None)
-            parts = given if isinstance(given, list) else [given]
+            given: Any = options["input"] if "input" in options else arguments[position]
+            parts: list[Tensor] = given if isinstance(given, list) else [given]
             if parts[0].dtype not in (torch.int32, torch.int64):
                 calls.append((name, parts[0].dtype, sum(part.nbytes for part in parts)))
             return collective(*arguments, **options)

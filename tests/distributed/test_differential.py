@@ -5,7 +5,7 @@ import itertools
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -161,11 +161,11 @@ def track(settings: TrainSettings) -> list[tuple[str, list[int], list[int]]]:
     """(table, TorchRec's rows, ours) on this rank, after two training steps."""
     engine = make_engine(settings)
     ours = TouchedRows(engine.module)
-    collection = engine.module.get_submodule("embeddings")
+    collection: Any = engine.module.get_submodule("embeddings")
     record = collection.post_lookup_tracker_fn
     collection.post_lookup_tracker_fn = None
     theirs = ModelDeltaTrackerTrec(engine._model)
-    second = collection.post_lookup_tracker_fn
+    second = cast(Any, collection.post_lookup_tracker_fn)
     collection.post_lookup_tracker_fn = lambda *a: (record(*a), second(*a))
     for step in range(2):
         engine.train_step(share(ROWS, step, engine.rank, engine.world_size), engine.serving_loss)

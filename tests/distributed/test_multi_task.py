@@ -250,7 +250,7 @@ def test_teacher_measures_each_task_on_the_examples_that_have_its_label(
 
 def test_report_tells_tasks_apart(root: Path, windows_of_two: Path, tmp_path: Path) -> None:
     settings = EvaluateSettings(first_evaluation_window=1, bootstrap_samples=10)
-    folders = [windows_of_two, windows_of_two / "oracle", root / "teacher", root / "students"]
+    folders = windows_of_two, windows_of_two / "oracle", root / "teacher", root / "students"
     report = evaluate(*folders, settings, tmp_path)
     assert report.tasks == TASKS
     table = (tmp_path / "table.md").read_text().splitlines()

@@ -3,7 +3,7 @@ against one process."""
 
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import pytest
@@ -225,10 +225,14 @@ def train_case(
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     partition = random_partition(layout, 1)
     results: dict[str, Any] = {}
-    for name, used in {"flat": None, "transformed": layout if world_size > 1 else None}.items():
+
+    def engine_of(used: tuple[int, int, int] | None) -> Engine:
         ranker = build_ranker(SCHEMA, model_settings(architecture), partition, SEED, "meta")
-        engine = tower_engine(ranker, train_settings(world_size, used, **changes), SEED, partition)
-        results[name] = engine.predict(share(32, 9, rank, world_size))
+        return tower_engine(ranker, train_settings(world_size, used, **changes), SEED, partition)
+
+    results["flat"] = engine_of(None).predict(share(32, 9, rank, world_size))
+    engine = engine_of(layout if world_size > 1 else None)
+    results["transformed"] = engine.predict(share(32, 9, rank, world_size))
     losses = []
     for step, rows in enumerate(SIZES):
         losses.append(engine.train_step(share(rows, step, rank, world_size), engine.serving_loss))
@@ -397,7 +401,7 @@ def test_checkpoints_are_the_same_with_and_without_the_transform(
             )
 
 
-def sent_across(layout: tuple[int, int, int], precision: str) -> dict[str, Any]:
+def sent_across(layout: tuple[int, int, int], precision: Literal["fp32", "fp16"]) -> dict[str, Any]:
     """On every rank: bytes of floats that one training step sends to other hosts, and the
     outputs."""
     rank, world_size = distributed.get_rank(), distributed.get_world_size()

@@ -71,7 +71,7 @@ def _run(
 def _use_server(address: str) -> None:
     """Python 3.11 does not tell a forked process of the server; it would start one of its own, in
     seconds."""
-    server = forkserver._forkserver  # type: ignore[attr-defined]
+    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
     server._forkserver_address = address
     forkserver.ensure_running = server.ensure_running = lambda: None
 

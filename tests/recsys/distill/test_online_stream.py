@@ -76,6 +76,7 @@ def test_windows_one_at_a_time_are_taken_when_the_next_one_is_there_and_give_the
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    arrived = tmp_path
     for count in range(1, len(WINDOWS) + 1):
         arrived = arrive(windows_dir, WINDOWS[:count], tmp_path)
         done = advance(job_of(arrived, tmp_path), tmp_path / f"output-{count}")

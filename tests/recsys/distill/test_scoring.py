@@ -108,6 +108,7 @@ def test_kill_costs_at_most_one_segment(job: ScoringJob, monkeypatch: pytest.Mon
 
     def counted(*arguments: Any) -> Any:
         frame = predict(*arguments)
+        assert frame is not None
         predicted.append(frame.height)
         return frame
 

@@ -190,7 +190,7 @@ def test_predicted_bytes_are_the_engines_and_clear_differences_in_time_are_right
     assert right == count
 
 
-def plan_of_rank(settings: TrainSettings) -> list[dict[str, Any]]:
+def plan_of_rank(settings: TrainSettings) -> list[list[dict[str, Any]]]:
     model = JUDGED[1]
     engine = Engine(build_ranker(model.schema, model.settings, None, SEED, "meta"), settings, SEED)
     return ranks.gather(engine.plan_summary())

@@ -30,12 +30,12 @@ class BrokenBackward(torch.autograd.Function):
     """The identity, whose gradient is NaN."""
 
     @staticmethod
-    def forward(context: Any, value: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Tensor) -> Tensor:
         return value.clone()
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:
-        return gradient * math.nan
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        return grad_outputs[0] * math.nan
 
 
 def caught_on_one_rank(where: str) -> tuple[NonFiniteError, list[str]]:
