@@ -14,7 +14,7 @@ test: setup
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(ARGS)
 
 test-fast: setup
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not ranks" $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .

@@ -7,6 +7,16 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OF_RANKS = ("tests.distributed.", "tests.recsys.distill.", "tests.recsys.training.")
+# Modules whose functions start ranks or other processes, or run a whole stage
+STARTERS = {
+    "recsys.training.launch",
+    "recsys.distill.teacher",
+    "recsys.distill.students",
+    "tests.support.agents",
+    "tests.support.killing",
+    "tests.support.launches",
+    "tests.support.projects",
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -15,6 +25,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=str(REPOSITORY.parent / "shared" / "data"),
         help="folder with ebnerd_demo and globo_clicks; without it tests of real logs skip",
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark ``ranks`` what starts processes or trains a teacher or students; ``make test-fast``
+    leaves it out."""
+    for item in items:
+        if isinstance(item, pytest.Function) and item.module is not None and _starts(item):
+            item.add_marker(pytest.mark.ranks)
+
+
+def _starts(item: pytest.Function) -> bool:
+    """Whether the test's folder or its module's imports say so."""
+    if item.path.is_relative_to(REPOSITORY / "tests" / "distributed"):
+        return True
+    origins = {getattr(value, "__module__", None) for value in vars(item.module).values()}
+    return not origins.isdisjoint(STARTERS)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -109,7 +109,7 @@ def test_a_lock_refuses_a_second_process_in_one_line_and_is_free_after_its_holde
         pass
     assert "\n" not in str(error.value)
     process.kill()
-    process.wait()
+    process.communicate()
     with only_one(RUN_LOCK, "free"):
         pass
 

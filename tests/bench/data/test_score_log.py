@@ -22,6 +22,8 @@ from bench.data.score_log import (
 )
 from recsys.distill.score_log import ScoreLog
 
+pytestmark = pytest.mark.ranks  # each step in a process of its own
+
 ROWS, WINDOW_ROWS = 100_000, 10_000
 MOST_MIB = 100  # of a process, above what its imports take
 

@@ -18,6 +18,8 @@ from bench.towers.cluster import Shape, cluster
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PROGRAMS = ("ip", "tc", "nsenter", "unshare")
+pytestmark = pytest.mark.ranks
+
 MIB = 2**20
 MBIT_PER_MIB = 8 * MIB / 1e6
 HEADERS = 1.1  # frames over payload, and the barrier

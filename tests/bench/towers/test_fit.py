@@ -10,6 +10,8 @@ from bench.towers.fit import Fitted, fit, is_fitted, modelled, predicted_by_othe
 from bench.towers.runs import operating_rate, step_ms_at
 from tests.support.tower_runs import CORES, COSTS, runs_of
 
+pytestmark = pytest.mark.slow  # builds every contender's model
+
 
 def test_a_step_is_the_products_of_terms_and_costs() -> None:
     fitted = Fitted(COSTS | {"hidden": 0.0}, CORES)

@@ -20,6 +20,7 @@ def test_the_page_has_such_a_section() -> None:
     assert page.endswith("\n".join(written_by_hand(page)) + "\n") and "About these runs" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cluster", [("dcn", 2), ("dlrm", 4)])
 def test_runs_of_one_cluster_make_a_page_that_names_the_fits_that_it_lacks(
     cluster: tuple[str, int],

@@ -285,6 +285,7 @@ def _trained_on_a_plan() -> tuple[float, list[int]]:
     return float(total), [distributed.get_rank(), *pooled["shop"].shape]
 
 
+@pytest.mark.ranks
 def test_distributed_model_parallel_runs_a_plan() -> None:
     from recsys.training.launch import run_on_ranks
 

@@ -52,6 +52,7 @@ def test_it_starts_as_the_teacher() -> None:
     assert torch.equal(adapter_with()(score), score)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", ["before", "after"])
 def test_it_converges_to_a_constant_offset_which_helps_ne_and_not_auc(update: str) -> None:
     adapter = adapter_with(update=update)
