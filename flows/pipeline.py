@@ -1,10 +1,11 @@
 """The main job: raw logs to compared, registered students; stages that are up to date are
 skipped."""
 
-from flows.command_line import apply_or_exit, apply_overrides, parse_overrides
+from flows.command_line import apply_overrides, run_program
+from flows.run import add_arguments, run
 
-# Before Prefect and torch are imported, so that --help answers at once.
-overrides_given = parse_overrides(__doc__ or "") if __name__ == "__main__" else None
+if __name__ == "__main__":  # before Prefect and torch are imported, so that --help answers at once
+    run_program(__doc__, add_arguments, run)
 
 from prefect import flow
 
@@ -36,16 +37,11 @@ def pipeline(overrides: dict[str, str] | None = None) -> None:
             commit_stage(stage_flow.name)
 
 
-def main() -> None:
-    """Run the pipeline from the command line and print the comparison."""
-    overrides = parse_overrides(__doc__ or "") if overrides_given is None else overrides_given
-    apply_or_exit(lambda: pipeline(overrides))
+def main(overrides: dict[str, str]) -> None:
+    """Run the pipeline and print the comparison."""
+    pipeline(overrides)
     print_report(EVALUATION)
     print(
         "Compare the runs:  make mlflow    then open http://127.0.0.1:5000/#/experiments/1/runs?compareRunsMode=CHART"
     )
     print("See the flows:     make prefect   then open http://127.0.0.1:4200")
-
-
-if __name__ == "__main__":
-    main()
