@@ -24,7 +24,8 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
         type=_override,
         default=[],
         metavar="FILE.KEY=VALUE",
-        help="write VALUE into params/FILE.yaml before the run, e.g. --set data.dataset=ebnerd_demo",
+        help="write VALUE into params/FILE.yaml before the run, "
+        "e.g. --set data.dataset=ebnerd_demo",
     )
 
 
