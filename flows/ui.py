@@ -71,7 +71,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the interface's name and ``--port``."""
     parser.add_argument("name", choices=sorted(DEFAULT_PORTS))
     ports = ", ".join(f"{port} for {name}" for name, port in sorted(DEFAULT_PORTS.items()))
-    parser.add_argument("--port", type=int, help=f"port of {HOST}; without it {ports}")
+    parser.add_argument("--port", type=_port, help=f"port of {HOST}; without it {ports}")
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or not 0 < int(text) < 2**16:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: a whole number from 1 to 65535")
+    return int(text)
 
 
 def run(options: argparse.Namespace) -> None:
