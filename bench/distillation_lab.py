@@ -15,19 +15,14 @@ from recsys.config import load_settings
 from recsys.data.ingest import ingest
 from recsys.data.schema import Schema, Window
 from recsys.data.settings import DatasetSettings, DataSettings
+from recsys.distill.augment_settings import AugmentSettings
 from recsys.distill.distillation_settings import AdapterSettings, DistillationSettings
 from recsys.distill.score_log import SCORE_SCHEMA
 from recsys.distill.scoring import ScoringJob, WindowPlan, finish_scoring, plans_of, score_part
-from recsys.distill.settings import (
-    PLAIN,
-    AugmentSettings,
-    StudentSettings,
-    StudentsSettings,
-    TeacherLadderSettings,
-    TeacherSettings,
-)
+from recsys.distill.student_settings import PLAIN, StudentSettings, StudentsSettings
 from recsys.distill.students import runs_of, train_runs
 from recsys.distill.teacher import train_teacher
+from recsys.distill.teacher_settings import TeacherLadderSettings, TeacherSettings
 from recsys.distill.training_job import TrainingJob
 from recsys.training.launch import launch
 from recsys.training.settings import TrainSettings

@@ -13,8 +13,8 @@ import recsys
 from recsys.config import InputError
 from recsys.data.loader import WindowReader
 from recsys.data.schema import Schema, Window, task_columns
-from recsys.distill.settings import TeacherSettings
 from recsys.distill.snapshots import SNAPSHOTS_DIR, Snapshot, hash_weights, publish
+from recsys.distill.teacher_settings import TeacherSettings
 from recsys.distill.training_job import TrainingJob, resumable
 from recsys.evaluation.metrics import METRICS
 from recsys.files import fingerprint, finite, folder_state, write_json
@@ -28,11 +28,12 @@ from recsys.sharding.training_plan import predict_training
 from recsys.towers.engine import tower_engine
 from recsys.training import ranks
 from recsys.training.engine import Engine
-from recsys.training.label_loss import check_task_weights, label_loss
+from recsys.training.label_loss import label_loss
 from recsys.training.launch import launch
 from recsys.training.launch_settings import LaunchSettings
 from recsys.training.resume import Checkpoints
 from recsys.training.settings import TrainSettings
+from recsys.training.task_weights import check_task_weights
 from recsys.validation.progressive import DataView, predict_then_train
 
 PLAN_FILE = "plan.json"
@@ -97,12 +98,12 @@ def run_teacher(job: TrainingJob[TeacherSettings]) -> list[dict[str, Any]]:
     partition = load_partition(job.partition_file, job.settings.model)
     if job.settings.checkpoint_asynchronously and job.train.table_memory == "file":
         raise InputError(
-            "params/teacher.yaml: checkpoint_asynchronously copies the tables into memory, and "
-            "table_memory is file "
-            "because they do not fit there; set one of them otherwise"
+            f"{job.settings.where('checkpoint_asynchronously')}: copies the tables into memory, "
+            f"and they do not fit there ({job.train.where('table_memory')}: file); set one of them "
+            "otherwise"
         )
     check_task_weights(
-        job.settings.task_weights, Schema.load(job.windows_dir).tasks, "params/teacher.yaml"
+        job.settings.task_weights, Schema.load(job.windows_dir).tasks, job.settings.where
     )
     return launch(_train_rank, (job, partition), job.train)[0]
 

@@ -223,8 +223,7 @@ def _common_arms(students_dir: Path, students: list[str]) -> list[str]:
     )
     if not compared:
         raise InputError(
-            f"{students_dir}: no arm but {PLAIN}; give params/students.yaml another and train the "
-            f"students"
+            f"{students_dir}: no arm but {PLAIN}; give the students another and train them again"
         )
     return compared
 

@@ -6,7 +6,7 @@ from recsys.config import Settings
 
 
 class EvaluateSettings(Settings):
-    """params/evaluate.yaml.
+    """How the students are compared.
 
     ``first_evaluation_window`` is the index of the first window that counts in the headline
     numbers. ``confidence`` is the two-sided coverage of the bootstrap intervals.

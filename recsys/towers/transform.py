@@ -137,10 +137,10 @@ def transform(model: nn.Module, partition: Partition, settings: TrainSettings) -
         InputError: ``model`` has no towers, the hosts do not fit them, or a kind of sharding leaves
             a tower's hosts.
     """
-    ranker = _ranker(model)
+    ranker = _ranker(model, settings)
     sharding, table_sharding = _kinds_inside(ranker, settings)
     groups = tower_groups(settings, len(partition.towers))
-    _check_sequences(ranker, partition)
+    _check_sequences(ranker, partition, settings)
     tables = ranker.embeddings.embedding_bag_configs()
     bytes_of = {config.name: table_bytes(config, settings) for config in tables}
     sizes = {
@@ -172,22 +172,23 @@ def transform(model: nn.Module, partition: Partition, settings: TrainSettings) -
     return TowerTransform(groups, request, modules, ranker.peers)
 
 
-def _check_sequences(ranker: Ranker, partition: Partition) -> None:
+def _check_sequences(ranker: Ranker, partition: Partition, settings: TrainSettings) -> None:
     """A sequence's attention needs its target's embedding, and only tower outputs cross hosts."""
     for name, one in ranker.sequences.sequences.items():
         if not any({name, one.target} <= set(tower) for tower in partition.towers):
             raise InputError(
-                f"params/towers.yaml: transform: the sequence {name} and its target {one.target} "
-                f"are in two towers; "
-                "put them in one (partition.strategy: manual), or set transform.enabled: false"
+                f"{settings.where('tower_transform')}: the sequence {name} and its target "
+                f"{one.target} are in two towers; put them in one (partition.strategy: manual), or "
+                "set false"
             )
 
 
-def _ranker(model: nn.Module) -> Ranker:
+def _ranker(model: nn.Module, settings: TrainSettings) -> Ranker:
     rankers = [module for module in model.modules() if isinstance(module, Ranker)]
     if len(rankers) != 1 or rankers[0].interaction.members is None:
         raise InputError(
-            "params/towers.yaml: transform: the model has no towers; set module.enabled: true"
+            f"{settings.where('tower_transform')}: the model has no towers; set module.enabled: "
+            "true"
         )
     return rankers[0]
 
@@ -233,15 +234,15 @@ def _kinds_inside(ranker: Ranker, settings: TrainSettings) -> tuple[Kind, dict[s
     for table in settings.table_sharding:
         if table not in tables:
             raise InputError(
-                f"params/train.yaml: table_sharding: no table {table!r}; "
+                f"{settings.where('table_sharding')}: no table {table!r}; "
                 f"{nearest_hint(table, tables)}"
             )
-    for where, kind in {"sharding": settings.sharding, **settings.table_sharding}.items():
+    chosen = {f"table_sharding.{table}": kind for table, kind in settings.table_sharding.items()}
+    for key, kind in {"sharding": settings.sharding, **chosen}.items():
         if kind not in KINDS_INSIDE:
             raise InputError(
-                f"params/train.yaml: {where}: {kind} does not stay inside a tower's hosts; "
-                f"choose one of {', '.join(KINDS_INSIDE)}, or transform.enabled: false in "
-                f"params/towers.yaml"
+                f"{settings.where(key)}: {kind} does not stay inside a tower's hosts; choose one "
+                f"of {', '.join(KINDS_INSIDE)}, or false ({settings.where('tower_transform')})"
             )
     fixed: dict[str, Kind] = {
         table: KINDS_INSIDE[kind] for table, kind in settings.table_sharding.items()

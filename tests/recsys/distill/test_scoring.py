@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from recsys.distill import score_log, scoring
+from recsys.distill.augment_settings import AugmentSettings
 from recsys.distill.score_log import ScoreLog
 from recsys.distill.scoring import (
     ScoringJob,
@@ -21,7 +22,6 @@ from recsys.distill.scoring import (
     score_part,
     scoring_speed,
 )
-from recsys.distill.settings import AugmentSettings
 from recsys.distill.snapshots import list_snapshots
 from recsys.distill.teacher import train_teacher
 from recsys.distill.training_job import TrainingJob

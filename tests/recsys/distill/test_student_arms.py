@@ -12,8 +12,9 @@ from recsys.config import InputError, load_settings
 from recsys.data.loader import WindowReader
 from recsys.data.schema import Schema
 from recsys.distill.distillation_settings import AdapterSettings, DistillationSettings, overlaid
-from recsys.distill.settings import StudentSettings, StudentsSettings
-from recsys.distill.students import check_students, train_students
+from recsys.distill.student_checks import check_students
+from recsys.distill.student_settings import StudentSettings, StudentsSettings
+from recsys.distill.students import train_students
 from recsys.distill.training_job import TrainingJob
 from recsys.evaluation.report import evaluate
 from recsys.evaluation.settings import EvaluateSettings

@@ -16,8 +16,8 @@ from recsys.distill.adapter import ScoreNetwork, StudentAdapter
 from recsys.distill.distillation_settings import DistillationSettings
 from recsys.distill.heads import PEER_TABLE_PREFIX, DistilledRanker
 from recsys.distill.losses import DistillationLoss
-from recsys.distill.settings import StudentSettings, StudentsSettings
-from recsys.distill.students import check_students
+from recsys.distill.student_checks import check_students
+from recsys.distill.student_settings import StudentSettings, StudentsSettings
 from recsys.models.factory import build_ranker
 from recsys.training.settings import TrainSettings
 from tests.recsys.distill.test_adapter import same, weights_of

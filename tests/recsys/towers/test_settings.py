@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from recsys.config import InputError
-from recsys.distill.settings import load_teacher
 from recsys.towers.settings import TowersSettings
 from recsys.training.settings import TrainSettings
+from tasks.teacher_settings import load_teacher
 
 TEACHER: dict[str, Any] = {"model": {"architecture": "dcn", "embedding_dimension": 16}}
 TOWERS: dict[str, Any] = {
