@@ -104,7 +104,7 @@ ARMS: dict[str, DistillationSettings] = {
     PLAIN: DistillationSettings(mode="none"),
     "shared": DistillationSettings(mode="shared", loss_weight=3.0),
     "affine": DistillationSettings(mode="affine", loss_weight=3.0),
-    UNSCALED: DistillationSettings(mode="auxiliary"),
+    UNSCALED: DistillationSettings(mode="auxiliary", gradient_scale=1.0),
     "AH": DistillationSettings(mode="auxiliary", gradient_scale=10.0),
     "AH + SA, extra head": DistillationSettings(
         mode="auxiliary_adapter", gradient_scale=10.0, adapter=_adapter("extra_head")

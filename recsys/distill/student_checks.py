@@ -4,7 +4,7 @@ student has a budget."""
 from recsys.config import InputError
 from recsys.data.schema import Schema
 from recsys.distill.student_settings import StudentSettings, StudentsSettings
-from recsys.models.sequence_names import check_sequences
+from recsys.models.names import check_sequences
 from recsys.models.settings import ModelSettings
 from recsys.training.task_weights import check_task_weights
 
@@ -16,6 +16,7 @@ def check_students(schema: Schema, settings: StudentsSettings) -> None:
     Raises:
         InputError: otherwise.
     """
+    check_student_models(settings)
     for student in settings.students:
         if student.domain not in schema.domains:
             raise InputError(
@@ -28,17 +29,27 @@ def check_students(schema: Schema, settings: StudentsSettings) -> None:
             raise InputError(f"{student.where('tasks')}: {student.name!r}: {error}") from error
         check_task_weights(student.task_weights, own.tasks, student.where)
         model = settings.model_of(student)
-        for one in (model, *peers_of(settings, student)):
+        for one in (model, *_peers_of(settings, student)):
+            check_sequences(own, one)
+        _check_budget(own, student, model)
+
+
+def check_student_models(settings: StudentsSettings) -> None:
+    """Check that no student needs a partition.
+
+    Raises:
+        InputError: one does.
+    """
+    for student in settings.students:
+        for one in (settings.model_of(student), *_peers_of(settings, student)):
             if one.towers:
                 raise InputError(
                     f"{one.where('towers')}: {student.name!r}: students are too small to be split; "
                     "set false"
                 )
-            check_sequences(own, one)
-        _check_budget(own, student, model)
 
 
-def peers_of(settings: StudentsSettings, student: StudentSettings) -> list[ModelSettings]:
+def _peers_of(settings: StudentsSettings, student: StudentSettings) -> list[ModelSettings]:
     """The rankers that are trained with the student in its arms."""
     arms = [settings.distillation_of(student, arm) for arm in settings.arms]
     return [

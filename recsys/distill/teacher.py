@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor
 
 import recsys
-from recsys.config import InputError
 from recsys.data.loader import WindowReader
 from recsys.data.schema import Schema, Window, task_columns
 from recsys.distill.snapshots import SNAPSHOTS_DIR, Snapshot, hash_weights, publish
+from recsys.distill.teacher_checks import check_teacher, check_teacher_data
 from recsys.distill.teacher_settings import TeacherSettings
 from recsys.distill.training_job import TrainingJob, resumable
 from recsys.evaluation.metrics import METRICS
@@ -33,7 +33,6 @@ from recsys.training.launch import launch
 from recsys.training.launch_settings import LaunchSettings
 from recsys.training.resume import Checkpoints
 from recsys.training.settings import TrainSettings
-from recsys.training.task_weights import check_task_weights
 from recsys.validation.progressive import DataView, predict_then_train
 
 PLAN_FILE = "plan.json"
@@ -96,15 +95,8 @@ def run_teacher(job: TrainingJob[TeacherSettings]) -> list[dict[str, Any]]:
         InputError: as :func:`train_teacher`.
     """
     partition = load_partition(job.partition_file, job.settings.model)
-    if job.settings.checkpoint_asynchronously and job.train.table_memory == "file":
-        raise InputError(
-            f"{job.settings.where('checkpoint_asynchronously')}: copies the tables into memory, "
-            f"and they do not fit there ({job.train.where('table_memory')}: file); set one of them "
-            "otherwise"
-        )
-    check_task_weights(
-        job.settings.task_weights, Schema.load(job.windows_dir).tasks, job.settings.where
-    )
+    check_teacher(job.settings, job.train)
+    check_teacher_data(Schema.load(job.windows_dir), job.settings)
     return launch(_train_rank, (job, partition), job.train)[0]
 
 

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from recsys.config import Settings
+from recsys.config import InputError, Settings
 
 
 class EvaluateSettings(Settings):
@@ -16,3 +16,16 @@ class EvaluateSettings(Settings):
     bootstrap_samples: int = Field(default=1000, ge=10)
     confidence: float = Field(default=0.95, gt=0, lt=1)
     seed: int = Field(default=1, ge=0)
+
+
+def check_evaluated(settings: EvaluateSettings, windows: int) -> None:
+    """Check that of ``windows`` windows some are evaluated.
+
+    Raises:
+        InputError: none is.
+    """
+    if settings.first_evaluation_window >= windows:
+        raise InputError(
+            f"{settings.where('first_evaluation_window')}: must be below the number of windows "
+            f"{windows}, got {settings.first_evaluation_window}"
+        )

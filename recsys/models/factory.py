@@ -5,8 +5,9 @@ import torch
 from recsys.config import InputError
 from recsys.data.schema import Schema
 from recsys.models.initial_tables import initial_rows
+from recsys.models.names import TABLE_PREFIX
 from recsys.models.partition_file import Partition
-from recsys.models.ranker import TABLE_PREFIX, Ranker
+from recsys.models.ranker import Ranker
 from recsys.models.settings import ModelSettings
 from recsys.models.slices import Piece
 

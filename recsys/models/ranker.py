@@ -13,8 +13,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from recsys.config import InputError
 from recsys.data.schema import Schema
 from recsys.models.layers import DotInteraction, LowRankCrossNetwork, perceptron
+from recsys.models.names import TABLE_PREFIX, check_sequences, position_names
 from recsys.models.peers import Peers
-from recsys.models.sequence_names import check_sequences, position_names
 from recsys.models.sequences import (
     SequenceBagConfig,
     SequencePooling,
@@ -27,7 +27,6 @@ from recsys.models.wukong import WukongLayer
 
 SERVING = "serving"
 SMALLEST_RATE = 1e-4
-TABLE_PREFIX = "table_"
 
 
 class Arch(nn.Module):

@@ -19,7 +19,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.models.layers import perceptron
-from recsys.models.sequence_names import position_names
+from recsys.models.names import position_names
 from recsys.models.settings import SequenceSettings
 
 

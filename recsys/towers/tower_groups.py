@@ -7,9 +7,9 @@ from torch import distributed
 from torch.distributed import ProcessGroup
 from torchrec.distributed.comm import intra_and_cross_node_pg
 
-from recsys.config import InputError
 from recsys.sharding.hosts import hosts_of
 from recsys.sharding.plan import spread_groups
+from recsys.towers.tower_hosts import tower_ranks
 from recsys.training.settings import TrainSettings
 
 
@@ -40,36 +40,6 @@ class TowerGroups:
     def size(self) -> int:
         """Ranks of one group of hosts."""
         return self.inside.size()
-
-
-def tower_ranks(
-    world_size: int,
-    ranks_per_host: int,
-    hosts_per_tower: int,
-    towers: int,
-    where: str = "hosts_per_tower",
-) -> int:
-    """Ranks of the hosts that hold a tower; ``where`` is where a person finds ``hosts_per_tower``.
-
-    Raises:
-        InputError: the hosts are no whole groups of ``hosts_per_tower``, or a group would have no
-            tower.
-    """
-    hosts = world_size // ranks_per_host
-    layout = f"{world_size} ranks are {hosts} hosts of {ranks_per_host}"
-    if hosts % hosts_per_tower:
-        raise InputError(
-            f"{where}: {hosts_per_tower} a tower: {layout}; use a divisor of {hosts}, or "
-            "change world_size or ranks_per_host"
-        )
-    groups = hosts // hosts_per_tower
-    if towers < groups:
-        raise InputError(
-            f"{where}: {layout}, {hosts_per_tower} a tower: the partition's {towers} towers leave "
-            f"{groups - towers} without one; raise hosts_per_tower, or make at least "
-            f"{groups} towers"
-        )
-    return ranks_per_host * hosts_per_tower
 
 
 def tower_groups(settings: TrainSettings, towers: int) -> TowerGroups:

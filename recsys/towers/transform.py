@@ -24,8 +24,9 @@ from torchrec.distributed.types import (
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 
 from recsys.config import InputError, nearest_hint
+from recsys.models.names import TABLE_PREFIX
 from recsys.models.partition_file import Partition
-from recsys.models.ranker import TABLE_PREFIX, Ranker
+from recsys.models.ranker import Ranker
 from recsys.models.slices import Piece
 from recsys.planning.tables import Kind
 from recsys.sharding.communication import wire_codecs
@@ -35,18 +36,8 @@ from recsys.towers.exchange import PeerExchange
 from recsys.towers.ids import IdExchange
 from recsys.towers.state import average_gradients, clip_gradients, gather_parts
 from recsys.towers.tower_groups import TowerGroups, place_towers, tower_groups
+from recsys.towers.tower_hosts import KINDS_INSIDE, check_kinds_inside
 from recsys.training.settings import TrainSettings
-
-# Inside a tower's hosts there is one level of ranks, so the kinds of a host and of all ranks are
-# the same.
-KINDS_INSIDE: dict[str, Kind] = {
-    "planner": "table_wise",
-    "table_wise": "table_wise",
-    "row_wise": "row_wise",
-    "table_row_wise": "row_wise",
-    "column_wise": "column_wise",
-    "table_column_wise": "column_wise",
-}
 
 
 @dataclass(frozen=True)
@@ -237,13 +228,7 @@ def _kinds_inside(ranker: Ranker, settings: TrainSettings) -> tuple[Kind, dict[s
                 f"{settings.where('table_sharding')}: no table {table!r}; "
                 f"{nearest_hint(table, tables)}"
             )
-    chosen = {f"table_sharding.{table}": kind for table, kind in settings.table_sharding.items()}
-    for key, kind in {"sharding": settings.sharding, **chosen}.items():
-        if kind not in KINDS_INSIDE:
-            raise InputError(
-                f"{settings.where(key)}: {kind} does not stay inside a tower's hosts; choose one "
-                f"of {', '.join(KINDS_INSIDE)}, or false ({settings.where('tower_transform')})"
-            )
+    check_kinds_inside(settings)
     fixed: dict[str, Kind] = {
         table: KINDS_INSIDE[kind] for table, kind in settings.table_sharding.items()
     }

@@ -21,9 +21,10 @@ from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingType
 
 from recsys.data.loader import Batch
 from recsys.models.initial_tables import initial_rows, row_blocks
+from recsys.models.names import TABLE_PREFIX
 from recsys.models.partition_file import Partition
 from recsys.models.peers import Peers
-from recsys.models.ranker import SERVING, TABLE_PREFIX
+from recsys.models.ranker import SERVING
 from recsys.sharding.communication import mean_over_ranks, shard_width, wire_codecs
 from recsys.sharding.hosts import hosts_of
 from recsys.sharding.plan import (

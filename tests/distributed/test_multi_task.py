@@ -311,7 +311,7 @@ def test_a_teachers_weight_of_an_unknown_task_is_named(
 ) -> None:
     teacher = TEACHER.model_copy(update={"task_weights": {"cart": 2.0}})
     with pytest.raises(
-        InputError, match=r"params/teacher.yaml: key 'task_weights.cart'.*tasks are: conversion"
+        InputError, match=r"TeacherSettings: key 'task_weights.cart'.*tasks are: conversion"
     ):
         train_teacher(TrainingJob(windows_of_two, teacher, SGD, tmp_path))
 

@@ -198,7 +198,8 @@ def test_a_student_is_added_in_six_lines(
     assert spec.head_layers == settings.distillation.head_layers
     assert settings.distillation_of(student, "plain").mode == "none"
     with pytest.raises(
-        InputError, match=r"'shop': key 'budget.parameters': the model has [\d,]+, more than 1,000"
+        InputError,
+        match=r"students.yaml: key 'students.0.budget.parameters': the model of 'shop' has [\d,]+, more",
     ):
         check_students(Schema.load(windows_dir), settings)
     cheap = copy.deepcopy(values)

@@ -278,11 +278,11 @@ def settings_of(student: dict[str, Any]) -> StudentsSettings:
 @pytest.mark.parametrize(
     ("student", "message"),
     [
-        ({"tasks": ["cart"]}, "students: 'one': task 'cart': the data have click, conversion"),
-        ({"tasks": []}, "students: 'one': tasks: give at least one"),
+        ({"tasks": ["cart"]}, "key 'tasks': 'one': task 'cart': the data have click, conversion"),
+        ({"tasks": []}, "key 'tasks': 'one': tasks: give at least one"),
         (
             {"task_weights": {"conversion": 2.0}},
-            "students: 'one': key 'task_weights.conversion'.*are: none",
+            "StudentSettings: key 'task_weights.conversion'.*are: none",
         ),
         (
             {"tasks": ["conversion", "click"], "task_weights": {"conversion": 2.0}},

@@ -75,6 +75,7 @@ def test_an_engine_works_in_an_empty_folder(tmp_path: Path) -> None:
 def test_several_ranks_without_a_group_are_told_to_launch() -> None:
     schema = Schema("toy", [], [CategoricalFeature("ad", 10)], ["shop"], [], 0.5, {})
     with pytest.raises(
-        InputError, match=r"^TrainSettings: key 'world_size': 2 ranks.*recsys.training.launch.launch"
+        InputError,
+        match=r"^TrainSettings: key 'world_size': 2 ranks.*recsys.training.launch.launch",
     ):
         Engine(build_ranker(schema, ModelSettings()), TrainSettings(world_size=2), seed=1)

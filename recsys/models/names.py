@@ -1,8 +1,10 @@
-"""Names of what sequences look up, and a check of them that needs no PyTorch."""
+"""Names of tables and of what sequences look up, and a check of sequences that needs no PyTorch."""
 
 from recsys.config import InputError
 from recsys.data.schema import Schema
 from recsys.models.settings import ModelSettings
+
+TABLE_PREFIX = "table_"  # and the feature's name
 
 
 def position_names(name: str, length: int) -> list[str]:
