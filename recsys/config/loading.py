@@ -145,7 +145,7 @@ def parse_settings(text: str, file: str, model: type[S]) -> S:
 def _first_error(error: ValidationError, model: type[BaseModel]) -> str:
     """One line for the first problem of a validation error."""
     first = error.errors()[0]
-    location = ".".join(str(part) for part in first["loc"])
+    location = _location(first["loc"])
     if first["type"] == "extra_forbidden":
         valid = _keys_at(model, first["loc"][:-1])
         near = difflib.get_close_matches(str(first["loc"][-1]), valid, n=1)
@@ -153,7 +153,13 @@ def _first_error(error: ValidationError, model: type[BaseModel]) -> str:
         return f"unknown key {location!r}; {hint}"
     if first["type"] == "missing":
         return f"missing key {location!r}"
-    return f"key {location!r}: {first['msg']}, got {first['input']!r}"
+    messages = [one["msg"] for one in error.errors() if _location(one["loc"]) == location]
+    return f"key {location!r}: {' or '.join(dict.fromkeys(messages))}, got {first['input']!r}"
+
+
+def _location(parts: tuple[int | str, ...]) -> str:
+    """A dotted key, without pydantic's names for the types of a union (``literal['a']``)."""
+    return ".".join(str(part) for part in parts if "[" not in str(part))
 
 
 def _keys_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
