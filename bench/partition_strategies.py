@@ -33,7 +33,6 @@ from bench.progressive import (
 )
 from recsys.config import load_settings
 from recsys.data.schema import Schema
-from recsys.distill.settings import load_teacher
 from recsys.evaluation.settings import EvaluateSettings
 from recsys.models.factory import build_ranker
 from recsys.models.partition_file import Partition
@@ -42,6 +41,7 @@ from recsys.towers.probe import train_probe
 from recsys.towers.settings import PROBED, TowersSettings
 from recsys.training.launch import launch
 from recsys.training.settings import TrainSettings
+from tasks.teacher_settings import load_teacher
 
 PARAMS = Path("params")
 BASELINE = "stride"

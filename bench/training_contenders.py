@@ -20,7 +20,8 @@ from recsys.data.loader import WindowReader
 from recsys.data.schema import Schema, Window
 from recsys.models.factory import build_ranker
 from recsys.models.initial_tables import initial_rows
-from recsys.models.ranker import TABLE_PREFIX, Ranker
+from recsys.models.names import TABLE_PREFIX
+from recsys.models.ranker import Ranker
 from recsys.training import ranks
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks

@@ -37,36 +37,11 @@ def _override(text: str) -> tuple[str, str]:
 
 
 def apply_overrides(overrides: dict[str, str]) -> None:
-    """Write each value into its params/*.yaml, comments kept, all or none.
+    """:func:`tasks.overrides.apply_overrides`, imported where there is something to write."""
+    if overrides:
+        from tasks.overrides import apply_overrides as write
 
-    Raises:
-        InputError: there is no such file, or no such key in it.
-    """
-    if not overrides:
-        return
-    from ruamel.yaml import YAML
-
-    from recsys.config import InputError
-
-    round_trip = YAML()
-    round_trip.width = 4096
-    documents: dict[Path, Any] = {}
-    for key, value in overrides.items():
-        file_name, *keys = key.split(".")
-        path = PARAMS / f"{file_name}.yaml"
-        if not path.is_file() or not keys:
-            files = ", ".join(sorted(p.stem for p in PARAMS.glob("*.yaml")))
-            raise InputError(f"--set {key}: no parameter file {path}; there are: {files}")
-        node = documents.setdefault(path, round_trip.load(path.read_text()))
-        for part in keys[:-1]:
-            node = node.get(part) if isinstance(node, dict) else None
-        if not isinstance(node, dict) or keys[-1] not in node:
-            valid = ", ".join(node) if isinstance(node, dict) else "none"
-            raise InputError(f"--set {key}: no such key in {path}; there are: {valid}")
-        node[keys[-1]] = YAML(typ="safe").load(value)
-    for path, document in documents.items():
-        with path.open("w") as file:
-            round_trip.dump(document, file)
+        write(overrides)
 
 
 def run_stage_command(stage_flow: Any) -> NoReturn:
@@ -79,8 +54,10 @@ def run_stage_command(stage_flow: Any) -> NoReturn:
 def run_stage_flow(stage_flow: Any, options: argparse.Namespace) -> None:
     """Run a stage's flow with the options of :func:`add_overrides`."""
     from tasks.calling import run_stage
+    from tasks.checks import check_before
 
     apply_overrides(dict(options.overrides))
+    check_before(stage_flow.name)
     run_stage(stage_flow)()
 
 

@@ -16,6 +16,7 @@ from flows.partition import partition
 from flows.register import register
 from flows.students import students
 from flows.teacher import teacher
+from tasks.checks import check_before, check_settings_and_data
 from tasks.versioning import CACHED, check_stage, commit_stage
 
 STAGES = (ingest, partition, teacher, augment, students, evaluate, register)
@@ -29,7 +30,10 @@ def pipeline(overrides: dict[str, str] | None = None) -> None:
         overrides: values to write into params/ first, e.g. ``{"data.dataset": "ebnerd_demo"}``.
     """
     apply_overrides(overrides or {})
+    check_before(ingest.name)
     for stage_flow in STAGES:
         if check_stage(stage_flow.name, return_state=True).name != CACHED:
             stage_flow()
             commit_stage(stage_flow.name)
+        if stage_flow is ingest:
+            check_settings_and_data()

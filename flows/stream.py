@@ -14,6 +14,7 @@ from prefect import flow
 
 from recsys.config import InputError
 from tasks.calling import call, run_stage
+from tasks.checks import check_settings
 from tasks.ingest import ingest_windows
 from tasks.project import STREAM, STREAM_REPORT, BusyError, only_one
 from tasks.stream import (
@@ -41,6 +42,7 @@ def stream(overrides: dict[str, str] | None = None) -> None:
         overrides: values to write into params/ first, e.g. ``{"stream.finished": "true"}``.
     """
     apply_overrides(overrides or {})
+    check_settings()
     with only_one(RUN_LOCK, "another run is taking the stream's windows"):
         if call(ingest_is_due):
             call(ingest_windows)

@@ -47,7 +47,7 @@ def open_interface(name: str, port: int) -> None:
         ]
     else:
         from recsys.config import InputError, load_settings
-        from tasks.tracking import TrackingSettings
+        from tasks.tracking_settings import TrackingSettings
 
         uri = load_settings(PARAMS / "tracking.yaml", TrackingSettings).uri
         if "://" in uri and not uri.startswith("sqlite"):

@@ -13,6 +13,7 @@ import pandas as pd
 
 from recsys.config import Settings, load_settings
 from tasks.project import PARAMS, WINDOWS
+from tasks.tracking_settings import TrackingSettings
 from tasks.versioning import code_version
 
 logger = logging.getLogger(__name__)
@@ -22,14 +23,6 @@ METRICS_A_REQUEST = 1000  # MLflow takes no more
 MODEL_TRAINING = {
     "mlflow.experimentKind": "custom_model_development"
 }  # the UI opens runs and curves, not chats
-
-
-class TrackingSettings(Settings):
-    """params/tracking.yaml: the MLflow tracking URI, the experiment, and where artifacts go."""
-
-    uri: str
-    experiment: str
-    artifacts: str
 
 
 @dataclass

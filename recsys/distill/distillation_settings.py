@@ -53,7 +53,7 @@ class DistillationSettings(Settings):
     mode: Mode = "auxiliary"
     head_layers: list[PositiveInt] = Field(default=[32])
     loss_weight: float = Field(default=1.0, ge=0)
-    gradient_scale: float = Field(default=1.0, ge=0)
+    gradient_scale: float = Field(default=3.0, ge=0)
     label_scale: PositiveFloat = 1.0
     hard_label_weight: float = Field(default=0.0, ge=0)
     max_staleness_hours: PositiveFloat | None = None
@@ -74,12 +74,12 @@ class DistillationSettings(Settings):
 
 def overlaid(base: S, *changes: S | None) -> S:
     """``base`` with every key that ``changes`` set, the last one winning; nested settings key by
-    key."""
+    key. It counts as loaded from where ``base`` was."""
     values = base.model_dump(exclude_unset=True)
     for change in changes:
         if change is not None:
             _overlay(values, change.model_dump(exclude_unset=True))
-    return type(base).model_validate(values)
+    return type(base).model_validate(values).placed_as(base)
 
 
 def _overlay(values: dict[str, Any], changes: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ import polars as pl
 from recsys.config import InputError
 from recsys.data.loader import WindowReader
 from recsys.data.schema import MANIFEST_FILE, Schema, Window, task_columns
+from recsys.distill.augment_settings import AugmentSettings
 from recsys.distill.score_log import (
     SCORE_SCHEMA,
     ScoreLog,
@@ -21,7 +22,6 @@ from recsys.distill.score_log import (
     domains_of,
     staleness_parts,
 )
-from recsys.distill.settings import AugmentSettings, TeacherSettings
 from recsys.distill.snapshots import (
     SNAPSHOTS_DIR,
     WEIGHTS_DIR,
@@ -31,6 +31,7 @@ from recsys.distill.snapshots import (
     list_snapshots,
 )
 from recsys.distill.teacher import CODE, PLACEMENT_KEYS, code_of, load_partition, teacher_engine
+from recsys.distill.teacher_settings import TeacherSettings
 from recsys.files import file_hash, fingerprint, folder_state, write_atomically, write_json
 from recsys.models.partition_file import Partition
 from recsys.progress import RowProgress

@@ -18,7 +18,7 @@ from recsys.data.schema import Schema, Window
 from recsys.evaluation.comparison import Comparison, compare
 from recsys.evaluation.figures import draw_differences, draw_windows
 from recsys.evaluation.metrics import METRICS, compute_metrics
-from recsys.evaluation.settings import EvaluateSettings
+from recsys.evaluation.settings import EvaluateSettings, check_evaluated
 
 PREDICTIONS_DIR = "predictions"
 TABLE_FILE, WINDOWS_FILE = "table.md", "windows.csv"
@@ -118,11 +118,7 @@ def evaluate(
         InputError: no students, arms with different seeds, missing predictions, or no window left.
     """
     schema = Schema.load(windows_dir)
-    if settings.first_evaluation_window >= len(schema.windows):
-        raise InputError(
-            f"evaluate: key 'first_evaluation_window': must be below the number of windows "
-            f"{len(schema.windows)}, got {settings.first_evaluation_window}"
-        )
+    check_evaluated(settings, len(schema.windows))
     students = sorted(path.name for path in students_dir.glob("*") if (path / PLAIN).is_dir())
     if not students:
         raise InputError(
@@ -223,8 +219,7 @@ def _common_arms(students_dir: Path, students: list[str]) -> list[str]:
     )
     if not compared:
         raise InputError(
-            f"{students_dir}: no arm but {PLAIN}; give params/students.yaml another and train the "
-            f"students"
+            f"{students_dir}: no arm but {PLAIN}; give the students another and train them again"
         )
     return compared
 

@@ -21,7 +21,7 @@ from torchrec.distributed.types import (
 )
 
 from recsys.config import InputError
-from recsys.sharding.settings import CommunicationSettings
+from recsys.sharding.settings import CommunicationSettings, ShardingSettings
 
 FORMATS = {
     "fp32": SparseType.FP32,
@@ -43,7 +43,7 @@ class CommunicationOverflowError(RuntimeError):
     """A gradient holds a NaN, an infinity or a number that its format on the wire cannot hold.
 
     Args:
-        setting: of ``communication`` in params/train.yaml: ``backward`` or ``gradients``.
+        setting: of ``communication`` : ``backward`` or ``gradients``.
         precision: its value.
     """
 
@@ -52,7 +52,7 @@ class CommunicationOverflowError(RuntimeError):
         super().__init__(
             f"communication.{setting} {precision}: a gradient is NaN or larger than "
             f"{largest_number(precision):.6g}; "
-            "lower the learning rates, or use bf16 or fp32 in params/train.yaml"
+            "lower the learning rates, or use bf16 or fp32"
         )
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
@@ -132,7 +132,7 @@ def shard_width(plan: ShardingPlan) -> int:
     return math.gcd(*widths) or SMALLEST_WIDTH  # all tables replicated: nothing is sent
 
 
-def check_kind(communication: CommunicationSettings, table: str, kind: str) -> None:
+def check_kind(settings: ShardingSettings, table: str, kind: str) -> None:
     """Refuse int8 where a collective adds up: it has no sum.
 
     Raises:
@@ -141,13 +141,11 @@ def check_kind(communication: CommunicationSettings, table: str, kind: str) -> N
     if kind not in REDUCING_KINDS:
         return
     for direction in ("forward", "backward"):
-        if getattr(communication, direction) == "int8":
+        if getattr(settings.communication, direction) == "int8":
             raise InputError(
-                f"params/train.yaml: communication.{direction} int8 does not work with {kind} of "
-                f"{table}, whose parts "
-                "are added up on the way (reduce-scatter); use fp16 or bf16, or split the table "
-                "table_wise, "
-                "column_wise, table_column_wise or data_parallel"
+                f"{settings.where(f'communication.{direction}')}: int8 does not work with {kind} "
+                f"of {table}, whose parts are added up on the way (reduce-scatter); use fp16 or bf16, "
+                "or split the table table_wise, column_wise, table_column_wise or data_parallel"
             )
 
 

@@ -18,12 +18,13 @@ def local_size(ranks_per_host: int | None, world_size: int) -> int:
 
 
 @contextmanager
-def hosts_of(ranks_per_host: int | None) -> Iterator[int]:
+def hosts_of(ranks_per_host: int | None, where: str = "ranks_per_host") -> Iterator[int]:
     """Shard in here with hosts of ``ranks_per_host`` ranks (None: LOCAL_WORLD_SIZE as it is); gives
     that number.
 
     TorchRec keeps the process groups of its first hierarchical table for good; those of another
     process group or of other hosts are forgotten here. Collective, as the groups' creation is.
+    ``where`` is where a person finds the number.
 
     Raises:
         InputError: the ranks are not whole hosts.
@@ -32,8 +33,7 @@ def hosts_of(ranks_per_host: int | None) -> Iterator[int]:
     local = local_size(ranks_per_host, world_size)
     if world_size % local:
         raise InputError(
-            f"params/train.yaml: {world_size} ranks are no whole hosts of {local} (ranks_per_host "
-            f"or "
+            f"{where}: {world_size} ranks are no whole hosts of {local} (ranks_per_host or "
             f"{LOCAL_WORLD_SIZE}); use a divisor of {world_size}"
         )
     os.environ[LOCAL_WORLD_SIZE] = str(local)

@@ -174,17 +174,16 @@ def _check_kinds(tables: list[str], request: PlanRequest) -> None:
     for table in settings.table_sharding:
         if table not in tables:
             raise InputError(
-                f"params/train.yaml: table_sharding: no table {table!r}; "
+                f"{settings.where('table_sharding')}: no table {table!r}; "
                 f"{nearest_hint(table, tables)}"
             )
     for table in tables:
         kind = request.kind(table)
-        check_kind(settings.communication, table, kind or "table_wise")
+        check_kind(settings, table, kind or "table_wise")
         if kind in COLUMN_KINDS and settings.table_optimizer == "rowwise_adagrad":
-            where = "table_sharding" if table in settings.table_sharding else "sharding"
+            key = "table_sharding" if table in settings.table_sharding else "sharding"
             raise InputError(
-                f"params/train.yaml: {where} {kind} changes what rowwise_adagrad computes for "
-                f"{table}; "
+                f"{settings.where(key)}: {kind} changes what rowwise_adagrad computes for {table}; "
                 "use table_wise, row_wise, table_row_wise or data_parallel, or table_optimizer "
                 "adagrad"
             )
@@ -354,9 +353,9 @@ def _searched_plan(
     settings = request.settings
     if settings.table_memory == "file":
         raise InputError(
-            f"params/train.yaml: the tables do not fit what table_file_dir "
-            f"{settings.table_file_dir} has free "
-            f"on {request.world_size} ranks; free some, or shrink the tables"
+            f"{settings.where('table_file_dir')}: the tables do not fit what "
+            f"{settings.table_file_dir} has free on {request.world_size} ranks; free some, or "
+            "shrink the tables"
         )
     raise InputError(_too_large(request, "the planner found no plan"))
 
@@ -386,7 +385,7 @@ def _too_large(request: PlanRequest, what: str) -> str:
         else ""
     )
     return (
-        f"params/train.yaml: the tables do not fit memory_gb {settings.memory_gb:g} "
+        f"{settings.where('memory_gb')}: the tables do not fit {settings.memory_gb:g} GiB "
         f"on {request.world_size} ranks: {what}{without}; raise memory_gb or world_size, or shrink "
         f"the tables"
     )

@@ -12,9 +12,8 @@ from torchrec.distributed.types import ShardingPlan
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from recsys.config import InputError, load_settings
 from recsys.planning.assess import assess, ways_of
-from recsys.planning.hardware import Hardware, Topology
+from recsys.planning.hardware import Topology
 from recsys.planning.planner import Plan, Way, find_plan
 from recsys.planning.tables import PlannedModel, TableGroup
 from recsys.sharding.communication import REDUCING_KINDS, sends_int8
@@ -28,12 +27,8 @@ FLOPS_A_WEIGHT = 2  # of a sample's forward pass through linear layers
 
 
 def training_topology(settings: ShardingSettings, hosts: int, ranks_a_host: int) -> Topology:
-    """The ranks of a training run, ``memory_gb`` each of them.
-
-    Raises:
-        InputError: there is no hardware file as ``hardware`` says, or it holds a wrong key.
-    """
-    found = load_settings(settings.hardware, Hardware)
+    """The ranks of a training run, ``memory_gb`` each of them."""
+    found = settings.hardware
     own = found.model_copy(update={"hbm": found.hbm or found.ddr, "ssd": None, "reserved_gb": 0.0})
     return Topology(own, hosts, ranks_a_host, _capacity(settings, ranks_a_host), 0, 0)
 
@@ -94,11 +89,7 @@ def predict_training(
     model: nn.Module, settings: ShardingSettings, world_size: int, rows: Sequence[Mapping[str, Any]]
 ) -> Plan:
     """What the engine's plan of ``model`` (not sharded), a row a table, is predicted to take and to
-    hold.
-
-    Raises:
-        InputError: there is no hardware file as ``hardware`` says, or it holds a wrong key.
-    """
+    hold."""
     local = local_size(settings.ranks_per_host, world_size)
     topology = training_topology(settings, world_size // local, local)
     return assess(planned_model(model, settings, world_size), topology, ways_of(rows, local))
@@ -117,37 +108,16 @@ def collective_plan(
     Args:
         modules: path of the collection that holds each table.
         fixed: table, kind and ranks of those that are split already.
-
-    Raises:
-        InputError: rank 0's, about the hardware file.
     """
-    answer: list[tuple[Plan | None, Topology] | InputError | None] = [None]
+    topology = training_topology(settings, hosts, ranks_a_host)
+    answer: list[Plan | None] = [None]
     if distributed.get_rank() == 0:
-        answer = [
-            _plan_or_error(model, settings, hosts, ranks_a_host, ways_of(fixed, ranks_a_host))
-        ]
+        planned = planned_model(model, settings, hosts * ranks_a_host)
+        answer = [search(planned, topology, ways_of(fixed, ranks_a_host))]
     if distributed.get_world_size() > 1:
         distributed.broadcast_object_list(answer, src=0)
-    found = answer[0]
-    assert found is not None
-    if isinstance(found, InputError):
-        raise found
-    plan, topology = found
+    plan = answer[0]
     return None if plan is None else to_torchrec_plan(plan, topology, modules)
-
-
-def _plan_or_error(
-    model: nn.Module,
-    settings: ShardingSettings,
-    hosts: int,
-    ranks_a_host: int,
-    fixed: Mapping[str, Way],
-) -> tuple[Plan | None, Topology] | InputError:
-    try:
-        topology = training_topology(settings, hosts, ranks_a_host)
-    except InputError as error:
-        return error
-    return search(planned_model(model, settings, hosts * ranks_a_host), topology, fixed), topology
 
 
 def _group(config: EmbeddingBagConfig, settings: ShardingSettings) -> TableGroup:

@@ -137,7 +137,7 @@ def proxy_ne(
     windows = reader.windows[: settings.probe_windows]
     if len(windows) == 1:
         raise InputError(
-            "params/towers.yaml: strategy both compares on the second window on; give "
+            f"{settings.where('strategy')}: both compares on the second window on; give "
             "probe_windows 2"
         )
     rank, world_size = distributed.get_rank(), distributed.get_world_size()

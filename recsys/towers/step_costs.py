@@ -29,7 +29,7 @@ GIGA, TERA, MS = 1e9, 1e12, 1e3
 
 
 class TowerCluster(Settings):
-    """Hosts and their links as one rank sees them (params/clusters/*.yaml); gb_s are 10^9 bytes a
+    """Hosts and their links as one rank sees them ; gb_s are 10^9 bytes a
     second of one rank.
 
     Attributes:

@@ -43,7 +43,7 @@ def set_table_precision(model: nn.Module, settings: TrainSettings) -> None:
     kinds = {settings.sharding, *settings.table_sharding.values()}
     if settings.table_precision == "fp16" and "data_parallel" in kinds:
         raise InputError(
-            "params/train.yaml: table_precision fp16 has no kernel for data_parallel tables; "
+            f"{settings.where('table_precision')}: fp16 has no kernel for data_parallel tables; "
             "use fp32, or split them another way in sharding and table_sharding"
         )
     for module in bag_collections(model).values():
@@ -64,13 +64,15 @@ class TableFiles:
 
     Args:
         folder: on the disk to use.
+        where: a person finds its name.
 
     Raises:
         InputError: the folder cannot be made or written.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, where: str = "table_file_dir") -> None:
         self.folder = folder
+        self._where = where
         self._mappings: list[mmap.mmap] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -149,7 +151,7 @@ class TableFiles:
             mapping.madvise(advice)
 
     def _refusal(self, error: OSError, size: int = 0) -> InputError:
-        what = f"params/train.yaml: table_file_dir {self.folder}"
+        what = f"{self._where}: {self.folder}"
         if error.errno in FULL:
             free = shutil.disk_usage(self.folder).free / BYTES_PER_GIB
             return InputError(

@@ -436,7 +436,7 @@ def plan_kinds(settings: TrainSettings) -> set[str]:
 
 @pytest.mark.parametrize("kind", REDUCING)
 def test_int8_is_refused_where_a_collective_adds_up(kind: str) -> None:
-    pattern = rf"^params/train.yaml: communication.forward int8 does not work with {kind} of table_\w+, .*table_wise"
+    pattern = rf"^TrainSettings: key 'communication.forward': int8 does not work with {kind} of table_\w+, .*table_wise"
     with pytest.raises(InputError, match=pattern):
         run_on_ranks(plan_kinds, (recipe_settings(1, kind, "int8"),), 1, 1)
     fixed = recipe_settings(1, "planner", "int8 both", table_sharding={"table_user": kind})

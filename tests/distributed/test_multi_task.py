@@ -11,11 +11,12 @@ import pytest
 
 from recsys.config import InputError
 from recsys.data.schema import Schema
+from recsys.distill.augment_settings import AugmentSettings
 from recsys.distill.distillation_settings import AdapterSettings, DistillationSettings
 from recsys.distill.online_stream import StreamJob, advance
 from recsys.distill.scoring import score_windows
-from recsys.distill.settings import AugmentSettings, StudentSettings, StudentsSettings
 from recsys.distill.snapshots import list_snapshots
+from recsys.distill.student_settings import StudentSettings, StudentsSettings
 from recsys.distill.students import train_students
 from recsys.distill.teacher import train_teacher
 from recsys.distill.training_job import TrainingJob
@@ -310,7 +311,7 @@ def test_a_teachers_weight_of_an_unknown_task_is_named(
 ) -> None:
     teacher = TEACHER.model_copy(update={"task_weights": {"cart": 2.0}})
     with pytest.raises(
-        InputError, match=r"params/teacher.yaml: key 'task_weights.cart'.*tasks are: conversion"
+        InputError, match=r"TeacherSettings: key 'task_weights.cart'.*tasks are: conversion"
     ):
         train_teacher(TrainingJob(windows_of_two, teacher, SGD, tmp_path))
 

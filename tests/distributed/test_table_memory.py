@@ -332,7 +332,7 @@ def test_unwritable_folder_and_full_disk_are_one_line(
 ) -> None:
     (tmp_path / "taken").touch()
     with pytest.raises(
-        InputError, match=r"table_file_dir .*taken: cannot be written \(.*\); name a folder"
+        InputError, match=r"key 'table_file_dir': .*taken: cannot be written \(.*\); name a folder"
     ) as caught:
         run_on_ranks(build, (in_files(PLANS[0], tmp_path / "taken"),), 1, 1)
     assert "\n" not in str(caught.value)
@@ -349,11 +349,11 @@ def test_unwritable_folder_and_full_disk_are_one_line(
 def test_memory_gb_bounds_what_is_in_memory(tmp_path: Path) -> None:
     small = {"memory_gb": 1e-6}
     for plan in ({"sharding": "table_wise"}, {"sharding": "planner"}):
-        with pytest.raises(InputError, match="do not fit memory_gb"):
+        with pytest.raises(InputError, match="key 'memory_gb': the tables do not fit"):
             run_on_ranks(build, ({**plan, **small},), 1, 1)
         run_on_ranks(build, (in_files({**plan, **small}, tmp_path / "files"),), 1, 1)
     with pytest.raises(
-        InputError, match="do not fit memory_gb"
+        InputError, match="key 'memory_gb': the tables do not fit"
     ):  # every rank holds these in memory
         run_on_ranks(
             build, (in_files({"sharding": "data_parallel", **small}, tmp_path / "files"),), 1, 1

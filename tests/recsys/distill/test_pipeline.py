@@ -6,17 +6,14 @@ import polars as pl
 import pytest
 
 from recsys.data.schema import CategoricalFeature, Schema, Window
+from recsys.distill.augment_settings import AugmentSettings
 from recsys.distill.distillation_settings import DistillationSettings
 from recsys.distill.scoring import score_windows
-from recsys.distill.settings import (
-    AugmentSettings,
-    StudentSettings,
-    StudentsSettings,
-    TeacherSettings,
-)
 from recsys.distill.snapshots import LookAheadError, list_snapshots
+from recsys.distill.student_settings import StudentSettings, StudentsSettings
 from recsys.distill.students import train_students
 from recsys.distill.teacher import train_teacher
+from recsys.distill.teacher_settings import TeacherSettings
 from recsys.distill.training_job import TrainingJob
 from recsys.models.settings import ModelSettings
 from recsys.serving.predictor import Predictor

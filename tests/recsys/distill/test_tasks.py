@@ -16,8 +16,8 @@ from recsys.distill.adapter import ScoreNetwork, StudentAdapter
 from recsys.distill.distillation_settings import DistillationSettings
 from recsys.distill.heads import PEER_TABLE_PREFIX, DistilledRanker
 from recsys.distill.losses import DistillationLoss
-from recsys.distill.settings import StudentSettings, StudentsSettings
-from recsys.distill.students import check_students
+from recsys.distill.student_checks import check_students
+from recsys.distill.student_settings import StudentSettings, StudentsSettings
 from recsys.models.factory import build_ranker
 from recsys.training.settings import TrainSettings
 from tests.recsys.distill.test_adapter import same, weights_of
@@ -278,11 +278,11 @@ def settings_of(student: dict[str, Any]) -> StudentsSettings:
 @pytest.mark.parametrize(
     ("student", "message"),
     [
-        ({"tasks": ["cart"]}, "students: 'one': task 'cart': the data have click, conversion"),
-        ({"tasks": []}, "students: 'one': tasks: give at least one"),
+        ({"tasks": ["cart"]}, "key 'tasks': 'one': task 'cart': the data have click, conversion"),
+        ({"tasks": []}, "key 'tasks': 'one': tasks: give at least one"),
         (
             {"task_weights": {"conversion": 2.0}},
-            "students: 'one': key 'task_weights.conversion'.*are: none",
+            "StudentSettings: key 'task_weights.conversion'.*are: none",
         ),
         (
             {"tasks": ["conversion", "click"], "task_weights": {"conversion": 2.0}},

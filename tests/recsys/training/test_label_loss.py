@@ -13,7 +13,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from recsys.config import InputError
 from recsys.data.loader import Batch
 from recsys.models.factory import build_ranker
-from recsys.training.label_loss import check_task_weights, label_loss
+from recsys.training.label_loss import label_loss
+from recsys.training.task_weights import check_task_weights
 from tests.recsys.distill.test_heads import MODEL, ROWS, SCHEMA, batch
 
 SCHEMA_OF_TWO = replace(SCHEMA, tasks=["click", "conversion"], further_base_rates=[0.02])
@@ -105,8 +106,11 @@ def test_one_task_has_the_bits_of_plain_cross_entropy() -> None:
 
 @pytest.mark.parametrize("task", ["click", "cart"])
 def test_only_further_tasks_are_weighed(task: str) -> None:
-    check_task_weights({"conversion": 2.0}, ["click", "conversion"], "here")
+    def where(key: str) -> str:
+        return f"here: key {key!r}"
+
+    check_task_weights({"conversion": 2.0}, ["click", "conversion"], where)
     with pytest.raises(
         InputError, match=rf"here: key 'task_weights.{task}': .*main one, click; .*are: conversion"
     ):
-        check_task_weights({task: 2.0}, ["click", "conversion"], "here")
+        check_task_weights({task: 2.0}, ["click", "conversion"], where)
