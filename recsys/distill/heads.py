@@ -1,7 +1,6 @@
 """A ranker with heads for the teacher's labels; none of them is served."""
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.distill.distillation_settings import DistillationSettings
+from recsys.models.layers import perceptron
 from recsys.models.ranker import SERVING, log_odds
 
 RANKER_PREFIX = "ranker."
@@ -181,13 +181,11 @@ def _seeded_heads(
 
 def _seeded_head(inputs: int, hidden: list[int], seed: int) -> nn.Sequential:
     """An MLP inputs -> hidden -> 1 with ReLU, drawn from ``seed`` alone."""
-    layers: list[nn.Module] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for width_in, width_out in pairwise([inputs, *hidden]):
-            layers += [nn.Linear(width_in, width_out), nn.ReLU()]
-        layers.append(nn.Linear(([inputs, *hidden])[-1], 1))
-    return nn.Sequential(*layers)
+        return nn.Sequential(
+            *perceptron(inputs, hidden), nn.Linear(hidden[-1] if hidden else inputs, 1)
+        )
 
 
 def _identity() -> nn.Linear:

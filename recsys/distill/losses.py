@@ -13,8 +13,7 @@ from recsys.distill.distillation_settings import DistillationSettings
 from recsys.distill.heads import ADAPTED, DISTILLATION, PEER, output_of
 from recsys.models.ranker import SERVING
 from recsys.training.label_loss import label_entropy, label_loss
-
-MS_PER_HOUR = 3_600_000
+from recsys.units import MS_PER_HOUR
 
 
 class ScoreMap(Protocol):

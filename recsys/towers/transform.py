@@ -27,25 +27,21 @@ from recsys.config import InputError, nearest_hint
 from recsys.models.partition_file import Partition
 from recsys.models.ranker import TABLE_PREFIX, Ranker
 from recsys.models.slices import Piece
-from recsys.planning.tables import Kind
-from recsys.sharding.communication import wire_codecs
+from recsys.planning.tables import SHARDINGS, Kind
+from recsys.sharding.communication import average_gradients, wire_codecs
 from recsys.sharding.plan import PlanRequest, make_plan, table_bytes
-from recsys.sharding.settings import CommunicationSettings
+from recsys.sharding.settings import CommunicationSettings, Sharding
 from recsys.towers.exchange import PeerExchange
 from recsys.towers.ids import IdExchange
-from recsys.towers.state import average_gradients, clip_gradients, gather_parts
+from recsys.towers.state import clip_gradients, gather_parts
 from recsys.towers.tower_groups import TowerGroups, place_towers, tower_groups
 from recsys.training.settings import TrainSettings
 
 # Inside a tower's hosts there is one level of ranks, so the kinds of a host and of all ranks are
 # the same.
-KINDS_INSIDE: dict[str, Kind] = {
+KINDS_INSIDE: dict[Sharding, Kind] = {
     "planner": "table_wise",
-    "table_wise": "table_wise",
-    "row_wise": "row_wise",
-    "table_row_wise": "row_wise",
-    "column_wise": "column_wise",
-    "table_column_wise": "column_wise",
+    **{kind: split.inside for kind, split in SHARDINGS.items() if split.inside is not None},
 }
 
 
@@ -97,7 +93,8 @@ class TowerTransform:
         The exchange of outputs has divided them by the number of groups: it becomes the global
         mean.
         """
-        average_gradients(self.own, self.groups.inside)
+        gradients = [parameter.grad for parameter in self.own if parameter.grad is not None]
+        average_gradients(gradients, group=self.groups.inside)
         return self._shared(parameters)
 
     def clip_gradients(self, parameters: list[nn.Parameter], limit: float) -> None:

@@ -24,7 +24,7 @@ from recsys.models.initial_tables import initial_rows, row_blocks
 from recsys.models.partition_file import Partition
 from recsys.models.peers import Peers
 from recsys.models.ranker import SERVING, TABLE_PREFIX
-from recsys.sharding.communication import mean_over_ranks, shard_width, wire_codecs
+from recsys.sharding.communication import average_gradients, shard_width, wire_codecs
 from recsys.sharding.hosts import hosts_of
 from recsys.sharding.plan import (
     BagSharder,
@@ -310,14 +310,7 @@ class Engine:
         if self._towers is not None:
             replicated = self._towers.average_own(replicated)
         gradients = [parameter.grad for parameter in replicated if parameter.grad is not None]
-        if self.world_size == 1 or not gradients:
-            return
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        flat = mean_over_ranks(flat, self.settings.communication.gradients)
-        for gradient, mean in zip(
-            gradients, flat.split([g.numel() for g in gradients]), strict=True
-        ):
-            gradient.copy_(mean.view_as(gradient))
+        average_gradients(gradients, self.settings.communication.gradients)
 
     def _clip_gradients(self, limit: float) -> None:
         dense = list(self._dense.values())

@@ -23,7 +23,7 @@ from recsys.training.memory import keep_freed_memory
 from recsys.training.quiet import quiet_libraries
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
-LOCAL_RANK, NODES = "LOCAL_RANK", "GROUP_WORLD_SIZE"
+LOCAL_RANK = "LOCAL_RANK"
 # A rank that lost its peer ends after it, so that the agent sees the peer's end first. Errors that
 # say so come in many types; those that end at once are surely the rank's own.
 LAST_WORD_S = 0.5

@@ -20,8 +20,9 @@ from torchrec.distributed.batched_embedding_kernel import BaseBatchedEmbeddingBa
 from torchrec.modules.embedding_configs import DataType
 
 from recsys.config import InputError
-from recsys.sharding.plan import BYTES_PER_GIB, bag_collections
+from recsys.sharding.plan import bag_collections
 from recsys.training.settings import TrainSettings
+from recsys.units import BYTES_PER_GIB
 
 PRECISIONS = {"fp32": (DataType.FP32, torch.float32), "fp16": (DataType.FP16, torch.float16)}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

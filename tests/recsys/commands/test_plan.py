@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recsys.commands.plan import main
 
+from recsys.commands.plan import main
 from recsys.config import InputError
 from recsys.planning.hardware import Topology, calibration_path, load_hardware
 from recsys.planning.plan_report import short_ranks

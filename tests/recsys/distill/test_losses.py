@@ -9,7 +9,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from recsys.data.loader import Batch
 from recsys.distill.distillation_settings import DistillationSettings, Mode
-from recsys.distill.losses import MS_PER_HOUR, DistillationLoss
+from recsys.distill.losses import DistillationLoss
+from recsys.units import MS_PER_HOUR
 from tests.recsys.distill.test_heads import ROWS, batch
 
 OUTPUTS = {"serving": torch.linspace(-2, 1, ROWS), "distillation": torch.linspace(1, -2, ROWS)}

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from recsys.commands.advise import main
 
+from recsys.commands.advise import main
 from recsys.config import load_settings
 from recsys.towers.advice import AdvisedModel, choices, tower_counts, work_of
 from recsys.towers.step_costs import TowerCluster
