@@ -39,7 +39,7 @@ class ScoreNetwork(nn.Module):
 
 
 class StudentAdapter(SideModel):
-    """A :class:`ScoreNetwork` a task that learns the task's hard label on the examples that have it
+    """A :class:`ScoreNetwork` per task that learns the task's hard label on the examples that have it
     and a score.
 
     Called with scores it gives its prediction without a gradient, so the student's loss does not

@@ -5,9 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
-from torch.distributed._shard.metadata import ShardMetadata
-from torch.distributed._shard.sharded_tensor.api import ShardedTensor
-from torch.distributed._shard.sharding_spec.api import EnumerableShardingSpec
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import (
     EmbeddingBagCollectionSharder,
@@ -43,10 +40,10 @@ from recsys.planning.tables import (
     shard_bytes,
 )
 from recsys.sharding.communication import check_kind, sends_int8
-from recsys.sharding.empty_shards import admit_empty_shards
 from recsys.sharding.settings import ShardingSettings
 from recsys.sharding.training_plan import collective_plan
 from recsys.units import BYTES_PER_GIB
+from recsys.upstream import EnumerableShardingSpec, ShardedTensor, ShardMetadata, admit_empty_shards
 
 ParameterShardingGenerator = Callable[
     [nn.Parameter, int, int, str, ModuleSharder[Any]], ParameterSharding

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed import ProcessGroup
-from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from recsys.sharding.plan import local_shards
+from recsys.upstream import ShardedTensor
 
 
 def clip_gradients(

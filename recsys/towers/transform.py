@@ -13,8 +13,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed._shard.sharding_spec.api import EnumerableShardingSpec
-from torch.distributed.remote_device import _remote_device
 from torchrec.distributed.types import (
     CommOp,
     EmbeddingModuleShardingPlan,
@@ -36,6 +34,7 @@ from recsys.towers.ids import IdExchange
 from recsys.towers.state import clip_gradients, gather_parts
 from recsys.towers.tower_groups import TowerGroups, place_towers, tower_groups
 from recsys.training.settings import TrainSettings
+from recsys.upstream import EnumerableShardingSpec, RemoteDevice
 
 # Inside a tower's hosts there is one level of ranks, so the kinds of a host and of all ranks are
 # the same.
@@ -79,9 +78,9 @@ class TowerTransform:
         for path in plan.plan:
             for sharding in cast(EmbeddingModuleShardingPlan, plan.plan[path]).values():
                 for shard in cast(EnumerableShardingSpec, sharding.sharding_spec).shards:
-                    rank = cast(_remote_device, shard.placement).rank()
+                    rank = cast(RemoteDevice, shard.placement).rank()
                     assert rank is not None
-                    shard.placement = _remote_device(
+                    shard.placement = RemoteDevice(
                         f"rank:{self._first_rank + rank}/{self.request.settings.device}"
                     )
         return plan

@@ -8,12 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed._shard.sharded_tensor.api import ShardedTensor
-from torch.distributed.optim.apply_optimizer_in_backward import (
-    _apply_optimizer_in_backward as apply_optimizer_in_backward,
-)
 from torch.nn.functional import binary_cross_entropy_with_logits
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -51,6 +46,7 @@ from recsys.training.settings import TrainSettings
 from recsys.training.side_model import SideModel
 from recsys.training.table_memory import TableFiles, set_table_precision
 from recsys.training.transformed import Transform
+from recsys.upstream import ShardedTensor, apply_optimizer_in_backward, unwrap_replicated_tables
 
 LossFunction = Callable[[dict[str, Tensor], Batch], Tensor]
 
@@ -369,12 +365,7 @@ class Engine:
                 self.device
             )  # the dense part; TorchRec does it in its own data-parallel wrapper only
         for module in sharded_collections(sharded).values():
-            lookups = (
-                module._lookups
-            )  # DDP, for replicated tables, waits for a backward pass after each forward pass
-            lookups[:] = [
-                m.module if isinstance(m, DistributedDataParallel) else m for m in lookups
-            ]
+            unwrap_replicated_tables(module)
         for path, mean in means.items():
             if mean is not None:
                 sharded.module.get_submodule(path).register_forward_hook(mean)

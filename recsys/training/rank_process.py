@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import distributed
-from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from recsys.training.failures import LASTING, RESTART_COUNT, read_failures, write_failure
@@ -21,6 +20,7 @@ from recsys.training.heartbeat import report_progress
 from recsys.training.launch_settings import LaunchSettings
 from recsys.training.memory import keep_freed_memory
 from recsys.training.quiet import quiet_libraries
+from recsys.upstream import PrefixStore, Store
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 LOCAL_RANK = "LOCAL_RANK"
