@@ -104,7 +104,7 @@ def admit_empty_shards(sharded: ShardedEmbeddingBagCollection) -> None:
 @contextmanager
 def put_new_tables_in(allocate: Allocate) -> Iterator[None]:
     """Kernels that are made in this context take their tables and optimiser state in host memory
-    from ``allocate`` and leave them all zeros.
+    from ``allocate``, and leave in them what they hold.
 
     TorchRec gives no way to hand buffers in, and draws random rows over the whole table first.
     """
