@@ -260,7 +260,7 @@ def test_new_kernels_take_the_memory_that_they_are_given(
 ) -> None:
     given: list[tuple[Tensor, list[int]]] = []
     filled: list[nn.Module] = []
-    monkeypatch.setattr(BaseBatchedEmbeddingBag, "init_parameters", filled.append)
+    monkeypatch.setattr(BaseBatchedEmbeddingBag, "init_parameters", lambda it: filled.append(it))
 
     def allocate(
         kernel: upstream.TableKernel, elements: int, dtype: torch.dtype, starts: list[int]
