@@ -27,8 +27,8 @@ from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.overlap import load_ahead, train_batches
 from recsys.training.settings import TrainSettings
+from recsys.units import BYTES_PER_GIB
 
-BYTES_PER_GIB = 2**30
 BYTES_PER_KIB = 2**10
 ADAGRAD_RATE, ADAM_RATE = 0.05, 0.001
 WIRE16 = {"forward": "fp16", "backward": "bf16", "gradients": "bf16"}

@@ -45,7 +45,7 @@ def measure(contest: Contest, seconds: float, least_steps: int) -> dict[str, flo
         "seconds": elapsed,
         "waited": waited,
         "reader": sum(read) / sum(window.rows for window in contest.windows),
-        "first_loss": ranks.mean_over_ranks([warm[0][1]])[0],
+        "first_loss": ranks.means([warm[0][1]])[0],
     }
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import psutil
 
 from bench.training_cases import CONTENDERS, Case, Model
+from recsys.units import BYTES_PER_GIB, GIGA, MEGA
 
 BASELINE, BASELINE_KIND = "plain-adagrad", "plain"
-MEGA, GIGA, BYTES_PER_GIB = 1e6, 1e9, 2**30
 PACKAGES = ["torch", "torchrec", "fbgemm-gpu-cpu", "polars"]
 HEADER = (
     "| contender | samples/s | spread | x plain-adagrad | of GEMM rate | loader alone / step | "

@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
 
     from recsys.config import InputError, load_settings
     from recsys.planning.hardware import Hardware, Topology, load_hardware, parse_bytes
-    from recsys.planning.plan_report import draw_plan, print_plan, write_json
+    from recsys.planning.plan_report import draw_plan, print_plan, write_plan
     from recsys.planning.smallest_change import plan_or_explain
     from recsys.planning.tables import PlannedModel
 
@@ -72,6 +72,6 @@ def run(options: argparse.Namespace) -> None:
     plan = plan_or_explain(model, topology)
     print_plan(plan, model, topology, options.rows, Console())
     if options.json:
-        write_json(plan, model, topology, options.json)
+        write_plan(plan, model, topology, options.json)
     if options.figure:
         draw_plan(plan, options.figure)

@@ -39,13 +39,13 @@ from recsys.training import ranks
 from recsys.training.engine import Engine
 from recsys.training.launch import launch
 from recsys.training.settings import TrainSettings
+from recsys.units import MS_PER_HOUR
 from recsys.validation.progressive import predict
 
 __all__ = ["SCORE_SCHEMA", "SCORING_FILE", "ScoreReport", "ScoringJob", "score_windows"]
 
 SCORING_FILE = "scoring.json"
 KEYS_DIR, TIMES_DIR, WHOLE_DIR = "keys", "times", "whole"
-MS_PER_HOUR = 3_600_000
 
 
 @dataclass(frozen=True)
@@ -320,15 +320,15 @@ def score_window(
         progress.advance(window.rows)
     else:
         check_no_look_ahead(snapshot, window, reader.schema)
-        batches_a_segment = max(1, settings.segment_rows // settings.batch_size)
+        batches_per_segment = max(1, settings.segment_rows // settings.batch_size)
         done = ranks.broadcast(log.chunks(window.name))
         total = -(-window.rows // settings.batch_size)
-        batches = _batches(reader, window, settings, done * batches_a_segment)
-        progress.advance(min(done * batches_a_segment * settings.batch_size, window.rows))
-        for index in range(done, -(-total // batches_a_segment)):
+        batches = _batches(reader, window, settings, done * batches_per_segment)
+        progress.advance(min(done * batches_per_segment * settings.batch_size, window.rows))
+        for index in range(done, -(-total // batches_per_segment)):
             began = time.perf_counter()
             predictions = predict(
-                engine, islice(batches, batches_a_segment), progress, reader.schema.tasks
+                engine, islice(batches, batches_per_segment), progress, reader.schema.tasks
             )
             if predictions is not None:
                 _write(

@@ -96,7 +96,7 @@ class StudentsSettings(Settings):
     @model_validator(mode="after")
     def _arms_can_be_trained(self) -> "StudentsSettings":
         plain = self.arms.get(PLAIN)
-        if plain is None or plain.mode != "none":
+        if plain is None or not plain.is_plain:
             raise ValueError(
                 f"arms must hold {PLAIN!r} with mode none: the others are compared with it"
             )
@@ -104,9 +104,9 @@ class StudentsSettings(Settings):
             _checked_name(arm, "an arm's name")
             for student in self.students:
                 distillation = self.distillation_of(student, arm)
-                if distillation.mode == "co_distillation" and distillation.peer_model is None:
+                if distillation.has_peer and distillation.peer_model is None:
                     raise ValueError(
-                        f"arm {arm!r}: mode co_distillation needs peer_model, the larger ranker"
+                        f"arm {arm!r}: mode {distillation.mode} needs peer_model, the larger ranker"
                     )
         return self
 

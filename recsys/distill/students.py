@@ -1,4 +1,4 @@
-"""Students: one small model a domain, trained once an arm (without a teacher, with one) and
+"""Students: one small model per domain, trained once per arm (without a teacher, with one) and
 seed."""
 
 import json
@@ -51,7 +51,7 @@ class Run:
     @property
     def is_distilled(self) -> bool:
         """Whether there is more to it than the ranker."""
-        return self.distillation.mode != "none"
+        return not self.distillation.is_plain
 
     def folder(self, output_dir: Path) -> Path:
         """Where its predictions and metrics go."""
@@ -243,10 +243,10 @@ def _engine(run: Run, schema: Schema, train: TrainSettings) -> tuple[Engine, Los
         engine = Engine(ranker, train, run.seed)
         return engine, partial(label_loss, weights=run.student.task_weights)
     settings, peer, adapter = run.distillation, None, None
-    if settings.mode == "co_distillation":
+    if settings.has_peer:
         assert settings.peer_model is not None
         peer = build_ranker(schema, settings.peer_model, None, run.seed, "meta", PEER_TABLE_PREFIX)
-    if settings.mode == "auxiliary_adapter":
+    if settings.way.adapts:
         adapter = StudentAdapter(settings, train, run.seed, ranks.world_size(), schema.tasks[1:])
     rate, further = schema.initial_base_rate, schema.further_base_rates
     distilled = DistilledRanker(ranker, settings, run.seed, rate, peer, further)

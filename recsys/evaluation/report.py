@@ -1,7 +1,6 @@
 """The evaluate stage: is a student better with a teacher than without, by how much, how surely."""
 
 import csv
-import json
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from recsys.evaluation.comparison import Comparison, compare
 from recsys.evaluation.figures import draw_differences, draw_windows
 from recsys.evaluation.metrics import METRICS, compute_metrics
 from recsys.evaluation.settings import EvaluateSettings, check_evaluated
+from recsys.files import read_json, write_json
 
 PREDICTIONS_DIR = "predictions"
 TABLE_FILE, WINDOWS_FILE = "table.md", "windows.csv"
@@ -151,7 +151,7 @@ def evaluate(
 
 def print_report(folder: Path) -> None:
     """Print the table of the evaluation in ``folder`` on the terminal."""
-    report = json.loads((folder / "report.json").read_text())
+    report = read_json(folder / "report.json")
     rows = ", ".join(f"{student} {count:,}" for student, count in report["rows"].items())
     console = Console(width=max(Console().width, TABLE_WIDTH))
     arms = list(report.get("comparisons", {}).values()) or [{DISTILLED: {}}]
@@ -327,8 +327,7 @@ def _join(frame: pl.DataFrame, predictions: pl.DataFrame, logit: str, name: str)
 
 def _write(report: Report, output_dir: Path) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(_finite(_as_json(report)), indent=1, sort_keys=True, allow_nan=False)
-    (output_dir / "report.json").write_text(text + "\n")
+    write_json(output_dir / "report.json", _as_json(report))
     (output_dir / TABLE_FILE).write_text(_markdown(report))
     write_windows(report.windows, output_dir / WINDOWS_FILE)
     figures = output_dir / "figures"
@@ -426,14 +425,6 @@ def _cells(row: MetricRow) -> list[str]:
 
 def _text(value: float, form: str) -> str:
     return format(value, form) if math.isfinite(value) else "-"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def measure_window(

@@ -16,7 +16,6 @@ UNITS = {"": 1, "B": 1} | {
     for power, letter in enumerate("KMGTP", start=1)
     for suffix, base in (("B", 1000), ("IB", 1024))
 }
-GIGA = 10**9
 
 
 class Tier(Settings):
@@ -100,7 +99,7 @@ class Topology:
         return self.nodes * self.gpus
 
     @property
-    def ranks_a_core(self) -> float:
+    def ranks_per_core(self) -> float:
         """Ranks that share a core; 0 where each has its own."""
         return self.gpus / self.hardware.cores if self.hardware.cores else 0.0
 

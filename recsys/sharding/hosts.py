@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import distributed
-from torchrec.distributed import comm
 
 from recsys.config import InputError
+from recsys.upstream import forget_groups_of_other_hosts
 
 LOCAL_WORLD_SIZE = "LOCAL_WORLD_SIZE"
 
@@ -37,7 +37,7 @@ def hosts_of(ranks_per_host: int | None, where: str = "ranks_per_host") -> Itera
             f"{LOCAL_WORLD_SIZE}); use a divisor of {world_size}"
         )
     os.environ[LOCAL_WORLD_SIZE] = str(local)
-    _forget_groups_of_other_hosts(local)
+    forget_groups_of_other_hosts(local)
     try:
         yield local
     finally:
@@ -45,10 +45,3 @@ def hosts_of(ranks_per_host: int | None, where: str = "ranks_per_host") -> Itera
             del os.environ[LOCAL_WORLD_SIZE]
         else:
             os.environ[LOCAL_WORLD_SIZE] = before
-
-
-def _forget_groups_of_other_hosts(local: int) -> None:
-    intra, cross = comm._INTRA_PG, comm._CROSS_PG
-    known = distributed.distributed_c10d._world.pg_map
-    if intra not in known or cross not in known or intra.size() != local:
-        comm._INTRA_PG = comm._CROSS_PG = None

@@ -15,28 +15,27 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from recsys.planning.assess import assess, ways_of
 from recsys.planning.hardware import Topology
 from recsys.planning.planner import Plan, Way, find_plan
-from recsys.planning.tables import PlannedModel, TableGroup
-from recsys.sharding.communication import REDUCING_KINDS, sends_int8
+from recsys.planning.tables import SHARDINGS, PlannedModel, TableGroup
+from recsys.sharding.communication import sends_int8
 from recsys.sharding.hosts import local_size
 from recsys.sharding.settings import ShardingSettings
 from recsys.sharding.torchrec_plan import to_torchrec_plan
+from recsys.units import BYTES_PER_GIB, MEGA
 
-BYTES_PER_GIB = 2**30
-MEGA = 10**6
-FLOPS_A_WEIGHT = 2  # of a sample's forward pass through linear layers
+FLOPS_PER_WEIGHT = 2  # of a sample's forward pass through linear layers
 
 
-def training_topology(settings: ShardingSettings, hosts: int, ranks_a_host: int) -> Topology:
+def training_topology(settings: ShardingSettings, hosts: int, ranks_per_host: int) -> Topology:
     """The ranks of a training run, ``memory_gb`` each of them."""
     found = settings.hardware
     own = found.model_copy(update={"hbm": found.hbm or found.ddr, "ssd": None, "reserved_gb": 0.0})
-    return Topology(own, hosts, ranks_a_host, _capacity(settings, ranks_a_host), 0, 0)
+    return Topology(own, hosts, ranks_per_host, _capacity(settings, ranks_per_host), 0, 0)
 
 
-def _capacity(settings: ShardingSettings, ranks_a_host: int) -> int:
+def _capacity(settings: ShardingSettings, ranks_per_host: int) -> int:
     """Bytes a rank: of memory, or its share of the free space on the disk that holds the tables."""
     if settings.table_memory == "file":
-        return shutil.disk_usage(settings.table_file_dir).free // ranks_a_host
+        return shutil.disk_usage(settings.table_file_dir).free // ranks_per_host
     return int(settings.memory_gb * BYTES_PER_GIB)
 
 
@@ -56,13 +55,13 @@ def planned_model(model: nn.Module, settings: ShardingSettings, world_size: int)
         forward_comm=communication.forward,
         backward_comm=communication.backward,
         dense_parameters=dense,
-        dense_mflops_per_sample=FLOPS_A_WEIGHT * dense / MEGA,
+        dense_mflops_per_sample=FLOPS_PER_WEIGHT * dense / MEGA,
         tables=[_group(config, settings) for config in configs],
     )
     if not sends_int8(communication):
         return planned
     return planned.model_copy(
-        update={"kinds": [k for k in planned.allowed_kinds() if k not in REDUCING_KINDS]}
+        update={"kinds": [k for k in planned.allowed_kinds() if not SHARDINGS[k].rows]}
     )
 
 
@@ -99,7 +98,7 @@ def collective_plan(
     model: nn.Module,
     settings: ShardingSettings,
     hosts: int,
-    ranks_a_host: int,
+    ranks_per_host: int,
     modules: Mapping[str, str],
     fixed: Sequence[Mapping[str, Any]] = (),
 ) -> ShardingPlan | None:
@@ -109,11 +108,11 @@ def collective_plan(
         modules: path of the collection that holds each table.
         fixed: table, kind and ranks of those that are split already.
     """
-    topology = training_topology(settings, hosts, ranks_a_host)
+    topology = training_topology(settings, hosts, ranks_per_host)
     answer: list[Plan | None] = [None]
     if distributed.get_rank() == 0:
-        planned = planned_model(model, settings, hosts * ranks_a_host)
-        answer = [search(planned, topology, ways_of(fixed, ranks_a_host))]
+        planned = planned_model(model, settings, hosts * ranks_per_host)
+        answer = [search(planned, topology, ways_of(fixed, ranks_per_host))]
     if distributed.get_world_size() > 1:
         distributed.broadcast_object_list(answer, src=0)
     plan = answer[0]
@@ -121,12 +120,12 @@ def collective_plan(
 
 
 def _group(config: EmbeddingBagConfig, settings: ShardingSettings) -> TableGroup:
-    a_sample = settings.ids_per_list if config.pooling is PoolingType.MEAN else 1.0
+    per_sample = settings.ids_per_list if config.pooling is PoolingType.MEAN else 1.0
     return TableGroup(
         name=config.name,
         rows=config.num_embeddings,
         dimension=config.embedding_dim,
-        pooling=a_sample * len(config.feature_names),
+        pooling=per_sample * len(config.feature_names),
         features=len(config.feature_names),
         dtype="fp16" if config.data_type is DataType.FP16 else "fp32",
     )

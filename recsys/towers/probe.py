@@ -29,8 +29,7 @@ from recsys.training.engine import Engine
 from recsys.training.launch import launch
 from recsys.training.overlap import load_ahead, train_batches
 from recsys.training.settings import TrainSettings
-
-FLOAT_BYTES = 4
+from recsys.units import FLOAT_BYTES
 
 
 def learn_partition(

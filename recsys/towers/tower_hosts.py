@@ -1,18 +1,15 @@
 """What the tower transform asks of hosts and of sharding; needs no PyTorch."""
 
 from recsys.config import InputError
-from recsys.planning.tables import Kind
+from recsys.planning.tables import SHARDINGS, Kind
+from recsys.sharding.settings import Sharding
 from recsys.training.settings import TrainSettings
 
 # Inside a tower's hosts there is one level of ranks, so the kinds of a host and of all ranks are
 # the same.
-KINDS_INSIDE: dict[str, Kind] = {
+KINDS_INSIDE: dict[Sharding, Kind] = {
     "planner": "table_wise",
-    "table_wise": "table_wise",
-    "row_wise": "row_wise",
-    "table_row_wise": "row_wise",
-    "column_wise": "column_wise",
-    "table_column_wise": "column_wise",
+    **{kind: split.inside for kind, split in SHARDINGS.items() if split.inside is not None},
 }
 
 

@@ -13,8 +13,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed._shard.sharding_spec.api import EnumerableShardingSpec
-from torch.distributed.remote_device import _remote_device
 from torchrec.distributed.types import (
     CommOp,
     EmbeddingModuleShardingPlan,
@@ -29,15 +27,16 @@ from recsys.models.partition_file import Partition
 from recsys.models.ranker import Ranker
 from recsys.models.slices import Piece
 from recsys.planning.tables import Kind
-from recsys.sharding.communication import wire_codecs
+from recsys.sharding.communication import average_gradients, wire_codecs
 from recsys.sharding.plan import PlanRequest, make_plan, table_bytes
 from recsys.sharding.settings import CommunicationSettings
 from recsys.towers.exchange import PeerExchange
 from recsys.towers.ids import IdExchange
-from recsys.towers.state import average_gradients, clip_gradients, gather_parts
+from recsys.towers.state import clip_gradients, gather_parts
 from recsys.towers.tower_groups import TowerGroups, place_towers, tower_groups
 from recsys.towers.tower_hosts import KINDS_INSIDE, check_kinds_inside
 from recsys.training.settings import TrainSettings
+from recsys.upstream import EnumerableShardingSpec, RemoteDevice
 
 
 @dataclass(frozen=True)
@@ -74,9 +73,9 @@ class TowerTransform:
         for path in plan.plan:
             for sharding in cast(EmbeddingModuleShardingPlan, plan.plan[path]).values():
                 for shard in cast(EnumerableShardingSpec, sharding.sharding_spec).shards:
-                    rank = cast(_remote_device, shard.placement).rank()
+                    rank = cast(RemoteDevice, shard.placement).rank()
                     assert rank is not None
-                    shard.placement = _remote_device(
+                    shard.placement = RemoteDevice(
                         f"rank:{self._first_rank + rank}/{self.request.settings.device}"
                     )
         return plan
@@ -88,7 +87,8 @@ class TowerTransform:
         The exchange of outputs has divided them by the number of groups: it becomes the global
         mean.
         """
-        average_gradients(self.own, self.groups.inside)
+        gradients = [parameter.grad for parameter in self.own if parameter.grad is not None]
+        average_gradients(gradients, group=self.groups.inside)
         return self._shared(parameters)
 
     def clip_gradients(self, parameters: list[nn.Parameter], limit: float) -> None:

@@ -8,12 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed._shard.sharded_tensor.api import ShardedTensor
-from torch.distributed.optim.apply_optimizer_in_backward import (
-    _apply_optimizer_in_backward as apply_optimizer_in_backward,
-)
 from torch.nn.functional import binary_cross_entropy_with_logits
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -25,7 +20,7 @@ from recsys.models.names import TABLE_PREFIX
 from recsys.models.partition_file import Partition
 from recsys.models.peers import Peers
 from recsys.models.ranker import SERVING
-from recsys.sharding.communication import mean_over_ranks, shard_width, wire_codecs
+from recsys.sharding.communication import average_gradients, shard_width, wire_codecs
 from recsys.sharding.hosts import hosts_of
 from recsys.sharding.plan import (
     BagSharder,
@@ -53,6 +48,7 @@ from recsys.training.settings import TrainSettings
 from recsys.training.side_model import SideModel
 from recsys.training.table_memory import TableFiles, set_table_precision
 from recsys.training.transformed import Transform
+from recsys.upstream import ShardedTensor, apply_optimizer_in_backward, unwrap_replicated_tables
 
 LossFunction = Callable[[dict[str, Tensor], Batch], Tensor]
 
@@ -322,14 +318,7 @@ class Engine:
         if self._towers is not None:
             replicated = self._towers.average_own(replicated)
         gradients = [parameter.grad for parameter in replicated if parameter.grad is not None]
-        if self.world_size == 1 or not gradients:
-            return
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        flat = mean_over_ranks(flat, self.settings.communication.gradients)
-        for gradient, mean in zip(
-            gradients, flat.split([g.numel() for g in gradients]), strict=True
-        ):
-            gradient.copy_(mean.view_as(gradient))
+        average_gradients(gradients, self.settings.communication.gradients)
 
     def _clip_gradients(self, limit: float) -> None:
         dense = list(self._dense.values())
@@ -388,12 +377,7 @@ class Engine:
                 self.device
             )  # the dense part; TorchRec does it in its own data-parallel wrapper only
         for module in sharded_collections(sharded).values():
-            lookups = (
-                module._lookups
-            )  # DDP, for replicated tables, waits for a backward pass after each forward pass
-            lookups[:] = [
-                m.module if isinstance(m, DistributedDataParallel) else m for m in lookups
-            ]
+            unwrap_replicated_tables(module)
         for path, mean in means.items():
             if mean is not None:
                 sharded.module.get_submodule(path).register_forward_hook(mean)

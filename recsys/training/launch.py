@@ -14,7 +14,6 @@ from typing import Any
 import psutil
 import torch
 from torch import distributed
-from torch._C._distributed_c10d import HashStore
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError, RendezvousTimeoutError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -34,6 +33,7 @@ from recsys.training.memory import keep_freed_memory, return_freed_memory
 from recsys.training.one_host import LOOPBACK, ONE_HOST_BACKEND
 from recsys.training.quiet import quiet_libraries
 from recsys.training.rank_process import join_group, network_environment, rank_main
+from recsys.upstream import HashStore
 
 __all__ = [
     "HungRankError",

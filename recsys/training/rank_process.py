@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import distributed
-from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from recsys.config import InputError
@@ -23,9 +22,10 @@ from recsys.training.heartbeat import report_progress
 from recsys.training.launch_settings import LaunchSettings
 from recsys.training.memory import keep_freed_memory
 from recsys.training.quiet import quiet_libraries
+from recsys.upstream import HashStore, PrefixStore, Store
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
-LOCAL_RANK, NODES = "LOCAL_RANK", "GROUP_WORLD_SIZE"
+LOCAL_RANK = "LOCAL_RANK"
 # A rank that lost its peer ends after it, so that the agent sees the peer's end first. Errors that
 # say so come in many types; those that end at once are surely the rank's own.
 LAST_WORD_S = 0.5

@@ -189,7 +189,7 @@ def test_two_ranks_are_one(root: Path, windows_of_two: Path, tmp_path: Path) -> 
         assert (first[name] - second[name]).abs().max() < CLOSE  # type: ignore[operator]
 
 
-def test_one_record_an_example_serves_students_of_different_tasks(root: Path) -> None:
+def test_one_record_per_example_serves_students_of_different_tasks(root: Path) -> None:
     scores = pl.read_parquet(root / "scores" / "*" / "*.parquet")
     assert scores["example_id"].to_list() == list(range(ROWS, len(WINDOWS) * ROWS))
     own = pl.read_parquet(root / "teacher" / "predictions" / "*.parquet")
@@ -279,7 +279,7 @@ def test_report_tells_tasks_apart(root: Path, windows_of_two: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("arm", list(ARMS))
-def test_served_student_gives_a_probability_a_task(
+def test_served_student_gives_a_probability_per_task(
     arm: str, root: Path, windows_of_two: Path
 ) -> None:
     predictor = Predictor.load(root / "students/shop" / arm / "export")

@@ -20,6 +20,7 @@ from recsys.models.initial_tables import initial_rows
 from recsys.models.partition_file import Partition
 from recsys.models.ranker import table_configs
 from recsys.models.settings import ModelSettings
+from recsys.planning.tables import SHARDINGS
 from recsys.towers.engine import tower_engine
 from recsys.training import engine as engine_module
 from recsys.training.engine import Engine
@@ -46,8 +47,8 @@ MODEL = ModelSettings.model_validate(
         "cross_rank": 4,
     }
 )
-COLUMN_KINDS = ["column_wise", "table_column_wise", "grid_shard"]
-KINDS = ["data_parallel", "table_wise", "row_wise", "table_row_wise", *COLUMN_KINDS]
+COLUMN_KINDS = [kind for kind, sharding in SHARDINGS.items() if sharding.columns]
+KINDS = list(SHARDINGS)
 OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad")
 MIXED = {
     "table_color": "data_parallel",

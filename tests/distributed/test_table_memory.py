@@ -212,13 +212,13 @@ class Mapping:
 
 
 def test_a_lookup_asks_for_the_pages_of_its_rows_and_no_others() -> None:
-    rows_a_page = mmap.PAGESIZE // (64 * 4)
-    first, second, third = [0, 1, rows_a_page], [0], [rows_a_page * 3, 1023]
+    rows_per_page = mmap.PAGESIZE // (64 * 4)
+    first, second, third = [0, 1, rows_per_page], [0], [rows_per_page * 3, 1023]
     indices = torch.tensor([*first, *second, *third])
     offsets = torch.tensor([0, 1, 3, 4, 4, 5, 6])  # bags of two examples, feature by feature
-    pages_a_table = 1024 // rows_a_page
+    pages_per_table = 1024 // rows_per_page
     for columns, expected in (
-        (64, [0, 1, *(pages_a_table + page for page in (0, 3, pages_a_table - 1))]),
+        (64, [0, 1, *(pages_per_table + page for page in (0, 3, pages_per_table - 1))]),
         (1, [0, 1]),
     ):
         asked = Mapping(2 * 1024 * columns * 4)  # rows, then one moment a row

@@ -257,7 +257,7 @@ def runs_of(world_size: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("world_size", LAYOUTS)
-def test_a_tower_a_feature_passed_through_is_the_model_without_towers(world_size: int) -> None:
+def test_a_tower_per_feature_passed_through_is_the_model_without_towers(world_size: int) -> None:
     for rank in (ran["plain"] for ran in runs_of(world_size)):
         for name, result in rank.items():
             flat = rank[name.split()[0]]

@@ -44,9 +44,9 @@ def distilled(**changes: Any) -> tuple[DistilledRanker, DistillationLoss]:
     settings = DistillationSettings.model_validate({"head_layers": [5], **changes})
     ranker = build_ranker(SCHEMA_OF_TWO, MODEL, None, seed=3)
     peer = adapter = None
-    if settings.mode == "co_distillation":
+    if settings.has_peer:
         peer = build_ranker(SCHEMA_OF_TWO, MODEL, None, 4, "cpu", PEER_TABLE_PREFIX)
-    if settings.mode == "auxiliary_adapter":
+    if settings.way.adapts:
         adapter = adapter_of(settings, further_tasks=["conversion"])
         for step in range(1, 6):
             adapter.begin(batch_of_two(MISSING), step)

@@ -15,13 +15,14 @@ from recsys.planning.assess import Way, assess
 from recsys.planning.hardware import CPU, Hardware, Topology
 from recsys.planning.plan_report import draw_plan
 from recsys.planning.planner import find_plan
-from recsys.planning.table_costs import FLOAT_BYTES, LENGTH_BYTES
+from recsys.planning.table_costs import LENGTH_BYTES
 from recsys.planning.tables import Kind, PlannedModel, TableGroup
 from recsys.sharding.training_plan import planned_model, predict_training, search, training_topology
 from recsys.training import ranks
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.settings import TrainSettings
+from recsys.units import FLOAT_BYTES
 
 HARDWARE = Path(__file__).resolve().parents[3] / "params" / "hardware" / "cpu.yaml"
 GB = 10**9
@@ -34,9 +35,9 @@ def model_of(*rows: int, **changes: object) -> PlannedModel:
     return PlannedModel.model_validate({"batch_size": 64, "tables": tables, **changes})
 
 
-def cpu(ranks_a_host: int, hosts: int = 1, **changes: object) -> Topology:
+def cpu(ranks_per_host: int, hosts: int = 1, **changes: object) -> Topology:
     hardware = load_settings(HARDWARE, Hardware).model_copy(update=changes)
-    return Topology(hardware, hosts, ranks_a_host, 0, 8 * GB, 0)
+    return Topology(hardware, hosts, ranks_per_host, 0, 8 * GB, 0)
 
 
 @pytest.mark.parametrize("hosts", [1, 2])
