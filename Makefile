@@ -1,16 +1,20 @@
-# Two commands: `make run` and `make test`. Both set up what they need first.
+# Two commands: `make run` and `make test`. Both set up what they need first. `make test-fast` runs
+# the unit tests only: no ranks, no runs of whole stages.
 PYTHON ?= python3.11
 LOCK ?= requirements/cpu.lock
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: run test check bench setup lock serve mlflow prefect clean
+.PHONY: run test test-fast check bench setup lock serve mlflow prefect clean
 
 run: setup
 	$(BIN)/python -m flows.pipeline $(ARGS)
 
 test: setup
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(ARGS)
+
+test-fast: setup
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .
@@ -19,7 +23,7 @@ check: setup
 	$(BIN)/lint-imports
 
 bench: setup
-	$(BIN)/python -m bench.training $(ARGS)
+	$(BIN)/python -m bench.training.speed $(ARGS)
 
 setup: .venv/installed
 

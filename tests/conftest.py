@@ -13,7 +13,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--real-logs",
         default=str(REPOSITORY.parent / "shared" / "data"),
-        help="folder with ebnerd_demo and globo_clicks; tests of real logs skip where it is not there",
+        help="folder with ebnerd_demo and globo_clicks; without it tests of real logs skip",
     )
 
 
@@ -25,7 +25,7 @@ def _ranks_start_from_a_server(request: pytest.FixtureRequest) -> None:
         names = {
             item.module.__name__
             for item in request.session.items
-            if isinstance(item, pytest.Function)
+            if isinstance(item, pytest.Function) and item.module is not None
         }
         launch.start_server("pytest", *sorted(name for name in names if name.startswith(OF_RANKS)))
 
@@ -36,4 +36,14 @@ def real_logs(request: pytest.FixtureRequest) -> Path:
     folder = Path(str(request.config.getoption("--real-logs")))
     if not folder.is_dir():
         pytest.skip(f"no real logs in {folder}; give their folder by --real-logs")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def windows_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The windows of :mod:`tests.support.toy_stream`."""
+    from tests.support.toy_stream import write_windows  # torch, which not every test needs
+
+    folder = tmp_path_factory.mktemp("windows")
+    write_windows(folder)
     return folder

@@ -1,9 +1,7 @@
 """The main job on a small stream, through its real commands: Prefect, DVC and MLflow included."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.projects import ROOT, copy_project, run
+
 SMALL = {
     "data.max_windows": "4",
     "students.seeds": "[1]",
@@ -21,47 +20,6 @@ SMALL = {
     "evaluate.bootstrap_samples": "50",
 }
 pytestmark = pytest.mark.slow
-
-
-def run(folder: Path, *command: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run(
-        command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False
-    )
-    assert result.returncode == status, result.stdout[-4000:] + result.stderr[-8000:]
-    return result
-
-
-def environment(folder: Path) -> dict[str, str]:
-    """That of the commands of the project in ``folder``."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {
-        **os.environ,
-        "PREFECT_HOME": str(folder / ".prefect"),
-        "PYTHONPATH": str(folder),
-        "PATH": path,
-    }
-
-
-def copy_project(folder: Path) -> Path:
-    """Put a copy of the project, with a Git repository of its own, in an empty folder."""
-    for name in (
-        "flows",
-        "tasks",
-        "recsys",
-        "params",
-        "requirements",
-        ".dvc",
-        "dvc.yaml",
-        ".dvcignore",
-        ".gitignore",
-    ):
-        source = ROOT / name
-        ignore = shutil.ignore_patterns("__pycache__", "cache", "tmp", "config.local")
-        shutil.copytree(source, folder / name, ignore=ignore) if source.is_dir() else shutil.copy(
-            source, folder / name
-        )
-    run(folder, "git", "init", "--quiet")
-    return folder
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -157,7 +115,7 @@ def test_a_changed_key_reruns_only_what_depends_on_it(project: Path) -> None:
     assert hashes(project)["reports/evaluation"] != before["reports/evaluation"]
 
 
-def test_a_change_of_the_transform_reruns_the_teacher_and_not_the_partition_and_keeps_its_predictions(
+def test_a_change_of_the_transform_reruns_the_teacher_not_the_partition_and_keeps_predictions(
     project: Path,
 ) -> None:
     before = json.loads((project / "models/teacher/metrics.json").read_text())["windows"]

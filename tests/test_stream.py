@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_pipeline import copy_project, environment, run
+from tests.support.projects import copy_project, environment, run
 
 WINDOWS = 5
 SETTINGS = {
@@ -37,7 +37,12 @@ def start(folder: Path, *options: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "flows.stream", *options]
     with (folder / "output.txt").open("w") as output:
         return subprocess.Popen(
-            command, cwd=folder, env=environment(folder), stdout=output, stderr=subprocess.STDOUT
+            command,
+            cwd=folder,
+            env=environment(folder),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
 
 
@@ -123,7 +128,7 @@ def test_a_second_watcher_and_a_run_beside_a_running_one_end_with_one_line(proje
         assert "Traceback" not in (project / name).read_text()
 
 
-def test_a_killed_run_is_gone_on_with_and_all_windows_but_the_last_are_taken_until_the_log_is_finished(
+def test_a_killed_run_goes_on_and_all_windows_but_the_last_are_taken_until_the_log_ends(
     project: Path,
 ) -> None:
     assert len(json.loads((project / "taken_when_killed.json").read_text())) == 2
@@ -161,12 +166,15 @@ def test_mlflow_has_one_run_per_model_with_every_window_and_its_lineage_and_the_
 import json, mlflow
 mlflow.set_tracking_uri("sqlite:///mlflow.db")
 client = mlflow.MlflowClient()
-runs = client.search_runs([client.get_experiment_by_name("towerflow").experiment_id], "tags.kind = 'stream'")
+experiment = client.get_experiment_by_name("towerflow").experiment_id
+runs = client.search_runs([experiment], "tags.kind = 'stream'")
 lineage = json.loads(mlflow.artifacts.load_text(f"runs:/{runs[0].info.run_id}/lineage.json"))
 served = mlflow.pyfunc.load_model("models:/towerflow-feed@stream")
 print(json.dumps({
     "names": sorted(r.info.run_name for r in runs),
-    "steps": [sorted(m.step for m in client.get_metric_history(r.info.run_id, "window/ne")) for r in runs],
+    "steps": [
+        sorted(m.step for m in client.get_metric_history(r.info.run_id, "window/ne")) for r in runs
+    ],
     "tags": [[r.data.tags["data_version"], r.data.tags["windows"]] for r in runs],
     "digests": len(runs[0].inputs.dataset_inputs),
     "lineage": [[len(entry["windows"]), entry["data_version"]] for entry in lineage],

@@ -51,8 +51,8 @@ def prefetched(source: Iterable[Item], depth: int) -> Generator[Item]:
         stopped.set()
         _empty(
             ready
-            # A thread that waits for room goes on, sees that it is stopped, and puts at most one more
-            # item
+            # A thread that waits for room goes on, sees that it is stopped, and puts at most one
+            # more item
         )
         thread.join(JOIN_S)
 

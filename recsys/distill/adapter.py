@@ -39,8 +39,8 @@ class ScoreNetwork(nn.Module):
 
 
 class StudentAdapter(SideModel):
-    """A :class:`ScoreNetwork` per task that learns the task's hard label on the examples that have it
-    and a score.
+    """A :class:`ScoreNetwork` per task that learns the task's hard label on the examples that have
+    it and a score.
 
     Called with scores it gives its prediction without a gradient, so the student's loss does not
     reach it. It learns by Adam of its own; its gradient is the mean over the ranks' global batch

@@ -78,7 +78,7 @@ CPU = Hardware(
     reserved_gb=0.5,
     step_ms=5.24,  # fitted: optimiser, autograd and Python of a step
     cores=2,
-    source="fitted to 27 plans on 2 gloo ranks (python -m bench.planner_validation --fit)",
+    source="fitted to 27 plans on 2 gloo ranks (python -m bench.planner.validation --fit)",
 )
 
 

@@ -68,7 +68,10 @@ def _changes(model: PlannedModel, topology: Topology) -> Iterator[str]:
     if leaner_state and _fits(row_wise, topology):
         yield f"table_optimizer: rowwise_adagrad ({_needs(row_wise, topology)})"
     if leaner_state and halved != model and _fits(both, topology):
-        yield f"dtype: fp16 for every table and table_optimizer: rowwise_adagrad ({_needs(both, topology)})"
+        yield (
+            "dtype: fp16 for every table and table_optimizer: rowwise_adagrad "
+            f"({_needs(both, topology)})"
+        )
     yield from _more_nodes(model, topology, FEW_MORE_NODES)
     if topology.hardware.ssd is not None:
         yield from _more_ssd(model, topology)
@@ -81,7 +84,8 @@ def _more_nodes(model: PlannedModel, topology: Topology, times: int) -> Iterator
     )
     if nodes is not None:
         larger = replace(topology, nodes=nodes)
-        yield f"--nodes {nodes} ({_needs(model, larger)} of {format_bytes(sum(larger.total_bytes()))})"
+        capacity = format_bytes(sum(larger.total_bytes()))
+        yield f"--nodes {nodes} ({_needs(model, larger)} of {capacity})"
 
 
 def _more_ssd(model: PlannedModel, topology: Topology) -> Iterator[str]:

@@ -1,4 +1,5 @@
-"""What each way to shard a table costs: bytes by memory tier and milliseconds, per shard and in all.
+"""What each way to shard a table costs: bytes by memory tier and milliseconds, per shard and in
+all.
 
 Costs are counted bytes over bandwidths, after the cost functions of Neo (arXiv 2104.05158, section
 4): lookups move rows through the tier that holds them, pooled outputs move by all-to-all (whole

@@ -141,7 +141,8 @@ def check_kind(settings: ShardingSettings, table: str, kind: Kind) -> None:
         if getattr(settings.communication, direction) == "int8":
             raise InputError(
                 f"{settings.where(f'communication.{direction}')}: int8 does not work with {kind} "
-                f"of {table}, whose parts are added up on the way (reduce-scatter); use fp16 or bf16, "
+                f"of {table}, whose parts are added up on the way (reduce-scatter); use fp16 or "
+                "bf16, "
                 "or split the table table_wise, column_wise, table_column_wise or data_parallel"
             )
 

@@ -42,7 +42,8 @@ def calibrate(folder: Path, path: Path) -> Hardware:
             "collective_ms": _rounded(small * 1000),
             "dense_tflops": _rounded(_gemm_tflops()),
             "cores": os.cpu_count(),
-            "source": f"measured by calibrate: {RANKS} gloo ranks over the loopback, {torch.get_num_threads()} threads",
+            "source": f"measured by calibrate: {RANKS} gloo ranks over the loopback, "
+            f"{torch.get_num_threads()} threads",
         }
     )
     path.parent.mkdir(parents=True, exist_ok=True)

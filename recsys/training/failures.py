@@ -15,7 +15,10 @@ from recsys.training.non_finite import NonFiniteError
 FAILURE_SUFFIX = ".failure"
 RESTART_COUNT = "TORCHELASTIC_RESTART_COUNT"
 LASTING = (InputError, NonFiniteError)  # a restart mends neither input nor data
-MEMORY_HINT = "; if nobody did it by hand, the machine ran out of memory: lower world_size or use smaller tables"
+MEMORY_HINT = (
+    "; if nobody did it by hand, the machine ran out of memory: "
+    "lower world_size or use smaller tables"
+)
 # What gloo says, in an untyped RuntimeError, where the process at the other end has gone.
 LOST_PEER = (
     "Connection closed by peer",

@@ -14,8 +14,8 @@ from torch import distributed
 from recsys.training import resume
 from recsys.training.resume import Checkpoints, Position
 from recsys.training.settings import TrainSettings
-from tests.distributed.launches import run_cases
-from tests.distributed.test_checkpoints import make_engine, settings_for, train_steps
+from tests.support.engines import make_engine, settings_for, train_steps
+from tests.support.launches import run_cases
 
 STEPS = 4
 

@@ -8,76 +8,22 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, distributed
-from torch.distributed._shard.sharded_tensor.api import ShardedTensor
+from torch import Tensor
 
-from recsys.models.factory import build_ranker
 from recsys.training.checkpoints import MANIFEST_FILE, DamagedCheckpointError
-from recsys.training.engine import Engine
 from recsys.training.launch import RankKilledError, run_on_ranks
 from recsys.training.resume import Checkpoints, Position
 from recsys.training.settings import TrainSettings
-from tests.distributed.launches import run_cases
-from tests.distributed.test_engine import SCHEMA, SEED, model_settings, share, train_settings
-
-STEPS = 6
-ADAM = {
-    "table_optimizer": "rowwise_adagrad",
-    "dense_optimizer": "adam",
-    "table_learning_rate": 0.05,
-}
-
-
-def settings_for(kind: str, world_size: int, **changes: Any) -> TrainSettings:
-    return train_settings(world_size, sharding=kind, **(ADAM | changes))
-
-
-def make_engine(settings: TrainSettings, seed: int = SEED) -> Engine:
-    return Engine(build_ranker(SCHEMA, model_settings(), None, seed, "meta"), settings, seed)
-
-
-def train_steps(engine: Engine, first: int, last: int) -> None:
-    for step in range(first, last):
-        batch = share(32 - step, step, engine.rank, engine.world_size)
-        engine.train_step(batch, engine.serving_loss)
-
-
-def everything(engine: Engine) -> dict[str, Tensor]:
-    """Weights and optimiser state of all ranks, unsharded, by name, on rank 0; empty on the
-    others."""
-    mine: dict[
-        str, tuple[tuple[int, ...], list[tuple[list[int], Tensor]]]
-    ] = {}  # name: size, (offsets, shard)
-
-    def visit(path: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for name, inner in value.items():
-                visit(f"{path}/{name}", inner)
-        elif isinstance(value, ShardedTensor):
-            shards = [
-                (list(s.metadata.shard_offsets), s.tensor.detach().clone())
-                for s in value.local_shards()
-            ]
-            mine[path] = tuple(value.metadata().size), shards
-        else:
-            whole = torch.as_tensor(value).detach().clone()
-            mine[path] = tuple(whole.shape), [([0] * whole.dim(), whole)]
-
-    visit("", engine.state())
-    ranks: list[Any] | None = [None] * engine.world_size if engine.rank == 0 else None
-    distributed.gather_object(mine, ranks)
-    if ranks is None:
-        return {}
-    found: dict[str, Tensor] = {}
-    for name, (size, shards) in ((name, part) for rank in ranks for name, part in rank.items()):
-        whole = found.setdefault(name, torch.full(size, float("nan")))
-        for offsets, shard in shards:
-            places = tuple(
-                slice(start, start + n) for start, n in zip(offsets, shard.shape, strict=True)
-            )
-            whole[places] = shard
-    assert not any(value.isnan().any() for value in found.values())
-    return found
+from tests.support.engines import (
+    SEED,
+    STEPS,
+    everything,
+    make_engine,
+    settings_for,
+    train_steps,
+)
+from tests.support.files import flip_a_bit
+from tests.support.launches import run_cases
 
 
 def train_and_save(settings: TrainSettings, directory: Path) -> dict[str, Tensor]:
@@ -140,12 +86,6 @@ def test_equal_states_are_equal_bytes(tmp_path: Path) -> None:
         (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes()
         for path in files
     )
-
-
-def flip_a_bit(path: Path) -> None:
-    body = bytearray(path.read_bytes())
-    body[len(body) // 2] ^= 1
-    path.write_bytes(body)
 
 
 def load_damaged(settings: TrainSettings, folder: Path) -> dict[str, str]:

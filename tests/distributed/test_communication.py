@@ -15,7 +15,7 @@ from torch.nn.functional import embedding_bag
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from bench.wire import sent_bytes
+from bench.shared.wire import sent_bytes
 from recsys.config import InputError
 from recsys.data.loader import Batch
 from recsys.data.schema import Schema
@@ -27,8 +27,8 @@ from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.non_finite import NonFiniteLossError
 from recsys.training.settings import TrainSettings
-from tests.distributed import launches
-from tests.distributed.batches import random_share, schema_of
+from tests.support import launches
+from tests.support.batches import random_share, schema_of
 
 SEED = 7
 DIMENSION = 16
@@ -148,8 +148,8 @@ def recorded() -> Iterator[list[tuple[str, torch.dtype, int]]]:
 
         def call(*arguments: Any, **options: Any) -> Any:
             position = 0 if name == "all_reduce" else 1
-            given = options.get("input", arguments[position] if len(arguments) > position else None)
-            parts = given if isinstance(given, list) else [given]
+            given: Any = options["input"] if "input" in options else arguments[position]
+            parts: list[Tensor] = given if isinstance(given, list) else [given]
             if parts[0].dtype not in (torch.int32, torch.int64):
                 calls.append((name, parts[0].dtype, sum(part.nbytes for part in parts)))
             return collective(*arguments, **options)
@@ -436,7 +436,10 @@ def plan_kinds(settings: TrainSettings) -> set[str]:
 
 @pytest.mark.parametrize("kind", REDUCING)
 def test_int8_is_refused_where_a_collective_adds_up(kind: str) -> None:
-    pattern = rf"^TrainSettings: key 'communication.forward': int8 does not work with {kind} of table_\w+, .*table_wise"
+    pattern = (
+        rf"^TrainSettings: key 'communication.forward': int8 does not work with {kind} of "
+        r"table_\w+, .*table_wise"
+    )
     with pytest.raises(InputError, match=pattern):
         run_on_ranks(plan_kinds, (recipe_settings(1, kind, "int8"),), 1, 1)
     fixed = recipe_settings(1, "planner", "int8 both", table_sharding={"table_user": kind})

@@ -5,7 +5,7 @@ import itertools
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -25,9 +25,9 @@ from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.resume import Checkpoints, Position
 from recsys.training.settings import Quantisation, TrainSettings
-from tests.distributed.launches import run_cases
-from tests.distributed.test_checkpoints import everything, flip_a_bit, make_engine, settings_for
-from tests.distributed.test_engine import SEED, share
+from tests.support.engines import SEED, everything, make_engine, settings_for, share
+from tests.support.files import flip_a_bit
+from tests.support.launches import run_cases
 
 STEPS = 5
 FULL_EVERY = 3  # full, differential, differential, full, differential
@@ -161,11 +161,11 @@ def track(settings: TrainSettings) -> list[tuple[str, list[int], list[int]]]:
     """(table, TorchRec's rows, ours) on this rank, after two training steps."""
     engine = make_engine(settings)
     ours = TouchedRows(engine.module)
-    collection = engine.module.get_submodule("embeddings")
+    collection: Any = engine.module.get_submodule("embeddings")
     record = collection.post_lookup_tracker_fn
     collection.post_lookup_tracker_fn = None
     theirs = ModelDeltaTrackerTrec(engine._model)
-    second = collection.post_lookup_tracker_fn
+    second = cast(Any, collection.post_lookup_tracker_fn)
     collection.post_lookup_tracker_fn = lambda *a: (record(*a), second(*a))
     for step in range(2):
         engine.train_step(share(ROWS, step, engine.rank, engine.world_size), engine.serving_loss)

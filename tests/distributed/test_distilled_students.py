@@ -25,8 +25,8 @@ from recsys.models.factory import build_ranker
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.overlap import load_ahead, train_batches
-from tests.distributed.launches import run_cases
-from tests.distributed.test_parallelism import MODEL, SCHEMA, SEED, share, train_settings
+from tests.support.launches import run_cases
+from tests.support.sharded import MODEL, SCHEMA, SEED, share, train_settings
 
 SIZES = [
     32,

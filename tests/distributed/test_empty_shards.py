@@ -13,10 +13,10 @@ from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.overlap import train_batches
 from recsys.training.resume import Checkpoints, Position
-from tests.distributed.batches import random_share, schema_of
-from tests.distributed.launches import run_cases
-from tests.distributed.test_checkpoints import everything
-from tests.distributed.test_parallelism import MODEL, SEED, SIZES, TOLERANCE, train_settings
+from tests.support.batches import random_share, schema_of
+from tests.support.engines import everything
+from tests.support.launches import run_cases
+from tests.support.sharded import MODEL, SEED, SIZES, TOLERANCE, train_settings
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.config import InputError
-from recsys.data.loader import Batch
 from recsys.models.factory import build_ranker
 from recsys.models.partition_file import Partition
 from recsys.models.ranker import Ranker
@@ -20,45 +19,12 @@ from recsys.towers.engine import tower_engine
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.settings import TrainSettings
-from tests.distributed.batches import random_share, schema_of
-from tests.distributed.launches import Case, run_cases
+from tests.support.engines import FEATURES, SCHEMA, SEED, model_settings, share, train_settings
+from tests.support.launches import Case, run_cases
 
-SEED = 3
 TOLERANCE = 1e-6
 SIZES = [32, 32, 13]  # rows of the global batches; the last one is uneven on 2 ranks
-FEATURES = {"color": (7, "id"), "shop": (40, "id"), "history": (30, "list")}
-SCHEMA = schema_of(FEATURES)
 PARTITION = Partition("manual", [["color", "history"], ["shop"]], list(FEATURES))
-
-
-def model_settings(architecture: str = "dlrm", towers: bool = False) -> ModelSettings:
-    return ModelSettings.model_validate(
-        {
-            "architecture": architecture,
-            "embedding_dimension": 8,
-            "dense_layers": [8],
-            "over_layers": [16, 8],
-            "cross_rank": 4,
-            "towers": towers,
-            "tower_dimension": 4,
-        }
-    )
-
-
-def train_settings(world_size: int, **changes: Any) -> TrainSettings:
-    base = {
-        "world_size": world_size,
-        "global_batch_size": 32,
-        "table_optimizer": "sgd",
-        "dense_optimizer": "sgd",
-    }
-    rates = {"table_learning_rate": 0.5, "dense_learning_rate": 0.05}
-    return TrainSettings.model_validate({**base, **rates, **changes})
-
-
-def share(rows: int, seed: int, rank: int, world_size: int) -> Batch:
-    """Rank ``rank``'s share of a seeded global batch, padded with a copy of row 0."""
-    return random_share(FEATURES, SCHEMA.dense_width, rows, seed, rank, world_size)
 
 
 def train(

@@ -24,7 +24,7 @@ from recsys.evaluation.report import evaluate
 from recsys.evaluation.settings import EvaluateSettings
 from recsys.models.ranker import log_odds
 from recsys.serving.predictor import Predictor
-from tests.recsys.distill.test_pipeline import MODEL, ROWS, TEACHER, TRAIN, WINDOWS, windows_dir  # noqa: F401
+from tests.support.toy_stream import MODEL, ROWS, TEACHER, TRAIN, WINDOWS
 
 pytestmark = pytest.mark.slow
 TASKS = {"clicks": ["click"], "sales": ["conversion"], "shop": ["conversion", "click"]}
@@ -52,11 +52,20 @@ CLOSE = 1e-6
 
 
 @pytest.fixture(scope="module")
-def windows_of_two(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def windows_of_two(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toy windows with conversions, which only clicked examples have."""
     folder = tmp_path_factory.mktemp("two")
-    Schema("toy", ["price"], Schema.load(windows_dir).categorical, ["a", "b"], WINDOWS, 0.25, {},
-           ["click", "conversion"], [0.5]).save(folder)  # fmt: skip
+    Schema(
+        "toy",
+        ["price"],
+        Schema.load(windows_dir).categorical,
+        ["a", "b"],
+        WINDOWS,
+        0.25,
+        {},
+        ["click", "conversion"],
+        [0.5],
+    ).save(folder)
     for window in WINDOWS:
         (folder / window.name).mkdir()
         frame = pl.read_parquet(windows_dir / window.name / "part-00000.parquet")
@@ -207,7 +216,7 @@ def test_one_record_per_example_serves_students_of_different_tasks(root: Path) -
 
 def test_a_student_of_one_task_is_untouched_by_what_the_data_hold_besides(
     root: Path,
-    windows_dir: Path,  # noqa: F811
+    windows_dir: Path,
     tmp_path: Path,
 ) -> None:
     """Its plain arm, trained on the same windows without conversions, writes the same bytes."""
@@ -242,7 +251,7 @@ def test_teacher_measures_each_task_on_the_examples_that_have_its_label(
 
 def test_report_tells_tasks_apart(root: Path, windows_of_two: Path, tmp_path: Path) -> None:
     settings = EvaluateSettings(first_evaluation_window=1, bootstrap_samples=10)
-    folders = [windows_of_two, windows_of_two / "oracle", root / "teacher", root / "students"]
+    folders = windows_of_two, windows_of_two / "oracle", root / "teacher", root / "students"
     report = evaluate(*folders, settings, tmp_path)
     assert report.tasks == TASKS
     table = (tmp_path / "table.md").read_text().splitlines()

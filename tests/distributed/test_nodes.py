@@ -20,14 +20,8 @@ from recsys.training.failures import LostPeerError
 from recsys.training.launch import launch
 from recsys.training.resume import Checkpoints, Position
 from recsys.training.settings import TrainSettings
-from tests.distributed.agents import Agent, start_agent
-from tests.distributed.test_checkpoints import (
-    STEPS,
-    everything,
-    make_engine,
-    settings_for,
-    train_steps,
-)
+from tests.support.agents import Agent, free_port, start_agent
+from tests.support.engines import STEPS, everything, make_engine, settings_for, train_steps
 
 LOST_AT = 3
 BOUND_S = 90
@@ -74,12 +68,6 @@ def node_settings(kind: str, ranks_per_node: int, port: int, **changes: Any) -> 
         kind, 2 * ranks_per_node, nodes=nodes, network_interface="lo", rank_timeout_s=60
     )
     return TrainSettings.model_validate(base.model_dump() | changes)
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def listening(port: int) -> bool:

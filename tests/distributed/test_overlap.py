@@ -22,17 +22,9 @@ from recsys.training.launch import run_on_ranks
 from recsys.training.non_finite import NonFiniteLossError
 from recsys.training.overlap import load_ahead, train_batches
 from recsys.training.settings import TrainSettings
-from tests.distributed.launches import run_cases
-from tests.distributed.test_parallelism import (
-    CASES,
-    KINDS,
-    MIXED,
-    MODEL,
-    SCHEMA,
-    SEED,
-    share,
-    train_settings,
-)
+from tests.support.comparing import same
+from tests.support.launches import run_cases
+from tests.support.sharded import CASES, KINDS, MIXED, MODEL, SCHEMA, SEED, share, train_settings
 
 SIZES = [
     32,
@@ -119,19 +111,6 @@ def compare_all(runs: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
         assert plain["counts"] == ((sum(LENGTHS) - 1, 1) if bad else (sum(LENGTHS), 0))
         differences[name] = [key for key in plain if not same(plain[key], overlapped[key])]
     return differences
-
-
-def same(left: Any, right: Any) -> bool:
-    """Whether two results hold the same bits; NaN equals NaN."""
-    if isinstance(left, Tensor):
-        return left.numpy().tobytes() == right.numpy().tobytes()
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(
-            same(value, right[key]) for key, value in left.items()
-        )
-    if isinstance(left, list | tuple):
-        return len(left) == len(right) and all(map(same, left, right))
-    return left == right or (math.isnan(left) and math.isnan(right))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, pytest.param(4, marks=pytest.mark.slow)])

@@ -19,76 +19,32 @@ from recsys.models.factory import build_ranker
 from recsys.models.initial_tables import initial_rows
 from recsys.models.partition_file import Partition
 from recsys.models.ranker import table_configs
-from recsys.models.settings import ModelSettings
-from recsys.planning.tables import SHARDINGS
 from recsys.towers.engine import tower_engine
 from recsys.training import engine as engine_module
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.non_finite import NonFiniteLossError
 from recsys.training.settings import TrainSettings
-from tests.distributed.batches import random_share, schema_of
-from tests.distributed.launches import Case, run_cases
-
-SEED = 5
-TOLERANCE = 1e-6
-EPSILON = 1e-8
-DIMENSION = 16  # four column shards
-FEATURES = {"color": (5, "id"), "shop": (40, "id"), "history": (30, "list"), "user": (64, "id")}
-SIZES = [32, 32, 13]  # rows of the global batches; the last one is uneven
-DYADIC_SIZES = [8, 4, 2]  # on 4 ranks two have no row of the last one
-SCHEMA = schema_of(FEATURES)
-MODEL = ModelSettings.model_validate(
-    {
-        "architecture": "dlrm",
-        "embedding_dimension": DIMENSION,
-        "dense_layers": [8],
-        "over_layers": [8],
-        "cross_rank": 4,
-    }
+from tests.support.launches import Case, run_cases
+from tests.support.sharded import (
+    CASES,
+    COLUMN_KINDS,
+    DIMENSION,
+    FEATURES,
+    KINDS,
+    MIXED,
+    MODEL,
+    OPTIMIZERS,
+    SCHEMA,
+    SEED,
+    SIZES,
+    TOLERANCE,
+    share,
+    train_settings,
 )
-COLUMN_KINDS = [kind for kind, sharding in SHARDINGS.items() if sharding.columns]
-KINDS = list(SHARDINGS)
-OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad")
-MIXED = {
-    "table_color": "data_parallel",
-    "table_shop": "grid_shard",
-    "table_history": "table_row_wise",
-    "table_user": "table_column_wise",
-}
-CASES = {
-    f"{kind}-{optimizer}": {"sharding": kind, "table_optimizer": optimizer}
-    for optimizer in OPTIMIZERS
-    for kind in KINDS
-    if optimizer != "rowwise_adagrad" or kind not in COLUMN_KINDS
-} | {
-    "grid_on_hosts_of_one-sgd": {"sharding": "grid_shard", "ranks_per_host": 1},
-    "mixed-adagrad": {"table_sharding": MIXED, "table_optimizer": "adagrad"},
-    "planner-sgd": {
-        "table_sharding": {"table_user": "column_wise", "table_color": "data_parallel"}
-    },
-}
 
-
-def train_settings(world_size: int, **changes: Any) -> TrainSettings:
-    """Four ranks are two hosts of two."""
-    base = {
-        "world_size": world_size,
-        "global_batch_size": 32,
-        "table_optimizer": "sgd",
-        "dense_optimizer": "sgd",
-    }
-    rates = {
-        "table_learning_rate": 0.1,
-        "dense_learning_rate": 0.05,
-        "ranks_per_host": min(world_size, 2),
-    }
-    return TrainSettings.model_validate({**base, **rates, **changes})
-
-
-def share(rows: int, seed: int, rank: int, world_size: int, dyadic: bool = False) -> Batch:
-    """Rank ``rank``'s share of a seeded global batch, padded with a copy of row 0."""
-    return random_share(FEATURES, SCHEMA.dense_width, rows, seed, rank, world_size, few_bits=dyadic)
+EPSILON = 1e-8
+DYADIC_SIZES = [8, 4, 2]  # on 4 ranks two have no row of the last one
 
 
 def train_all(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Sequences pooled by attention, in every kind of sharding on gloo ranks, against lookups and
 attention by hand."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.overlap import train_batches
 from recsys.training.settings import TrainSettings
-from tests.distributed.batches import random_share, schema_of
+from tests.support.batches import random_share, schema_of
 
 pytestmark = pytest.mark.slow
 
@@ -125,7 +125,7 @@ def lists_of(batch: Batch, name: str) -> list[list[int]]:
     return [part.tolist() for part in jagged.values().split(jagged.lengths().tolist())]
 
 
-def attend_by_hand(weights: dict[str, Tensor], query: Tensor, keys: Tensor) -> Tensor:
+def attend_by_hand(weights: Mapping[str, Tensor], query: Tensor, keys: Tensor) -> Tensor:
     """Softmax attention of one example in two heads, with a key and a value of zeros: [N], [n, N]
     -> [N]."""
     projections = weights["attention.in_proj_weight"].split(DIMENSION)
@@ -143,7 +143,7 @@ def attend_by_hand(weights: dict[str, Tensor], query: Tensor, keys: Tensor) -> T
     )
 
 
-def weigh_by_hand(weights: dict[str, Tensor], query: Tensor, keys: Tensor) -> Tensor:
+def weigh_by_hand(weights: Mapping[str, Tensor], query: Tensor, keys: Tensor) -> Tensor:
     """DIN's sum of one example: [N], [n, N] -> [N]."""
     total = torch.zeros(DIMENSION)
     for key in keys:
@@ -153,7 +153,7 @@ def weigh_by_hand(weights: dict[str, Tensor], query: Tensor, keys: Tensor) -> Te
     return total
 
 
-def embed_by_hand(ranker: Ranker, tables: dict[str, Tensor], batch: Batch) -> Tensor:
+def embed_by_hand(ranker: Ranker, tables: Mapping[str, Tensor], batch: Batch) -> Tensor:
     """Embeddings [B, F, N], example by example."""
     pools = {
         name: dict(ranker.sequences.pools[f"{name}_pool"].named_parameters())

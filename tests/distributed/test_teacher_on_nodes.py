@@ -8,10 +8,10 @@ import pytest
 from recsys.distill.teacher import train_teacher
 from recsys.distill.training_job import TrainingJob
 from recsys.training.settings import TrainSettings
-from tests.distributed.agents import start_agent
-from tests.distributed.test_nodes import BOUND_S, free_port
-from tests.recsys.distill.test_pipeline import TEACHER, TRAIN, windows_dir  # noqa: F401
-from tests.recsys.distill.test_resume import contents
+from tests.support.agents import free_port, start_agent
+from tests.support.files import contents
+from tests.support.killing import BOUND_S
+from tests.support.toy_stream import TEACHER, TRAIN
 
 
 def teacher_of_node(windows: Path, train: TrainSettings, output: Path, resume: Path) -> None:
@@ -20,7 +20,7 @@ def teacher_of_node(windows: Path, train: TrainSettings, output: Path, resume: P
 
 
 @pytest.mark.slow
-def test_first_node_writes_what_one_node_writes(windows_dir: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_first_node_writes_what_one_node_writes(windows_dir: Path, tmp_path: Path) -> None:
     one = TRAIN.model_copy(update={"world_size": 2, "ranks_per_host": 1})
     nodes = {"count": 2, "rendezvous_endpoint": f"127.0.0.1:{free_port()}"}
     two = TrainSettings.model_validate(

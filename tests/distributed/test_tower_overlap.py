@@ -14,9 +14,9 @@ from recsys.towers.exchange import PeerExchange
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.overlap import train_batches
-from tests.distributed.launches import run_cases
-from tests.distributed.test_overlap import same
-from tests.distributed.test_tower_transform import (
+from tests.support.comparing import same
+from tests.support.launches import run_cases
+from tests.support.towers import (
     SCHEMA,
     SEED,
     model_settings,

@@ -16,8 +16,8 @@ from recsys.training import engine as engine_module
 from recsys.training.differential import TouchedRows
 from recsys.training.launch import run_on_ranks
 from recsys.training.overlap import train_batches
-from tests.distributed.test_checkpoints import everything
-from tests.distributed.test_tower_transform import (
+from tests.support.engines import everything
+from tests.support.towers import (
     DIMENSION,
     EXACT_SIZES,
     FEATURES,

@@ -1,25 +1,18 @@
 """The tower transform on 4, 6 and 8 gloo ranks, as several hosts, against the flat engine and
 against one process."""
 
-import random
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor, distributed, nn
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.config import InputError
-from recsys.data.loader import Batch
 from recsys.models.factory import build_ranker
-from recsys.models.initial_tables import initial_rows
 from recsys.models.partition_file import Partition
-from recsys.models.ranker import SERVING, Ranker
-from recsys.models.settings import ModelSettings
 from recsys.sharding.settings import CommunicationSettings
 from recsys.towers.engine import tower_engine
 from recsys.towers.tower_groups import place_towers
@@ -29,34 +22,34 @@ from recsys.training import engine as engine_module
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.settings import TrainSettings
-from tests.distributed.batches import random_share, schema_of
-from tests.distributed.launches import Case, run_cases
-from tests.distributed.test_checkpoints import everything
+from tests.support.engines import everything
+from tests.support.launches import Case, run_cases
+from tests.support.towers import (
+    DIMENSION,
+    EXACT_SIZES,
+    FEATURES,
+    KINDS,
+    SCHEMA,
+    SEED,
+    SIZES,
+    TOLERANCE,
+    Products,
+    few_bits,
+    model_settings,
+    random_partition,
+    share,
+    signed,
+    train_settings,
+)
 
 pytestmark = pytest.mark.slow
 
-SEED = 11
-TOLERANCE = 1e-6
-DIMENSION = 16
-FEATURES = {
-    "color": (5, "id"),
-    "shop": (40, "id"),
-    "history": (30, "list"),
-    "user": (64, "id"),
-    "tags": (9, "list"),
-    "city": (12, "id"),
-    "hour": (24, "id"),
-}
-SCHEMA = schema_of(FEATURES)
 # By number of ranks: hosts T, ranks a host L, hosts a tower K.
 LAYOUTS = {
     4: [(2, 2, 1), (4, 1, 1), (1, 4, 1), (4, 1, 2)],
     6: [(3, 2, 1)],
     8: [(2, 4, 1), (4, 2, 1), (4, 2, 2)],
 }
-KINDS = ["table_wise", "column_wise", "row_wise"]
-SIZES = [32, 32, 13]  # rows of the global batches; the last one is uneven
-EXACT_SIZES = [8, 4, 2]  # most ranks have no row of the last one
 CASES: dict[str, dict[str, Any]] = {
     "sgd": {
         "table_optimizer": "sgd",
@@ -72,86 +65,12 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def model_settings(architecture: str) -> ModelSettings:
-    return ModelSettings.model_validate(
-        {
-            "architecture": architecture,
-            "embedding_dimension": DIMENSION,
-            "dense_layers": [8],
-            "over_layers": [8],
-            "cross_rank": 4,
-            "towers": True,
-            "tower_dimension": 4,
-        }
-    )
-
-
-def train_settings(
-    world_size: int, layout: tuple[int, int, int] | None, **changes: Any
-) -> TrainSettings:
-    """With a layout the transform, else the flat engine, its tables whole."""
-    base = {
-        "world_size": world_size,
-        "global_batch_size": 32,
-        "table_optimizer": "sgd",
-        "dense_optimizer": "sgd",
-    }
-    rates = {"table_learning_rate": 0.1, "dense_learning_rate": 0.05}
-    hosts: dict[str, Any] = {"sharding": "table_wise"}
-    if layout is not None:
-        hosts = {"tower_transform": True, "ranks_per_host": layout[1], "hosts_per_tower": layout[2]}
-    else:
-        changes = {
-            name: value
-            for name, value in changes.items()
-            if name not in ("sharding", "table_sharding")
-        }
-    return TrainSettings.model_validate({**base, **rates, **hosts, **changes})
-
-
-def random_partition(layout: tuple[int, int, int], seed: int) -> Partition:
-    """Any features in any towers, at least one tower a group of hosts."""
-    draw = random.Random(f"{layout} {seed}")
-    names = list(FEATURES)
-    draw.shuffle(names)
-    count = draw.randint(max(layout[0] // layout[2], 2), len(names))
-    cuts = [0, *sorted(draw.sample(range(1, len(names)), count - 1)), len(names)]
-    return Partition("manual", [names[a:b] for a, b in pairwise(cuts)], list(FEATURES))
-
-
-def share(rows: int, seed: int, rank: int, world_size: int) -> Batch:
-    """Rank ``rank``'s share of a seeded global batch of few bits, padded with a copy of row 0."""
-    return random_share(FEATURES, SCHEMA.dense_width, rows, seed, rank, world_size, few_bits=True)
-
-
 class Halves(nn.Linear):
     """A tower module whose weights are a half each: forward [B, F, N] -> [B, F * N / 4]."""
 
     def __init__(self) -> None:
         super().__init__(DIMENSION, DIMENSION // 4, bias=False)
         nn.init.constant_(self.weight, 0.5)
-
-
-class Products(Ranker):
-    """The sum of all products of the dense vector and of the towers' vectors: its gradients are
-    sums of few bits."""
-
-    def forward(self, dense: Tensor, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
-        projected = dense.sum(dim=1, keepdim=True).expand(-1, DIMENSION)
-        vectors = torch.cat([projected, *self.tower_outputs(sparse)], dim=1)
-        vectors = vectors.unflatten(1, (-1, DIMENSION // 4))  # [B, V, N / 4]
-        squared_sum, squares = vectors.sum(dim=1).square(), vectors.square().sum(dim=1)
-        return {SERVING: (squared_sum - squares).sum(dim=1) / 2}
-
-
-def few_bits(*arguments: Any) -> Tensor:
-    """Initial rows rounded to sixteenths."""
-    return (initial_rows(*arguments) * 16).round() / 16
-
-
-def signed(outputs: dict[str, Tensor], batch: Batch) -> Tensor:
-    """The output, less for the clicked: [B]."""
-    return outputs[SERVING] * (1 - 2 * batch.label)
 
 
 def exact_engine(settings: TrainSettings, partition: Partition, modules: str) -> Engine:
@@ -307,10 +226,14 @@ def train_case(
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     partition = random_partition(layout, 1)
     results: dict[str, Any] = {}
-    for name, used in {"flat": None, "transformed": layout if world_size > 1 else None}.items():
+
+    def engine_of(used: tuple[int, int, int] | None) -> Engine:
         ranker = build_ranker(SCHEMA, model_settings(architecture), partition, SEED, "meta")
-        engine = tower_engine(ranker, train_settings(world_size, used, **changes), SEED, partition)
-        results[name] = engine.predict(share(32, 9, rank, world_size))
+        return tower_engine(ranker, train_settings(world_size, used, **changes), SEED, partition)
+
+    results["flat"] = engine_of(None).predict(share(32, 9, rank, world_size))
+    engine = engine_of(layout if world_size > 1 else None)
+    results["transformed"] = engine.predict(share(32, 9, rank, world_size))
     losses = []
     for step, rows in enumerate(SIZES):
         losses.append(engine.train_step(share(rows, step, rank, world_size), engine.serving_loss))
@@ -479,7 +402,7 @@ def test_checkpoints_are_the_same_with_and_without_the_transform(
             )
 
 
-def sent_across(layout: tuple[int, int, int], precision: str) -> dict[str, Any]:
+def sent_across(layout: tuple[int, int, int], precision: Literal["fp32", "fp16"]) -> dict[str, Any]:
     """On every rank: bytes of floats that one training step sends to other hosts, and the
     outputs."""
     rank, world_size = distributed.get_rank(), distributed.get_world_size()

@@ -34,11 +34,11 @@ def test_package_without_the_runner_is_the_same_line(monkeypatch: pytest.MonkeyP
 
 def test_dask_has_one_worker_per_share_that_may_start_ranks() -> None:
     pytest.importorskip("prefect_dask", reason="needs pip install 'towerflow[dask]'")
-    import dask
+    from dask import config
 
     runner = task_runner("dask", 3, "params/augment.yaml")
     assert runner.cluster_kwargs == {"n_workers": 3, "threads_per_worker": 1}
-    assert dask.config.get("distributed.worker.daemon") is False
+    assert config.get("distributed.worker.daemon") is False
 
 
 def test_ray_has_one_worker_per_share() -> None:

@@ -88,7 +88,10 @@ def test_two_schedules_are_refused(project: Path) -> None:
 def test_a_lock_refuses_a_second_process_in_one_line_and_is_free_after_its_holder_was_killed(
     project: Path,
 ) -> None:
-    holder = "from tasks.project import only_one; c = only_one('stream.lock', ''); c.__enter__(); print(1, flush=True); "
+    holder = (
+        "from tasks.project import only_one; c = only_one('stream.lock', ''); c.__enter__(); "
+        "print(1, flush=True); "
+    )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [sys.executable, "-c", holder + "input()"],

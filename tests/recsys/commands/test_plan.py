@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -180,6 +180,7 @@ KINDS = [
 def test_torchrec_gets_what_its_own_helpers_make(kind: str) -> None:
     """The same ranks, offsets and sizes as construct_module_sharding_plan for the same choice."""
     import torch
+    from torch.distributed._shard.sharding_spec.api import EnumerableShardingSpec
     from torchrec.distributed import sharding_plan as helpers
     from torchrec.modules.embedding_configs import EmbeddingBagConfig
     from torchrec.modules.embedding_modules import EmbeddingBagCollection
@@ -212,7 +213,7 @@ def test_torchrec_gets_what_its_own_helpers_make(kind: str) -> None:
     own = helpers.construct_module_sharding_plan(
         collection,
         per_param_sharding={"t": generators[kind]()},
-        sharder=BagSharder(),
+        sharder=cast(Any, BagSharder()),
         local_size=2,
         world_size=4,
         device_type="cpu",
@@ -220,8 +221,9 @@ def test_torchrec_gets_what_its_own_helpers_make(kind: str) -> None:
     assert made.sharding_type == kind
     assert made.compute_kernel == ("dense" if kind == "data_parallel" else "fused")
     if kind != "data_parallel":
-        shards = made.sharding_spec.shards
-        assert [(s.shard_offsets, s.shard_sizes) for s in shards] == [
+        assert isinstance(made.sharding_spec, EnumerableShardingSpec)
+        assert isinstance(own.sharding_spec, EnumerableShardingSpec)
+        assert [(s.shard_offsets, s.shard_sizes) for s in made.sharding_spec.shards] == [
             (s.shard_offsets, s.shard_sizes) for s in own.sharding_spec.shards
         ]
         assert made.ranks == own.ranks
@@ -278,12 +280,12 @@ def _trained_on_a_plan() -> tuple[float, list[int]]:
         model,
         device=torch.device("cpu"),
         plan=to_torchrec_plan(both, topology, paths),
-        sharders=[BagSharder()],
+        sharders=[cast(Any, BagSharder())],
     )
     ids = KeyedJaggedTensor.from_lengths_sync(
         ["shop", "user"], torch.tensor([1, 999_999]), torch.tensor([1, 1])
     )
-    pooled = sharded.module.embeddings(ids).wait().to_dict()
+    pooled = sharded.module.get_submodule("embeddings")(ids).wait().to_dict()
     total = pooled["shop"].sum() + pooled["user"].sum()
     total.backward()
     return float(total), [distributed.get_rank(), *pooled["shop"].shape]

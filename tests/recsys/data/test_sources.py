@@ -10,24 +10,12 @@ import pytest
 
 from recsys.config import InputError
 from recsys.data.encoding import hash_to_rows
-from recsys.data.ingest import IngestReport, ingest
 from recsys.data.schema import Schema
-from recsys.data.settings import DatasetSettings, DataSettings, load_dataset
+from recsys.data.settings import DataSettings, load_dataset
+from tests.support.raw_logs import LOG, SECTION, rows_of, run
 
 HOUR_MS = 3_600_000
 PARAMS = Path(__file__).resolve().parents[3] / "params"
-
-
-def run(
-    data: DataSettings, root: Path, name: str, section: dict[str, Any], **changes: Any
-) -> IngestReport:
-    dataset = DatasetSettings.model_validate({"format": name, name: section})
-    settings = data.model_copy(update={"root": str(root), "dataset": name, **changes})
-    return ingest(settings, dataset, root / "windows", root / "oracle")
-
-
-def rows_of(root: Path) -> pl.DataFrame:
-    return pl.read_parquet(root / "windows" / "*" / "part-*.parquet")
 
 
 def criteo_line(label: str = "0", integer: str = "5", category: str = "68fd1e64") -> str:
@@ -91,26 +79,6 @@ def test_too_many_bad_rows_stop_ingest(data_settings: DataSettings, tmp_path: Pa
     assert str(caught.value).count("label outside") == 3 and "\n" not in str(caught.value)
 
 
-LOG = pl.DataFrame({
-    "time": [1_704_070_800 + 600 * i for i in range(40)],
-    "clicked": [i % 4 == 0 for i in range(40)],
-    "user": [f"u{i % 5}" for i in range(40)],
-    "price": [float(i) for i in range(40)],
-    "device": [i % 3 for i in range(40)],
-}).with_columns(pl.col("clicked").cast(pl.Int64))  # fmt: skip
-
-SECTION: dict[str, Any] = {
-    "files": ["log.csv"],
-    "file_format": "csv",
-    "time": {"column": "time", "unit": "s", "label_delay_s": 60},
-    "label": "clicked",
-    "group": "user",
-    "domain": {"column": "device", "values": {"0": "phone", "1": "desk"}, "other": "other"},
-    "dense": ["price"],
-    "categorical": [{"column": "user", "table_rows": 50}],
-}
-
-
 @pytest.mark.parametrize("file_format", ["csv", "tsv", "parquet"])
 def test_table_formats_agree(data_settings: DataSettings, tmp_path: Path, file_format: str) -> None:
     shuffled = LOG.sample(fraction=1.0, shuffle=True, seed=1)
@@ -139,8 +107,10 @@ def test_table_quarantines_bad_rows(data_settings: DataSettings, tmp_path: Path)
     kept = pl.read_parquet(tmp_path / "windows" / "quarantine.parquet")
     assert (report.rows, report.quarantined) == (37, 3)
     assert kept["reason"].to_list() == [
-        "missing or unparsable time", "label outside {0, 1}", "unparsable number in price"
-    ]  # fmt: skip
+        "missing or unparsable time",
+        "label outside {0, 1}",
+        "unparsable number in price",
+    ]
     assert rows_of(tmp_path)["price"].null_count() == 1
 
 
@@ -168,14 +138,21 @@ def test_unknown_dataset_names_the_nearest(data_settings: DataSettings) -> None:
 
 
 def test_impression_lists(data_settings: DataSettings, tmp_path: Path) -> None:
-    pl.DataFrame({
-        "time": [1_704_070_800, 1_704_070_900], "seen": [[3, 1, 2], [1, 4]], "hit": [[1, 1], []],
-    }).with_columns(pl.col("hit").cast(pl.List(pl.Int64))).write_parquet(tmp_path / "log.parquet")  # fmt: skip
+    pl.DataFrame(
+        {
+            "time": [1_704_070_800, 1_704_070_900],
+            "seen": [[3, 1, 2], [1, 4]],
+            "hit": [[1, 1], []],
+        }
+    ).with_columns(pl.col("hit").cast(pl.List(pl.Int64))).write_parquet(tmp_path / "log.parquet")
     section = {
-        "files": ["log.parquet"], "file_format": "parquet", "time": {"column": "time", "unit": "s"},
-        "explode": {"shown": "seen", "clicked": "hit", "item": "candidate"}, "dense": ["shown_count"],
+        "files": ["log.parquet"],
+        "file_format": "parquet",
+        "time": {"column": "time", "unit": "s"},
+        "explode": {"shown": "seen", "clicked": "hit", "item": "candidate"},
+        "dense": ["shown_count"],
         "categorical": [{"column": "candidate", "table_rows": 50}],
-    }  # fmt: skip
+    }
     run(data_settings, tmp_path, "table", section)
     rows = rows_of(tmp_path)
     assert rows["label"].to_list() == [0, 1, 0, 0, 0]
@@ -185,11 +162,13 @@ def test_impression_lists(data_settings: DataSettings, tmp_path: Path) -> None:
 
 def click_log() -> pl.DataFrame:
     """Three items clicked over four hours; session s has clicked item 1 before."""
-    return pl.DataFrame({
-        "time": [HOUR_MS * hour + 1000 * i for hour in range(4) for i in range(30)],
-        "item": [i % 3 for _ in range(4) for i in range(30)],
-        "session": [f"s{hour}-{i // 2}" for hour in range(4) for i in range(30)],
-    })  # fmt: skip
+    return pl.DataFrame(
+        {
+            "time": [HOUR_MS * hour + 1000 * i for hour in range(4) for i in range(30)],
+            "item": [i % 3 for _ in range(4) for i in range(30)],
+            "session": [f"s{hour}-{i // 2}" for hour in range(4) for i in range(30)],
+        }
+    )
 
 
 CLICKS: dict[str, Any] = {

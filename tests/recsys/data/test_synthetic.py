@@ -1,6 +1,5 @@
 """The generated stream: reproducible, with the promised base rate and signal."""
 
-import hashlib
 from pathlib import Path
 
 import polars as pl
@@ -10,16 +9,9 @@ from sklearn.metrics import roc_auc_score
 from recsys.config import InputError
 from recsys.data.ingest import IngestReport, ingest
 from recsys.data.settings import DatasetSettings, DataSettings
+from tests.support.files import digests
 
 ORACLE_AUC_BAR = 0.80
-
-
-def digests(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
-    }
 
 
 def test_same_settings_same_bytes(

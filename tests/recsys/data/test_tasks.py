@@ -16,8 +16,8 @@ from recsys.data.loader import WindowReader
 from recsys.data.schema import Schema
 from recsys.data.settings import DatasetSettings, DataSettings
 from recsys.distill.score_log import ScoreLog
-from tests.recsys.data.test_sources import LOG, SECTION, rows_of, run
-from tests.recsys.data.test_synthetic import digests
+from tests.support.files import digests
+from tests.support.raw_logs import LOG, SECTION, rows_of, run
 
 CONVERSIONS = {"rate": 0.3, "strength": 0.8, "click_strength": 0.5, "labelled": "impressions"}
 

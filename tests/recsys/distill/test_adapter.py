@@ -19,7 +19,8 @@ from recsys.evaluation.metrics import auc, normalized_entropy
 from recsys.models.factory import build_ranker
 from recsys.training.non_finite import NonFiniteGradientError
 from recsys.training.settings import TrainSettings
-from tests.recsys.distill.test_heads import MODEL, ROWS, SCHEMA, batch
+from tests.support.comparing import same
+from tests.support.distilled import MODEL, ROWS, SCHEMA, batch, weights_of
 
 OFFSET = 1.5
 
@@ -41,19 +42,9 @@ def weights(adapter: StudentAdapter) -> list[Tensor]:
     return [value for task in adapter.networks for value in weights_of(adapter, task)]
 
 
-def weights_of(adapter: StudentAdapter, task: str) -> list[Tensor]:
-    state = adapter.state()["side"][task]
-    optimizer = [value for states in state["optimizer"].values() for value in states.values()]
-    return copy.deepcopy([*state["network"].values(), *optimizer])
-
-
 def gradient_norm(adapter: StudentAdapter) -> float:
     parameters = adapter.networks["serving"].parameters()
     return math.hypot(*(p.grad.norm().item() for p in parameters if p.grad is not None))
-
-
-def same(first: list[Tensor], second: list[Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_it_starts_as_the_teacher() -> None:

@@ -10,50 +10,11 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.data.loader import Batch
-from recsys.data.schema import CategoricalFeature, Schema
 from recsys.distill.distillation_settings import AdapterSettings, DistillationSettings
 from recsys.distill.heads import DistilledRanker, scale_gradient
 from recsys.distill.losses import DistillationLoss
 from recsys.models.factory import build_ranker
-from recsys.models.settings import ModelSettings
-
-ROWS = 16
-SCHEMA = Schema(
-    "toy",
-    ["price"],
-    [CategoricalFeature("user", 20), CategoricalFeature("ad", 10)],
-    ["all"],
-    [],
-    0.1,
-    {},
-)
-MODEL = ModelSettings(embedding_dimension=4, dense_layers=[8], over_layers=[8, 6])
-
-
-def batch(score: Tensor | None = None) -> Batch:
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.cat(
-        [
-            torch.randint(20, (ROWS,), generator=generator),
-            torch.randint(10, (ROWS,), generator=generator),
-        ]
-    )
-    rows = torch.arange(ROWS)
-    return Batch(
-        dense=torch.randn(ROWS, SCHEMA.dense_width, generator=generator),
-        sparse=KeyedJaggedTensor(
-            keys=["user", "ad"], values=ids, lengths=torch.ones(2 * ROWS, dtype=torch.int64)
-        ),
-        label=(torch.rand(ROWS, generator=generator) < 0.3).float(),
-        weight=torch.ones(ROWS),
-        domain=torch.zeros(ROWS, dtype=torch.int64),
-        group=rows,
-        example_id=rows,
-        event_time=rows,
-        score=torch.randn(ROWS, generator=generator) if score is None else score,
-        staleness_ms=torch.zeros(ROWS, dtype=torch.int64),
-        global_rows=ROWS,
-    )
+from tests.support.distilled import MODEL, ROWS, SCHEMA, batch
 
 
 def distilled(**changes: Any) -> tuple[DistilledRanker, DistillationLoss]:
@@ -176,7 +137,7 @@ def served_calibration(mode: str, w: float, ratio: float) -> float:
 
 
 @pytest.mark.parametrize(("w", "ratio"), [(0.5, 2.0), (1.0, 1.86), (3.0, 2.0)])
-def test_a_biased_teacher_moves_the_single_head_by_the_closed_form_and_the_auxiliary_head_not_at_all(
+def test_a_biased_teacher_moves_the_single_head_by_the_closed_form_the_auxiliary_head_not(
     w: float, ratio: float
 ) -> None:
     assert served_calibration("shared", w, ratio) == pytest.approx(

@@ -11,7 +11,7 @@ from recsys.data.loader import Batch
 from recsys.distill.distillation_settings import DistillationSettings
 from recsys.distill.losses import DistillationLoss
 from recsys.units import MS_PER_HOUR
-from tests.recsys.distill.test_heads import ROWS, batch
+from tests.support.distilled import ROWS, batch
 
 OUTPUTS = {"serving": torch.linspace(-2, 1, ROWS), "distillation": torch.linspace(1, -2, ROWS)}
 

@@ -12,11 +12,11 @@ import pytest
 from recsys.distill.teacher import train_teacher
 from recsys.distill.training_job import TrainingJob
 from recsys.training.non_finite import NonFiniteLossError
-from tests.recsys.distill.test_pipeline import TEACHER, TRAIN, windows_dir  # noqa: F401
+from tests.support.toy_stream import TEACHER, TRAIN
 
 
 @pytest.fixture
-def windows_with_infinity(windows_dir: Path, tmp_path: Path) -> Path:  # noqa: F811
+def windows_with_infinity(windows_dir: Path, tmp_path: Path) -> Path:
     """One infinite price in w1, whose label is known in w1."""
     folder = tmp_path / "windows"
     shutil.copytree(windows_dir, folder)

@@ -21,15 +21,16 @@ from recsys.distill.teacher import train_teacher
 from recsys.distill.training_job import TrainingJob
 from recsys.training.engine import Engine
 from recsys.training.resume import work_folder
-from tests.recsys.distill.test_pipeline import STUDENTS, TEACHER, TRAIN, WINDOWS, windows_dir  # noqa: F401
-from tests.recsys.distill.test_resume import contents, die_after, kill
+from tests.support.files import contents
+from tests.support.killing import die_after, kill
+from tests.support.toy_stream import STUDENTS, TEACHER, TRAIN, WINDOWS
 
 AUGMENT = AugmentSettings(batch_size=128)
 NAMES = [window.name for window in WINDOWS]
 
 
 @pytest.fixture(scope="module")
-def batch(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:  # noqa: F811
+def batch(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What the batch stages write over all windows."""
     root = tmp_path_factory.mktemp("batch")
     for name in ("teacher", "scores", "students"):
@@ -70,11 +71,12 @@ def forbid_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_windows_one_at_a_time_are_taken_when_the_next_one_is_there_and_give_the_batch_bytes(
-    windows_dir: Path,  # noqa: F811
+    windows_dir: Path,
     batch: dict[str, bytes],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    arrived = tmp_path
     for count in range(1, len(WINDOWS) + 1):
         arrived = arrive(windows_dir, WINDOWS[:count], tmp_path)
         done = advance(job_of(arrived, tmp_path), tmp_path / f"output-{count}")
@@ -102,7 +104,7 @@ def test_windows_at_once_bound_what_a_call_takes(
 
 
 def test_a_call_counts_and_hashes_nothing_of_windows_that_are_done_again(
-    windows_dir: Path,  # noqa: F811
+    windows_dir: Path,
     batch: dict[str, bytes],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -132,7 +134,7 @@ def test_a_call_counts_and_hashes_nothing_of_windows_that_are_done_again(
 
 
 def test_killed_while_catching_up_it_goes_on_and_gives_the_batch_bytes(
-    windows_dir: Path,  # noqa: F811
+    windows_dir: Path,
     batch: dict[str, bytes],
     tmp_path: Path,
 ) -> None:
@@ -144,7 +146,7 @@ def test_killed_while_catching_up_it_goes_on_and_gives_the_batch_bytes(
     assert contents(tmp_path / "output") == batch
 
 
-def test_second_process_is_refused(windows_dir: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_second_process_is_refused(windows_dir: Path, tmp_path: Path) -> None:
     with (
         work_folder(tmp_path / "work", "other"),
         pytest.raises(InputError, match="another run is using this folder"),
@@ -154,7 +156,7 @@ def test_second_process_is_refused(windows_dir: Path, tmp_path: Path) -> None:  
 
 
 def test_withdrawn_snapshot_starts_the_students_over_and_its_windows_are_scored_by_the_one_before(
-    windows_dir: Path,  # noqa: F811
+    windows_dir: Path,
     tmp_path: Path,
 ) -> None:
     job = job_of(windows_dir, tmp_path, finished=True)

@@ -5,57 +5,14 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from recsys.data.schema import CategoricalFeature, Schema, Window
 from recsys.distill.augment_settings import AugmentSettings
-from recsys.distill.distillation_settings import DistillationSettings
 from recsys.distill.scoring import score_windows
 from recsys.distill.snapshots import LookAheadError, list_snapshots
-from recsys.distill.student_settings import StudentSettings, StudentsSettings
 from recsys.distill.students import train_students
 from recsys.distill.teacher import train_teacher
-from recsys.distill.teacher_settings import TeacherSettings
 from recsys.distill.training_job import TrainingJob
-from recsys.models.settings import ModelSettings
 from recsys.serving.predictor import Predictor
-from recsys.training.settings import TrainSettings
-
-ROWS = 300
-HOUR = 3_600_000
-WINDOWS = [Window(f"w{i}", i * HOUR, (i + 1) * HOUR, ROWS, 40 * 60_000) for i in range(4)]
-FEATURES = [CategoricalFeature("user", 40), CategoricalFeature("ad", 20)]
-MODEL = ModelSettings(embedding_dimension=4, dense_layers=[8], over_layers=[8])
-TRAIN = TrainSettings(world_size=1, global_batch_size=64, sharding="table_wise", memory_gb=1.0)
-TEACHER = TeacherSettings(model=MODEL, snapshot_every_windows=1, hold_back_ne_increase=10.0, seed=1)
-STUDENTS = StudentsSettings(
-    model=MODEL,
-    seeds=[1],
-    students=[StudentSettings(name="one", domain="b")],
-    distillation=DistillationSettings(loss_weight=1.0, gradient_scale=10.0, label_scale=1.0),
-)
-
-
-@pytest.fixture(scope="module")
-def windows_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four windows of two domains; the label is known up to 40 minutes after the event."""
-    folder = tmp_path_factory.mktemp("windows")
-    Schema("toy", ["price"], FEATURES, ["a", "b"], WINDOWS, 0.25, {}).save(folder)
-    for index, window in enumerate(WINDOWS):
-        (folder / window.name).mkdir()
-        row = pl.int_range(ROWS, dtype=pl.Int64)
-        event_time = window.start_ms + row * (HOUR // ROWS)
-        frame = pl.select(
-            example_id=row + index * ROWS,
-            event_time=event_time,
-            label_time=event_time + (row * 7919 % 40) * 60_000,
-            domain=(row % 2).cast(pl.Int32),
-            group=row * 31 % 40,
-            price=(row * 13 % 17).cast(pl.Float32),
-            user=row * 31 % 40,
-            ad=row * 17 % 20,
-            label=(row * 17 % 20 < 5).cast(pl.Float32),
-        )
-        frame.write_parquet(folder / window.name / "part-00000.parquet")
-    return folder
+from tests.support.toy_stream import HOUR, ROWS, STUDENTS, TEACHER, TRAIN, WINDOWS
 
 
 def run(windows_dir: Path, root: Path) -> None:

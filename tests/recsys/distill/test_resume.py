@@ -1,7 +1,6 @@
 """A killed teacher run goes on where it was, and what it writes is what an undisturbed run
 writes."""
 
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import Tensor
 
 from recsys.config import InputError
 from recsys.distill import teacher
@@ -21,32 +19,18 @@ from recsys.distill.teacher_settings import TeacherSettings
 from recsys.distill.training_job import TrainingJob
 from recsys.training import checkpoints, ranks
 from recsys.training.engine import Engine
-from recsys.training.launch import PRELOAD
 from recsys.training.resume import work_folder
 from recsys.training.settings import TrainSettings
-from tests.distributed.agents import Agent, start_agent
-from tests.recsys.distill.test_pipeline import TEACHER, TRAIN, windows_dir  # noqa: F401
-
-BOUND_S = 120
+from tests.support.agents import Agent, start_agent
+from tests.support.files import contents
+from tests.support.killing import BOUND_S, die_after, kill
+from tests.support.toy_stream import TEACHER, TRAIN
 
 
 def settings_with(every_batches: int | None, **changes: Any) -> TeacherSettings:
     return TEACHER.model_copy(
         update={"checkpoint_every_batches": every_batches, "snapshot_every_windows": 2, **changes}
     )
-
-
-def die_after(steps: int) -> None:
-    """Make this process kill itself after ``steps`` optimiser steps."""
-    finish_step, done = Engine.finish_step, iter(range(1, steps + 1))
-
-    def counted(engine: Engine, loss: Tensor) -> bool:
-        updated = finish_step(engine, loss)
-        if next(done) == steps:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return updated
-
-    Engine.finish_step = counted
 
 
 def die_in_write(writes: int) -> None:
@@ -87,16 +71,6 @@ def run(
     )
 
 
-def kill(target: object, *arguments: object, **changes: object) -> None:
-    """Run ``target`` in a process that kills itself."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    process = context.Process(target=target, args=arguments, kwargs=changes)  # type: ignore[arg-type]
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-
-
 def train_rank_that_dies_once(job: TrainingJob[TeacherSettings], *arguments: Any) -> Any:
     """:func:`teacher._train_rank`; the first time, rank 1 kills itself after 7 steps."""
     assert job.checkpoints is not None
@@ -107,16 +81,8 @@ def train_rank_that_dies_once(job: TrainingJob[TeacherSettings], *arguments: Any
     return teacher._train_rank(job, *arguments)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
 @pytest.fixture(scope="module")
-def undisturbed(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:  # noqa: F811
+def undisturbed(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("undisturbed")
     train_teacher(TrainingJob(windows_dir, settings_with(None), TRAIN, folder))
     return contents(folder)
@@ -187,7 +153,7 @@ def test_run_killed_in_steps_or_writes_ends_with_the_same_bytes(
 
 
 def test_lost_rank_restarts_the_group_and_ends_with_the_same_bytes(
-    windows_dir: Path,  # noqa: F811
+    windows_dir: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -200,7 +166,7 @@ def test_lost_rank_restarts_the_group_and_ends_with_the_same_bytes(
 
 
 def test_ended_run_is_not_trained_again(
-    windows_dir: Path,  # noqa: F811
+    windows_dir: Path,
     undisturbed: dict[str, bytes],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -214,7 +180,7 @@ def test_ended_run_is_not_trained_again(
 
 
 def test_other_settings_start_over(
-    windows_dir: Path,  # noqa: F811
+    windows_dir: Path,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:

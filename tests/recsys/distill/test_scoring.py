@@ -26,21 +26,22 @@ from recsys.distill.scoring import (
 from recsys.distill.snapshots import list_snapshots
 from recsys.distill.teacher import train_teacher
 from recsys.distill.training_job import TrainingJob
-from tests.recsys.distill.test_pipeline import ROWS, TEACHER, TRAIN, WINDOWS, windows_dir  # noqa: F401
-from tests.recsys.distill.test_resume import contents, kill
+from tests.support.files import contents
+from tests.support.killing import kill
+from tests.support.toy_stream import ROWS, TEACHER, TRAIN, WINDOWS
 
 SETTINGS = AugmentSettings(batch_size=32, segment_rows=64, staleness_bins_hours=[0.25, 0.5])
 
 
 @pytest.fixture(scope="module")
-def teacher_dir(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def teacher_dir(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("teacher")
     train_teacher(TrainingJob(windows_dir, TEACHER, TRAIN, folder))
     return folder
 
 
 @pytest.fixture
-def job(windows_dir: Path, teacher_dir: Path, tmp_path: Path) -> ScoringJob:  # noqa: F811
+def job(windows_dir: Path, teacher_dir: Path, tmp_path: Path) -> ScoringJob:
     return ScoringJob(
         windows_dir,
         None,
@@ -77,7 +78,7 @@ def run_and_die(job: ScoringJob, writes: int, published: bool) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(
-    windows_dir: Path,  # noqa: F811
+    windows_dir: Path,
     teacher_dir: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, bytes]:
@@ -107,6 +108,7 @@ def test_kill_costs_at_most_one_segment(job: ScoringJob, monkeypatch: pytest.Mon
 
     def counted(*arguments: Any) -> Any:
         frame = predict(*arguments)
+        assert frame is not None
         predicted.append(frame.height)
         return frame
 

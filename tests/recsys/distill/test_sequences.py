@@ -27,9 +27,13 @@ PARAMS = Path(__file__).parents[3] / "params"
 HISTORY = {"target": "ad_id", "length": 4, "shares_table": True}
 SHAPE = {"embedding_dimension": 4, "dense_layers": [8], "over_layers": [8]}
 TEACHER_MODEL = ModelSettings.model_validate(
-    SHAPE | {"architecture": "wukong", "wukong": {"factorized": 2, "compressed": 2, "rank": 2, "widths": [8]}}
+    SHAPE
+    | {
+        "architecture": "wukong",
+        "wukong": {"factorized": 2, "compressed": 2, "rank": 2, "widths": [8]},
+    }
     | {"sequences": {"history": HISTORY | {"heads": 2}}}
-)  # fmt: skip
+)
 STUDENT_MODEL = ModelSettings.model_validate(
     SHAPE | {"sequences": {"history": HISTORY | {"attention": "activation_unit", "widths": [4]}}}
 )

@@ -18,7 +18,7 @@ from recsys.distill.snapshots import (
     publish,
 )
 from recsys.distill.teacher import is_broken, is_worse, publication_turns
-from tests.recsys.distill.test_pipeline import TEACHER
+from tests.support.toy_stream import TEACHER
 
 WINDOWS = [Window(f"w{i}", 100 * i, 100 * (i + 1), 10, 0) for i in range(4)]
 SCHEMA = Schema("toy", [], [], ["all"], WINDOWS, 0.1, {})

@@ -21,9 +21,9 @@ from recsys.evaluation.report import evaluate
 from recsys.evaluation.settings import EvaluateSettings
 from recsys.models.cost import ranker_cost
 from recsys.serving.predictor import Predictor
-from tests.recsys.distill.test_pipeline import MODEL, ROWS, TRAIN, WINDOWS, windows_dir  # noqa: F401
-from tests.recsys.distill.test_resume import contents, die_after, kill
-from tests.recsys.distill.test_students_resume import scores_dir  # noqa: F401
+from tests.support.files import contents
+from tests.support.killing import die_after, kill
+from tests.support.toy_stream import MODEL, ROWS, TRAIN, WINDOWS
 
 PARAMS = Path(__file__).parents[3] / "params"
 PEER = MODEL.model_copy(update={"embedding_dimension": 8, "over_layers": [16, 8]})
@@ -120,7 +120,7 @@ def test_every_arm_starts_alike_and_its_diagnostics_are_in_its_metrics(students_
 
 def test_evaluation_compares_every_arm_with_plain(
     students_dir: Path,
-    windows_dir: Path,  # noqa: F811
+    windows_dir: Path,
     tmp_path: Path,
 ) -> None:
     teacher = tmp_path / "teacher" / "predictions"
@@ -162,8 +162,8 @@ def run_and_die(windows: Path, scores: Path, steps: int, folder: Path) -> None:
 
 
 def test_killed_students_with_an_adapter_end_with_the_same_bytes(
-    windows_dir: Path,  # noqa: F811
-    scores_dir: Path,  # noqa: F811
+    windows_dir: Path,
+    scores_dir: Path,
     students_dir: Path,
     tmp_path: Path,
 ) -> None:
@@ -200,7 +200,10 @@ def test_a_student_is_added_in_six_lines(
     assert settings.distillation_of(student, "plain").mode == "none"
     with pytest.raises(
         InputError,
-        match=r"students.yaml: key 'students.0.budget.parameters': the model of 'shop' has [\d,]+, more",
+        match=(
+            r"students.yaml: key 'students.0.budget.parameters': "
+            r"the model of 'shop' has [\d,]+, more"
+        ),
     ):
         check_students(Schema.load(windows_dir), settings)
     cheap = copy.deepcopy(values)
@@ -232,8 +235,8 @@ def test_overlaid_takes_set_keys_only() -> None:
 
 
 def test_students_that_share_examples_keep_their_own_labels(
-    windows_dir: Path,  # noqa: F811
-    scores_dir: Path,  # noqa: F811
+    windows_dir: Path,
+    scores_dir: Path,
     tmp_path: Path,
 ) -> None:
     """One score log, two data sets with the same examples and other labels."""

@@ -6,45 +6,25 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import polars as pl
 import pytest
 
 from recsys.distill import students
-from recsys.distill.scoring import SCORE_SCHEMA
 from recsys.distill.student_settings import StudentsSettings
 from recsys.distill.students import Run, train_runs, train_students
 from recsys.distill.training_job import TrainingJob
 from recsys.training import ranks
 from recsys.training.engine import Engine
 from recsys.training.settings import TrainSettings
-from tests.distributed.agents import Agent, start_agent
-from tests.recsys.distill.test_pipeline import STUDENTS, TRAIN, WINDOWS, windows_dir  # noqa: F401
-from tests.recsys.distill.test_resume import BOUND_S, contents, die_after, kill
+from tests.support.agents import Agent, start_agent
+from tests.support.files import contents
+from tests.support.killing import BOUND_S, die_after, kill
+from tests.support.toy_stream import STUDENTS, TRAIN
 
 STEPS = 10  # of one student: its known labels, in batches of a window
 
 
 def settings_with(every_batches: int | None) -> StudentsSettings:
     return STUDENTS.model_copy(update={"seeds": [1, 2], "checkpoint_every_batches": every_batches})
-
-
-@pytest.fixture(scope="module")
-def scores_dir(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
-    """A score for every example of every window but the first."""
-    folder = tmp_path_factory.mktemp("scores")
-    for index, window in enumerate(WINDOWS):
-        examples = pl.read_parquet(
-            windows_dir / window.name / "part-00000.parquet", columns=["example_id"]
-        )
-        scores = examples.select(
-            "example_id",
-            logit=(pl.col("example_id") % 7 - 3).cast(pl.Float32),
-            snapshot=pl.lit("w0"),
-            high_water_mark=pl.lit(WINDOWS[0].end_ms),
-            staleness_ms=pl.lit(0, dtype=pl.Int64),
-        ).cast(SCORE_SCHEMA)  # type: ignore[arg-type]
-        scores.head(scores.height if index else 0).write_parquet(folder / f"{window.name}.parquet")
-    return folder
 
 
 def run(
@@ -67,7 +47,7 @@ def run_and_die(
 
 @pytest.fixture(scope="module")
 def undisturbed(
-    windows_dir: Path,  # noqa: F811
+    windows_dir: Path,
     scores_dir: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, bytes]:
@@ -101,7 +81,7 @@ def killed_and_run(
 
 @pytest.fixture(scope="module")
 def killed(
-    windows_dir: Path,  # noqa: F811
+    windows_dir: Path,
     scores_dir: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[dict[int | None, tuple[Agent, Path]]]:
@@ -143,7 +123,7 @@ def train_runs_and_die_once(runs: list[Run], job: TrainingJob[StudentsSettings])
 
 @pytest.mark.slow
 def test_lost_rank_restarts_the_group_and_ends_with_the_same_bytes(
-    windows_dir: Path,  # noqa: F811
+    windows_dir: Path,
     scores_dir: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -157,7 +137,7 @@ def test_lost_rank_restarts_the_group_and_ends_with_the_same_bytes(
 
 
 def test_ended_student_is_not_trained_again_and_keeps_no_checkpoints(
-    windows_dir: Path,  # noqa: F811
+    windows_dir: Path,
     scores_dir: Path,
     undisturbed: dict[str, bytes],
     tmp_path: Path,

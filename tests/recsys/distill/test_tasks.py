@@ -20,9 +20,8 @@ from recsys.distill.student_checks import check_students
 from recsys.distill.student_settings import StudentSettings, StudentsSettings
 from recsys.models.factory import build_ranker
 from recsys.training.settings import TrainSettings
-from tests.recsys.distill.test_adapter import same, weights_of
-from tests.recsys.distill.test_heads import MODEL, ROWS
-from tests.recsys.training.test_label_loss import SCHEMA_OF_TWO, batch_of_two
+from tests.support.comparing import same
+from tests.support.distilled import MODEL, ROWS, SCHEMA_OF_TWO, batch_of_two, weights_of
 
 WEIGHT = 3.0
 MISSING = torch.arange(ROWS) % 3 == 0
@@ -61,8 +60,14 @@ def adapter_of(
     return StudentAdapter(settings, TrainSettings.model_validate(train), 1, 1, further_tasks)
 
 
-def terms(mode: str, names: dict[str, str], outputs: dict[str, Tensor], loss: DistillationLoss, score: Tensor,
-          label: Tensor) -> list[tuple[float, Tensor, Tensor]]:  # fmt: skip
+def terms(
+    mode: str,
+    names: dict[str, str],
+    outputs: dict[str, Tensor],
+    loss: DistillationLoss,
+    score: Tensor,
+    label: Tensor,
+) -> list[tuple[float, Tensor, Tensor]]:
     """Weight, logit and target of all terms of one task on one example, in plain words."""
     found, target = [], torch.sigmoid(score)
     adapted = target

@@ -11,7 +11,7 @@ import pytest
 
 from recsys.data.schema import Schema
 from recsys.evaluation.online_report import best_arms, evaluate_windows, mean_over_windows
-from tests.recsys.evaluation.test_report import ROWS, WINDOWS, run, run_dir  # noqa: F401
+from tests.support.predictions import ROWS, WINDOWS, run
 
 
 def measure(root: Path, windows: int, output: str) -> list[dict[str, Any]]:
@@ -25,7 +25,7 @@ def measure(root: Path, windows: int, output: str) -> list[dict[str, Any]]:
     )
 
 
-def test_window_after_window_gives_the_batch_reports_rows(run_dir: Path) -> None:  # noqa: F811
+def test_window_after_window_gives_the_batch_reports_rows(run_dir: Path) -> None:
     run(run_dir, "report")
     for count in range(1, len(WINDOWS) + 1):
         measure(run_dir, count, f"stream-{count}")
@@ -35,7 +35,7 @@ def test_window_after_window_gives_the_batch_reports_rows(run_dir: Path) -> None
     assert sorted(growing.splitlines()) == sorted(batch.splitlines())
 
 
-def test_a_window_without_labels_counts_for_nothing_in_report_and_stream(run_dir: Path) -> None:  # noqa: F811
+def test_a_window_without_labels_counts_for_nothing_in_report_and_stream(run_dir: Path) -> None:
     for path in run_dir.glob("**/predictions/w1.parquet"):
         frame = pl.read_parquet(path)
         frame.with_columns(label=pl.lit(float("nan"), dtype=pl.Float32)).write_parquet(path)
@@ -53,7 +53,7 @@ def test_a_window_without_labels_counts_for_nothing_in_report_and_stream(run_dir
     assert "| w1 | 0 | - | - |" in (run_dir / "newest" / "table.md").read_text()
 
 
-def test_a_window_that_was_measured_is_not_read_again(run_dir: Path) -> None:  # noqa: F811
+def test_a_window_that_was_measured_is_not_read_again(run_dir: Path) -> None:
     first = measure(run_dir, 2, "first")
     for window in WINDOWS[:2]:
         (run_dir / "teacher/predictions" / f"{window.name}.parquet").unlink()
@@ -78,7 +78,7 @@ def test_mean_weighs_windows_by_their_rows_and_leaves_out_what_is_not_defined() 
     assert best_arms(rows + further) == {"feed": "distilled"}
 
 
-def test_table_shows_each_model_and_its_newest_window(run_dir: Path) -> None:  # noqa: F811
+def test_table_shows_each_model_and_its_newest_window(run_dir: Path) -> None:
     rows = measure(run_dir, 2, "output")
     table = (run_dir / "output" / "table.md").read_text().splitlines()
     with (run_dir / "output" / "windows.csv").open() as file:

@@ -4,7 +4,7 @@ settings."""
 import pytest
 import torch
 
-from bench.dmt_table4 import ROWS, Row, meta_ranker
+from bench.towers.dmt_table4 import ROWS, Row, meta_ranker
 from recsys.data.schema import CategoricalFeature, Schema
 from recsys.models.cost import ranker_cost
 from recsys.models.factory import build_ranker

@@ -156,7 +156,7 @@ def test_a_feature_may_be_called_like_a_slice() -> None:
 
 
 def test_what_passes_through_in_any_order_is_put_in_the_features_order() -> None:
-    placed = [Piece(*arguments) for arguments in (("b", 2, 2), ("a",), ("b", 1, 2))]
+    placed = [Piece("b", 2, 2), Piece("a"), Piece("b", 1, 2)]
     whole = {"a": torch.arange(8), "b": torch.arange(8, 16)}
     values = torch.cat([whole[p.feature][p.columns(8).start : p.columns(8).stop] for p in placed])
     order = schema_order(placed, ["a", "b"], 8)

@@ -2,17 +2,17 @@
 of them."""
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 from torchrec.distributed.planner import ParameterConstraints, Topology
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
-from torchrec.distributed.types import CommOp
+from torchrec.distributed.types import CommOp, ModuleSharder
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
@@ -128,7 +128,8 @@ def shards(settings: CommunicationSettings) -> list[Any]:
         },
     )
     module = EmbeddingBagCollection([config], device=torch.device("meta"))
-    return enumerator.enumerate(module, [BagSharder(qcomm_codecs_registry=wire_codecs(settings))])
+    sharder = BagSharder(qcomm_codecs_registry=wire_codecs(settings))
+    return enumerator.enumerate(module, [cast(ModuleSharder[nn.Module], sharder)])
 
 
 def test_the_planner_counts_the_same_memory_and_less_time() -> None:

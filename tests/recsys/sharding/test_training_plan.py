@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from bench.planner_cases import JUDGED, plans
-from bench.planner_report import Compared, clear_pairs
-from bench.planner_worker import measure
+from bench.planner.cases import JUDGED, plans
+from bench.planner.report import Compared, clear_pairs
+from bench.planner.worker import measure
 from recsys.config import InputError, load_settings
 from recsys.models.factory import build_ranker
 from recsys.planning.assess import Way, assess
@@ -195,7 +195,7 @@ def test_predicted_bytes_are_the_engines_and_clear_differences_in_time_are_right
     assert right == count
 
 
-def plan_of_rank(settings: TrainSettings) -> list[dict[str, Any]]:
+def plan_of_rank(settings: TrainSettings) -> list[list[dict[str, Any]]]:
     model = JUDGED[1]
     engine = Engine(build_ranker(model.schema, model.settings, None, SEED, "meta"), settings, SEED)
     return ranks.gather(engine.plan_summary())

@@ -160,7 +160,7 @@ def test_baselines_place_each_feature_once(strategy: str) -> None:
 
 
 def test_mistakes_are_input_errors() -> None:
-    with pytest.raises(InputError, match="^PartitionSettings: key 'towers': is 13"):
+    with pytest.raises(InputError, match=r"^PartitionSettings: key 'towers': is 13"):
         partition_by_affinity(FEATURES, planted(), PartitionSettings(towers=13))
     manual = PartitionSettings(strategy="manual", manual_towers=[["f0"], ["f1"]])
     with pytest.raises(

@@ -1,6 +1,7 @@
 """What a CPU can tell of the GPU path: backends, kernels, optimisers and refusals."""
 
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,7 +15,10 @@ from recsys.training.settings import TrainSettings
 
 
 def test_tensors_of_each_device_have_a_backend() -> None:
-    parsed = {device: torch.distributed.BackendConfig(name) for device, name in BACKENDS.items()}
+    parsed = {
+        device: torch.distributed.BackendConfig(cast(Any, name))
+        for device, name in BACKENDS.items()
+    }
     assert {
         device: config.get_device_backend_map()["cpu"] for device, config in parsed.items()
     } == {

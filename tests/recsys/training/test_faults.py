@@ -18,19 +18,14 @@ from recsys.training.launch_settings import LaunchSettings
 from recsys.training.non_finite import NonFiniteLossError
 from recsys.training.resume import Checkpoints, Position
 from recsys.training.settings import TrainSettings
-from tests.distributed.agents import Agent, start_agent
-from tests.distributed.test_checkpoints import (
-    STEPS,
-    everything,
-    make_engine,
-    settings_for,
-    train_steps,
-)
+from tests.support.agents import Agent, start_agent
+from tests.support.engines import STEPS, everything, make_engine, settings_for, train_steps
 
 TIMEOUT_S = 3.0
 LOST_AT = 3
 MESSAGES = {
-    "sleeps": r"rank 1 hung: no progress for 3 s \(rank_timeout_s\); it was in rest \(.*test_faults.py",
+    "sleeps": r"rank 1 hung: no progress for 3 s \(rank_timeout_s\); "
+    r"it was in rest \(.*test_faults.py",
     "spins": r"rank 1 hung: .* it was in spin \(",
     "is stopped": "rank 1 hung: .* its process is stopped by a signal",
     "waits elsewhere": "ranks 0, 1 wait in collectives for one another: .*distributed_c10d.py",

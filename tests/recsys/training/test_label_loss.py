@@ -1,8 +1,6 @@
 """The loss of several tasks is the weighted sum of theirs; an example without a label adds
 nothing."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,23 +9,12 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from recsys.config import InputError
-from recsys.data.loader import Batch
 from recsys.models.factory import build_ranker
 from recsys.training.label_loss import label_loss
 from recsys.training.task_weights import check_task_weights
-from tests.recsys.distill.test_heads import MODEL, ROWS, SCHEMA, batch
+from tests.support.distilled import MODEL, ROWS, SCHEMA_OF_TWO, batch, batch_of_two
 
-SCHEMA_OF_TWO = replace(SCHEMA, tasks=["click", "conversion"], further_base_rates=[0.02])
 WEIGHT = 2.5
-
-
-def batch_of_two(missing: Tensor) -> Batch:
-    """A batch in which the rows of ``missing`` [B] have no conversion."""
-    draw = torch.Generator().manual_seed(2)
-    label = (torch.rand(ROWS, generator=draw) < 0.4).float()
-    score = torch.randn(ROWS, generator=draw)
-    further = {"conversion": torch.where(missing, torch.nan, label)}
-    return replace(batch(), further_labels=further, further_scores={"conversion": score})
 
 
 def plain_entropy(logit: Tensor, label: Tensor) -> Tensor:

@@ -18,10 +18,10 @@ from recsys.training.non_finite import (
     NonFiniteGuard,
     NonFiniteLossError,
 )
-from tests.distributed.launches import run_cases
-from tests.distributed.test_engine import SCHEMA, model_settings, share, train_settings
-from tests.recsys.training.test_optimizers import SEED, Small, make_batch
-from tests.recsys.training.test_optimizers import train_settings as small_settings
+from tests.support.engines import SCHEMA, model_settings, share, train_settings
+from tests.support.launches import run_cases
+from tests.support.one_table import SEED, Small, make_batch
+from tests.support.one_table import train_settings as small_settings
 
 BAD_STEP = 2
 
@@ -30,12 +30,12 @@ class BrokenBackward(torch.autograd.Function):
     """The identity, whose gradient is NaN."""
 
     @staticmethod
-    def forward(context: Any, value: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Tensor) -> Tensor:
         return value.clone()
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:
-        return gradient * math.nan
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        return grad_outputs[0] * math.nan
 
 
 def caught_on_one_rank(where: str) -> tuple[NonFiniteError, list[str]]:

@@ -9,74 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.config import InputError, load_settings
-from recsys.data.loader import Batch
 from recsys.models.initial_tables import initial_rows
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.non_finite import SOURCES, NonFiniteLossError
 from recsys.training.optimizers import first_state, rate_factor
 from recsys.training.settings import DENSE_OPTIMIZERS, ScheduleSettings, TrainSettings
+from tests.support.one_table import DIMENSION, ROWS, SEED, Small, make_batch, train_settings
 
-ROWS, DIMENSION, WIDTH, BATCH, STEPS = 20, 4, 3, 16, 6
-SEED = 11
-BASE = {
-    "world_size": 1,
-    "table_optimizer": "sgd",
-    "table_learning_rate": 0.2,
-    "dense_learning_rate": 0.05,
-}
+STEPS = 6
 SCHEDULE = {"warmup_steps": 2, "decay": "cosine", "decay_steps": 3, "final_fraction": 0.1}
-
-
-class Small(nn.Module):
-    """One table and one dense layer."""
-
-    def __init__(self, table_device: str = "meta") -> None:
-        super().__init__()
-        self.layer = nn.Linear(WIDTH + DIMENSION, 1)
-        with torch.no_grad():
-            self.layer.weight.copy_(torch.linspace(-0.4, 0.4, WIDTH + DIMENSION))
-            self.layer.bias.fill_(0.1)
-        config = EmbeddingBagConfig(
-            name="table_a",
-            embedding_dim=DIMENSION,
-            num_embeddings=ROWS,
-            feature_names=["a"],
-            init_fn=lambda w: w,
-        )
-        self.embeddings = EmbeddingBagCollection(tables=[config], device=torch.device(table_device))
-
-    def forward(self, dense: Tensor, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
-        inputs = torch.cat([dense, self.embeddings(sparse).to_dict()["a"]], dim=1)  # [B, W + N]
-        return {"serving": self.layer(inputs).squeeze(1)}
-
-
-def train_settings(**changes: Any) -> TrainSettings:
-    return TrainSettings.model_validate({**BASE, "sharding": "table_wise", **changes})
-
-
-def make_batch(step: int) -> Batch:
-    draw = torch.Generator().manual_seed(step)
-    ids = torch.arange(BATCH)
-    values = torch.randint(0, ROWS, (BATCH,), generator=draw)
-    return Batch(
-        dense=torch.randn(BATCH, WIDTH, generator=draw),
-        sparse=KeyedJaggedTensor(["a"], values, lengths=torch.ones(BATCH, dtype=torch.int64)),
-        label=torch.randint(0, 2, (BATCH,), generator=draw).float(),
-        weight=torch.ones(BATCH),
-        domain=torch.zeros_like(ids),
-        group=ids,
-        example_id=ids,
-        event_time=ids,
-        score=torch.full((BATCH,), math.nan),
-        staleness_ms=torch.zeros(BATCH, dtype=torch.int64),
-        global_rows=BATCH,
-    )
 
 
 def train(settings: TrainSettings) -> dict[str, Tensor]:

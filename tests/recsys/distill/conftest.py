@@ -1,0 +1,28 @@
+"""Scores of the small stream."""
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from recsys.distill.scoring import SCORE_SCHEMA
+from tests.support.toy_stream import WINDOWS
+
+
+@pytest.fixture(scope="module")
+def scores_dir(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A score for every example of every window but the first."""
+    folder = tmp_path_factory.mktemp("scores")
+    for index, window in enumerate(WINDOWS):
+        examples = pl.read_parquet(
+            windows_dir / window.name / "part-00000.parquet", columns=["example_id"]
+        )
+        scores = examples.select(
+            "example_id",
+            logit=(pl.col("example_id") % 7 - 3).cast(pl.Float32),
+            snapshot=pl.lit("w0"),
+            high_water_mark=pl.lit(WINDOWS[0].end_ms),
+            staleness_ms=pl.lit(0, dtype=pl.Int64),
+        ).cast(SCORE_SCHEMA)  # type: ignore[arg-type]
+        scores.head(scores.height if index else 0).write_parquet(folder / f"{window.name}.parquet")
+    return folder
