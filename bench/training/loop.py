@@ -10,7 +10,6 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from bench.shared.report import BYTES_PER_GIB
 from recsys.data.schema import Window
 from recsys.training import ranks
 
