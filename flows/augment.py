@@ -7,8 +7,8 @@ from prefect.context import FlowRunContext
 
 from flows.command_line import run_stage_command
 from recsys.config import load_settings
+from recsys.distill.augment_settings import AugmentSettings
 from recsys.distill.scoring import WindowPlan
-from recsys.distill.settings import AugmentSettings
 from tasks.augmentation import augment_settings_file, plan_scores, publish_scores, score_share
 from tasks.calling import call
 from tasks.runners import task_runner

@@ -1,103 +1,102 @@
-"""What the commands share: options, one clear line for a user's mistake, exit status."""
+"""What the commands share: options, one clear line for a user's mistake, exit status.
+
+Nothing slow is imported here before the options are read, so that ``--help`` answers at once.
+"""
 
 import argparse
 import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from recsys.config import InputError
+from typing import Any, NoReturn
 
 PARAMS = Path("params")
 STATUS_OF_A_MISTAKE = 2
+STATUS_OF_AN_INTERRUPT = 130
 
 
-def parse_overrides(description: str) -> dict[str, str]:
-    """The ``--set file.key=value`` options of the command line, as ``{"file.key": "value"}``."""
-    parser = command_parser(description)
-    return overrides_of(parser, parser.parse_args())
-
-
-def command_parser(description: str) -> argparse.ArgumentParser:
-    """A parser of a command's options that knows ``--set``."""
-    parser = argparse.ArgumentParser(description=description)
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Add ``--set file.key=value``; the options' ``overrides`` are pairs (file.key, value)."""
     parser.add_argument(
         "--set",
         dest="overrides",
         action="append",
+        type=_override,
         default=[],
         metavar="FILE.KEY=VALUE",
         help="write VALUE into params/FILE.yaml before the run, "
         "e.g. --set data.dataset=ebnerd_demo",
     )
-    return parser
 
 
-def overrides_of(parser: argparse.ArgumentParser, given: argparse.Namespace) -> dict[str, str]:
-    """What ``--set`` was given, as ``{"file.key": "value"}``."""
-    pairs = [override.partition("=") for override in given.overrides]
-    for key, separator, _ in pairs:
-        if not separator:
-            parser.error(f"--set {key}: expected FILE.KEY=VALUE")
-    return {key: value for key, _, value in pairs}
+def _override(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected FILE.KEY=VALUE")
+    return key, value
 
 
 def apply_overrides(overrides: dict[str, str]) -> None:
-    """Write each value into its params/*.yaml, comments kept, all or none.
+    """:func:`tasks.overrides.apply_overrides`, imported where there is something to write."""
+    if overrides:
+        from tasks.overrides import apply_overrides as write
 
-    Raises:
-        InputError: there is no such file, or no such key in it.
-    """
-    if not overrides:
-        return
-    from ruamel.yaml import YAML
-
-    round_trip = YAML()
-    round_trip.width = 4096
-    documents: dict[Path, Any] = {}
-    for key, value in overrides.items():
-        file_name, *keys = key.split(".")
-        path = PARAMS / f"{file_name}.yaml"
-        if not path.is_file() or not keys:
-            files = ", ".join(sorted(p.stem for p in PARAMS.glob("*.yaml")))
-            raise InputError(f"--set {key}: no parameter file {path}; there are: {files}")
-        node = documents.setdefault(path, round_trip.load(path.read_text()))
-        for part in keys[:-1]:
-            node = node.get(part) if isinstance(node, dict) else None
-        if not isinstance(node, dict) or keys[-1] not in node:
-            valid = ", ".join(node) if isinstance(node, dict) else "none"
-            raise InputError(f"--set {key}: no such key in {path}; there are: {valid}")
-        node[keys[-1]] = YAML(typ="safe").load(value)
-    for path, document in documents.items():
-        with path.open("w") as file:
-            round_trip.dump(document, file)
+        write(overrides)
 
 
-def run_stage_command(stage_flow: Any) -> None:
+def run_stage_command(stage_flow: Any) -> NoReturn:
     """Run one stage as a command: ``python -m flows.<stage>``."""
-    from tasks.calling import run_stage
-
-    apply_or_exit(
-        lambda: (apply_overrides(parse_overrides(stage_flow.description)), run_stage(stage_flow)())
+    run_program(
+        stage_flow.description, add_overrides, lambda options: run_stage_flow(stage_flow, options)
     )
 
 
-def apply_or_exit(command: Callable[[], Any]) -> None:
-    """Run ``command``; a user's mistake becomes one line and exit status 2."""
+def run_stage_flow(stage_flow: Any, options: argparse.Namespace) -> None:
+    """Run a stage's flow with the options of :func:`add_overrides`."""
+    from tasks.calling import run_stage
+    from tasks.checks import check_before
+
+    apply_overrides(dict(options.overrides))
+    check_before(stage_flow.name)
+    run_stage(stage_flow)()
+
+
+def run_program(
+    description: str | None,
+    add_arguments: Callable[[argparse.ArgumentParser], None],
+    run: Callable[[argparse.Namespace], None],
+) -> NoReturn:
+    """Read the command line, run, and end this process with the exit status."""
+    parser = argparse.ArgumentParser(description=description)
+    add_arguments(parser)
+    options = parser.parse_args()
+    sys.exit(exit_status(lambda: run(options)))
+
+
+def exit_status(command: Callable[[], Any]) -> int:
+    """Run ``command``; its exit status. A user's mistake is one line and status 2, Ctrl-C 130."""
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_without_traceback_of_mistakes)
     try:
         command()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(STATUS_OF_A_MISTAKE)
     except KeyboardInterrupt:
-        sys.exit(130)
+        return STATUS_OF_AN_INTERRUPT
+    except Exception as error:
+        if not _is_a_mistake(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return STATUS_OF_A_MISTAKE
+    return 0
 
 
 def _without_traceback_of_mistakes(record: logging.LogRecord) -> bool:
     """Let a log record pass without the traceback of an InputError: its message says it all."""
-    if record.exc_info and isinstance(record.exc_info[1], InputError):
+    if record.exc_info and _is_a_mistake(record.exc_info[1]):
         record.exc_info = None
     return True
+
+
+def _is_a_mistake(error: BaseException | None) -> bool:
+    from recsys.config import InputError  # with pydantic: only once something has gone wrong
+
+    return isinstance(error, InputError)

@@ -10,8 +10,9 @@ from prefect import task
 
 from recsys.config import load_settings
 from recsys.data.schema import Schema
-from recsys.distill.settings import AugmentSettings, StudentsSettings, load_teacher
-from recsys.distill.withdrawals import WithdrawnSettings
+from recsys.distill.augment_settings import AugmentSettings
+from recsys.distill.student_settings import StudentsSettings
+from recsys.distill.withdrawn_settings import WithdrawnSettings
 from recsys.files import link_files
 from tasks.project import (
     PARAMS,
@@ -24,6 +25,7 @@ from tasks.project import (
     replacing,
     require,
 )
+from tasks.teacher_settings import load_teacher
 from tasks.tracking import RunRecord, flatten, record
 from tasks.versioning import output_version
 

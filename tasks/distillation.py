@@ -8,7 +8,7 @@ from prefect import task
 
 from recsys.config import load_settings
 from recsys.data.schema import Schema
-from recsys.distill.settings import StudentsSettings, load_teacher
+from recsys.distill.student_settings import StudentsSettings
 from recsys.training.settings import TrainSettings
 from tasks.project import (
     PARAMS,
@@ -23,6 +23,7 @@ from tasks.project import (
     require,
 )
 from tasks.snapshots import check_scores
+from tasks.teacher_settings import load_teacher
 from tasks.tracking import RunRecord, flatten, record
 from tasks.versioning import output_version
 

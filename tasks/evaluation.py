@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 
 from prefect import task
 
-from recsys.config import InputError, load_settings
+from recsys.config import load_settings
 from recsys.data.schema import Schema
 from recsys.evaluation.settings import EvaluateSettings
 from recsys.towers.settings import TowersSettings
+from tasks.probe_check import check_probe_is_past
 from tasks.project import EVALUATION, ORACLE, PARAMS, STUDENTS, TEACHER, WINDOWS, replacing, require
 from tasks.tracking import RunRecord, flatten, record
 from tasks.versioning import output_version
@@ -24,7 +25,7 @@ def evaluate_students() -> None:
 
     require(WINDOWS, TEACHER, STUDENTS)
     settings = load_settings(PARAMS / "evaluate.yaml", EvaluateSettings)
-    _check_probe_is_past(settings)
+    check_probe_is_past(load_settings(PARAMS / "towers.yaml", TowersSettings), settings)
     with replacing(EVALUATION) as (output,):
         report = evaluate(WINDOWS, ORACLE, TEACHER, STUDENTS, settings, output)
     for model in sorted({row["model"] for row in report.windows}):
@@ -41,20 +42,6 @@ def evaluate_students() -> None:
             artifacts={str(EVALUATION): "evaluation"},
         )
     )
-
-
-def _check_probe_is_past(settings: EvaluateSettings) -> None:
-    """The partition is learnt from windows before those that judge it, else it knows their
-    labels."""
-    partition = load_settings(PARAMS / "towers.yaml", TowersSettings).partition
-    if partition.probe_windows > settings.first_evaluation_window:
-        raise InputError(
-            f"{PARAMS / 'towers.yaml'}: key 'partition.probe_windows': the partition would know "
-            f"labels that it is "
-            f"judged on; must be at most evaluate.first_evaluation_window = "
-            f"{settings.first_evaluation_window}, "
-            f"got {partition.probe_windows}"
-        )
 
 
 def _record_model(report: "Report", model: str, settings: EvaluateSettings) -> None:

@@ -11,7 +11,7 @@ import polars as pl
 from prefect import task
 
 from recsys.data.schema import Schema, task_columns
-from recsys.distill.settings import DISTILLED, PLAIN
+from recsys.distill.student_settings import DISTILLED, PLAIN
 from tasks.project import EVALUATION, REGISTRATION, STUDENTS, WINDOWS, require
 from tasks.tracking import connect
 from tasks.versioning import code_version, output_version

@@ -6,9 +6,10 @@ from pathlib import Path
 from recsys.config import load_settings
 from recsys.data.schema import Schema
 from recsys.distill.score_log import ScoreLog, check_snapshots_of_log
-from recsys.distill.settings import StudentsSettings
 from recsys.distill.snapshots import SNAPSHOTS_DIR, list_snapshots
-from recsys.distill.withdrawals import WithdrawnSettings, touched_by, withdraw
+from recsys.distill.student_settings import StudentsSettings
+from recsys.distill.withdrawals import touched_by, withdraw
+from recsys.distill.withdrawn_settings import WithdrawnSettings
 from tasks.project import (
     PARAMS,
     SCORES,
@@ -33,9 +34,7 @@ class Results:
 
 
 BATCH = Results(TEACHER, SCORES, STUDENTS, "dvc repro")
-STREAMED = Results(
-    STREAM / "teacher", STREAM / "scores", STREAM / "students", "python -m flows.stream"
-)
+STREAMED = Results(STREAM / "teacher", STREAM / "scores", STREAM / "students", "towerflow stream")
 
 
 def snapshot_table(of: Results = BATCH) -> list[str]:

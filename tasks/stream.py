@@ -12,8 +12,9 @@ from recsys.config import InputError, load_settings
 from recsys.data.schema import MANIFEST_FILE, SCHEMA_FILE, Schema
 from recsys.data.settings import DatasetSettings, DataSettings, load_dataset
 from recsys.data.sources.files import resolve_files
-from recsys.distill.settings import AugmentSettings, StudentsSettings, load_teacher
-from recsys.distill.withdrawals import WithdrawnSettings
+from recsys.distill.augment_settings import AugmentSettings
+from recsys.distill.student_settings import StudentsSettings
+from recsys.distill.withdrawn_settings import WithdrawnSettings
 from recsys.towers.settings import TowersSettings
 from tasks.augmentation import augment_settings_file
 from tasks.distillation import curves_of
@@ -31,6 +32,7 @@ from tasks.project import (
 )
 from tasks.registry import register_models
 from tasks.stream_settings import load_stream_settings
+from tasks.teacher_settings import load_teacher
 from tasks.tracking import RunRecord, flatten, record
 from tasks.versioning import CACHED, check_stage, code_version, output_version
 

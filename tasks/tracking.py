@@ -13,23 +13,16 @@ import pandas as pd
 
 from recsys.config import Settings, load_settings
 from tasks.project import PARAMS, WINDOWS
+from tasks.tracking_settings import TrackingSettings
 from tasks.versioning import code_version
 
 logger = logging.getLogger(__name__)
 PENDING = Path(".tracking")
 GROWS_TAG = "grows"  # names the model of a run that is gone on with
-METRICS_A_REQUEST = 1000  # MLflow takes no more
+METRICS_PER_REQUEST = 1000  # MLflow takes no more
 MODEL_TRAINING = {
     "mlflow.experimentKind": "custom_model_development"
 }  # the UI opens runs and curves, not chats
-
-
-class TrackingSettings(Settings):
-    """params/tracking.yaml: the MLflow tracking URI, the experiment, and where artifacts go."""
-
-    uri: str
-    experiment: str
-    artifacts: str
 
 
 @dataclass
@@ -110,8 +103,8 @@ def _send(run: RunRecord) -> None:
     with mlflow.start_run(run_id=grown, experiment_id=experiment_id, run_name=run.name) as active:
         run_id = active.info.run_id
         metrics = _metrics(run, active.info.start_time)
-        for start in range(0, len(metrics), METRICS_A_REQUEST):
-            client.log_batch(run_id, metrics=metrics[start : start + METRICS_A_REQUEST])
+        for start in range(0, len(metrics), METRICS_PER_REQUEST):
+            client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_REQUEST])
         tags = {"kind": run.kind, "data_version": run.data_version, **run.tags}
         tags |= {GROWS_TAG: run.grows} if run.grows else {}
         client.log_batch(

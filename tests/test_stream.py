@@ -159,7 +159,7 @@ def test_dvc_sees_nothing_of_the_stream(project: Path) -> None:
     )
 
 
-def test_mlflow_has_one_run_a_model_with_every_window_and_its_lineage_and_the_newest_models(
+def test_mlflow_has_one_run_per_model_with_every_window_and_its_lineage_and_the_newest_models(
     project: Path,
 ) -> None:
     script = """

@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from bench.shared.report import machine_lines, print_report
 from recsys.data.loader import Batch, WindowReader
 from recsys.data.schema import CategoricalFeature, Schema, Window
+from recsys.distill.augment_settings import AugmentSettings
 from recsys.distill.score_log import SCORE_SCHEMA, ScoreLog, WindowFacts
-from recsys.distill.settings import AugmentSettings
 from recsys.distill.snapshots import Snapshot
 
 REPORT, WORK = Path("docs/benchmarks/score_log.md"), Path(".work/bench-score-log")

@@ -23,7 +23,7 @@ from recsys.config import load_settings
 from recsys.data.schema import Schema
 from recsys.distill.distillation_settings import DistillationSettings
 from recsys.distill.heads import DistilledRanker
-from recsys.distill.settings import StudentsSettings
+from recsys.distill.student_settings import StudentsSettings
 from recsys.models.factory import build_ranker
 
 REPORT = Path("docs/benchmarks/distillation_sweeps.md")

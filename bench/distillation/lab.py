@@ -15,19 +15,14 @@ from recsys.config import load_settings
 from recsys.data.ingest import ingest
 from recsys.data.schema import Schema, Window
 from recsys.data.settings import DatasetSettings, DataSettings
+from recsys.distill.augment_settings import AugmentSettings
 from recsys.distill.distillation_settings import AdapterSettings, DistillationSettings
 from recsys.distill.score_log import SCORE_SCHEMA
 from recsys.distill.scoring import ScoringJob, WindowPlan, finish_scoring, plans_of, score_part
-from recsys.distill.settings import (
-    PLAIN,
-    AugmentSettings,
-    StudentSettings,
-    StudentsSettings,
-    TeacherLadderSettings,
-    TeacherSettings,
-)
+from recsys.distill.student_settings import PLAIN, StudentSettings, StudentsSettings
 from recsys.distill.students import runs_of, train_runs
 from recsys.distill.teacher import train_teacher
+from recsys.distill.teacher_settings import TeacherLadderSettings, TeacherSettings
 from recsys.distill.training_job import TrainingJob
 from recsys.training.launch import launch
 from recsys.training.settings import TrainSettings
@@ -109,7 +104,7 @@ ARMS: dict[str, DistillationSettings] = {
     PLAIN: DistillationSettings(mode="none"),
     "shared": DistillationSettings(mode="shared", loss_weight=3.0),
     "affine": DistillationSettings(mode="affine", loss_weight=3.0),
-    UNSCALED: DistillationSettings(mode="auxiliary"),
+    UNSCALED: DistillationSettings(mode="auxiliary", gradient_scale=1.0),
     "AH": DistillationSettings(mode="auxiliary", gradient_scale=10.0),
     "AH + SA, extra head": DistillationSettings(
         mode="auxiliary_adapter", gradient_scale=10.0, adapter=_adapter("extra_head")

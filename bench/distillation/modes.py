@@ -27,7 +27,7 @@ from bench.distillation.results import (
     write_section,
 )
 from recsys.distill.distillation_settings import DistillationSettings
-from recsys.distill.settings import PLAIN
+from recsys.distill.student_settings import PLAIN
 
 REPORT = Path("docs/benchmarks/distillation_modes.md")
 TUNING_SEEDS = {777, 778, 779}  # their streams are not judged

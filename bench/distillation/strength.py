@@ -17,8 +17,9 @@ from bench.distillation.lab import FIRST_TRAINED_WINDOW
 from recsys.config import load_settings
 from recsys.data.ingest import ingest
 from recsys.data.settings import DatasetSettings, DataSettings
+from recsys.distill.augment_settings import AugmentSettings
 from recsys.distill.scoring import score_windows
-from recsys.distill.settings import AugmentSettings, StudentsSettings, load_teacher
+from recsys.distill.student_settings import StudentsSettings
 from recsys.distill.students import train_students
 from recsys.distill.teacher import train_teacher
 from recsys.distill.training_job import TrainingJob
@@ -27,6 +28,7 @@ from recsys.evaluation.settings import EvaluateSettings
 from recsys.towers.probe import learn_partition
 from recsys.towers.settings import TowersSettings
 from recsys.training.settings import TrainSettings
+from tasks.teacher_settings import load_teacher
 
 PARAMS = Path("params")
 METRICS = ("ne", "auc", "calibration")

@@ -27,7 +27,7 @@ from bench.distillation.results import (
 from bench.distillation.teacher_ladder import cost, stream_schema
 from recsys.config import load_settings
 from recsys.distill.distillation_settings import DistillationSettings
-from recsys.distill.settings import PLAIN, StudentsSettings
+from recsys.distill.student_settings import PLAIN, StudentsSettings
 
 REPORT, FIGURES = Path("docs/benchmarks/distillation_sweeps.md"), Path("docs/figures")
 SHARED, AFFINE, AH, EXTRA = "shared", "affine", "AH", "AH + SA, extra head"

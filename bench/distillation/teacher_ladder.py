@@ -10,7 +10,8 @@ from recsys.config import load_settings
 from recsys.data.ingest import open_source
 from recsys.data.schema import Schema
 from recsys.data.settings import DataSettings, load_dataset
-from recsys.distill.settings import StudentsSettings, TeacherLadderSettings
+from recsys.distill.student_settings import StudentsSettings
+from recsys.distill.teacher_settings import TeacherLadderSettings
 from recsys.models.cost import RankerCost, ranker_cost
 from recsys.models.factory import build_ranker
 from recsys.models.settings import ModelSettings

@@ -11,7 +11,7 @@ from bench.distillation.lab import TEACHER, Lab, Scores
 from bench.distillation.results import WINDOW, Found, change
 from recsys.data.schema import MANIFEST_FILE, SCHEMA_FILE, Schema
 from recsys.distill.distillation_settings import DistillationSettings
-from recsys.distill.settings import PLAIN
+from recsys.distill.student_settings import PLAIN
 from recsys.files import fingerprint
 from tasks.distillation import curves_of
 from tasks.tracking import RunRecord, flatten, record

@@ -13,8 +13,8 @@ from torchrec.distributed.types import EmbeddingModuleShardingPlan, ModuleSharde
 
 from recsys.data.schema import CategoricalFeature, Schema
 from recsys.models.factory import build_ranker
+from recsys.models.names import TABLE_PREFIX
 from recsys.models.partition_file import Partition
-from recsys.models.ranker import TABLE_PREFIX
 from recsys.models.settings import ModelSettings
 from recsys.planning.tables import Kind, PlannedModel, TableGroup
 from recsys.sharding.plan import BagSharder

@@ -25,16 +25,18 @@ from recsys.data.ingest import ingest
 from recsys.data.loader import Batch, ScoreJoin, WindowReader
 from recsys.data.schema import Window
 from recsys.data.settings import DataSettings, load_dataset
+from recsys.distill.augment_settings import AugmentSettings
 from recsys.distill.score_log import SCORE_SCHEMA, ScoreLog, WindowFacts
 from recsys.distill.scoring import ScoringJob, WindowPlan, plans_of, score_window
-from recsys.distill.settings import AugmentSettings, StudentsSettings, load_teacher
 from recsys.distill.snapshots import Snapshot, hash_weights, publish
+from recsys.distill.student_settings import StudentsSettings
 from recsys.distill.teacher import teacher_engine
 from recsys.models.factory import build_ranker
 from recsys.progress import RowProgress
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.settings import TrainSettings
+from tasks.teacher_settings import load_teacher
 
 PARAMS, REPORT = Path("params"), Path("docs/benchmarks/scoring.md")
 ROWS, WINDOWS = 240_000, 4

@@ -25,6 +25,7 @@ from recsys.config import load_settings
 from recsys.data.ingest import ingest
 from recsys.data.schema import Schema
 from recsys.data.settings import DataSettings, load_dataset
+from recsys.distill.augment_settings import AugmentSettings
 from recsys.distill.online_stream import (
     BEGUN,
     DONE_FILE,
@@ -35,8 +36,9 @@ from recsys.distill.online_stream import (
     StreamJob,
     advance,
 )
-from recsys.distill.settings import AugmentSettings, StudentSettings, StudentsSettings, load_teacher
+from recsys.distill.student_settings import StudentSettings, StudentsSettings
 from recsys.evaluation.online_report import evaluate_windows
+from tasks.teacher_settings import load_teacher
 
 PARAMS, REPORT, WORK = Path("params"), Path("docs/benchmarks/stream.md"), Path(".work/bench-stream")
 WINDOWS = 100

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import psutil
 
+from recsys.units import BYTES_PER_GIB
+
 PACKAGES = ["torch", "torchrec", "fbgemm-gpu-cpu", "polars"]
-BYTES_PER_GIB = 2**30
 
 
 def machine_lines(title: str, command: str, spin: dict[str, str]) -> list[str]:

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.towers.cluster import Shape
+from recsys.config import load_settings
 from recsys.data.schema import CategoricalFeature, Schema
 from recsys.models.partition_file import Partition
 from recsys.models.settings import ModelSettings
+from recsys.planning.hardware import Hardware
 from recsys.sharding.settings import CommunicationSettings, Sharding
 from recsys.towers.partitioner import partition_without_probe
 from recsys.towers.settings import PartitionSettings
@@ -87,7 +89,7 @@ class Contender:
             sharding=self.sharding,
             overlap=self.overlap,
             communication=COMMUNICATION,
-            hardware=hardware,
+            hardware=load_settings(hardware, Hardware),
         )
 
     def partition(self, hosts: int) -> Partition | None:

@@ -26,7 +26,7 @@ from recsys.towers.step_costs import Hosts, StepTime, TowerCluster, step_time
 CLUSTERS = Path("params/clusters")
 GENERATIONS = ("v100", "a100", "h100")
 BATCH = 16384
-GPUS_A_HOST = 8
+GPUS_PER_HOST = 8
 WIRE = Wire("fp16", "fp16", "fp16")  # the paper says quantised, not how
 WITHIN = 0.2
 INSIDE_BYTES = (
@@ -94,7 +94,7 @@ def predict() -> list[Predicted]:
                 if published is None:
                     continue
                 cluster = load_settings(CLUSTERS / f"{generation}.yaml", TowerCluster)
-                hosts = Hosts(gpus // GPUS_A_HOST, GPUS_A_HOST)
+                hosts = Hosts(gpus // GPUS_PER_HOST, GPUS_PER_HOST)
                 times = step_time(flat, hosts, cluster), step_time(moved, hosts, cluster)
                 found.append(Predicted(model, generation, gpus, published, *times))
     return found

@@ -21,8 +21,6 @@ from bench.towers.runs import Run
 from recsys.models.factory import build_ranker
 from recsys.towers.advice import Wire, ranker_work
 from recsys.towers.step_costs import (
-    GIGA,
-    MS,
     Hosts,
     TowerCluster,
     Work,
@@ -30,12 +28,13 @@ from recsys.towers.step_costs import (
     step_time,
     volumes,
 )
+from recsys.units import GIGA, MS_PER_SECOND
 
 FITTED_CLUSTERS = {("dcn", 2), ("dlrm", 8)}
 FITTED_RATES = (100.0, 400.0, None)
 # Splits tables by rows inside hosts; the model's flat exchange is of whole tables
 LEFT_OUT = "flat, planner"
-MS_PER_GB_AT_1_MBIT = 8 * GIGA / 1e6 * MS
+MS_PER_GB_AT_1_MBIT = 8 * GIGA / 1e6 * MS_PER_SECOND
 FIRST_HIDDEN = 0.2  # where the fit starts; without it the model is linear
 SMALLEST = 1e-3
 TYPICAL_ERROR = 0.1
@@ -67,10 +66,12 @@ class Fitted:
             ranks_per_host=hosts.ranks_per_host,
             compute_tflops=_inverse(share * costs["compute"]),
             step_ms=share * costs["step"],
-            copy_gb_s=MS * _inverse(share * costs["copies"]),
-            inside_gb_s=MS * _inverse(share * costs["inside"]),
-            across_gb_s=MS * _inverse(hosts.ranks_per_host * link),
-            reduce_gb_s={hosts.ranks: MS * _inverse(link)},  # a ring crosses each link once
+            copy_gb_s=MS_PER_SECOND * _inverse(share * costs["copies"]),
+            inside_gb_s=MS_PER_SECOND * _inverse(share * costs["inside"]),
+            across_gb_s=MS_PER_SECOND * _inverse(hosts.ranks_per_host * link),
+            reduce_gb_s={
+                hosts.ranks: MS_PER_SECOND * _inverse(link)
+            },  # a ring crosses each link once
             message_ms=share * costs["message"],
             hidden=costs["hidden"] * max(1 - self.cores / hosts.ranks, 0.0),
             source="bench/towers/fit.py",

@@ -1,7 +1,7 @@
 """Is a learnt partition better than stride? The teacher of params/ with each, several seeds, the
 DMT paper's test.
 
-    python -m flows.ingest                      # or any earlier run: data/windows is read as it is
+    towerflow ingest                      # or any earlier run: data/windows is read as it is
     python -m bench.towers.partition_strategies --results stream.json --seeds 1 2 3 4 5 6 7 8 9
 
 Prints, a strategy: NE and AUC of the teacher over the evaluation windows (pooled; median over
@@ -33,7 +33,6 @@ from bench.shared.progressive import (
 from bench.towers.planted_groups import RECIPES
 from recsys.config import load_settings
 from recsys.data.schema import Schema
-from recsys.distill.settings import load_teacher
 from recsys.evaluation.settings import EvaluateSettings
 from recsys.models.factory import build_ranker
 from recsys.models.partition_file import Partition
@@ -42,6 +41,7 @@ from recsys.towers.probe import train_probe
 from recsys.towers.settings import PROBED, TowersSettings
 from recsys.training.launch import launch
 from recsys.training.settings import TrainSettings
+from tasks.teacher_settings import load_teacher
 
 PARAMS = Path("params")
 BASELINE = "stride"

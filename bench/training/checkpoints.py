@@ -29,8 +29,8 @@ from bench.shared.report import machine_lines, print_report
 from recsys.config import load_settings
 from recsys.data.loader import Batch, WindowReader
 from recsys.data.schema import CategoricalFeature, Schema
-from recsys.distill.settings import TeacherSettings
 from recsys.distill.teacher import load_partition, teacher_engine
+from recsys.distill.teacher_settings import TeacherSettings
 from recsys.evaluation.settings import EvaluateSettings
 from recsys.models.factory import build_ranker
 from recsys.models.settings import ModelSettings

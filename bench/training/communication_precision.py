@@ -33,7 +33,6 @@ from recsys.config import load_settings
 from recsys.data.ingest import ingest
 from recsys.data.loader import WindowReader
 from recsys.data.settings import DatasetSettings, DataSettings
-from recsys.distill.settings import load_teacher
 from recsys.distill.teacher import teacher_engine, train_teacher
 from recsys.distill.training_job import TrainingJob
 from recsys.evaluation.settings import EvaluateSettings
@@ -44,6 +43,7 @@ from recsys.towers.settings import TowersSettings
 from recsys.training import ranks
 from recsys.training.launch import run_on_ranks
 from recsys.training.settings import TrainSettings
+from tasks.teacher_settings import load_teacher
 
 PARAMS = Path("params")
 REPORT = Path("docs/benchmarks/communication_precision.md")

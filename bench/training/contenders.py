@@ -12,19 +12,20 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.data import DataLoader, TensorDataset
 
-from bench.shared.report import BYTES_PER_GIB
 from bench.training.cases import ADAGRAD_RATE, ADAM_RATE, SEED, Case, Model
 from bench.training.loop import Contest, measure, peak_gib
 from recsys.data.loader import WindowReader
 from recsys.data.schema import Schema, Window
 from recsys.models.factory import build_ranker
 from recsys.models.initial_tables import initial_rows
-from recsys.models.ranker import TABLE_PREFIX, Ranker
+from recsys.models.names import TABLE_PREFIX
+from recsys.models.ranker import Ranker
 from recsys.training import ranks
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.overlap import load_ahead, train_batches
 from recsys.training.settings import TrainSettings
+from recsys.units import BYTES_PER_GIB
 
 WIRE16 = {"forward": "fp16", "backward": "bf16", "gradients": "bf16"}
 

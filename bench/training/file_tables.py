@@ -32,11 +32,11 @@ from recsys.data.loader import Batch
 from recsys.data.schema import CategoricalFeature, Schema
 from recsys.models.factory import build_ranker
 from recsys.models.settings import ModelSettings
-from recsys.sharding.plan import BYTES_PER_GIB
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.settings import TrainSettings
 from recsys.training.table_memory import RowPages
+from recsys.units import BYTES_PER_GIB
 
 REPORT = Path("docs/benchmarks/file_tables.md")
 CGROUPS = Path("/sys/fs/cgroup/memory")

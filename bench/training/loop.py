@@ -10,7 +10,6 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from bench.shared.report import BYTES_PER_GIB
 from recsys.data.schema import Window
 from recsys.training import ranks
 
@@ -48,7 +47,7 @@ def measure(contest: Contest, seconds: float, least_steps: int) -> dict[str, flo
         "seconds": elapsed,
         "waited": waited,
         "reader": sum(read) / sum(window.rows for window in contest.windows),
-        "first_loss": ranks.mean_over_ranks([warm[0][1]])[0],
+        "first_loss": ranks.means([warm[0][1]])[0],
     }
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import psutil
 
-from bench.shared.report import BYTES_PER_GIB, machine_lines
+from bench.shared.report import machine_lines
 from bench.training.cases import CONTENDERS, Case, Model
+from recsys.units import BYTES_PER_GIB, GIGA, MEGA
 
 BASELINE, BASELINE_KIND = "plain-adagrad", "plain"
-MEGA, GIGA = 1e6, 1e9
 HEADER = (
     "| contender | samples/s | spread | x plain-adagrad | of GEMM rate | loader alone / step | "
     "waiting | peak GiB |\n"

@@ -1,6 +1,21 @@
-"""params/*.yaml as typed, validated settings: one wrong key is one clear error."""
+"""Typed, validated settings, from YAML or made in code: one wrong key is one clear error."""
 
 from recsys.config.errors import InputError
-from recsys.config.loading import Settings, load_settings, nearest_hint
+from recsys.config.loading import (
+    Settings,
+    filled_from,
+    load_settings,
+    nearest_hint,
+    nested_settings,
+    parse_settings,
+)
 
-__all__ = ["InputError", "Settings", "load_settings", "nearest_hint"]
+__all__ = [
+    "InputError",
+    "Settings",
+    "filled_from",
+    "load_settings",
+    "nearest_hint",
+    "nested_settings",
+    "parse_settings",
+]

@@ -1,23 +1,106 @@
-"""Read one YAML file into one settings model."""
+"""Read one YAML file into one settings model, which remembers where its values are from."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr, ValidationError
 
 from recsys.config.errors import InputError
 
 
+@dataclass(frozen=True)
+class _Place:
+    """A section of a file; ``keys`` says of single keys where they are from instead."""
+
+    file: str
+    section: str = ""
+    keys: Mapping[str, str] = field(default_factory=dict)
+
+
 class Settings(BaseModel):
-    """Base of every settings model: immutable, unknown keys are errors."""
+    """Base of every settings model: immutable, unknown keys are errors.
+
+    It knows the file that it was loaded from, for messages (:meth:`where`); that is kept by copies
+    and pickles, and seen by neither equality, hash nor dumps.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    _place: _Place | None = PrivateAttr(default=None)
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.__dict__ == other.__dict__
+
+    def where(self, key: str) -> str:
+        """Where a person finds ``key`` (dotted for nested settings).
+
+        ``train.yaml: key 'memory_gb'`` if loaded from that file, ``TrainSettings: key 'memory_gb'``
+        if made in code.
+        """
+        first, _, rest = key.partition(".")
+        if self._place is not None and first in self._place.keys:
+            return self._place.keys[first]
+        inner = getattr(self, first, None)
+        if rest and isinstance(inner, Settings) and inner._place is not None:
+            return inner.where(rest)
+        if self._place is None:
+            return f"{type(self).__name__}: key {key!r}"
+        return f"{self._place.file}: key {self._place.section + key!r}"
+
+    def placed_in(self, file: str, section: str = "") -> Self:
+        """The same, as loaded from ``section`` (``"model."``; empty: all) of ``file``."""
+        copy = self.model_copy()
+        copy._place = _Place(file, section)
+        for name, value in self:
+            vars(copy)[name] = _placed(value, file, f"{section}{name}")
+        return copy
+
+    def placed_as(self, other: "Settings") -> Self:
+        """The same, as loaded from where ``other`` was."""
+        if other._place is None:
+            return self
+        return self.placed_in(other._place.file, other._place.section)
+
+    def with_values(self, values: Mapping[str, Any], origins: Mapping[str, str]) -> Self:
+        """A copy with ``values``; ``origins`` says where those of other settings are from.
+
+        The values are not validated; they come from settings that were.
+        """
+        copy = self.model_copy(update=dict(values))
+        place = self._place or _Place(type(self).__name__)
+        copy._place = _Place(place.file, place.section, {**place.keys, **origins})
+        return copy
+
+
+def _placed(value: Any, file: str, key: str) -> Any:
+    """``value`` with every settings model in it placed under ``key`` of ``file``, but for those
+    that are from another file."""
+    if isinstance(value, Settings):
+        return value if value._place else value.placed_in(file, f"{key}.")
+    if isinstance(value, list):
+        return [_placed(one, file, f"{key}.{index}") for index, one in enumerate(value)]
+    if isinstance(value, dict):
+        return {name: _placed(one, file, f"{key}.{name}") for name, one in value.items()}
+    return value
 
 
 S = TypeVar("S", bound=Settings)
+
+
+def filled_from(defaults: Settings) -> BeforeValidator:
+    """Validation of a field whose mapping may leave out keys: it has them from ``defaults``.
+
+    For a section whose defaults are not those of its class.
+    """
+    chosen = defaults.model_dump(exclude_unset=True)
+
+    def fill(value: Any) -> Any:
+        return {**chosen, **value} if isinstance(value, dict) else value
+
+    return BeforeValidator(fill)
 
 
 def load_settings(path: Path, model: type[S]) -> S:
@@ -38,22 +121,31 @@ def load_settings(path: Path, model: type[S]) -> S:
             else f"there are: {', '.join(neighbours) or 'none'}"
         )
         raise InputError(f"{path}: no such file; {hint}")
+    return parse_settings(path.read_text(), str(path), model)
+
+
+def parse_settings(text: str, file: str, model: type[S]) -> S:
+    """``text``, the contents of ``file``, as ``model``.
+
+    Raises:
+        InputError: it is not a YAML mapping, or holds a wrong key or value.
+    """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise InputError(f"{path}: expected a mapping of keys to values")
+        raise InputError(f"{file}: expected a mapping of keys to values")
     try:
-        return model.model_validate(values)
+        return model.model_validate(values).placed_in(file)
     except ValidationError as error:
-        raise InputError(f"{path}: {_first_error(error, model)}") from error
+        raise InputError(f"{file}: {_first_error(error, model)}") from error
 
 
 def _first_error(error: ValidationError, model: type[BaseModel]) -> str:
     """One line for the first problem of a validation error."""
     first = error.errors()[0]
-    location = ".".join(str(part) for part in first["loc"])
+    location = _location(first["loc"])
     if first["type"] == "extra_forbidden":
         valid = _keys_at(model, first["loc"][:-1])
         near = difflib.get_close_matches(str(first["loc"][-1]), valid, n=1)
@@ -61,7 +153,13 @@ def _first_error(error: ValidationError, model: type[BaseModel]) -> str:
         return f"unknown key {location!r}; {hint}"
     if first["type"] == "missing":
         return f"missing key {location!r}"
-    return f"key {location!r}: {first['msg']}, got {first['input']!r}"
+    messages = [one["msg"] for one in error.errors() if _location(one["loc"]) == location]
+    return f"key {location!r}: {' or '.join(dict.fromkeys(messages))}, got {first['input']!r}"
+
+
+def _location(parts: tuple[int | str, ...]) -> str:
+    """A dotted key, without pydantic's names for the types of a union (``literal['a']``)."""
+    return ".".join(str(part) for part in parts if "[" not in str(part))
 
 
 def _keys_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
@@ -69,26 +167,24 @@ def _keys_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
     for part in location:
         if isinstance(part, int):
             continue
-        field = model.model_fields.get(str(part))
-        if field is None:
+        field_info = model.model_fields.get(str(part))
+        if field_info is None:
             continue
-        nested = [
-            a for a in _unfold(field.annotation) if isinstance(a, type) and issubclass(a, BaseModel)
-        ]
-        if not nested:
+        nested = nested_settings(field_info.annotation)
+        if nested is None:
             return []
-        model = nested[0]
+        model = nested
     return sorted(model.model_fields)
 
 
-def _unfold(annotation: Any) -> list[Any]:
-    """The leaf types of an annotation such as ``list[X] | None``."""
+def nested_settings(annotation: Any) -> type[BaseModel] | None:
+    """The settings class in an annotation such as ``list[X] | None``; None: there is none."""
     arguments = getattr(annotation, "__args__", ())
-    return (
-        [leaf for argument in arguments for leaf in _unfold(argument)]
-        if arguments
-        else [annotation]
-    )
+    if arguments:
+        found = [nested_settings(argument) for argument in arguments]
+        return next((one for one in found if one is not None), None)
+    is_model = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return annotation if is_model else None
 
 
 def nearest_hint(name: str, valid: Iterable[str]) -> str:

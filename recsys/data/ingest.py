@@ -16,8 +16,9 @@ from recsys.data.settings import DatasetSettings, DataSettings
 from recsys.data.sources.base import Chunk, Source
 from recsys.data.sources.criteo import criteo_source
 from recsys.data.sources.table import table_source
-from recsys.data.synthetic import MS_PER_HOUR, synthetic_source
+from recsys.data.synthetic import synthetic_source
 from recsys.progress import RowProgress
+from recsys.units import MS_PER_HOUR
 
 QUARANTINE_FILE = "quarantine.parquet"
 EXAMPLES_SHOWN = 3

@@ -1,4 +1,4 @@
-"""Settings of the data stage: params/data.yaml and params/datasets/*.yaml."""
+"""Settings of the data stage: which log, described how."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,18 +23,19 @@ TaskName = Annotated[str, Field(pattern=TASK_PATTERN), AfterValidator(_checked_t
 
 
 class DataSettings(Settings):
-    """params/data.yaml.
+    """Which log, and how it is cut into windows.
 
-    ``dataset`` names a file of params/datasets; ``root`` is the folder that the relative paths of
-    real logs are under. Ingest stops when more than ``quarantine_limit`` of the rows are bad.
+    ``dataset`` names a description (:class:`DatasetSettings`); ``root`` is the folder that the
+    relative paths of real logs are under. Ingest stops when more than ``quarantine_limit`` of the
+    rows are bad.
     """
 
-    dataset: str
-    root: str
-    window_hours: Annotated[float, Field(gt=0)]
+    dataset: str = "synthetic"
+    root: str = "."
+    window_hours: Annotated[float, Field(gt=0)] = 24.0
     max_windows: Annotated[int, Field(gt=0)] | None = None
-    rows_per_part: Annotated[int, Field(gt=0)]
-    quarantine_limit: Annotated[float, Field(ge=0, le=1)]
+    rows_per_part: Annotated[int, Field(gt=0)] = 200_000
+    quarantine_limit: Annotated[float, Field(ge=0, le=1)] = 0.01
 
 
 class DomainSettings(Settings):
@@ -54,9 +55,9 @@ class ClickHistorySettings(Settings):
     ``dimension``; nothing without a click.
     """
 
-    length: Annotated[int, Field(gt=0)]
-    strength: float
-    dimension: Annotated[int, Field(gt=0)]
+    length: Annotated[int, Field(gt=0)] = 20
+    strength: float = 2.0
+    dimension: Annotated[int, Field(gt=0)] = 8
 
 
 class SyntheticSettings(Settings):
@@ -66,28 +67,34 @@ class SyntheticSettings(Settings):
     deviation). ``chunk_rows`` bounds the memory. Without ``conversions`` clicks are the only task.
     """
 
-    seed: int
-    rows: Annotated[int, Field(gt=0)]
-    windows: Annotated[int, Field(gt=0)]
-    chunk_rows: Annotated[int, Field(gt=0)]
-    start: str
-    domains: list[DomainSettings]
-    users: Annotated[int, Field(gt=1)]
-    ads: Annotated[int, Field(gt=1)]
-    contexts: Annotated[int, Field(gt=1)]
-    popularity_exponent: Annotated[float, Field(gt=0)]
-    lifetime_share: Annotated[float, Field(gt=0)]
-    latent_dimension: Annotated[int, Field(gt=0)]
-    main_strength: float
-    within_strength: float
-    between_strength: float
-    dense_strength: float
-    domain_strength: float
-    drift: Annotated[float, Field(ge=0)]
-    missing_share: Annotated[float, Field(ge=0, lt=1)]
+    seed: int = 20240101
+    rows: Annotated[int, Field(gt=0)] = 240_000
+    windows: Annotated[int, Field(gt=0)] = 12
+    chunk_rows: Annotated[int, Field(gt=0)] = 100_000
+    start: str = "2024-01-01T00:00:00"
+    domains: list[DomainSettings] = Field(
+        default=[
+            DomainSettings(name="feed", share=0.4, base_rate=0.035),
+            DomainSettings(name="search", share=0.35, base_rate=0.06),
+            DomainSettings(name="video", share=0.25, base_rate=0.025),
+        ]
+    )
+    users: Annotated[int, Field(gt=1)] = 20_000
+    ads: Annotated[int, Field(gt=1)] = 4_000
+    contexts: Annotated[int, Field(gt=1)] = 500
+    popularity_exponent: Annotated[float, Field(gt=0)] = 0.9
+    lifetime_share: Annotated[float, Field(gt=0)] = 0.6
+    latent_dimension: Annotated[int, Field(gt=0)] = 4
+    main_strength: float = 0.9
+    within_strength: float = 0.9
+    between_strength: float = 0.25
+    dense_strength: float = 0.5
+    domain_strength: float = 0.35
+    drift: Annotated[float, Field(ge=0)] = 0.3
+    missing_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
     conversions: ConversionSettings | None = None
-    label_delay_hours: Annotated[float, Field(ge=0)]
-    label_delay_cap_hours: Annotated[float, Field(ge=0)]
+    label_delay_hours: Annotated[float, Field(ge=0)] = 4.0
+    label_delay_cap_hours: Annotated[float, Field(ge=0)] = 24.0
     history: ClickHistorySettings | None = None
 
 
@@ -228,7 +235,7 @@ class TableSettings(Settings):
 
 
 class DatasetSettings(Settings):
-    """params/datasets/<name>.yaml: ``format`` and the section of that name."""
+    """A log: its ``format`` and the section of that name."""
 
     format: Literal["synthetic", "criteo", "table"]
     synthetic: SyntheticSettings | None = None
@@ -250,7 +257,7 @@ def load_dataset(settings: DataSettings, datasets_dir: Path) -> DatasetSettings:
     """
     if "/" in settings.dataset:
         raise InputError(
-            f"key 'dataset': expected the name of a file of {datasets_dir}, got "
+            f"{settings.where('dataset')}: expected the name of a file of {datasets_dir}, got "
             f"{settings.dataset!r}"
         )
     return load_settings(datasets_dir / f"{settings.dataset}.yaml", DatasetSettings)

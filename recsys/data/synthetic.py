@@ -26,8 +26,8 @@ from recsys.data.encoding import milliseconds, signed_log1p
 from recsys.data.schema import MAIN_TASK, CategoricalFeature
 from recsys.data.settings import SyntheticSettings
 from recsys.data.sources.base import Chunk, Source
+from recsys.units import MS_PER_HOUR
 
-MS_PER_HOUR = 3_600_000
 HOURS_PER_DAY = 24
 CALIBRATION_ROWS = 50_000
 DENSE_TAILS = [

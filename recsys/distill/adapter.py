@@ -14,7 +14,7 @@ from recsys.distill.distillation_settings import DistillationSettings
 from recsys.distill.losses import is_usable
 from recsys.models.layers import perceptron
 from recsys.models.ranker import SERVING
-from recsys.sharding.communication import mean_over_ranks
+from recsys.sharding.communication import average_gradients
 from recsys.training.label_loss import label_entropy
 from recsys.training.non_finite import NonFiniteGradientError
 from recsys.training.settings import TrainSettings
@@ -39,8 +39,8 @@ class ScoreNetwork(nn.Module):
 
 
 class StudentAdapter(SideModel):
-    """A :class:`ScoreNetwork` a task that learns the task's hard label on the examples that have it
-    and a score.
+    """A :class:`ScoreNetwork` per task that learns the task's hard label on the examples that have
+    it and a score.
 
     Called with scores it gives its prediction without a gradient, so the student's loss does not
     reach it. It learns by Adam of its own; its gradient is the mean over the ranks' global batch
@@ -124,12 +124,7 @@ class StudentAdapter(SideModel):
             self._loss(network, batch if task == SERVING else batch.of_task(task)).backward()
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         if self._world_size > 1:
-            flat = torch.cat([gradient.flatten() for gradient in gradients])
-            flat = mean_over_ranks(flat, self._train.communication.gradients)
-            for gradient, mean in zip(
-                gradients, flat.split([g.numel() for g in gradients]), strict=True
-            ):
-                gradient.copy_(mean.view_as(gradient))
+            average_gradients(gradients, self._train.communication.gradients)
         if not math.isfinite(get_total_norm(gradients, norm_type=math.inf).item()):
             if not self._train.skip_non_finite_batches:
                 raise NonFiniteGradientError(self._step, ["the student adapter"])

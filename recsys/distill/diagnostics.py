@@ -82,7 +82,7 @@ class DistillationDiagnostics:
             (trust * torch.sigmoid(outputs[DISTILLATION])).sum(),
             (trust * self._loss.target(outputs, batch)).sum(),
         ]
-        sums = ranks.mean_over_ranks([value.item() for value in heads])
+        sums = ranks.means([value.item() for value in heads])
         return {
             "gradient_ratio": _ratio(other**0.5, own**0.5),
             "gradient_cosine": _ratio(both, (own * other) ** 0.5),
@@ -110,12 +110,11 @@ def _gradient_products(
             loss, [*dense, embeddings], retain_graph=True, materialize_grads=True
         )
         flat.append(
-            mean_over_ranks(torch.cat([g.flatten() for g in parameters]), "fp32")
-            * ranks.world_size()
+            mean_over_ranks(torch.cat([g.flatten() for g in parameters])) * ranks.world_size()
         )
         rows.append(pooled.flatten())
     pairs = ((0, 0), (0, 1), (1, 1))
-    local = ranks.mean_over_ranks([(rows[a] @ rows[b]).item() for a, b in pairs])
+    local = ranks.means([(rows[a] @ rows[b]).item() for a, b in pairs])
     own, both, other = (
         (flat[a] @ flat[b]).item() + ranks.world_size() * mean
         for (a, b), mean in zip(pairs, local, strict=True)

@@ -1,13 +1,13 @@
 """How one student learns from a teacher: mode, heads, weights, adapter."""
 
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 
 from recsys.config import Settings
+from recsys.distill.modes import MODES, Mode, SoftHead, Teacher, known_mode
 from recsys.models.settings import ModelSettings
 
-Mode = Literal["none", "shared", "affine", "auxiliary", "auxiliary_adapter", "co_distillation"]
 S = TypeVar("S", bound=Settings)
 
 
@@ -50,10 +50,10 @@ class DistillationSettings(Settings):
     ``staleness_half_life_hours``.
     """
 
-    mode: Mode = "auxiliary"
+    mode: Annotated[str, AfterValidator(known_mode)] = "auxiliary"
     head_layers: list[PositiveInt] = Field(default=[32])
     loss_weight: float = Field(default=1.0, ge=0)
-    gradient_scale: float = Field(default=1.0, ge=0)
+    gradient_scale: float = Field(default=3.0, ge=0)
     label_scale: PositiveFloat = 1.0
     hard_label_weight: float = Field(default=0.0, ge=0)
     max_staleness_hours: PositiveFloat | None = None
@@ -62,24 +62,49 @@ class DistillationSettings(Settings):
     peer_model: ModelSettings | None = None
 
     @property
+    def way(self) -> Mode:
+        """What ``mode`` names."""
+        return MODES[self.mode]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is no teacher: the student is its ranker and nothing more."""
+        return self.way.teacher is Teacher.NOBODY
+
+    @property
     def reads_scores(self) -> bool:
         """Whether it needs the teacher's scores."""
-        return self.mode not in ("none", "co_distillation")
+        return self.way.teacher is Teacher.SCORES
+
+    @property
+    def has_peer(self) -> bool:
+        """Whether a ranker of ``peer_model`` is trained with the student and teaches it."""
+        return self.way.teacher is Teacher.PEER
 
     @property
     def has_own_head(self) -> bool:
         """Whether a head beside the serving head learns the soft label."""
-        return self.mode in ("auxiliary", "auxiliary_adapter", "co_distillation")
+        return self.way.head is SoftHead.OWN
+
+    @property
+    def has_adapted_head(self) -> bool:
+        """Whether a further head learns the adapter's prediction."""
+        return self.way.adapts and self.adapter.kind == "extra_head"
+
+    @property
+    def target_is_adapted(self) -> bool:
+        """Whether the soft label is the adapter's prediction in place of the teacher's."""
+        return self.way.adapts and self.adapter.kind == "replace"
 
 
 def overlaid(base: S, *changes: S | None) -> S:
     """``base`` with every key that ``changes`` set, the last one winning; nested settings key by
-    key."""
+    key. It counts as loaded from where ``base`` was."""
     values = base.model_dump(exclude_unset=True)
     for change in changes:
         if change is not None:
             _overlay(values, change.model_dump(exclude_unset=True))
-    return type(base).model_validate(values)
+    return type(base).model_validate(values).placed_as(base)
 
 
 def _overlay(values: dict[str, Any], changes: dict[str, Any]) -> None:

@@ -1,7 +1,6 @@
 """A ranker with heads for the teacher's labels; none of them is served."""
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -9,6 +8,8 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.distill.distillation_settings import DistillationSettings
+from recsys.distill.modes import SoftHead
+from recsys.models.layers import perceptron
 from recsys.models.ranker import SERVING, log_odds
 
 RANKER_PREFIX = "ranker."
@@ -82,7 +83,7 @@ class DistilledRanker(nn.Module):
     ) -> None:
         super().__init__()
         self.ranker = ranker
-        assert len(further_base_rates) == len(ranker.further_tasks), "a rate a further task"
+        assert len(further_base_rates) == len(ranker.further_tasks), "a rate per further task"
         self.gradient_scale = settings.gradient_scale
         self.distillation_head = self.affine = self.adapter_head = None
         size, layers = ranker.representation_size, settings.head_layers
@@ -93,10 +94,10 @@ class DistilledRanker(nn.Module):
                 size, layers, seed, rates, settings.label_scale
             )
             self.further_heads.extend(further)
-        elif settings.mode == "affine":
+        elif settings.way.head is SoftHead.MAP:
             self.affine = _identity()
             self.further_heads.extend(_identity() for _ in further_base_rates)
-        if settings.mode == "auxiliary_adapter" and settings.adapter.kind == "extra_head":
+        if settings.has_adapted_head:
             own_seed = seed + len(rates)  # not the other heads' weights
             self.adapter_head, *further = _seeded_heads(
                 size, layers, own_seed, rates, settings.adapter.label_scale
@@ -171,7 +172,7 @@ class _GradientScale(torch.autograd.Function):
 def _seeded_heads(
     inputs: int, hidden: list[int], seed: int, rates: list[float], scale: float
 ) -> list[nn.Sequential]:
-    """A head a base rate, drawn from ``seed`` and those after it; each starts at ``scale`` times
+    """A head per base rate, drawn from ``seed`` and those after it; each starts at ``scale`` times
     its rate."""
     heads = [_seeded_head(inputs, hidden, seed + number) for number in range(len(rates))]
     for head, rate in zip(heads, rates, strict=True):
@@ -181,13 +182,11 @@ def _seeded_heads(
 
 def _seeded_head(inputs: int, hidden: list[int], seed: int) -> nn.Sequential:
     """An MLP inputs -> hidden -> 1 with ReLU, drawn from ``seed`` alone."""
-    layers: list[nn.Module] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for width_in, width_out in pairwise([inputs, *hidden]):
-            layers += [nn.Linear(width_in, width_out), nn.ReLU()]
-        layers.append(nn.Linear(([inputs, *hidden])[-1], 1))
-    return nn.Sequential(*layers)
+        return nn.Sequential(
+            *perceptron(inputs, hidden), nn.Linear(hidden[-1] if hidden else inputs, 1)
+        )
 
 
 def _identity() -> nn.Linear:

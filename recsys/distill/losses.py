@@ -13,8 +13,7 @@ from recsys.distill.distillation_settings import DistillationSettings
 from recsys.distill.heads import ADAPTED, DISTILLATION, PEER, output_of
 from recsys.models.ranker import SERVING
 from recsys.training.label_loss import label_entropy, label_loss
-
-MS_PER_HOUR = 3_600_000
+from recsys.units import MS_PER_HOUR
 
 
 class ScoreMap(Protocol):
@@ -95,16 +94,13 @@ class DistillationLoss:
         ``outputs`` and ``batch`` have ``task`` as their main one.
         """
         scale = self.settings.label_scale
-        if PEER in outputs:
+        if self.settings.has_peer:
             return (scale * torch.sigmoid(outputs[PEER].detach())).clamp(max=1.0)
-        replaced = (
-            self.settings.mode == "auxiliary_adapter" and self.settings.adapter.kind == "replace"
-        )
-        return self._probability(batch, scale, task if replaced else None)
+        return self._probability(batch, scale, task if self.settings.target_is_adapted else None)
 
     def trust(self, batch: Batch) -> Tensor:
         """Weight [B] in [0, 1] of each example's soft label: 0 where it is missing or too old."""
-        if self.settings.mode == "co_distillation":
+        if self.settings.has_peer:
             return torch.ones_like(batch.label)
         usable = is_usable(batch, self.settings).float()
         half_life = self.settings.staleness_half_life_hours

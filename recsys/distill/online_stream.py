@@ -16,10 +16,12 @@ import polars as pl
 
 from recsys.config import InputError
 from recsys.data.schema import MANIFEST_FILE, SCHEMA_FILE, Schema, Window
+from recsys.distill.augment_settings import AugmentSettings
 from recsys.distill.scoring import ScoringJob, finish_scoring, plan_scoring, score_part
-from recsys.distill.settings import AugmentSettings, StudentsSettings, TeacherSettings
 from recsys.distill.snapshots import SNAPSHOTS_DIR
-from recsys.distill.students import check_students, run_students, students_checkpoints
+from recsys.distill.student_checks import check_students
+from recsys.distill.student_settings import StudentsSettings
+from recsys.distill.students import run_students, students_checkpoints
 from recsys.distill.teacher import (
     CHECKPOINT_KEYS,
     CODE,
@@ -29,6 +31,7 @@ from recsys.distill.teacher import (
     run_teacher,
     teacher_checkpoints,
 )
+from recsys.distill.teacher_settings import TeacherSettings
 from recsys.distill.training_job import S, TrainingJob
 from recsys.files import PARTIAL_SUFFIX, fingerprint, link_file, link_files, write_atomically
 from recsys.training.resume import CHECKPOINTS_DIR, OUTPUT_DIR, Checkpoints, work_folder
@@ -110,14 +113,11 @@ def advance(job: StreamJob, output_dir: Path) -> Advance:
 def _check(job: StreamJob, schema: Schema) -> None:
     if job.teacher.quantise_checkpoints != "none":
         raise InputError(
-            "params/teacher.yaml: key 'quantise_checkpoints': a stream goes on from its "
-            "checkpoints and would lose "
-            "bits each time; set none"
+            f"{job.teacher.where('quantise_checkpoints')}: a stream goes on from its checkpoints "
+            "and would lose bits each time; set none"
         )
     if job.train.nodes.count > 1:
-        raise InputError(
-            "params/train.yaml: key 'nodes.count': a stream runs on one machine; set 1"
-        )
+        raise InputError(f"{job.train.where('nodes.count')}: a stream runs on one machine; set 1")
     check_students(schema, job.students)
 
 

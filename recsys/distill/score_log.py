@@ -59,9 +59,9 @@ class Segment:
 
 @dataclass(frozen=True)
 class LogFacts:
-    """log.json: ``wait_ms`` as in :class:`recsys.distill.settings.AugmentSettings` (None: wait for
-    every window), and the high-water mark and weights' hash of each snapshot that scored; None
-    where the log does not tell."""
+    """log.json: ``wait_ms`` as in :class:`recsys.distill.augment_settings.AugmentSettings` (None:
+    wait for every window), and the high-water mark and weights' hash of each snapshot that scored;
+    None where the log does not tell."""
 
     wait_ms: int | None = None
     snapshots: dict[str, dict[str, Any]] | None = None

@@ -14,6 +14,7 @@ import polars as pl
 from recsys.config import InputError
 from recsys.data.loader import WindowReader
 from recsys.data.schema import MANIFEST_FILE, Schema, Window, task_columns
+from recsys.distill.augment_settings import AugmentSettings
 from recsys.distill.score_log import (
     SCORE_SCHEMA,
     ScoreLog,
@@ -21,7 +22,6 @@ from recsys.distill.score_log import (
     domains_of,
     staleness_parts,
 )
-from recsys.distill.settings import AugmentSettings, TeacherSettings
 from recsys.distill.snapshots import (
     SNAPSHOTS_DIR,
     WEIGHTS_DIR,
@@ -31,6 +31,7 @@ from recsys.distill.snapshots import (
     list_snapshots,
 )
 from recsys.distill.teacher import CODE, PLACEMENT_KEYS, code_of, load_partition, teacher_engine
+from recsys.distill.teacher_settings import TeacherSettings
 from recsys.files import file_hash, fingerprint, folder_state, write_atomically, write_json
 from recsys.models.partition_file import Partition
 from recsys.progress import RowProgress
@@ -38,13 +39,13 @@ from recsys.training import ranks
 from recsys.training.engine import Engine
 from recsys.training.launch import launch
 from recsys.training.settings import TrainSettings
+from recsys.units import MS_PER_HOUR
 from recsys.validation.progressive import predict
 
 __all__ = ["SCORE_SCHEMA", "SCORING_FILE", "ScoreReport", "ScoringJob", "score_windows"]
 
 SCORING_FILE = "scoring.json"
 KEYS_DIR, TIMES_DIR, WHOLE_DIR = "keys", "times", "whole"
-MS_PER_HOUR = 3_600_000
 
 
 @dataclass(frozen=True)
@@ -319,15 +320,15 @@ def score_window(
         progress.advance(window.rows)
     else:
         check_no_look_ahead(snapshot, window, reader.schema)
-        batches_a_segment = max(1, settings.segment_rows // settings.batch_size)
+        batches_per_segment = max(1, settings.segment_rows // settings.batch_size)
         done = ranks.broadcast(log.chunks(window.name))
         total = -(-window.rows // settings.batch_size)
-        batches = _batches(reader, window, settings, done * batches_a_segment)
-        progress.advance(min(done * batches_a_segment * settings.batch_size, window.rows))
-        for index in range(done, -(-total // batches_a_segment)):
+        batches = _batches(reader, window, settings, done * batches_per_segment)
+        progress.advance(min(done * batches_per_segment * settings.batch_size, window.rows))
+        for index in range(done, -(-total // batches_per_segment)):
             began = time.perf_counter()
             predictions = predict(
-                engine, islice(batches, batches_a_segment), progress, reader.schema.tasks
+                engine, islice(batches, batches_per_segment), progress, reader.schema.tasks
             )
             if predictions is not None:
                 _write(

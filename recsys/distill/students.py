@@ -1,4 +1,4 @@
-"""Students: one small model a domain, trained once an arm (without a teacher, with one) and
+"""Students: one small model per domain, trained once per arm (without a teacher, with one) and
 seed."""
 
 import json
@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from recsys.config import InputError
 from recsys.data.loader import WindowReader
 from recsys.data.schema import Schema
 from recsys.distill.adapter import StudentAdapter
@@ -17,18 +16,18 @@ from recsys.distill.distillation_settings import DistillationSettings
 from recsys.distill.heads import PEER_TABLE_PREFIX, RANKER_PREFIX, DistilledRanker
 from recsys.distill.losses import DistillationLoss
 from recsys.distill.score_log import ScoreLog
-from recsys.distill.settings import StudentSettings, StudentsSettings
+from recsys.distill.student_checks import check_students, tasks_of
+from recsys.distill.student_settings import StudentSettings, StudentsSettings
 from recsys.distill.teacher import CHECKPOINT_KEYS, CODE, PLACEMENT_KEYS, code_of, model_size
 from recsys.distill.training_job import TrainingJob, resumable
 from recsys.files import PARTIAL_SUFFIX, fingerprint, folder_state, write_durably, write_json
-from recsys.models.cost import ranker_cost
 from recsys.models.factory import build_ranker
 from recsys.models.settings import ModelSettings
 from recsys.progress import RowProgress
 from recsys.serving.export import export_ranker
 from recsys.training import ranks
 from recsys.training.engine import Engine, LossFunction
-from recsys.training.label_loss import check_task_weights, label_loss
+from recsys.training.label_loss import label_loss
 from recsys.training.launch import launch
 from recsys.training.resume import Checkpoints
 from recsys.training.settings import TrainSettings
@@ -52,7 +51,7 @@ class Run:
     @property
     def is_distilled(self) -> bool:
         """Whether there is more to it than the ranker."""
-        return self.distillation.mode != "none"
+        return not self.distillation.is_plain
 
     def folder(self, output_dir: Path) -> Path:
         """Where its predictions and metrics go."""
@@ -110,56 +109,6 @@ def students_checkpoints(
     them."""
     every, keep = settings.checkpoint_every_batches, settings.keep_checkpoints
     return Checkpoints(folder, run, keep, every, continued=continued)
-
-
-def check_students(schema: Schema, settings: StudentsSettings) -> None:
-    """Check that each student's domain and tasks are in the data, that no model needs a partition,
-    and the budgets.
-
-    Raises:
-        InputError: otherwise.
-    """
-    for student in settings.students:
-        if student.domain not in schema.domains:
-            raise InputError(
-                f"students: {student.name!r} has domain {student.domain!r}; the data has "
-                f"{', '.join(schema.domains)}"
-            )
-        try:
-            own = schema.for_tasks(tasks_of(student, schema))
-        except InputError as error:
-            raise InputError(f"students: {student.name!r}: {error}") from error
-        check_task_weights(student.task_weights, own.tasks, f"students: {student.name!r}")
-        model = settings.model_of(student)
-        peers = [settings.distillation_of(student, arm).peer_model for arm in settings.arms]
-        if model.towers or any(peer.towers for peer in peers if peer is not None):
-            raise InputError(
-                "students: key 'model.towers': students are too small to be split; set towers: "
-                "false"
-            )
-        _check_budget(own, student, model)
-
-
-def tasks_of(student: StudentSettings, schema: Schema) -> list[str]:
-    """What the student predicts: the data's main task unless it says otherwise."""
-    return schema.tasks[:1] if student.tasks is None else student.tasks
-
-
-def _check_budget(schema: Schema, student: StudentSettings, model: ModelSettings) -> None:
-    limits = student.budget
-    if limits.parameters is None and limits.training_flops is None:
-        return
-    cost = ranker_cost(build_ranker(schema, model, None, seed=0, table_device="meta"))
-    for name, limit, value in (
-        ("parameters", limits.parameters, cost.parameters),
-        ("training_flops", limits.training_flops, round(cost.flops)),
-    ):
-        if limit is not None and value > limit:
-            raise InputError(
-                f"students: {student.name!r}: key 'budget.{name}': the model has {value:,}, more "
-                f"than {limit:,}; "
-                "make it smaller (model) or raise the budget"
-            )
 
 
 def runs_of(settings: StudentsSettings) -> list[Run]:
@@ -294,10 +243,10 @@ def _engine(run: Run, schema: Schema, train: TrainSettings) -> tuple[Engine, Los
         engine = Engine(ranker, train, run.seed)
         return engine, partial(label_loss, weights=run.student.task_weights)
     settings, peer, adapter = run.distillation, None, None
-    if settings.mode == "co_distillation":
+    if settings.has_peer:
         assert settings.peer_model is not None
         peer = build_ranker(schema, settings.peer_model, None, run.seed, "meta", PEER_TABLE_PREFIX)
-    if settings.mode == "auxiliary_adapter":
+    if settings.way.adapts:
         adapter = StudentAdapter(settings, train, run.seed, ranks.world_size(), schema.tasks[1:])
     rate, further = schema.initial_base_rate, schema.further_base_rates
     distilled = DistilledRanker(ranker, settings, run.seed, rate, peer, further)

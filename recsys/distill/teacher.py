@@ -10,11 +10,11 @@ from typing import Any
 from torch import Tensor
 
 import recsys
-from recsys.config import InputError
 from recsys.data.loader import WindowReader
 from recsys.data.schema import Schema, Window, task_columns
-from recsys.distill.settings import TeacherSettings
 from recsys.distill.snapshots import SNAPSHOTS_DIR, Snapshot, hash_weights, publish
+from recsys.distill.teacher_checks import check_teacher, check_teacher_data
+from recsys.distill.teacher_settings import TeacherSettings
 from recsys.distill.training_job import TrainingJob, resumable
 from recsys.evaluation.metrics import METRICS
 from recsys.files import fingerprint, finite, folder_state, write_json
@@ -28,7 +28,7 @@ from recsys.sharding.training_plan import predict_training
 from recsys.towers.engine import tower_engine
 from recsys.training import ranks
 from recsys.training.engine import Engine
-from recsys.training.label_loss import check_task_weights, label_loss
+from recsys.training.label_loss import label_loss
 from recsys.training.launch import launch
 from recsys.training.launch_settings import LaunchSettings
 from recsys.training.resume import Checkpoints
@@ -95,15 +95,8 @@ def run_teacher(job: TrainingJob[TeacherSettings]) -> list[dict[str, Any]]:
         InputError: as :func:`train_teacher`.
     """
     partition = load_partition(job.partition_file, job.settings.model)
-    if job.settings.checkpoint_asynchronously and job.train.table_memory == "file":
-        raise InputError(
-            "params/teacher.yaml: checkpoint_asynchronously copies the tables into memory, and "
-            "table_memory is file "
-            "because they do not fit there; set one of them otherwise"
-        )
-    check_task_weights(
-        job.settings.task_weights, Schema.load(job.windows_dir).tasks, "params/teacher.yaml"
-    )
+    check_teacher(job.settings, job.train)
+    check_teacher_data(Schema.load(job.windows_dir), job.settings)
     return launch(_train_rank, (job, partition), job.train)[0]
 
 

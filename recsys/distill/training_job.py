@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from recsys.distill.settings import StudentsSettings, TeacherSettings
+from recsys.distill.student_settings import StudentsSettings
+from recsys.distill.teacher_settings import TeacherSettings
 from recsys.files import link_files
 from recsys.training.resume import CHECKPOINTS_DIR, OUTPUT_DIR, Checkpoints, work_folder
 from recsys.training.settings import TrainSettings

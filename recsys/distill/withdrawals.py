@@ -4,38 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from pydantic import Field
 
-from recsys.config import InputError, Settings, load_settings
+from recsys.config import InputError, load_settings
 from recsys.data.schema import Schema
 from recsys.distill.score_log import ScoreLog
-from recsys.distill.settings import StudentSettings
 from recsys.distill.snapshots import Snapshot
+from recsys.distill.student_settings import StudentSettings
+from recsys.distill.withdrawn_settings import WithdrawnSettings
 from recsys.files import write_atomically
 
 HEADER = (
-    "# Snapshots that may not score any more; "
-    "written by `python -m flows.snapshots withdraw NAME`.\n"
+    "# Snapshots that may not score any more; written by `towerflow snapshots withdraw NAME`.\n"
 )
-
-
-class Withdrawal(Settings):
-    """One withdrawn snapshot: of its name, exactly the one with these weights."""
-
-    snapshot: str
-    weights_hash: str
-
-
-class WithdrawnSettings(Settings):
-    """params/withdrawn.yaml: a person's decision, kept with the settings and not with the teacher's
-    outputs."""
-
-    snapshots: list[Withdrawal] = Field(default=[])
-
-    @property
-    def hashes(self) -> frozenset[str]:
-        """Weights' hashes of all."""
-        return frozenset(withdrawal.weights_hash for withdrawal in self.snapshots)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The evaluate stage: is a student better with a teacher than without, by how much, how surely."""
 
 import csv
-import json
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +17,8 @@ from recsys.data.schema import Schema, Window
 from recsys.evaluation.comparison import Comparison, compare
 from recsys.evaluation.figures import draw_differences, draw_windows
 from recsys.evaluation.metrics import METRICS, compute_metrics
-from recsys.evaluation.settings import EvaluateSettings
+from recsys.evaluation.settings import EvaluateSettings, check_evaluated
+from recsys.files import read_json, write_json
 
 PREDICTIONS_DIR = "predictions"
 TABLE_FILE, WINDOWS_FILE = "table.md", "windows.csv"
@@ -118,15 +118,11 @@ def evaluate(
         InputError: no students, arms with different seeds, missing predictions, or no window left.
     """
     schema = Schema.load(windows_dir)
-    if settings.first_evaluation_window >= len(schema.windows):
-        raise InputError(
-            f"evaluate: key 'first_evaluation_window': must be below the number of windows "
-            f"{len(schema.windows)}, got {settings.first_evaluation_window}"
-        )
+    check_evaluated(settings, len(schema.windows))
     students = sorted(path.name for path in students_dir.glob("*") if (path / PLAIN).is_dir())
     if not students:
         raise InputError(
-            f"{students_dir}: no students; run the students stage first (python -m flows.students)"
+            f"{students_dir}: no students; run the students stage first (towerflow students)"
         )
     arms = _common_arms(students_dir, students)
     seeds = _common_seeds(students_dir, students, arms)
@@ -155,7 +151,7 @@ def evaluate(
 
 def print_report(folder: Path) -> None:
     """Print the table of the evaluation in ``folder`` on the terminal."""
-    report = json.loads((folder / "report.json").read_text())
+    report = read_json(folder / "report.json")
     rows = ", ".join(f"{student} {count:,}" for student, count in report["rows"].items())
     console = Console(width=max(Console().width, TABLE_WIDTH))
     arms = list(report.get("comparisons", {}).values()) or [{DISTILLED: {}}]
@@ -223,8 +219,7 @@ def _common_arms(students_dir: Path, students: list[str]) -> list[str]:
     )
     if not compared:
         raise InputError(
-            f"{students_dir}: no arm but {PLAIN}; give params/students.yaml another and train the "
-            f"students"
+            f"{students_dir}: no arm but {PLAIN}; give the students another and train them again"
         )
     return compared
 
@@ -332,8 +327,7 @@ def _join(frame: pl.DataFrame, predictions: pl.DataFrame, logit: str, name: str)
 
 def _write(report: Report, output_dir: Path) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(_finite(_as_json(report)), indent=1, sort_keys=True, allow_nan=False)
-    (output_dir / "report.json").write_text(text + "\n")
+    write_json(output_dir / "report.json", _as_json(report))
     (output_dir / TABLE_FILE).write_text(_markdown(report))
     write_windows(report.windows, output_dir / WINDOWS_FILE)
     figures = output_dir / "figures"
@@ -431,14 +425,6 @@ def _cells(row: MetricRow) -> list[str]:
 
 def _text(value: float, form: str) -> str:
     return format(value, form) if math.isfinite(value) else "-"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def measure_window(

@@ -2,11 +2,11 @@
 
 from pydantic import Field
 
-from recsys.config import Settings
+from recsys.config import InputError, Settings
 
 
 class EvaluateSettings(Settings):
-    """params/evaluate.yaml.
+    """How the students are compared.
 
     ``first_evaluation_window`` is the index of the first window that counts in the headline
     numbers. ``confidence`` is the two-sided coverage of the bootstrap intervals.
@@ -16,3 +16,16 @@ class EvaluateSettings(Settings):
     bootstrap_samples: int = Field(default=1000, ge=10)
     confidence: float = Field(default=0.95, gt=0, lt=1)
     seed: int = Field(default=1, ge=0)
+
+
+def check_evaluated(settings: EvaluateSettings, windows: int) -> None:
+    """Check that of ``windows`` windows some are evaluated.
+
+    Raises:
+        InputError: none is.
+    """
+    if settings.first_evaluation_window >= windows:
+        raise InputError(
+            f"{settings.where('first_evaluation_window')}: must be below the number of windows "
+            f"{windows}, got {settings.first_evaluation_window}"
+        )

@@ -1,15 +1,13 @@
 """A factorization machine (Rendle 2010): the probe whose embeddings alone carry the
 interactions."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.data.schema import Schema
-from recsys.models.ranker import SERVING, SMALLEST_RATE, in_schema_order, table_configs
+from recsys.models.ranker import SERVING, in_schema_order, log_odds, table_configs
 
 
 class FactorizationMachine(nn.Module):
@@ -26,9 +24,8 @@ class FactorizationMachine(nn.Module):
         self.feature_names = [feature.name for feature in schema.categorical]
         self.dimension = dimension
         self.linear = nn.Linear(schema.dense_width, 1)
-        rate = min(max(schema.initial_base_rate, SMALLEST_RATE), 1 - SMALLEST_RATE)
         nn.init.zeros_(self.linear.weight)
-        nn.init.constant_(self.linear.bias, math.log(rate / (1 - rate)))
+        nn.init.constant_(self.linear.bias, log_odds(schema.initial_base_rate))
         tables = table_configs(schema, dimension)
         self.embeddings = EmbeddingBagCollection(tables=tables, device=torch.device(table_device))
 

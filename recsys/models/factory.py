@@ -5,8 +5,9 @@ import torch
 from recsys.config import InputError
 from recsys.data.schema import Schema
 from recsys.models.initial_tables import initial_rows
+from recsys.models.names import TABLE_PREFIX
 from recsys.models.partition_file import Partition
-from recsys.models.ranker import TABLE_PREFIX, Ranker
+from recsys.models.ranker import Ranker
 from recsys.models.settings import ModelSettings
 from recsys.models.slices import Piece
 
@@ -14,8 +15,8 @@ from recsys.models.slices import Piece
 def build_ranker(
     schema: Schema,
     settings: ModelSettings,
-    partition: Partition | None,
-    seed: int,
+    partition: Partition | None = None,
+    seed: int = 0,
     table_device: str = "cpu",
     table_prefix: str = TABLE_PREFIX,
 ) -> Ranker:
@@ -27,7 +28,14 @@ def build_ranker(
         InputError: the settings ask for towers and there is no partition, or it does not fit the
             schema.
     """
-    towers, pieces = _tower_positions(schema, partition) if settings.towers else (None, None)
+    towers, pieces = None, None
+    if settings.towers and partition is None:
+        raise InputError(
+            f"{settings.where('towers')}: is true and no partition was given; run the partition "
+            "stage or set false"
+        )
+    if settings.towers and partition is not None:
+        towers, pieces = _tower_positions(schema, partition)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         ranker = Ranker(schema, settings, towers, table_device, table_prefix, pieces)
@@ -36,15 +44,8 @@ def build_ranker(
     return ranker
 
 
-def _tower_positions(
-    schema: Schema, partition: Partition | None
-) -> tuple[list[list[int]], list[Piece]]:
+def _tower_positions(schema: Schema, partition: Partition) -> tuple[list[list[int]], list[Piece]]:
     """Positions of each tower's features and slices among all, and these."""
-    if partition is None:
-        raise InputError(
-            "model: towers is true and no partition was given; run the partition stage or set "
-            "towers: false"
-        )
     pieces = partition.pieces([feature.name for feature in schema.categorical])
     names = [piece.name for piece in pieces]
     return [[names.index(name) for name in tower] for tower in partition.towers], pieces

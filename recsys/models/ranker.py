@@ -13,13 +13,12 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from recsys.config import InputError
 from recsys.data.schema import Schema
 from recsys.models.layers import DotInteraction, LowRankCrossNetwork, perceptron
+from recsys.models.names import TABLE_PREFIX, check_sequences, position_names
 from recsys.models.peers import Peers
 from recsys.models.sequences import (
     SequenceBagConfig,
     SequencePooling,
     bag_collection,
-    check_sequences,
-    position_names,
 )
 from recsys.models.settings import PASS_THROUGH, ModelSettings, SequenceSettings
 from recsys.models.slices import Piece, are_whole, schema_order, whole_pieces
@@ -28,7 +27,6 @@ from recsys.models.wukong import WukongLayer
 
 SERVING = "serving"
 SMALLEST_RATE = 1e-4
-TABLE_PREFIX = "table_"
 
 
 class Arch(nn.Module):
@@ -202,7 +200,7 @@ class Ranker(nn.Module):
         self.dense_width = schema.dense_width
         self.embedding_dimension = settings.embedding_dimension
         self.peers: Peers | None = None
-        check_sequences(schema, settings.sequences, settings.embedding_dimension)
+        check_sequences(schema, settings)
         if settings.sequences and not are_whole(pieces):
             raise InputError(
                 "partition: column slices beside sequences are not offered; set slice_above: null"

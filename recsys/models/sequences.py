@@ -18,9 +18,8 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from recsys.config import InputError
-from recsys.data.schema import Schema
 from recsys.models.layers import perceptron
+from recsys.models.names import position_names
 from recsys.models.settings import SequenceSettings
 
 
@@ -30,50 +29,6 @@ class SequenceBagConfig(EmbeddingBagConfig):
     its features."""
 
     lengths: dict[str, int] = field(default_factory=dict)
-
-
-def position_names(name: str, length: int) -> list[str]:
-    """Features of the positions of a sequence, the newest first; no "@", which means a table to
-    TorchRec."""
-    return [f"{name}[{position}]" for position in range(length)]
-
-
-def check_sequences(
-    schema: Schema, sequences: Mapping[str, SequenceSettings], dimension: int
-) -> None:
-    """Check that sequences and targets are features of ``schema`` and fit each other.
-
-    Raises:
-        InputError: otherwise.
-    """
-    features = {feature.name: feature for feature in schema.categorical}
-    for name, one in sequences.items():
-        where = f"model: key 'sequences.{name}'"
-        lists = [feature.name for feature in schema.categorical if feature.kind == "list"]
-        if name not in lists:
-            raise InputError(
-                f"{where}: no list feature {name!r}; the data has {', '.join(lists) or 'none'}"
-            )
-        if one.target not in features or features[one.target].kind == "list":
-            single = ", ".join(feature for feature in features if feature not in lists)
-            raise InputError(
-                f"{where}: target {one.target!r} is no feature of one id an example; there are: "
-                f"{single}"
-            )
-        if one.attention == "multi_head" and dimension % one.heads:
-            raise InputError(
-                f"{where}: heads {one.heads} must divide embedding_dimension {dimension}"
-            )
-        own, asked = features[name].num_embeddings, features[one.target].num_embeddings
-        if one.shares_table and own != asked:
-            raise InputError(
-                f"{where}: shares_table needs as many rows as {one.target} has, {asked}, not {own}"
-            )
-        taken = [position for position in position_names(name, one.length) if position in features]
-        if taken:
-            raise InputError(
-                f"{where}: the data has a feature {taken[0]!r}, the name of a position; rename it"
-            )
 
 
 class SequencePooling(nn.Module):

@@ -15,7 +15,7 @@ A tower module is a class with ``__init__(features, settings)``, the attribute `
         def forward(self, embeddings: Tensor) -> Tensor:
             return self.project(embeddings.mean(dim=1))
 
-    # params/towers.yaml
+    # the settings of towers, as YAML
     module: {enabled: true, dimension: 32, kind: "my_towers:MeanTower"}
 """
 
@@ -142,7 +142,7 @@ def build_tower(features: int, settings: ModelSettings) -> nn.Module:
         InputError: there is no such kind, or DLRM cannot take its output as vectors.
     """
     kind = settings.tower_kind
-    tower = _tower_class(kind)(features, settings)
+    tower = _tower_class(settings)(features, settings)
     width, dimension = tower_width(tower), settings.interaction_dimension
     if settings.architecture != "dcn" and width % dimension:
         raise InputError(
@@ -158,11 +158,12 @@ def tower_width(tower: nn.Module) -> int:
     return int(tower.out_features)  # type: ignore[arg-type]
 
 
-def _tower_class(kind: str) -> type[nn.Module]:
+def _tower_class(settings: ModelSettings) -> type[nn.Module]:
+    kind = settings.tower_kind
     if kind in KINDS:
         return KINDS[kind]
     module, colon, name = kind.partition(":")
-    where = "params/towers.yaml: key 'module.kind' (tower_module.kind in a model's own file)"
+    where = settings.where("tower_module.kind")
     known = f"give {', '.join(KINDS)} or package.module:Class"
     if not colon:
         raise InputError(f"{where}: unknown kind {kind!r}; {known}")

@@ -9,27 +9,25 @@ from recsys.planning.hardware import Topology
 from recsys.planning.planner import Plan, PlannedTable, Way, plan_table, shard_geometry
 from recsys.planning.table_costs import base_bytes, base_ms, plain_option
 from recsys.planning.tables import (
-    BYTES_OF,
+    SHARDINGS,
     PlannedModel,
     TableOptimizer,
     expand_tables,
-    state_bytes,
+    shard_bytes,
 )
 
 GIVEN = "given"
 
 
-def ways_of(rows: Iterable[Mapping[str, Any]], ranks_a_host: int) -> dict[str, Way]:
+def ways_of(rows: Iterable[Mapping[str, Any]], ranks_per_host: int) -> dict[str, Way]:
     """The ways of an engine's plan: its rows have table, kind and ranks."""
     ways = {}
     for row in rows:
         kind, ranks = row["kind"], list(row["ranks"])
-        columns = {
-            "column_wise": len(ranks),
-            "table_column_wise": len(ranks),
-            "grid_shard": len(ranks) // ranks_a_host,
-        }
-        ways[row["table"]] = Way(kind, ranks, columns.get(kind, 1))
+        sharding = SHARDINGS[kind]
+        row_shards = ranks_per_host if sharding.rows else 1
+        column_shards = len(ranks) // row_shards if sharding.columns else 1
+        ways[row["table"]] = Way(kind, ranks, column_shards)
     return ways
 
 
@@ -58,7 +56,7 @@ def assess(model: PlannedModel, topology: Topology, ways: Mapping[str, Way]) -> 
         rank_ms[way.ranks] += option.ms
         rows.append(plan_table(table, option, way.kind, way.ranks))
     held = [(int(hbm), int(ddr), int(ssd)) for hbm, ddr, ssd in rank_bytes]
-    return Plan(rows, held, [float(ms) for ms in rank_ms], base, GIVEN, {}, topology.ranks_a_core)
+    return Plan(rows, held, [float(ms) for ms in rank_ms], base, GIVEN, {}, topology.ranks_per_core)
 
 
 def held_bytes(plan: Plan, optimizer: TableOptimizer, world_size: int) -> list[int]:
@@ -67,7 +65,5 @@ def held_bytes(plan: Plan, optimizer: TableOptimizer, world_size: int) -> list[i
     held = [0] * world_size
     for table in plan.tables:
         for rank, (_, (rows, columns)) in zip(table.ranks, shard_geometry(table), strict=True):
-            held[rank] += rows * columns * BYTES_OF[table.dtype] + state_bytes(
-                optimizer, rows, columns
-            )
+            held[rank] += shard_bytes(rows, columns, table.dtype, optimizer)
     return held

@@ -16,7 +16,6 @@ UNITS = {"": 1, "B": 1} | {
     for power, letter in enumerate("KMGTP", start=1)
     for suffix, base in (("B", 1000), ("IB", 1024))
 }
-GIGA = 10**9
 
 
 class Tier(Settings):
@@ -28,7 +27,7 @@ class Tier(Settings):
 
 
 class Hardware(Settings):
-    """What one rank can do (params/hardware/*.yaml); gb_s are 10^9 bytes a second of one rank.
+    """What one rank can do; gb_s are 10^9 bytes a second of one rank.
 
     ``cross_gb_s`` is an all-to-all's bandwidth between nodes, ``reduce_gb_s`` the bus bandwidth of
     reduce-scatter, all-gather and all-reduce between nodes, ``intra_gb_s`` of either inside a node.
@@ -63,6 +62,26 @@ class Hardware(Settings):
         return (self.hbm, self.ddr, self.ssd)[index]
 
 
+# A rank that is a process on a CPU host, two cores shared by the ranks: what training plans with
+# unless it is told otherwise, so that the same settings give the same plan on every machine.
+CPU = Hardware(
+    device="cpu",
+    hbm=None,
+    ddr=Tier(gb_s=10.0, access_bytes=64),  # a large copy, read and written; a cache line
+    ssd=None,
+    intra_gb_s=3.27,  # fitted: gloo over the loopback
+    cross_gb_s=3.27,
+    reduce_gb_s=3.27,
+    collective_ms=1.04,  # fitted: a collective and the Python around it
+    shard_ms=0.554,  # fitted: a table's share of lookup, update and exchange
+    dense_tflops=0.1,
+    reserved_gb=0.5,
+    step_ms=5.24,  # fitted: optimiser, autograd and Python of a step
+    cores=2,
+    source="fitted to 27 plans on 2 gloo ranks (python -m bench.planner.validation --fit)",
+)
+
+
 @dataclass(frozen=True)
 class Topology:
     """``nodes`` x ``gpus`` ranks; ``hbm`` bytes a rank, ``ddr`` and ``ssd`` bytes a node."""
@@ -80,7 +99,7 @@ class Topology:
         return self.nodes * self.gpus
 
     @property
-    def ranks_a_core(self) -> float:
+    def ranks_per_core(self) -> float:
         """Ranks that share a core; 0 where each has its own."""
         return self.gpus / self.hardware.cores if self.hardware.cores else 0.0
 

@@ -12,13 +12,13 @@ from rich.table import Table as Grid
 from recsys.planning.hardware import TIERS, Topology, format_bytes
 from recsys.planning.planner import Plan, PlannedTable
 from recsys.planning.tables import PlannedModel, expand_tables
+from recsys.units import MS_PER_SECOND
 
 BUSIEST_RANKS = 8
 DOTS_PER_INCH = 110
 SIZE_INCHES = (9, 6)
 TIER_COLOURS = ("#d62728", "#1f77b4", "#7f7f7f")
 NO_VERSION = {"Software": None}  # the PNG would otherwise name Matplotlib's version
-MS_A_SECOND = 1000.0
 
 
 def summary(plan: Plan, model: PlannedModel, topology: Topology) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def summary(plan: Plan, model: PlannedModel, topology: Topology) -> dict[str, An
         "capacity": capacity,
         "step_ms": plan.step_ms,
         "base_ms": plan.base_ms,
-        "samples_per_second": model.batch_size * topology.world_size / plan.step_ms * MS_A_SECOND,
+        "samples_per_second": model.batch_size * topology.world_size / plan.step_ms * MS_PER_SECOND,
         "imbalance": plan.imbalance,
         "placement": plan.kept,
         "placements": plan.placements,
@@ -42,7 +42,7 @@ def summary(plan: Plan, model: PlannedModel, topology: Topology) -> dict[str, An
     }
 
 
-def write_json(plan: Plan, model: PlannedModel, topology: Topology, path: Path) -> None:
+def write_plan(plan: Plan, model: PlannedModel, topology: Topology, path: Path) -> None:
     """Summary, a row a table, a row a rank; the same plan gives the same bytes."""
     document = {
         "summary": summary(plan, model, topology),

@@ -37,7 +37,7 @@ BUDGETS = (
 PRICE_ROUNDS = 40
 FIRST_PRICE = 0.01  # of the fastest total time, for all of a tier
 LARGEST_STEP = 1.0  # of the logarithm of a price
-REPAIRS_A_TABLE = 4
+REPAIRS_PER_TABLE = 4
 MOST_FILLS = 200
 MOST_RETRIES = 12
 TINY = 1e-12
@@ -80,7 +80,7 @@ class Plan:
     ``rank_bytes`` are (HBM, DDR, SSD) a rank, with what every rank holds whatever the plan.
     ``base_ms`` is every rank's time without tables. ``placements`` names the largest load, in
     ms, that each placement heuristic reached (None: no room found); ``kept`` is the best.
-    ``ranks_a_core`` is below 1 where every rank has cores of its own.
+    ``ranks_per_core`` is below 1 where every rank has cores of its own.
     """
 
     tables: list[PlannedTable]
@@ -89,13 +89,13 @@ class Plan:
     base_ms: float
     kept: str
     placements: dict[str, float | None]
-    ranks_a_core: float
+    ranks_per_core: float
 
     @property
     def step_ms(self) -> float:
         """Predicted time of a step: the slowest rank's, or all ranks' work over the cores that they
         share."""
-        return max(*self.rank_ms, sum(self.rank_ms) / len(self.rank_ms) * self.ranks_a_core)
+        return max(*self.rank_ms, sum(self.rank_ms) / len(self.rank_ms) * self.ranks_per_core)
 
     @property
     def imbalance(self) -> float:
@@ -202,8 +202,8 @@ def _menu(
 
 
 def _fits_alone(option: Option, free: tuple[int, int, int], topology: Topology) -> bool:
-    shards_a_node = 1 if option.spans == "rank" else topology.gpus
-    needs = (option.bytes[0], option.bytes[1] * shards_a_node, option.bytes[2] * shards_a_node)
+    shards_per_node = 1 if option.spans == "rank" else topology.gpus
+    needs = (option.bytes[0], option.bytes[1] * shards_per_node, option.bytes[2] * shards_per_node)
     return all(need <= room for need, room in zip(needs, free, strict=True))
 
 
@@ -300,7 +300,7 @@ def _repair(
 ) -> NDArray[np.int64] | None:
     """Change one table at a time, the least time lost for the memory won, until all tiers fit."""
     rows, choice = np.arange(len(ms)), choice.copy()
-    for _ in range(REPAIRS_A_TABLE * len(ms)):
+    for _ in range(REPAIRS_PER_TABLE * len(ms)):
         used = use[:, rows, choice].sum(axis=1)
         over = float(np.maximum(used - budget, 0.0).sum())
         if over == 0.0:
@@ -422,7 +422,7 @@ def _describe(
         base_ms=base,
         kept=placed.method,
         placements=placed.reached,
-        ranks_a_core=topology.ranks_a_core,
+        ranks_per_core=topology.ranks_per_core,
     )
 
 

@@ -7,7 +7,7 @@ from recsys.config import InputError
 from recsys.planning.hardware import Topology, format_bytes
 from recsys.planning.planner import Plan, find_plan
 from recsys.planning.table_costs import base_bytes
-from recsys.planning.tables import PlannedModel, expand_tables, table_bytes
+from recsys.planning.tables import PlannedModel, expand_tables
 
 FEW_MORE_NODES = 2  # times as many, before a tier of SSD is proposed
 MOST_NODES = 64  # times as many, after it
@@ -52,7 +52,7 @@ def needed_bytes(model: PlannedModel, topology: Topology) -> int:
     plan."""
     tables = expand_tables(model)
     base = sum(base_bytes(tables, model, topology)) * topology.world_size
-    return base + sum(table_bytes(table, model.table_optimizer) for table in tables)
+    return base + sum(table.held_bytes(model.table_optimizer) for table in tables)
 
 
 def _changes(model: PlannedModel, topology: Topology) -> Iterator[str]:

@@ -1,4 +1,5 @@
-"""What each way to shard a table costs: bytes by memory tier and milliseconds, a shard and in all.
+"""What each way to shard a table costs: bytes by memory tier and milliseconds, per shard and in
+all.
 
 Costs are counted bytes over bandwidths, after the cost functions of Neo (arXiv 2104.05158, section
 4): lookups move rows through the tier that holds them, pooled outputs move by all-to-all (whole
@@ -10,20 +11,22 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 
-from recsys.planning.hardware import GIGA, TIERS, Tier, Topology
+from recsys.planning.hardware import TIERS, Tier, Topology
 from recsys.planning.tables import (
     BYTES_OF,
     DENSE_STATE_WORDS,
+    SHARDINGS,
+    SMALLEST_COLUMN_SHARD,
     Kind,
     PlannedModel,
     Table,
     state_bytes,
 )
+from recsys.units import FLOAT_BYTES, GIGA, MEGA, MS_PER_SECOND
 
 HBM, DDR, SSD = range(len(TIERS))
 ID_BYTES = 8  # int64
 LENGTH_BYTES = 8
-FLOAT_BYTES = 4
 ROW_PASSES = 3  # forward reads a row; the fused backward reads and writes it
 STATE_PASSES = 2  # read and written
 MISS_PASSES = 2  # a missed row comes in, a changed one goes out
@@ -35,10 +38,7 @@ ID_BUFFERS = (
 GRADIENT_PASSES = 14
 CACHE_SLOT_BYTES = 16  # FBGEMM: lxu_cache_state and lxu_state, int64 each
 CACHE_MAP_BYTES = 4  # FBGEMM: cache_index_table_map, int32 a row of the table
-EXCHANGES_A_KIND = 5  # TorchRec: sizes, lengths, ids, pooled outputs, their gradients
-SMALLEST_COLUMN_SHARD = 4  # FBGEMM's rows are multiples of 4 floats
-MS = 1000.0
-MEGA = 10**6
+EXCHANGES_PER_KIND = 5  # TorchRec: sizes, lengths, ids, pooled outputs, their gradients
 
 
 @dataclass(frozen=True)
@@ -136,9 +136,9 @@ def base_ms(model: PlannedModel, topology: Topology, kinds: Collection[Kind]) ->
         * MEGA
         * model.batch_size
         / (hardware.dense_tflops * MEGA**2)
-        * MS
+        * MS_PER_SECOND
     )
-    collectives = 1 + EXCHANGES_A_KIND * exchanged if topology.world_size > 1 else 0
+    collectives = 1 + EXCHANGES_PER_KIND * exchanged if topology.world_size > 1 else 0
     return (
         compute
         + hardware.step_ms
@@ -193,21 +193,15 @@ def _split(
     )
     ids, rows, columns = samples * table.pooling, table.rows, table.dimension // column_shards
     samples *= table.features
-    match kind:
-        case "data_parallel":
-            return _Split(kind, "all", 1, rows, columns, ids / world, samples // world)
-        case "row_wise":
-            return _Split(kind, "all", 1, -(-rows // world), columns, ids / world, samples)
-        case "table_row_wise":
-            return _Split(kind, "node", 1, -(-rows // gpus), columns, ids / gpus, samples)
-        case "grid_shard":
-            return _Split(
-                kind, "node", column_shards, -(-rows // gpus), columns, ids / gpus, samples
-            )
-        case "table_column_wise":
-            return _Split(kind, "node", 1, rows, columns, ids, samples)
-        case _:
-            return _Split(kind, "rank", column_shards, rows, columns, ids, samples)
+    sharding, blocks = SHARDINGS[kind], column_shards
+    if kind == "data_parallel":
+        ids, samples = ids / world, samples // world
+    elif sharding.rows:
+        row_shards = world if sharding.spans == "all" else gpus
+        ids, rows = ids / row_shards, -(-rows // row_shards)
+    elif sharding.spans == "node":  # its one block holds a shard of columns on each rank
+        blocks = 1
+    return _Split(kind, sharding.spans, blocks, rows, columns, ids, samples)
 
 
 def _kernels(model: PlannedModel, topology: Topology) -> list[_Kernel]:
@@ -289,7 +283,7 @@ def _compute_ms(
         seconds = missed + hits + split.ids * STATE_PASSES * _access(state, where)
     if kernel.name == "dense":
         seconds += GRADIENT_PASSES * split.rows * split.columns * FLOAT_BYTES / (device.gb_s * GIGA)
-    return (seconds + outputs) * MS + hardware.shard_ms
+    return (seconds + outputs) * MS_PER_SECOND + hardware.shard_ms
 
 
 def _communication_ms(
@@ -301,23 +295,28 @@ def _communication_ms(
     ids = _all_to_all_ms(split.ids * ID_BYTES + split.samples * LENGTH_BYTES, topology)
     width = BYTES_OF[model.forward_comm] + BYTES_OF[model.backward_comm]
     outputs = split.samples * split.columns * width
-    if split.kind == "row_wise":
+    if not SHARDINGS[split.kind].rows:
+        return ids + _all_to_all_ms(outputs, topology)
+    if split.spans == "all":
         return ids + _reduce_scatter_ms(outputs, topology)
-    if split.kind in ("table_row_wise", "grid_shard"):
-        return ids + _node_reduce_ms(outputs, topology)
-    return ids + _all_to_all_ms(outputs, topology)
+    return ids + _node_reduce_ms(outputs, topology)
 
 
 def _all_to_all_ms(volume: float, topology: Topology) -> float:
     """``volume`` bytes of one rank to all ranks, itself included."""
     world, gpus, hardware = topology.world_size, topology.gpus, topology.hardware
     inside, outside = (gpus - 1) / world, (world - gpus) / world
-    return volume * (inside / hardware.intra_gb_s + outside / hardware.cross_gb_s) / GIGA * MS
+    return (
+        volume
+        * (inside / hardware.intra_gb_s + outside / hardware.cross_gb_s)
+        / GIGA
+        * MS_PER_SECOND
+    )
 
 
 def _reduce_scatter_ms(volume: float, topology: Topology) -> float:
     world = topology.world_size
-    return volume * (world - 1) / world / (_reduce_gb_s(topology) * GIGA) * MS
+    return volume * (world - 1) / world / (_reduce_gb_s(topology) * GIGA) * MS_PER_SECOND
 
 
 def _node_reduce_ms(volume: float, topology: Topology) -> float:
@@ -325,7 +324,7 @@ def _node_reduce_ms(volume: float, topology: Topology) -> float:
     gpus, nodes, hardware = topology.gpus, topology.nodes, topology.hardware
     inside = volume * (gpus - 1) / gpus / hardware.intra_gb_s
     outside = volume / gpus * (nodes - 1) / nodes / hardware.cross_gb_s
-    return (inside + outside) / GIGA * MS
+    return (inside + outside) / GIGA * MS_PER_SECOND
 
 
 def _all_reduce_ms(volume: float, topology: Topology) -> float:

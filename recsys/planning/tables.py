@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from recsys.config import InputError, Settings
+from recsys.units import FLOAT_BYTES
 
 WeightType = Literal["fp32", "fp16"]
 CommType = Literal["fp32", "fp16", "bf16", "int8"]
@@ -28,21 +29,40 @@ Kind = Literal[
     "table_column_wise",
     "grid_shard",
 ]
-KINDS: tuple[Kind, ...] = (
-    "data_parallel",
-    "table_wise",
-    "column_wise",
-    "row_wise",
-    "table_row_wise",
-    "table_column_wise",
-    "grid_shard",
-)
-COLUMN_KINDS: tuple[Kind, ...] = ("column_wise", "table_column_wise", "grid_shard")
-BYTES_OF = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
-STATE_BYTES = 4  # FBGEMM keeps optimiser state in fp32, also for fp16 tables
+BYTES_OF = {"fp32": FLOAT_BYTES, "fp16": 2, "bf16": 2, "int8": 1}
+SMALLEST_COLUMN_SHARD = 4  # FBGEMM's rows are multiples of 4 floats
 DENSE_STATE_WORDS = {"sgd": 0, "adagrad": 1, "adam": 2}
 ROW_STEP = (math.sqrt(5) - 1) / 2  # golden ratio: its multiples spread evenly over [0, 1)
 POOLING_STEP = math.sqrt(2) - 1
+
+
+@dataclass(frozen=True)
+class ShardingKind:
+    """What a kind of sharding does to a table.
+
+    Attributes:
+        rows: whether they are split; the parts of a pooled output are then added up over ranks
+            on the way, in a reduce-scatter.
+        columns: whether they are split.
+        spans: the ranks that a block of columns takes: one rank, those of one node, or all.
+        inside: the kind that does the same among the ranks of one node; None: there is none.
+    """
+
+    rows: bool
+    columns: bool
+    spans: Literal["rank", "node", "all"]
+    inside: Kind | None
+
+
+SHARDINGS: dict[Kind, ShardingKind] = {
+    "data_parallel": ShardingKind(rows=False, columns=False, spans="all", inside=None),
+    "table_wise": ShardingKind(rows=False, columns=False, spans="rank", inside="table_wise"),
+    "column_wise": ShardingKind(rows=False, columns=True, spans="rank", inside="column_wise"),
+    "row_wise": ShardingKind(rows=True, columns=False, spans="all", inside="row_wise"),
+    "table_row_wise": ShardingKind(rows=True, columns=False, spans="node", inside="row_wise"),
+    "table_column_wise": ShardingKind(rows=False, columns=True, spans="node", inside="column_wise"),
+    "grid_shard": ShardingKind(rows=True, columns=True, spans="node", inside=None),
+}
 
 
 class Spread(Settings):
@@ -59,7 +79,7 @@ class Spread(Settings):
 class TableGroup(Settings):
     """``count`` tables alike; a :class:`Spread` or a list of dimensions makes them differ.
 
-    ``pooling`` is the mean number of ids a sample, over all ``features`` that share a table, each
+    ``pooling`` is the mean number of ids per sample, over all ``features`` that share a table, each
     with an output of its own. ``skew`` is the exponent of the ids' power law, which says what a
     cache of hot rows is worth.
     """
@@ -75,10 +95,11 @@ class TableGroup(Settings):
 
     @model_validator(mode="after")
     def _values_make_sense(self) -> "TableGroup":
-        wrong = [d for d in self.dimensions() if d % 4]
+        wrong = [d for d in self.dimensions() if d % SMALLEST_COLUMN_SHARD]
         if wrong or not self.dimensions():
             raise ValueError(
-                f"dimension must be a multiple of 4 (FBGEMM), not {wrong[0] if wrong else 'empty'}"
+                f"dimension must be a multiple of {SMALLEST_COLUMN_SHARD} (FBGEMM), "
+                f"not {wrong[0] if wrong else 'empty'}"
             )
         for spread in (self.rows, self.pooling):
             if isinstance(spread, Spread) and spread.low > spread.high:
@@ -93,7 +114,7 @@ class TableGroup(Settings):
 class PlannedModel(Settings):
     """A model to plan: its tables, its batch and what else takes memory and time.
 
-    ``batch_size`` counts samples a rank. ``kinds`` are those to choose from; by default all
+    ``batch_size`` counts samples per rank. ``kinds`` are those to choose from; by default all
     that compute exactly what the unsharded optimiser does, so none that splits columns with
     row-wise AdaGrad (each column shard would keep a moment of its own). ``load_factors`` are
     the shares of a table's rows tried as the size of its cache.
@@ -113,9 +134,8 @@ class PlannedModel(Settings):
     def allowed_kinds(self) -> tuple[Kind, ...]:
         """The kinds to choose from, in a fixed order."""
         if self.kinds is not None:
-            return tuple(kind for kind in KINDS if kind in self.kinds)
-        exact_columns = self.table_optimizer != "rowwise_adagrad"
-        return tuple(kind for kind in KINDS if exact_columns or kind not in COLUMN_KINDS)
+            return tuple(kind for kind in SHARDINGS if kind in self.kinds)
+        return tuple(kind for kind in SHARDINGS if computes_exactly(kind, self.table_optimizer))
 
 
 @dataclass(frozen=True)
@@ -134,6 +154,10 @@ class Table:
     def parameters(self) -> int:
         """Weights of the table."""
         return self.rows * self.dimension
+
+    def held_bytes(self, optimizer: TableOptimizer) -> int:
+        """Bytes of the unsplit table's weights and optimiser state."""
+        return shard_bytes(self.rows, self.dimension, self.dtype, optimizer)
 
 
 def expand_tables(model: PlannedModel) -> list[Table]:
@@ -169,15 +193,19 @@ def expand_tables(model: PlannedModel) -> list[Table]:
 def state_bytes(optimizer: TableOptimizer, rows: int, columns: int) -> int:
     """Bytes of optimiser state of a shard: fp32 whatever the weights are, as FBGEMM allocates
     it."""
-    words = {"sgd": 0, "rowwise_adagrad": 1, "adagrad": columns, "adam": 2 * columns}[optimizer]
-    return rows * words * STATE_BYTES
+    rowwise = optimizer == "rowwise_adagrad"
+    return rows * (1 if rowwise else columns * DENSE_STATE_WORDS[optimizer]) * FLOAT_BYTES
 
 
-def table_bytes(table: Table, optimizer: TableOptimizer) -> int:
-    """Bytes of an unsplit table's weights and optimiser state."""
-    return table.parameters * BYTES_OF[table.dtype] + state_bytes(
-        optimizer, table.rows, table.dimension
-    )
+def shard_bytes(rows: int, columns: int, dtype: WeightType, optimizer: TableOptimizer) -> int:
+    """Bytes of a shard's weights and optimiser state."""
+    return rows * columns * BYTES_OF[dtype] + state_bytes(optimizer, rows, columns)
+
+
+def computes_exactly(kind: Kind, optimizer: TableOptimizer) -> bool:
+    """Whether a table split so learns what it would unsplit: row-wise AdaGrad keeps a moment of
+    its own for each block of columns."""
+    return optimizer != "rowwise_adagrad" or not SHARDINGS[kind].columns
 
 
 def _value(value: float | Spread, position: float) -> float:

@@ -1,4 +1,4 @@
-"""What the collectives of sharded training carry: full or fewer bits a number, by direction.
+"""What the collectives of sharded training carry: full or fewer bits per number, by direction.
 
 Neo (Mudigere et al., arXiv 2104.05158) sends pooled embeddings forward in float16 and their
 gradients back in bfloat16. The codecs are FBGEMM's, built here because TorchRec's registry turns
@@ -7,12 +7,14 @@ training diverged; here it ends the run.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from fbgemm_gpu.quantize_comm import QuantizationContext, QuantizedCommCodec
 from fbgemm_gpu.split_embedding_configs import SparseType
 from torch import Tensor, distributed
+from torch.distributed import ProcessGroup
 from torchrec.distributed.types import (
     CommOp,
     EmbeddingModuleShardingPlan,
@@ -21,7 +23,8 @@ from torchrec.distributed.types import (
 )
 
 from recsys.config import InputError
-from recsys.sharding.settings import CommunicationSettings
+from recsys.planning.tables import SHARDINGS, SMALLEST_COLUMN_SHARD, Kind
+from recsys.sharding.settings import CommunicationSettings, ShardingSettings
 
 FORMATS = {
     "fp32": SparseType.FP32,
@@ -31,19 +34,13 @@ FORMATS = {
 }
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 OPERATIONS = (CommOp.POOLED_EMBEDDINGS_ALL_TO_ALL, CommOp.POOLED_EMBEDDINGS_REDUCE_SCATTER)
-REDUCING_KINDS = {
-    "row_wise",
-    "table_row_wise",
-    "grid_shard",
-}  # they add up over ranks in a reduce-scatter
-SMALLEST_WIDTH = 4  # columns of the narrowest shard that FBGEMM takes
 
 
 class CommunicationOverflowError(RuntimeError):
     """A gradient holds a NaN, an infinity or a number that its format on the wire cannot hold.
 
     Args:
-        setting: of ``communication`` in params/train.yaml: ``backward`` or ``gradients``.
+        setting: of ``communication`` : ``backward`` or ``gradients``.
         precision: its value.
     """
 
@@ -52,7 +49,7 @@ class CommunicationOverflowError(RuntimeError):
         super().__init__(
             f"communication.{setting} {precision}: a gradient is NaN or larger than "
             f"{largest_number(precision):.6g}; "
-            "lower the learning rates, or use bf16 or fp32 in params/train.yaml"
+            "lower the learning rates, or use bf16 or fp32"
         )
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
@@ -107,7 +104,7 @@ class WireCodec(QuantizedCommCodec):
 
 
 def wire_codecs(
-    communication: CommunicationSettings, width: int = SMALLEST_WIDTH
+    communication: CommunicationSettings, width: int = SMALLEST_COLUMN_SHARD
 ) -> dict[str, QuantizedCommCodecs] | None:
     """Codecs by collective, for TorchRec's sharder; None where all is sent as it is.
 
@@ -129,25 +126,24 @@ def shard_width(plan: ShardingPlan) -> int:
         for sharding in module.values():
             shards = getattr(sharding.sharding_spec, "shards", [])
             widths += [shard.shard_sizes[1] for shard in shards if shard.shard_sizes[1]]
-    return math.gcd(*widths) or SMALLEST_WIDTH  # all tables replicated: nothing is sent
+    return math.gcd(*widths) or SMALLEST_COLUMN_SHARD  # all tables replicated: nothing is sent
 
 
-def check_kind(communication: CommunicationSettings, table: str, kind: str) -> None:
+def check_kind(settings: ShardingSettings, table: str, kind: Kind) -> None:
     """Refuse int8 where a collective adds up: it has no sum.
 
     Raises:
         InputError: ``table`` is split as ``kind``, and a direction is int8.
     """
-    if kind not in REDUCING_KINDS:
+    if not SHARDINGS[kind].rows:
         return
     for direction in ("forward", "backward"):
-        if getattr(communication, direction) == "int8":
+        if getattr(settings.communication, direction) == "int8":
             raise InputError(
-                f"params/train.yaml: communication.{direction} int8 does not work with {kind} of "
-                f"{table}, whose parts "
-                "are added up on the way (reduce-scatter); use fp16 or bf16, or split the table "
-                "table_wise, "
-                "column_wise, table_column_wise or data_parallel"
+                f"{settings.where(f'communication.{direction}')}: int8 does not work with {kind} "
+                f"of {table}, whose parts are added up on the way (reduce-scatter); use fp16 or "
+                "bf16, "
+                "or split the table table_wise, column_wise, table_column_wise or data_parallel"
             )
 
 
@@ -157,21 +153,42 @@ def sends_int8(communication: CommunicationSettings) -> bool:
     return "int8" in (communication.forward, communication.backward)
 
 
-def mean_over_ranks(flat: Tensor, precision: str) -> Tensor:
-    """Mean over ranks of ``flat`` [N] float32, sent and added up in ``precision``; collective.
+def average_gradients(
+    gradients: Sequence[Tensor], precision: str = "fp32", group: ProcessGroup | None = None
+) -> None:
+    """Put the mean over the ranks of ``group`` (None: all ranks) in each one's place; one
+    collective.
+
+    Raises:
+        CommunicationOverflowError: see :func:`mean_over_ranks`.
+    """
+    if not gradients or distributed.get_world_size(group) == 1:
+        return
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    flat = mean_over_ranks(flat, precision, group)
+    sizes = [gradient.numel() for gradient in gradients]
+    for gradient, mean in zip(gradients, flat.split(sizes), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def mean_over_ranks(
+    flat: Tensor, precision: str = "fp32", group: ProcessGroup | None = None
+) -> Tensor:
+    """Mean over the ranks of ``group`` (None: all ranks) of ``flat`` [N] float32, sent and added
+    up in ``precision``; collective.
 
     Raises:
         CommunicationOverflowError: it holds what ``precision`` (not fp32) cannot hold; on every
             rank.
     """
-    world_size = distributed.get_world_size()
+    world_size = distributed.get_world_size(group)
     if precision == "fp32":
-        distributed.all_reduce(flat)
+        distributed.all_reduce(flat, group=group)
         return flat.div_(world_size)
     sent = (flat / world_size).to(
         DTYPES[precision]
     )  # divided first, so that the sum fits where its parts did
-    distributed.all_reduce(sent)
+    distributed.all_reduce(sent, group=group)
     mean = sent.float()
     if not _fits(mean, largest_number("fp32")):
         raise CommunicationOverflowError("gradients", precision)

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import distributed
-from torchrec.distributed import comm
 
 from recsys.config import InputError
+from recsys.upstream import forget_groups_of_other_hosts
 
 LOCAL_WORLD_SIZE = "LOCAL_WORLD_SIZE"
 
@@ -18,12 +18,13 @@ def local_size(ranks_per_host: int | None, world_size: int) -> int:
 
 
 @contextmanager
-def hosts_of(ranks_per_host: int | None) -> Iterator[int]:
+def hosts_of(ranks_per_host: int | None, where: str = "ranks_per_host") -> Iterator[int]:
     """Shard in here with hosts of ``ranks_per_host`` ranks (None: LOCAL_WORLD_SIZE as it is); gives
     that number.
 
     TorchRec keeps the process groups of its first hierarchical table for good; those of another
     process group or of other hosts are forgotten here. Collective, as the groups' creation is.
+    ``where`` is where a person finds the number.
 
     Raises:
         InputError: the ranks are not whole hosts.
@@ -32,12 +33,11 @@ def hosts_of(ranks_per_host: int | None) -> Iterator[int]:
     local = local_size(ranks_per_host, world_size)
     if world_size % local:
         raise InputError(
-            f"params/train.yaml: {world_size} ranks are no whole hosts of {local} (ranks_per_host "
-            f"or "
+            f"{where}: {world_size} ranks are no whole hosts of {local} (ranks_per_host or "
             f"{LOCAL_WORLD_SIZE}); use a divisor of {world_size}"
         )
     os.environ[LOCAL_WORLD_SIZE] = str(local)
-    _forget_groups_of_other_hosts(local)
+    forget_groups_of_other_hosts(local)
     try:
         yield local
     finally:
@@ -45,10 +45,3 @@ def hosts_of(ranks_per_host: int | None) -> Iterator[int]:
             del os.environ[LOCAL_WORLD_SIZE]
         else:
             os.environ[LOCAL_WORLD_SIZE] = before
-
-
-def _forget_groups_of_other_hosts(local: int) -> None:
-    intra, cross = comm._INTRA_PG, comm._CROSS_PG
-    known = distributed.distributed_c10d._world.pg_map
-    if intra not in known or cross not in known or intra.size() != local:
-        comm._INTRA_PG = comm._CROSS_PG = None

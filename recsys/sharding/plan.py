@@ -5,9 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
-from torch.distributed._shard.metadata import ShardMetadata
-from torch.distributed._shard.sharded_tensor.api import ShardedTensor
-from torch.distributed._shard.sharding_spec.api import EnumerableShardingSpec
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import (
     EmbeddingBagCollectionSharder,
@@ -35,11 +32,18 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from recsys.config import InputError, nearest_hint
 from recsys.models.sequences import look_up_positions
-from recsys.planning.tables import Kind
+from recsys.planning.tables import (
+    SHARDINGS,
+    SMALLEST_COLUMN_SHARD,
+    Kind,
+    computes_exactly,
+    shard_bytes,
+)
 from recsys.sharding.communication import check_kind, sends_int8
-from recsys.sharding.empty_shards import admit_empty_shards
 from recsys.sharding.settings import ShardingSettings
 from recsys.sharding.training_plan import collective_plan
+from recsys.units import BYTES_PER_GIB
+from recsys.upstream import EnumerableShardingSpec, ShardedTensor, ShardMetadata, admit_empty_shards
 
 ParameterShardingGenerator = Callable[
     [nn.Parameter, int, int, str, ModuleSharder[Any]], ParameterSharding
@@ -55,11 +59,11 @@ COMPUTE_KERNELS = {
         EmbeddingComputeKernel.FUSED_UVM_CACHING.value,
     ],
 }
-BYTES_PER_GIB = 2**30
-FLOAT_BYTES = 4
-ELEMENT_BYTES = {"fp32": 4, "fp16": 2}
-SMALLEST_COLUMN_SHARD = 4  # FBGEMM's rows are multiples of 4 floats
-COLUMN_KINDS = {"column_wise", "table_column_wise", "grid_shard"}
+ON_ONE_HOST = [
+    kind
+    for kind, split in SHARDINGS.items()
+    if split.spans == "node" and not (split.rows and split.columns)  # a grid takes several
+]
 
 
 class BagSharder(EmbeddingBagCollectionSharder):
@@ -88,7 +92,7 @@ class BagSharder(EmbeddingBagCollectionSharder):
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What a plan is made for: settings, ranks, ranks a host, and groups of tables to keep on one
+    """What a plan is made for: settings, ranks, ranks per host, and groups of tables to keep on one
     rank."""
 
     settings: ShardingSettings
@@ -174,17 +178,16 @@ def _check_kinds(tables: list[str], request: PlanRequest) -> None:
     for table in settings.table_sharding:
         if table not in tables:
             raise InputError(
-                f"params/train.yaml: table_sharding: no table {table!r}; "
+                f"{settings.where('table_sharding')}: no table {table!r}; "
                 f"{nearest_hint(table, tables)}"
             )
     for table in tables:
-        kind = request.kind(table)
-        check_kind(settings.communication, table, kind or "table_wise")
-        if kind in COLUMN_KINDS and settings.table_optimizer == "rowwise_adagrad":
-            where = "table_sharding" if table in settings.table_sharding else "sharding"
+        kind = request.kind(table) or "table_wise"
+        check_kind(settings, table, kind)
+        if not computes_exactly(kind, settings.table_optimizer):
+            key = "table_sharding" if table in settings.table_sharding else "sharding"
             raise InputError(
-                f"params/train.yaml: {where} {kind} changes what rowwise_adagrad computes for "
-                f"{table}; "
+                f"{settings.where(key)}: {kind} changes what rowwise_adagrad computes for {table}; "
                 "use table_wise, row_wise, table_row_wise or data_parallel, or table_optimizer "
                 "adagrad"
             )
@@ -198,7 +201,7 @@ def bag_collections(model: nn.Module) -> dict[str, EmbeddingBagCollection]:
 def plan_rows(
     model: nn.Module, plan: ShardingPlan, settings: ShardingSettings
 ) -> list[dict[str, Any]]:
-    """One row a table: table, kind, ranks, bytes (weights and optimiser state over all ranks)."""
+    """One row per table: table, kind, ranks, bytes (weights and optimiser state over all ranks)."""
     rows = []
     for path, module in bag_collections(model).items():
         placed = plan.plan[path]
@@ -223,13 +226,8 @@ def plan_rows(
 
 def table_bytes(config: EmbeddingBagConfig, settings: ShardingSettings) -> int:
     """Bytes of a table's weights and of its optimiser state, which is float32 in any case."""
-    dimension = config.embedding_dim
-    state = {"sgd": 0, "rowwise_adagrad": 1, "adagrad": dimension, "adam": 2 * dimension}[
-        settings.table_optimizer
-    ]
-    return config.num_embeddings * (
-        dimension * ELEMENT_BYTES[settings.table_precision] + state * FLOAT_BYTES
-    )
+    rows, columns = config.num_embeddings, config.embedding_dim
+    return shard_bytes(rows, columns, settings.table_precision, settings.table_optimizer)
 
 
 def _fixed_shards(
@@ -245,9 +243,7 @@ def _fixed_shards(
         for group in request.table_groups or [[name] for name in whole]
     ]
     rank_of = spread_groups([group for group in groups if group], sizes, request.world_size)
-    on_host = [
-        [name] for name, kind in kinds.items() if kind in ("table_row_wise", "table_column_wise")
-    ]
+    on_host = [[name] for name, kind in kinds.items() if kind in ON_ONE_HOST]
     host_of = spread_groups(on_host, sizes, request.hosts)
     return {
         c.name: _shards(c, kinds[c.name], rank_of.get(c.name, 0), host_of.get(c.name, 0), request)
@@ -354,9 +350,9 @@ def _searched_plan(
     settings = request.settings
     if settings.table_memory == "file":
         raise InputError(
-            f"params/train.yaml: the tables do not fit what table_file_dir "
-            f"{settings.table_file_dir} has free "
-            f"on {request.world_size} ranks; free some, or shrink the tables"
+            f"{settings.where('table_file_dir')}: the tables do not fit what "
+            f"{settings.table_file_dir} has free on {request.world_size} ranks; free some, or "
+            "shrink the tables"
         )
     raise InputError(_too_large(request, "the planner found no plan"))
 
@@ -386,7 +382,7 @@ def _too_large(request: PlanRequest, what: str) -> str:
         else ""
     )
     return (
-        f"params/train.yaml: the tables do not fit memory_gb {settings.memory_gb:g} "
+        f"{settings.where('memory_gb')}: the tables do not fit {settings.memory_gb:g} GiB "
         f"on {request.world_size} ranks: {what}{without}; raise memory_gb or world_size, or shrink "
         f"the tables"
     )

@@ -4,7 +4,7 @@ ids.
 TorchRec divides by that number plus 1e-6, also other tables' features, and for grids not at all.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,17 +12,12 @@ from torchrec.distributed.types import (
     EmbeddingModuleShardingPlan,
     LazyAwaitable,
     ShardingPlan,
-    ShardingType,
 )
 from torchrec.modules.embedding_configs import PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, get_embedding_names_by_table
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-ROW_KINDS = {
-    ShardingType.ROW_WISE.value,
-    ShardingType.TABLE_ROW_WISE.value,
-    ShardingType.GRID_SHARD.value,
-}
+from recsys.planning.tables import SHARDINGS, Kind
 
 
 class MeanPooling:
@@ -58,7 +53,8 @@ def sum_split_rows(
     features: dict[str, str] = {}
     configs = collection.embedding_bag_configs()
     for config, keys in zip(configs, get_embedding_names_by_table(configs), strict=True):
-        if config.pooling is PoolingType.MEAN and placed[config.name].sharding_type in ROW_KINDS:
+        kind = cast(Kind, placed[config.name].sharding_type)
+        if config.pooling is PoolingType.MEAN and SHARDINGS[kind].rows:
             config.pooling = PoolingType.SUM
             features |= zip(keys, config.feature_names, strict=True)
     return MeanPooling(features) if features else None

@@ -1,14 +1,29 @@
 """How tables are split over ranks and hosts, and what travels between them."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+)
 
-from recsys.config import Settings
+from recsys.config import Settings, load_settings
+from recsys.planning.hardware import CPU, Hardware
 from recsys.planning.tables import Kind
 
 Sharding = Literal["planner", Kind]
+
+
+def _read_if_a_file(hardware: Any) -> Any:
+    return load_settings(Path(hardware), Hardware) if isinstance(hardware, str | Path) else hardware
+
+
+HardwareOrFile = Annotated[Hardware, BeforeValidator(_read_if_a_file)]
 
 
 class CommunicationSettings(Settings):
@@ -51,8 +66,8 @@ class ShardingSettings(HostSettings):
     on tables and their optimiser state.
 
     ``sharding`` is how every table is split; ``table_sharding`` fixes single tables, by name, and
-    goes before the towers of a partition. The planner reckons with the bandwidths of the file
-    ``hardware`` and with ``ids_per_list`` ids an example of a list.
+    goes before the towers of a partition. The planner reckons with the bandwidths of
+    ``hardware`` (or the YAML file of that path) and with ``ids_per_list`` ids an example of a list.
 
     ``table_precision`` is that of the tables' rows; what they give out, gradients and optimiser
     state stay float32. FBGEMM rounds fp16 rows to nearest on the CPU: its stochastic rounding does
@@ -66,9 +81,9 @@ class ShardingSettings(HostSettings):
     sharding: Sharding = "planner"
     table_sharding: dict[str, Kind] = Field(default_factory=dict)
     memory_gb: PositiveFloat = Field(default=4.0, description="GiB a rank")
-    hardware: Path = Path("params/hardware/cpu.yaml")
+    hardware: HardwareOrFile = CPU
     ids_per_list: PositiveFloat = 5.0
     table_precision: Literal["fp32", "fp16"] = "fp32"
     table_memory: Literal["ram", "file"] = "ram"
-    table_file_dir: Path = Path(".work/tables")
+    table_file_dir: Path = Path()
     communication: CommunicationSettings = CommunicationSettings()

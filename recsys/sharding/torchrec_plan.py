@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 
-from torch.distributed._shard.metadata import ShardMetadata
-from torch.distributed._shard.sharding_spec.api import EnumerableShardingSpec
 from torchrec.distributed.sharding_plan import placement
 from torchrec.distributed.types import (
     CacheParams,
@@ -15,6 +13,7 @@ from torchrec.distributed.types import (
 from recsys.config import InputError
 from recsys.planning.hardware import Topology
 from recsys.planning.planner import Plan, PlannedTable, shard_geometry
+from recsys.upstream import EnumerableShardingSpec, ShardMetadata
 
 
 def to_torchrec_plan(plan: Plan, topology: Topology, modules: Mapping[str, str]) -> ShardingPlan:

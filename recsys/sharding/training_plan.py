@@ -12,36 +12,30 @@ from torchrec.distributed.types import ShardingPlan
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from recsys.config import InputError, load_settings
 from recsys.planning.assess import assess, ways_of
-from recsys.planning.hardware import Hardware, Topology
+from recsys.planning.hardware import Topology
 from recsys.planning.planner import Plan, Way, find_plan
-from recsys.planning.tables import PlannedModel, TableGroup
-from recsys.sharding.communication import REDUCING_KINDS, sends_int8
+from recsys.planning.tables import SHARDINGS, PlannedModel, TableGroup
+from recsys.sharding.communication import sends_int8
 from recsys.sharding.hosts import local_size
 from recsys.sharding.settings import ShardingSettings
 from recsys.sharding.torchrec_plan import to_torchrec_plan
+from recsys.units import BYTES_PER_GIB, MEGA
 
-BYTES_PER_GIB = 2**30
-MEGA = 10**6
-FLOPS_A_WEIGHT = 2  # of a sample's forward pass through linear layers
+FLOPS_PER_WEIGHT = 2  # of a sample's forward pass through linear layers
 
 
-def training_topology(settings: ShardingSettings, hosts: int, ranks_a_host: int) -> Topology:
-    """The ranks of a training run, ``memory_gb`` each of them.
-
-    Raises:
-        InputError: there is no hardware file as ``hardware`` says, or it holds a wrong key.
-    """
-    found = load_settings(settings.hardware, Hardware)
+def training_topology(settings: ShardingSettings, hosts: int, ranks_per_host: int) -> Topology:
+    """The ranks of a training run, ``memory_gb`` each of them."""
+    found = settings.hardware
     own = found.model_copy(update={"hbm": found.hbm or found.ddr, "ssd": None, "reserved_gb": 0.0})
-    return Topology(own, hosts, ranks_a_host, _capacity(settings, ranks_a_host), 0, 0)
+    return Topology(own, hosts, ranks_per_host, _capacity(settings, ranks_per_host), 0, 0)
 
 
-def _capacity(settings: ShardingSettings, ranks_a_host: int) -> int:
+def _capacity(settings: ShardingSettings, ranks_per_host: int) -> int:
     """Bytes a rank: of memory, or its share of the free space on the disk that holds the tables."""
     if settings.table_memory == "file":
-        return shutil.disk_usage(settings.table_file_dir).free // ranks_a_host
+        return shutil.disk_usage(settings.table_file_dir).free // ranks_per_host
     return int(settings.memory_gb * BYTES_PER_GIB)
 
 
@@ -61,13 +55,13 @@ def planned_model(model: nn.Module, settings: ShardingSettings, world_size: int)
         forward_comm=communication.forward,
         backward_comm=communication.backward,
         dense_parameters=dense,
-        dense_mflops_per_sample=FLOPS_A_WEIGHT * dense / MEGA,
+        dense_mflops_per_sample=FLOPS_PER_WEIGHT * dense / MEGA,
         tables=[_group(config, settings) for config in configs],
     )
     if not sends_int8(communication):
         return planned
     return planned.model_copy(
-        update={"kinds": [k for k in planned.allowed_kinds() if k not in REDUCING_KINDS]}
+        update={"kinds": [k for k in planned.allowed_kinds() if not SHARDINGS[k].rows]}
     )
 
 
@@ -94,11 +88,7 @@ def predict_training(
     model: nn.Module, settings: ShardingSettings, world_size: int, rows: Sequence[Mapping[str, Any]]
 ) -> Plan:
     """What the engine's plan of ``model`` (not sharded), a row a table, is predicted to take and to
-    hold.
-
-    Raises:
-        InputError: there is no hardware file as ``hardware`` says, or it holds a wrong key.
-    """
+    hold."""
     local = local_size(settings.ranks_per_host, world_size)
     topology = training_topology(settings, world_size // local, local)
     return assess(planned_model(model, settings, world_size), topology, ways_of(rows, local))
@@ -108,7 +98,7 @@ def collective_plan(
     model: nn.Module,
     settings: ShardingSettings,
     hosts: int,
-    ranks_a_host: int,
+    ranks_per_host: int,
     modules: Mapping[str, str],
     fixed: Sequence[Mapping[str, Any]] = (),
 ) -> ShardingPlan | None:
@@ -117,46 +107,25 @@ def collective_plan(
     Args:
         modules: path of the collection that holds each table.
         fixed: table, kind and ranks of those that are split already.
-
-    Raises:
-        InputError: rank 0's, about the hardware file.
     """
-    answer: list[tuple[Plan | None, Topology] | InputError | None] = [None]
+    topology = training_topology(settings, hosts, ranks_per_host)
+    answer: list[Plan | None] = [None]
     if distributed.get_rank() == 0:
-        answer = [
-            _plan_or_error(model, settings, hosts, ranks_a_host, ways_of(fixed, ranks_a_host))
-        ]
+        planned = planned_model(model, settings, hosts * ranks_per_host)
+        answer = [search(planned, topology, ways_of(fixed, ranks_per_host))]
     if distributed.get_world_size() > 1:
         distributed.broadcast_object_list(answer, src=0)
-    found = answer[0]
-    assert found is not None
-    if isinstance(found, InputError):
-        raise found
-    plan, topology = found
+    plan = answer[0]
     return None if plan is None else to_torchrec_plan(plan, topology, modules)
 
 
-def _plan_or_error(
-    model: nn.Module,
-    settings: ShardingSettings,
-    hosts: int,
-    ranks_a_host: int,
-    fixed: Mapping[str, Way],
-) -> tuple[Plan | None, Topology] | InputError:
-    try:
-        topology = training_topology(settings, hosts, ranks_a_host)
-    except InputError as error:
-        return error
-    return search(planned_model(model, settings, hosts * ranks_a_host), topology, fixed), topology
-
-
 def _group(config: EmbeddingBagConfig, settings: ShardingSettings) -> TableGroup:
-    a_sample = settings.ids_per_list if config.pooling is PoolingType.MEAN else 1.0
+    per_sample = settings.ids_per_list if config.pooling is PoolingType.MEAN else 1.0
     return TableGroup(
         name=config.name,
         rows=config.num_embeddings,
         dimension=config.embedding_dim,
-        pooling=a_sample * len(config.feature_names),
+        pooling=per_sample * len(config.feature_names),
         features=len(config.feature_names),
         dtype="fp16" if config.data_type is DataType.FP16 else "fp32",
     )

@@ -34,7 +34,7 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
 
 class AdvisedModel(Settings):
-    """A model to advise on (params/models/*.yaml): tables alike, the layers above them, the batch
+    """A model to advise on : tables alike, the layers above them, the batch
     of a rank.
 
     ``model`` is the flat model; ``tower_module`` what its towers would do, and ``compressions`` by
@@ -65,7 +65,7 @@ class Wire:
 
 @dataclass(frozen=True)
 class Choice:
-    """A way to train: what it is called, what it is in params/ (``key=value``), and what it
+    """A way to train: what it is called, what it is in settings (``key=value``), and what it
     costs."""
 
     name: str

@@ -9,10 +9,10 @@ from rich.table import Table as Grid
 
 from recsys.towers.advice import Choice
 from recsys.towers.step_costs import StepTime, TowerCluster
+from recsys.units import MEGA
 
 SMALL_GAIN = 1.02  # below it the measurements behind the constants do not tell two choices apart
 SMALLEST_SHOWN_MS = 0.005  # half of the last digit printed
-MEGA = 1e6
 WIDEST = 1000  # characters
 LIMITED_BY = {
     "compute": "the dense part's FLOPs",

@@ -68,9 +68,7 @@ def partition_without_probe(
         try:
             return replace(partition, features=[piece.name for piece in partition.pieces(features)])
         except InputError as error:
-            raise InputError(
-                f"params/towers.yaml: key 'partition.manual_towers': {error}"
-            ) from error
+            raise InputError(f"{settings.where('manual_towers')}: {error}") from error
     _check_count(features, settings)
     if settings.strategy == "greedy":
         labels = greedy_clusters(
@@ -238,8 +236,7 @@ def _stretched(distances: Array) -> Array:
 def _check_count(features: list[str], settings: PartitionSettings) -> None:
     if settings.towers > len(features):
         raise InputError(
-            f"params/towers.yaml: partition.towers is {settings.towers} and the data has "
-            f"{len(features)} "
+            f"{settings.where('towers')}: is {settings.towers}, and the data has {len(features)} "
             f"categorical features or slices of them; give at most {len(features)}"
         )
 

@@ -29,8 +29,7 @@ from recsys.training.engine import Engine
 from recsys.training.launch import launch
 from recsys.training.overlap import load_ahead, train_batches
 from recsys.training.settings import TrainSettings
-
-FLOAT_BYTES = 4
+from recsys.units import FLOAT_BYTES
 
 
 def learn_partition(
@@ -137,7 +136,7 @@ def proxy_ne(
     windows = reader.windows[: settings.probe_windows]
     if len(windows) == 1:
         raise InputError(
-            "params/towers.yaml: strategy both compares on the second window on; give "
+            f"{settings.where('strategy')}: both compares on the second window on; give "
             "probe_windows 2"
         )
     rank, world_size = distributed.get_rank(), distributed.get_world_size()

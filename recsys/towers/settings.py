@@ -1,16 +1,19 @@
-"""Everything about towers that a user chooses: params/towers.yaml."""
+"""Everything about towers that a user chooses."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from recsys.config import InputError, Settings
+from recsys.config import InputError, Settings, filled_from
 from recsys.models.settings import ModelSettings, TowerModuleSettings
 from recsys.sharding.settings import CommunicationSettings
 from recsys.training.settings import TrainSettings
 
 PROBED = ("coherent", "diverse", "both", "spectral")
 Balance = Literal["count", "bytes", "lookup_cost"]
+PROBE_MODEL = ModelSettings(
+    architecture="dlrm", embedding_dimension=16, dense_layers=[64], over_layers=[64, 32]
+)
 
 
 class PartitionSettings(Settings):
@@ -49,7 +52,7 @@ class PartitionSettings(Settings):
     dimensions: PositiveInt = 2
     stretch_distances: bool = False
     probe: Literal["ranker", "factorization"] = "ranker"
-    probe_model: ModelSettings = ModelSettings()
+    probe_model: Annotated[ModelSettings, filled_from(PROBE_MODEL)] = PROBE_MODEL
     probe_windows: PositiveInt = 3
     probe_epochs: PositiveInt = 1
     affinity_batches: PositiveInt = 20
@@ -75,26 +78,25 @@ class TeacherTowerSettings(TowerModuleSettings):
     there are any."""
 
     enabled: bool = True
-    dimension: PositiveInt = 8
+    dimension: PositiveInt = 32
 
 
 class TransformSettings(Settings):
     """The tower transform: each tower's tables and module stay on ``hosts_per_tower`` hosts.
 
-    A host has ``ranks_per_host`` ranks (None: as params/train.yaml says). ``communication`` is that
-    of the tower outputs between hosts, and of the teacher's other gradients (None: as
-    params/train.yaml says).
+    A host has ``ranks_per_host`` ranks (None: as the training settings say). ``communication`` is
+    that of the tower outputs between hosts, and of the teacher's other gradients (None: as the
+    training settings say).
     """
 
-    enabled: bool = False
-    ranks_per_host: PositiveInt | None = None
+    enabled: bool = True
+    ranks_per_host: PositiveInt | None = 1
     hosts_per_tower: PositiveInt = 1
     communication: CommunicationSettings | None = None
 
 
 class TowersSettings(Settings):
-    """params/towers.yaml: ``partition`` is read by the partition stage, the rest by whatever runs
-    the teacher."""
+    """``partition`` is read by the partition stage, the rest by whatever runs the teacher."""
 
     partition: PartitionSettings = PartitionSettings()
     module: TeacherTowerSettings = TeacherTowerSettings()
@@ -106,21 +108,19 @@ class TowersSettings(Settings):
         Raises:
             InputError: it has some of its own.
         """
-        _check_absent(
-            "params/teacher.yaml: model",
-            model,
-            "module",
-            "towers",
-            "tower_dimension",
-            "tower_module",
-        )
-        chosen = self.module.model_dump(exclude={"enabled", "dimension"})
-        return model.model_copy(
-            update={
-                "towers": self.module.enabled,
-                "tower_dimension": self.module.dimension,
-                "tower_module": TowerModuleSettings.model_validate(chosen),
-            }
+        self._check_absent(model, "module", "towers", "tower_dimension", "tower_module")
+        module = self.module
+        chosen = module.model_dump(exclude={"enabled", "dimension"})
+        return model.with_values(
+            {
+                "towers": module.enabled,
+                "tower_dimension": module.dimension,
+                "tower_module": TowerModuleSettings.model_validate(chosen).placed_as(module),
+            },
+            {
+                "towers": module.where("enabled"),
+                "tower_dimension": module.where("dimension"),
+            },
         )
 
     def train(self, train: TrainSettings) -> TrainSettings:
@@ -129,23 +129,30 @@ class TowersSettings(Settings):
         Raises:
             InputError: it has one of its own.
         """
-        _check_absent("params/train.yaml", train, "transform", "tower_transform", "hosts_per_tower")
+        self._check_absent(train, "transform", "tower_transform", "hosts_per_tower")
         chosen = self.transform
         if not (chosen.enabled and self.module.enabled):
             return train
-        update = {
+        values = {
             "tower_transform": True,
             "hosts_per_tower": chosen.hosts_per_tower,
             "ranks_per_host": chosen.ranks_per_host or train.ranks_per_host,
             "communication": chosen.communication or train.communication,
         }
-        return train.model_copy(update=update)
+        origins = {
+            "tower_transform": chosen.where("enabled"),
+            "hosts_per_tower": chosen.where("hosts_per_tower"),
+            "ranks_per_host": chosen.where("ranks_per_host"),
+        }
+        if not chosen.ranks_per_host:
+            del origins["ranks_per_host"]
+        return train.with_values(values, origins)
 
-
-def _check_absent(where: str, given: Settings, section: str, *keys: str) -> None:
-    for key in keys:
-        if key in given.model_fields_set:
-            raise InputError(
-                f"{where}: key {key!r}: the teacher's towers are set in params/towers.yaml: "
-                f"{section}"
-            )
+    def _check_absent(self, given: Settings, section: str, *keys: str) -> None:
+        """Check that ``given`` does not set ``keys``, which ``section`` of this does."""
+        for key in keys:
+            if key in given.model_fields_set:
+                raise InputError(
+                    f"{given.where(key)}: the teacher's towers are set elsewhere; leave it out "
+                    f"(see {self.where(section)})"
+                )

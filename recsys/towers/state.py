@@ -6,22 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed import ProcessGroup
-from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from recsys.sharding.plan import local_shards
-
-
-def average_gradients(parameters: Sequence[nn.Parameter], group: ProcessGroup) -> None:
-    """Mean of the gradients over the ranks of ``group``, in one collective."""
-    gradients = _gradients(parameters)
-    if group.size() == 1 or not gradients:
-        return
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    distributed.all_reduce(flat, group=group)
-    flat /= group.size()
-    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
+from recsys.upstream import ShardedTensor
 
 
 def clip_gradients(

@@ -13,10 +13,10 @@ from itertools import pairwise
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from recsys.config import Settings
+from recsys.units import FLOAT_BYTES, GIGA, MS_PER_SECOND
 
 ID_BYTES = LENGTH_BYTES = 8  # int64
 PEER_ID_BYTES = 4  # recsys/towers/ids.py, where no table has more than 2^31 rows
-FLOAT_BYTES = 4
 EXCHANGES = 5  # sizes, lengths, ids, outputs, their gradients
 OUTPUT_EXCHANGES = 2
 # Forward reads a row and writes it out; the fused backward reads a gradient, reads and writes a row
@@ -25,11 +25,11 @@ LOOKUP_PASSES = 5
 # ways
 WIRE_PASSES = 6
 SHUFFLE_PASSES = 8  # steps c and e of the transform read and write everything, forward and backward
-GIGA, TERA, MS = 1e9, 1e12, 1e3
+TERA = GIGA * 1_000
 
 
 class TowerCluster(Settings):
-    """Hosts and their links as one rank sees them (params/clusters/*.yaml); gb_s are 10^9 bytes a
+    """Hosts and their links as one rank sees them ; gb_s are 10^9 bytes a
     second of one rank.
 
     Attributes:
@@ -254,7 +254,7 @@ def step_time(work: Work, hosts: Hosts, cluster: TowerCluster) -> StepTime:
         flat_imbalance(work.features, hosts.ranks) if work.output_width is None else work.imbalance
     )
     across_gb_s = cluster.across_gb_s * cluster.efficiency_at(max(moved.peers, 1))
-    compute = work.batch * work.flops / (cluster.compute_tflops * TERA) * MS
+    compute = work.batch * work.flops / (cluster.compute_tflops * TERA) * MS_PER_SECOND
     ids = _ms(moved.ids_inside, cluster.inside_gb_s) + _ms(moved.ids_across, across_gb_s)
     exposed_ids = max(ids - compute, 0.0) if work.ids_ahead else ids
     reduce_gb_s = cluster.reduce_at(hosts.ranks) if hosts.hosts > 1 else cluster.inside_gb_s
@@ -296,7 +296,7 @@ def _ring(size: float, ranks: int) -> float:
 
 
 def _ms(size: float, gb_s: float) -> float:
-    return size / (gb_s * GIGA) * MS
+    return size / (gb_s * GIGA) * MS_PER_SECOND
 
 
 def _at(curve: dict[int, float], ranks: int) -> float:

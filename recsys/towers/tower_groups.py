@@ -7,9 +7,9 @@ from torch import distributed
 from torch.distributed import ProcessGroup
 from torchrec.distributed.comm import intra_and_cross_node_pg
 
-from recsys.config import InputError
 from recsys.sharding.hosts import hosts_of
 from recsys.sharding.plan import spread_groups
+from recsys.towers.tower_hosts import tower_ranks
 from recsys.training.settings import TrainSettings
 
 
@@ -42,32 +42,6 @@ class TowerGroups:
         return self.inside.size()
 
 
-def tower_ranks(world_size: int, ranks_per_host: int, hosts_per_tower: int, towers: int) -> int:
-    """Ranks of the hosts that hold a tower.
-
-    Raises:
-        InputError: the hosts are no whole groups of ``hosts_per_tower``, or a group would have no
-            tower.
-    """
-    hosts = world_size // ranks_per_host
-    layout = f"{world_size} ranks are {hosts} hosts of {ranks_per_host}"
-    if hosts % hosts_per_tower:
-        raise InputError(
-            f"params/towers.yaml: hosts_per_tower {hosts_per_tower}: {layout}; use a divisor of "
-            f"{hosts}, "
-            "or change world_size or ranks_per_host"
-        )
-    groups = hosts // hosts_per_tower
-    if towers < groups:
-        raise InputError(
-            f"params/towers.yaml: transform: {layout}, {hosts_per_tower} a tower: the partition's "
-            f"{towers} towers "
-            f"leave {groups - towers} without one; raise hosts_per_tower, or make at least "
-            f"{groups} towers"
-        )
-    return ranks_per_host * hosts_per_tower
-
-
 def tower_groups(settings: TrainSettings, towers: int) -> TowerGroups:
     """The groups of hosts that ``settings`` asks for; collective.
 
@@ -75,9 +49,13 @@ def tower_groups(settings: TrainSettings, towers: int) -> TowerGroups:
         InputError: the ranks are no whole hosts, the hosts no whole groups, or a group would have
             no tower.
     """
-    with hosts_of(settings.ranks_per_host) as ranks_per_host:
+    with hosts_of(settings.ranks_per_host, settings.where("ranks_per_host")) as ranks_per_host:
         size = tower_ranks(
-            distributed.get_world_size(), ranks_per_host, settings.hosts_per_tower, towers
+            distributed.get_world_size(),
+            ranks_per_host,
+            settings.hosts_per_tower,
+            towers,
+            settings.where("hosts_per_tower"),
         )
     with hosts_of(size):
         inside, peers = intra_and_cross_node_pg(backend=distributed.get_backend())

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 from torch.distributed import ProcessGroup
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from recsys.upstream import TorchDispatchMode
 
 ALL_TO_ALL = "alltoall_base_"
 

@@ -13,8 +13,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed._shard.sharding_spec.api import EnumerableShardingSpec
-from torch.distributed.remote_device import _remote_device
 from torchrec.distributed.types import (
     CommOp,
     EmbeddingModuleShardingPlan,
@@ -24,29 +22,21 @@ from torchrec.distributed.types import (
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 
 from recsys.config import InputError, nearest_hint
+from recsys.models.names import TABLE_PREFIX
 from recsys.models.partition_file import Partition
-from recsys.models.ranker import TABLE_PREFIX, Ranker
+from recsys.models.ranker import Ranker
 from recsys.models.slices import Piece
 from recsys.planning.tables import Kind
-from recsys.sharding.communication import wire_codecs
+from recsys.sharding.communication import average_gradients, wire_codecs
 from recsys.sharding.plan import PlanRequest, make_plan, table_bytes
 from recsys.sharding.settings import CommunicationSettings
 from recsys.towers.exchange import PeerExchange
 from recsys.towers.ids import IdExchange
-from recsys.towers.state import average_gradients, clip_gradients, gather_parts
+from recsys.towers.state import clip_gradients, gather_parts
 from recsys.towers.tower_groups import TowerGroups, place_towers, tower_groups
+from recsys.towers.tower_hosts import KINDS_INSIDE, check_kinds_inside
 from recsys.training.settings import TrainSettings
-
-# Inside a tower's hosts there is one level of ranks, so the kinds of a host and of all ranks are
-# the same.
-KINDS_INSIDE: dict[str, Kind] = {
-    "planner": "table_wise",
-    "table_wise": "table_wise",
-    "row_wise": "row_wise",
-    "table_row_wise": "row_wise",
-    "column_wise": "column_wise",
-    "table_column_wise": "column_wise",
-}
+from recsys.upstream import EnumerableShardingSpec, RemoteDevice
 
 
 @dataclass(frozen=True)
@@ -83,9 +73,9 @@ class TowerTransform:
         for path in plan.plan:
             for sharding in cast(EmbeddingModuleShardingPlan, plan.plan[path]).values():
                 for shard in cast(EnumerableShardingSpec, sharding.sharding_spec).shards:
-                    rank = cast(_remote_device, shard.placement).rank()
+                    rank = cast(RemoteDevice, shard.placement).rank()
                     assert rank is not None
-                    shard.placement = _remote_device(
+                    shard.placement = RemoteDevice(
                         f"rank:{self._first_rank + rank}/{self.request.settings.device}"
                     )
         return plan
@@ -97,7 +87,8 @@ class TowerTransform:
         The exchange of outputs has divided them by the number of groups: it becomes the global
         mean.
         """
-        average_gradients(self.own, self.groups.inside)
+        gradients = [parameter.grad for parameter in self.own if parameter.grad is not None]
+        average_gradients(gradients, group=self.groups.inside)
         return self._shared(parameters)
 
     def clip_gradients(self, parameters: list[nn.Parameter], limit: float) -> None:
@@ -137,10 +128,10 @@ def transform(model: nn.Module, partition: Partition, settings: TrainSettings) -
         InputError: ``model`` has no towers, the hosts do not fit them, or a kind of sharding leaves
             a tower's hosts.
     """
-    ranker = _ranker(model)
+    ranker = _ranker(model, settings)
     sharding, table_sharding = _kinds_inside(ranker, settings)
     groups = tower_groups(settings, len(partition.towers))
-    _check_sequences(ranker, partition)
+    _check_sequences(ranker, partition, settings)
     tables = ranker.embeddings.embedding_bag_configs()
     bytes_of = {config.name: table_bytes(config, settings) for config in tables}
     sizes = {
@@ -172,22 +163,23 @@ def transform(model: nn.Module, partition: Partition, settings: TrainSettings) -
     return TowerTransform(groups, request, modules, ranker.peers)
 
 
-def _check_sequences(ranker: Ranker, partition: Partition) -> None:
+def _check_sequences(ranker: Ranker, partition: Partition, settings: TrainSettings) -> None:
     """A sequence's attention needs its target's embedding, and only tower outputs cross hosts."""
     for name, one in ranker.sequences.sequences.items():
         if not any({name, one.target} <= set(tower) for tower in partition.towers):
             raise InputError(
-                f"params/towers.yaml: transform: the sequence {name} and its target {one.target} "
-                f"are in two towers; "
-                "put them in one (partition.strategy: manual), or set transform.enabled: false"
+                f"{settings.where('tower_transform')}: the sequence {name} and its target "
+                f"{one.target} are in two towers; put them in one (partition.strategy: manual), or "
+                "set false"
             )
 
 
-def _ranker(model: nn.Module) -> Ranker:
+def _ranker(model: nn.Module, settings: TrainSettings) -> Ranker:
     rankers = [module for module in model.modules() if isinstance(module, Ranker)]
     if len(rankers) != 1 or rankers[0].interaction.members is None:
         raise InputError(
-            "params/towers.yaml: transform: the model has no towers; set module.enabled: true"
+            f"{settings.where('tower_transform')}: the model has no towers; set module.enabled: "
+            "true"
         )
     return rankers[0]
 
@@ -233,16 +225,10 @@ def _kinds_inside(ranker: Ranker, settings: TrainSettings) -> tuple[Kind, dict[s
     for table in settings.table_sharding:
         if table not in tables:
             raise InputError(
-                f"params/train.yaml: table_sharding: no table {table!r}; "
+                f"{settings.where('table_sharding')}: no table {table!r}; "
                 f"{nearest_hint(table, tables)}"
             )
-    for where, kind in {"sharding": settings.sharding, **settings.table_sharding}.items():
-        if kind not in KINDS_INSIDE:
-            raise InputError(
-                f"params/train.yaml: {where}: {kind} does not stay inside a tower's hosts; "
-                f"choose one of {', '.join(KINDS_INSIDE)}, or transform.enabled: false in "
-                f"params/towers.yaml"
-            )
+    check_kinds_inside(settings)
     fixed: dict[str, Kind] = {
         table: KINDS_INSIDE[kind] for table, kind in settings.table_sharding.items()
     }

@@ -11,8 +11,9 @@ import yaml
 from torch import distributed
 
 from recsys.config import load_settings
-from recsys.planning.hardware import GIGA, Hardware
+from recsys.planning.hardware import Hardware
 from recsys.training.launch import run_on_ranks
+from recsys.units import FLOAT_BYTES, GIGA
 
 RANKS = 2
 REPEATS = 5
@@ -20,7 +21,6 @@ COPY_FLOATS = 32 * 2**20  # 128 MiB, well beyond the caches
 EXCHANGE_FLOATS = 4 * 2**20
 SMALL_FLOATS = RANKS
 GEMM_SIZE = 1024
-FLOAT_BYTES = 4
 DIGITS = 4
 
 

@@ -7,8 +7,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed._shard._utils import narrow_tensor_by_index
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.planner import (
@@ -19,6 +17,8 @@ from torch.distributed.checkpoint.planner import (
     WriteItem,
 )
 from torch.futures import Future
+
+from recsys.upstream import FakeTensorMode, offset_in_file
 
 
 class InPlacePlanner(DefaultSavePlanner):
@@ -45,9 +45,10 @@ class MappedReader(FileSystemReader):
         tensors = [item for item in plan.items if item.type != LoadItemType.BYTE_IO]
         for item in tensors:
             target = planner.resolve_tensor(item).detach()
-            target.copy_(
-                narrow_tensor_by_index(self._tensor(item), item.storage_offsets, item.lengths)
-            )
+            part = self._tensor(item)
+            for dimension, start in enumerate(item.storage_offsets):
+                part = part.narrow(dimension, start, item.lengths[dimension])
+            target.copy_(part)
             planner.commit_tensor(item, target)
         rest = [item for item in plan.items if item.type == LoadItemType.BYTE_IO]
         return super().read_data(LoadPlan(rest, plan.storage_data, plan.planner_data), planner)
@@ -67,7 +68,7 @@ class MappedReader(FileSystemReader):
                 file.fileno(), 0, access=mmap.ACCESS_COPY
             )  # torch warns of memory that it may not write
         mapping.madvise(mmap.MADV_SEQUENTIAL)
-        start = info.offset + cast(Any, fake.untyped_storage())._checkpoint_offset
+        start = info.offset + offset_in_file(fake)
         return torch.frombuffer(mapping, dtype=fake.dtype, count=fake.numel(), offset=start).view(
             fake.shape
         )

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, distributed, nn
-from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -26,6 +25,7 @@ from recsys.training.checkpoints import (
     read_manifest,
 )
 from recsys.training.settings import Quantisation
+from recsys.upstream import ShardedTensor, table_configs
 
 ROWS, WEIGHT = "rows", "weight"
 SMALL_IDS = 2**31  # rows that an int32 counts
@@ -90,7 +90,7 @@ class TouchedRows:
     def _watch(self, path: str, module: ShardedEmbeddingBagCollection) -> None:
         weights = module.state_dict()
         by_feature: dict[str, list[Tensor]] = {}
-        for table, config in module._table_name_to_config.items():
+        for table, config in table_configs(module).items():
             weight = weights[f"embedding_bags.{table}.weight"]
             shards = list(_shards(weight))
             if not shards:
@@ -184,7 +184,7 @@ def describe_tables(model: nn.Module, optimizer: str) -> dict[str, list[Any]]:
     return {
         _weight_name(path, table): [config.num_embeddings, config.embedding_dim, optimizer]
         for path, module in _collections(model)
-        for table, config in module._table_name_to_config.items()
+        for table, config in table_configs(module).items()
     }
 
 

@@ -8,12 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed._shard.sharded_tensor.api import ShardedTensor
-from torch.distributed.optim.apply_optimizer_in_backward import (
-    _apply_optimizer_in_backward as apply_optimizer_in_backward,
-)
 from torch.nn.functional import binary_cross_entropy_with_logits
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -21,10 +16,11 @@ from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingType
 
 from recsys.data.loader import Batch
 from recsys.models.initial_tables import initial_rows, row_blocks
+from recsys.models.names import TABLE_PREFIX
 from recsys.models.partition_file import Partition
 from recsys.models.peers import Peers
-from recsys.models.ranker import SERVING, TABLE_PREFIX
-from recsys.sharding.communication import mean_over_ranks, shard_width, wire_codecs
+from recsys.models.ranker import SERVING
+from recsys.sharding.communication import average_gradients, shard_width, wire_codecs
 from recsys.sharding.hosts import hosts_of
 from recsys.sharding.plan import (
     BagSharder,
@@ -47,10 +43,12 @@ from recsys.training.optimizers import (
     table_optimizer,
     tensors,
 )
+from recsys.training.rank_process import join_if_alone
 from recsys.training.settings import TrainSettings
 from recsys.training.side_model import SideModel
 from recsys.training.table_memory import TableFiles, set_table_precision
 from recsys.training.transformed import Transform
+from recsys.upstream import ShardedTensor, apply_optimizer_in_backward, unwrap_replicated_tables
 
 LossFunction = Callable[[dict[str, Tensor], Batch], Tensor]
 
@@ -58,6 +56,9 @@ LossFunction = Callable[[dict[str, Tensor], Batch], Tensor]
 class Engine:
     """A model on this rank, its tables sharded, its dense part replicated; collective in every
     method.
+
+    One rank needs no :func:`recsys.training.launch.launch`: where there is no process group and
+    ``world_size`` is 1, the engine starts one, which lasts as long as the process.
 
     Table optimisers run inside the backward pass (FBGEMM). Table weights start from
     :func:`initial_rows`, so they depend on neither the plan nor the number of ranks; build the
@@ -75,7 +76,8 @@ class Engine:
             settings want.
 
     Raises:
-        InputError: no plan fits the settings, or the hosts do not fit the towers.
+        InputError: no plan fits the settings, the hosts do not fit the towers, or several ranks
+            are wanted and there is no process group.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Engine:
         side: SideModel | None = None,
         transform: Transform | None = None,
     ) -> None:
+        join_if_alone(settings)
         self.settings = settings
         self._side = side or SideModel()
         self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
@@ -95,7 +98,9 @@ class Engine:
             self.device = torch.device("cuda", torch.cuda.current_device())
         self._guard = NonFiniteGuard(settings.skip_non_finite_batches)
         self._files = (
-            TableFiles(settings.table_file_dir) if settings.table_memory == "file" else None
+            TableFiles(settings.table_file_dir, settings.where("table_file_dir"))
+            if settings.table_memory == "file"
+            else None
         )
         self._towers = None
         if transform is not None:
@@ -109,7 +114,10 @@ class Engine:
         ]
         tables = {config.name: (config.num_embeddings, config.embedding_dim) for config in configs}
         files = self._files.hold_new_tables() if self._files else nullcontext()
-        with hosts_of(settings.ranks_per_host) as ranks_per_host, files:
+        with (
+            hosts_of(settings.ranks_per_host, settings.where("ranks_per_host")) as ranks_per_host,
+            files,
+        ):
             self._model = self._shard(model, ranks_per_host, partition)
         self._write_tables(tables, seed)
         self._dense = {
@@ -310,14 +318,7 @@ class Engine:
         if self._towers is not None:
             replicated = self._towers.average_own(replicated)
         gradients = [parameter.grad for parameter in replicated if parameter.grad is not None]
-        if self.world_size == 1 or not gradients:
-            return
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        flat = mean_over_ranks(flat, self.settings.communication.gradients)
-        for gradient, mean in zip(
-            gradients, flat.split([g.numel() for g in gradients]), strict=True
-        ):
-            gradient.copy_(mean.view_as(gradient))
+        average_gradients(gradients, self.settings.communication.gradients)
 
     def _clip_gradients(self, limit: float) -> None:
         dense = list(self._dense.values())
@@ -376,12 +377,7 @@ class Engine:
                 self.device
             )  # the dense part; TorchRec does it in its own data-parallel wrapper only
         for module in sharded_collections(sharded).values():
-            lookups = (
-                module._lookups
-            )  # DDP, for replicated tables, waits for a backward pass after each forward pass
-            lookups[:] = [
-                m.module if isinstance(m, DistributedDataParallel) else m for m in lookups
-            ]
+            unwrap_replicated_tables(module)
         for path, mean in means.items():
             if mean is not None:
                 sharded.module.get_submodule(path).register_forward_hook(mean)

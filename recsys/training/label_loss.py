@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from recsys.config import InputError
 from recsys.data.loader import Batch
 from recsys.models.ranker import SERVING
 
@@ -31,19 +30,3 @@ def label_entropy(logit: Tensor, label: Tensor) -> Tensor:
         logit, torch.where(known, label, 0.0), reduction="none"
     )
     return torch.where(known, losses, 0.0)
-
-
-def check_task_weights(weights: Mapping[str, float], tasks: list[str], where: str) -> None:
-    """Check that every weight is of a further task.
-
-    Raises:
-        InputError: it is not; the message begins with ``where``.
-    """
-    for task in weights:
-        if task not in tasks[1:]:
-            further = ", ".join(tasks[1:]) or "none"
-            raise InputError(
-                f"{where}: key 'task_weights.{task}': weighs further tasks against the main one, "
-                f"{tasks[0]}; "
-                f"the further tasks are: {further}"
-            )

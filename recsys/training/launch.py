@@ -14,7 +14,6 @@ from typing import Any
 import psutil
 import torch
 from torch import distributed
-from torch._C._distributed_c10d import HashStore
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError, RendezvousTimeoutError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -34,6 +33,7 @@ from recsys.training.memory import keep_freed_memory, return_freed_memory
 from recsys.training.one_host import LOOPBACK, ONE_HOST_BACKEND
 from recsys.training.quiet import quiet_libraries
 from recsys.training.rank_process import join_group, network_environment, rank_main
+from recsys.upstream import HashStore
 
 __all__ = [
     "HungRankError",
@@ -156,10 +156,10 @@ def _on_nodes(
             "join_timeout": nodes.join_timeout_s,
             "keep_alive_interval": nodes.keep_alive_s,
         },
-        "local_addr": _address(settings.interface),
+        "local_addr": _address(settings),
         "run_id": f"{function.__module__}.{function.__qualname__}",
     }
-    where = f"params/train.yaml: nodes.rendezvous_endpoint {nodes.rendezvous_endpoint}"
+    where = f"{settings.where('nodes.rendezvous_endpoint')}: {nodes.rendezvous_endpoint}"
     try:
         results = _elastic(function, arguments, settings, meeting)
     except RendezvousTimeoutError as error:
@@ -222,7 +222,10 @@ def _elastic(
 def _run_here(
     function: Callable[..., Any], arguments: tuple[Any, ...], settings: LaunchSettings
 ) -> Any:
-    """Rank 0 of 1, in this process."""
+    """Rank 0 of 1, in this process; in the group that an engine made outside of any has
+    started."""
+    if distributed.is_initialized() and distributed.get_world_size() == 1:
+        return function(*arguments)
     before = torch.get_num_threads()
     torch.set_num_threads(settings.threads_per_rank)
     keep_freed_memory()
@@ -244,34 +247,33 @@ def _check_machine(settings: LaunchSettings) -> None:
         InputError: it has no such GPUs or no such interface.
     """
     if settings.network_interface is not None:
-        _address(settings.network_interface)
+        _address(settings)
     if settings.device == "cpu":
         return
     if not torch.cuda.is_available():
         raise InputError(
-            "params/train.yaml: device cuda: torch sees no CUDA device; set device: cpu"
+            f"{settings.where('device')}: cuda: torch sees no CUDA device; set device: cpu"
         )
     found = torch.cuda.device_count()
     if found < settings.ranks_per_node:
         raise InputError(
-            f"params/train.yaml: device cuda: {settings.ranks_per_node} ranks on a node need as "
-            f"many GPUs, "
-            f"torch sees {found}; lower world_size"
+            f"{settings.where('device')}: cuda: {settings.ranks_per_node} ranks on a node need as "
+            f"many GPUs, torch sees {found}; lower world_size"
         )
 
 
-def _address(interface: str) -> str:
-    """The IPv4 address of a network interface.
+def _address(settings: LaunchSettings) -> str:
+    """The IPv4 address of the interface of the ranks' traffic.
 
     Raises:
         InputError: there is no such interface, or it has none.
     """
     interfaces = psutil.net_if_addrs()
-    for address in interfaces.get(interface, []):
+    for address in interfaces.get(settings.interface, []):
         if address.family == socket.AF_INET:
             return address.address
     raise InputError(
-        f"params/train.yaml: network_interface {interface!r} has no IPv4 address here; "
+        f"{settings.where('network_interface')}: {settings.interface!r} has no IPv4 address here; "
         f"there are: {', '.join(sorted(interfaces)) or LOOPBACK_INTERFACE}"
     )
 

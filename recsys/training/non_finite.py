@@ -21,9 +21,7 @@ SOURCES = (
     "the loss function's result",
     "the embeddings",
 )
-ADVICE = (
-    "lower the learning rates, mend the data, or set skip_non_finite_batches in params/train.yaml"
-)
+ADVICE = "lower the learning rates, mend the data, or set skip_non_finite_batches: true"
 DENSE_COLUMN = "dense column {}"
 
 

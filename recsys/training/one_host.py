@@ -1,7 +1,6 @@
 """Where the ranks of one host meet: at once, since torchrun's own rendezvous pauses for nodes that
 do not exist."""
 
-from torch._C._distributed_c10d import TCPStore
 from torch.distributed.elastic.rendezvous import (
     RendezvousHandler,
     RendezvousInfo,
@@ -10,6 +9,8 @@ from torch.distributed.elastic.rendezvous import (
     rendezvous_handler_registry,
 )
 from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
+
+from recsys.upstream import TCPStore
 
 ONE_HOST_BACKEND = "one-host"
 LOOPBACK = "127.0.0.1"

@@ -29,9 +29,8 @@ def table_optimizer(settings: TrainSettings) -> type[torch.optim.Optimizer]:
         return torch.optim.Adam
     if settings.table_optimizer not in TABLE_OPTIMIZERS:
         raise InputError(
-            f"params/train.yaml: table_optimizer {settings.table_optimizer} has no kernel on the "
-            f"CPU; "
-            f"there are: {', '.join(TABLE_OPTIMIZERS)}"
+            f"{settings.where('table_optimizer')}: {settings.table_optimizer} has no kernel on the "
+            f"CPU; there are: {', '.join(TABLE_OPTIMIZERS)}"
         )
     return TABLE_OPTIMIZERS[settings.table_optimizer]
 
@@ -52,7 +51,7 @@ def dense_optimizer(
         return optimizer(parameters, lr=settings.dense_learning_rate, **options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"params/train.yaml: dense_optimizer_options: {settings.dense_optimizer} refuses "
+            f"{settings.where('dense_optimizer_options')}: {settings.dense_optimizer} refuses "
             f"{options}: {error}"
         ) from error
 
@@ -83,7 +82,7 @@ def replicated_table_optimizer(
     """
     if settings.table_optimizer not in TABLE_OPTIMIZERS:
         raise InputError(
-            f"params/train.yaml: table_optimizer {settings.table_optimizer} has no data_parallel "
+            f"{settings.where('table_optimizer')}: {settings.table_optimizer} has no data_parallel "
             f"form; use another kind"
         )
     rate = settings.table_learning_rate

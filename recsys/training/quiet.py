@@ -15,19 +15,26 @@ LOGGERS = (
 )
 # Of data-parallel tables: how it was registered, not what it computes
 DENSE_KERNEL = "fbgemm::dense_embedding"
+# TorchRec's own use of what PyTorch means to drop; any other deprecation is shown
+DEPRECATED = (
+    "Please use DTensor instead",
+    r"`torch\.distributed\.\w+` is deprecated",
+    "`broadcast_buffers` is deprecated",
+)
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Hide FutureWarnings, one of FBGEMM and the chatter of ``LOGGERS``; errors are raised as
-    ever."""
+    """Hide DEPRECATED, a warning of FBGEMM and the chatter of ``LOGGERS``; any
+    other warning is shown, errors are raised as ever."""
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
+            for message in DEPRECATED:
+                warnings.filterwarnings("ignore", message, FutureWarning)
             warnings.filterwarnings("ignore", DENSE_KERNEL, UserWarning)
             yield
     finally:

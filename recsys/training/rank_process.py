@@ -1,5 +1,6 @@
 """Body of one rank's process: join the group, run the function, leave word of what went wrong."""
 
+import atexit
 import multiprocessing
 import os
 import sys
@@ -13,17 +14,18 @@ from typing import Any
 
 import torch
 from torch import distributed
-from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from recsys.config import InputError
 from recsys.training.failures import LASTING, RESTART_COUNT, read_failures, write_failure
 from recsys.training.heartbeat import report_progress
 from recsys.training.launch_settings import LaunchSettings
 from recsys.training.memory import keep_freed_memory
 from recsys.training.quiet import quiet_libraries
+from recsys.upstream import HashStore, PrefixStore, Store
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
-LOCAL_RANK, NODES = "LOCAL_RANK", "GROUP_WORLD_SIZE"
+LOCAL_RANK = "LOCAL_RANK"
 # A rank that lost its peer ends after it, so that the agent sees the peer's end first. Errors that
 # say so come in many types; those that end at once are surely the rank's own.
 LAST_WORD_S = 0.5
@@ -78,6 +80,30 @@ def join_group(settings: LaunchSettings, store: Store, rank: int, world_size: in
     distributed.init_process_group(
         BACKENDS[settings.device], store=store, rank=rank, world_size=world_size, timeout=timeout
     )
+
+
+def join_if_alone(settings: LaunchSettings) -> None:
+    """Where this process is in no process group: the group of one rank, until the process ends.
+
+    Raises:
+        InputError: the settings want several ranks.
+    """
+    if distributed.is_initialized():
+        return
+    if settings.world_size > 1:
+        raise InputError(
+            f"{settings.where('world_size')}: {settings.world_size} ranks, and this process is one "
+            "of none; make the engine in a function that recsys.training.launch.launch calls on "
+            "every rank, or set 1"
+        )
+    os.environ.update(network_environment(settings))
+    join_group(settings, HashStore(), 0, 1)
+    atexit.register(_leave_group)
+
+
+def _leave_group() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _from_all_ranks(result: Any) -> list[Any]:

@@ -38,8 +38,8 @@ def broadcast(value: T) -> T:
     return values[0]
 
 
-def mean_over_ranks(values: Sequence[float]) -> list[float]:
-    """Element-wise mean over ranks, the same on every rank."""
+def means(values: Sequence[float]) -> list[float]:
+    """Mean over ranks of each of ``values``, the same on every rank; collective."""
     total = torch.tensor(list(values), dtype=torch.float64)
     if world_size() > 1:
         dist.all_reduce(total)

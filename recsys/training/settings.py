@@ -65,7 +65,7 @@ class TrainSettings(LaunchSettings, ShardingSettings):
     ``bf16`` runs the dense part of the forward pass in
     bfloat16; weights and optimiser state stay float32.
 
-    ``tower_transform``, which params/towers.yaml sets, keeps each tower of a model on
+    ``tower_transform``, which the settings of towers set, keeps each tower of a model on
     ``hosts_per_tower`` hosts, where ``sharding`` and ``table_sharding`` split its tables (planner:
     whole tables), so that only tower outputs cross hosts; it changes no model without towers.
     ``communication`` is then that of the tower outputs; inside the hosts all is sent as it is.

@@ -5,23 +5,21 @@ import mmap
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
-    SplitTableBatchedEmbeddingBagsCodegen,
-)
 from torch import Tensor, nn
-from torchrec.distributed.batched_embedding_kernel import BaseBatchedEmbeddingBag
 from torchrec.modules.embedding_configs import DataType
 
 from recsys.config import InputError
-from recsys.sharding.plan import BYTES_PER_GIB, bag_collections
+from recsys.sharding.plan import bag_collections
 from recsys.training.settings import TrainSettings
+from recsys.units import BYTES_PER_GIB
+from recsys.upstream import TableKernel, feature_tables, put_new_tables_in, table_shapes
 
 PRECISIONS = {"fp32": (DataType.FP32, torch.float32), "fp16": (DataType.FP16, torch.float16)}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -43,7 +41,7 @@ def set_table_precision(model: nn.Module, settings: TrainSettings) -> None:
     kinds = {settings.sharding, *settings.table_sharding.values()}
     if settings.table_precision == "fp16" and "data_parallel" in kinds:
         raise InputError(
-            "params/train.yaml: table_precision fp16 has no kernel for data_parallel tables; "
+            f"{settings.where('table_precision')}: fp16 has no kernel for data_parallel tables; "
             "use fp32, or split them another way in sharding and table_sharding"
         )
     for module in bag_collections(model).values():
@@ -64,13 +62,15 @@ class TableFiles:
 
     Args:
         folder: on the disk to use.
+        where: a person finds its name.
 
     Raises:
         InputError: the folder cannot be made or written.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, where: str = "table_file_dir") -> None:
         self.folder = folder
+        self._where = where
         self._mappings: list[mmap.mmap] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -116,24 +116,17 @@ class TableFiles:
     @contextmanager
     def hold_new_tables(self) -> Iterator[None]:
         """Have FBGEMM put the tables that are made in this context, and their state, in files, all
-        zeros.
+        zeros."""
 
-        TorchRec gives no way to hand buffers in, and draws random rows over the whole table first.
-        """
-        apply_split = SplitTableBatchedEmbeddingBagsCodegen._apply_split
+        def in_file(
+            kernel: TableKernel, elements: int, dtype: torch.dtype, starts: list[int]
+        ) -> Tensor:
+            buffer = self.zeros(elements, dtype)
+            pages = RowPages(kernel, self._mappings[-1], starts, dtype.itemsize)
+            kernel.register_forward_pre_hook(pages.ask_for, with_kwargs=True)
+            return buffer
 
-        def in_files(
-            module: Any, split: Any, prefix: str, dtype: torch.dtype, *rest: Any, **more: Any
-        ) -> None:
-            if split.host_size:
-                more["preallocated_host_buffer"] = self.zeros(split.host_size, dtype)
-                pages = RowPages(module, self._mappings[-1], split.offsets, dtype.itemsize)
-                module.register_forward_pre_hook(pages.ask_for, with_kwargs=True)
-            apply_split(module, split, prefix, cast(Any, dtype), *rest, **more)
-
-        with ExitStack() as stack:
-            _replace(stack, SplitTableBatchedEmbeddingBagsCodegen, "_apply_split", in_files)
-            _replace(stack, BaseBatchedEmbeddingBag, "init_parameters", lambda module: None)
+        with put_new_tables_in(in_file):
             yield
 
     def _new(self, size: int) -> mmap.mmap:
@@ -149,7 +142,7 @@ class TableFiles:
             mapping.madvise(advice)
 
     def _refusal(self, error: OSError, size: int = 0) -> InputError:
-        what = f"params/train.yaml: table_file_dir {self.folder}"
+        what = f"{self._where}: {self.folder}"
         if error.errno in FULL:
             free = shutil.disk_usage(self.folder).free / BYTES_PER_GIB
             return InputError(
@@ -172,17 +165,17 @@ class RowPages:
 
     def __init__(
         self,
-        module: SplitTableBatchedEmbeddingBagsCodegen,
+        module: TableKernel,
         mapping: mmap.mmap,
         starts: list[int],
         element_bytes: int,
     ) -> None:
-        tables = [(rows, columns) for rows, columns, *_ in module.embedding_specs]
+        tables = table_shapes(module)
         rowwise = len(mapping) == sum(rows for rows, _ in tables) * element_bytes
         self._mapping = mapping
         self._starts = [start * element_bytes for start in starts]
         self._row_bytes = [(1 if rowwise else columns) * element_bytes for _, columns in tables]
-        self._tables = list(module.feature_table_map)  # of each feature
+        self._tables = feature_tables(module)
 
     def ask_for(self, _module: nn.Module, _: Any, lookup: dict[str, Tensor]) -> None:
         """Start reading the pages of a lookup all at once, before the kernel faults on one after
@@ -199,9 +192,3 @@ class RowPages:
             first = self._starts[table] + indices[start:stop].numpy() * self._row_bytes[table]
             pages += [first // mmap.PAGESIZE, (first + self._row_bytes[table] - 1) // mmap.PAGESIZE]
         return np.unique(np.concatenate(pages))
-
-
-def _replace(stack: ExitStack, owner: type, name: str, function: Callable[..., Any]) -> None:
-    """Set an attribute until ``stack`` ends."""
-    stack.callback(setattr, owner, name, getattr(owner, name))
-    setattr(owner, name, function)

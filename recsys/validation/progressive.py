@@ -116,9 +116,7 @@ def predict_then_train(
         position = train(
             engine, loss_function, window, data, progress, position, checkpoints, diagnostics
         )
-        train_loss = (
-            ranks.mean_over_ranks([position.loss])[0] / position.rows if position.rows else None
-        )
+        train_loss = ranks.means([position.loss])[0] / position.rows if position.rows else None
         skipped = _skipped(engine, history)
         found = (
             {} if diagnostics is None else _diagnose(diagnostics, engine, window, data, position)
@@ -156,7 +154,7 @@ def _diagnose(
     position: Position,
 ) -> dict[str, Any]:
     names = sorted(position.counts)
-    means = ranks.mean_over_ranks([position.counts[name] for name in names])
+    means = ranks.means([position.counts[name] for name in names])
     middle = islice(_label_batches(data, window), position.batches // 2, None)
     return diagnostics.summary(engine, dict(zip(names, means, strict=True)), next(middle, None))
 

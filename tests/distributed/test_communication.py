@@ -437,7 +437,7 @@ def plan_kinds(settings: TrainSettings) -> set[str]:
 @pytest.mark.parametrize("kind", REDUCING)
 def test_int8_is_refused_where_a_collective_adds_up(kind: str) -> None:
     pattern = (
-        rf"^params/train.yaml: communication.forward int8 does not work with {kind} of "
+        rf"^TrainSettings: key 'communication.forward': int8 does not work with {kind} of "
         r"table_\w+, .*table_wise"
     )
     with pytest.raises(InputError, match=pattern):

@@ -85,9 +85,9 @@ def student(
 ) -> tuple[Engine, DistillationLoss]:
     train = train_settings(distributed.get_world_size(), **changes)
     ranker, peer, adapter = build_ranker(SCHEMA_OF_TWO, MODEL, None, SEED, "meta"), None, None
-    if settings.mode == "co_distillation":
+    if settings.has_peer:
         peer = build_ranker(SCHEMA_OF_TWO, PEER, None, SEED, "meta", PEER_TABLE_PREFIX)
-    if settings.mode == "auxiliary_adapter":
+    if settings.way.adapts:
         adapter = StudentAdapter(
             settings, train, SEED, distributed.get_world_size(), ["conversion"]
         )

@@ -11,11 +11,12 @@ import pytest
 
 from recsys.config import InputError
 from recsys.data.schema import Schema
+from recsys.distill.augment_settings import AugmentSettings
 from recsys.distill.distillation_settings import AdapterSettings, DistillationSettings
 from recsys.distill.online_stream import StreamJob, advance
 from recsys.distill.scoring import score_windows
-from recsys.distill.settings import AugmentSettings, StudentSettings, StudentsSettings
 from recsys.distill.snapshots import list_snapshots
+from recsys.distill.student_settings import StudentSettings, StudentsSettings
 from recsys.distill.students import train_students
 from recsys.distill.teacher import train_teacher
 from recsys.distill.training_job import TrainingJob
@@ -197,7 +198,7 @@ def test_two_ranks_are_one(root: Path, windows_of_two: Path, tmp_path: Path) -> 
         assert (first[name] - second[name]).abs().max() < CLOSE  # type: ignore[operator]
 
 
-def test_one_record_an_example_serves_students_of_different_tasks(root: Path) -> None:
+def test_one_record_per_example_serves_students_of_different_tasks(root: Path) -> None:
     scores = pl.read_parquet(root / "scores" / "*" / "*.parquet")
     assert scores["example_id"].to_list() == list(range(ROWS, len(WINDOWS) * ROWS))
     own = pl.read_parquet(root / "teacher" / "predictions" / "*.parquet")
@@ -287,7 +288,7 @@ def test_report_tells_tasks_apart(root: Path, windows_of_two: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("arm", list(ARMS))
-def test_served_student_gives_a_probability_a_task(
+def test_served_student_gives_a_probability_per_task(
     arm: str, root: Path, windows_of_two: Path
 ) -> None:
     predictor = Predictor.load(root / "students/shop" / arm / "export")
@@ -319,7 +320,7 @@ def test_a_teachers_weight_of_an_unknown_task_is_named(
 ) -> None:
     teacher = TEACHER.model_copy(update={"task_weights": {"cart": 2.0}})
     with pytest.raises(
-        InputError, match=r"params/teacher.yaml: key 'task_weights.cart'.*tasks are: conversion"
+        InputError, match=r"TeacherSettings: key 'task_weights.cart'.*tasks are: conversion"
     ):
         train_teacher(TrainingJob(windows_of_two, teacher, SGD, tmp_path))
 

@@ -298,7 +298,8 @@ def test_other_refusals() -> None:
     with pytest.raises(InputError, match=r"no table 'table_shp'; did you mean 'table_shop'\?$"):
         run_on_ranks(build, (train_settings(1, table_sharding={"table_shp": "row_wise"}),), 1, 1)
     with pytest.raises(
-        InputError, match=r"table_optimizer adam has no kernel.*rowwise_adagrad, adagrad, sgd"
+        InputError,
+        match=r"key 'table_optimizer': adam has no kernel.*rowwise_adagrad, adagrad, sgd",
     ):
         run_on_ranks(build, (train_settings(1, table_optimizer="adam"),), 1, 1)
     with pytest.raises(InputError, match="memory_gb"):

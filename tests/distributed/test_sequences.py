@@ -17,6 +17,7 @@ from recsys.models.factory import build_ranker
 from recsys.models.partition_file import Partition
 from recsys.models.ranker import Ranker
 from recsys.models.settings import ModelSettings
+from recsys.planning.tables import SHARDINGS
 from recsys.towers.engine import tower_engine
 from recsys.training.differential import TouchedRows
 from recsys.training.engine import Engine
@@ -60,8 +61,8 @@ MODEL = ModelSettings.model_validate(
     }
 )
 ALONE = Partition("manual", [["color", "user"], ["shop", "history", "saved"]], list(FEATURES))
-COLUMN_KINDS = ["column_wise", "table_column_wise", "grid_shard"]
-KINDS = ["data_parallel", "table_wise", "row_wise", "table_row_wise", *COLUMN_KINDS]
+COLUMN_KINDS = [kind for kind, sharding in SHARDINGS.items() if sharding.columns]
+KINDS = list(SHARDINGS)
 CASES: dict[str, dict[str, Any]] = {
     f"{kind}-{optimizer}": {"sharding": kind, "table_optimizer": optimizer}
     for optimizer in ("adagrad", "rowwise_adagrad")

@@ -204,13 +204,13 @@ class Mapping:
 
 
 def test_a_lookup_asks_for_the_pages_of_its_rows_and_no_others() -> None:
-    rows_a_page = mmap.PAGESIZE // (64 * 4)
-    first, second, third = [0, 1, rows_a_page], [0], [rows_a_page * 3, 1023]
+    rows_per_page = mmap.PAGESIZE // (64 * 4)
+    first, second, third = [0, 1, rows_per_page], [0], [rows_per_page * 3, 1023]
     indices = torch.tensor([*first, *second, *third])
     offsets = torch.tensor([0, 1, 3, 4, 4, 5, 6])  # bags of two examples, feature by feature
-    pages_a_table = 1024 // rows_a_page
+    pages_per_table = 1024 // rows_per_page
     for columns, expected in (
-        (64, [0, 1, *(pages_a_table + page for page in (0, 3, pages_a_table - 1))]),
+        (64, [0, 1, *(pages_per_table + page for page in (0, 3, pages_per_table - 1))]),
         (1, [0, 1]),
     ):
         asked = Mapping(2 * 1024 * columns * 4)  # rows, then one moment a row
@@ -324,7 +324,7 @@ def test_unwritable_folder_and_full_disk_are_one_line(
 ) -> None:
     (tmp_path / "taken").touch()
     with pytest.raises(
-        InputError, match=r"table_file_dir .*taken: cannot be written \(.*\); name a folder"
+        InputError, match=r"key 'table_file_dir': .*taken: cannot be written \(.*\); name a folder"
     ) as caught:
         run_on_ranks(build, (in_files(PLANS[0], tmp_path / "taken"),), 1, 1)
     assert "\n" not in str(caught.value)
@@ -341,11 +341,11 @@ def test_unwritable_folder_and_full_disk_are_one_line(
 def test_memory_gb_bounds_what_is_in_memory(tmp_path: Path) -> None:
     small = {"memory_gb": 1e-6}
     for plan in ({"sharding": "table_wise"}, {"sharding": "planner"}):
-        with pytest.raises(InputError, match="do not fit memory_gb"):
+        with pytest.raises(InputError, match="key 'memory_gb': the tables do not fit"):
             run_on_ranks(build, ({**plan, **small},), 1, 1)
         run_on_ranks(build, (in_files({**plan, **small}, tmp_path / "files"),), 1, 1)
     with pytest.raises(
-        InputError, match="do not fit memory_gb"
+        InputError, match="key 'memory_gb': the tables do not fit"
     ):  # every rank holds these in memory
         run_on_ranks(
             build, (in_files({"sharding": "data_parallel", **small}, tmp_path / "files"),), 1, 1

@@ -15,7 +15,8 @@ from recsys.models.factory import build_ranker
 from recsys.models.partition_file import Partition
 from recsys.sharding.settings import CommunicationSettings
 from recsys.towers.engine import tower_engine
-from recsys.towers.tower_groups import place_towers, tower_ranks
+from recsys.towers.tower_groups import place_towers
+from recsys.towers.tower_hosts import tower_ranks
 from recsys.towers.traffic import AllToAllRecorder
 from recsys.training import engine as engine_module
 from recsys.training.engine import Engine
@@ -175,7 +176,7 @@ def runs_of(world_size: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("world_size", LAYOUTS)
-def test_a_tower_a_feature_passed_through_is_the_model_without_towers(world_size: int) -> None:
+def test_a_tower_per_feature_passed_through_is_the_model_without_towers(world_size: int) -> None:
     for rank in (ran["plain"] for ran in runs_of(world_size)):
         for name, result in rank.items():
             flat = rank[name.split()[0]]
@@ -479,7 +480,8 @@ def test_towers_go_largest_first_to_the_group_with_the_fewest_bytes() -> None:
 def test_hosts_that_do_not_fit_the_towers_are_refused() -> None:
     assert tower_ranks(world_size=8, ranks_per_host=2, hosts_per_tower=2, towers=2) == 4
     with pytest.raises(
-        InputError, match=r"hosts_per_tower 3: 8 ranks are 4 hosts of 2; use a divisor of 4"
+        InputError,
+        match=r"hosts_per_tower: 3 a tower: 8 ranks are 4 hosts of 2; use a divisor of 4",
     ):
         tower_ranks(world_size=8, ranks_per_host=2, hosts_per_tower=3, towers=4)
     with pytest.raises(

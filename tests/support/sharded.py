@@ -4,6 +4,7 @@ from typing import Any
 
 from recsys.data.loader import Batch
 from recsys.models.settings import ModelSettings
+from recsys.planning.tables import SHARDINGS
 from recsys.training.settings import TrainSettings
 from tests.support.batches import random_share, schema_of
 
@@ -22,8 +23,8 @@ MODEL = ModelSettings.model_validate(
         "cross_rank": 4,
     }
 )
-COLUMN_KINDS = ["column_wise", "table_column_wise", "grid_shard"]
-KINDS = ["data_parallel", "table_wise", "row_wise", "table_row_wise", *COLUMN_KINDS]
+COLUMN_KINDS = [kind for kind, split in SHARDINGS.items() if split.columns]
+KINDS = list(SHARDINGS)
 OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad")
 MIXED = {
     "table_color": "data_parallel",

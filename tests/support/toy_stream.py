@@ -6,7 +6,8 @@ import polars as pl
 
 from recsys.data.schema import CategoricalFeature, Schema, Window
 from recsys.distill.distillation_settings import DistillationSettings
-from recsys.distill.settings import StudentSettings, StudentsSettings, TeacherSettings
+from recsys.distill.student_settings import StudentSettings, StudentsSettings
+from recsys.distill.teacher_settings import TeacherSettings
 from recsys.models.settings import ModelSettings
 from recsys.training.settings import TrainSettings
 

@@ -32,7 +32,7 @@ def test_package_without_the_runner_is_the_same_line(monkeypatch: pytest.MonkeyP
         task_runner("ray", 2, "params/augment.yaml")
 
 
-def test_dask_has_one_worker_a_share_that_may_start_ranks() -> None:
+def test_dask_has_one_worker_per_share_that_may_start_ranks() -> None:
     pytest.importorskip("prefect_dask", reason="needs pip install 'towerflow[dask]'")
     from dask import config
 
@@ -41,7 +41,7 @@ def test_dask_has_one_worker_a_share_that_may_start_ranks() -> None:
     assert config.get("distributed.worker.daemon") is False
 
 
-def test_ray_has_one_worker_a_share() -> None:
+def test_ray_has_one_worker_per_share() -> None:
     pytest.importorskip("prefect_ray", reason="needs pip install 'towerflow[ray]'")
     assert task_runner("ray", 3, "params/augment.yaml").init_kwargs["num_cpus"] == 3
 

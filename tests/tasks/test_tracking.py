@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tasks.distillation import curves_of
-from tasks.tracking import METRICS_A_REQUEST, RunRecord, connect, record
+from tasks.tracking import METRICS_PER_REQUEST, RunRecord, connect, record
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_more_values_than_mlflow_takes_at_once(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(project)
-    values: list[float | None] = [float(step) for step in range(METRICS_A_REQUEST + 5)]
+    values: list[float | None] = [float(step) for step in range(METRICS_PER_REQUEST + 5)]
     record(grown("long", 0, values))
     assert runs_and_steps("long")[1] == list(enumerate(values))
 

@@ -13,12 +13,12 @@ from recsys.data.schema import CategoricalFeature
 from recsys.data.settings import CriteoSettings
 from recsys.data.sources.base import Chunk, Source
 from recsys.data.sources.files import resolve_files
+from recsys.units import MS_PER_SECOND
 
 INTEGERS = [f"integer_{index}" for index in range(1, 14)]
 CATEGORIES = [f"category_{index}" for index in range(1, 27)]
 COLUMNS = ["label", *INTEGERS, *CATEGORIES]
 DOMAIN = "all"
-MS_PER_SECOND = 1000
 CONTENT_CHARACTERS = 80
 
 

@@ -23,7 +23,7 @@ def resolve_files(patterns: list[str], root: Path) -> list[Path]:
         )
         if not matches:
             raise InputError(
-                f"{path}: no such file; check 'files' of the dataset and 'root' of params/data.yaml"
+                f"{path}: no such file; check 'files' of the dataset and 'root', its folder"
             )
         found.extend(matches)
     return found

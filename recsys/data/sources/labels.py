@@ -4,8 +4,8 @@ import numpy as np
 import polars as pl
 
 from recsys.data.settings import ExplodeSettings, NegativeSettings
+from recsys.units import MS_PER_HOUR
 
-MS_PER_HOUR = 3_600_000
 DRAW_ROUNDS = 20
 
 

@@ -14,11 +14,11 @@ from recsys.data.sources.counters import add_counters
 from recsys.data.sources.files import resolve_files
 from recsys.data.sources.history import add_history
 from recsys.data.sources.labels import explode_impressions, sample_negatives
+from recsys.units import MS_PER_SECOND
 
 ROW, TIME, LABEL_TIME, LABEL = "row", "event_time", "label_time", "label"
 DERIVED = ["event_hour", "shown_count"]
 PER_MILLISECOND = {"s": 1000.0, "ms": 1.0, "us": 0.001}
-MS_PER_SECOND = 1000
 CONTENT_CHARACTERS = 80
 
 

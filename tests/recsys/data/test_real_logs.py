@@ -34,7 +34,7 @@ def test_ebnerd_has_the_known_pairs_and_signal(
     assert roc_auc_score(labels[half:], model.predict_proba(inputs[half:])[:, 1]) > POOLED_AUC_BAR
 
 
-def test_globo_day_gets_four_negatives_a_click(
+def test_globo_day_gets_four_negatives_per_click(
     data_settings: DataSettings, real_logs: Path, tmp_path: Path
 ) -> None:
     settings = data_settings.model_copy(update={"root": str(real_logs), "dataset": "globo_clicks"})

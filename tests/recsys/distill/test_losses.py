@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from recsys.data.loader import Batch
-from recsys.distill.distillation_settings import DistillationSettings, Mode
-from recsys.distill.losses import MS_PER_HOUR, DistillationLoss
+from recsys.distill.distillation_settings import DistillationSettings
+from recsys.distill.losses import DistillationLoss
+from recsys.units import MS_PER_HOUR
 from tests.support.distilled import ROWS, batch
 
 OUTPUTS = {"serving": torch.linspace(-2, 1, ROWS), "distillation": torch.linspace(1, -2, ROWS)}
@@ -43,7 +44,7 @@ def test_the_term_halves_every_half_life() -> None:
 
 @pytest.mark.parametrize("mode", ["shared", "auxiliary"])
 @pytest.mark.parametrize("missing", [math.nan, math.inf, -math.inf])
-def test_missing_scores_degrade_to_the_hard_label(mode: Mode, missing: float) -> None:
+def test_missing_scores_degrade_to_the_hard_label(mode: str, missing: float) -> None:
     one = batch()
     one.score[::2] = missing
     settings = DistillationSettings(mode=mode, loss_weight=7.0, staleness_half_life_hours=1.0)
@@ -62,7 +63,7 @@ def test_auxiliary_tower_also_learns_the_hard_label_and_without_a_score_only_tha
 
 
 @pytest.mark.parametrize("mode", ["shared", "affine", "auxiliary"])
-def test_the_teacher_gets_no_gradient(mode: Mode) -> None:
+def test_the_teacher_gets_no_gradient(mode: str) -> None:
     one = batch()
     one.score.requires_grad_()
     outputs = {name: value.clone().requires_grad_() for name, value in OUTPUTS.items()}

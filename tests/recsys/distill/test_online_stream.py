@@ -12,9 +12,9 @@ from recsys.config import InputError
 from recsys.data.loader import WindowReader
 from recsys.data.schema import Schema, Window
 from recsys.distill import scoring
+from recsys.distill.augment_settings import AugmentSettings
 from recsys.distill.online_stream import StreamJob, advance
 from recsys.distill.scoring import score_windows
-from recsys.distill.settings import AugmentSettings
 from recsys.distill.snapshots import list_snapshots
 from recsys.distill.students import train_students
 from recsys.distill.teacher import train_teacher

@@ -5,10 +5,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from recsys.distill.augment_settings import AugmentSettings
 from recsys.distill.scoring import score_windows
-from recsys.distill.settings import (
-    AugmentSettings,
-)
 from recsys.distill.snapshots import LookAheadError, list_snapshots
 from recsys.distill.students import train_students
 from recsys.distill.teacher import train_teacher

@@ -14,8 +14,8 @@ import pytest
 
 from recsys.config import InputError
 from recsys.distill import teacher
-from recsys.distill.settings import TeacherSettings
 from recsys.distill.teacher import last_good, train_teacher
+from recsys.distill.teacher_settings import TeacherSettings
 from recsys.distill.training_job import TrainingJob
 from recsys.training import checkpoints, ranks
 from recsys.training.engine import Engine

@@ -216,7 +216,7 @@ def test_scores_of_a_snapshot_that_is_gone_changed_or_withdrawn_are_refused(
         check_snapshots_of_log(log, snapshots, withdrawn)
 
 
-def test_a_record_has_a_logit_a_task_and_readers_take_theirs(tmp_path: Path) -> None:
+def test_a_record_has_a_logit_per_task_and_readers_take_theirs(tmp_path: Path) -> None:
     both = records([1, 2, 3]).with_columns(logit_conversion=pl.col("logit") - 9)
     log = ScoreLog(tmp_path, ["logit", "logit_conversion"])
     assert log.write_chunk("w1", 0, both) == 3

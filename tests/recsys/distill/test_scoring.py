@@ -12,6 +12,7 @@ import pytest
 
 from recsys import files
 from recsys.distill import score_log, scoring
+from recsys.distill.augment_settings import AugmentSettings
 from recsys.distill.score_log import ScoreLog
 from recsys.distill.scoring import (
     ScoringJob,
@@ -22,7 +23,6 @@ from recsys.distill.scoring import (
     score_part,
     scoring_speed,
 )
-from recsys.distill.settings import AugmentSettings
 from recsys.distill.snapshots import list_snapshots
 from recsys.distill.teacher import train_teacher
 from recsys.distill.training_job import TrainingJob

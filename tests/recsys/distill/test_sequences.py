@@ -11,16 +11,13 @@ from recsys.config import load_settings
 from recsys.data.ingest import ingest
 from recsys.data.loader import WindowReader
 from recsys.data.settings import ClickHistorySettings, DataSettings, load_dataset
+from recsys.distill.augment_settings import AugmentSettings
 from recsys.distill.distillation_settings import DistillationSettings
 from recsys.distill.scoring import score_windows
-from recsys.distill.settings import (
-    AugmentSettings,
-    StudentSettings,
-    StudentsSettings,
-    TeacherSettings,
-)
+from recsys.distill.student_settings import StudentSettings, StudentsSettings
 from recsys.distill.students import train_students
 from recsys.distill.teacher import train_teacher
+from recsys.distill.teacher_settings import TeacherSettings
 from recsys.distill.training_job import TrainingJob
 from recsys.models.settings import ModelSettings
 from recsys.serving.predictor import Predictor

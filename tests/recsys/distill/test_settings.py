@@ -6,8 +6,10 @@ import pytest
 
 from recsys.config import InputError, Settings, load_settings
 from recsys.data.schema import Schema
-from recsys.distill.settings import AugmentSettings, StudentsSettings, TeacherSettings
-from recsys.distill.students import check_students
+from recsys.distill.augment_settings import AugmentSettings
+from recsys.distill.student_checks import check_students
+from recsys.distill.student_settings import StudentsSettings
+from recsys.distill.teacher_settings import TeacherSettings
 from recsys.evaluation.settings import EvaluateSettings
 
 PARAMS = Path(__file__).parents[3] / "params"

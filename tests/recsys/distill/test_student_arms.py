@@ -13,8 +13,9 @@ from recsys.data.loader import WindowReader
 from recsys.data.schema import Schema
 from recsys.distill.distillation_settings import AdapterSettings, DistillationSettings, overlaid
 from recsys.distill.score_log import ScoreLog
-from recsys.distill.settings import StudentSettings, StudentsSettings
-from recsys.distill.students import check_students, train_students
+from recsys.distill.student_checks import check_students
+from recsys.distill.student_settings import StudentSettings, StudentsSettings
+from recsys.distill.students import train_students
 from recsys.distill.training_job import TrainingJob
 from recsys.evaluation.report import evaluate
 from recsys.evaluation.settings import EvaluateSettings
@@ -198,7 +199,11 @@ def test_a_student_is_added_in_six_lines(
     assert spec.head_layers == settings.distillation.head_layers
     assert settings.distillation_of(student, "plain").mode == "none"
     with pytest.raises(
-        InputError, match=r"'shop': key 'budget.parameters': the model has [\d,]+, more than 1,000"
+        InputError,
+        match=(
+            r"students.yaml: key 'students.0.budget.parameters': "
+            r"the model of 'shop' has [\d,]+, more"
+        ),
     ):
         check_students(Schema.load(windows_dir), settings)
     cheap = copy.deepcopy(values)

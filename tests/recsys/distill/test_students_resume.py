@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 
 from recsys.distill import students
-from recsys.distill.settings import StudentsSettings
+from recsys.distill.student_settings import StudentsSettings
 from recsys.distill.students import Run, train_runs, train_students
 from recsys.distill.training_job import TrainingJob
 from recsys.training import ranks

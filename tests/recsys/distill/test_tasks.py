@@ -16,8 +16,8 @@ from recsys.distill.adapter import ScoreNetwork, StudentAdapter
 from recsys.distill.distillation_settings import DistillationSettings
 from recsys.distill.heads import PEER_TABLE_PREFIX, DistilledRanker
 from recsys.distill.losses import DistillationLoss
-from recsys.distill.settings import StudentSettings, StudentsSettings
-from recsys.distill.students import check_students
+from recsys.distill.student_checks import check_students
+from recsys.distill.student_settings import StudentSettings, StudentsSettings
 from recsys.models.factory import build_ranker
 from recsys.training.settings import TrainSettings
 from tests.support.comparing import same
@@ -43,9 +43,9 @@ def distilled(**changes: Any) -> tuple[DistilledRanker, DistillationLoss]:
     settings = DistillationSettings.model_validate({"head_layers": [5], **changes})
     ranker = build_ranker(SCHEMA_OF_TWO, MODEL, None, seed=3)
     peer = adapter = None
-    if settings.mode == "co_distillation":
+    if settings.has_peer:
         peer = build_ranker(SCHEMA_OF_TWO, MODEL, None, 4, "cpu", PEER_TABLE_PREFIX)
-    if settings.mode == "auxiliary_adapter":
+    if settings.way.adapts:
         adapter = adapter_of(settings, further_tasks=["conversion"])
         for step in range(1, 6):
             adapter.begin(batch_of_two(MISSING), step)
@@ -283,11 +283,11 @@ def settings_of(student: dict[str, Any]) -> StudentsSettings:
 @pytest.mark.parametrize(
     ("student", "message"),
     [
-        ({"tasks": ["cart"]}, "students: 'one': task 'cart': the data have click, conversion"),
-        ({"tasks": []}, "students: 'one': tasks: give at least one"),
+        ({"tasks": ["cart"]}, "key 'tasks': 'one': task 'cart': the data have click, conversion"),
+        ({"tasks": []}, "key 'tasks': 'one': tasks: give at least one"),
         (
             {"task_weights": {"conversion": 2.0}},
-            "students: 'one': key 'task_weights.conversion'.*are: none",
+            "StudentSettings: key 'task_weights.conversion'.*are: none",
         ),
         (
             {"tasks": ["conversion", "click"], "task_weights": {"conversion": 2.0}},

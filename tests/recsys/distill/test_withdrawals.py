@@ -10,9 +10,10 @@ from recsys import files
 from recsys.config import InputError, load_settings
 from recsys.data.schema import Schema, Window
 from recsys.distill.score_log import SCORE_SCHEMA, ScoreLog, WindowFacts
-from recsys.distill.settings import StudentSettings
 from recsys.distill.snapshots import Snapshot
-from recsys.distill.withdrawals import WithdrawnSettings, touched_by, withdraw
+from recsys.distill.student_settings import StudentSettings
+from recsys.distill.withdrawals import touched_by, withdraw
+from recsys.distill.withdrawn_settings import WithdrawnSettings
 
 SNAPSHOTS = [
     Snapshot(name, name, mark, 0.9, f"hash-{name}", False)

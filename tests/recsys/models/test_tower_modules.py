@@ -87,7 +87,7 @@ def test_a_module_of_ones_own_is_named_by_its_import_path() -> None:
     "kind", ["dott", "no_such_package:Tower", "recsys.models.tower_modules:Missing"]
 )
 def test_an_unknown_kind_is_an_input_error(kind: str) -> None:
-    with pytest.raises(InputError, match=r"params/towers.yaml: key 'module.kind'") as error:
+    with pytest.raises(InputError, match=r"^ModelSettings: key 'tower_module.kind'") as error:
         build_tower(3, settings(kind=kind))
     assert "dot, cross, pass_through or package.module:Class" in str(error.value)
 

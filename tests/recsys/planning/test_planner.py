@@ -14,7 +14,7 @@ from recsys.planning.hardware import Hardware, Topology, load_hardware, parse_by
 from recsys.planning.planner import Plan, find_plan
 from recsys.planning.smallest_change import plan_or_explain
 from recsys.planning.table_costs import base_bytes, base_ms, column_counts, hit_rate, options
-from recsys.planning.tables import PlannedModel, Table, expand_tables, state_bytes, table_bytes
+from recsys.planning.tables import PlannedModel, Table, expand_tables, state_bytes
 
 PARAMS = Path(__file__).resolve().parents[3] / "params"
 GB, TB = 10**9, 10**12
@@ -57,7 +57,7 @@ def read_model(name: str) -> PlannedModel:
 )
 def test_bytes_of_a_million_rows_of_64(optimizer: Any, dtype: Any, expected: int) -> None:
     """The sizes that FBGEMM's kernels allocate."""
-    assert table_bytes(Table("t", 10**6, 64, 1.0, 1.0, dtype), optimizer) == expected
+    assert Table("t", 10**6, 64, 1.0, 1.0, dtype).held_bytes(optimizer) == expected
 
 
 def test_column_shards_keep_a_moment_each() -> None:
@@ -192,7 +192,7 @@ def test_plans_stay_within_memory(
     if plan is not None:
         check_memory(plan, model, topology)
     else:
-        assert sum(table_bytes(t, model.table_optimizer) for t in expand_tables(model)) > 0.4 * hbm
+        assert sum(t.held_bytes(model.table_optimizer) for t in expand_tables(model)) > 0.4 * hbm
 
 
 def test_huge_table_goes_to_rows_and_the_cache_gets_what_is_left() -> None:
@@ -330,4 +330,4 @@ def test_bytes_are_those_of_fbgemms_kernel(optimizer: Any, dtype: Any) -> None:
     states = [state for table in kernel.split_optimizer_states() for state in table]
     tensors = [*kernel.split_embedding_weights(), *states]
     held = sum(t.numel() * t.element_size() for t in tensors)
-    assert table_bytes(Table("t", rows, dimension, 1.0, 1.0, dtype), optimizer) == held
+    assert Table("t", rows, dimension, 1.0, 1.0, dtype).held_bytes(optimizer) == held

@@ -12,16 +12,17 @@ from bench.planner.worker import measure
 from recsys.config import InputError, load_settings
 from recsys.models.factory import build_ranker
 from recsys.planning.assess import Way, assess
-from recsys.planning.hardware import Hardware, Topology
+from recsys.planning.hardware import CPU, Hardware, Topology
 from recsys.planning.plan_report import draw_plan
 from recsys.planning.planner import find_plan
-from recsys.planning.table_costs import FLOAT_BYTES, LENGTH_BYTES
+from recsys.planning.table_costs import LENGTH_BYTES
 from recsys.planning.tables import Kind, PlannedModel, TableGroup
 from recsys.sharding.training_plan import planned_model, predict_training, search, training_topology
 from recsys.training import ranks
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.settings import TrainSettings
+from recsys.units import FLOAT_BYTES
 
 HARDWARE = Path(__file__).resolve().parents[3] / "params" / "hardware" / "cpu.yaml"
 GB = 10**9
@@ -34,9 +35,9 @@ def model_of(*rows: int, **changes: object) -> PlannedModel:
     return PlannedModel.model_validate({"batch_size": 64, "tables": tables, **changes})
 
 
-def cpu(ranks_a_host: int, hosts: int = 1, **changes: object) -> Topology:
+def cpu(ranks_per_host: int, hosts: int = 1, **changes: object) -> Topology:
     hardware = load_settings(HARDWARE, Hardware).model_copy(update=changes)
-    return Topology(hardware, hosts, ranks_a_host, 0, 8 * GB, 0)
+    return Topology(hardware, hosts, ranks_per_host, 0, 8 * GB, 0)
 
 
 @pytest.mark.parametrize("hosts", [1, 2])
@@ -79,7 +80,7 @@ def test_what_fixed_tables_hold_counts_on_their_ranks(hosts: int) -> None:
     """A rank has room for one of the two large tables; the free one goes where the fixed one is
     not."""
     model = model_of(80_000, 80_000, kinds=["table_wise"])
-    settings = TrainSettings(hardware=HARDWARE, memory_gb=1.5 * 80_000 * 32 * FLOAT_BYTES / 2**30)
+    settings = TrainSettings(hardware=CPU, memory_gb=1.5 * 80_000 * 32 * FLOAT_BYTES / 2**30)
     topology = training_topology(settings, hosts, 2)
     for rank in range(2 * hosts):
         found = find_plan(model, topology, fixed={"t0": Way("table_wise", [rank])})
@@ -147,7 +148,7 @@ def test_one_rank_holds_whole_tables() -> None:
 def test_memory_of_a_rank_is_its_own() -> None:
     """Two tables that fit two ranks only if each takes one."""
     model = model_of(1_000_000, 1_000_000, kinds=["table_wise"])
-    settings = TrainSettings(memory_gb=0.2, hardware=HARDWARE)
+    settings = TrainSettings(memory_gb=0.2, hardware=CPU)
     plan = search(model, training_topology(settings, 1, 2))
     assert plan is not None
     assert sorted(table.ranks for table in plan.tables) == [[0], [1]]
@@ -157,14 +158,18 @@ def test_memory_of_a_rank_is_its_own() -> None:
     )
 
 
-def test_a_missing_hardware_file_is_one_line(tmp_path: Path) -> None:
+def test_the_hardware_may_be_the_name_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "train.yaml"
+    path.write_text(f"hardware: {HARDWARE}\n")
+    assert load_settings(path, TrainSettings).hardware == load_settings(HARDWARE, Hardware)
+    path.write_text(f"hardware: {tmp_path}/none.yaml\n")
     with pytest.raises(InputError, match=r"none\.yaml: no such file") as raised:
-        training_topology(TrainSettings(hardware=tmp_path / "none.yaml"), 1, 2)
+        load_settings(path, TrainSettings)
     assert "\n" not in str(raised.value)
 
 
 def test_the_figure_of_a_plan_has_the_same_bytes_each_time(tmp_path: Path) -> None:
-    model, settings = JUDGED[0], TrainSettings(hardware=HARDWARE)
+    model, settings = JUDGED[0], TrainSettings(hardware=CPU)
     ranker = build_ranker(model.schema, model.settings, None, SEED, "meta")
     plan = search(planned_model(ranker, settings, 2), training_topology(settings, 1, 2))
     assert plan is not None
@@ -198,7 +203,7 @@ def plan_of_rank(settings: TrainSettings) -> list[list[dict[str, Any]]]:
 
 def test_every_rank_gets_the_plan_that_the_search_finds() -> None:
     model = JUDGED[1]
-    settings = TrainSettings(hardware=HARDWARE, sharding="planner")
+    settings = TrainSettings(hardware=CPU, sharding="planner")
     plans_of_ranks = run_on_ranks(plan_of_rank, (settings,), 2, 1)[0]
     assert plans_of_ranks[0] == plans_of_ranks[1]
     ranker = build_ranker(model.schema, model.settings, None, SEED, "meta")

@@ -160,12 +160,12 @@ def test_baselines_place_each_feature_once(strategy: str) -> None:
 
 
 def test_mistakes_are_input_errors() -> None:
-    with pytest.raises(InputError, match="towers is 13"):
+    with pytest.raises(InputError, match=r"^PartitionSettings: key 'towers': is 13"):
         partition_by_affinity(FEATURES, planted(), PartitionSettings(towers=13))
     manual = PartitionSettings(strategy="manual", manual_towers=[["f0"], ["f1"]])
     with pytest.raises(
         InputError,
-        match=r"params/towers.yaml: key 'partition.manual_towers': .*'f10' is in no tower",
+        match=r"PartitionSettings: key 'manual_towers': .*'f10' is in no tower",
     ):
         partition_without_probe(FEATURES, manual)
     with pytest.raises(InputError, match="more than one"):

@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from recsys.config import InputError
-from recsys.distill.settings import load_teacher
 from recsys.towers.settings import TowersSettings
 from recsys.training.settings import TrainSettings
+from tasks.teacher_settings import load_teacher
 
 TEACHER: dict[str, Any] = {"model": {"architecture": "dcn", "embedding_dimension": 16}}
 TOWERS: dict[str, Any] = {
@@ -54,7 +54,7 @@ def test_the_file_sets_module_and_transform(tmp_path: Path) -> None:
 
 def test_what_the_transform_leaves_open_is_that_of_train_yaml(tmp_path: Path) -> None:
     given = {"world_size": 12, "ranks_per_host": 4, "communication": {"gradients": "bf16"}}
-    _, train = load(tmp_path, train=given, transform={"enabled": True})
+    _, train = load(tmp_path, train=given, transform={"enabled": True, "ranks_per_host": None})
     assert (train.tower_transform, train.ranks_per_host, train.communication.gradients) == (
         True,
         4,
@@ -76,15 +76,15 @@ def test_off_leaves_the_ranks_as_they_are(tmp_path: Path, off: dict[str, Any]) -
     [
         (
             {"train": {"tower_transform": True}},
-            r"train.yaml: key 'tower_transform': .* params/towers.yaml: transform",
+            r"train.yaml: key 'tower_transform': .*towers.yaml: key 'transform'\)",
         ),
         (
             {"train": {"hosts_per_tower": 1}},
-            r"key 'hosts_per_tower': .* params/towers.yaml: transform",
+            r"train.yaml: key 'hosts_per_tower': .*towers.yaml: key 'transform'\)",
         ),
         (
             {"teacher": {"model": {"towers": True}}},
-            r"teacher.yaml: model: key 'towers': .* params/towers.yaml: module",
+            r"teacher.yaml: key 'model.towers': .*towers.yaml: key 'module'\)",
         ),
         ({"module": {"dimension": 0}}, r"towers.yaml: key 'module.dimension'"),
         (

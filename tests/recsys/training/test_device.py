@@ -41,11 +41,11 @@ def test_adam_for_tables_needs_a_gpu_and_sharded_tables() -> None:
     settings = TrainSettings(device="cuda", table_optimizer="adam")
     assert table_optimizer(settings) is torch.optim.Adam
     with pytest.raises(
-        InputError, match=r"params/train\.yaml: table_optimizer adam has no kernel on the CPU"
+        InputError, match=r"^TrainSettings: key 'table_optimizer': adam has no kernel on the CPU"
     ):
         table_optimizer(TrainSettings(table_optimizer="adam"))
     with pytest.raises(
-        InputError, match=r"params/train\.yaml: table_optimizer adam has no data_parallel form"
+        InputError, match=r"^TrainSettings: key 'table_optimizer': adam has no data_parallel form"
     ):
         replicated_table_optimizer([nn.Parameter(torch.zeros(2, 4))], settings)
 

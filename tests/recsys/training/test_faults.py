@@ -167,11 +167,11 @@ def test_world_shrinks_by_whole_hosts() -> None:
     [
         (
             {"device": "cuda"},
-            "params/train.yaml: device cuda: torch sees no CUDA device; set device: cpu",
+            "Settings: key 'device': cuda: torch sees no CUDA device; set device: cpu",
         ),
         (
             {"network_interface": "none0"},
-            "params/train.yaml: network_interface 'none0' has no IPv4 address.*lo",
+            "Settings: key 'network_interface': 'none0' has no IPv4 address.*lo",
         ),
     ],
 )

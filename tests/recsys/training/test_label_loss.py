@@ -10,7 +10,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from recsys.config import InputError
 from recsys.models.factory import build_ranker
-from recsys.training.label_loss import check_task_weights, label_loss
+from recsys.training.label_loss import label_loss
+from recsys.training.task_weights import check_task_weights
 from tests.support.distilled import MODEL, ROWS, SCHEMA_OF_TWO, batch, batch_of_two
 
 WEIGHT = 2.5
@@ -92,8 +93,11 @@ def test_one_task_has_the_bits_of_plain_cross_entropy() -> None:
 
 @pytest.mark.parametrize("task", ["click", "cart"])
 def test_only_further_tasks_are_weighed(task: str) -> None:
-    check_task_weights({"conversion": 2.0}, ["click", "conversion"], "here")
+    def where(key: str) -> str:
+        return f"here: key {key!r}"
+
+    check_task_weights({"conversion": 2.0}, ["click", "conversion"], where)
     with pytest.raises(
         InputError, match=rf"here: key 'task_weights.{task}': .*main one, click; .*are: conversion"
     ):
-        check_task_weights({task: 2.0}, ["click", "conversion"], "here")
+        check_task_weights({task: 2.0}, ["click", "conversion"], where)

@@ -190,7 +190,7 @@ def test_settings_name_what_is_wrong(text: str, message: str, tmp_path: Path) ->
 def test_refused_values_of_options() -> None:
     settings = train_settings(dense_optimizer="sgd", dense_optimizer_options={"momentum": -1.0})
     with pytest.raises(
-        InputError, match=r"params/train\.yaml: dense_optimizer_options: sgd refuses .*momentum"
+        InputError, match=r"^TrainSettings: key 'dense_optimizer_options': sgd refuses .*momentum"
     ):
         run_on_ranks(train, (settings,), 1, 1)
 

@@ -1,0 +1,119 @@
+"""Settings of the students stage."""
+
+from pathlib import PurePath
+from typing import Annotated
+
+from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator, model_validator
+
+from recsys.config import Settings, filled_from
+from recsys.distill.distillation_settings import DistillationSettings, overlaid
+from recsys.models.settings import ModelSettings
+
+PLAIN, DISTILLED = "plain", "distilled"
+STUDENT_MODEL = ModelSettings(
+    architecture="dlrm",
+    embedding_dimension=8,
+    dense_layers=[32, 8],
+    over_layers=[64, 32],
+    cross_layers=1,
+    cross_rank=8,
+)
+
+
+def _checked_name(name: str, what: str) -> str:
+    if not name or PurePath(name).name != name or name in {".", ".."}:
+        raise ValueError(f"{what} must be usable as a folder name")
+    return name
+
+
+class BudgetSettings(Settings):
+    """The most that a student may cost to serve: ``parameters``, tables included, and
+    ``training_flops`` a sample (forward and backward; a third of them are served)."""
+
+    parameters: PositiveInt | None = None
+    training_flops: PositiveInt | None = None
+
+
+class StudentSettings(Settings):
+    """One student: its name, the domain (vertical) it serves and, where it differs from the others,
+    how.
+
+    ``tasks``: what it predicts, its main task first; null: the data's main one. ``task_weights``:
+    of the losses of those beside its main one, whose weight is 1; 1 where none is given. What
+    ``model`` and ``distillation`` give goes before what :class:`StudentsSettings` gives for all.
+    """
+
+    name: str
+    domain: str
+    tasks: list[str] | None = None
+    task_weights: dict[str, NonNegativeFloat] = Field(default={})
+    model: ModelSettings | None = None
+    budget: BudgetSettings = BudgetSettings()
+    distillation: DistillationSettings | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _folder_name(cls, name: str) -> str:
+        return _checked_name(name, "a student's name")
+
+
+class StudentsSettings(Settings):
+    """Every student is trained once per arm and seed.
+
+    ``arms``: by name, what an arm changes in the distillation of each student; ``plain`` changes
+    the mode to none, and the report compares the others with it. ``diagnostics``: gradients and
+    calibration of the heads, clipped and missing scores, in the metrics of each window.
+    ``checkpoint_every_batches`` and ``keep_checkpoints`` are as the teacher's, for each
+    student.
+    """
+
+    model: Annotated[ModelSettings, filled_from(STUDENT_MODEL)] = STUDENT_MODEL
+    seeds: list[int] = Field(default=[1, 2, 3], min_length=1)
+    students: list[StudentSettings] = Field(
+        default=[
+            StudentSettings(name="feed", domain="feed"),
+            StudentSettings(name="video", domain="video"),
+        ],
+        min_length=1,
+    )
+    distillation: DistillationSettings = DistillationSettings()
+    arms: dict[str, DistillationSettings] = Field(
+        default={PLAIN: DistillationSettings(mode="none"), DISTILLED: DistillationSettings()}
+    )
+    diagnostics: bool = True
+    checkpoint_every_batches: int | None = Field(default=None, ge=1)
+    keep_checkpoints: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _unique(self) -> "StudentsSettings":
+        names = [student.name for student in self.students]
+        if len(set(names)) != len(names):
+            raise ValueError(f"student names must differ, got {names}")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds must differ, got {self.seeds}")
+        return self
+
+    @model_validator(mode="after")
+    def _arms_can_be_trained(self) -> "StudentsSettings":
+        plain = self.arms.get(PLAIN)
+        if plain is None or not plain.is_plain:
+            raise ValueError(
+                f"arms must hold {PLAIN!r} with mode none: the others are compared with it"
+            )
+        for arm in self.arms:
+            _checked_name(arm, "an arm's name")
+            for student in self.students:
+                distillation = self.distillation_of(student, arm)
+                if distillation.has_peer and distillation.peer_model is None:
+                    raise ValueError(
+                        f"arm {arm!r}: mode {distillation.mode} needs peer_model, the larger ranker"
+                    )
+        return self
+
+    def model_of(self, student: StudentSettings) -> ModelSettings:
+        """The student's model."""
+        return overlaid(self.model, student.model)
+
+    def distillation_of(self, student: StudentSettings, arm: str) -> DistillationSettings:
+        """How the student learns in ``arm``."""
+        return overlaid(self.distillation, student.distillation, self.arms[arm])

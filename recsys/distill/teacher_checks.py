@@ -1,0 +1,33 @@
+"""What the teacher wants of its training and of the data, checked before anything is trained; needs
+no PyTorch."""
+
+from recsys.config import InputError
+from recsys.data.schema import Schema
+from recsys.distill.teacher_settings import TeacherSettings
+from recsys.models.names import check_sequences
+from recsys.training.settings import TrainSettings
+from recsys.training.task_weights import check_task_weights
+
+
+def check_teacher(settings: TeacherSettings, train: TrainSettings) -> None:
+    """Check that it can be trained so.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if settings.checkpoint_asynchronously and train.table_memory == "file":
+        raise InputError(
+            f"{settings.where('checkpoint_asynchronously')}: copies the tables into memory, and "
+            f"they do not fit there ({train.where('table_memory')}: file); set one of them "
+            "otherwise"
+        )
+
+
+def check_teacher_data(schema: Schema, settings: TeacherSettings) -> None:
+    """Check that tasks and sequences are in the data.
+
+    Raises:
+        InputError: one is not.
+    """
+    check_task_weights(settings.task_weights, schema.tasks, settings.where)
+    check_sequences(schema, settings.model)

@@ -1,0 +1,53 @@
+"""Settings of the teacher stage."""
+
+from typing import Annotated
+
+from pydantic import Field, NonNegativeFloat
+
+from recsys.config import Settings, filled_from
+from recsys.models.settings import ModelSettings
+from recsys.training.settings import Quantisation
+
+TEACHER_MODEL = ModelSettings(
+    architecture="dcn",
+    embedding_dimension=32,
+    dense_layers=[128, 64],
+    over_layers=[256, 128],
+    cross_layers=3,
+    cross_rank=64,
+)
+
+
+class TeacherSettings(Settings):
+    """The teacher's model and training; its towers are those of
+    :class:`recsys.towers.settings.TowersSettings`.
+
+    ``snapshot_every_examples``: publish at the first window's end with so many examples since the
+    last snapshot; null: every ``snapshot_every_windows``. ``hold_back_ne_increase``: a snapshot
+    whose window NE is more than this fraction above that of the last good one (0.05 is 5 %), or
+    with a NaN anywhere, is written but never scores. ``task_weights``: of the losses of tasks
+    beside the data's main one, whose weight is 1; 1 where none is given.
+    ``checkpoint_every_batches``: besides each window's end, a point to go on from after a kill;
+    null for none. ``keep_checkpoints``: how many. ``checkpoint_asynchronously``: training waits for
+    a copy in memory, not for the disk. Every ``full_checkpoint_every``-th is full, those between
+    hold the table rows trained on since. ``quantise_checkpoints``: table weights in them; a run
+    that goes on from fp16 or int8 does not end bitwise the same.
+    """
+
+    model: Annotated[ModelSettings, filled_from(TEACHER_MODEL)] = TEACHER_MODEL
+    snapshot_every_windows: int = Field(default=1, ge=1)
+    snapshot_every_examples: int | None = Field(default=None, ge=1)
+    hold_back_ne_increase: float = Field(default=0.1, ge=0)
+    task_weights: dict[str, NonNegativeFloat] = Field(default={})
+    checkpoint_every_batches: int | None = Field(default=None, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
+    checkpoint_asynchronously: bool = False
+    full_checkpoint_every: int = Field(default=1, ge=1)
+    quantise_checkpoints: Quantisation = "none"
+    seed: int = Field(default=1, ge=0)
+
+
+class TeacherLadderSettings(Settings):
+    """Models of growing size, by name."""
+
+    models: dict[str, ModelSettings] = Field(min_length=1)

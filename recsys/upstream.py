@@ -1,0 +1,140 @@
+"""What of PyTorch, TorchRec and FBGEMM is used that they do not promise to keep.
+
+Nothing else in recsys reaches into them, but for the subclasses that docs/upstream.md lists with
+all that is here: why, and what would replace it. A test per use says which assumption broke.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, cast
+
+import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    SplitTableBatchedEmbeddingBagsCodegen,
+)
+from torch import Tensor, distributed, nn
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._shard.metadata import ShardMetadata
+from torch.distributed._shard.sharded_tensor.api import ShardedTensor
+from torch.distributed._shard.sharding_spec.api import EnumerableShardingSpec
+from torch.distributed.optim.apply_optimizer_in_backward import (
+    _apply_optimizer_in_backward as apply_optimizer_in_backward,
+)
+from torch.distributed.remote_device import _remote_device as RemoteDevice
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchrec.distributed import comm
+from torchrec.distributed.batched_embedding_kernel import BaseBatchedEmbeddingBag
+from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig
+
+__all__ = [
+    "EnumerableShardingSpec",
+    "FakeTensorMode",
+    "HashStore",
+    "PrefixStore",
+    "RemoteDevice",
+    "ShardMetadata",
+    "ShardedTensor",
+    "Store",
+    "TCPStore",
+    "TableKernel",
+    "TorchDispatchMode",
+    "admit_empty_shards",
+    "apply_optimizer_in_backward",
+    "feature_tables",
+    "forget_groups_of_other_hosts",
+    "offset_in_file",
+    "put_new_tables_in",
+    "table_configs",
+    "table_shapes",
+    "unwrap_replicated_tables",
+]
+
+TableKernel = SplitTableBatchedEmbeddingBagsCodegen
+# (kernel, elements, their type, where each table begins) -> zeros [elements] on the CPU
+Allocate = Callable[[TableKernel, int, torch.dtype, list[int]], Tensor]
+
+
+def offset_in_file(fake: Tensor) -> int:
+    """Where the bytes begin of a tensor that torch.load has read in FakeTensorMode."""
+    return cast(Any, fake.untyped_storage())._checkpoint_offset
+
+
+def table_configs(sharded: ShardedEmbeddingBagCollection) -> dict[str, BaseEmbeddingConfig]:
+    """The configuration of every table of ``sharded``, those of other ranks too, by name."""
+    return dict(sharded._table_name_to_config)
+
+
+def unwrap_replicated_tables(sharded: ShardedEmbeddingBagCollection) -> None:
+    """Take DDP off the replicated tables: it waits for a backward pass after each forward pass."""
+    lookups = sharded._lookups
+    lookups[:] = [m.module if isinstance(m, DistributedDataParallel) else m for m in lookups]
+
+
+def forget_groups_of_other_hosts(ranks_per_host: int) -> None:
+    """Have TorchRec make its groups of hosts anew where they are of another process group or of
+    hosts of another size; it keeps those of its first hierarchical table for good."""
+    intra, cross = comm._INTRA_PG, comm._CROSS_PG
+    known = distributed.distributed_c10d._world.pg_map
+    if intra not in known or cross not in known or intra.size() != ranks_per_host:
+        comm._INTRA_PG = comm._CROSS_PG = None
+
+
+def admit_empty_shards(sharded: ShardedEmbeddingBagCollection) -> None:
+    """Let the CPU kernels of ``sharded`` hold tables without a row: of a table with fewer rows
+    than ranks the last ones hold none.
+
+    FBGEMM takes a kernel whose host memory is empty for one on a GPU, and seeks the size of an
+    empty table in those behind it, past the end where the last one is empty. A number and a row
+    that belong to no table mend both; they are in no lookup, checkpoint or gradient.
+    """
+    for kernel in (module for lookup in sharded._lookups for module in lookup.modules()):
+        if isinstance(kernel, TableKernel) and kernel.use_cpu:
+            weights, first_rows = kernel.weights_host, kernel.hash_size_cumsum
+            assert isinstance(weights, Tensor)
+            assert isinstance(first_rows, Tensor)
+            if weights.numel() == 0:
+                kernel.weights_host = nn.Parameter(torch.zeros(1, dtype=weights.dtype))
+            if first_rows[-1] == first_rows[-2]:
+                first_rows[-1] += 1
+
+
+@contextmanager
+def put_new_tables_in(allocate: Allocate) -> Iterator[None]:
+    """Kernels that are made in this context take their tables and optimiser state in host memory
+    from ``allocate``, and leave in them what they hold.
+
+    TorchRec gives no way to hand buffers in, and draws random rows over the whole table first.
+    """
+    apply_split = TableKernel._apply_split
+
+    def allocated(
+        kernel: Any, split: Any, prefix: str, dtype: torch.dtype, *rest: Any, **more: Any
+    ) -> None:
+        if split.host_size:
+            buffer = allocate(kernel, split.host_size, dtype, split.offsets)
+            more["preallocated_host_buffer"] = buffer
+        apply_split(kernel, split, prefix, cast(Any, dtype), *rest, **more)
+
+    with ExitStack() as stack:
+        _replace(stack, TableKernel, "_apply_split", allocated)
+        _replace(stack, BaseBatchedEmbeddingBag, "init_parameters", lambda module: None)
+        yield
+
+
+def table_shapes(kernel: TableKernel) -> list[tuple[int, int]]:
+    """(rows, columns) of each table of ``kernel``, in the order in which they lie in its memory."""
+    return [(rows, columns) for rows, columns, *_ in kernel.embedding_specs]
+
+
+def feature_tables(kernel: TableKernel) -> list[int]:
+    """Which of :func:`table_shapes` each feature of ``kernel`` is looked up in."""
+    return list(kernel.feature_table_map)
+
+
+def _replace(stack: ExitStack, owner: type, name: str, function: Callable[..., Any]) -> None:
+    """Set an attribute until ``stack`` ends."""
+    stack.callback(setattr, owner, name, getattr(owner, name))
+    setattr(owner, name, function)

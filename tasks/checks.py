@@ -1,0 +1,94 @@
+"""The settings of all stages against each other and against the data, before the first minute of
+work."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from recsys.config import InputError, nearest_hint
+from recsys.data.schema import SCHEMA_FILE, Schema
+from recsys.distill.student_checks import check_student_models, check_students
+from recsys.distill.teacher_checks import check_teacher, check_teacher_data
+from recsys.evaluation.settings import check_evaluated
+from recsys.models.names import TABLE_PREFIX, check_sequences
+from recsys.towers.settings import TowersSettings
+from recsys.towers.tower_hosts import check_kinds_inside, tower_ranks
+from recsys.training.settings import TrainSettings
+from tasks.probe_check import check_probe_is_past
+from tasks.project import PARAMS, WINDOWS
+from tasks.settings import ProjectSettings, load_project
+
+
+def check_settings(texts: Mapping[Path, str] | None = None) -> ProjectSettings:
+    """Load every file of params/ and check them against each other.
+
+    Args:
+        texts: contents that some of the files are to have, instead of what they hold.
+
+    Raises:
+        InputError: a file is missing or wrong, or two contradict each other.
+    """
+    project = load_project(PARAMS, texts)
+    check_probe_is_past(project.towers, project.evaluate)
+    check_teacher(project.teacher, project.train_teacher)
+    check_student_models(project.students)
+    if project.train_teacher.tower_transform:
+        _check_transform(project.towers, project.train_teacher)
+    return project
+
+
+def check_before(stage: str) -> None:
+    """What the command of ``stage`` checks first: before ingest the data that are there may be of
+    other settings.
+
+    Raises:
+        InputError: as :func:`check_settings_and_data`.
+    """
+    if stage == "ingest":
+        check_settings()
+    else:
+        check_settings_and_data()
+
+
+def check_settings_and_data() -> None:
+    """:func:`check_settings`, and, once there are windows, all that needs to be in the data.
+
+    Raises:
+        InputError: also where a setting names what the data do not have.
+    """
+    project = check_settings()
+    if not (WINDOWS / SCHEMA_FILE).is_file():
+        return
+    schema = Schema.load(WINDOWS)
+    check_evaluated(project.evaluate, len(schema.windows))
+    _check_tables(project.train, schema)
+    check_sequences(schema, project.towers.partition.probe_model)
+    check_teacher_data(schema, project.teacher)
+    check_students(schema, project.students)
+
+
+def _check_transform(towers: TowersSettings, train: TrainSettings) -> None:
+    """The ranks are hosts that have a tower each, and no table leaves its tower's hosts."""
+    check_kinds_inside(train)
+    per_host = train.ranks_per_host
+    if per_host is None:  # LOCAL_WORLD_SIZE, known where the ranks run
+        return
+    if train.world_size % per_host:
+        raise InputError(
+            f"{train.where('ranks_per_host')}: {train.world_size} ranks "
+            f"({train.where('world_size')}) are no whole hosts of {per_host}"
+        )
+    partition = towers.partition
+    by_hand = partition.strategy == "manual"
+    count = len(partition.manual_towers) if by_hand else partition.towers
+    where = train.where("hosts_per_tower")
+    tower_ranks(train.world_size, per_host, train.hosts_per_tower, count, where)
+
+
+def _check_tables(train: TrainSettings, schema: Schema) -> None:
+    tables = [TABLE_PREFIX + feature.name for feature in schema.categorical]
+    for table in train.table_sharding:
+        if table not in tables:
+            raise InputError(
+                f"{train.where('table_sharding')}: no table {table!r}; "
+                f"{nearest_hint(table, tables)}"
+            )

@@ -1,0 +1,89 @@
+"""The project's settings: which file of params/ holds what."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from recsys.config import Settings, load_settings, parse_settings
+from recsys.data.settings import DatasetSettings, DataSettings, load_dataset
+from recsys.distill.augment_settings import AugmentSettings
+from recsys.distill.student_settings import StudentsSettings
+from recsys.distill.teacher_settings import TeacherLadderSettings, TeacherSettings
+from recsys.distill.withdrawn_settings import WithdrawnSettings
+from recsys.evaluation.settings import EvaluateSettings
+from recsys.towers.settings import TowersSettings
+from recsys.training.settings import TrainSettings
+from tasks.project import PARAMS
+from tasks.stream_settings import StreamSettings
+from tasks.teacher_settings import with_towers
+from tasks.tracking_settings import TrackingSettings
+
+S = TypeVar("S", bound=Settings)
+DATASETS = "datasets"  # the folder of PARAMS that describes logs
+# The files of params/, without .yaml, and what each holds.
+FILES: dict[str, type[Settings]] = {
+    "data": DataSettings,
+    "towers": TowersSettings,
+    "train": TrainSettings,
+    "teacher": TeacherSettings,
+    "teacher_ladder": TeacherLadderSettings,
+    "augment": AugmentSettings,
+    "students": StudentsSettings,
+    "evaluate": EvaluateSettings,
+    "tracking": TrackingSettings,
+    "stream": StreamSettings,
+    "withdrawn": WithdrawnSettings,
+}
+
+
+@dataclass(frozen=True)
+class ProjectSettings:
+    """What the stages read. ``teacher`` and ``train_teacher`` have the towers of ``towers``."""
+
+    data: DataSettings
+    dataset: DatasetSettings
+    towers: TowersSettings
+    train: TrainSettings
+    teacher: TeacherSettings
+    train_teacher: TrainSettings
+    augment: AugmentSettings
+    students: StudentsSettings
+    evaluate: EvaluateSettings
+
+
+def load_project(params: Path = PARAMS, texts: Mapping[Path, str] | None = None) -> ProjectSettings:
+    """All settings of ``params``; of the files in ``texts`` as they would be with these contents.
+
+    Raises:
+        InputError: a file is missing or wrong, or two of them contradict each other.
+    """
+    changed = texts or {}
+
+    def load(name: str, model: type[S]) -> S:
+        path = params / f"{name}.yaml"
+        if path in changed:
+            return parse_settings(changed[path], str(path), model)
+        return load_settings(path, model)
+
+    data = load("data", DataSettings)
+    described = params / DATASETS / f"{data.dataset}.yaml"
+    if described in changed:
+        dataset = load(f"{DATASETS}/{data.dataset}", DatasetSettings)
+    else:
+        dataset = load_dataset(data, params / DATASETS)
+    towers, train = load("towers", TowersSettings), load("train", TrainSettings)
+    teacher, train_teacher = with_towers(load("teacher", TeacherSettings), train, towers)
+    for name in ("tracking", "stream", "withdrawn"):
+        load(name, FILES[name])
+    return ProjectSettings(
+        data=data,
+        dataset=dataset,
+        towers=towers,
+        train=train,
+        teacher=teacher,
+        train_teacher=train_teacher,
+        augment=load("augment", AugmentSettings),
+        students=load("students", StudentsSettings),
+        evaluate=load("evaluate", EvaluateSettings),
+    )
