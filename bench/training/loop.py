@@ -12,6 +12,7 @@ from typing import Any
 
 from recsys.data.schema import Window
 from recsys.training import ranks
+from recsys.units import BYTES_PER_GIB
 
 WARM_UP_STEPS = 3
 BYTES_PER_KIB = 2**10
