@@ -1,10 +1,11 @@
-"""The main job: raw logs to compared, registered students; stages that are up to date are
-skipped."""
+"""The main job as a flow; as a command it is that of flows/run.py."""
 
-from flows.command_line import apply_or_exit, apply_overrides, parse_overrides
+from flows.command_line import apply_overrides
+from flows.run import main
 
-# Before Prefect and torch are imported, so that --help answers at once.
-overrides_given = parse_overrides(__doc__ or "") if __name__ == "__main__" else None
+if __name__ == "__main__":  # before Prefect and torch are imported: most calls need neither
+    main()
+    raise SystemExit
 
 from prefect import flow
 
@@ -15,9 +16,10 @@ from flows.partition import partition
 from flows.register import register
 from flows.students import students
 from flows.teacher import teacher
-from recsys.evaluation.report import print_report
-from tasks.project import EVALUATION
-from tasks.versioning import CACHED, check_stage, commit_stage
+from tasks.stages import CACHED, check_stage, commit_stage
+from tasks.versioning import settled_stages, stale_stages
+
+__all__ = ["STAGES", "main", "pipeline"]
 
 STAGES = (ingest, partition, teacher, augment, students, evaluate, register)
 
@@ -30,22 +32,9 @@ def pipeline(overrides: dict[str, str] | None = None) -> None:
         overrides: values to write into params/ first, e.g. ``{"data.dataset": "ebnerd_demo"}``.
     """
     apply_overrides(overrides or {})
+    stale = settled_stages()
     for stage_flow in STAGES:
-        if check_stage(stage_flow.name, return_state=True).name != CACHED:
+        if check_stage(stage_flow.name, stale, return_state=True).name != CACHED:
             stage_flow()
             commit_stage(stage_flow.name)
-
-
-def main() -> None:
-    """Run the pipeline from the command line and print the comparison."""
-    overrides = parse_overrides(__doc__ or "") if overrides_given is None else overrides_given
-    apply_or_exit(lambda: pipeline(overrides))
-    print_report(EVALUATION)
-    print(
-        "Compare the runs:  make mlflow    then open http://127.0.0.1:5000/#/experiments/1/runs?compareRunsMode=CHART"
-    )
-    print("See the flows:     make prefect   then open http://127.0.0.1:4200")
-
-
-if __name__ == "__main__":
-    main()
+            stale = stale_stages()

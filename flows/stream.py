@@ -21,6 +21,7 @@ from recsys.config import InputError
 from tasks.calling import call, run_stage
 from tasks.ingest import ingest_windows
 from tasks.project import STREAM, STREAM_REPORT, BusyError, only_one
+from tasks.stages import commit_stage
 from tasks.stream import (
     RUN_LOCK,
     WATCH_LOCK,
@@ -34,7 +35,6 @@ from tasks.stream import (
 )
 from tasks.stream_settings import load_stream_settings
 from tasks.towers import partition_features
-from tasks.versioning import commit_stage
 
 
 @flow(name="stream")

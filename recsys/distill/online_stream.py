@@ -22,12 +22,11 @@ from recsys.distill.snapshots import SNAPSHOTS_DIR
 from recsys.distill.students import check_students, run_students, students_checkpoints
 from recsys.distill.teacher import (
     CHECKPOINT_KEYS,
-    CODE,
     PLACEMENT_KEYS,
-    code_of,
     load_partition,
     run_teacher,
     teacher_checkpoints,
+    teacher_code,
 )
 from recsys.distill.training_job import S, TrainingJob
 from recsys.files import PARTIAL_SUFFIX, fingerprint, link_file, link_files, write_atomically
@@ -124,7 +123,7 @@ def _check(job: StreamJob, schema: Schema) -> None:
 def _run_name(job: StreamJob, schema: Schema) -> str:
     """A name for all that decides the results besides the windows and the withdrawn snapshots."""
     return fingerprint(
-        code_of(CODE),
+        teacher_code(__name__, job.teacher.model),
         load_partition(job.partition_file, job.teacher.model),
         asdict(replace(schema, windows=[])),
         job.teacher.model_dump(exclude=CHECKPOINT_KEYS),
