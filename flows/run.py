@@ -14,7 +14,7 @@ def main() -> None:
 
 
 def _run(overrides: dict[str, str]) -> None:
-    from recsys.evaluation.report import print_report
+    from recsys.evaluation.printed import print_report
     from tasks.project import EVALUATION
     from tasks.versioning import settled_stages
 

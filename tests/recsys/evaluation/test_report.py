@@ -10,7 +10,8 @@ import pytest
 from recsys.config import InputError
 from recsys.data.schema import Schema, Window
 from recsys.evaluation.metrics import auc, probabilities
-from recsys.evaluation.report import Report, evaluate, print_report
+from recsys.evaluation.printed import print_report
+from recsys.evaluation.report import Report, evaluate
 from recsys.evaluation.settings import EvaluateSettings
 
 ROWS = 600
