@@ -52,28 +52,28 @@ def code_of(*roots: str, callers: Collection[str] = (), folder: Path = HOME) -> 
     Raises:
         InputError: there is no such root, or a file is not Python.
     """
-    homes = _homes({root.partition(".")[0] for root in roots} | {LIBRARY, *callers}, folder)
-    modules: dict[str, str] = {}
-    libraries: set[str] = set()
-    waiting = list(roots)
+    homes = _homes({_top(root) for root in roots} | {LIBRARY, *callers}, folder)
     for root in roots:
         if _file(root, homes) is None:
-            raise InputError(f"no module {root!r} in {folder} or on Python's path")
+            raise InputError(f"no module {root!r} in {folder.resolve()} or on Python's path")
+    modules: dict[str, str] = {}
+    libraries: set[str] = set()
+    seen, waiting = set(roots), list(roots)
     while waiting:
         name = waiting.pop()
         path = _file(name, homes)
-        if name in modules or path is None:
+        if path is None:  # a folder without __init__.py, or a name that a module defines
             continue
         source = _parsed(path, path.read_bytes())
         modules[name] = source.digest
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        named = {resolve_name("." * level + to, package) for level, to in source.imports}
-        for imported in {name, *named}:
-            parts = imported.split(".")
-            if parts[0] in homes:
-                waiting += [".".join(parts[: length + 1]) for length in range(len(parts))]
-            elif name.partition(".")[0] not in callers:
-                libraries.add(parts[0])
+        imported = {resolve_name("." * level + to, package) for level, to in source.imports}
+        own = {one for one in {name, *imported} if _top(one) in homes}
+        new = {longer for one in own for longer in _with_packages(one)} - seen
+        seen |= new
+        waiting += new
+        if _top(name) not in callers:
+            libraries |= {_top(one) for one in imported - own}
     return Code(dict(sorted(modules.items())), _versions(libraries))
 
 
@@ -84,7 +84,17 @@ def modules_named(*references: str | None) -> list[str]:
 
 def file_of(module: str, folder: Path = HOME) -> Path | None:
     """A module's file, looked for in ``folder``, then on ``sys.path``; None where there is none."""
-    return _file(module, _homes({module.partition(".")[0]}, folder))
+    return _file(module, _homes({_top(module)}, folder))
+
+
+def _top(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def _with_packages(module: str) -> list[str]:
+    """``a.b.c`` as a, a.b and a.b.c: importing one runs them all."""
+    parts = module.split(".")
+    return [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
 
 
 def _homes(packages: Iterable[str], folder: Path) -> dict[str, Path]:
@@ -102,7 +112,7 @@ def _homes(packages: Iterable[str], folder: Path) -> dict[str, Path]:
 
 
 def _file(module: str, homes: dict[str, Path]) -> Path | None:
-    home = homes.get(module.partition(".")[0])
+    home = homes.get(_top(module))
     if home is None:
         return None
     path = home.joinpath(*module.split("."))
@@ -119,9 +129,8 @@ def _parsed(path: Path, content: bytes) -> _Source:
     collector = _Imports()
     collector.visit(tree)
     for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            node.body = [one for one in body if not _is_text(one)]  # type: ignore[attr-defined]
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [one for one in node.body if not _is_text(one)]
     digest = hashlib.sha256(ast.dump(tree, annotate_fields=False).encode()).hexdigest()
     return _Source(digest, frozenset(collector.found))
 
