@@ -134,7 +134,7 @@ def test_the_library_that_the_teacher_computes_with_is_found_under_either_of_its
 
 
 def test_mistakes_are_one_line(folder: Path) -> None:
-    with pytest.raises(InputError, match="no module 'front[.]dask' in"):
+    with pytest.raises(InputError, match=r"no module 'front\.dask' in"):
         code_of("front.dask", folder=folder)
     change(folder, "shop/lazy.py", "MORE = 1", "MORE = = 1")
     with pytest.raises(InputError, match=r"shop/lazy.py:1: not Python") as error:
