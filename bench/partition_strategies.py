@@ -1,7 +1,7 @@
 """Is a learnt partition better than stride? The teacher of params/ with each, several seeds, the
 DMT paper's test.
 
-    python -m flows.ingest                      # or any earlier run: data/windows is read as it is
+    towerflow ingest                      # or any earlier run: data/windows is read as it is
     python -m bench.partition_strategies --results stream.json --seeds 1 2 3 4 5 6 7 8 9
 
 Prints, a strategy: NE and AUC of the teacher over the evaluation windows (pooled; median over

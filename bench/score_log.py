@@ -188,7 +188,9 @@ def join(case: Case, window: Window) -> Count:
     """The labels of a window with their scores, in batches; the comparison with the truth is not
     timed."""
     reader, count, began = WindowReader(case.folder / EXAMPLES_DIR), Count(0, 0.0), perf_counter()
-    for batch in reader.label_batches(window, BATCH_SIZE, 0, 1, scores_dir=case.folder / LOG_DIR):
+    for batch in reader.label_batches(
+        window, BATCH_SIZE, 0, 1, scores=ScoreLog(case.folder / LOG_DIR)
+    ):
         count.seconds += perf_counter() - began
         compare(batch, count)
         began = perf_counter()

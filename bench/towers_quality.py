@@ -1,6 +1,6 @@
 """Do towers cost accuracy? Flat, transform-only and DMT rankers by progressive validation.
 
-    python -m flows.ingest --set data.dataset=ebnerd_demo --set data.root=/path/to/logs     # or any log
+    towerflow ingest --set data.dataset=ebnerd_demo --set data.root=/path/to/logs     # or any log
     python -m bench.towers_quality --windows data/windows --name EB-NeRD --results ebnerd.json --minutes 4
     python -m bench.towers_quality --write --results stream.json ebnerd.json globo.json
 

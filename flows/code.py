@@ -2,18 +2,25 @@
 
 import argparse
 
-from flows.command_line import apply_or_exit
-from tasks.code import write_code, write_deps
+from flows.command_line import run_program
 
 
-def main() -> None:
-    """Write data/code, or with ``--write`` what dvc.yaml says of it."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--write``."""
     parser.add_argument(
         "--write", action="store_true", help="write the dependencies on code into dvc.yaml instead"
     )
-    apply_or_exit(write_deps if parser.parse_args().write else write_code)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write data/code, or what dvc.yaml says of it."""
+    from tasks.code import write_code, write_deps
+
+    if options.write:
+        write_deps()
+    else:
+        write_code()
 
 
 if __name__ == "__main__":
-    main()
+    run_program(__doc__, add_arguments, run)

@@ -1,45 +1,39 @@
-"""What the commands share: options, one clear line for a user's mistake, exit status."""
+"""What the commands share: options, one clear line for a user's mistake, exit status.
+
+Nothing slow is imported here before the options are read, so that ``--help`` answers at once.
+"""
 
 import argparse
 import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from recsys.config import InputError
+from typing import Any, NoReturn
 
 PARAMS = Path("params")
 STATUS_OF_A_MISTAKE = 2
+STATUS_OF_AN_INTERRUPT = 130
 
 
-def parse_overrides(description: str) -> dict[str, str]:
-    """The ``--set file.key=value`` options of the command line, as ``{"file.key": "value"}``."""
-    parser = command_parser(description)
-    return overrides_of(parser, parser.parse_args())
-
-
-def command_parser(description: str) -> argparse.ArgumentParser:
-    """A parser of a command's options that knows ``--set``."""
-    parser = argparse.ArgumentParser(description=description)
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Add ``--set file.key=value``; the options' ``overrides`` are pairs (file.key, value)."""
     parser.add_argument(
         "--set",
         dest="overrides",
         action="append",
+        type=_override,
         default=[],
         metavar="FILE.KEY=VALUE",
-        help="write VALUE into params/FILE.yaml before the run, e.g. --set data.dataset=ebnerd_demo",
+        help="write VALUE into params/FILE.yaml before the run, "
+        "e.g. --set data.dataset=ebnerd_demo",
     )
-    return parser
 
 
-def overrides_of(parser: argparse.ArgumentParser, given: argparse.Namespace) -> dict[str, str]:
-    """What ``--set`` was given, as ``{"file.key": "value"}``."""
-    pairs = [override.partition("=") for override in given.overrides]
-    for key, separator, _ in pairs:
-        if not separator:
-            parser.error(f"--set {key}: expected FILE.KEY=VALUE")
-    return {key: value for key, _, value in pairs}
+def _override(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected FILE.KEY=VALUE")
+    return key, value
 
 
 def apply_overrides(overrides: dict[str, str]) -> None:
@@ -51,6 +45,8 @@ def apply_overrides(overrides: dict[str, str]) -> None:
     if not overrides:
         return
     from ruamel.yaml import YAML
+
+    from recsys.config import InputError
 
     round_trip = YAML()
     round_trip.width = 4096
@@ -73,30 +69,57 @@ def apply_overrides(overrides: dict[str, str]) -> None:
             round_trip.dump(document, file)
 
 
-def run_stage_command(stage_flow: Any) -> None:
+def run_stage_command(stage_flow: Any) -> NoReturn:
     """Run one stage as a command: ``python -m flows.<stage>``."""
-    from tasks.calling import run_stage
-
-    apply_or_exit(
-        lambda: (apply_overrides(parse_overrides(stage_flow.description)), run_stage(stage_flow)())
+    run_program(
+        stage_flow.description, add_overrides, lambda options: run_stage_flow(stage_flow, options)
     )
 
 
-def apply_or_exit(command: Callable[[], Any]) -> None:
-    """Run ``command``; a user's mistake becomes one line and exit status 2."""
+def run_stage_flow(stage_flow: Any, options: argparse.Namespace) -> None:
+    """Run a stage's flow with the options of :func:`add_overrides`."""
+    from tasks.calling import run_stage
+
+    apply_overrides(dict(options.overrides))
+    run_stage(stage_flow)()
+
+
+def run_program(
+    description: str | None,
+    add_arguments: Callable[[argparse.ArgumentParser], None],
+    run: Callable[[argparse.Namespace], None],
+) -> NoReturn:
+    """Read the command line, run, and end this process with the exit status."""
+    parser = argparse.ArgumentParser(description=description)
+    add_arguments(parser)
+    options = parser.parse_args()
+    sys.exit(exit_status(lambda: run(options)))
+
+
+def exit_status(command: Callable[[], Any]) -> int:
+    """Run ``command``; its exit status. A user's mistake is one line and status 2, Ctrl-C 130."""
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_without_traceback_of_mistakes)
     try:
         command()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(STATUS_OF_A_MISTAKE)
     except KeyboardInterrupt:
-        sys.exit(130)
+        return STATUS_OF_AN_INTERRUPT
+    except Exception as error:
+        if not _is_a_mistake(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return STATUS_OF_A_MISTAKE
+    return 0
 
 
 def _without_traceback_of_mistakes(record: logging.LogRecord) -> bool:
     """Let a log record pass without the traceback of an InputError: its message says it all."""
-    if record.exc_info and isinstance(record.exc_info[1], InputError):
+    if record.exc_info and _is_a_mistake(record.exc_info[1]):
         record.exc_info = None
     return True
+
+
+def _is_a_mistake(error: BaseException | None) -> bool:
+    from recsys.config import InputError  # with pydantic: only once something has gone wrong
+
+    return isinstance(error, InputError)

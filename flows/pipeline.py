@@ -1,11 +1,11 @@
-"""The main job as a flow; as a command it is that of flows/run.py."""
+"""The main job: raw logs to compared, registered students; stages that are up to date are
+skipped. As a command it is flows/run.py."""
 
-from flows.command_line import apply_overrides
-from flows.run import main
+from flows.command_line import apply_overrides, run_program
+from flows.run import add_arguments, run
 
 if __name__ == "__main__":  # before Prefect and torch are imported: most calls need neither
-    main()
-    raise SystemExit
+    run_program(__doc__, add_arguments, run)
 
 from prefect import flow
 
@@ -18,8 +18,6 @@ from flows.students import students
 from flows.teacher import teacher
 from tasks.stages import CACHED, check_stage, commit_stage
 from tasks.versioning import settled_stages, stale_stages
-
-__all__ = ["STAGES", "main", "pipeline"]
 
 STAGES = (ingest, partition, teacher, augment, students, evaluate, register)
 

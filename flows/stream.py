@@ -1,16 +1,11 @@
 """Take new windows as they come: evaluate on them, score them, learn from them, publish:
 models/stream."""
 
-from flows.command_line import apply_or_exit, apply_overrides, command_parser, overrides_of
+from flows.command_line import apply_overrides, run_program
+from flows.stream_command import add_arguments, run
 
-# Before Prefect and torch are imported, so that --help answers at once.
-if __name__ == "__main__":
-    parser = command_parser(__doc__ or "")
-    parser.add_argument(
-        "--watch", action="store_true", help="stay, and take windows whenever the raw log has grown"
-    )
-    given = parser.parse_args()
-    overrides_given = overrides_of(parser, given)
+if __name__ == "__main__":  # before Prefect and torch are imported, so that --help answers at once
+    run_program(__doc__, add_arguments, run)
 
 import sys
 import time
@@ -74,6 +69,15 @@ def take_windows() -> bool:
     return limit is not None and taken.new == limit
 
 
+def main(overrides: dict[str, str], stay: bool) -> None:
+    """Take what is there, or ``stay`` and watch."""
+    apply_overrides(overrides)
+    if stay:
+        watch()
+    else:
+        run_stage(stream)()
+
+
 def watch() -> None:
     """Run the flow whenever the raw log or the windows have changed and two looks find the same;
     until stopped.
@@ -108,15 +112,3 @@ def _complain(error: InputError, before: str | None) -> str:
 
 def _say(text: str) -> None:
     print(f"stream: {text}", flush=True)
-
-
-def _run(overrides: dict[str, str], stay: bool) -> None:
-    apply_overrides(overrides)
-    if stay:
-        watch()
-    else:
-        run_stage(stream)()
-
-
-if __name__ == "__main__":
-    apply_or_exit(lambda: _run(overrides_given, given.watch))

@@ -1,5 +1,4 @@
-"""Open a user interface: python -m flows.ui mlflow, or prefect. One clear line if its port is
-taken."""
+"""Open the user interface of MLflow or Prefect; one clear line if its port is taken."""
 
 import argparse
 import os
@@ -7,8 +6,7 @@ import socket
 import sys
 from pathlib import Path
 
-from flows.command_line import PARAMS, apply_or_exit
-from recsys.config import InputError
+from flows.command_line import PARAMS, run_program
 
 DEFAULT_PORTS = {"mlflow": 5000, "prefect": 4200}
 HOST = "127.0.0.1"
@@ -25,6 +23,8 @@ def check_port(port: int) -> None:
         try:
             probe.bind((HOST, port))
         except OSError as error:
+            from recsys.config import InputError
+
             raise InputError(
                 f"port {port} of {HOST} is taken ({error.strerror}); choose another: --port "
                 f"{port + 1}"
@@ -46,7 +46,7 @@ def open_interface(name: str, port: int) -> None:
             str(port),
         ]
     else:
-        from recsys.config import load_settings
+        from recsys.config import InputError, load_settings
         from tasks.tracking import TrackingSettings
 
         uri = load_settings(PARAMS / "tracking.yaml", TrackingSettings).uri
@@ -67,14 +67,23 @@ def open_interface(name: str, port: int) -> None:
     os.execv(arguments[0], arguments)
 
 
-def main() -> None:
-    """Read the command line and open the interface."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the interface's name and ``--port``."""
     parser.add_argument("name", choices=sorted(DEFAULT_PORTS))
-    parser.add_argument("--port", type=int)
-    given = parser.parse_args()
-    apply_or_exit(lambda: open_interface(given.name, given.port or DEFAULT_PORTS[given.name]))
+    ports = ", ".join(f"{port} for {name}" for name, port in sorted(DEFAULT_PORTS.items()))
+    parser.add_argument("--port", type=_port, help=f"port of {HOST}; without it {ports}")
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or not 0 < int(text) < 2**16:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: a whole number from 1 to 65535")
+    return int(text)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Open the interface in place of this process."""
+    open_interface(options.name, options.port or DEFAULT_PORTS[options.name])
 
 
 if __name__ == "__main__":
-    main()
+    run_program(__doc__, add_arguments, run)

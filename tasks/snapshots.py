@@ -33,9 +33,7 @@ class Results:
 
 
 BATCH = Results(TEACHER, SCORES, STUDENTS, "dvc repro")
-STREAMED = Results(
-    STREAM / "teacher", STREAM / "scores", STREAM / "students", "python -m flows.stream"
-)
+STREAMED = Results(STREAM / "teacher", STREAM / "scores", STREAM / "students", "towerflow stream")
 
 
 def snapshot_table(of: Results = BATCH) -> list[str]:

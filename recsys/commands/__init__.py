@@ -1,1 +1,5 @@
-"""What `towerflow` offers of the library: plan, calibrate, advise."""
+"""What `towerflow` offers of the library: plan, advise, calibrate.
+
+Each module has ``add_arguments(parser)`` and ``run(options)``; ``run`` raises InputError for a
+user's mistake, and imports what is slow to import.
+"""

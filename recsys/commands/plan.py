@@ -1,60 +1,51 @@
-"""``python -m recsys.sharding plan <model.yaml>`` and ``calibrate``."""
+"""``towerflow plan MODEL``."""
 
 import argparse
-import sys
 from pathlib import Path
 
-from recsys.commands.arguments import positive, run_command
-from recsys.config import InputError, load_settings
+from recsys.commands.arguments import positive
 
-HARDWARE = Path("params/hardware")
 DEFAULT_ROWS = 40
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run a command; a user's mistake is one line and exit status 2."""
-    options = _parser().parse_args(arguments)
-    return run_command(options.command, options)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the model, the machines and what to show and write of the plan."""
+    parser.add_argument(
+        "model", type=Path, help="a model's tables, e.g. params/models/model_f.yaml"
+    )
+    parser.add_argument(
+        "--hardware",
+        default="a100_zionex",
+        help="a file of --hardware-folder, without .yaml, or the path of one, with .yaml",
+    )
+    parser.add_argument(
+        "--hardware-folder", type=Path, default=Path(), help="where the hardware is described"
+    )
+    parser.add_argument("--nodes", type=positive, default=1, help="hosts")
+    parser.add_argument("--gpus", type=positive, default=8, help="ranks per host")
+    parser.add_argument(
+        "--hbm", default="40GB", help="device memory per rank; not read for CPU hardware"
+    )
+    parser.add_argument("--ddr", default="1.5TB", help="host memory per host")
+    parser.add_argument("--ssd", default="0", help="flash per host")
+    parser.add_argument(
+        "--batch-size", type=positive, help="samples per rank, instead of the model file's"
+    )
+    parser.add_argument("--rows", type=positive, default=DEFAULT_ROWS, help="tables to print")
+    parser.add_argument("--json", type=Path, help="write the plan here")
+    parser.add_argument("--figure", type=Path, help="draw the ranks here (PNG)")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m recsys.sharding", description="Plan sharded embedding tables."
-    )
-    commands = parser.add_subparsers(required=True, metavar="{plan,calibrate}")
-    plan = commands.add_parser("plan", help="choose how each table is sharded, and where")
-    plan.set_defaults(command=_plan)
-    plan.add_argument("model", type=Path, help="a model's tables, e.g. params/models/model_f.yaml")
-    plan.add_argument(
-        "--hardware", default="a100_zionex", help="a file of params/hardware, without .yaml"
-    )
-    plan.add_argument("--nodes", type=positive, default=1, help="hosts")
-    plan.add_argument("--gpus", type=positive, default=8, help="ranks a host")
-    plan.add_argument(
-        "--hbm", default="40GB", help="device memory a rank; not read for CPU hardware"
-    )
-    plan.add_argument("--ddr", default="1.5TB", help="host memory a node")
-    plan.add_argument("--ssd", default="0", help="flash a node")
-    plan.add_argument(
-        "--batch-size", type=positive, help="samples a rank, instead of the model file's"
-    )
-    plan.add_argument("--rows", type=positive, default=DEFAULT_ROWS, help="tables to print")
-    plan.add_argument("--json", type=Path, help="write the plan here")
-    plan.add_argument("--figure", type=Path, help="draw the ranks here (PNG)")
-    calibrate = commands.add_parser(
-        "calibrate", help="measure this machine for plan --hardware cpu"
-    )
-    calibrate.add_argument(
-        "--output", type=Path, help="write here instead: a file for hardware of params/train.yaml"
-    )
-    calibrate.set_defaults(command=_calibrate)
-    return parser
+def run(options: argparse.Namespace) -> None:
+    """Choose how each table is sharded and where; print it, and write what was asked for.
 
-
-def _plan(options: argparse.Namespace) -> None:
+    Raises:
+        InputError: a file or a size is wrong, or the model does not fit.
+    """
     from rich.console import Console
 
-    from recsys.planning.hardware import Topology, load_hardware, parse_bytes
+    from recsys.config import InputError, load_settings
+    from recsys.planning.hardware import Hardware, Topology, load_hardware, parse_bytes
     from recsys.planning.plan_report import draw_plan, print_plan, write_json
     from recsys.planning.smallest_change import plan_or_explain
     from recsys.planning.tables import PlannedModel
@@ -62,7 +53,11 @@ def _plan(options: argparse.Namespace) -> None:
     model = load_settings(options.model, PlannedModel)
     if options.batch_size:
         model = model.model_copy(update={"batch_size": options.batch_size})
-    hardware = load_hardware(options.hardware, HARDWARE)
+    hardware = (
+        load_settings(Path(options.hardware), Hardware)
+        if options.hardware.endswith(".yaml")
+        else load_hardware(options.hardware, options.hardware_folder)
+    )
     topology = Topology(
         hardware=hardware,
         nodes=options.nodes,
@@ -80,22 +75,3 @@ def _plan(options: argparse.Namespace) -> None:
         write_json(plan, model, topology, options.json)
     if options.figure:
         draw_plan(plan, options.figure)
-
-
-def _calibrate(options: argparse.Namespace) -> None:
-    from recsys.planning.hardware import calibration_path
-    from recsys.training.calibration import calibrate
-
-    path = options.output or calibration_path()
-    if options.output and not path.parent.is_dir():
-        raise InputError(f"{path}: there is no folder {path.parent}")
-    measured = calibrate(HARDWARE, path)
-    print(f"{path}: {measured.source}")
-    print(
-        f"memory {measured.ddr.gb_s:g} GB/s, all-to-all {measured.intra_gb_s:g} GB/s, "
-        f"collective {measured.collective_ms:g} ms, dense {measured.dense_tflops:g} TFLOP/s"
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -116,9 +116,7 @@ class Schema:
         """
         path = windows_dir / SCHEMA_FILE
         if not path.is_file():
-            raise InputError(
-                f"{path}: no such file; run the ingest stage first (python -m flows.ingest)"
-            )
+            raise InputError(f"{path}: no such file; run the ingest stage first (towerflow ingest)")
         values = json.loads(path.read_text())
         values["categorical"] = [CategoricalFeature(**feature) for feature in values["categorical"]]
         values["windows"] = [Window(**window) for window in values["windows"]]

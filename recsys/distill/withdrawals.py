@@ -13,7 +13,9 @@ from recsys.distill.settings import StudentSettings
 from recsys.distill.snapshots import Snapshot
 from recsys.files import write_atomically
 
-HEADER = "# Snapshots that may not score any more; written by `python -m flows.snapshots withdraw NAME`.\n"
+HEADER = (
+    "# Snapshots that may not score any more; written by `towerflow snapshots withdraw NAME`.\n"
+)
 
 
 class Withdrawal(Settings):

@@ -124,7 +124,7 @@ def evaluate(
     students = sorted(path.name for path in students_dir.glob("*") if (path / PLAIN).is_dir())
     if not students:
         raise InputError(
-            f"{students_dir}: no students; run the students stage first (python -m flows.students)"
+            f"{students_dir}: no students; run the students stage first (towerflow students)"
         )
     arms = _common_arms(students_dir, students)
     seeds = _common_seeds(students_dir, students, arms)

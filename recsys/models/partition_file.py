@@ -41,7 +41,7 @@ class Partition:
         """
         if not path.is_file():
             raise InputError(
-                f"{path}: no such file; run the partition stage first (python -m flows.partition)"
+                f"{path}: no such file; run the partition stage first (towerflow partition)"
             )
         try:
             values = json.loads(path.read_text())

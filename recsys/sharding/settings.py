@@ -8,7 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_va
 from recsys.config import Settings
 from recsys.planning.tables import Kind
 
-Sharding = Literal["planner"] | Kind
+Sharding = Literal["planner", Kind]
 
 
 class CommunicationSettings(Settings):

@@ -1,10 +1,11 @@
-"""A taken port is one clear line, with what to do."""
+"""A port that is taken, or is none, is one clear line with what to do."""
 
+import argparse
 import socket
 
 import pytest
 
-from flows.ui import check_port
+from flows.ui import add_arguments, check_port
 from recsys.config import InputError
 
 
@@ -16,3 +17,13 @@ def test_a_taken_port_is_named_and_a_free_one_passes() -> None:
         with pytest.raises(InputError, match=rf"port {port} .* is taken .*--port {port + 1}"):
             check_port(port)
     check_port(port)
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "http"])
+def test_what_is_no_port_is_refused(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    with pytest.raises(SystemExit) as exit_info:
+        parser.parse_args(["mlflow", "--port", port])
+    assert exit_info.value.code == 2
+    assert f"'{port}' is no port" in capsys.readouterr().err

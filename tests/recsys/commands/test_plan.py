@@ -1,16 +1,17 @@
-"""``python -m recsys.sharding``: what it prints, writes and refuses; plans that TorchRec
+"""The commands plan and calibrate: what they print, write and refuse; plans that TorchRec
 accepts."""
 
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from recsys.commands.plan import main
 
+from recsys.commands import calibrate, plan
 from recsys.config import InputError
 from recsys.planning.hardware import Topology, calibration_path, load_hardware
 from recsys.planning.plan_report import short_ranks
@@ -19,6 +20,7 @@ from recsys.planning.tables import PlannedModel
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 HARDWARE = REPOSITORY / "params" / "hardware"
+FOLDER = ("--hardware-folder", str(HARDWARE))
 GB = 10**9
 TABLES = [
     {"name": "shop", "rows": 10_000, "dimension": 64},
@@ -29,7 +31,6 @@ MODEL = {"batch_size": 64, "table_optimizer": "adagrad", "tables": TABLES}
 
 @pytest.fixture
 def model_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(REPOSITORY)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "120")
     path = tmp_path / "small.yaml"
@@ -38,20 +39,14 @@ def model_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_prints_and_writes_a_plan(
-    model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model_file: Path,
+    tmp_path: Path,
+    command: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     as_json, figure = tmp_path / "plan.json", tmp_path / "plan.png"
-    arguments = [
-        "plan",
-        str(model_file),
-        "--gpus",
-        "2",
-        "--json",
-        str(as_json),
-        "--figure",
-        str(figure),
-    ]
-    assert main(arguments) == 0
+    written = ("--json", str(as_json), "--figure", str(figure))
+    command(plan, str(model_file), *FOLDER, "--gpus", "2", *written)
     printed = capsys.readouterr().out
     for word in (
         "shop",
@@ -65,19 +60,19 @@ def test_prints_and_writes_a_plan(
     ):
         assert word in printed
     first = as_json.read_bytes(), figure.read_bytes()
-    plan = json.loads(first[0])
-    assert [row["table"] for row in plan["tables"]] == ["shop", "user"]
-    assert len(plan["ranks"]) == 2
-    assert plan["summary"]["step_ms"] == max(rank["ms"] for rank in plan["ranks"])
+    found = json.loads(first[0])
+    assert [row["table"] for row in found["tables"]] == ["shop", "user"]
+    assert len(found["ranks"]) == 2
+    assert found["summary"]["step_ms"] == max(rank["ms"] for rank in found["ranks"])
     assert first[1].startswith(b"\x89PNG")
-    assert main(arguments) == 0
+    command(plan, str(model_file), *FOLDER, "--gpus", "2", *written)
     assert (as_json.read_bytes(), figure.read_bytes()) == first
 
 
 def test_long_plans_are_cut_and_say_so(
-    model_file: Path, capsys: pytest.CaptureFixture[str]
+    model_file: Path, command: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["plan", str(model_file), "--rows", "1"]) == 0
+    command(plan, str(model_file), *FOLDER, "--rows", "1")
     assert "1 more" in capsys.readouterr().out
 
 
@@ -92,13 +87,25 @@ def test_long_plans_are_cut_and_say_so(
     ],
 )
 def test_mistakes_are_one_line(
-    model_file: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    model_file: Path, arguments: list[str], message: str, command: Callable[..., None]
 ) -> None:
-    assert main(["plan", str(model_file), *arguments]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert message in error
-    assert error.count("\n") == 1
+    with pytest.raises(InputError) as mistake:
+        command(plan, str(model_file), *FOLDER, *arguments)
+    assert message in str(mistake.value)
+    assert "\n" not in str(mistake.value)
+
+
+def test_hardware_may_be_the_path_of_a_file(
+    model_file: Path,
+    tmp_path: Path,
+    command: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    mine = tmp_path / "mine.yaml"
+    text = (HARDWARE / "cpu.yaml").read_text()
+    mine.write_text(text.replace("source: ", "source: a machine of mine, "))
+    command(plan, str(model_file), "--hardware", str(mine), "--ddr", "8GB", "--gpus", "2")
+    assert "a machine of mine" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -113,41 +120,40 @@ def test_mistakes_are_one_line(
     ],
 )
 def test_wrong_model_files(
-    model_file: Path, change: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+    model_file: Path, change: dict[str, Any], message: str, command: Callable[..., None]
 ) -> None:
     model_file.write_text(json.dumps(MODEL | change))
-    assert main(["plan", str(model_file)]) == 2
-    assert message in capsys.readouterr().err
+    with pytest.raises(InputError, match=message):
+        command(plan, str(model_file), *FOLDER)
 
 
 def test_planning_imports_no_torch(model_file: Path) -> None:
     code = (
-        "import sys; from recsys.commands.plan import main; "
-        f"main(['plan', {str(model_file)!r}]); sys.exit('torch' in sys.modules)"
+        "import argparse, sys; from recsys.commands import plan; p = argparse.ArgumentParser(); "
+        "plan.add_arguments(p); plan.run(p.parse_args()); sys.exit('torch' in sys.modules)"
     )
-    assert (
-        subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode
-        == 0
-    )
+    arguments = [sys.executable, "-c", code, str(model_file), *FOLDER]
+    result = subprocess.run(arguments, check=False, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 def test_calibration_is_read_where_there_is_one(
-    model_file: Path, capsys: pytest.CaptureFixture[str]
+    model_file: Path, command: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     cached = calibration_path()
     cached.parent.mkdir(parents=True)
     cached.write_text(
         (HARDWARE / "cpu.yaml").read_text().replace("source: ", "source: measured here, ")
     )
-    assert main(["plan", str(model_file), "--hardware", "cpu", "--ddr", "8GB", "--gpus", "2"]) == 0
+    command(plan, str(model_file), *FOLDER, "--hardware", "cpu", "--ddr", "8GB", "--gpus", "2")
     assert "measured here" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_calibrate_measures_and_caches(
-    model_file: Path, capsys: pytest.CaptureFixture[str]
+    model_file: Path, command: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["calibrate"]) == 0
+    command(calibrate, *FOLDER)
     measured = load_hardware("cpu", HARDWARE)
     assert str(calibration_path()) in capsys.readouterr().out
     assert measured.source.startswith("measured by calibrate")

@@ -13,6 +13,7 @@ from recsys.config import InputError
 from recsys.data.ingest import IngestReport
 from recsys.data.loader import Batch, WindowReader, batch_of
 from recsys.data.schema import CategoricalFeature, Schema
+from recsys.distill.score_log import ScoreLog
 
 Stream = tuple[Path, Path, IngestReport]
 
@@ -114,13 +115,13 @@ def test_scores_meet_their_examples(small_stream: Stream, tmp_path: Path) -> Non
         staleness_ms=pl.col("example_id") + 1,
     )
     scores.write_parquet(tmp_path / f"{window.name}.parquet")
-    for batch in reader.label_batches(window, 512, 0, 1, scores_dir=tmp_path):
+    for batch in reader.label_batches(window, 512, 0, 1, scores=ScoreLog(tmp_path)):
         even = batch.example_id % 2 == 0
         assert torch.isnan(batch.score[~even]).all()
         torch.testing.assert_close(batch.score[even], batch.example_id[even].float() / 10)
         assert batch.staleness_ms.tolist() == torch.where(even, batch.example_id + 1, 0).tolist()
     with pytest.raises(InputError, match="augment"):
-        list(reader.label_batches(reader.windows[1], 512, 0, 1, scores_dir=tmp_path))
+        list(reader.label_batches(reader.windows[1], 512, 0, 1, scores=ScoreLog(tmp_path)))
 
 
 def test_missing_values_and_lists() -> None:

@@ -15,6 +15,7 @@ from recsys.data.ingest import ingest
 from recsys.data.loader import WindowReader
 from recsys.data.schema import Schema
 from recsys.data.settings import DatasetSettings, DataSettings
+from recsys.distill.score_log import ScoreLog
 from tests.recsys.data.test_sources import LOG, SECTION, rows_of, run
 from tests.recsys.data.test_synthetic import digests
 
@@ -113,7 +114,7 @@ def test_reader_gives_labels_and_scores_under_the_names_of_the_models_tasks(
     scored.write_parquet(scores_dir / f"{window.name}.parquet")
     columns = {"click": "label", "conversion": "label_conversion"}
     for batch in [
-        *reader.label_batches(window, 512, 0, 1, scores_dir=scores_dir),
+        *reader.label_batches(window, 512, 0, 1, scores=ScoreLog(scores_dir, reader.logits)),
         *list(reader.event_batches(window, 512, 0, 1))[:2],
     ]:
         own = rows[batch.example_id.numpy()]

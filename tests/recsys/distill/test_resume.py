@@ -15,11 +15,11 @@ import pytest
 from torch import Tensor
 
 from recsys.config import InputError
-from recsys.distill import ranks, teacher
+from recsys.distill import teacher
 from recsys.distill.settings import TeacherSettings
 from recsys.distill.teacher import last_good, train_teacher
 from recsys.distill.training_job import TrainingJob
-from recsys.training import checkpoints
+from recsys.training import checkpoints, ranks
 from recsys.training.engine import Engine
 from recsys.training.launch import PRELOAD
 from recsys.training.resume import work_folder

@@ -188,7 +188,7 @@ def test_segment_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise OSError("disk full")
 
     with monkeypatch.context() as broken:
-        broken.setattr(score_log, "_publish", fail)
+        broken.setattr(score_log, "publish_file", fail)
         with pytest.raises(OSError, match="disk full"):
             log.write_chunk("w1", 0, records([1]))
     assert log.segments("w1") == []

@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from recsys import files
 from recsys.distill import score_log, scoring
 from recsys.distill.score_log import ScoreLog
 from recsys.distill.scoring import (
@@ -60,7 +61,7 @@ def run(job: ScoringJob) -> scoring.ScoreReport:
 def run_and_die(job: ScoringJob, writes: int, published: bool) -> None:
     """Run and kill this process at the ``writes``-th file of the log: before it is published, or
     after."""
-    publish, done = score_log._publish, iter(range(1, writes + 1))
+    publish, done = files.publish_file, iter(range(1, writes + 1))
 
     def counted(partial: Path, path: Path) -> None:
         last = next(done) == writes
@@ -70,7 +71,7 @@ def run_and_die(job: ScoringJob, writes: int, published: bool) -> None:
         if last:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    score_log._publish = counted
+    files.publish_file = score_log.publish_file = counted
     run(job)
 
 

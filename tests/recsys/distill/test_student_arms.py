@@ -12,6 +12,7 @@ from recsys.config import InputError, load_settings
 from recsys.data.loader import WindowReader
 from recsys.data.schema import Schema
 from recsys.distill.distillation_settings import AdapterSettings, DistillationSettings, overlaid
+from recsys.distill.score_log import ScoreLog
 from recsys.distill.settings import StudentSettings, StudentsSettings
 from recsys.distill.students import check_students, train_students
 from recsys.distill.training_job import TrainingJob
@@ -242,7 +243,7 @@ def test_students_that_share_examples_keep_their_own_labels(
             tmp_path / window.name / "part-00000.parquet"
         )
     mine, other = (
-        list(WindowReader(folder).label_batches(WINDOWS[2], ROWS, 0, 1, 1, scores_dir))
+        list(WindowReader(folder).label_batches(WINDOWS[2], ROWS, 0, 1, 1, ScoreLog(scores_dir)))
         for folder in (windows_dir, tmp_path)
     )
     for first, second in zip(mine, other, strict=True):

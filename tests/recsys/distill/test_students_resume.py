@@ -9,11 +9,12 @@ from unittest import mock
 import polars as pl
 import pytest
 
-from recsys.distill import ranks, students
+from recsys.distill import students
 from recsys.distill.scoring import SCORE_SCHEMA
 from recsys.distill.settings import StudentsSettings
 from recsys.distill.students import Run, train_runs, train_students
 from recsys.distill.training_job import TrainingJob
+from recsys.training import ranks
 from recsys.training.engine import Engine
 from recsys.training.settings import TrainSettings
 from tests.distributed.agents import Agent, start_agent

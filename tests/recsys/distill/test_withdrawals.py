@@ -6,9 +6,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from recsys import files
 from recsys.config import InputError, load_settings
 from recsys.data.schema import Schema, Window
-from recsys.distill import score_log
 from recsys.distill.score_log import SCORE_SCHEMA, ScoreLog, WindowFacts
 from recsys.distill.settings import StudentSettings
 from recsys.distill.snapshots import Snapshot
@@ -79,7 +79,7 @@ def test_withdrawal_that_cannot_be_written_leaves_the_file_as_it_was(
     def fail(partial: Path, path: Path) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(score_log, "_publish", fail)
+    monkeypatch.setattr(files, "publish_file", fail)
     with pytest.raises(OSError, match="disk full"):
         withdraw("w1", SNAPSHOTS, withdrawn_file)
     assert withdrawn_file.read_bytes() == before

@@ -1,0 +1,20 @@
+"""``towerflow stream``: new windows as they come."""
+
+import argparse
+
+from flows.command_line import add_overrides
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--set`` and ``--watch``."""
+    add_overrides(parser)
+    parser.add_argument(
+        "--watch", action="store_true", help="stay, and take windows whenever the raw log has grown"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Take what is there, or stay and watch."""
+    from flows.stream import main
+
+    main(dict(options.overrides), options.watch)

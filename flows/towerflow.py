@@ -1,0 +1,144 @@
+"""``towerflow``: what a person types. A new subcommand is one entry of COMMANDS."""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from flows.command_line import PARAMS, STATUS_OF_A_MISTAKE, exit_status
+
+DESCRIPTION = "From raw click logs to small, served ranking models."
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand. Its module, imported once it is asked for, has ``add_arguments(parser)`` and
+    ``run(options)``; what is slow to import (Prefect, torch) is imported by ``run``.
+
+    ``defaults`` go before those of the module's own options. One that needs the project is refused
+    where there is no folder params/.
+    """
+
+    name: str
+    help: str
+    module: str
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    needs_project: bool = True
+
+
+def _stage(name: str, what: str) -> Command:
+    return Command(name, what, "flows.stage", {"stage": name})
+
+
+HARDWARE = {"hardware_folder": PARAMS / "hardware"}
+# By title, in the order in which a person meets them.
+COMMANDS: dict[str, tuple[Command, ...]] = {
+    "the pipeline": (Command("run", "all stages, in order, that are not up to date", "flows.run"),),
+    "one stage of it": (
+        _stage("ingest", "raw logs to windows of event time: data/windows"),
+        _stage("partition", "which features go into which tower: models/partition"),
+        _stage("teacher", "train the teacher in time order, with snapshots: models/teacher"),
+        _stage("augment", "log the teacher's scores for later windows: data/scores"),
+        _stage("students", "train the students, plain and distilled: models/students"),
+        _stage("evaluate", "compare the students, window by window: reports/evaluation"),
+        _stage("register", "register each student's better arm: reports/registration.json"),
+    ),
+    "as the log grows": (
+        Command(
+            "stream", "take new windows: evaluate, score, learn, publish", "flows.stream_command"
+        ),
+        Command("snapshots", "list the teacher's snapshots, or withdraw one", "flows.snapshots"),
+    ),
+    "before you train": (
+        Command(
+            "plan",
+            "how each table is sharded on a cluster, and where",
+            "recsys.commands.plan",
+            HARDWARE,
+            needs_project=False,
+        ),
+        Command(
+            "advise",
+            "flat or towers on a cluster, how many, how narrow, and why",
+            "recsys.commands.advise",
+            needs_project=False,
+        ),
+        Command(
+            "calibrate",
+            "measure this machine for plan --hardware cpu",
+            "recsys.commands.calibrate",
+            HARDWARE,
+        ),
+    ),
+    "servers": (
+        Command("serve", "offer the pipeline and the stream as deployments", "flows.serve"),
+        Command("ui", "open the user interface of MLflow or Prefect", "flows.ui"),
+    ),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a subcommand; its exit status: 2 for a mistake, 130 for Ctrl-C.
+
+    Raises:
+        SystemExit: with ``--help``, or an option that argparse refuses.
+    """
+    parser = _parser()
+    if not (sys.argv[1:] if arguments is None else arguments):
+        parser.print_help(sys.stderr)
+        return STATUS_OF_A_MISTAKE
+    given = parser.parse_args(arguments)
+    return exit_status(lambda: _run(given.command, given.arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    lines = [DESCRIPTION]
+    for title, commands in COMMANDS.items():
+        lines += ["", f"{title}:", *(f"  {one.name:<11} {one.help}" for one in commands)]
+    parser = argparse.ArgumentParser(
+        prog="towerflow",
+        usage="towerflow COMMAND [OPTION ...]",
+        description="\n".join(lines),
+        epilog="towerflow COMMAND --help shows a command's options.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", metavar="COMMAND", help=argparse.SUPPRESS)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
+
+
+def _run(name: str, arguments: list[str]) -> None:
+    command = _command(name)
+    module = import_module(command.module)
+    parser = argparse.ArgumentParser(prog=f"towerflow {name}", description=command.help)
+    module.add_arguments(parser)
+    parser.set_defaults(**command.defaults)
+    options = parser.parse_args(arguments)
+    if command.needs_project:
+        _check_project()
+    module.run(options)
+
+
+def _command(name: str) -> Command:
+    by_name = {one.name: one for commands in COMMANDS.values() for one in commands}
+    if name not in by_name:
+        from recsys.config import InputError, nearest_hint
+
+        raise InputError(f"{name}: no such command; {nearest_hint(name, by_name)}")
+    return by_name[name]
+
+
+def _check_project() -> None:
+    if not PARAMS.is_dir():
+        from recsys.config import InputError
+
+        raise InputError(
+            f"{Path.cwd()}: there is no folder {PARAMS} here; start towerflow in the project's root"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
