@@ -6,6 +6,8 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,7 @@ def copy_project(folder: Path) -> Path:
         "requirements",
         ".dvc",
         "dvc.yaml",
+        "pyproject.toml",
         ".dvcignore",
         ".gitignore",
     ):
@@ -204,7 +207,7 @@ def test_the_flow_itself_shows_each_stage_as_cached(project: Path) -> None:
     script = "from flows.pipeline import pipeline; pipeline()"
     logged = run(project, sys.executable, "-c", script).stderr
     for stage in stages(project):
-        assert f"Cached('{stage} is up to date')" in logged
+        assert f"Cached('{stage} is up to date'" in logged
 
 
 def stale(folder: Path) -> dict[str, set[str]]:
@@ -220,6 +223,18 @@ def stale(folder: Path) -> dict[str, set[str]]:
     }
 
 
+@contextmanager
+def edited(path: Path, old: str, new: str) -> Iterator[None]:
+    """The file with the first ``old`` changed to ``new``, for a while."""
+    saved = path.read_text()
+    assert old in saved
+    path.write_text(saved.replace(old, new, 1))
+    try:
+        yield
+    finally:
+        path.write_text(saved)
+
+
 LOADER, FORMULA = "recsys/data/loader.py", "np.where(missing, 0.0, values)"
 READERS = {"partition", "teacher", "augment", "students"}
 
@@ -228,47 +243,32 @@ READERS = {"partition", "teacher", "augment", "students"}
     ("name", "old", "new", "expected"),
     [
         (LOADER, FORMULA, "np.where(missing, 0.0, 10.0 * values)", READERS | {"register"}),
-        (LOADER, FORMULA, f"({FORMULA})  # 0 for a missing one", set()),
+        (LOADER, FORMULA, f"({FORMULA})", set()),
         ("tasks/served_model.py", "len(found) > 1", "len(found) > 2", {"register"}),
-        ("recsys/evaluation/metrics.py", "METRICS", "_METRICS = 1\nMETRICS", None),
+        ("recsys/distill/losses.py", "\nimport torch", "\nimport torch\n\nA = 1", {"students"}),
         ("requirements/cpu.lock", "torch", "# torch", {"register"}),
     ],
 )
 def test_both_doors_agree_on_what_an_edit_makes_stale(
-    project: Path, name: str, old: str, new: str, expected: set[str] | None
+    project: Path, name: str, old: str, new: str, expected: set[str]
 ) -> None:
-    path, lock = project / name, project / "dvc.lock"
-    saved, locked, before = path.read_text(), lock.read_text(), hashes(project)
-    assert old in saved
-    path.write_text(saved.replace(old, new, 1))
-    assert set(json.loads(run(project, "dvc", "status", "--json").stdout)) >= {"code"}
-    found = stale(project)
-    if expected is None:
-        expected = found["flow"]
-        assert "evaluate" in expected
-    assert found == {"flow": expected, "status": expected, "repro": expected}
-    if not expected:
-        result = run(project, "dvc", "repro")
-        assert "Running stage" not in result.stdout
-        assert hashes(project) == before
-    path.write_text(saved)
-    assert set(json.loads(run(project, "dvc", "status", "--json").stdout)) >= {"code"}
+    with edited(project / name, old, new):
+        status = json.loads(run(project, "dvc", "status", "--json").stdout)
+        assert "code" in status
+        assert stale(project) == {"flow": expected, "status": expected, "repro": expected}
     assert stale(project) == {"flow": set(), "status": set(), "repro": set()}
-    lock.write_text(locked)
 
 
 def test_a_comment_runs_the_code_stage_alone(project: Path) -> None:
-    path, before = project / LOADER, hashes(project)
-    saved = path.read_text()
-    path.write_text(f"# What the models read.\n{saved}")
-    result = run(project, "dvc", "repro").stdout
-    path.write_text(saved)
-    started = [
-        line.split("'")[1] for line in result.splitlines() if line.startswith("Running stage")
-    ]
+    before = hashes(project)
+    with edited(project / LOADER, "\nimport numpy", "\n# What the models read.\nimport numpy"):
+        assert "code" in json.loads(run(project, "dvc", "status", "--json").stdout)
+        result = run(project, "dvc", "repro").stdout
+    started = [one.split("'")[1] for one in result.splitlines() if one.startswith("Running stage")]
     assert started == ["code"]
     assert hashes(project) == before
-    assert "up to date" in run(project, "dvc", "repro").stdout
+    run(project, "dvc", "repro")
+    assert "up to date" in run(project, "dvc", "status").stdout
 
 
 def test_deleted_outputs_come_back_with_the_same_hashes(project: Path) -> None:
