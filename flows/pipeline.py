@@ -4,7 +4,7 @@ skipped. As a command it is flows/run.py."""
 from flows.command_line import apply_overrides, run_program
 from flows.run import add_arguments, run
 
-if __name__ == "__main__":  # before Prefect and torch are imported, so that --help answers at once
+if __name__ == "__main__":  # before Prefect and torch are imported: most calls need neither
     run_program(__doc__, add_arguments, run)
 
 from prefect import flow
@@ -17,7 +17,8 @@ from flows.register import register
 from flows.students import students
 from flows.teacher import teacher
 from tasks.checks import check_before, check_settings_and_data
-from tasks.versioning import CACHED, check_stage, commit_stage
+from tasks.stages import CACHED, check_stage, commit_stage
+from tasks.versioning import settled_stages, stale_stages
 
 STAGES = (ingest, partition, teacher, augment, students, evaluate, register)
 
@@ -31,9 +32,11 @@ def pipeline(overrides: dict[str, str] | None = None) -> None:
     """
     apply_overrides(overrides or {})
     check_before(ingest.name)
+    stale = settled_stages()
     for stage_flow in STAGES:
-        if check_stage(stage_flow.name, return_state=True).name != CACHED:
+        if check_stage(stage_flow.name, stale, return_state=True).name != CACHED:
             stage_flow()
             commit_stage(stage_flow.name)
+            stale = stale_stages()
         if stage_flow is ingest:
             check_settings_and_data()

@@ -3,7 +3,7 @@ skipped."""
 
 import argparse
 
-from flows.command_line import add_overrides
+from flows.command_line import add_overrides, apply_overrides
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,12 +12,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run the pipeline and print the comparison."""
-    from flows.pipeline import pipeline
-    from recsys.evaluation.report import print_report
-    from tasks.project import EVALUATION
+    """Run the pipeline and print the comparison.
 
-    pipeline(dict(options.overrides))
+    Prefect, torch and MLflow are imported only where there is something to do.
+    """
+    from recsys.evaluation.printed import print_report
+    from tasks.project import EVALUATION
+    from tasks.versioning import settled_stages
+
+    apply_overrides(dict(options.overrides))
+    if settled_stages():
+        from flows.pipeline import pipeline
+
+        pipeline()
+    else:
+        print("Nothing to do: every stage is up to date.")
     print_report(EVALUATION)
     print(
         "Compare the runs:  make mlflow    then open "

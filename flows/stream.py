@@ -17,6 +17,7 @@ from tasks.calling import call, run_stage
 from tasks.checks import check_settings
 from tasks.ingest import ingest_windows
 from tasks.project import STREAM, STREAM_REPORT, BusyError, only_one
+from tasks.stages import commit_stage
 from tasks.stream import (
     RUN_LOCK,
     WATCH_LOCK,
@@ -30,7 +31,6 @@ from tasks.stream import (
 )
 from tasks.stream_settings import load_stream_settings
 from tasks.towers import partition_features
-from tasks.versioning import commit_stage
 
 
 @flow(name="stream")

@@ -4,7 +4,7 @@ from prefect import flow
 
 from flows.command_line import run_stage_command
 from tasks.calling import call
-from tasks.distillation import train_teacher_model
+from tasks.teacher import train_teacher_model
 
 
 @flow(name="teacher")

@@ -85,6 +85,8 @@ def register_models(chosen: dict[str, tuple[str, Path]], alias: str) -> None:
 
 def _register(chosen: dict[str, tuple[str, Path]], alias: str) -> None:
     mlflow, experiment_id = connect()
+    from tasks import served_model
+
     schema = Schema.load(WINDOWS)
     window, labels = schema.windows[-1].name, task_columns("label", schema.tasks)
     example = (
@@ -110,7 +112,7 @@ def _register(chosen: dict[str, tuple[str, Path]], alias: str) -> None:
             registered = f"towerflow-{name}"
             logged = mlflow.pyfunc.log_model(
                 name=name,
-                python_model="tasks/served_model.py",
+                python_model=served_model.__file__,
                 artifacts={"student": str(export)},
                 code_paths=["recsys"],
                 input_example=example.drop(columns=["label_time", *labels]),

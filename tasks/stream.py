@@ -17,7 +17,7 @@ from recsys.distill.student_settings import StudentsSettings
 from recsys.distill.withdrawn_settings import WithdrawnSettings
 from recsys.towers.settings import TowersSettings
 from tasks.augmentation import augment_settings_file
-from tasks.distillation import curves_of
+from tasks.curves import curves_of
 from tasks.project import (
     ORACLE,
     PARAMS,
@@ -34,7 +34,7 @@ from tasks.registry import register_models
 from tasks.stream_settings import load_stream_settings
 from tasks.teacher_settings import load_teacher
 from tasks.tracking import RunRecord, flatten, record
-from tasks.versioning import CACHED, check_stage, code_version, output_version
+from tasks.versioning import code_version, output_version, settled_stages
 
 if TYPE_CHECKING:
     from recsys.distill.online_stream import StreamJob
@@ -80,7 +80,7 @@ def log_state() -> tuple[list[tuple[str, int, int]], list[tuple[str, int, int]]]
 @task
 def ingest_is_due() -> bool:
     """Whether data/windows are not those of the raw log, its settings and this code."""
-    return check_stage.fn("ingest").name != CACHED
+    return bool(settled_stages("ingest"))
 
 
 @task

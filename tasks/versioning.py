@@ -1,19 +1,18 @@
-"""DVC: is a stage up to date, record that it is, and the hash of its inputs."""
+"""DVC: which stages are up to date, record that they are, and the hash of their inputs."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
-from prefect import task
-from prefect.client.schemas.objects import State
-from prefect.states import Completed
 
 from recsys.config import InputError
+from tasks.code import CODE_STAGE, write_code
 from tasks.project import BusyError
 
-CACHED = "Cached"
+PIPELINE_FILE, LOCK_FILE = Path("dvc.yaml"), Path("dvc.lock")
 
 
 def _dvc(*arguments: str) -> str:
@@ -27,25 +26,31 @@ def _dvc(*arguments: str) -> str:
     return result.stdout
 
 
-def is_current(stage: str) -> bool:
-    """Whether the stage's code, inputs, parameters and outputs are those of dvc.lock."""
-    return not json.loads(_dvc("status", "--json", stage) or "{}") and _is_locked(stage)
+def settled_stages(*stages: str) -> set[str]:
+    """As :func:`stale_stages`, after two things that cost little: the code stage is brought up to
+    date, and outputs that were deleted but lie in DVC's cache are brought back.
 
-
-@task(task_run_name="check {stage}")
-def check_stage(stage: str) -> State:
-    """A completed state whose name is ``Cached`` if the stage may be skipped.
-
-    A stage whose outputs were deleted but lie in DVC's cache is brought back from it.
+    Raises:
+        InputError: as :func:`tasks.code.write_code`, or DVC cannot say.
     """
-    if not is_current(stage) and _is_locked(stage):
-        _restore(stage)
-    if is_current(stage):
-        return Completed(name=CACHED, message=f"{stage} is up to date")
-    return Completed(message=f"{stage} has to run")
+    write_code()
+    targets = (CODE_STAGE, *stages) if stages else ()
+    changes = _changes(*targets)
+    if CODE_STAGE in changes or CODE_STAGE not in _lock():
+        commit_stage(CODE_STAGE)
+        changes = _changes(*targets)
+    deleted = [stage for stage in changes if _lacks_outputs(changes[stage]) and stage in _lock()]
+    if deleted:
+        _restore(*deleted)
+    return stale_stages(*stages) if deleted else _stale(changes, stages)
 
 
-@task(task_run_name="commit {stage}")
+def stale_stages(*stages: str) -> set[str]:
+    """Those of ``stages`` (none given: all) whose code, inputs, parameters or outputs are not those
+    of dvc.lock; those after them become so when they have run."""
+    return _stale(_changes(*stages), stages)
+
+
 def commit_stage(stage: str) -> None:
     """Write the stage's inputs and outputs to dvc.lock and DVC's cache."""
     _dvc("commit", "--force", "--quiet", stage)
@@ -69,10 +74,29 @@ def code_version() -> str:
     return result.stdout.strip() or "no-git"
 
 
-def _restore(stage: str) -> None:
-    """Bring the stage's outputs back from DVC's cache where it has them."""
+def _changes(*stages: str) -> dict[str, Any]:
+    """What DVC finds changed, by stage: ``[{"changed deps": {path: how}}, "changed command"]``."""
+    return json.loads(_dvc("status", "--json", *stages) or "{}")
+
+
+def _stale(changes: dict[str, Any], stages: tuple[str, ...]) -> set[str]:
+    asked = stages or yaml.safe_load(PIPELINE_FILE.read_text())["stages"]
+    return {stage for stage in asked if stage in changes or stage not in _lock()}
+
+
+def _lacks_outputs(changes: list[Any]) -> bool:
+    found = [
+        one["changed outs"]
+        for one in changes
+        if isinstance(one, dict) and len(one) == 1 and "changed outs" in one
+    ]
+    return any(how == "deleted" for outputs in found for how in outputs.values())
+
+
+def _restore(*stages: str) -> None:
+    """Bring the stages' outputs back from DVC's cache where it has them."""
     subprocess.run(
-        [sys.executable, "-m", "dvc", "checkout", "--quiet", stage],
+        [sys.executable, "-m", "dvc", "checkout", "--quiet", *stages],
         capture_output=True,
         text=True,
         check=False,
@@ -80,9 +104,9 @@ def _restore(stage: str) -> None:
 
 
 def _lock() -> dict[str, dict]:
-    path = Path("dvc.lock")
-    return (yaml.safe_load(path.read_text()) or {}).get("stages", {}) if path.is_file() else {}
-
-
-def _is_locked(stage: str) -> bool:
-    return stage in _lock()
+    """dvc.lock's stages."""
+    return (
+        (yaml.safe_load(LOCK_FILE.read_text()) or {}).get("stages", {})
+        if LOCK_FILE.is_file()
+        else {}
+    )

@@ -1,8 +1,12 @@
 """The main job on a small stream, through its real commands: Prefect, DVC and MLflow included."""
 
 import json
+import os
+import resource
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,44 @@ SMALL = {
     "evaluate.bootstrap_samples": "50",
 }
 pytestmark = pytest.mark.slow
+
+
+# Notes each file of params/ that a process opens, beside the stage whose flow is running.
+RECORDER = """
+import os
+import sys
+
+STAGES = {"flows." + name for name in "@STAGES".split()}
+LOG = "@LOG"
+
+
+def stage():
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") in STAGES:
+            return frame.f_globals["__name__"].removeprefix("flows.")
+        frame = frame.f_back
+    return ""
+
+
+def note(event, arguments):
+    if event == "open" and isinstance(arguments[0], str) and "params/" in arguments[0]:
+        path = os.path.relpath(arguments[0])
+        descriptor = os.open(LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(descriptor, (stage() + " " + path + "\\n").encode())
+        os.close(descriptor)
+
+
+if "dvc" not in sys.orig_argv:
+    sys.addaudithook(note)
+"""
+OF_NO_RESULT = {"params/tracking.yaml"}  # where runs are logged
+
+
+def stages(folder: Path) -> dict[str, Any]:
+    """dvc.yaml's stages, without the one that writes down their code."""
+    found = yaml.safe_load((folder / "dvc.yaml").read_text())["stages"]
+    return {name: spec for name, spec in found.items() if name != "code"}
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -40,7 +82,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project in which the pipeline has run once."""
     folder = copy_project(tmp_path_factory.mktemp("project"))
     options = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
-    result = run(folder, sys.executable, "-m", "flows.pipeline", *options)
+    log = tmp_path_factory.mktemp("opened") / "opened.txt"
+    recorder = RECORDER.replace("@STAGES", " ".join(stages(folder))).replace("@LOG", str(log))
+    (log.parent / "sitecustomize.py").write_text(recorder)
+    python_path = f"{folder}{os.pathsep}{log.parent}"
+    command = ("env", f"PYTHONPATH={python_path}", sys.executable, "-m", "flows.pipeline")
+    result = run(folder, *command, *options)
+    shutil.copy(log, folder / "opened.txt")
     (folder / "output.txt").write_text(result.stdout)
     return folder
 
@@ -65,6 +113,120 @@ def test_both_doors_agree_that_nothing_is_left_to_do(project: Path) -> None:
     before = hashes(project)
     assert "up to date" in run(project, "dvc", "repro").stdout
     assert hashes(project) == before
+
+
+def test_each_stage_depends_on_every_settings_file_that_it_opens(project: Path) -> None:
+    opened: dict[str, set[str]] = {name: set() for name in stages(project)}
+    current = ""
+    for line in (project / "opened.txt").read_text().splitlines():
+        stage, path = line.split(" ")
+        current = stage or current  # a rank or a thread of the stage that is running
+        if current:
+            opened[current].add(path)
+    assert "params/hardware/cpu.yaml" in opened["teacher"]
+    assert "params/datasets/synthetic.yaml" in opened["ingest"]
+    for name, spec in stages(project).items():
+        known = [Path(dep.replace("${dataset}", "synthetic")) for dep in spec["deps"]]
+        known += [Path(path) for parameters in spec["params"] for path in parameters]
+        unknown = {
+            path for path in opened[name] if not any(Path(path).is_relative_to(k) for k in known)
+        }
+        assert opened[name]
+        assert unknown <= OF_NO_RESULT, name
+
+
+def processor_seconds(folder: Path, *command: str) -> float:
+    """What the command and all that it starts take."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run(folder, *command)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.mark.parametrize("command", [("-m", "flows.pipeline"), ("-m", "dvc", "repro")])
+def test_nothing_to_do_takes_at_most_5_seconds(project: Path, command: tuple[str, ...]) -> None:
+    assert processor_seconds(project, sys.executable, *command) < 5
+
+
+def test_nothing_to_do_is_said_with_the_comparison_and_without_prefect_or_torch(
+    project: Path,
+) -> None:
+    shutil.rmtree(project / "models/teacher")  # comes back from DVC's cache
+    result = run(project, sys.executable, "-X", "importtime", "-m", "flows.pipeline")
+    assert result.stdout.startswith("Nothing to do: every stage is up to date.\n")
+    assert "gAUC" in result.stdout
+    assert (project / "models/teacher/metrics.json").is_file()
+    imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+    assert "recsys.evaluation.printed" in imported
+    assert not {"prefect", "torch", "mlflow", "numpy", "polars"} & imported
+
+
+def test_the_flow_itself_shows_each_stage_as_cached(project: Path) -> None:
+    script = "from flows.pipeline import pipeline; pipeline()"
+    logged = run(project, sys.executable, "-c", script).stderr
+    for stage in stages(project):
+        assert f"Cached('{stage} is up to date'" in logged
+
+
+def stale(folder: Path) -> dict[str, set[str]]:
+    """The stages that have to run, by each door: ``dvc status``, ``dvc repro`` and the flow."""
+    script = "from tasks.versioning import settled_stages; print(*settled_stages())"
+    by_flow = run(folder, sys.executable, "-c", script).stdout.split()
+    status = json.loads(run(folder, "dvc", "status", "--json").stdout)
+    dry = run(folder, "dvc", "repro", "--dry").stdout
+    return {
+        "flow": set(by_flow),
+        "status": set(status),
+        "repro": {line.split("'")[1] for line in dry.splitlines() if line.startswith("Running")},
+    }
+
+
+@contextmanager
+def edited(path: Path, old: str, new: str) -> Iterator[None]:
+    """The file with the first ``old`` changed to ``new``, for a while."""
+    saved = path.read_text()
+    assert old in saved
+    path.write_text(saved.replace(old, new, 1))
+    try:
+        yield
+    finally:
+        path.write_text(saved)
+
+
+LOADER, FORMULA = "recsys/data/loader.py", "np.where(missing, 0.0, values)"
+READERS = {"partition", "teacher", "augment", "students"}
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "expected"),
+    [
+        (LOADER, FORMULA, "np.where(missing, 0.0, 10.0 * values)", READERS | {"register"}),
+        (LOADER, FORMULA, f"({FORMULA})", set()),
+        ("tasks/served_model.py", "len(found) > 1", "len(found) > 2", {"register"}),
+        ("recsys/distill/losses.py", "\nimport torch", "\nimport torch\n\nA = 1", {"students"}),
+        ("requirements/cpu.lock", "torch", "# torch", {"register"}),
+    ],
+)
+def test_both_doors_agree_on_what_an_edit_makes_stale(
+    project: Path, name: str, old: str, new: str, expected: set[str]
+) -> None:
+    with edited(project / name, old, new):
+        status = json.loads(run(project, "dvc", "status", "--json").stdout)
+        assert "code" in status
+        assert stale(project) == {"flow": expected, "status": expected, "repro": expected}
+    assert stale(project) == {"flow": set(), "status": set(), "repro": set()}
+
+
+def test_a_comment_runs_the_code_stage_alone(project: Path) -> None:
+    before = hashes(project)
+    with edited(project / LOADER, "\nimport numpy", "\n# What the models read.\nimport numpy"):
+        assert "code" in json.loads(run(project, "dvc", "status", "--json").stdout)
+        result = run(project, "dvc", "repro").stdout
+    started = [one.split("'")[1] for one in result.splitlines() if one.startswith("Running stage")]
+    assert started == ["code"]
+    assert hashes(project) == before
+    run(project, "dvc", "repro")
+    assert "up to date" in run(project, "dvc", "status").stdout
 
 
 def test_deleted_outputs_come_back_with_the_same_hashes(project: Path) -> None:

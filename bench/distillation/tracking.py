@@ -13,7 +13,7 @@ from recsys.data.schema import MANIFEST_FILE, SCHEMA_FILE, Schema
 from recsys.distill.distillation_settings import DistillationSettings
 from recsys.distill.student_settings import PLAIN
 from recsys.files import fingerprint
-from tasks.distillation import curves_of
+from tasks.curves import curves_of
 from tasks.tracking import RunRecord, flatten, record
 
 KIND, COMPARISON = "distillation", "distillation comparison"

@@ -24,12 +24,11 @@ from recsys.distill.student_settings import StudentsSettings
 from recsys.distill.students import run_students, students_checkpoints
 from recsys.distill.teacher import (
     CHECKPOINT_KEYS,
-    CODE,
     PLACEMENT_KEYS,
-    code_of,
     load_partition,
     run_teacher,
     teacher_checkpoints,
+    teacher_code,
 )
 from recsys.distill.teacher_settings import TeacherSettings
 from recsys.distill.training_job import S, TrainingJob
@@ -124,7 +123,7 @@ def _check(job: StreamJob, schema: Schema) -> None:
 def _run_name(job: StreamJob, schema: Schema) -> str:
     """A name for all that decides the results besides the windows and the withdrawn snapshots."""
     return fingerprint(
-        code_of(CODE),
+        teacher_code(__name__, job.teacher.model),
         load_partition(job.partition_file, job.teacher.model),
         asdict(replace(schema, windows=[])),
         job.teacher.model_dump(exclude=CHECKPOINT_KEYS),

@@ -30,7 +30,7 @@ from recsys.distill.snapshots import (
     latest_before,
     list_snapshots,
 )
-from recsys.distill.teacher import CODE, PLACEMENT_KEYS, code_of, load_partition, teacher_engine
+from recsys.distill.teacher import PLACEMENT_KEYS, load_partition, teacher_code, teacher_engine
 from recsys.distill.teacher_settings import TeacherSettings
 from recsys.files import file_hash, fingerprint, folder_state, write_atomically, write_json
 from recsys.models.partition_file import Partition
@@ -152,7 +152,7 @@ def plans_of(job: ScoringJob, schema: Schema) -> list[WindowPlan]:
         raise InputError(f"{folder}: no snapshots; run the teacher stage first")
     chosen = choose_snapshots(schema, [s for s in snapshots if s.weights_hash not in job.withdrawn])
     decisive = (
-        code_of(CODE),
+        teacher_code(__name__, job.teacher.model),
         load_partition(job.partition_file, job.teacher.model),
         job.settings.model_dump(exclude={"wait_hours", "runner", "parallel_tasks"}),
         job.teacher.model.model_dump(),

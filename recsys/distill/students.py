@@ -18,12 +18,13 @@ from recsys.distill.losses import DistillationLoss
 from recsys.distill.score_log import ScoreLog
 from recsys.distill.student_checks import check_students, tasks_of
 from recsys.distill.student_settings import StudentSettings, StudentsSettings
-from recsys.distill.teacher import CHECKPOINT_KEYS, CODE, PLACEMENT_KEYS, code_of, model_size
+from recsys.distill.teacher import CHECKPOINT_KEYS, PLACEMENT_KEYS, model_size
 from recsys.distill.training_job import TrainingJob, resumable
 from recsys.files import PARTIAL_SUFFIX, fingerprint, folder_state, write_durably, write_json
 from recsys.models.factory import build_ranker
 from recsys.models.settings import ModelSettings
 from recsys.progress import RowProgress
+from recsys.provenance import code_of
 from recsys.serving.export import export_ranker
 from recsys.training import ranks
 from recsys.training.engine import Engine, LossFunction
@@ -99,7 +100,7 @@ def _run_name(job: TrainingJob[StudentsSettings]) -> str:
         job.train.model_dump(exclude=PLACEMENT_KEYS),
     )
     scores = None if job.scores_dir is None else folder_state(job.scores_dir)
-    return fingerprint(folder_state(job.windows_dir), scores, code_of(CODE), decisive)
+    return fingerprint(folder_state(job.windows_dir), scores, code_of(__name__), decisive)
 
 
 def students_checkpoints(

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-import recsys
 from recsys.data.loader import WindowReader
 from recsys.data.schema import Schema, Window, task_columns
 from recsys.distill.snapshots import SNAPSHOTS_DIR, Snapshot, hash_weights, publish
@@ -24,6 +23,7 @@ from recsys.models.partition_file import Partition
 from recsys.models.settings import ModelSettings
 from recsys.planning.plan_report import draw_plan
 from recsys.progress import RowProgress
+from recsys.provenance import Code, code_of, file_of, modules_named
 from recsys.sharding.training_plan import predict_training
 from recsys.towers.engine import tower_engine
 from recsys.training import ranks
@@ -39,7 +39,6 @@ PLAN_FILE = "plan.json"
 PLAN_FIGURE = "plan.png"
 SIZE_FILE = "size.json"
 TABLE_KEY = "embedding_bags"
-CODE = Path(recsys.__file__).parent
 CHECKPOINT_KEYS = {
     "checkpoint_every_batches",
     "keep_checkpoints",
@@ -124,12 +123,15 @@ def _run_name(job: TrainingJob[TeacherSettings]) -> str:
         job.settings.model_dump(exclude=CHECKPOINT_KEYS),
         job.train.model_dump(exclude=PLACEMENT_KEYS),
     )
-    return fingerprint(folder_state(job.windows_dir), code_of(CODE), partition, decisive)
+    code = teacher_code(__name__, job.settings.model)
+    return fingerprint(folder_state(job.windows_dir), code, partition, decisive)
 
 
-def code_of(package: Path) -> list[bytes]:
-    """The source files of a package."""
-    return [path.read_bytes() for path in sorted(package.rglob("*.py"))]
+def teacher_code(module: str, model: ModelSettings) -> Code:
+    """The code of ``module``, which builds ``model``, with the tower class that it names; one that
+    is not there is refused where the model is built."""
+    classes = [one for one in modules_named(model.tower_module.kind) if file_of(one) is not None]
+    return code_of(module, *classes)
 
 
 def load_partition(partition_file: Path | None, model: ModelSettings) -> Partition | None:

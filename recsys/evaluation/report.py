@@ -9,20 +9,18 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.markdown import Markdown
 
 from recsys.config import InputError
 from recsys.data.schema import Schema, Window
 from recsys.evaluation.comparison import Comparison, compare
 from recsys.evaluation.figures import draw_differences, draw_windows
 from recsys.evaluation.metrics import METRICS, compute_metrics
+from recsys.evaluation.printed import TABLE_FILE
 from recsys.evaluation.settings import EvaluateSettings, check_evaluated
-from recsys.files import read_json, write_json
+from recsys.files import write_json
 
 PREDICTIONS_DIR = "predictions"
-TABLE_FILE, WINDOWS_FILE = "table.md", "windows.csv"
-TABLE_WIDTH = 110  # characters, so that no cell of the table is cut
+WINDOWS_FILE = "windows.csv"
 LABELS = {
     "ne": "NE",
     "auc": "AUC",
@@ -147,21 +145,6 @@ def evaluate(
     report = Report(first, rows_by_student, seeds, arms, tasks, metrics, window_rows)
     _write(report, output_dir)
     return report
-
-
-def print_report(folder: Path) -> None:
-    """Print the table of the evaluation in ``folder`` on the terminal."""
-    report = read_json(folder / "report.json")
-    rows = ", ".join(f"{student} {count:,}" for student, count in report["rows"].items())
-    console = Console(width=max(Console().width, TABLE_WIDTH))
-    arms = list(report.get("comparisons", {}).values()) or [{DISTILLED: {}}]
-    console.print(Markdown((folder / TABLE_FILE).read_text()))
-    console.print(
-        f"Predictions made before training on them, windows from {report['first_window']}; rows: "
-        f"{rows}; "
-        f"seeds: {len(report['seeds'])}. low and high bound the difference "
-        f"{', '.join(next(iter(arms)))} - plain."
-    )
 
 
 def _compare(

@@ -423,7 +423,8 @@ def private_uses(path: Path) -> tuple[set[str], set[str]]:
             own_defined.add(node.target.id)
         elif isinstance(node, ast.Constant) and node.value in RISKY_STRINGS:
             foreign.add(str(node.value))
-    return foreign - {"_exit"}, own_read - own_defined  # os._exit is Python's
+    # Another object of a class defined here is no stranger; os._exit is Python's.
+    return foreign - own_defined - {"_exit"}, own_read - own_defined
 
 
 def is_private(name: str) -> bool:

@@ -38,6 +38,7 @@ def copy_project(folder: Path) -> Path:
         "requirements",
         ".dvc",
         "dvc.yaml",
+        "pyproject.toml",
         ".dvcignore",
         ".gitignore",
     ):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tasks.distillation import curves_of
+from tasks.curves import curves_of
 from tasks.tracking import METRICS_PER_REQUEST, RunRecord, connect, record
 
 

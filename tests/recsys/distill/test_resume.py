@@ -205,12 +205,17 @@ def test_last_good_passes_over_jumps_and_undefined() -> None:
     assert last_good([nan, 1.0, 1.05, 2.0, nan], 0.1) == 1.05
 
 
-def test_run_name_depends_on_the_code(
+def test_run_name_depends_on_the_code_that_trains_and_not_on_its_comments(
     windows_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    towers = TEACHER.model.tower_module.model_copy(update={"kind": "my_towers:Mine"})
+    model = TEACHER.model.model_copy(update={"tower_module": towers})
+    settings = TEACHER.model_copy(update={"model": model})
     names = []
-    for text in ("a = 1", "a = 2"):
-        (tmp_path / "code.py").write_text(text)
-        monkeypatch.setattr(teacher, "CODE", tmp_path)
-        names.append(teacher._run_name(TrainingJob(windows_dir, TEACHER, TRAIN, tmp_path)))
-    assert names[0] != names[1]
+    for text in ("a = 1", "a = 1  # one", "a = 2"):
+        (tmp_path / "my_towers.py").write_text(text)
+        names.append(teacher._run_name(TrainingJob(windows_dir, settings, TRAIN, tmp_path)))
+    assert names[0] == names[1] != names[2]
+    code = teacher.teacher_code("recsys.distill.teacher", settings.model)
+    assert {"my_towers", "recsys.data.loader", "recsys.distill.teacher"} <= code.modules.keys()

@@ -9,7 +9,7 @@ import pytest
 
 from recsys.config import InputError
 from recsys.evaluation.metrics import auc
-from recsys.evaluation.report import print_report
+from recsys.evaluation.printed import print_report
 from tests.support.predictions import ROWS, SETTINGS, run
 
 

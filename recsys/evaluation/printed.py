@@ -1,0 +1,26 @@
+"""The table of an evaluation on the terminal: apart, so that it is shown before what computes it is
+imported."""
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.markdown import Markdown
+
+TABLE_FILE = "table.md"
+TABLE_WIDTH = 110  # characters, so that no cell of the table is cut
+
+
+def print_report(folder: Path) -> None:
+    """Print the table of the evaluation in ``folder`` on the terminal."""
+    report = json.loads((folder / "report.json").read_text())
+    rows = ", ".join(f"{student} {count:,}" for student, count in report["rows"].items())
+    console = Console(width=max(Console().width, TABLE_WIDTH))
+    arms = list(report.get("comparisons", {}).values()) or [{"distilled": {}}]
+    console.print(Markdown((folder / TABLE_FILE).read_text()))
+    console.print(
+        f"Predictions made before training on them, windows from {report['first_window']}; rows: "
+        f"{rows}; "
+        f"seeds: {len(report['seeds'])}. low and high bound the difference "
+        f"{', '.join(next(iter(arms)))} - plain."
+    )

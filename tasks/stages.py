@@ -1,0 +1,24 @@
+"""What the flows show of DVC: a stage is up to date, or has run and is recorded."""
+
+from prefect import task
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from tasks import versioning
+
+CACHED = "Cached"
+
+
+@task(task_run_name="check {stage}")
+def check_stage(stage: str, stale: set[str]) -> State:
+    """A completed state whose name is ``Cached`` if the stage is not among those that have to
+    run."""
+    if stage in stale:
+        return Completed(message=f"{stage} has to run")
+    return Completed(name=CACHED, message=f"{stage} is up to date")
+
+
+@task(task_run_name="commit {stage}")
+def commit_stage(stage: str) -> None:
+    """Write the stage's inputs and outputs to dvc.lock and DVC's cache."""
+    versioning.commit_stage(stage)

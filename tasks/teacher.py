@@ -1,0 +1,43 @@
+"""Train the teacher."""
+
+import shutil
+
+from prefect import task
+
+from recsys.data.schema import Schema
+from tasks.curves import curves_of
+from tasks.project import PARAMS, PARTITION_FILE, TEACHER, TEACHER_WORK, WINDOWS, replacing, require
+from tasks.teacher_settings import load_teacher
+from tasks.tracking import RunRecord, flatten, record
+from tasks.versioning import output_version
+
+
+@task
+def train_teacher_model() -> None:
+    """Train the teacher over all domains in time order and write models/teacher; goes on where a
+    killed run stopped."""
+    from recsys.distill.teacher import train_teacher
+    from recsys.distill.training_job import TrainingJob
+
+    require(WINDOWS, PARTITION_FILE)
+    settings, train = load_teacher(PARAMS)
+    with replacing(TEACHER) as (output,):
+        train_teacher(
+            TrainingJob(WINDOWS, settings, train, output, partition_file=PARTITION_FILE),
+            TEACHER_WORK,
+        )
+    shutil.rmtree(TEACHER_WORK, ignore_errors=True)
+    record(
+        RunRecord(
+            name="teacher",
+            kind="teacher",
+            parameters=flatten(settings) | flatten(train),
+            data_version=output_version(WINDOWS),
+            dataset=Schema.load(WINDOWS).dataset,
+            curves=curves_of(TEACHER),
+            tags={"partition_version": output_version(PARTITION_FILE.parent)},
+            artifacts={
+                str(TEACHER / name): "" for name in ("metrics.json", "plan.json", "plan.png")
+            },
+        )
+    )
