@@ -4,15 +4,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-from recsys.distill.student_settings import StudentsSettings
-from recsys.distill.teacher_settings import TeacherSettings
 from recsys.files import link_files
 from recsys.training.resume import CHECKPOINTS_DIR, OUTPUT_DIR, Checkpoints, work_folder
 from recsys.training.settings import TrainSettings
 
-S = TypeVar("S", TeacherSettings, StudentsSettings)
+if TYPE_CHECKING:  # else an edit of the students' settings would retrain the teacher
+    from recsys.distill.student_settings import StudentsSettings
+    from recsys.distill.teacher_settings import TeacherSettings
+
+S = TypeVar("S", "TeacherSettings", "StudentsSettings")
 
 
 @dataclass(frozen=True)

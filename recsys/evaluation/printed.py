@@ -1,11 +1,12 @@
 """The table of an evaluation on the terminal: apart, so that it is shown before what computes it is
 imported."""
 
-import json
 from pathlib import Path
 
 from rich.console import Console
 from rich.markdown import Markdown
+
+from recsys.files import read_json
 
 TABLE_FILE = "table.md"
 TABLE_WIDTH = 110  # characters, so that no cell of the table is cut
@@ -13,7 +14,7 @@ TABLE_WIDTH = 110  # characters, so that no cell of the table is cut
 
 def print_report(folder: Path) -> None:
     """Print the table of the evaluation in ``folder`` on the terminal."""
-    report = json.loads((folder / "report.json").read_text())
+    report = read_json(folder / "report.json")
     rows = ", ".join(f"{student} {count:,}" for student, count in report["rows"].items())
     console = Console(width=max(Console().width, TABLE_WIDTH))
     arms = list(report.get("comparisons", {}).values()) or [{"distilled": {}}]
