@@ -503,12 +503,12 @@ def build(changes: dict[str, Any], towers: bool) -> None:
         (
             {"sharding": "data_parallel"},
             True,
-            r"sharding: data_parallel does not stay inside a tower's hosts",
+            r"key 'sharding': data_parallel does not stay inside a tower's hosts",
         ),
         (
             {"table_sharding": {"table_shop": "grid_shard"}},
             True,
-            r"table_shop: grid_shard does not stay inside",
+            r"key 'table_sharding.table_shop': grid_shard does not stay inside",
         ),
         (
             {"table_sharding": {"table_shp": "row_wise"}},
