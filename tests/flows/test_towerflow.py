@@ -140,6 +140,7 @@ def test_in_the_project_plan_finds_the_hardware_by_its_name(
     assert "did you mean 'a100_zionex'?" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("door", [["-m", "flows.towerflow", "ingest"], ["-m", "flows.ingest"]])
 def test_a_stage_by_either_door_writes_the_override_and_refuses_it_in_one_line(
     door: list[str], tmp_path: Path

@@ -149,6 +149,7 @@ def test_settings_that_the_data_do_not_have(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_stage_command_checks_all_stages(project: Path) -> None:
     apply_overrides({"students.students.1.domain": "search"})
     command = [sys.executable, "-m", "flows.partition"]

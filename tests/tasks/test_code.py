@@ -161,6 +161,7 @@ def test_a_tower_class_of_ones_own_is_the_code_of_the_stages_that_build_the_teac
     assert {stage for stage in after if after[stage] != before[stage]} == {"teacher", "augment"}
 
 
+@pytest.mark.slow
 def test_a_tower_class_that_dvc_would_not_see_change_is_refused_until_dvc_yaml_names_it(
     towers: Path,
 ) -> None:

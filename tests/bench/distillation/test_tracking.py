@@ -94,6 +94,7 @@ def run_of(runs: list[Any], arm: str, seed: int) -> Any:
     return found
 
 
+@pytest.mark.slow
 def test_each_model_and_seed_is_one_run_and_logging_again_adds_none(runs: list[Any]) -> None:
     assert len(runs) == len(LEVELS) * len(SEEDS) + 1
     assert sum(run.data.tags["kind"] == KIND for run in runs) == len(LEVELS) * len(SEEDS)

@@ -49,6 +49,7 @@ def known_clicks(rows: pl.DataFrame, user: str, item: str, length: int) -> list[
     ]
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(rows=ROWS, length=st.integers(1, 4))
 def test_a_log_gets_the_last_clicks_known_before_each_event(rows: list[Row], length: int) -> None:

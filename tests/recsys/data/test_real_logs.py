@@ -15,6 +15,7 @@ PARAMS = Path(__file__).resolve().parents[3] / "params"
 POOLED_AUC_BAR = 0.74
 
 
+@pytest.mark.slow
 def test_ebnerd_has_the_known_pairs_and_signal(
     data_settings: DataSettings, real_logs: Path, tmp_path: Path
 ) -> None:

@@ -41,6 +41,7 @@ def generated(
     )
 
 
+@pytest.mark.slow
 def test_conversions_change_nothing_else_of_the_stream(
     data_settings: DataSettings, small_dataset: DatasetSettings, tmp_path: Path
 ) -> None:

@@ -136,6 +136,7 @@ def served_calibration(mode: str, w: float, ratio: float) -> float:
     return (torch.sigmoid(model(one.dense, one.sparse)["serving"]).mean() / rate).item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("w", "ratio"), [(0.5, 2.0), (1.0, 1.86), (3.0, 2.0)])
 def test_a_biased_teacher_moves_the_single_head_by_the_closed_form_the_auxiliary_head_not(
     w: float, ratio: float

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
@@ -121,6 +122,7 @@ def joined_by_hand(
     ]
 
 
+@pytest.mark.slow
 @settings(max_examples=250, deadline=None, derandomize=True)
 @given(written=logs(), examples=st.lists(IDS, unique=True, max_size=13))
 def test_join_is_that_of_a_walk_through_every_record(written: Written, examples: list[int]) -> None:

@@ -23,6 +23,7 @@ def test_choices_are_sorted_and_hold_flat_the_transform_and_every_tower_count() 
     assert all(choice.hosts.groups == choice.towers for choice in found if choice.towers)
 
 
+@pytest.mark.slow
 def test_a_slower_network_never_makes_towers_look_worse() -> None:
     model, cluster = load_settings(DCN, AdvisedModel), load_settings(H100, TowerCluster)
     gains = []

@@ -59,6 +59,7 @@ assert run_on_ranks(len, ("abc",), 1, 1) == [3]
 """
 
 
+@pytest.mark.slow
 def test_an_engine_works_in_an_empty_folder(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-c", NOTEBOOK],
