@@ -1,10 +1,12 @@
 """Raw values to model inputs: categories to table rows, numbers to signed logarithms."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
+from numpy.typing import NDArray
 from pandas.core.util.hashing import hash_array
 
 from recsys.config import InputError
@@ -55,6 +57,14 @@ def signed_log1p(name: str) -> pl.Expr:
     value = pl.col(name).cast(pl.Float64)
     finite = pl.when(value.is_finite()).then(value)
     return (finite.sign() * finite.abs().log1p()).cast(pl.Float32).alias(name)
+
+
+def dense_values(frame: pl.DataFrame, dense: Sequence[str]) -> NDArray[np.float32]:
+    """[N, D] float32 of the columns ``dense``; missing values are NaN."""
+    values = np.empty((frame.height, len(dense)), dtype=np.float32)  # a log may have none
+    for index, name in enumerate(dense):
+        values[:, index] = frame[name].cast(pl.Float32).to_numpy()
+    return values
 
 
 def milliseconds(text: str, key: str) -> int:

@@ -2,26 +2,30 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys.config import InputError
+from recsys.data.encoding import dense_values
 from recsys.data.schema import MANIFEST_FILE, SCHEMA_FILE, Schema, Window, task_columns
 from recsys.data.settings import DatasetSettings, DataSettings
 from recsys.data.sources.base import Chunk, Source
 from recsys.data.sources.criteo import criteo_source
 from recsys.data.sources.table import table_source
+from recsys.data.standardise import Moments
 from recsys.data.synthetic import synthetic_source
 from recsys.progress import RowProgress
 from recsys.units import MS_PER_HOUR
 
 QUARANTINE_FILE = "quarantine.parquet"
 EXAMPLES_SHOWN = 3
+PRIOR_ROWS = 20  # of all domains' base rate, in that of each domain
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,11 @@ def ingest(
         further_base_rates=_further_base_rates(
             windows_dir / writer.done[0].window.name, source.tasks, base_rate
         ),
+        domain_base_rates=_domain_base_rates(
+            windows_dir / writer.done[0].window.name, len(source.domains), base_rate
+        ),
+        dense_half_life_windows=settings.dense_half_life_windows,
+        dense_clip=settings.dense_clip,
     )
     schema.save(windows_dir)
     _write_manifests(writer.done, windows_dir)
@@ -99,6 +108,15 @@ def _further_base_rates(window_dir: Path, tasks: list[str], main_rate: float) ->
         .collect()
     )
     return [main_rate if mean is None else mean for mean in means.row(0)]
+
+
+def _domain_base_rates(window_dir: Path, domains: int, base_rate: float) -> list[float]:
+    """Mean label of each domain in a window; few rows lean on that of all, ``base_rate``."""
+    columns = pl.scan_parquet(window_dir / "part-*.parquet").select("domain", "label").collect()
+    domain = columns["domain"].to_numpy()
+    rows = np.bincount(domain, minlength=domains)
+    clicks = np.bincount(domain, columns["label"].to_numpy().astype(np.float64), domains)
+    return ((clicks + PRIOR_ROWS * base_rate) / (rows + PRIOR_ROWS)).tolist()
 
 
 def open_source(settings: DataSettings, dataset: DatasetSettings) -> Source:
@@ -140,6 +158,7 @@ class _WindowWriter:
             "group",
             *task_columns("label", source.tasks),
         ]
+        self.dense = source.dense
         self.columns = names + source.dense + [feature.name for feature in source.categorical]
         self.oracle_columns = ["example_id", *task_columns("probability", source.tasks)]
         self.done: list[_Done] = []
@@ -199,8 +218,11 @@ class _WindowWriter:
             self._done.parts[name] = hashlib.file_digest(file, "sha256").hexdigest()
         self.rows += frame.height
         window = self._done.window
-        self._done.window = Window(
-            window.name, window.start_ms, window.end_ms, window.rows + frame.height, 0
+        moments = Moments.of(dense_values(frame, self.dense))
+        self._done.window = replace(
+            window,
+            rows=window.rows + frame.height,
+            dense=moments if window.dense is None else window.dense.plus(moments),
         )
 
     def close_window(self) -> None:
@@ -211,10 +233,7 @@ class _WindowWriter:
             self._write_part(rest)
         if self._oracle is not None:
             self._oracle.close()
-        window = self._done.window
-        self._done.window = Window(
-            window.name, window.start_ms, window.end_ms, window.rows, self._delay
-        )
+        self._done.window = replace(self._done.window, max_label_delay_ms=self._delay)
         self._done.quarantined, self._bad = self._bad, 0
         self.done.append(self._done)
         self._start, self._pending, self._oracle = None, [], None

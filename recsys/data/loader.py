@@ -12,6 +12,7 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
+from recsys.data.encoding import dense_values
 from recsys.data.schema import Schema, Window, task_columns
 
 META_COLUMNS = ["example_id", "event_time", "label_time", "domain", "group"]
@@ -119,6 +120,8 @@ class WindowReader:
             for base in ("label", "logit")
             for old, new in self._renaming(stored, base).items()
         }
+        standards = self.schema.standards()
+        self._standards = dict(zip((w.name for w in self.windows), standards, strict=False))
         features = self.schema.dense + [feature.name for feature in self.schema.categorical]
         self._columns = META_COLUMNS + stored.columns("label", self.schema.tasks) + features
 
@@ -143,9 +146,8 @@ class WindowReader:
         rest: pl.DataFrame | None = None
         skip = first_batch * batch_size
         for part in self._parts(window):
-            frame = _of_domain(pl.read_parquet(part, columns=self._columns), domain).rename(
-                self._names, strict=False
-            )
+            read = _of_domain(pl.read_parquet(part, columns=self._columns), domain)
+            frame = self._standardised(read, window).rename(self._names, strict=False)
             frame = frame if rest is None else pl.concat([rest, frame])
             skipped = min(skip, frame.height)
             frame, skip = frame[skipped:], skip - skipped
@@ -182,7 +184,7 @@ class WindowReader:
             frame = scan.filter(
                 (pl.col("label_time") >= low) & (pl.col("label_time") < window.end_ms)
             ).collect()
-            frame = _of_domain(frame, domain)
+            frame = self._standardised(_of_domain(frame, domain), source)
             frames.append(frame if scores is None else scores.join(frame, source))
         ordered = (
             pl.concat(frames).rename(self._names, strict=False).sort("label_time", "example_id")
@@ -204,6 +206,11 @@ class WindowReader:
         tasks = self.schema.tasks
         pairs = zip(stored.columns(base, tasks), task_columns(base, tasks), strict=True)
         return {old: new for old, new in pairs if old != new}
+
+    def _standardised(self, frame: pl.DataFrame, window: Window) -> pl.DataFrame:
+        """Examples of ``window`` with their dense features as a model of that time sees them."""
+        standard = self._standards.get(window.name)
+        return frame if standard is None else standard.apply(frame, self.schema.dense)
 
     def _parts(self, window: Window) -> list[Path]:
         return sorted((self.windows_dir / window.name).glob("part-*.parquet"))
@@ -232,11 +239,7 @@ def batch_of(frame: pl.DataFrame, schema: Schema, weight: np.ndarray, global_row
             there are teacher scores.
         weight: [B] float32.
     """
-    values = np.empty(
-        (frame.height, len(schema.dense)), dtype=np.float32
-    )  # a log may have no dense features
-    for index, name in enumerate(schema.dense):
-        values[:, index] = frame[name].cast(pl.Float32).to_numpy()
+    values = dense_values(frame, schema.dense)
     missing = np.isnan(values)
     domain = _tensor(frame["domain"], np.int64)
     in_domain = np.eye(len(schema.domains), dtype=np.float32)[domain.numpy()]

@@ -4,8 +4,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from recsys.config import InputError
+from recsys.data.standardise import Moments, Standard, standards
 
 SCHEMA_FILE = "schema.json"
 MANIFEST_FILE = "manifest.json"
@@ -35,7 +37,8 @@ class CategoricalFeature:
 class Window:
     """A slice of event time, [start_ms, end_ms); its folder is ``name``.
 
-    ``max_label_delay_ms`` is the largest label_time - event_time of its examples.
+    ``max_label_delay_ms`` is the largest label_time - event_time of its examples. ``dense`` are the
+    moments of its dense features; None where nobody has measured them.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Window:
     end_ms: int
     rows: int
     max_label_delay_ms: int
+    dense: Moments | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,13 @@ class Schema:
     before it starts. ``planted_groups`` is the true grouping of the generated stream, by feature
     name, for evaluation only; empty on real logs. ``tasks`` are what is predicted, the main one
     first; every example has its label, those of the others may be missing. ``further_base_rates``
-    are their mean known labels in the first window.
+    are their mean known labels in the first window, ``domain_base_rates`` the main task's by
+    domain.
+
+    Dense features are stored as they are and standardised when they are read, by the windows
+    before: ``dense_half_life_windows`` and ``dense_clip`` say how; None: not at all.
+    ``serving_standard`` is what comes after the last window, in an exported schema that has no
+    windows.
     """
 
     dataset: str
@@ -65,6 +75,10 @@ class Schema:
     planted_groups: dict[str, str]
     tasks: list[str] = field(default_factory=lambda: [MAIN_TASK])
     further_base_rates: list[float] = field(default_factory=list)
+    domain_base_rates: list[float] = field(default_factory=list)
+    dense_half_life_windows: float | None = None
+    dense_clip: float = 5.0
+    serving_standard: Standard | None = None
 
     @property
     def base_rates(self) -> dict[str, float]:
@@ -101,6 +115,23 @@ class Schema:
         one-hot."""
         return 2 * len(self.dense) + len(self.domains)
 
+    def standards(self) -> list[Standard]:
+        """What each window's dense features are standardised with, and what comes after the last.
+
+        Empty where they are not standardised.
+        """
+        moments = [window.dense for window in self.windows if window.dense is not None]
+        if self.dense_half_life_windows is None or len(moments) < len(self.windows):
+            return []
+        return standards(moments, self.dense_half_life_windows, self.dense_clip)
+
+    def for_serving(self) -> "Schema":
+        """What a served model keeps: no windows, but what standardises the features after the
+        last."""
+        after = self.standards()
+        standard = after[-1] if after else self.serving_standard
+        return replace(self, windows=[], planted_groups={}, serving_standard=standard)
+
     def save(self, windows_dir: Path) -> None:
         """Write ``schema.json`` in ``windows_dir``."""
         (windows_dir / SCHEMA_FILE).write_text(
@@ -117,7 +148,21 @@ class Schema:
         path = windows_dir / SCHEMA_FILE
         if not path.is_file():
             raise InputError(f"{path}: no such file; run the ingest stage first (towerflow ingest)")
-        values = json.loads(path.read_text())
-        values["categorical"] = [CategoricalFeature(**feature) for feature in values["categorical"]]
-        values["windows"] = [Window(**window) for window in values["windows"]]
-        return cls(**values)
+        return cls.from_json(json.loads(path.read_text()))
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Schema":
+        """The schema that ``dataclasses.asdict`` has written."""
+        read = dict(values)
+        read["categorical"] = [CategoricalFeature(**feature) for feature in values["categorical"]]
+        read["windows"] = [_window(window) for window in values["windows"]]
+        if values.get("serving_standard") is not None:
+            read["serving_standard"] = Standard(**values["serving_standard"])
+        return cls(**read)
+
+
+def _window(values: dict[str, Any]) -> Window:
+    read = dict(values)
+    if values.get("dense") is not None:
+        read["dense"] = Moments(**values["dense"])
+    return Window(**read)

@@ -28,6 +28,10 @@ class DataSettings(Settings):
     ``dataset`` names a description (:class:`DatasetSettings`); ``root`` is the folder that the
     relative paths of real logs are under. Ingest stops when more than ``quarantine_limit`` of the
     rows are bad.
+
+    Dense features are standardised by the windows before, each counting half as much as the one
+    ``dense_half_life_windows`` after it, and clipped to ``dense_clip`` deviations; null: left as
+    they are.
     """
 
     dataset: str = "synthetic"
@@ -36,6 +40,8 @@ class DataSettings(Settings):
     max_windows: Annotated[int, Field(gt=0)] | None = None
     rows_per_part: Annotated[int, Field(gt=0)] = 200_000
     quarantine_limit: Annotated[float, Field(ge=0, le=1)] = 0.01
+    dense_half_life_windows: Annotated[float, Field(gt=0)] | None = 3.0
+    dense_clip: Annotated[float, Field(gt=0)] = 5.0
 
 
 class DomainSettings(Settings):

@@ -49,6 +49,10 @@ class SplitRanker(Protocol):
         """[B, H] -> logit [B]."""
         ...
 
+    def first_order(self, representation: Tensor, task: int) -> Tensor | float:
+        """[B, H] -> the part of a task's logit [B] that is its ids' own; 0 without one."""
+        ...
+
     def heads(self, representation: Tensor) -> dict[str, Tensor]:
         """[B, H] -> logits [B]: ``serving``, and each further task's under its name."""
         ...
@@ -126,13 +130,13 @@ class DistilledRanker(nn.Module):
         scaled = scale_gradient(representation, self.gradient_scale)  # [B, H]
         outputs = self.ranker.heads(representation)  # each [B]
         if self.distillation_head is not None:
-            outputs[DISTILLATION] = self.distillation_head(scaled).squeeze(-1)  # [B]
+            outputs[DISTILLATION] = self._head(self.distillation_head, scaled, 0)
         elif self.affine is not None:
             outputs[DISTILLATION] = self.affine(outputs[SERVING].unsqueeze(-1)).squeeze(-1)
         else:
             outputs[DISTILLATION] = outputs[SERVING]
         if self.adapter_head is not None:
-            outputs[ADAPTED] = self.adapter_head(scaled).squeeze(-1)
+            outputs[ADAPTED] = self._head(self.adapter_head, scaled, 0)
         return outputs | self._further(outputs, scaled)
 
     def _further(self, outputs: dict[str, Tensor], scaled: Tensor) -> dict[str, Tensor]:
@@ -140,17 +144,22 @@ class DistilledRanker(nn.Module):
         tasks = self.ranker.further_tasks
         if not self.further_heads:
             return {output_of(DISTILLATION, task): outputs[task] for task in tasks}
-        inputs = [scaled if self.affine is None else outputs[task].unsqueeze(-1) for task in tasks]
-        heads = zip(tasks, self.further_heads, inputs, strict=True)
-        found = {
-            output_of(DISTILLATION, task): head(value).squeeze(-1) for task, head, value in heads
-        }
-        adapted = zip(
-            tasks, self.further_adapter_heads, strict=False
-        )  # none without an adapter's own head
-        return found | {
-            output_of(ADAPTED, task): head(scaled).squeeze(-1) for task, head in adapted
-        }
+        found = {}
+        for place, (task, head) in enumerate(zip(tasks, self.further_heads, strict=True), start=1):
+            if self.affine is None:
+                found[output_of(DISTILLATION, task)] = self._head(head, scaled, place)
+            else:
+                found[output_of(DISTILLATION, task)] = head(outputs[task].unsqueeze(-1)).squeeze(-1)
+        for place, head in enumerate(
+            self.further_adapter_heads, start=1
+        ):  # none without an own head
+            found[output_of(ADAPTED, tasks[place - 1])] = self._head(head, scaled, place)
+        return found
+
+    def _head(self, head: nn.Module, representation: Tensor, task: int) -> Tensor:
+        """[B, H + T] -> logit [B]: what the head makes of it, on top of the task's first-order
+        logit."""
+        return head(representation).squeeze(-1) + self.ranker.first_order(representation, task)
 
 
 def scale_gradient(value: Tensor, scale: float) -> Tensor:

@@ -10,11 +10,11 @@ from recsys.training.settings import Quantisation
 
 TEACHER_MODEL = ModelSettings(
     architecture="dcn",
-    embedding_dimension=32,
-    dense_layers=[128, 64],
-    over_layers=[256, 128],
-    cross_layers=3,
-    cross_rank=64,
+    embedding_dimension=8,
+    dense_layers=[64, 32],
+    over_layers=[128, 64],
+    cross_layers=2,
+    cross_rank=32,
 )
 
 

@@ -8,6 +8,7 @@ from recsys.models.initial_tables import initial_rows
 from recsys.models.names import TABLE_PREFIX
 from recsys.models.partition_file import Partition
 from recsys.models.ranker import Ranker
+from recsys.models.sequences import RankerBagConfig
 from recsys.models.settings import ModelSettings
 from recsys.models.slices import Piece
 
@@ -56,4 +57,5 @@ def _write_tables(ranker: Ranker, seed: int) -> None:
     for config in ranker.embeddings.embedding_bag_configs():
         rows, dimension = config.num_embeddings, config.embedding_dim
         weight = ranker.embeddings.get_parameter(f"embedding_bags.{config.name}.weight")
-        weight.copy_(initial_rows(seed, config.name, rows, dimension, 0, rows))
+        zeros = config.zero_columns if isinstance(config, RankerBagConfig) else 0
+        weight.copy_(initial_rows(seed, config.name, rows, dimension, 0, rows, zeros))

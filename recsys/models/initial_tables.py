@@ -12,19 +12,32 @@ ROWS_PER_BLOCK = 65536
 
 
 def initial_rows(
-    seed: int, table: str, num_embeddings: int, dimension: int, start: int, stop: int
+    seed: int,
+    table: str,
+    num_embeddings: int,
+    dimension: int,
+    start: int,
+    stop: int,
+    zero_columns: int = 0,
 ) -> Tensor:
     """Rows [start, stop) of a table: [stop - start, dimension] float32, uniform in
     +-1/sqrt(num_embeddings).
 
     Rows are drawn in blocks, each with its own generator, so that any shard can be filled alone. A
-    column slice (recsys/models/slices.py) has its columns of the whole table's rows.
+    column slice (recsys/models/slices.py) has its columns of the whole table's rows. The whole
+    table's first ``zero_columns`` columns are 0.
     """
     piece = Piece.parse(table)
     if piece.count > 1:
         columns = piece.columns(dimension * piece.count)
         whole = initial_rows(
-            seed, piece.feature, num_embeddings, dimension * piece.count, start, stop
+            seed,
+            piece.feature,
+            num_embeddings,
+            dimension * piece.count,
+            start,
+            stop,
+            zero_columns,
         )
         return whole[:, columns.start : columns.stop]
     if stop <= start:
@@ -38,7 +51,9 @@ def initial_rows(
         for index, rows in enumerate(counts)
     ]
     whole = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
-    return whole[start - offset : stop - offset]
+    rows = whole[start - offset : stop - offset]
+    rows[:, :zero_columns] = 0.0
+    return rows
 
 
 def row_blocks(start: int, stop: int) -> Iterator[tuple[int, int]]:

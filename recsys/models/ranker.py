@@ -16,7 +16,7 @@ from recsys.models.layers import DotInteraction, LowRankCrossNetwork, perceptron
 from recsys.models.names import TABLE_PREFIX, check_sequences, position_names
 from recsys.models.peers import Peers
 from recsys.models.sequences import (
-    SequenceBagConfig,
+    RankerBagConfig,
     SequencePooling,
     bag_collection,
 )
@@ -45,8 +45,10 @@ class Arch(nn.Module):
         towers: list[list[int]] | None,
         pieces: list[Piece],
         s: ModelSettings,
+        own_weights: int,
     ) -> None:
         super().__init__()
+        self.own_weights = own_weights
         self.dimension = s.interaction_dimension
         self.project = nn.Linear(dense_features, self._dense_dimension(s))
         self.members = towers
@@ -62,26 +64,48 @@ class Arch(nn.Module):
             placed = [pieces[position] for members in towers for position in members]
             self.order = schema_order(placed, features, s.embedding_dimension)
 
-    def forward(self, dense: Tensor, embeddings: Tensor) -> Tensor:
-        """[B, W], [B, F, N] -> [B, out_features]."""
+    def forward(self, dense: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, W], [B, F, N] -> as :meth:`interact`."""
         return self.interact(dense, self.compress(embeddings))
 
     def compress(self, embeddings: Tensor) -> list[Tensor]:
-        """[B, P, N] -> each tower's output [B, O]; without towers the embeddings themselves, [B, F
-        * N]."""
-        if self.members is None:
-            return [embeddings.flatten(1)]
-        pairs = zip(self.towers, self.members, strict=True)
-        return [tower(embeddings[:, members]).flatten(1) for tower, members in pairs if members]
+        """[B, P, N] -> each tower's output [B, O + T], its last T the sums of its ids' own weights.
 
-    def interact(self, dense: Tensor, outputs: list[Tensor]) -> Tensor:
-        """[B, W] and the outputs of all towers, in the model's order -> [B, out_features]."""
+        Without towers all embeddings are one output, [B, P * N + T].
+        """
+        if self.members is None:
+            return [self._with_own_weights(embeddings.flatten(1), embeddings)]
+        outputs = []
+        for tower, members in zip(self.towers, self.members, strict=True):
+            if members:
+                own = embeddings[:, members]
+                outputs.append(self._with_own_weights(tower(own).flatten(1), own))
+        return outputs
+
+    def _with_own_weights(self, output: Tensor, embeddings: Tensor) -> Tensor:
+        """``output`` [B, O], then the sums over P of the first T columns of [B, P, N]."""
+        if self.own_weights == 0:
+            return output
+        sums = embeddings[:, :, : self.own_weights].sum(dim=1)
+        return torch.cat([output, sums.to(output.dtype)], dim=1)
+
+    def interact(self, dense: Tensor, outputs: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """[B, W] and the outputs of all towers, in the model's order -> [B, out_features], [B, T].
+
+        The second are the sums of all ids' own weights.
+        """
         projected = self.project(dense)
         vectors = [output.to(projected.dtype) for output in outputs]
+        first_order = projected.new_zeros(projected.shape[0], 0)
+        if self.own_weights:
+            first_order = sum(output[:, -self.own_weights :] for output in outputs)
+            assert isinstance(first_order, Tensor)
+            vectors = [vector[:, : -self.own_weights] for vector in vectors]
         if self.order is not None:
             placed = torch.cat(vectors, dim=1).unflatten(1, (len(self.order), -1))
             vectors = [placed[:, self.order].flatten(1)]
-        return self._interact(torch.cat([projected, *vectors], dim=1))  # [B, D + sum of O]
+        crossed = self._interact(torch.cat([projected, *vectors], dim=1))  # of [B, D + sum of O]
+        return crossed, first_order
 
     def _dense_dimension(self, settings: ModelSettings) -> int:
         raise NotImplementedError
@@ -99,8 +123,9 @@ class DotArch(Arch):
         towers: list[list[int]] | None,
         pieces: list[Piece],
         s: ModelSettings,
+        own_weights: int,
     ) -> None:
-        super().__init__(dense_features, towers, pieces, s)
+        super().__init__(dense_features, towers, pieces, s, own_weights)
         self.interaction = DotInteraction(1 + self.width // self.dimension, self.dimension)
         self.out_features = self.interaction.out_features
 
@@ -120,8 +145,9 @@ class CrossArch(Arch):
         towers: list[list[int]] | None,
         pieces: list[Piece],
         s: ModelSettings,
+        own_weights: int,
     ) -> None:
-        super().__init__(dense_features, towers, pieces, s)
+        super().__init__(dense_features, towers, pieces, s, own_weights)
         self.out_features = s.embedding_dimension + self.width
         self.cross = LowRankCrossNetwork(self.out_features, s.cross_layers, s.cross_rank)
 
@@ -142,8 +168,9 @@ class WukongArch(Arch):
         towers: list[list[int]] | None,
         pieces: list[Piece],
         s: ModelSettings,
+        own_weights: int,
     ) -> None:
-        super().__init__(dense_features, towers, pieces, s)
+        super().__init__(dense_features, towers, pieces, s, own_weights)
         vectors, layers = 1 + self.width // self.dimension, []
         for _ in range(s.wukong.layers):
             layers.append(
@@ -208,25 +235,39 @@ class Ranker(nn.Module):
         widths = settings.dense_layers
         self.dense_arch = perceptron(schema.dense_width, widths)
         dense_features = widths[-1] if widths else schema.dense_width
+        self.own_weights = own_weights(schema, settings)
         self.interaction = ARCHITECTURES[settings.architecture](
-            dense_features, towers, pieces, settings
+            dense_features, towers, pieces, settings, self.own_weights
         )
         self.over_arch = perceptron(self.interaction.out_features, settings.over_layers)
-        self.representation_size = settings.over_layers[-1]
-        self.output = nn.Linear(self.representation_size, 1)
+        self.hidden_size = settings.over_layers[-1]
+        self.representation_size = self.hidden_size + self.own_weights
+        self.output = nn.Linear(self.hidden_size, 1)
         nn.init.constant_(self.output.bias, log_odds(schema.initial_base_rate))
         self.further_tasks, self.further_output = schema.tasks[1:], None
         if self.further_tasks:
-            self.further_output = nn.Linear(self.representation_size, len(self.further_tasks))
+            self.further_output = nn.Linear(self.hidden_size, len(self.further_tasks))
             with torch.no_grad():
                 self.further_output.bias.copy_(
                     torch.tensor([log_odds(rate) for rate in schema.further_base_rates])
                 )
+        self.linear = _linear_term(schema) if self.own_weights else None
+        if self.linear is not None:
+            for head in (self.output, self.further_output):
+                if head is not None:
+                    nn.init.zeros_(head.weight)
         # After the dense part, so that it starts the same with sequences as without.
-        self.sequences = SequencePooling(settings.sequences, settings.embedding_dimension)
+        self.sequences = SequencePooling(
+            settings.sequences, settings.embedding_dimension, self.own_weights
+        )
         # Last, so that its draws of random numbers do not reach the dense part.
         tables = table_configs(
-            schema, settings.embedding_dimension, table_prefix, settings.sequences, pieces
+            schema,
+            settings.embedding_dimension,
+            table_prefix,
+            settings.sequences,
+            pieces,
+            self.own_weights,
         )
         self.hold(pieces, tables, table_device)
 
@@ -240,10 +281,16 @@ class Ranker(nn.Module):
         self._keys = [key for keys in get_embedding_names_by_table(tables) for key in keys]
 
     def represent(self, dense: Tensor, sparse: KeyedJaggedTensor) -> Tensor:
-        """[B, W] float32 and ids of F features -> [B, H]."""
-        return self.over_arch(
-            self.interaction.interact(self.dense_arch(dense), self.tower_outputs(sparse))
-        )
+        """[B, W] float32 and ids of F features -> [B, H + T], see :meth:`head`."""
+        return self._represent(dense, self.tower_outputs(sparse))
+
+    def _represent(self, dense: Tensor, outputs: list[Tensor]) -> Tensor:
+        crossed, first_order = self.interaction.interact(self.dense_arch(dense), outputs)
+        hidden = self.over_arch(crossed)
+        if self.linear is None:
+            return hidden
+        first_order = first_order + self.linear(dense)
+        return torch.cat([hidden, first_order.to(hidden.dtype)], dim=1)
 
     def tower_outputs(self, sparse: KeyedJaggedTensor) -> list[Tensor]:
         """Outputs [B, O] of the towers, in the model's order; without towers the embeddings [B, F *
@@ -254,8 +301,8 @@ class Ranker(nn.Module):
         return self.peers.exchange_outputs(self.interaction.compress(embeddings))
 
     def represent_embedded(self, dense: Tensor, embeddings: Tensor) -> Tensor:
-        """[B, W], [B, P, N] -> [B, H]: the ranker above its tables."""
-        return self.over_arch(self.interaction(self.dense_arch(dense), embeddings))
+        """[B, W], [B, P, N] -> [B, H + T]: the ranker above its tables."""
+        return self._represent(dense, self.interaction.compress(embeddings))
 
     def embed(self, sparse: KeyedJaggedTensor) -> Tensor:
         """Pooled embeddings in the order of the schema: [B, P, N]; the columns that a slice does
@@ -278,21 +325,62 @@ class Ranker(nn.Module):
         )
 
     def head(self, representation: Tensor) -> Tensor:
-        """[B, H] -> serving logit [B]."""
-        return self.output(representation).squeeze(1)
+        """[B, H + T] -> serving logit [B].
+
+        The first H columns are what the over arch gives, the others each task's first-order logit.
+        """
+        return self.output(representation[:, : self.hidden_size]).squeeze(1) + self.first_order(
+            representation, 0
+        )
+
+    def first_order(self, representation: Tensor, task: int) -> Tensor | float:
+        """[B, H + T] -> the first-order logit [B] of the ``task``-th task; 0 without one."""
+        return representation[:, self.hidden_size + task] if self.own_weights else 0.0
 
     def heads(self, representation: Tensor) -> dict[str, Tensor]:
-        """[B, H] -> {"serving": logit [B] of the main task, and each further task's under its
+        """[B, H + T] -> {"serving": logit [B] of the main task, and each further task's by
         name}."""
         outputs = {SERVING: self.head(representation)}
         if self.further_output is not None:
-            further = self.further_output(representation).unbind(1)  # of [B, further tasks]
-            outputs |= dict(zip(self.further_tasks, further, strict=True))
+            further = self.further_output(representation[:, : self.hidden_size]).unbind(1)
+            for place, (task, logit) in enumerate(zip(self.further_tasks, further, strict=True)):
+                outputs[task] = logit + self.first_order(representation, place + 1)
         return outputs
 
     def forward(self, dense: Tensor, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
         """Logits [B] as :meth:`heads`."""
         return self.heads(self.represent(dense, sparse))
+
+
+def own_weights(schema: Schema, settings: ModelSettings) -> int:
+    """T: the first columns of every embedding that are weights of the id's own, one per task.
+
+    Raises:
+        InputError: there are more tasks than columns.
+    """
+    if not settings.first_order:
+        return 0
+    if len(schema.tasks) > settings.embedding_dimension:
+        raise InputError(
+            f"model: embedding_dimension {settings.embedding_dimension} has no column for each of "
+            f"{len(schema.tasks)} tasks; make it larger, or set first_order: false"
+        )
+    return len(schema.tasks)
+
+
+def _linear_term(schema: Schema) -> nn.Linear:
+    """[B, W] -> [B, T]; it starts at what each domain's base rate differs from that of all.
+
+    The last columns of the dense input are the domain as one-hot; the rates are the main task's.
+    """
+    linear = nn.Linear(schema.dense_width, len(schema.tasks), bias=False)
+    nn.init.zeros_(linear.weight)
+    rates = schema.domain_base_rates
+    if rates:
+        offsets = [log_odds(rate) - log_odds(schema.initial_base_rate) for rate in rates]
+        with torch.no_grad():
+            linear.weight[0, -len(rates) :] = torch.tensor(offsets)
+    return linear
 
 
 def log_odds(rate: float) -> float:
@@ -332,11 +420,13 @@ def table_configs(
     prefix: str = TABLE_PREFIX,
     sequences: Mapping[str, SequenceSettings] | None = None,
     pieces: Sequence[Piece] | None = None,
+    zero_columns: int = 0,
 ) -> list[EmbeddingBagConfig]:
     """A table for each of ``pieces``, by default the categorical features.
 
     Lists are mean-pooled; ``sequences`` are looked up position by position, in a table of their own
-    or in their target's. Weights are written by the caller.
+    or in their target's. Weights are written by the caller; the first ``zero_columns`` columns of a
+    feature start at 0.
     """
     features, chosen = {feature.name: feature for feature in schema.categorical}, sequences or {}
     tables = []
@@ -367,11 +457,7 @@ def table_configs(
             "pooling": pooling,
             "init_fn": _leave,
         }
-        tables.append(
-            SequenceBagConfig(**common, lengths=lengths)
-            if lengths
-            else EmbeddingBagConfig(**common)
-        )
+        tables.append(RankerBagConfig(**common, lengths=lengths, zero_columns=zero_columns))
     return tables
 
 

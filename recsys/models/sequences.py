@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
@@ -24,11 +25,15 @@ from recsys.models.settings import SequenceSettings
 
 
 @dataclass
-class SequenceBagConfig(EmbeddingBagConfig):
-    """A table that sequences are looked up in; ``lengths`` by sequence, whose positions are among
-    its features."""
+class RankerBagConfig(EmbeddingBagConfig):
+    """A table of a ranker.
+
+    ``lengths`` by sequence that is looked up in it, whose positions are among its features. The
+    first ``zero_columns`` columns of the whole feature's embedding start at 0.
+    """
 
     lengths: dict[str, int] = field(default_factory=dict)
+    zero_columns: int = 0
 
 
 class SequencePooling(nn.Module):
@@ -37,10 +42,15 @@ class SequencePooling(nn.Module):
     Args:
         sequences: by feature.
         dimension: N, of the embeddings.
+        own_weights: first columns of what is pooled that stay 0: a sequence has no weight of its
+            own.
     """
 
-    def __init__(self, sequences: Mapping[str, SequenceSettings], dimension: int) -> None:
+    def __init__(
+        self, sequences: Mapping[str, SequenceSettings], dimension: int, own_weights: int = 0
+    ) -> None:
         super().__init__()
+        self._own_weights = own_weights
         self.sequences = dict(sequences)
         kinds = {"multi_head": MultiHeadPool, "activation_unit": ActivationUnitPool}
         # The suffix keeps names like "items" apart from the methods of a ModuleDict.
@@ -78,6 +88,7 @@ class SequencePooling(nn.Module):
                 ].unsqueeze(1)  # [B, L]
                 query = vectors[self.sequences[name].target]
                 vector = self.pools[f"{name}_pool"](query, vector, absent).to(columns.dtype)
+                vector = pad(vector[:, :, self._own_weights :], (self._own_weights, 0))
             pooled.append(vector)
         return torch.cat(pooled, dim=1)
 
@@ -162,7 +173,7 @@ def look_up_positions(
 
 def sequence_lengths(tables: Iterable[EmbeddingBagConfig]) -> dict[str, int]:
     """L of each sequence that is looked up in ``tables``."""
-    found = [table.lengths for table in tables if isinstance(table, SequenceBagConfig)]
+    found = [table.lengths for table in tables if isinstance(table, RankerBagConfig)]
     return {name: length for lengths in found for name, length in lengths.items()}
 
 

@@ -80,6 +80,9 @@ class ModelSettings(Settings):
     by ``wukong``, ``tower_*`` only with ``towers: true``: one tower module a group of the
     partition, each output vector ``tower_dimension`` wide. ``sequences``: list features pooled by
     attention, by name; the others are mean-pooled.
+
+    ``first_order``: the logit also has a weight of each id's own, the first column of its embedding
+    (a column per task), and a linear term of the dense features. The deep part starts at 0 then.
     """
 
     architecture: Literal["dlrm", "dcn", "wukong"] = "dlrm"
@@ -93,6 +96,7 @@ class ModelSettings(Settings):
     tower_dimension: PositiveInt = 8
     tower_module: TowerModuleSettings = TowerModuleSettings()
     sequences: dict[str, SequenceSettings] = Field(default={})
+    first_order: bool = True
 
     @property
     def tower_kind(self) -> str:

@@ -1,7 +1,7 @@
 """Write a ranker so that it can be served without anything that trained it."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -27,7 +27,7 @@ def export_ranker(
 
     Args:
         state: full unsharded weights of a plain :class:`Ranker`, without distillation heads.
-        schema: its features are kept, its windows and planted groups are not.
+        schema: what :meth:`Schema.for_serving` keeps of it is written.
         partition: of a model with towers.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def export_ranker(
     description = {
         "version": FORMAT_VERSION,
         "model": settings.model_dump(),
-        "schema": asdict(replace(schema, windows=[], planted_groups={})),
+        "schema": asdict(schema.for_serving()),
         "partition": None if partition is None else asdict(partition),
     }
     (directory / MODEL_FILE).write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from recsys.config import InputError
 from recsys.data.loader import META_COLUMNS, batch_of
-from recsys.data.schema import CategoricalFeature, Schema, task_columns
+from recsys.data.schema import Schema, task_columns
 from recsys.models.factory import build_ranker
 from recsys.models.partition_file import Partition
 from recsys.models.ranker import Ranker
@@ -49,9 +49,7 @@ class Predictor:
             raise InputError(
                 f"{path}: export version {description['version']}, this code reads {FORMAT_VERSION}"
             )
-        values = description["schema"]
-        values["categorical"] = [CategoricalFeature(**feature) for feature in values["categorical"]]
-        schema = Schema(**values)
+        schema = Schema.from_json(description["schema"])
         settings = ModelSettings.model_validate(description["model"])
         partition = (
             None if description["partition"] is None else Partition(**description["partition"])
@@ -80,6 +78,9 @@ class Predictor:
         filled = rows.with_columns(
             pl.lit(0).alias(name) for name in unread if name not in rows.columns
         )
+        standard = self.schema.serving_standard
+        if standard is not None:
+            filled = standard.apply(filled, self.schema.dense)
         batch = batch_of(filled, self.schema, np.ones(rows.height, np.float32), rows.height)
         logits = self.ranker(
             batch.dense, batch.sparse

@@ -76,7 +76,7 @@ class ShardingSettings(HostSettings):
     not.
     """
 
-    global_batch_size: PositiveInt = 512
+    global_batch_size: PositiveInt = 256
     table_optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
     sharding: Sharding = "planner"
     table_sharding: dict[str, Kind] = Field(default_factory=dict)

@@ -151,7 +151,9 @@ def ranker_work(ranker: Ranker, batch: int, wire: Wire, ids_ahead: bool) -> Work
         flops=cost.flops,
         shared_parameters=cost.dense_parameters - own,
         tower_parameters=own,
-        output_width=None if ranker.interaction.members is None else ranker.interaction.width,
+        output_width=None
+        if ranker.interaction.members is None
+        else ranker.interaction.width + ranker.own_weights * len(widths),
         forward_bytes=WIRE_BYTES[wire.forward],
         backward_bytes=WIRE_BYTES[wire.backward],
         gradient_bytes=WIRE_BYTES[wire.gradients],

@@ -13,6 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingType
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from recsys.data.loader import Batch
 from recsys.models.initial_tables import initial_rows, row_blocks
@@ -20,6 +21,7 @@ from recsys.models.names import TABLE_PREFIX
 from recsys.models.partition_file import Partition
 from recsys.models.peers import Peers
 from recsys.models.ranker import SERVING
+from recsys.models.sequences import RankerBagConfig
 from recsys.sharding.communication import average_gradients, shard_width, wire_codecs
 from recsys.sharding.hosts import hosts_of
 from recsys.sharding.plan import (
@@ -36,6 +38,7 @@ from recsys.training.non_finite import NonFiniteGuard
 from recsys.training.optimizers import (
     dense_optimizer,
     first_state,
+    first_sum,
     is_constant,
     rate_factor,
     replicated_table_optimizer,
@@ -112,7 +115,7 @@ class Engine:
         configs = [
             config for m in bag_collections(model).values() for config in m.embedding_bag_configs()
         ]
-        tables = {config.name: (config.num_embeddings, config.embedding_dim) for config in configs}
+        tables = {config.name: config for config in configs}
         files = self._files.hold_new_tables() if self._files else nullcontext()
         with (
             hosts_of(settings.ranks_per_host, settings.where("ranks_per_host")) as ranks_per_host,
@@ -120,6 +123,7 @@ class Engine:
         ):
             self._model = self._shard(model, ranks_per_host, partition)
         self._write_tables(tables, seed)
+        self._start_accumulators()
         self._dense = {
             name: parameter
             for name, parameter in self._model.named_parameters()
@@ -396,20 +400,36 @@ class Engine:
             )
 
     @torch.no_grad()
-    def _write_tables(self, tables: dict[str, tuple[int, int]], seed: int) -> None:
+    def _write_tables(self, tables: dict[str, EmbeddingBagConfig], seed: int) -> None:
         for name, value in self._model.state_dict().items():
             table = name.split(".")[-2] if "." in name else ""
             if table not in tables:
                 continue
             for weight, row, column in local_shards(value):
-                count, dimension = tables[table]
+                config = tables[table]
+                count, dimension = config.num_embeddings, config.embedding_dim
+                zeros = config.zero_columns if isinstance(config, RankerBagConfig) else 0
                 for start, stop in row_blocks(row, row + weight.shape[0]):
-                    rows = initial_rows(seed, table, count, dimension, start, stop)
+                    rows = initial_rows(seed, table, count, dimension, start, stop, zeros)
                     weight[start - row : stop - row].copy_(
                         rows[:, column : column + weight.shape[1]]
                     )
                     if self._files:
                         # Clean pages can be taken back; many dirty ones are out of memory
+                        self._files.flush()
+
+    @torch.no_grad()
+    def _start_accumulators(self) -> None:
+        """AdaGrad's sums of the tables' kernels; FBGEMM starts them at 0."""
+        start = first_sum(self.settings)
+        if start == 0.0:
+            return
+        for state in self._model.fused_optimizer.state_dict()["state"].values():
+            for value in state.values():
+                shards = value.local_shards() if isinstance(value, ShardedTensor) else None
+                for tensor in [value] if shards is None else [shard.tensor for shard in shards]:
+                    tensor.fill_(start)
+                    if self._files:
                         self._files.flush()
 
     def _dense_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:

@@ -91,7 +91,19 @@ def replicated_table_optimizer(
     adagrad = (
         RowWiseAdagrad if settings.table_optimizer == "rowwise_adagrad" else torch.optim.Adagrad
     )
-    return adagrad(tables, lr=rate, eps=FBGEMM_EPSILON)
+    start = first_sum(settings)
+    return adagrad(tables, lr=rate, eps=FBGEMM_EPSILON, initial_accumulator_value=start)
+
+
+def first_sum(settings: TrainSettings) -> float:
+    """What AdaGrad's sums of squared gradients of the tables start at; 0 for other optimisers.
+
+    The engine's gradients are means over the global batch of B examples: B times smaller than the
+    sums that ``initial_accumulator`` is given in.
+    """
+    if settings.table_optimizer not in ("adagrad", "rowwise_adagrad"):
+        return 0.0
+    return settings.initial_accumulator / settings.global_batch_size**2
 
 
 def rate_factor(step: int, schedule: ScheduleSettings) -> float:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import (
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -69,6 +70,9 @@ class TrainSettings(LaunchSettings, ShardingSettings):
     ``hosts_per_tower`` hosts, where ``sharding`` and ``table_sharding`` split its tables (planner:
     whole tables), so that only tower outputs cross hosts; it changes no model without towers.
     ``communication`` is then that of the tower outputs; inside the hosts all is sent as it is.
+    ``initial_accumulator`` is what AdaGrad's sums of the tables start at, in units of gradients
+    that are summed over a batch's examples, so that it does not depend on the batch size. At 0 the
+    first gradients of a rare id move it by the whole learning rate, whatever they are.
     ``dense_optimizer`` is the name of a class of torch.optim in any case,
     ``dense_optimizer_options`` its further arguments. ``dense_clip_norm`` is the largest norm of
     the dense part's gradient. A batch whose loss is NaN or infinite ends the run, or, with
@@ -78,7 +82,8 @@ class TrainSettings(LaunchSettings, ShardingSettings):
     """
 
     table_learning_rate: PositiveFloat = 0.05
-    dense_learning_rate: PositiveFloat = 0.001
+    initial_accumulator: NonNegativeFloat = 1.0
+    dense_learning_rate: PositiveFloat = 0.002
     dense_optimizer: str = "adam"
     dense_optimizer_options: dict[str, bool | int | float | tuple[float, ...] | None] = Field(
         default_factory=dict

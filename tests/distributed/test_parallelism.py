@@ -76,7 +76,8 @@ def reference(table_optimizer: str) -> dict[str, Tensor]:
     ranker = build_ranker(SCHEMA, MODEL, None, SEED)
     tables = [p for n, p in ranker.named_parameters() if n.startswith("embeddings.")]
     dense = [p for n, p in ranker.named_parameters() if not n.startswith("embeddings.")]
-    sums = [torch.zeros_like(table) for table in tables]
+    start = settings.initial_accumulator / settings.global_batch_size**2
+    sums = [torch.full_like(table, start) for table in tables]
     for step, rows in enumerate(SIZES):
         batch = share(rows, step, 0, 1)
         loss = binary_cross_entropy_with_logits(

@@ -58,6 +58,7 @@ MODEL = ModelSettings.model_validate(
         "over_layers": [8],
         "sequences": {"history": HISTORY, "saved": SAVED},
         "tower_dimension": 4,
+        "first_order": False,  # tests/recsys/models/test_first_order.py
     }
 )
 ALONE = Partition("manual", [["color", "user"], ["shop", "history", "saved"]], list(FEATURES))
@@ -183,7 +184,8 @@ def reference(table_optimizer: str, towers: bool = False) -> dict[str, Tensor]:
         n.split(".")[-2]: p for n, p in ranker.named_parameters() if n.startswith("embeddings.")
     }
     dense = [p for n, p in ranker.named_parameters() if not n.startswith("embeddings.")]
-    sums = [torch.zeros_like(table) for table in tables.values()]
+    start = settings.initial_accumulator / settings.global_batch_size**2
+    sums = [torch.full_like(table, start) for table in tables.values()]
     for batch in shares(0, 1):
         representation = ranker.represent_embedded(
             batch.dense, embed_by_hand(ranker, tables, batch)

@@ -362,7 +362,8 @@ def fp16_reference(table_optimizer: str, settings: TrainSettings) -> dict[str, T
     ranker = build_ranker(SCHEMA, MODEL, None, SEED)
     tables = [p for n, p in ranker.named_parameters() if n.startswith("embeddings.")]
     dense = [p for n, p in ranker.named_parameters() if not n.startswith("embeddings.")]
-    sums = [torch.zeros_like(table) for table in tables]
+    start = settings.initial_accumulator / settings.global_batch_size**2
+    sums = [torch.full_like(table, start) for table in tables]
     with torch.no_grad():
         for table in tables:
             table.copy_(table.half())

@@ -70,7 +70,8 @@ def train_exactly(
     world_size, features = distributed.get_world_size(), list(FEATURES)
     pieces = partition.pieces(features)
     names = [piece.name for piece in pieces]
-    chosen = model_settings("dlrm").model_copy(update={"tower_dimension": DIMENSION})
+    changes = {"tower_dimension": DIMENSION, "first_order": False}
+    chosen = model_settings("dlrm").model_copy(update=changes)
     chosen = chosen.model_copy(
         update={"tower_module": chosen.tower_module.model_copy(update={"kind": "pass_through"})}
     )

@@ -93,7 +93,8 @@ def test_tower_outputs_may_come_from_elsewhere(architecture: str, kind: str) -> 
     """What a tower transform does: run the tower modules alone, then give their outputs to the
     interaction."""
     model = {"architecture": architecture, "towers": True, "tower_module": {"kind": kind}}
-    ranker = build_ranker(SCHEMA, ModelSettings.model_validate(model), PARTITION, seed=1)
+    settings = ModelSettings.model_validate(model | {"first_order": False})
+    ranker = build_ranker(SCHEMA, settings, PARTITION, seed=1)
     dense, sparse = inputs()
     embeddings, arch = ranker.embed(sparse), ranker.interaction
     outputs = [
@@ -102,4 +103,6 @@ def test_tower_outputs_may_come_from_elsewhere(architecture: str, kind: str) -> 
     ]
     assert [output.shape[1] for output in outputs] == [tower.out_features for tower in arch.towers]
     hidden = ranker.dense_arch(dense)
-    assert torch.equal(arch.interact(hidden, outputs), arch(hidden, embeddings))
+    crossed, first_order = arch.interact(hidden, outputs)
+    assert torch.equal(crossed, arch(hidden, embeddings)[0])
+    assert first_order.shape == (2, 0)

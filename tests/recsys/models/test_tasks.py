@@ -28,13 +28,17 @@ def test_shared_part_and_main_head_are_those_of_a_ranker_without_tasks(
 ) -> None:
     """Drawn here layer by layer, as before there were tasks."""
     settings = ModelSettings(
-        architecture=architecture, embedding_dimension=4, dense_layers=[8], over_layers=[8, 6]
+        architecture=architecture,
+        embedding_dimension=4,
+        dense_layers=[8],
+        over_layers=[8, 6],
+        first_order=False,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         dense_arch = perceptron(SCHEMA.dense_width, settings.dense_layers)
         interaction = ARCHITECTURES[architecture](
-            8, None, whole_pieces([feature.name for feature in FEATURES]), settings
+            8, None, whole_pieces([feature.name for feature in FEATURES]), settings, 0
         )
         over_arch = perceptron(interaction.out_features, settings.over_layers)
         output = nn.Linear(6, 1)
@@ -59,16 +63,18 @@ def test_each_task_starts_at_its_base_rate() -> None:
     ranker = build_ranker(
         OF_THREE, ModelSettings(embedding_dimension=4, over_layers=[6]), None, SEED
     )
-    started = ranker.heads(torch.zeros(2, 6))
+    started = ranker.heads(torch.zeros(2, 6 + 3))
     rates = [torch.sigmoid(logit[0]).item() for logit in started.values()]
     assert list(started) == ["serving", "cart", "conversion"]
     assert rates == pytest.approx([0.1, 0.05, 0.02])
 
 
-def test_a_task_costs_one_linear_head() -> None:
+def test_a_task_costs_one_linear_head_and_one_linear_term() -> None:
     settings = ModelSettings(embedding_dimension=4, over_layers=[6])
     one, three = (
         ranker_cost(build_ranker(schema, settings, None, SEED)) for schema in (SCHEMA, OF_THREE)
     )
-    assert three.parameters - one.parameters == 2 * (6 + 1)
-    assert three.flops - one.flops == 2 * 6 * 6  # 6 FLOPs a multiply-add, forward and backward
+    width = SCHEMA.dense_width
+    assert three.parameters - one.parameters == 2 * (6 + 1 + width)
+    # 6 FLOPs per multiply-add, forward and backward; 4 where the input needs no gradient
+    assert three.flops - one.flops == 2 * (6 * 6 + 4 * width)

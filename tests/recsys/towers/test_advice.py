@@ -39,7 +39,7 @@ def test_work_is_counted_on_the_model_itself() -> None:
     flat, towers = work_of(model, None), work_of(model, 8, 128)
     assert flat.flops / 1e6 == pytest.approx(96.22, abs=0.01)  # Table 4
     assert towers.flops / 1e6 == pytest.approx(62.60, abs=0.01)
-    assert flat.output_width is None and towers.output_width == 8 * 128
+    assert flat.output_width is None and towers.output_width == 8 * (128 + 1)
     assert flat.tower_parameters == 0 < towers.tower_parameters
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from recsys.config import InputError
@@ -25,6 +25,9 @@ def plain_entropy(logit: Tensor, label: Tensor) -> Tensor:
 
 def test_gradient_of_two_tasks_is_the_sum_of_theirs() -> None:
     ranker = build_ranker(SCHEMA_OF_TWO, MODEL, None, seed=3)
+    assert ranker.further_output is not None
+    for head in (ranker.output, ranker.further_output):  # else they give the backbone no gradient
+        nn.init.ones_(head.weight)
     one = batch_of_two(torch.arange(ROWS) % 3 == 0)
     parameters = dict(ranker.named_parameters())
     outputs = ranker(one.dense, one.sparse)

@@ -1,0 +1,82 @@
+"""Dense features in units of their own past: less its mean, over its deviation, clipped."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+SMALLEST_DEVIATION = 1e-6
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of each dense feature in one window: known values, their mean and their variance."""
+
+    count: list[int]
+    mean: list[float]
+    variance: list[float]
+
+    @classmethod
+    def of(cls, values: NDArray[np.floating]) -> "Moments":
+        """Of ``values`` [N, D]; NaN is a missing value."""
+        known = ~np.isnan(values)
+        count = known.sum(axis=0)
+        filled = np.where(known, values, 0.0).astype(np.float64)
+        mean = filled.sum(axis=0) / np.maximum(count, 1)
+        squares = np.where(known, (filled - mean) ** 2, 0.0).sum(axis=0)
+        variance = squares / np.maximum(count, 1)
+        return cls(count.tolist(), mean.tolist(), variance.tolist())
+
+    def plus(self, other: "Moments", weight: float = 1.0) -> "Moments":
+        """Of both together, each value of these counted ``weight`` times."""
+        own = weight * np.array(self.count, dtype=np.float64)
+        more = np.array(other.count, dtype=np.float64)
+        total = np.maximum(own + more, 1e-300)
+        apart = np.array(other.mean) - np.array(self.mean)
+        mean = np.array(self.mean) + apart * more / total
+        squares = own * np.array(self.variance) + more * np.array(other.variance)
+        variance = (squares + apart**2 * own * more / total) / total
+        return Moments((own + more).tolist(), mean.tolist(), variance.tolist())
+
+
+@dataclass(frozen=True)
+class Standard:
+    """What dense features are standardised with: (value - mean) / deviation, within ``clip``."""
+
+    mean: list[float]
+    deviation: list[float]
+    clip: float
+
+    def apply(self, frame: pl.DataFrame, dense: Sequence[str]) -> pl.DataFrame:
+        """``frame`` with its columns ``dense`` standardised, float32; missing ones stay missing."""
+        return frame.with_columns(
+            ((pl.col(name).cast(pl.Float64) - mean) / deviation)
+            .clip(-self.clip, self.clip)
+            .cast(pl.Float32)
+            for name, mean, deviation in zip(dense, self.mean, self.deviation, strict=True)
+        )
+
+
+def standards(windows: Sequence[Moments], half_life_windows: float, clip: float) -> list[Standard]:
+    """What each of ``windows`` is standardised with, and what comes after the last one.
+
+    Only windows before it count, each half as much as the one ``half_life_windows`` after it. The
+    first window, which has none before it, is standardised by itself, as models start at its base
+    rate; no result is judged on it.
+    """
+    found: list[Standard] = []
+    past: Moments | None = None
+    keep = 0.5 ** (1.0 / half_life_windows)
+    for own in windows:
+        found.append(_standard(own if past is None else past, clip))
+        past = own if past is None else past.plus(own, keep)
+    return [*found, _standard(past, clip)] if past is not None else []
+
+
+def _standard(moments: Moments, clip: float) -> Standard:
+    deviation = np.sqrt(np.array(moments.variance))
+    # A constant feature says nothing: it stays at 0 until it moves.
+    usable = np.where(deviation > SMALLEST_DEVIATION, deviation, 1.0)
+    return Standard(list(moments.mean), usable.tolist(), clip)
