@@ -39,6 +39,8 @@ class Arch(nn.Module):
     the order of the schema, so that the model is the one without towers.
     """
 
+    out_features: int
+
     def __init__(
         self,
         dense_features: int,
@@ -63,6 +65,7 @@ class Arch(nn.Module):
             features = list(dict.fromkeys(piece.feature for piece in pieces))
             placed = [pieces[position] for members in towers for position in members]
             self.order = schema_order(placed, features, s.embedding_dimension)
+        self._build(s)
 
     def forward(self, dense: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """[B, W], [B, F, N] -> as :meth:`interact`."""
@@ -107,6 +110,10 @@ class Arch(nn.Module):
         crossed = self._interact(torch.cat([projected, *vectors], dim=1))  # of [B, D + sum of O]
         return crossed, first_order
 
+    def _build(self, s: ModelSettings) -> None:
+        """Make what the vectors go through, and set ``out_features``."""
+        raise NotImplementedError
+
     def _dense_dimension(self, settings: ModelSettings) -> int:
         raise NotImplementedError
 
@@ -117,15 +124,7 @@ class Arch(nn.Module):
 class DotArch(Arch):
     """DLRM: dots between the dense vector and the embeddings, or the towers' vectors of D."""
 
-    def __init__(
-        self,
-        dense_features: int,
-        towers: list[list[int]] | None,
-        pieces: list[Piece],
-        s: ModelSettings,
-        own_weights: int,
-    ) -> None:
-        super().__init__(dense_features, towers, pieces, s, own_weights)
+    def _build(self, s: ModelSettings) -> None:
         self.interaction = DotInteraction(1 + self.width // self.dimension, self.dimension)
         self.out_features = self.interaction.out_features
 
@@ -139,15 +138,7 @@ class DotArch(Arch):
 class CrossArch(Arch):
     """DCNv2: cross layers over the dense vector and the embeddings, or the towers' outputs."""
 
-    def __init__(
-        self,
-        dense_features: int,
-        towers: list[list[int]] | None,
-        pieces: list[Piece],
-        s: ModelSettings,
-        own_weights: int,
-    ) -> None:
-        super().__init__(dense_features, towers, pieces, s, own_weights)
+    def _build(self, s: ModelSettings) -> None:
         self.out_features = s.embedding_dimension + self.width
         self.cross = LowRankCrossNetwork(self.out_features, s.cross_layers, s.cross_rank)
 
@@ -162,15 +153,7 @@ class WukongArch(Arch):
     """Wukong: a stack of layers over the dense vector and the embeddings, or the towers' vectors of
     D."""
 
-    def __init__(
-        self,
-        dense_features: int,
-        towers: list[list[int]] | None,
-        pieces: list[Piece],
-        s: ModelSettings,
-        own_weights: int,
-    ) -> None:
-        super().__init__(dense_features, towers, pieces, s, own_weights)
+    def _build(self, s: ModelSettings) -> None:
         vectors, layers = 1 + self.width // self.dimension, []
         for _ in range(s.wukong.layers):
             layers.append(
