@@ -4,12 +4,13 @@ work."""
 from collections.abc import Mapping
 from pathlib import Path
 
-from recsys.config import InputError, nearest_hint
+from recsys.config import InputError
 from recsys.data.schema import SCHEMA_FILE, Schema
 from recsys.distill.student_checks import check_student_models, check_students
 from recsys.distill.teacher_checks import check_teacher, check_teacher_data
 from recsys.evaluation.settings import check_evaluated
 from recsys.models.names import TABLE_PREFIX, check_sequences
+from recsys.sharding.settings import check_table_names
 from recsys.towers.settings import TowersSettings
 from recsys.towers.tower_hosts import check_kinds_inside, tower_ranks
 from recsys.training.settings import TrainSettings
@@ -60,7 +61,8 @@ def check_settings_and_data() -> None:
         return
     schema = Schema.load(WINDOWS)
     check_evaluated(project.evaluate, len(schema.windows))
-    _check_tables(project.train, schema)
+    tables = [TABLE_PREFIX + feature.name for feature in schema.categorical]
+    check_table_names(project.train, tables)
     check_sequences(schema, project.towers.partition.probe_model)
     check_teacher_data(schema, project.teacher)
     check_students(schema, project.students)
@@ -82,13 +84,3 @@ def _check_transform(towers: TowersSettings, train: TrainSettings) -> None:
     count = len(partition.manual_towers) if by_hand else partition.towers
     where = train.where("hosts_per_tower")
     tower_ranks(train.world_size, per_host, train.hosts_per_tower, count, where)
-
-
-def _check_tables(train: TrainSettings, schema: Schema) -> None:
-    tables = [TABLE_PREFIX + feature.name for feature in schema.categorical]
-    for table in train.table_sharding:
-        if table not in tables:
-            raise InputError(
-                f"{train.where('table_sharding')}: no table {table!r}; "
-                f"{nearest_hint(table, tables)}"
-            )

@@ -52,11 +52,7 @@ def check_student_models(settings: StudentsSettings) -> None:
 def _peers_of(settings: StudentsSettings, student: StudentSettings) -> list[ModelSettings]:
     """The rankers that are trained with the student in its arms."""
     arms = [settings.distillation_of(student, arm) for arm in settings.arms]
-    return [
-        arm.peer_model
-        for arm in arms
-        if arm.mode == "co_distillation" and arm.peer_model is not None
-    ]
+    return [arm.peer_model for arm in arms if arm.has_peer and arm.peer_model is not None]
 
 
 def tasks_of(student: StudentSettings, schema: Schema) -> list[str]:

@@ -30,7 +30,7 @@ from torchrec.distributed.types import (
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from recsys.config import InputError, nearest_hint
+from recsys.config import InputError
 from recsys.models.sequences import look_up_positions
 from recsys.planning.tables import (
     SHARDINGS,
@@ -40,7 +40,7 @@ from recsys.planning.tables import (
     shard_bytes,
 )
 from recsys.sharding.communication import check_kind, sends_int8
-from recsys.sharding.settings import ShardingSettings
+from recsys.sharding.settings import ShardingSettings, check_table_names
 from recsys.sharding.training_plan import collective_plan
 from recsys.units import BYTES_PER_GIB
 from recsys.upstream import EnumerableShardingSpec, ShardedTensor, ShardMetadata, admit_empty_shards
@@ -175,12 +175,7 @@ def _fixed_plan(
 
 def _check_kinds(tables: list[str], request: PlanRequest) -> None:
     settings = request.settings
-    for table in settings.table_sharding:
-        if table not in tables:
-            raise InputError(
-                f"{settings.where('table_sharding')}: no table {table!r}; "
-                f"{nearest_hint(table, tables)}"
-            )
+    check_table_names(settings, tables)
     for table in tables:
         kind = request.kind(table) or "table_wise"
         check_kind(settings, table, kind)

@@ -1,5 +1,6 @@
 """How tables are split over ranks and hosts, and what travels between them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +13,7 @@ from pydantic import (
     field_validator,
 )
 
-from recsys.config import Settings, load_settings
+from recsys.config import InputError, Settings, load_settings, nearest_hint
 from recsys.planning.hardware import CPU, Hardware
 from recsys.planning.tables import Kind
 
@@ -87,3 +88,17 @@ class ShardingSettings(HostSettings):
     table_memory: Literal["ram", "file"] = "ram"
     table_file_dir: Path = Path()
     communication: CommunicationSettings = CommunicationSettings()
+
+
+def check_table_names(settings: ShardingSettings, tables: Sequence[str]) -> None:
+    """Check that ``table_sharding`` names only ``tables``.
+
+    Raises:
+        InputError: it names another.
+    """
+    for table in settings.table_sharding:
+        if table not in tables:
+            raise InputError(
+                f"{settings.where('table_sharding')}: no table {table!r}; "
+                f"{nearest_hint(table, tables)}"
+            )

@@ -21,7 +21,7 @@ from torchrec.distributed.types import (
 )
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 
-from recsys.config import InputError, nearest_hint
+from recsys.config import InputError
 from recsys.models.names import TABLE_PREFIX
 from recsys.models.partition_file import Partition
 from recsys.models.ranker import Ranker
@@ -29,7 +29,7 @@ from recsys.models.slices import Piece
 from recsys.planning.tables import Kind
 from recsys.sharding.communication import average_gradients, wire_codecs
 from recsys.sharding.plan import PlanRequest, make_plan, table_bytes
-from recsys.sharding.settings import CommunicationSettings
+from recsys.sharding.settings import CommunicationSettings, check_table_names
 from recsys.towers.exchange import PeerExchange
 from recsys.towers.ids import IdExchange
 from recsys.towers.state import clip_gradients, gather_parts
@@ -222,12 +222,7 @@ def _keep(ranker: Ranker, partition: Partition, own: set[int], pieces: list[Piec
 def _kinds_inside(ranker: Ranker, settings: TrainSettings) -> tuple[Kind, dict[str, Kind]]:
     """``sharding`` and ``table_sharding`` among the ranks of a tower."""
     tables = [config.name for config in ranker.embeddings.embedding_bag_configs()]
-    for table in settings.table_sharding:
-        if table not in tables:
-            raise InputError(
-                f"{settings.where('table_sharding')}: no table {table!r}; "
-                f"{nearest_hint(table, tables)}"
-            )
+    check_table_names(settings, tables)
     check_kinds_inside(settings)
     fixed: dict[str, Kind] = {
         table: KINDS_INSIDE[kind] for table, kind in settings.table_sharding.items()
