@@ -88,9 +88,8 @@ def replacing(*targets: Path) -> Iterator[list[Path]]:
         for folder, target in zip(scratch, targets, strict=True):
             old = folder.with_name(f"{folder.name}{OLD_SUFFIX}")
             if target.exists():
-                target.rename(
-                    old
-                )  # a reader misses the target for a rename, not for the removal of a large folder
+                # A reader misses the target for a rename, not for the removal of a large folder
+                target.rename(old)
             folder.rename(target)
             shutil.rmtree(old, ignore_errors=True)
     finally:
@@ -101,9 +100,8 @@ def replacing(*targets: Path) -> Iterator[list[Path]]:
 def _remove_left_behind(target: Path) -> None:
     """Remove the scratch folders of ``target`` whose process has ended; put back what one has moved
     away."""
-    prefix = (
-        f".{target.name}-{_HOST}-"  # whether another node's process has ended cannot be seen here
-    )
+    # Whether another node's process has ended cannot be seen here
+    prefix = f".{target.name}-{_HOST}-"
     for folder in target.parent.glob(f"{prefix}*-*"):
         process_id = folder.name.removeprefix(prefix).split("-")[0]
         if process_id.isdigit() and not Path(f"/proc/{process_id}").exists():

@@ -20,9 +20,8 @@ logger = logging.getLogger(__name__)
 PENDING = Path(".tracking")
 GROWS_TAG = "grows"  # names the model of a run that is gone on with
 METRICS_PER_REQUEST = 1000  # MLflow takes no more
-MODEL_TRAINING = {
-    "mlflow.experimentKind": "custom_model_development"
-}  # the UI opens runs and curves, not chats
+# The UI opens runs and curves, not chats
+MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 
 
 @dataclass
@@ -114,9 +113,8 @@ def _send(run: RunRecord) -> None:
             else [Param(key, str(value)) for key, value in run.parameters.items()],
             tags=[RunTag(key, value) for key, value in tags.items()],
         )
-        with warnings.catch_warnings(
-            action="ignore", category=UserWarning
-        ):  # two names of one source class
+        # Two names of one source class
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
             source = resolve_dataset_source(Path(run.source).resolve().as_uri())
         mlflow.log_input(
             MetaDataset(source, name=run.dataset, digest=run.data_version[:36]), context="training"

@@ -86,9 +86,8 @@ STREAMS = {
 PEER = load_settings(PARAMS / "teacher.yaml", TeacherSettings).model.model_copy(
     update={"towers": False}
 )
-ADAPTER_RATE = (
-    0.01  # when the modes were compared; ten times the default, which that comparison led to
-)
+# When the modes were compared; ten times the default, which that comparison led to
+ADAPTER_RATE = 0.01
 
 
 def _adapter(kind: str, update: str = "before") -> AdapterSettings:

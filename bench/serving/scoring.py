@@ -44,9 +44,8 @@ REPEATS, JOIN_REPEATS = 5, 25  # the join is a difference of two short times
 LOG_ROWS = [100_000, 1_000_000, 10_000_000]
 CHUNK, FRAME = 262_144, 50_000  # rows of a segment, and of the examples joined
 MEBI = 1024
-SNAPSHOT = Snapshot(
-    "2024-01-01T00-00", "2024-01-01T00-00", 0, None, "hash", False
-)  # of the logs made here
+# Of the logs made here
+SNAPSHOT = Snapshot("2024-01-01T00-00", "2024-01-01T00-00", 0, None, "hash", False)
 
 
 def make_windows(folder: Path) -> Path:

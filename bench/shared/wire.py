@@ -5,10 +5,8 @@ import socket
 import struct
 from pathlib import Path
 
-SENT_AND_RESENT = (
-    struct.Struct("<QQ"),
-    200,
-)  # tcpi_bytes_sent, tcpi_bytes_retrans of linux/tcp.h: types, offset
+# Tcpi_bytes_sent, tcpi_bytes_retrans of linux/tcp.h: types, offset
+SENT_AND_RESENT = (struct.Struct("<QQ"), 200)
 INFO_BYTES = 256
 
 

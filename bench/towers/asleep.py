@@ -3,9 +3,8 @@
 from pathlib import Path
 from time import perf_counter
 
-SCHEDULER = Path(
-    "/proc/thread-self/schedstat"
-)  # ns on a core, ns in the queue for one, turns on a core
+# Ns on a core, ns in the queue for one, turns on a core
+SCHEDULER = Path("/proc/thread-self/schedstat")
 
 
 def asleep_seconds() -> float:

@@ -58,9 +58,8 @@ DLRM: dict[str, Any] = {
     "dense_layers": [64, 32],
     "over_layers": [256, 256, 64],
 }
-SHORT = {
-    "over_layers": [256, 64]
-}  # one layer less, as the paper's towers have it without saying so
+# One layer less, as the paper's towers have it without saying so
+SHORT = {"over_layers": [256, 64]}
 EACH = {"kind": "dot", "vectors": 0, "vectors_per_feature": 1}
 PASS = {"kind": "pass_through"}
 

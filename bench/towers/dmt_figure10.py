@@ -29,9 +29,8 @@ BATCH = 16384
 GPUS_PER_HOST = 8
 WIRE = Wire("fp16", "fp16", "fp16")  # the paper says quantised, not how
 WITHIN = 0.2
-INSIDE_BYTES = (
-    4.0  # fp16 forward and backward: the paper's strong baseline quantises what it exchanges
-)
+# Fp16 forward and backward: the paper's strong baseline quantises what it exchanges
+INSIDE_BYTES = 4.0
 # By GPUs. The paper does not say how 26 towers stand on 32 and 64 hosts: priced as if every host
 # had one.
 TOWERS = {16: 2, 32: 4, 64: 8, 128: 16, 256: 26, 512: 26}
@@ -87,9 +86,8 @@ def predict() -> list[Predicted]:
                 meta_ranker(DCN if model == "DCN" else FLAT_DLRM, 0), BATCH, WIRE, True
             )
             moved = ranker_work(meta_ranker(_tower_model(model, towers), towers), BATCH, WIRE, True)
-            moved = replace(
-                moved, inside_bytes=INSIDE_BYTES, compact_ids=False
-            )  # the paper sends ids as ever
+            # The paper sends ids as ever
+            moved = replace(moved, inside_bytes=INSIDE_BYTES, compact_ids=False)
             for generation, published in zip(GENERATIONS, speed_ups, strict=True):
                 if published is None:
                     continue

@@ -147,9 +147,8 @@ def measure(folder: Path, seeds: list[int]) -> dict[str, dict[str, list[float]]]
 
 def table(found: dict[str, dict[str, list[float]]], seeds: list[int]) -> list[str]:
     """Markdown rows of one data set."""
-    values = {
-        recipe: np.array([one[str(seed)] for seed in seeds]) for recipe, one in found.items()
-    }  # [S, 2]
+    # [S, 2]
+    values = {recipe: np.array([one[str(seed)] for seed in seeds]) for recipe, one in found.items()}
     rows = [HEADER]
     for recipe, one in values.items():
         sent, whole = found[recipe]["bytes"][0], found[BASELINE]["bytes"][0]

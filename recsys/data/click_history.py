@@ -28,9 +28,8 @@ class ClickHistory:
         self._known: defaultdict[int, deque[int]] = defaultdict(
             lambda: deque(maxlen=settings.length)
         )
-        self._pending: list[
-            tuple[int, int, int, int]
-        ] = []  # a heap: label_time, example_id, user, ad
+        # A heap: label_time, example_id, user, ad
+        self._pending: list[tuple[int, int, int, int]] = []
 
     def advance(self, rows: pl.DataFrame, logit: np.ndarray, chance: np.ndarray) -> pl.DataFrame:
         """``rows`` with history, probability and label; in event time, and after those of the call

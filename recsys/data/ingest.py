@@ -50,9 +50,8 @@ def ingest(
     Raises:
         InputError: a log is missing or wrong, holds no good row, or holds too many bad ones.
     """
-    with RowProgress(
-        "ingest", 0
-    ) as progress:  # from here, since some sources read the whole log when opened
+    # From here, since some sources read the whole log when opened
+    with RowProgress("ingest", 0) as progress:
         source = open_source(settings, dataset)
         progress.expect(source.expected_rows)
         windows_dir.mkdir(parents=True, exist_ok=True)

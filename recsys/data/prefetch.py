@@ -49,11 +49,8 @@ def prefetched(source: Iterable[Item], depth: int) -> Generator[Item]:
             raise item.error
     finally:
         stopped.set()
-        _empty(
-            ready
-            # A thread that waits for room goes on, sees that it is stopped, and puts at most one
-            # more item
-        )
+        # A thread that waits for room goes on, sees that it is stopped, and puts at most one item
+        _empty(ready)
         thread.join(JOIN_S)
 
 
@@ -70,9 +67,8 @@ def _read(source: Iterable[Item], ready: "Queue[Item | _End]", stopped: threadin
         finally:
             if hasattr(items, "close"):
                 items.close()  # pyright: ignore[reportAttributeAccessIssue]
-    except (
-        BaseException
-    ) as raised:  # also SystemExit: the consumer must not wait for a thread that is gone
+    except BaseException as raised:
+        # Also SystemExit: the consumer must not wait for a thread that is gone
         error = raised
     if not stopped.is_set():
         ready.put(_End(error))

@@ -30,19 +30,10 @@ from recsys.units import MS_PER_HOUR
 
 HOURS_PER_DAY = 24
 CALIBRATION_ROWS = 50_000
-DENSE_TAILS = [
-    0.5,
-    0.5,
-    1.0,
-    1.0,
-    1.5,
-    1.5,
-    2.0,
-    2.5,
-]  # raw value = sinh(tail * z): the larger, the heavier
-EFFECTS, ENTITIES, CALIBRATION, ROWS, TASTES, CONVERSION_EFFECTS, CONVERSION_ROWS = range(
-    7
-)  # keys of random streams
+# Raw value = sinh(tail * z): the larger, the heavier
+DENSE_TAILS = [0.5, 0.5, 1.0, 1.0, 1.5, 1.5, 2.0, 2.5]
+# Keys of random streams
+EFFECTS, ENTITIES, CALIBRATION, ROWS, TASTES, CONVERSION_EFFECTS, CONVERSION_ROWS = range(7)
 
 
 @dataclass(frozen=True)
@@ -213,9 +204,8 @@ class SyntheticStream:
             row = ids[name]
             main += keep * self._main[0][name][row] + turn * self._main[1][name][row]
             by_domain += self._by_domain[name][domain, row]
-            vectors[name] = (
-                keep * self._latent[0][name][row] + turn * self._latent[1][name][row]
-            )  # [N, D]
+            # [N, D]
+            vectors[name] = keep * self._latent[0][name][row] + turn * self._latent[1][name][row]
         sums = {group: np.zeros((count, settings.latent_dimension)) for group in self._groups}
         within, pairs = np.zeros(count), 0
         for group, members in self._groups.items():

@@ -14,10 +14,8 @@ from recsys.sharding.communication import mean_over_ranks
 from recsys.training import ranks
 from recsys.training.engine import Engine
 
-TABLES_PREFIX, HEAD_PREFIXES = (
-    "embeddings.",
-    ("output.", "further_output."),
-)  # of a ranker's parameters
+# Of a ranker's parameters
+TABLES_PREFIX, HEAD_PREFIXES = ("embeddings.", ("output.", "further_output."))
 
 
 class DistillationDiagnostics:
@@ -101,10 +99,8 @@ def _gradient_products(
         for name, parameter in model.ranker.named_parameters()
         if not name.startswith((TABLES_PREFIX, *HEAD_PREFIXES))
     ]
-    flat, rows = (
-        [],
-        [],
-    )  # of each loss: the dense part's gradient over all ranks, this rank's examples' own
+    # Of each loss: the dense part's gradient over all ranks, this rank's examples' own
+    flat, rows = ([], [])
     for loss in (serving, distillation):
         *parameters, pooled = torch.autograd.grad(
             loss, [*dense, embeddings], retain_graph=True, materialize_grads=True

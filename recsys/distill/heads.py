@@ -150,9 +150,8 @@ class DistilledRanker(nn.Module):
                 found[output_of(DISTILLATION, task)] = self._head(head, scaled, place)
             else:
                 found[output_of(DISTILLATION, task)] = head(outputs[task].unsqueeze(-1)).squeeze(-1)
-        for place, head in enumerate(
-            self.further_adapter_heads, start=1
-        ):  # none without an own head
+        # None without an own head
+        for place, head in enumerate(self.further_adapter_heads, start=1):
             found[output_of(ADAPTED, tasks[place - 1])] = self._head(head, scaled, place)
         return found
 

@@ -32,9 +32,8 @@ LOGIT = "logit"
 PLACE = "place"  # column of a record's place among the examples that are wanted
 ROW_GROUP = 131_072  # rows; a reader skips groups whose ids it does not want
 CONSTANT = ["snapshot", "high_water_mark"]  # columns that seldom change from record to record
-DELTAS = dict.fromkeys(
-    ("example_id", "staleness_ms"), "DELTA_BINARY_PACKED"
-)  # and those that grow slowly
+# And those that grow slowly
+DELTAS = dict.fromkeys(("example_id", "staleness_ms"), "DELTA_BINARY_PACKED")
 SCORE_SCHEMA = {
     "example_id": pl.Int64,
     LOGIT: pl.Float32,
@@ -105,9 +104,8 @@ class ScoreLog:
             name: dtype for name, dtype in SCORE_SCHEMA.items() if name != LOGIT or LOGIT in logits
         }
         self.schema = common | {name: pl.Float32 for name in logits if name != LOGIT}
-        self._read_schema = self.schema | {
-            "snapshot": pl.Categorical
-        }  # a text a record costs more than all else
+        # A text a record costs more than all else
+        self._read_schema = self.schema | {"snapshot": pl.Categorical}
         self._facts: LogFacts | None = None
 
     @property

@@ -100,9 +100,8 @@ def auc_by_group(
     sorted_group, sorted_logit = group_index[order], np.asarray(logits)[order]
     positive = np.asarray(labels, dtype=np.float64)[order]
     rows = np.bincount(group_index, minlength=count)
-    rank = (
-        _average_ranks(sorted_group, sorted_logit) - (np.cumsum(rows) - rows)[sorted_group]
-    )  # [N], from 1
+    # [N], from 1
+    rank = _average_ranks(sorted_group, sorted_logit) - (np.cumsum(rows) - rows)[sorted_group]
     positives = np.bincount(sorted_group, weights=positive, minlength=count)
     rank_sum = np.bincount(sorted_group, weights=positive * rank, minlength=count)
     pairs = positives * (rows - positives)

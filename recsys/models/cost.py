@@ -67,9 +67,8 @@ def _matrix_flops(ranker: Ranker, parameters: list[nn.Parameter]) -> int:
         SAMPLES, columns, ranker.embedding_dimension, device=device, requires_grad=True
     )
     lengths = torch.ones(features * SAMPLES, dtype=torch.int64, device=device)
-    ids = KeyedJaggedTensor(
-        ranker.feature_names, lengths, lengths=lengths
-    )  # attention reads their lengths
+    # Attention reads their lengths
+    ids = KeyedJaggedTensor(ranker.feature_names, lengths, lengths=lengths)
     with FlopCounterMode(display=False) as counter:
         # The counter's module tracker does not take leaves as the inputs of modules.
         pooled = ranker.pool(embeddings.clone(), ids)

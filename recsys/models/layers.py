@@ -25,14 +25,12 @@ class DotInteraction(nn.Module):
         super().__init__()
         self.vectors, self.dimension = vectors, dimension
         rows, columns = torch.triu_indices(vectors, vectors, offset=1)
-        self.register_buffer(
-            "pairs", rows * vectors + columns, persistent=False
-        )  # [P], places in [V, V]
+        # [P], places in [V, V]
+        self.register_buffer("pairs", rows * vectors + columns, persistent=False)
         places = torch.full((vectors, vectors), rows.numel())
         places[rows, columns] = places[columns, rows] = torch.arange(rows.numel())
-        self.register_buffer(
-            "places", places.flatten(), persistent=False
-        )  # [V*V], pair of a place; P: none
+        # [V*V], pair of a place; P: none
+        self.register_buffer("places", places.flatten(), persistent=False)
         self.out_features = dimension + rows.numel()
 
     def forward(self, vectors: Tensor) -> Tensor:

@@ -73,9 +73,8 @@ class SequencePooling(nn.Module):
     ) -> Tensor:
         """Embeddings [B, C, N] of :meth:`columns` of F ``features``, and their ids -> [B, F, N]."""
         widths = [len(self._columns_of(name)) for name in features]
-        vectors = dict(
-            zip(features, columns.split(widths, dim=1), strict=True)
-        )  # [B, 1 or L, N] each
+        # [B, 1 or L, N] each
+        vectors = dict(zip(features, columns.split(widths, dim=1), strict=True))
         counts = dict(
             zip(sparse.keys(), sparse.lengths().view(len(sparse.keys()), -1), strict=True)
         )  # [B] each
@@ -132,9 +131,8 @@ class ActivationUnitPool(nn.Module):
     def forward(self, query: Tensor, sequence: Tensor, absent: Tensor) -> Tensor:
         """[B, 1, N], [B, L, N], [B, L] bool -> [B, 1, N]."""
         asked = query.expand_as(sequence)
-        pairs = torch.cat(
-            [asked, sequence, asked - sequence, asked * sequence], dim=2
-        )  # [B, L, 4 N]
+        # [B, L, 4 N]
+        pairs = torch.cat([asked, sequence, asked - sequence, asked * sequence], dim=2)
         weights = self.weight(self.hidden(pairs)).masked_fill(absent.unsqueeze(2), 0.0)  # [B, L, 1]
         return weights.transpose(1, 2) @ sequence.to(weights.dtype)
 

@@ -13,27 +13,11 @@ from recsys.planning.placement import Array, Bins, Item, Placement, place
 from recsys.planning.table_costs import Option, base_bytes, base_ms, options, plain_option
 from recsys.planning.tables import Kind, PlannedModel, Table, WeightType, expand_tables
 
-PEAKS = (
-    0.0,
-    0.5,
-    0.8,
-    1.0,
-    1.1,
-    1.25,
-    1.5,
-    2.0,
-    3.0,
-    6.0,
-    float("inf"),
-)  # largest shard allowed, over the mean load of a rank
+# Largest shard allowed, over the mean load of a rank
+PEAKS = (0.0, 0.5, 0.8, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 6.0, float("inf"))
 QUICK_PEAKS = (float("inf"), 0.0)
-BUDGETS = (
-    1.0,
-    0.98,
-    0.92,
-    0.8,
-    0.6,
-)  # share of the memory to choose for: packing whole shards leaves gaps
+# Share of the memory to choose for: packing whole shards leaves gaps
+BUDGETS = (1.0, 0.98, 0.92, 0.8, 0.6)
 PRICE_ROUNDS = 40
 FIRST_PRICE = 0.01  # of the fastest total time, for all of a tier
 LARGEST_STEP = 1.0  # of the logarithm of a price
@@ -147,9 +131,8 @@ class _Menu:
     peak: Array  # of one shard
     use: Array  # [tiers, tables, options], as a share of the free memory of all ranks
     free: tuple[int, int, int]  # of a rank (HBM) or node (DDR, SSD), once the base is in
-    fixed: dict[int, list[int]] = field(
-        default_factory=dict
-    )  # ranks of the tables that are placed already
+    # Ranks of the tables that are placed already
+    fixed: dict[int, list[int]] = field(default_factory=dict)
 
 
 def _menu(
@@ -278,9 +261,8 @@ def _choose(menu: _Menu, allowed: NDArray[np.bool_], budget: float) -> NDArray[n
     choice, least = ms.argmin(axis=1), (np.inf, np.inf)
     if not np.isfinite(ms.min(axis=1)).all():
         return None
-    use = np.where(
-        np.isfinite(menu.use), menu.use, 0.0
-    )  # options that are not there cost infinite time
+    # Options that are not there cost infinite time
+    use = np.where(np.isfinite(menu.use), menu.use, 0.0)
     for turn in range(PRICE_ROUNDS):
         priced = ms if turn == 0 else ms + np.tensordot(prices, use, 1)
         trial = priced.argmin(axis=1)

@@ -31,9 +31,8 @@ ROW_PASSES = 3  # forward reads a row; the fused backward reads and writes it
 STATE_PASSES = 2  # read and written
 MISS_PASSES = 2  # a missed row comes in, a changed one goes out
 OUTPUT_COPIES = 2  # the pooled output and its gradient
-ID_BUFFERS = (
-    2 + 4
-)  # this batch and the prefetched one; keys and values of the backward's sort, in and out
+# This batch and the prefetched one; keys and values of the backward's sort, in and out
+ID_BUFFERS = 2 + 4
 # Dense gradient: zero, write; flatten (2), average (2), copy back (2); square (2), mean, update (3)
 GRADIENT_PASSES = 14
 CACHE_SLOT_BYTES = 16  # FBGEMM: lxu_cache_state and lxu_state, int64 each
@@ -245,9 +244,8 @@ def _shard_bytes(
     result = [0, 0, 0]
     result[kernel.tier] += weights
     if kernel.name == "dense":
-        result[kernel.tier] += (
-            split.rows * split.columns * FLOAT_BYTES
-        )  # the gradient of the whole table
+        # The gradient of the whole table
+        result[kernel.tier] += split.rows * split.columns * FLOAT_BYTES
     result[HBM if kernel.name == "key_value" else kernel.tier] += (
         state  # SSD kernels keep it on the device
     )

@@ -185,9 +185,8 @@ def mean_over_ranks(
     if precision == "fp32":
         distributed.all_reduce(flat, group=group)
         return flat.div_(world_size)
-    sent = (flat / world_size).to(
-        DTYPES[precision]
-    )  # divided first, so that the sum fits where its parts did
+    # Divided first, so that the sum fits where its parts did
+    sent = (flat / world_size).to(DTYPES[precision])
     distributed.all_reduce(sent, group=group)
     mean = sent.float()
     if not _fits(mean, largest_number("fp32")):

@@ -32,9 +32,8 @@ def print_advice(found: list[Choice], cluster: TowerCluster, rows: int, console:
     shown = found[:rows] + ([flat] if flat not in found[:rows] else [])
     grid = _grid(shown, flat)
     whole = console.measure(grid, options=console.options.update_width(WIDEST))
-    console.width = max(
-        console.width, whole.maximum
-    )  # a narrow terminal folds a line; no number is left out
+    # A narrow terminal folds a line; no number is left out
+    console.width = max(console.width, whole.maximum)
     console.print(grid)
     if len(found) > len(shown):
         console.print(f"{len(found) - len(shown)} more; --rows shows them")

@@ -33,9 +33,8 @@ class PeerExchange:
         widths = [sum(width for _, width in towers) for towers in outputs]
         self._outputs = PooledEmbeddingsAllToAll(ids.peers, widths, codecs=codecs)
         self._ahead: list[IdsOnTheirWay] = []
-        arrived = [
-            tower for towers in outputs for tower in towers
-        ]  # by group of hosts, not in the model's order
+        # By group of hosts, not in the model's order
+        arrived = [tower for towers in outputs for tower in towers]
         self._widths = [width for _, width in arrived]
         self._order = sorted(range(len(arrived)), key=lambda place: arrived[place][0])
 

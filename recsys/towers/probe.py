@@ -246,7 +246,6 @@ def _mean_embeddings(probe: Ranker | FactorizationMachine, batches: list[Batch])
 @torch.no_grad()
 def _cosines(probe: Ranker | FactorizationMachine, batch: Batch, mean: Tensor) -> Tensor:
     """Cosines of all pairs of features' embeddings of each example, less ``mean``: [B, F, F]."""
-    unit = normalize(
-        probe.embed(batch.sparse) - mean, dim=2
-    )  # [B, F, N]; without a mean an empty list stays 0
+    # [B, F, N]; without a mean an empty list stays 0
+    unit = normalize(probe.embed(batch.sparse) - mean, dim=2)
     return torch.bmm(unit, unit.transpose(1, 2))

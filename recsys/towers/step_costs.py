@@ -219,9 +219,8 @@ def volumes(work: Work, hosts: Hosts) -> Volumes:
             messages=EXCHANGES * others,
             collectives=(EXCHANGES + 1) * (hosts.ranks > 1),
         )
-    inside, beside = _parts(
-        hosts.group, hosts.ranks_per_host
-    )  # beside: on the other hosts of the same towers
+    # Beside: on the other hosts of the same towers
+    inside, beside = _parts(hosts.group, hosts.ranks_per_host)
     to_peers = (hosts.groups - 1) / hosts.groups
     neighbours = hosts.group - hosts.ranks_per_host
     peer_ids, exchanges = ids, EXCHANGES

@@ -134,9 +134,8 @@ def transform(model: nn.Module, partition: Partition, settings: TrainSettings) -
     _check_sequences(ranker, partition, settings)
     tables = ranker.embeddings.embedding_bag_configs()
     bytes_of = {config.name: table_bytes(config, settings) for config in tables}
-    sizes = {
-        p.name: bytes_of.get(TABLE_PREFIX + p.name, 0) for p in ranker.pieces
-    }  # 0: in its target's table
+    # 0: in its target's table
+    sizes = {p.name: bytes_of.get(TABLE_PREFIX + p.name, 0) for p in ranker.pieces}
     placed = place_towers(partition.towers, sizes, groups.count)
     pieces = [
         [p for p in ranker.pieces if p.name in _names(partition, towers)] for towers in placed

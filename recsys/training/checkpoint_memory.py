@@ -64,9 +64,8 @@ class MappedReader(FileSystemReader):
         if fake.numel() == 0:
             return torch.empty(fake.shape, dtype=fake.dtype)
         with path.open("rb") as file:
-            mapping = mmap.mmap(
-                file.fileno(), 0, access=mmap.ACCESS_COPY
-            )  # torch warns of memory that it may not write
+            # Torch warns of memory that it may not write
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         mapping.madvise(mmap.MADV_SEQUENTIAL)
         start = info.offset + offset_in_file(fake)
         return torch.frombuffer(mapping, dtype=fake.dtype, count=fake.numel(), offset=start).view(

@@ -211,9 +211,8 @@ def _put_rows(state: dict[str, Any], touched: TouchedRows | None, path: Path) ->
             values = file.get_tensor(key)
             if kind == WEIGHT:
                 values = _dequantise(values)
-            held = _values(state, name).get(
-                kind
-            )  # no optimiser state where the rank has no shard of the table
+            # No optimiser state where the rank has no shard of the table
+            held = _values(state, name).get(kind)
             for shard, first_row, first_column in [] if held is None else _shards(held):
                 _overlay(shard, rows_of[name] - first_row, values, int(column) - first_column)
 

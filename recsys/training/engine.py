@@ -377,9 +377,8 @@ class Engine:
             init_data_parallel=False,
         )
         if self.device.type == "cuda":
-            sharded.module.to(
-                self.device
-            )  # the dense part; TorchRec does it in its own data-parallel wrapper only
+            # The dense part; TorchRec does it in its own data-parallel wrapper only
+            sharded.module.to(self.device)
         for module in sharded_collections(sharded).values():
             unwrap_replicated_tables(module)
         for path, mean in means.items():

@@ -22,18 +22,15 @@ from pathlib import Path
 from recsys.training.failures import RESTART_COUNT, HungRankError, write_failure
 
 BEAT_SUFFIX, STACK_SUFFIX = ".beat", ".stack"
-RECORD = struct.Struct(
-    "qQd"
-)  # process id, identity of the main thread, monotonic time of the last progress
+# Process id, identity of the main thread, monotonic time of the last progress
+RECORD = struct.Struct("qQd")
 SAMPLES = 10  # in a timeout
 LONGEST_INTERVAL_S = 1.0
 IDLE_SHARE = 0.001  # of one processor; a loop that sleeps uses less, one small batch a second more
 STACK_SIGNAL = signal.SIGUSR2
 STACK_WAIT_S = 0.5
-WAITING = (
-    "/torch/distributed/",
-    "/torchrec/distributed/",
-)  # where the innermost frame of a collective is
+# Where the innermost frame of a collective is
+WAITING = ("/torch/distributed/", "/torchrec/distributed/")
 FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<function>\S+)')
 STOPPED, ENDED = "T", "Z"
 

@@ -21,9 +21,8 @@ from recsys.data.prefetch import prefetched
 from recsys.models.peers import Peers
 from recsys.training.engine import Engine, LossFunction, sharded_collections
 
-SPARSE = CallArgs(
-    args=[ArgInfo([GetAttrArgInfoStep("sparse")])], kwargs={}
-)  # what every collection is called with
+# What every collection is called with
+SPARSE = CallArgs(args=[ArgInfo([GetAttrArgInfoStep("sparse")])], kwargs={})
 
 
 def load_ahead(engine: Engine, batches: Iterable[Batch]) -> Generator[Batch]:

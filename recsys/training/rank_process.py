@@ -29,9 +29,8 @@ LOCAL_RANK = "LOCAL_RANK"
 # A rank that lost its peer ends after it, so that the agent sees the peer's end first. Errors that
 # say so come in many types; those that end at once are surely the rank's own.
 LAST_WORD_S = 0.5
-COLLECTIVE_TIMEOUTS = (
-    2  # of the rank timeout: whoever watches the missing rank finds it before its peers give up
-)
+# Of the rank timeout: whoever watches the missing rank finds it before its peers give up
+COLLECTIVE_TIMEOUTS = 2
 
 
 def rank_main(

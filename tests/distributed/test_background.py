@@ -72,11 +72,8 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
-CASES = [
-    ("row_wise", 1),
-    ("table_wise", 2),
-    ("data_parallel", 2),
-]  # sharding, full checkpoint every
+# Sharding, full checkpoint every
+CASES = [("row_wise", 1), ("table_wise", 2), ("data_parallel", 2)]
 
 
 @pytest.fixture(scope="module")

@@ -37,11 +37,8 @@ TABLE_RATE, DENSE_RATE = 0.5, 0.25
 WIRE_ROWS = 1024  # of the batch whose bytes are counted
 SIZES = [64, 64, 27]  # of the batches trained on; the last one is uneven
 ROUNDOFF = {"fp32": 0.0, "fp16": 2.0**-11, "bf16": 2.0**-8}
-SUBNORMAL = {
-    "fp32": 0.0,
-    "fp16": 2.0**-25,
-    "bf16": 2.0**-133,
-}  # rounding error of the smallest numbers
+# Rounding error of the smallest numbers
+SUBNORMAL = {"fp32": 0.0, "fp16": 2.0**-25, "bf16": 2.0**-133}
 FLOAT32_NOISE = 1e-6
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.uint8}
 # Bytes that a rank sends a byte given, among n ranks; gloo's reduce-scatter is an all-reduce.
@@ -66,11 +63,8 @@ RECIPES = {
     "int8": ("int8", "bf16", "fp32"),
     "int8 both": ("int8", "int8", "fp32"),
 }
-ONE_HOST_KINDS = (
-    "table_wise",
-    "column_wise",
-    "row_wise",
-)  # on the one host of two ranks the others are the same
+# On the one host of two ranks the others are the same
+ONE_HOST_KINDS = ("table_wise", "column_wise", "row_wise")
 CASES = {
     world_size: [
         (k, recipe)

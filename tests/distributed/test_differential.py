@@ -37,9 +37,8 @@ ROW_ERRORS: dict[Quantisation, float] = {"fp16": 2.0**-11, "int8": 1 / 255}  # o
 
 
 def train_step(engine: Engine, step: int) -> None:
-    engine.predict(
-        share(32, 100 + step, engine.rank, engine.world_size)
-    )  # looks rows up, changes none
+    # Looks rows up, changes none
+    engine.predict(share(32, 100 + step, engine.rank, engine.world_size))
     engine.train_step(share(ROWS, step, engine.rank, engine.world_size), engine.serving_loss)
 
 
@@ -205,10 +204,8 @@ def test_only_rows_trained_on_are_written(tmp_path: Path) -> None:
 def test_retention_keeps_the_full_one_that_a_kept_one_needs(tmp_path: Path) -> None:
     run_on_ranks(train_and_save, (settings_for("table_wise", 1), tmp_path, "none", 1), 1, 1)
     left = sorted((tmp_path / "differential").iterdir())
-    assert [path.name[-1] for path in left] == [
-        "4",
-        "5",
-    ]  # the last, differential, and its full one
+    # The last, differential, and its full one
+    assert [path.name[-1] for path in left] == ["4", "5"]
 
 
 @pytest.mark.parametrize(

@@ -28,14 +28,8 @@ from recsys.training.overlap import load_ahead, train_batches
 from tests.support.launches import run_cases
 from tests.support.sharded import MODEL, SCHEMA, SEED, share, train_settings
 
-SIZES = [
-    32,
-    13,
-    32,
-    2,
-    32,
-    7,
-]  # rows of the global batches; on 4 ranks two have no row of the fourth
+# Rows of the global batches; on 4 ranks two have no row of the fourth
+SIZES = [32, 13, 32, 2, 32, 7]
 BAD = 4  # the batch with a NaN in test_overlapped_...
 CLIP = 0.02
 SCHEMA_OF_TWO = replace(SCHEMA, tasks=["click", "conversion"], further_base_rates=[0.4])

@@ -21,11 +21,8 @@ from tests.support.sharded import MODEL, SEED, SIZES, TOLERANCE, train_settings
 pytestmark = pytest.mark.slow
 
 RANKS = 6
-FEATURES = {
-    "currency": (1, "id"),
-    "color": (4, "id"),
-    "tags": (2, "list"),
-}  # in blocks of one row: two ranks hold none
+# In blocks of one row: two ranks hold none
+FEATURES = {"currency": (1, "id"), "color": (4, "id"), "tags": (2, "list")}
 SCHEMA = schema_of(FEATURES)
 CASES: dict[str, dict[str, Any]] = {
     "row_wise": {"sharding": "row_wise"},

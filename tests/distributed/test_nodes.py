@@ -25,10 +25,8 @@ from tests.support.engines import STEPS, everything, make_engine, settings_for, 
 
 LOST_AT = 3
 BOUND_S = 90
-WHOLE = {
-    "row_wise": 1,
-    "table_row_wise": 2,
-}  # ranks a node of the pairs that nothing happens to, by kind
+# Ranks a node of the pairs that nothing happens to, by kind
+WHOLE = {"row_wise": 1, "table_row_wise": 2}
 
 
 def train(

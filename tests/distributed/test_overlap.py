@@ -26,14 +26,8 @@ from tests.support.comparing import same
 from tests.support.launches import run_cases
 from tests.support.sharded import CASES, KINDS, MIXED, MODEL, SCHEMA, SEED, share, train_settings
 
-SIZES = [
-    32,
-    13,
-    32,
-    2,
-    32,
-    7,
-]  # rows of the global batches; on 4 ranks two have no row of the fourth
+# Rows of the global batches; on 4 ranks two have no row of the fourth
+SIZES = [32, 13, 32, 2, 32, 7]
 LENGTHS = (4, 0, 1, 2)  # of the loops that are compared
 SECONDS = 15.0  # to start two ranks, fail and end
 HARD = {

@@ -153,9 +153,8 @@ class Products(nn.Module):
 
     def forward(self, dense: Tensor, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
         pooled = self.embeddings(sparse).to_dict()
-        vectors = torch.stack(
-            [self.project(dense), *(pooled[name] for name in FEATURES)], dim=1
-        )  # [B, F + 1, N]
+        # [B, F + 1, N]
+        vectors = torch.stack([self.project(dense), *(pooled[name] for name in FEATURES)], dim=1)
         squared_sum, squares = vectors.sum(dim=1).square(), vectors.square().sum(dim=1)
         return {"serving": (squared_sum - squares).sum(dim=1) / 2}
 

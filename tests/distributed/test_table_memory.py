@@ -230,9 +230,8 @@ def train_with_checkpoints(
     start = checkpoints.restore(engine)
     for step in range(start.batches, STEPS):
         if step == die_in:
-            engine._average_gradients = lambda: os.kill(
-                os.getpid(), signal.SIGKILL
-            )  # tables are updated, the rest not
+            # Tables are updated, the rest not
+            engine._average_gradients = lambda: os.kill(os.getpid(), signal.SIGKILL)
         train_steps(engine, step, step + 1)
         if checkpoints.due(step + 1):
             checkpoints.save(engine, Position(batches=step + 1))
@@ -344,9 +343,8 @@ def test_memory_gb_bounds_what_is_in_memory(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="key 'memory_gb': the tables do not fit"):
             run_on_ranks(build, ({**plan, **small},), 1, 1)
         run_on_ranks(build, (in_files({**plan, **small}, tmp_path / "files"),), 1, 1)
-    with pytest.raises(
-        InputError, match="key 'memory_gb': the tables do not fit"
-    ):  # every rank holds these in memory
+    # Every rank holds these in memory
+    with pytest.raises(InputError, match="key 'memory_gb': the tables do not fit"):
         run_on_ranks(
             build, (in_files({"sharding": "data_parallel", **small}, tmp_path / "files"),), 1, 1
         )

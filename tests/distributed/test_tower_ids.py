@@ -70,9 +70,8 @@ def test_the_peers_get_what_torchrecs_exchange_gives(
 def test_single_ids_take_a_half_for_the_lengths_and_a_half_for_the_type(
     dtype: torch.dtype, ratio: int
 ) -> None:
-    sizes = (
-        RANKS * 8 * 2 * (RANKS - 1)
-    )  # TorchRec's: how much is sent of lengths, ids and examples, of two batches
+    # TorchRec's: how much is sent of lengths, ids and examples, of two batches
+    sizes = RANKS * 8 * 2 * (RANKS - 1)
     for rank in run_on_ranks(exchange_both_ways, (set(), dtype, 100), RANKS, 1):
         theirs, ours = rank["sent"]
         assert ours * ratio == theirs - sizes

@@ -268,9 +268,8 @@ def test_outputs_equal_the_flat_engine_and_training_equals_one_process(
     expected = run_on_ranks(train_cases, (architecture, layout), 1, 1)[0]
     for case in CASES:
         for rank in results:
-            same = (
-                torch.equal if case in ("sgd", "clipped") else torch.allclose
-            )  # rows: the order of a sum
+            # Rows: the order of a sum
+            same = torch.equal if case in ("sgd", "clipped") else torch.allclose
             assert same(rank[case]["transformed"], rank[case]["flat"]), case
         state = results[0][case]["state"]
         assert list(state) == list(expected[case]["state"])
@@ -468,9 +467,8 @@ def test_only_tower_outputs_cross_hosts(precision: str) -> None:
     assert sum(rank["flat"]["bytes"] for rank in ranks) == flat
     assert sum(rank["transformed"]["bytes"] for rank in ranks) == towers < flat
     for rank in ranks:
-        assert all(
-            count <= hosts for count in rank["transformed"]["messages"]
-        )  # its peers and itself
+        # Its peers and itself
+        assert all(count <= hosts for count in rank["transformed"]["messages"])
         tolerance = {"fp16": 1e-3, "bf16": 1e-2, "fp32": 0.0}[precision]
         outputs = rank["transformed"]["outputs"], rank["flat"]["outputs"]
         torch.testing.assert_close(*outputs, rtol=0, atol=tolerance)

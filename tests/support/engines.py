@@ -71,9 +71,8 @@ def train_steps(engine: Engine, first: int, last: int) -> None:
 def everything(engine: Engine) -> dict[str, Tensor]:
     """Weights and optimiser state of all ranks, unsharded, by name, on rank 0; empty on the
     others."""
-    mine: dict[
-        str, tuple[tuple[int, ...], list[tuple[list[int], Tensor]]]
-    ] = {}  # name: size, (offsets, shard)
+    # Name: size, (offsets, shard)
+    mine: dict[str, tuple[tuple[int, ...], list[tuple[list[int], Tensor]]]] = {}
 
     def visit(path: str, value: Any) -> None:
         if isinstance(value, dict):

@@ -25,9 +25,8 @@ def add_history(frame: pl.DataFrame, settings: HistorySettings) -> pl.DataFrame:
         user, "label_time", "example_id"
     )
     clicks = clicks.with_columns(known=pl.int_range(1, pl.len() + 1, dtype=pl.Int64))
-    clicks = clicks.with_columns(
-        before=pl.col("known").min().over(user) - 1
-    )  # of all users sorted before this one
+    # Of all users sorted before this one
+    clicks = clicks.with_columns(before=pl.col("known").min().over(user) - 1)
     known = clicks.select(user, "label_time", "known", "before").sort("label_time", "known")
     rows = frame.select(user, "event_time").join_asof(
         known,

@@ -75,9 +75,8 @@ def test_a_record_that_was_changed_is_counted_as_wrong(small: Case) -> None:
     assert counts[0].wrong == 0
     assert counts[1].scored > counts[1].wrong > 0
     records = pl.read_parquet(segment).height
-    assert sum(one.wrong for one in counts) == pytest.approx(
-        records, rel=0.2
-    )  # those whose label came in time
+    # Those whose label came in time
+    assert sum(one.wrong for one in counts) == pytest.approx(records, rel=0.2)
 
 
 def test_a_step_that_was_stopped_goes_on_at_its_next_window(small: Case) -> None:

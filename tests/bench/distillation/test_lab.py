@@ -69,9 +69,8 @@ def test_differences_are_paired_by_seed() -> None:
 
 
 def test_interval_is_students() -> None:
-    found = interval(
-        [1.0, 2.0, 3.0, 4.0]
-    )  # t of 0.975 at 3 degrees of freedom is 3.182, the standard error 0.6455
+    # T of 0.975 at 3 degrees of freedom is 3.182, the standard error 0.6455
+    found = interval([1.0, 2.0, 3.0, 4.0])
     assert (found.low, found.high) == (
         pytest.approx(2.5 - 3.182 * 0.6455, abs=1e-3),
         pytest.approx(4.554, abs=1e-3),

@@ -203,9 +203,8 @@ def test_the_oracle_knows_what_the_history_does(streams: dict[str, pl.DataFrame]
         rows.select(pl.col("history").list.contains(pl.col("ad_id"))).to_series().to_numpy()
     )
     assert np.abs(effect[empty]).max() < 1e-9
-    np.testing.assert_allclose(
-        effect[clicked_before], STRENGTH, atol=1e-9
-    )  # nothing is as like an ad as itself
+    # Nothing is as like an ad as itself
+    np.testing.assert_allclose(effect[clicked_before], STRENGTH, atol=1e-9)
     others = effect[~empty & ~clicked_before]
     assert others.max() < STRENGTH and others.min() >= -STRENGTH and others.std() > 0.1
     assert rows["label"].mean() == pytest.approx(rows["probability"].mean(), abs=0.02)

@@ -92,9 +92,8 @@ def test_holds_no_more_than_depth_items_beside_the_two_in_hand(depth: int) -> No
         assert next(items) == 0
         wait_until_taken(source, depth + 2)
         time.sleep(0.05)
-        assert (
-            source.taken == depth + 2
-        )  # one consumed, depth in the queue, one in the thread's hand
+        # One consumed, depth in the queue, one in the thread's hand
+        assert source.taken == depth + 2
     assert source.closed_by == [THREAD_NAME]
 
 

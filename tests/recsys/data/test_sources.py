@@ -194,10 +194,8 @@ def test_negatives_are_never_clicked_items_of_the_session(
     log.write_parquet(tmp_path / "log.parquet")
     report = run(data_settings, tmp_path, "table", CLICKS)
     rows = rows_of(tmp_path)
-    assert (report.rows, report.base_rate) == (
-        270,
-        pytest.approx(1 / 3),
-    )  # no past, no negatives in hour 0
+    # No past, no negatives in hour 0
+    assert (report.rows, report.base_rate) == (270, pytest.approx(1 / 3))
     hashed = log.with_row_index("group").with_columns(hash_to_rows(log["item"], 50))
     session = hashed.with_columns(pl.col("group").cast(pl.Int64))
     negatives = rows.filter(pl.col("label") == 0).join(

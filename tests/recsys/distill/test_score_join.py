@@ -143,9 +143,8 @@ def test_join_is_that_of_a_walk_through_every_record(written: Written, examples:
     event("some scored" if any(score is not None for score, _ in expected) else "none scored")
     assert joined.drop("score", "staleness_ms").equals(frame)
     assert joined["score"].dtype == pl.Float32
-    assert [str(score) for score in joined["score"]] == [
-        str(score) for score, _ in expected
-    ]  # NaN as itself
+    # NaN as itself
+    assert [str(score) for score in joined["score"]] == [str(score) for score, _ in expected]
     assert joined["staleness_ms"].to_list() == [staleness for _, staleness in expected]
 
 

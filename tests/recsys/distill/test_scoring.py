@@ -98,9 +98,8 @@ def test_log_killed_anywhere_ends_with_the_same_bytes(
 
 
 def test_kill_costs_at_most_one_segment(job: ScoringJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    kill(
-        run_and_die, job, 9, True
-    )  # log.json, four keys, w0's window.json, then three segments of w1
+    # Log.json, four keys, w0's window.json, then three segments of w1
+    kill(run_and_die, job, 9, True)
     written = contents(job.log_dir)
     assert ScoreLog(job.log_dir).chunks("w1") == 3
     predicted: list[int] = []

@@ -181,10 +181,8 @@ def test_a_student_is_added_in_six_lines(
 ) -> None:
     text = (PARAMS / "students.yaml").read_text().replace("students:\n", "students:\n" + SIX_LINES)
     values = yaml.safe_load(text)
-    values["students"], values["seeds"] = (
-        values["students"][:1],
-        [1],
-    )  # the other domains are not in these data
+    # The other domains are not in these data
+    values["students"], values["seeds"] = (values["students"][:1], [1])
     (tmp_path / "students.yaml").write_text(yaml.safe_dump(values))
     settings = load_settings(tmp_path / "students.yaml", StudentsSettings)
     student = settings.students[0]

@@ -58,10 +58,8 @@ def undisturbed(
     return contents(folder)
 
 
-KILLS = {
-    None: [3, 14, 13],
-    2: [4, 12, 16],
-}  # after how many steps, by how often a checkpoint is written
+# After how many steps, by how often a checkpoint is written
+KILLS = {None: [3, 14, 13], 2: [4, 12, 16]}
 
 
 def killed_and_run(

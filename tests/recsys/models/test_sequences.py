@@ -164,9 +164,8 @@ def test_flops_and_parameters_by_hand() -> None:
             table_device="meta",
         )
     )
-    assert unit.flops - base.flops == 6 * length * (
-        4 * n * 6 + 6 + n
-    )  # two layers of the unit, and the sum
+    # Two layers of the unit, and the sum
+    assert unit.flops - base.flops == 6 * length * (4 * n * 6 + 6 + n)
     assert unit.dense_parameters - base.dense_parameters == (4 * n * 6 + 6) + (6 + 1)
     heads = ranker_cost(
         build_ranker(

@@ -53,9 +53,8 @@ def test_greedy_is_kept_where_it_is_better() -> None:
 def test_kept_placement_is_close_to_the_optimum(times: list[int], bins: int) -> None:
     optimum = smallest_largest_load([float(t) for t in times], bins)
     kept = place(items_of([float(t) for t in times]), bins_of(bins))
-    assert (
-        optimum <= kept.largest <= (4 / 3 - 1 / (3 * bins)) * optimum + 1e-9
-    )  # Graham's bound of greedy
+    # Graham's bound of greedy
+    assert optimum <= kept.largest <= (4 / 3 - 1 / (3 * bins)) * optimum + 1e-9
 
 
 def test_differencing_is_better_with_many_shards_a_bin() -> None:

@@ -72,9 +72,8 @@ def test_bytes_of_one_table_on_one_rank_by_hand() -> None:
     assert plan is not None
     weights, state = 1000 * 64 * 4, 1000 * 4
     ids = 64 * 2 * 8 * 6 + 64 * 8  # this batch, the next one, the sort's four; lengths
-    outputs = (
-        64 * 64 * 4 * 2
-    )  # of the shard, with gradients; and once more where the rank's batch arrives
+    # Of the shard, with gradients; and once more where the rank's batch arrives
+    outputs = 64 * 64 * 4 * 2
     dense = 10 * 4 * (1 + 1 + 2)  # weights, gradient, Adam
     assert plan.tables[0].bytes == weights + state + ids + outputs
     assert plan.rank_bytes == [(weights + state + ids + outputs + outputs + dense, 0, 0)]
@@ -84,9 +83,8 @@ def test_ms_of_one_table_on_one_rank_by_hand() -> None:
     model = model_of(table_of("t", 1000, pooling=2.0), kinds=["table_wise"], table_optimizer="sgd")
     plan = find_plan(model, machine(gpus=1, shard_ms=0.0))
     assert plan is not None
-    moved = (
-        64 * 2 * 3 * 256 + 64 * 64 * 4 * 2
-    )  # ids x (read, read, write) x row; outputs and their gradients
+    # Ids x (read, read, write) x row; outputs and their gradients
+    moved = 64 * 2 * 3 * 256 + 64 * 64 * 4 * 2
     assert plan.tables[0].ms == pytest.approx(moved / 1550e9 * 1000)
     assert plan.step_ms == pytest.approx(plan.tables[0].ms)
 
@@ -124,9 +122,8 @@ def test_hit_rate_grows_with_the_cache() -> None:
     rates = [hit_rate(10**6, 1.0, factor) for factor in (0.001, 0.01, 0.1, 1.0)]
     assert rates == sorted(rates)
     assert rates[-1] == 1.0
-    assert hit_rate(10**6, 0.0, 0.1) == pytest.approx(
-        0.1, rel=1e-3
-    )  # no skew: the share of the rows
+    # No skew: the share of the rows
+    assert hit_rate(10**6, 0.0, 0.1) == pytest.approx(0.1, rel=1e-3)
 
 
 @settings(max_examples=25, deadline=None)

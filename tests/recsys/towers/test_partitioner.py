@@ -125,9 +125,8 @@ def test_the_order_of_features_does_not_change_who_stands_together(
 
 
 def test_a_weight_balance_is_kept_against_the_affinity() -> None:
-    weights = np.where(
-        np.equal(GROUPS, 0), 8.0, 1.0
-    )  # one planted group holds most of the bytes: 32 of 40
+    # One planted group holds most of the bytes: 32 of 40
+    weights = np.where(np.equal(GROUPS, 0), 8.0, 1.0)
     settings = SETTINGS.model_copy(update={"balance": "bytes", "balance_ratio": 1.3})
     partition = partition_by_affinity(FEATURES, planted(), settings, weights)
     assert max(loads(partition, weights)) <= weight_bound(weights, 3, 1.3) < 32

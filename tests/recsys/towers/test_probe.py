@@ -100,9 +100,8 @@ def test_weights_of_features(windows: Path) -> None:
     assert set(feature_weights(reader, settings(), TRAIN)) == {1.0}
     sizes = np.array([feature.num_embeddings for feature in reader.schema.categorical])
     assert np.array_equal(feature_weights(reader, settings(balance="bytes"), TRAIN), sizes * 16 * 4)
-    assert set(feature_weights(reader, settings(balance="lookup_cost"), TRAIN)) == {
-        16 * 4
-    }  # one id an example
+    # One id an example
+    assert set(feature_weights(reader, settings(balance="lookup_cost"), TRAIN)) == {16 * 4}
 
 
 def test_a_factorization_machine_by_hand() -> None:

@@ -94,9 +94,8 @@ def test_peers_get_ids_in_int32_without_lengths_that_are_1(hosts: Hosts) -> None
     hosts = replace(hosts, hosts_per_tower=1)
     whole = volumes(replace(ALONE, compact_ids=False), hosts)
     singles, mixed = volumes(ALONE, hosts), volumes(replace(ALONE, ids=46.0, lists=4), hosts)
-    assert singles.ids_across == pytest.approx(
-        whole.ids_across / 4
-    )  # a length and an id of 8 bytes become one of 4
+    # A length and an id of 8 bytes become one of 4
+    assert singles.ids_across == pytest.approx(whole.ids_across / 4)
     assert mixed.ids_across == pytest.approx(singles.ids_across * (46 + 4) / 26)
     assert (whole.messages, mixed.messages, singles.messages) == tuple(
         n * (hosts.hosts - 1) for n in (5, 4, 3)
