@@ -5,39 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.config import InputError
-from recsys.data.schema import CategoricalFeature, Schema
+from recsys.data.schema import Schema
 from recsys.models.factory import build_ranker
-from recsys.models.partition_file import Partition
 from recsys.models.ranker import Ranker, log_odds
 from recsys.models.settings import ModelSettings
+from tests.support import three_features
+from tests.support.three_features import PARTITION, inputs
 
-SCHEMA = Schema(
-    dataset="test",
-    dense=["price"],
-    categorical=[
-        CategoricalFeature("a", 5),
-        CategoricalFeature("b", 6, "list"),
-        CategoricalFeature("c", 7),
-    ],
-    domains=["feed", "video"],
-    windows=[],
-    initial_base_rate=0.1,
-    planted_groups={},
-)
-PARTITION = Partition("manual", [["a", "c"], ["b"]], ["a", "b", "c"])
+SCHEMA = replace(three_features.SCHEMA, domains=["feed", "video"])
 ARCHITECTURES = ["dlrm", "dcn", "wukong"]
-
-
-def inputs() -> tuple[Tensor, KeyedJaggedTensor]:
-    """Two examples; the second one's list is empty."""
-    draw = torch.Generator().manual_seed(1)
-    values = torch.tensor([1, 4, 2, 3, 0, 6])
-    dense = torch.randn(2, SCHEMA.dense_width, generator=draw)
-    lengths = torch.tensor([1, 1, 2, 0, 1, 1])
-    return dense, KeyedJaggedTensor(["a", "b", "c"], values, lengths=lengths)
 
 
 def ranker_of(schema: Schema = SCHEMA, **changes: object) -> Ranker:
@@ -55,13 +33,13 @@ def test_a_new_ranker_predicts_the_base_rate_for_every_example(
     architecture: str, towers: bool
 ) -> None:
     ranker = ranker_of(architecture=architecture, towers=towers)
-    logits = ranker(*inputs())["serving"]
+    logits = ranker(*inputs(SCHEMA))["serving"]
     torch.testing.assert_close(logits, torch.full((2,), log_odds(0.1)))
 
 
 def test_each_domain_starts_at_its_own_base_rate() -> None:
     ranker = ranker_of(replace(SCHEMA, domain_base_rates=[0.05, 0.4]))
-    _, sparse = inputs()
+    _, sparse = inputs(SCHEMA)
     dense = torch.tensor([[0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
     expected = torch.tensor([log_odds(0.05), log_odds(0.4)])
     torch.testing.assert_close(ranker(dense, sparse)["serving"], expected)
@@ -81,7 +59,7 @@ def test_own_weights_and_the_linear_term_add_to_what_the_deep_part_gives(
         weights[:, 0] = number * torch.arange(1.0, len(weights) + 1)
     assert ranker.linear is not None
     ranker.linear.weight.copy_(torch.tensor([[0.5, 0.0, 0.0, 0.0]]))
-    dense, sparse = inputs()
+    dense, sparse = inputs(SCHEMA)
     logits = ranker(dense, sparse)["serving"]
     # a has ids 1 and 4; b the list 2, 3 and none; c 0 and 6. A list's weight is its ids' mean.
     own = torch.tensor([2.0 + 2 * 3.5 + 3 * 1.0, 5.0 + 0.0 + 3 * 7.0])
@@ -94,7 +72,7 @@ def test_each_task_has_weights_of_its_own() -> None:
     ranker = ranker_of(schema)
     table(ranker, "a")[:, 0] = 1.0
     table(ranker, "a")[:, 1] = 5.0
-    outputs = ranker(*inputs())
+    outputs = ranker(*inputs(SCHEMA))
     torch.testing.assert_close(outputs["serving"], torch.full((2,), log_odds(0.1) + 1.0))
     torch.testing.assert_close(outputs["sale"], torch.full((2,), log_odds(0.02) + 5.0))
 
@@ -110,7 +88,7 @@ def test_own_weights_start_at_zero_and_the_rest_does_not() -> None:
 def test_without_first_order_the_representation_is_the_over_archs_output() -> None:
     ranker = ranker_of(first_order=False, over_layers=[16, 4])
     assert ranker.linear is None
-    assert ranker.represent(*inputs()).shape == (2, 4)
+    assert ranker.represent(*inputs(SCHEMA)).shape == (2, 4)
     assert table(ranker, "a")[:, 0].all()
 
 

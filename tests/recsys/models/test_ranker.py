@@ -4,37 +4,12 @@ import math
 
 import pytest
 import torch
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.config import InputError
-from recsys.data.schema import CategoricalFeature, Schema
 from recsys.models.factory import build_ranker
 from recsys.models.initial_tables import ROWS_PER_BLOCK, initial_rows
-from recsys.models.partition_file import Partition
 from recsys.models.settings import ModelSettings, TowerModuleSettings
-
-SCHEMA = Schema(
-    dataset="test",
-    dense=["price"],
-    categorical=[
-        CategoricalFeature("a", 5),
-        CategoricalFeature("b", 6, "list"),
-        CategoricalFeature("c", 7),
-    ],
-    domains=["feed"],
-    windows=[],
-    initial_base_rate=0.1,
-    planted_groups={},
-)
-PARTITION = Partition("manual", [["a", "c"], ["b"]], ["a", "b", "c"])
-
-
-def inputs() -> tuple[torch.Tensor, KeyedJaggedTensor]:
-    """Two examples; the second one's list is empty."""
-    values = torch.tensor([1, 4, 2, 3, 0, 6])
-    return torch.randn(2, SCHEMA.dense_width), KeyedJaggedTensor(
-        ["a", "b", "c"], values, lengths=torch.tensor([1, 1, 2, 0, 1, 1])
-    )
+from tests.support.three_features import PARTITION, SCHEMA, inputs
 
 
 @pytest.mark.parametrize("architecture", ["dlrm", "dcn", "wukong"])
