@@ -10,11 +10,14 @@ ARGS ?=
 run: setup
 	$(BIN)/python -m flows.pipeline $(ARGS)
 
+# A worker per core, at most 4: most tests start processes of their own. A file stays on one worker.
+WORKERS := -n auto --maxprocesses 4 --dist loadfile
+
 test: setup
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) --cov --cov-report=term:skip-covered $(ARGS)
 
 test-fast: setup
-	$(BIN)/python -m pytest -m "not slow and not ranks" $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not ranks" $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .
