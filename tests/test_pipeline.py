@@ -197,7 +197,7 @@ def edited(path: Path, old: str, new: str) -> Iterator[None]:
 
 
 LOADER, FORMULA = "recsys/data/loader.py", "np.where(missing, 0.0, values)"
-READERS = {"partition", "teacher", "augment", "students"}
+READERS = {"baselines", "partition", "teacher", "augment", "students"}
 
 
 @pytest.mark.parametrize(
