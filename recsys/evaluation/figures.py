@@ -10,7 +10,7 @@ from recsys.evaluation.comparison import Comparison
 NO_VERSION = {"Software": None}  # the PNG would otherwise name Matplotlib's version
 # Okabe and Ito's colours, which the colour-blind can tell apart; baselines are thin and broken,
 # and have no markers
-LINES = {
+LINES: dict[str, dict[str, Any]] = {
     "plain": {"color": "#7f7f7f", "marker": "o"},
     "distilled": {"color": "#d55e00", "marker": "o"},
     "teacher": {"color": "#0072b2", "marker": "s"},
@@ -33,7 +33,7 @@ def draw_windows(student: str, rows: list[dict[str, Any]], path: Path) -> None:
     axes = figure.subplots()
     models = list(dict.fromkeys(row["model"].removeprefix(f"{student}/") for row in rows))
     further = [model for model in models if model not in LINES]
-    lines = LINES | {
+    lines: dict[str, dict[str, Any]] = LINES | {
         model: {"color": FURTHER_COLOUR, "marker": FURTHER_MARKERS[index % len(FURTHER_MARKERS)]}
         for index, model in enumerate(further)
     }

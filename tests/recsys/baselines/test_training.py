@@ -67,7 +67,7 @@ def test_a_base_rate_is_the_mean_label_of_what_is_known(windows_dir: Path, train
     known = first.filter(pl.col("label_time") < WINDOWS[0].end_ms)
     for domain in (0, 1):
         labels = known.filter(pl.col("domain") == domain)["label"]
-        rate = (labels.sum() + 20 * 0.25) / (len(labels) + 20)
+        rate = (float(labels.to_numpy().sum()) + 20 * 0.25) / (len(labels) + 20)
         found = predictions(trained)["base_rate/own"][1].filter(pl.col("domain") == domain)
         assert found["logit"].unique().to_list() == pytest.approx([np.log(rate / (1 - rate))])
 
