@@ -10,6 +10,7 @@ if __name__ == "__main__":  # before Prefect and torch are imported: most calls 
 from prefect import flow
 
 from flows.augment import augment
+from flows.baselines import baselines
 from flows.evaluate import evaluate
 from flows.ingest import ingest
 from flows.partition import partition
@@ -20,7 +21,7 @@ from tasks.checks import check_before, check_settings_and_data
 from tasks.stages import CACHED, check_stage, commit_stage
 from tasks.versioning import settled_stages, stale_stages
 
-STAGES = (ingest, partition, teacher, augment, students, evaluate, register)
+STAGES = (ingest, baselines, partition, teacher, augment, students, evaluate, register)
 
 
 @flow(name="pipeline")

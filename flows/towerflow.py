@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[Command, ...]] = {
     "the pipeline": (Command("run", "all stages, in order, that are not up to date", "flows.run"),),
     "one stage of it": (
         _stage("ingest", "raw logs to windows of event time: data/windows"),
+        _stage("baselines", "what the students have to beat: models/baselines"),
         _stage("partition", "which features go into which tower: models/partition"),
         _stage("teacher", "train the teacher in time order, with snapshots: models/teacher"),
         _stage("augment", "log the teacher's scores for later windows: data/scores"),

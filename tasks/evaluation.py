@@ -1,4 +1,4 @@
-"""Predictions to a report: students against themselves without a teacher."""
+"""Predictions to a report: students against themselves without a teacher, and against baselines."""
 
 import math
 from typing import TYPE_CHECKING
@@ -10,7 +10,17 @@ from recsys.data.schema import Schema
 from recsys.evaluation.settings import EvaluateSettings
 from recsys.towers.settings import TowersSettings
 from tasks.probe_check import check_probe_is_past
-from tasks.project import EVALUATION, ORACLE, PARAMS, STUDENTS, TEACHER, WINDOWS, replacing, require
+from tasks.project import (
+    BASELINES,
+    EVALUATION,
+    ORACLE,
+    PARAMS,
+    STUDENTS,
+    TEACHER,
+    WINDOWS,
+    replacing,
+    require,
+)
 from tasks.tracking import RunRecord, flatten, record
 from tasks.versioning import output_version
 
@@ -23,11 +33,11 @@ def evaluate_students() -> None:
     """Compare every student with and without distillation and write reports/evaluation."""
     from recsys.evaluation.report import evaluate
 
-    require(WINDOWS, TEACHER, STUDENTS)
+    require(WINDOWS, BASELINES, TEACHER, STUDENTS)
     settings = load_settings(PARAMS / "evaluate.yaml", EvaluateSettings)
     check_probe_is_past(load_settings(PARAMS / "towers.yaml", TowersSettings), settings)
     with replacing(EVALUATION) as (output,):
-        report = evaluate(WINDOWS, ORACLE, TEACHER, STUDENTS, settings, output)
+        report = evaluate(WINDOWS, ORACLE, TEACHER, STUDENTS, settings, output, BASELINES)
     for model in sorted({row["model"] for row in report.windows}):
         _record_model(report, model, settings)
     record(
@@ -45,25 +55,20 @@ def evaluate_students() -> None:
 
 
 def _record_model(report: "Report", model: str, settings: EvaluateSettings) -> None:
-    """One run a student and model (each arm, teacher, oracle), on the same rows, to compare side by
-    side."""
+    """One run a student and model (each baseline, arm, teacher, oracle), on the same rows, to
+    compare side by side."""
     student, arm = model.split("/")
-    values: dict[str, float | None] = {}
+    values: dict[str, float] = {}
     curves: dict[str, list[float | None]] = {}
-    for learnt in report.tasks[student]:
-        ending = "" if report.is_main(student, learnt) else f"_{learnt}"
-        windows = [row for row in report.windows if row["model"] == model and row["task"] == learnt]
-        rows = [row for row in report.metrics if row.student == student and row.task == learnt]
-        by_metric = {
-            row.comparison.metric: row for row in sorted(rows, key=lambda row: row.arm == arm)
-        }  # its own last
-        for metric, row in by_metric.items():
-            values[metric + ending] = {
-                "plain": row.comparison.first,
-                row.arm: row.comparison.second,
-                "teacher": row.teacher,
-                "oracle": row.oracle,
-            }[arm]
+    for row in report.models:
+        if (row.student, row.model) != (student, arm):
+            continue
+        ending = "" if report.is_main(student, row.task) else f"_{row.task}"
+        windows = [
+            one for one in report.windows if one["model"] == model and one["task"] == row.task
+        ]
+        for metric, value in row.metrics.items():
+            values[metric + ending] = value
             curves[f"window/{metric}{ending}"] = [one[metric] for one in windows]
     record(
         RunRecord(
@@ -72,9 +77,7 @@ def _record_model(report: "Report", model: str, settings: EvaluateSettings) -> N
             parameters=flatten(settings) | {"student": student, "arm": arm},
             data_version=output_version(WINDOWS),
             dataset=Schema.load(WINDOWS).dataset,
-            metrics={
-                f"eval/{metric}": value for metric, value in values.items() if value is not None
-            },
+            metrics={f"eval/{metric}": value for metric, value in values.items()},
             curves=curves,
             tags={"student": student, "arm": arm, "students_version": output_version(STUDENTS)},
             artifacts={str(EVALUATION / "figures" / f"ne_{student}.png"): "figures"},

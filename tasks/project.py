@@ -14,6 +14,7 @@ from recsys.config import InputError
 PARAMS = Path("params")
 WINDOWS = Path("data/windows")
 ORACLE = Path("data/oracle")
+BASELINES = Path("models/baselines")
 SCORES = Path("data/scores")
 SCORES_WORK = Path(".work/scores")  # the score log as it grows, and when each segment was scored
 WITHDRAWN_FILE = PARAMS / "withdrawn.yaml"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from recsys.baselines.settings import BaselinesSettings
 from recsys.config import Settings, load_settings, parse_settings
 from recsys.data.settings import DatasetSettings, DataSettings, load_dataset
 from recsys.distill.augment_settings import AugmentSettings
@@ -24,6 +25,7 @@ DATASETS = "datasets"  # the folder of PARAMS that describes logs
 # The files of params/, without .yaml, and what each holds.
 FILES: dict[str, type[Settings]] = {
     "data": DataSettings,
+    "baselines": BaselinesSettings,
     "towers": TowersSettings,
     "train": TrainSettings,
     "teacher": TeacherSettings,
@@ -74,7 +76,7 @@ def load_project(params: Path = PARAMS, texts: Mapping[Path, str] | None = None)
         dataset = load_dataset(data, params / DATASETS)
     towers, train = load("towers", TowersSettings), load("train", TrainSettings)
     teacher, train_teacher = with_towers(load("teacher", TeacherSettings), train, towers)
-    for name in ("tracking", "stream", "withdrawn"):
+    for name in ("baselines", "tracking", "stream", "withdrawn"):
         load(name, FILES[name])
     return ProjectSettings(
         data=data,

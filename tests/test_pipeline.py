@@ -103,12 +103,13 @@ def test_it_ends_with_the_comparison_and_the_two_commands(project: Path) -> None
 
 
 def test_accuracy_stays_at_the_bars(project: Path) -> None:
-    report = json.loads((project / "reports/evaluation/report.json").read_text())["students"]
+    report = json.loads((project / "reports/evaluation/report.json").read_text())["models"]
     bars = json.loads((ROOT / "tests/bars.json").read_text())
-    for student, metrics in report.items():
+    for student, models in report.items():
         for metric, bar in bars[student].items():
-            for model in ("plain", "distilled", "teacher"):
-                assert metrics[metric][model] == pytest.approx(bar[model], abs=bar["tolerance"])
+            for model in bar.keys() - {"tolerance"}:
+                value = models[model][metric]["value"]
+                assert value == pytest.approx(bar[model], abs=bar["tolerance"]), model
 
 
 def test_both_doors_agree_that_nothing_is_left_to_do(project: Path) -> None:
@@ -197,7 +198,7 @@ def edited(path: Path, old: str, new: str) -> Iterator[None]:
 
 
 LOADER, FORMULA = "recsys/data/loader.py", "np.where(missing, 0.0, values)"
-READERS = {"partition", "teacher", "augment", "students"}
+READERS = {"baselines", "partition", "teacher", "augment", "students"}
 
 
 @pytest.mark.parametrize(
@@ -323,7 +324,7 @@ print(json.dumps({
 }))
 """
     seen = json.loads(run(project, sys.executable, "-c", script).stdout.strip().splitlines()[-1])
-    assert {"comparison", "model", "student", "teacher"} <= set(seen["kinds"])
+    assert {"baseline", "comparison", "model", "student", "teacher"} <= set(seen["kinds"])
     assert seen["curve"] == 4
     assert seen["digest"] == hashes(project)["data/windows"]
     assert all(0 < p < 1 for p in seen["probabilities"])

@@ -19,6 +19,8 @@ from recsys.evaluation.metrics import (
     row_losses,
 )
 
+SAMPLES_AT_ONCE = 64  # of the bootstrap, in memory
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -74,7 +76,7 @@ def compare(
     comparisons = []
     for column, metric in enumerate(METRICS):
         a, b = (np.array([seed_values[metric] for seed_values in arm]) for arm in values)
-        low, high = _quantiles(differences[:, column], tail)
+        low, high = interval(differences[:, column], tail)
         t_test_p, wilcoxon_p = seed_tests(a, b)
         difference = float(np.mean(b - a))
         comparisons.append(
@@ -115,12 +117,57 @@ def bootstrap_differences(
     generator = np.random.default_rng(seed)
     differences = np.empty((samples, len(METRICS)))
     for sample in range(samples):
-        draws = np.bincount(generator.integers(count, size=count), minlength=count).astype(
-            np.float64
-        )  # [G]
+        draws = _draw(generator, count)
         a, b = (np.mean([one.at(draws) for one in arm], axis=0) for arm in arms)
         differences[sample] = b - a
     return differences
+
+
+def ne_differences(
+    first: Sequence[FloatArray],
+    others: Sequence[Sequence[FloatArray]],
+    labels: FloatArray,
+    groups: NDArray[np.integer],
+    samples: int,
+    seed: int,
+) -> NDArray[np.float64]:
+    """Differences [samples, others] of seed-mean NE to ``first``, by the draws of
+    :func:`bootstrap_differences`.
+
+    Models may have different numbers of seeds: NE of a draw comes from sums per group alone.
+    """
+    _, group_index = np.unique(groups, return_inverse=True)
+    count = int(group_index.max()) + 1 if len(group_index) else 0
+    if not count:
+        return np.full((samples, len(others)), np.nan)
+    losses = [
+        np.mean([row_losses(one, labels) for one in model], axis=0) for model in (first, *others)
+    ]
+    columns = (np.ones(len(labels)), labels, *losses)
+    sums = np.stack([np.bincount(group_index, weights=one) for one in columns], axis=1)
+    generator = np.random.default_rng(seed)
+    drawn = np.empty((samples, sums.shape[1]))
+    for start in range(0, samples, SAMPLES_AT_ONCE):
+        some = range(start, min(start + SAMPLES_AT_ONCE, samples))
+        draws = np.stack([_draw(generator, count) for _ in some])  # [S, G]
+        drawn[start : start + len(some)] = draws @ sums
+    rows, positives, loss = drawn[:, 0], drawn[:, 1], drawn[:, 2:]
+    background = _background(positives / rows)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = loss / (rows * background)[:, None]
+    return values[:, 1:] - values[:, :1]
+
+
+def _draw(generator: np.random.Generator, count: int) -> NDArray[np.float64]:
+    """How often each of ``count`` groups is drawn, [G]."""
+    drawn = generator.integers(count, size=count)
+    return np.bincount(drawn, minlength=count).astype(np.float64)
+
+
+def _background(rate: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Entropy of a draw's mean label; NaN where it has one class."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
 
 
 class _ResampledMetrics:
@@ -152,11 +199,9 @@ class _ResampledMetrics:
         """Values [len(METRICS)] with ``draws`` [G] copies of each group."""
         rows, positives, loss, predicted = draws @ self._sums
         ranked_rows, ranked = draws @ self._ranked
-        rate = positives / rows
         with np.errstate(invalid="ignore", divide="ignore"):
-            background = -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
             values = (
-                loss / rows / background,
+                loss / rows / _background(positives / rows),
                 self._sorted.auc(draws[self._group_index]),
                 ranked / ranked_rows,
                 loss / rows,
@@ -181,7 +226,7 @@ def _finite_or_none(value: Any) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _quantiles(values: NDArray[np.float64], tail: float) -> tuple[float, float]:
+def interval(values: NDArray[np.float64], tail: float) -> tuple[float, float]:
     """Lower and upper quantile of the finite values; NaN without any."""
     finite = values[np.isfinite(values)]
     if not len(finite):

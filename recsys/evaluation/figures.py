@@ -1,6 +1,5 @@
 """Figures of the report; the same numbers give the same bytes."""
 
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +8,21 @@ from matplotlib.figure import Figure
 from recsys.evaluation.comparison import Comparison
 
 NO_VERSION = {"Software": None}  # the PNG would otherwise name Matplotlib's version
-COLOURS = {"plain": "#7f7f7f", "distilled": "#d62728", "teacher": "#1f77b4", "oracle": "#2ca02c"}
-OTHER_COLOURS = (
-    "#9467bd",
-    "#8c564b",
-    "#e377c2",
-    "#bcbd22",
-    "#17becf",
-    "#ff7f0e",
-)  # of further arms, in turn
+# Okabe and Ito's colours, which the colour-blind can tell apart; baselines are thin and broken,
+# and have no markers
+LINES: dict[str, dict[str, Any]] = {
+    "plain": {"color": "#7f7f7f", "marker": "o"},
+    "distilled": {"color": "#d55e00", "marker": "o"},
+    "teacher": {"color": "#0072b2", "marker": "s"},
+    "oracle": {"color": "#009e73", "marker": "^"},
+    "base rate": {"color": "#000000", "linestyle": ":", "linewidth": 1.0},
+    "logistic (own rows)": {"color": "#e69f00", "linestyle": "--", "linewidth": 1.2},
+    "logistic (all rows)": {"color": "#e69f00", "linestyle": ":", "linewidth": 1.8},
+    "trees (own rows)": {"color": "#56b4e9", "linestyle": "--", "linewidth": 1.2},
+    "trees (all rows)": {"color": "#56b4e9", "linestyle": ":", "linewidth": 1.8},
+}
+FURTHER_COLOUR = "#cc79a7"  # of further arms, which markers tell apart
+FURTHER_MARKERS = "Dv<>pPX*"
 DIFFERENCE_METRICS = ("ne", "auc", "gauc")
 DOTS_PER_INCH = 110
 
@@ -27,23 +32,20 @@ def draw_windows(student: str, rows: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     models = list(dict.fromkeys(row["model"].removeprefix(f"{student}/") for row in rows))
-    others = zip(
-        (model for model in models if model not in COLOURS), cycle(OTHER_COLOURS), strict=False
-    )
-    for model, colour in (COLOURS | dict(others)).items():
+    further = [model for model in models if model not in LINES]
+    lines: dict[str, dict[str, Any]] = LINES | {
+        model: {"color": FURTHER_COLOUR, "marker": FURTHER_MARKERS[index % len(FURTHER_MARKERS)]}
+        for index, model in enumerate(further)
+    }
+    for model, line in lines.items():
         own = [row for row in rows if row["model"] == f"{student}/{model}"]
         if own:
-            axes.plot(
-                [row["window"] for row in own],
-                [row["ne"] for row in own],
-                "o-",
-                color=colour,
-                label=model,
-            )
+            windows = [row["window"] for row in own]
+            axes.plot(windows, [row["ne"] for row in own], label=model, **line)
     axes.set(title=f"{student}: normalised entropy by window (lower is better)", ylabel="NE")
     axes.tick_params(axis="x", rotation=45)
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(fontsize="small", ncols=2)
     figure.savefig(path, dpi=DOTS_PER_INCH, metadata=NO_VERSION)
 
 
@@ -54,10 +56,9 @@ def draw_differences(comparisons: list[tuple[str, Comparison]], arm: str, path: 
     for axes, metric in zip(panels, DIFFERENCE_METRICS, strict=True):
         chosen = [(student, one) for student, one in comparisons if one.metric == metric]
         for height, (_, one) in enumerate(chosen):
-            axes.plot(
-                [one.low, one.high], [height, height], color=COLOURS["distilled"], linewidth=2
-            )
-            axes.plot(one.difference, height, "o", color=COLOURS["distilled"])
+            colour = LINES["distilled"]["color"]
+            axes.plot([one.low, one.high], [height, height], color=colour, linewidth=2)
+            axes.plot(one.difference, height, "o", color=colour)
         axes.axvline(0.0, color="black", linewidth=0.8)
         axes.set_yticks(range(len(chosen)), [student for student, _ in chosen])
         axes.margins(y=0.3)

@@ -12,14 +12,24 @@ from numpy.typing import NDArray
 
 from recsys.config import InputError
 from recsys.data.schema import Schema, Window
-from recsys.evaluation.comparison import Comparison, compare
+from recsys.evaluation.comparison import Comparison, compare, interval, ne_differences
 from recsys.evaluation.figures import draw_differences, draw_windows
 from recsys.evaluation.metrics import METRICS, compute_metrics
+from recsys.evaluation.model_table import (
+    BASELINES,
+    DISTILLED,
+    ORACLE,
+    PLAIN,
+    TEACHER,
+    ModelRow,
+    in_words,
+    model_table,
+)
+from recsys.evaluation.predictions import PREDICTIONS_DIR
 from recsys.evaluation.printed import TABLE_FILE
 from recsys.evaluation.settings import EvaluateSettings, check_evaluated
 from recsys.files import write_json
 
-PREDICTIONS_DIR = "predictions"
 WINDOWS_FILE = "windows.csv"
 LABELS = {
     "ne": "NE",
@@ -28,7 +38,6 @@ LABELS = {
     "logloss": "LogLoss",
     "calibration": "calibration",
 }
-PLAIN, DISTILLED, TEACHER, ORACLE = "plain", "distilled", "teacher", "oracle"
 SMALLEST_PROBABILITY = 1e-12
 
 
@@ -52,7 +61,7 @@ class MetricRow:
 @dataclass(frozen=True)
 class Report:
     """What evaluate found: ``arms`` are those beside plain; ``windows`` is windows.csv, a row a
-    model, task and window.
+    model, task and window; ``models`` has every model of each student and task.
 
     ``tasks`` are each student's, its main one first; ``rows_by_student`` counts the main one's.
     """
@@ -63,6 +72,7 @@ class Report:
     arms: list[str]
     tasks: dict[str, list[str]]
     metrics: list[MetricRow]
+    models: list[ModelRow]
     windows: list[dict[str, Any]]
 
     @property
@@ -106,11 +116,16 @@ def evaluate(
     students_dir: Path,
     settings: EvaluateSettings,
     output_dir: Path,
+    baselines_dir: Path | None = None,
 ) -> Report:
     """Compare every arm of every student with the plain one, on the evaluation windows, all their
     rows pooled.
 
     Writes report.json, table.md, windows.csv and figures/*.png in ``output_dir``.
+
+    Args:
+        baselines_dir: baselines of the data's main task, which stand beside the models of each
+            student that learns it; None: there are none.
 
     Raises:
         InputError: no students, arms with different seeds, missing predictions, or no window left.
@@ -125,6 +140,7 @@ def evaluate(
     arms = _common_arms(students_dir, students)
     seeds = _common_seeds(students_dir, students, arms)
     metrics: list[MetricRow] = []
+    models: list[ModelRow] = []
     window_rows: list[dict[str, Any]] = []
     rows_by_student: dict[str, int] = {}
     tasks = {
@@ -132,17 +148,19 @@ def evaluate(
         for student in students
     }
     for student, task in [(name, task) for name in students for task in tasks[name]]:
+        of_main_task = baselines_dir if task == schema.tasks[0] else None
         predictions = _read(
-            schema, task, oracle_dir, teacher_dir, students_dir / student, arms, seeds
+            schema, task, oracle_dir, teacher_dir, students_dir / student, arms, seeds, of_main_task
         )
         evaluated = predictions.select(predictions.window >= settings.first_evaluation_window)
         rows_by_student.setdefault(student, len(evaluated.labels))
         metrics += [
             row for arm in arms for row in _compare(student, task, arm, evaluated, settings)
         ]
+        models += _against_plain(student, task, evaluated, settings)
         window_rows += _by_window(student, task, predictions, schema.windows)
     first = schema.windows[settings.first_evaluation_window].name
-    report = Report(first, rows_by_student, seeds, arms, tasks, metrics, window_rows)
+    report = Report(first, rows_by_student, seeds, arms, tasks, metrics, models, window_rows)
     _write(report, output_dir)
     return report
 
@@ -164,6 +182,33 @@ def _compare(
     return [
         MetricRow(student, task, arm, one, teacher[one.metric], oracle.get(one.metric))
         for one in comparisons
+    ]
+
+
+def _against_plain(
+    student: str, task: str, evaluated: _Predictions, settings: EvaluateSettings
+) -> list[ModelRow]:
+    """Every model, those that are simplest first."""
+    differences = ne_differences(
+        evaluated.logits[PLAIN],
+        list(evaluated.logits.values()),
+        evaluated.labels,
+        evaluated.groups,
+        settings.bootstrap_samples,
+        settings.seed,
+    )
+    found = {model: evaluated.metrics(model) for model in evaluated.logits}
+    tail = (1.0 - settings.confidence) / 2
+    return [
+        ModelRow(
+            student,
+            task,
+            model,
+            values,
+            values["ne"] - found[PLAIN]["ne"],
+            *interval(differences[:, place], tail),
+        )
+        for place, (model, values) in enumerate(found.items())
     ]
 
 
@@ -245,12 +290,17 @@ def _read(
     student_dir: Path,
     arms: list[str],
     seeds: list[int],
+    baselines_dir: Path | None = None,
 ) -> _Predictions:
-    """All windows of one student, the teacher and the oracle joined by example, of those with a
-    label of ``task``."""
+    """All windows of one student, the baselines, the teacher and the oracle joined by example, of
+    those with a label of ``task``."""
     label, logit, probability = (
         schema.columns(base, [task])[0] for base in ("label", "logit", "probability")
     )
+    baselines = (
+        {name: baselines_dir / path for name, path in BASELINES.items()} if baselines_dir else {}
+    )
+    baselines = {name: folder for name, folder in baselines.items() if folder.is_dir()}
     parts = []
     for index, window in enumerate(schema.windows):
         base = _read_window(student_dir / PLAIN / f"seed-{seeds[0]}", window)
@@ -258,6 +308,8 @@ def _read(
             "example_id", "group", pl.col(label).alias("label"), window=pl.lit(index)
         )
         frame = frame.filter(pl.col("label").is_not_nan())
+        for name, folder in baselines.items():
+            frame = _join(frame, _read_window(folder, window), logit, name)
         frame = _join(frame, _read_window(teacher_dir, window), logit, TEACHER)
         oracle = oracle_dir / f"{window.name}.parquet"
         if oracle.is_file():
@@ -268,7 +320,8 @@ def _read(
                 frame = _join(frame, own, logit, f"{arm}-{seed}")
         parts.append(frame)
     whole = pl.concat(parts)
-    logits = {arm: [whole[f"{arm}-{seed}"].to_numpy() for seed in seeds] for arm in (PLAIN, *arms)}
+    logits = {name: [whole[name].to_numpy()] for name in baselines}
+    logits |= {arm: [whole[f"{arm}-{seed}"].to_numpy() for seed in seeds] for arm in (PLAIN, *arms)}
     logits |= {
         model: [whole[model].to_numpy()] for model in (TEACHER, ORACLE) if model in whole.columns
     }
@@ -311,7 +364,9 @@ def _join(frame: pl.DataFrame, predictions: pl.DataFrame, logit: str, name: str)
 def _write(report: Report, output_dir: Path) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json(output_dir / "report.json", _as_json(report))
-    (output_dir / TABLE_FILE).write_text(_markdown(report))
+    (output_dir / TABLE_FILE).write_text(
+        "\n".join([_markdown(report), model_table(report.models), _sentences(report)])
+    )
     write_windows(report.windows, output_dir / WINDOWS_FILE)
     figures = output_dir / "figures"
     figures.mkdir(exist_ok=True)
@@ -326,6 +381,15 @@ def _write(report: Report, output_dir: Path) -> None:
     arm = report.arms[0] if len(report.arms) == 1 else "arm"
     differences = [(": ".join(_names(row, report)), row.comparison) for row in report.metrics]
     draw_differences(differences, arm, figures / "differences.png")
+
+
+def _sentences(report: Report) -> str:
+    """What the tables mean for each student's main task, a line a student."""
+    lines = []
+    for student, tasks in report.tasks.items():
+        rows = [row for row in report.models if (row.student, row.task) == (student, tasks[0])]
+        lines.append(f"- {in_words(rows)}\n")
+    return "".join(lines)
 
 
 def shows_tasks(rows: list[dict[str, Any]]) -> bool:
@@ -347,6 +411,7 @@ def _as_json(report: Report) -> dict[str, Any]:
     every arm's.
 
     Both are of its main task; ``further_tasks`` has the others': student, task, arm, metric.
+    ``models`` has every model of the main task, baselines included: student, model, metric.
     """
     students: dict[str, dict[str, Any]] = {}
     comparisons: dict[str, dict[str, dict[str, Any]]] = {}
@@ -367,6 +432,14 @@ def _as_json(report: Report) -> dict[str, Any]:
         "rows": report.rows_by_student,
         "seeds": report.seeds,
         "students": students,
+        "models": {
+            student: {
+                row.model: row.as_json()
+                for row in report.models
+                if (row.student, row.task) == (student, tasks[0])
+            }
+            for student, tasks in report.tasks.items()
+        },
     }
     found |= {} if report.arms == [DISTILLED] else {"comparisons": comparisons}
     return found | ({"tasks": report.tasks, "further_tasks": further} if report.shows_tasks else {})

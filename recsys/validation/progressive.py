@@ -14,7 +14,12 @@ import polars as pl
 
 from recsys.data.loader import Batch, ScoreJoin, WindowReader
 from recsys.data.schema import MAIN_TASK, Window, task_columns
-from recsys.evaluation.metrics import compute_metrics
+from recsys.evaluation.predictions import (
+    METRICS_FILE,
+    PREDICTION_SCHEMA,
+    PREDICTIONS_DIR,
+    measure,
+)
 from recsys.files import write_json
 from recsys.models.ranker import SERVING
 from recsys.progress import RowProgress
@@ -24,17 +29,7 @@ from recsys.training.non_finite import NonFiniteError
 from recsys.training.overlap import load_ahead, train_batches
 from recsys.training.resume import Checkpoints, Position
 
-PREDICTIONS_DIR = "predictions"
-METRICS_FILE = "metrics.json"
 SKIPPED = "skipped_batches"
-PREDICTION_SCHEMA = {
-    "example_id": pl.Int64,
-    "group": pl.Int64,
-    "domain": pl.Int32,
-    "event_time": pl.Int64,
-    "label": pl.Float32,
-    "logit": pl.Float32,
-}
 
 
 @dataclass(frozen=True)
@@ -269,19 +264,3 @@ def train(
     except NonFiniteError as error:
         raise error.located(window.name, data.reader.schema.dense) from None
     return position
-
-
-def measure(predictions: pl.DataFrame, tasks: Sequence[str] = (MAIN_TASK,)) -> dict[str, Any]:
-    """Metrics of a predictions frame by name, each of ``tasks`` on the rows that have its label;
-    ``rows`` are all."""
-    found: dict[str, Any] = {}
-    labels, logits = task_columns("label", tasks), task_columns("logit", tasks)
-    for task, label, logit in zip(tasks, labels, logits, strict=True):
-        known = predictions.filter(pl.col(label).is_not_nan())
-        metrics = compute_metrics(
-            *(known[name].to_numpy() for name in (logit, label, "group"))
-        ).as_dict()
-        found |= {
-            name if task == tasks[0] else f"{name}_{task}": value for name, value in metrics.items()
-        }
-    return found | {"rows": predictions.height}

@@ -44,7 +44,8 @@ def test_help_has_a_line_for_each_subcommand_in_the_order_in_which_a_person_meet
     first_words = [line.split()[0] for line in text.splitlines() if line.startswith("  ")]
     assert first_words == [
         "run",
-        *("ingest", "partition", "teacher", "augment", "students", "evaluate", "register"),
+        *("ingest", "baselines", "partition", "teacher", "augment", "students"),
+        *("evaluate", "register"),
         *("stream", "snapshots", "plan", "advise", "calibrate", "serve", "ui"),
         "-h,",
     ]

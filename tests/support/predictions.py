@@ -19,4 +19,5 @@ def run(root: Path, output: str, settings: EvaluateSettings = SETTINGS) -> Repor
         root / "students",
         settings,
         root / output,
+        root / "baselines",
     )

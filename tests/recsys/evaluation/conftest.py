@@ -1,4 +1,4 @@
-"""Made-up predictions of a teacher and two arms."""
+"""Made-up predictions of a teacher, two arms and baselines."""
 
 from pathlib import Path
 
@@ -18,7 +18,8 @@ def write(path: Path, frame: pl.DataFrame) -> None:
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    """Student "feed" sees the even examples only; its distilled arm is the less noisy one."""
+    """Student "feed" sees the even examples only; its distilled arm is the less noisy one, of the
+    baselines the regression on all rows."""
     generator = np.random.default_rng(8)
     (tmp_path / "windows").mkdir()
     (tmp_path / "oracle").mkdir()
@@ -41,11 +42,14 @@ def run_dir(tmp_path: Path) -> Path:
             "teacher": 0.3,
             "students/feed/plain/seed-{}": 2.0,
             "students/feed/distilled/seed-{}": 1.0,
+            "baselines/logistic/own": 3.0,
+            "baselines/logistic/all": 0.5,
+            "baselines/trees/own": 2.5,
         }
         for model, scale in noise.items():
             for seed in (1, 2):
                 logit = (truth + scale * generator.normal(size=ROWS)).astype(np.float32)
                 whole = frame.with_columns(logit=pl.Series(logit))
-                part = whole if model == "teacher" else whole.filter(pl.col("domain") == 0)
+                part = whole.filter(pl.col("domain") == 0) if "students" in model else whole
                 write(tmp_path / model.format(seed) / "predictions" / name, part)
     return tmp_path

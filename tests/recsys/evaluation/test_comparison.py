@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from recsys.evaluation.comparison import bootstrap_differences, compare, seed_tests
+from recsys.evaluation.comparison import bootstrap_differences, compare, ne_differences, seed_tests
 from recsys.evaluation.metrics import METRICS, compute_metrics, probabilities
 
 
@@ -46,6 +46,20 @@ def test_one_draw_equals_metrics_of_repeated_rows() -> None:
         compute_metrics(logits[rows], labels[rows], copies).as_dict() for logits in (first, second)
     )
     assert differences[0] == pytest.approx([b[metric] - a[metric] for metric in METRICS], abs=1e-10)
+
+
+def test_ne_of_many_models_comes_from_the_draws_of_two_arms() -> None:
+    truth, labels, groups = stream(600)
+    plain = [truth + 0.3, truth - 0.2]
+    others = [[truth], [np.round(truth, 1), truth / 2]]
+    found = ne_differences(plain, others, labels, groups, samples=100, seed=9)
+    for place, model in enumerate(others):
+        pair = [model[0]] * 2 if len(model) == 1 else model
+        expected = bootstrap_differences(plain, pair, labels, groups, samples=100, seed=9)
+        assert found[:, place] == pytest.approx(expected[:, METRICS.index("ne")], abs=1e-12)
+    nothing = np.zeros(0)
+    empty = ne_differences([nothing], [[nothing]], nothing, nothing.astype(int), 3, seed=1)
+    assert np.isnan(empty).all()
 
 
 def test_same_seed_same_interval() -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ def measure(root: Path, windows: int, output: str) -> list[dict[str, Any]]:
 
 
 def test_window_after_window_gives_the_batch_reports_rows(run_dir: Path) -> None:
+    shutil.rmtree(run_dir / "baselines")  # a stream has none
     run(run_dir, "report")
     for count in range(1, len(WINDOWS) + 1):
         measure(run_dir, count, f"stream-{count}")
@@ -36,6 +38,7 @@ def test_window_after_window_gives_the_batch_reports_rows(run_dir: Path) -> None
 
 
 def test_a_window_without_labels_counts_for_nothing_in_report_and_stream(run_dir: Path) -> None:
+    shutil.rmtree(run_dir / "baselines")
     for path in run_dir.glob("**/predictions/w1.parquet"):
         frame = pl.read_parquet(path)
         frame.with_columns(label=pl.lit(float("nan"), dtype=pl.Float32)).write_parquet(path)

@@ -1,6 +1,8 @@
 """The report on made-up predictions: joined by example, pooled, reproducible."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import polars as pl
 import pytest
 
 from recsys.config import InputError
-from recsys.evaluation.metrics import auc
+from recsys.evaluation.metrics import auc, normalized_entropy
 from recsys.evaluation.printed import print_report
 from tests.support.predictions import ROWS, SETTINGS, run
 
@@ -33,6 +35,51 @@ def test_headline_pools_the_evaluation_windows(run_dir: Path) -> None:
         values["students"]["feed"]["ne"]["oracle"] < values["students"]["feed"]["ne"]["distilled"]
     )
     assert values["seeds"] == [1, 2]
+
+
+def test_every_model_stands_on_the_same_rows_with_its_difference_to_plain(run_dir: Path) -> None:
+    run(run_dir, "report")
+    values = json.loads((run_dir / "report" / "report.json").read_text())
+    models = values["models"]["feed"]
+    order = ["logistic (own rows)", "logistic (all rows)", "trees (own rows)", "plain", "distilled"]
+    assert sorted(models) == sorted([*order, "teacher", "oracle"])
+    frames = [
+        pl.read_parquet(run_dir / "baselines/logistic/all/predictions" / f"w{window}.parquet")
+        for window in (1, 2)
+    ]
+    own = pl.concat(frames).filter(pl.col("domain") == 0)
+    ne = normalized_entropy(own["logit"].to_numpy(), own["label"].to_numpy())
+    best = models["logistic (all rows)"]["ne"]
+    assert best["value"] == pytest.approx(ne)
+    assert best["difference"] == pytest.approx(ne - models["plain"]["ne"]["value"])
+    assert best["low"] < best["difference"] < best["high"] < 0
+    assert models["logistic (own rows)"]["ne"]["low"] > 0
+    in_both = values["students"]["feed"]["ne"]
+    for bound in ("difference", "low", "high"):
+        assert models["distilled"]["ne"][bound] == pytest.approx(in_both[bound])
+    table = (run_dir / "report" / "table.md").read_text()
+    lines = [line.split(" | ")[1] for line in table.splitlines() if line.startswith("| feed | ")]
+    assert lines[5:] == [*order, "teacher", "oracle"]
+    windows = (run_dir / "report" / "windows.csv").read_text()
+    assert windows.count("feed/trees (own rows),") == 3
+
+
+def test_the_report_ends_in_words(run_dir: Path) -> None:
+    run(run_dir, "report")
+    last = (run_dir / "report" / "table.md").read_text().splitlines()[-1]
+    sentence = (
+        r"- feed: distilled beats plain by [\d.]+ % \[[\d.]+, [\d.]+\]; "
+        r"the best baseline on own rows \(trees\) loses to plain by .*; "
+        r"the best baseline on all rows \(logistic\) beats plain by .*\]\."
+    )
+    assert re.fullmatch(sentence, last), last
+
+
+def test_without_baselines_the_report_has_the_others(run_dir: Path) -> None:
+    shutil.rmtree(run_dir / "baselines")
+    report = run(run_dir, "report")
+    assert [row.model for row in report.models] == ["plain", "distilled", "teacher", "oracle"]
+    assert "baseline" not in (run_dir / "report" / "table.md").read_text()
 
 
 def test_outputs_are_reproducible(run_dir: Path) -> None:

@@ -1,0 +1,17 @@
+"""Train what the students have to beat: models/baselines."""
+
+from prefect import flow
+
+from flows.command_line import run_stage_command
+from tasks.baselines import train_all_baselines
+from tasks.calling import call
+
+
+@flow(name="baselines")
+def baselines() -> None:
+    """Train what the students have to beat: models/baselines."""
+    call(train_all_baselines)
+
+
+if __name__ == "__main__":
+    run_stage_command(baselines)

@@ -1,0 +1,1 @@
+"""What a practitioner would try first, by the same protocol: a base rate, a regression, trees."""

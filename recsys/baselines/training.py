@@ -1,0 +1,140 @@
+"""Predict a window, then learn what became known in it: every baseline, over all windows."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from recsys.baselines.base_rate import BaseRate
+from recsys.baselines.logistic import LogisticRegression
+from recsys.baselines.settings import BaselineName, BaselinesSettings
+from recsys.baselines.trees import Trees
+from recsys.data.loader import Batch, WindowReader
+from recsys.data.schema import Window
+from recsys.evaluation.predictions import (
+    METRICS_FILE,
+    PREDICTION_SCHEMA,
+    PREDICTIONS_DIR,
+    measure,
+)
+from recsys.files import write_json
+from recsys.progress import RowProgress
+
+ROWS_AT_ONCE = 16_384  # held in memory
+SCOPES: dict[BaselineName, tuple[str, ...]] = {
+    "base_rate": ("own",),
+    "logistic": ("own", "all"),
+    "trees": ("own", "all"),
+}
+
+
+class Baseline(Protocol):
+    """What predicts a window by what it has learnt so far."""
+
+    def predict(self, window: Window) -> pl.DataFrame:
+        """Predictions of the examples whose event lies in ``window``, as PREDICTION_SCHEMA."""
+        ...
+
+    def learn(self, window: Window) -> None:
+        """Take in the examples whose labels have become known in ``window``."""
+        ...
+
+
+class BatchModel(Protocol):
+    """What predicts and learns examples that are given to it."""
+
+    def predict(self, batch: Batch) -> NDArray[np.floating]:
+        """Logits [B]."""
+        ...
+
+    def learn(self, batch: Batch) -> None:
+        """Learn examples whose labels have become known."""
+        ...
+
+
+def train_baselines(windows_dir: Path, settings: BaselinesSettings, output_dir: Path) -> None:
+    """Predict and learn all windows with every baseline, the data's main task alone.
+
+    Writes <baseline>/<scope>/predictions/<window>.parquet and <baseline>/<scope>/metrics.json in
+    ``output_dir``, as a teacher or student has them. Each example of scope ``own`` is predicted by
+    a model that sees its own domain's examples alone, those of ``all`` by one that sees every
+    domain's. The same windows and settings give the same bytes.
+    """
+    reader = WindowReader(windows_dir)
+    chosen = [(name, scope) for name in dict.fromkeys(settings.run) for scope in SCOPES[name]]
+    domains = range(len(reader.schema.domains))
+    rows = sum(window.rows for window in reader.windows)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums in one order; the batches are too small for more
+    try:
+        with RowProgress("baselines", rows * len(chosen)) as progress:
+            for name, scope in chosen:
+                models = [
+                    make(name, reader, domain, settings)
+                    for domain in (domains if scope == "own" else [None])
+                ]
+                _predict_then_learn(models, reader.windows, output_dir / name / scope, progress)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def make(
+    name: BaselineName, reader: WindowReader, domain: int | None, settings: BaselinesSettings
+) -> Baseline:
+    """A baseline that has learnt nothing yet and sees ``domain`` alone (None: all)."""
+    schema = reader.schema
+    if name == "trees":
+        return Trees(reader.windows_dir, schema, domain, settings.trees)
+    if name == "logistic":
+        model = LogisticRegression(schema, settings.logistic)
+        return OnBatches(model, reader, domain, settings.logistic.batch_size)
+    return OnBatches(BaseRate(schema), reader, domain, ROWS_AT_ONCE)
+
+
+class OnBatches:
+    """A baseline that reads the batches that rankers read.
+
+    Args:
+        step: rows that ``model`` learns at a time; it is given whole multiples of them.
+    """
+
+    def __init__(
+        self, model: BatchModel, reader: WindowReader, domain: int | None, step: int
+    ) -> None:
+        self._model, self._reader, self._domain = model, reader, domain
+        self._rows = step * max(ROWS_AT_ONCE // step, 1)
+
+    def predict(self, window: Window) -> pl.DataFrame:
+        """Predictions of the examples whose event lies in ``window``, as PREDICTION_SCHEMA."""
+        given = [name for name in PREDICTION_SCHEMA if name != "logit"]
+        frames = [pl.DataFrame(schema=PREDICTION_SCHEMA)]
+        for batch in self._reader.event_batches(window, self._rows, 0, 1, domain=self._domain):
+            columns = {name: getattr(batch, name).numpy() for name in given}
+            predicted = pl.DataFrame(columns | {"logit": self._model.predict(batch)})
+            frames.append(predicted.cast(PREDICTION_SCHEMA))  # type: ignore[arg-type]
+        return pl.concat(frames)
+
+    def learn(self, window: Window) -> None:
+        """Take in the examples whose labels have become known in ``window``."""
+        for batch in self._reader.label_batches(window, self._rows, 0, 1, domain=self._domain):
+            self._model.learn(batch)
+
+
+def _predict_then_learn(
+    models: Iterable[Baseline], windows: Iterable[Window], folder: Path, progress: RowProgress
+) -> None:
+    (folder / PREDICTIONS_DIR).mkdir(parents=True)
+    history: list[dict[str, Any]] = []
+    for window in windows:
+        found = pl.concat([model.predict(window) for model in models])
+        predictions = found.sort("event_time", "example_id")
+        predictions.write_parquet(folder / PREDICTIONS_DIR / f"{window.name}.parquet")
+        history.append({"window": window.name, **measure(predictions)})
+        for model in models:
+            model.learn(window)
+        progress.advance(window.rows)
+    write_json(folder / METRICS_FILE, {"windows": history})

@@ -1,0 +1,37 @@
+"""Train the models that students have to beat."""
+
+from prefect import task
+
+from recsys.baselines.settings import BaselinesSettings
+from recsys.config import load_settings
+from recsys.data.schema import Schema
+from recsys.evaluation.model_table import BASELINES as NAMES
+from tasks.curves import curves_of
+from tasks.project import BASELINES, PARAMS, WINDOWS, replacing, require
+from tasks.tracking import RunRecord, flatten, record
+from tasks.versioning import output_version
+
+
+@task
+def train_all_baselines() -> None:
+    """Train each baseline on its own domain's rows and on all domains' into models/baselines."""
+    from recsys.baselines.training import train_baselines
+
+    require(WINDOWS)
+    settings = load_settings(PARAMS / "baselines.yaml", BaselinesSettings)
+    with replacing(BASELINES) as (output,):
+        train_baselines(WINDOWS, settings, output)
+    for name, path in NAMES.items():
+        folder = BASELINES / path
+        if folder.is_dir():
+            record(
+                RunRecord(
+                    name=name,
+                    kind="baseline",
+                    parameters=flatten(settings),
+                    data_version=output_version(WINDOWS),
+                    dataset=Schema.load(WINDOWS).dataset,
+                    curves=curves_of(folder),
+                    artifacts={str(folder / "metrics.json"): ""},
+                )
+            )
