@@ -6,7 +6,7 @@ from pathlib import Path
 
 from recsys.config import InputError
 from recsys.data.schema import SCHEMA_FILE, Schema
-from recsys.distill.student_checks import check_student_models, check_students
+from recsys.distill.student_checks import check_students, check_students_alone
 from recsys.distill.teacher_checks import check_teacher, check_teacher_data
 from recsys.evaluation.settings import check_evaluated
 from recsys.models.names import TABLE_PREFIX, check_sequences
@@ -31,7 +31,7 @@ def check_settings(texts: Mapping[Path, str] | None = None) -> ProjectSettings:
     project = load_project(PARAMS, texts)
     check_probe_is_past(project.towers, project.evaluate)
     check_teacher(project.teacher, project.train_teacher)
-    check_student_models(project.students)
+    check_students_alone(project.students)
     if project.train_teacher.tower_transform:
         _check_transform(project.towers, project.train_teacher)
     return project

@@ -61,7 +61,9 @@ class StudentsSettings(Settings):
     """Every student is trained once per arm and seed.
 
     ``arms``: by name, what an arm changes in the distillation of each student; ``plain`` changes
-    the mode to none, and the report compares the others with it. ``diagnostics``: gradients and
+    the mode to none, and the report compares the others with it. An arm that sets the mode to none
+    has its own domain's rows, whatever ``distillation`` says, unless it sets ``rows`` itself.
+    ``diagnostics``: gradients and
     calibration of the heads, clipped and missing scores, in the metrics of each window.
     ``checkpoint_every_batches`` and ``keep_checkpoints`` are as the teacher's, for each
     student.
@@ -116,4 +118,6 @@ class StudentsSettings(Settings):
 
     def distillation_of(self, student: StudentSettings, arm: str) -> DistillationSettings:
         """How the student learns in ``arm``."""
-        return overlaid(self.distillation, student.distillation, self.arms[arm])
+        changes = self.arms[arm]
+        own_rows = DistillationSettings(rows="own") if changes.is_plain else None
+        return overlaid(self.distillation, student.distillation, own_rows, changes)

@@ -64,10 +64,10 @@ def train_students(
 ) -> dict[str, list[dict[str, Any]]]:
     """Train all students x arms x seeds in one launch of ranks.
 
-    The arms of a seed start from the same weights and see the same batches; what they add is not
-    served. Writes <student>/<arm>/seed-<n>/{predictions,metrics.json}, for the first seed
-    <student>/<arm>/export/, and size.json (parameters of a served student), for a student with a
-    model of its own or several tasks in <student>/.
+    The arms of a seed start from the same weights and, of the same ``rows``, see the same batches;
+    what they add is not served. Writes <student>/<arm>/seed-<n>/{predictions,metrics.json}, for
+    the first seed <student>/<arm>/export/, and size.json (parameters of a served student), for a
+    student with a model of its own or several tasks in <student>/.
 
     With ``resume_dir`` a killed run goes on at the student and window it was at, as
     :func:`recsys.distill.teacher.train_teacher` does. The caller removes ``resume_dir``.
@@ -128,12 +128,12 @@ def train_runs(
     """Train ``runs`` on this rank, one after the other; see :func:`train_students`."""
     schema = Schema.load(job.windows_dir)
     views = [_data(schema, run, job) for run in runs]
-    total = 2 * sum(
-        _rows(view, run, job.checkpoints) for run, view in zip(runs, views, strict=True)
-    )
+    examples = [
+        _examples(view, run, job.checkpoints) for run, view in zip(runs, views, strict=True)
+    ]
     results = {}
-    with RowProgress("students", total, enabled=ranks.rank() == 0) as progress:
-        for run, view in zip(runs, views, strict=True):
+    with RowProgress("students", sum(examples), enabled=ranks.rank() == 0) as progress:
+        for run, view, expected in zip(runs, views, examples, strict=True):
             own = _of_run(job, run)
             history = (
                 None if own.checkpoints is None else _ended(own.checkpoints, len(schema.windows))
@@ -141,7 +141,7 @@ def train_runs(
             if history is None:
                 history = _train_run(run, view, own, progress)
             else:
-                progress.advance(2 * sum(row["rows"] for row in history))
+                progress.advance(expected)
             results[own.output_dir.relative_to(job.output_dir).as_posix()] = history
     return results
 
@@ -153,13 +153,16 @@ def _of_run(job: TrainingJob[StudentsSettings], run: Run) -> TrainingJob[Student
     return replace(job, output_dir=run.folder(job.output_dir), checkpoints=own)
 
 
-def _rows(data: DataView, run: Run, checkpoints: Checkpoints | None) -> int:
-    """Examples of ``stream``; those of windows that the student has ended with are not counted in
-    the data again."""
+def _examples(data: DataView, run: Run, checkpoints: Checkpoints | None) -> int:
+    """Examples that are predicted, and those trained on, at most; those of windows that the student
+    has ended with are not counted in the data again."""
     if ranks.rank() != 0:
         return 0  # rank 0 shows the progress
     history = [] if checkpoints is None else _last_history(run.folder(checkpoints.folder))
-    return sum(row["rows"] for row in history) + data.rows(first_window=len(history))
+    predicted = sum(row["rows"] for row in history) + data.predicted(first_window=len(history))
+    if data.rows == "own":
+        return 2 * predicted
+    return predicted + sum(window.rows for window in data.reader.windows)
 
 
 def _ended(checkpoints: Checkpoints, windows: int) -> list[dict[str, Any]] | None:
@@ -199,7 +202,7 @@ def _data(schema: Schema, run: Run, job: TrainingJob[StudentsSettings]) -> DataV
     if run.distillation.reads_scores:
         assert job.scores_dir is not None, "a mode that reads scores needs a log"
         scores = ScoreLog(job.scores_dir, reader.logits)
-    return DataView(reader, job.train.global_batch_size, domain, scores)
+    return DataView(reader, job.train.global_batch_size, domain, scores, run.distillation.rows)
 
 
 def _train_run(

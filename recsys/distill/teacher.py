@@ -166,7 +166,10 @@ def _train_rank(
     data = DataView(reader, job.train.global_batch_size)
     publisher = _Publisher(engine, settings, output_dir / SNAPSHOTS_DIR, reader.schema.tasks)
     writing = nullcontext() if checkpoints is None else checkpoints.writing()
-    with RowProgress("teacher", 2 * data.rows(), enabled=ranks.rank() == 0) as progress, writing:
+    with (
+        RowProgress("teacher", 2 * data.predicted(), enabled=ranks.rank() == 0) as progress,
+        writing,
+    ):
         loss = partial(label_loss, weights=settings.task_weights)
         history = predict_then_train(
             engine, loss, data, output_dir, progress, publisher.after_window, checkpoints
