@@ -104,16 +104,19 @@ class WindowReader:
         tasks: those whose labels and scores are read, the main one first; None: all of the data.
             ``schema`` is that of a model of these tasks, ``logits`` are their columns in a log of
             scores.
+        first_windows: how many windows are read; None: all.
 
     Raises:
         InputError: the folder holds no schema, or the data lack a task.
     """
 
-    def __init__(self, windows_dir: Path, tasks: list[str] | None = None) -> None:
+    def __init__(
+        self, windows_dir: Path, tasks: list[str] | None = None, first_windows: int | None = None
+    ) -> None:
         self.windows_dir = windows_dir
         stored = Schema.load(windows_dir)
         self.schema = stored if tasks is None else stored.for_tasks(tasks)
-        self.windows: list[Window] = self.schema.windows
+        self.windows: list[Window] = self.schema.windows[:first_windows]
         self.logits = stored.columns("logit", self.schema.tasks)
         self._names = self._renaming(stored, "label") | self._renaming(stored, "score")
         self._stored_names = {

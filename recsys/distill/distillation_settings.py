@@ -42,8 +42,9 @@ class DistillationSettings(Settings):
 
     ``rows``: which examples the student trains on. ``own``: its domain's. ``scores_elsewhere``:
     also other domains', on the teacher's scores alone; one without a score teaches nothing.
-    ``all``: other domains' as its own, labels and scores. Its predictions, metrics and export are
-    its own domain's whatever ``rows`` is.
+    ``all``: other domains' as its own, labels and scores. ``auto``: what had the lowest NE on early
+    windows, see :class:`recsys.distill.student_settings.StudentsSettings`. Its predictions, metrics
+    and export are its own domain's whatever ``rows`` is.
 
     ``loss_weight`` is w, ``label_scale`` is α (the target is min(α p, 1)), ``gradient_scale`` is β,
     between a head of its own and the backbone; ``shared`` and ``affine`` have no such place and do
@@ -57,7 +58,7 @@ class DistillationSettings(Settings):
     """
 
     mode: Annotated[str, AfterValidator(known_mode)] = "auxiliary"
-    rows: Rows = "own"
+    rows: Rows | Literal["auto"] = "own"
     head_layers: list[PositiveInt] = Field(default=[32])
     loss_weight: float = Field(default=1.0, ge=0)
     gradient_scale: float = Field(default=3.0, ge=0)

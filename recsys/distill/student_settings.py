@@ -9,7 +9,9 @@ from recsys.config import Settings, filled_from
 from recsys.distill.distillation_settings import DistillationSettings, overlaid
 from recsys.models.settings import ModelSettings
 
-PLAIN, DISTILLED = "plain", "distilled"
+PLAIN, DISTILLED, ALL_ROWS = "plain", "distilled", "all_rows"
+AUTO = "auto"
+OF_ALL_STUDENTS = DistillationSettings(rows=AUTO)
 STUDENT_MODEL = ModelSettings(
     architecture="dlrm",
     embedding_dimension=8,
@@ -63,6 +65,9 @@ class StudentsSettings(Settings):
     ``arms``: by name, what an arm changes in the distillation of each student; ``plain`` changes
     the mode to none, and the report compares the others with it. An arm that sets the mode to none
     has its own domain's rows, whatever ``distillation`` says, unless it sets ``rows`` itself.
+    ``rows_auto_windows``: where ``rows`` is ``auto``, a student's arm is first trained with each
+    choice on so many windows, with the first seed, and takes the one of the lowest NE on all of
+    them but the first; then it starts anew.
     ``diagnostics``: gradients and
     calibration of the heads, clipped and missing scores, in the metrics of each window.
     ``checkpoint_every_batches`` and ``keep_checkpoints`` are as the teacher's, for each
@@ -78,10 +83,15 @@ class StudentsSettings(Settings):
         ],
         min_length=1,
     )
-    distillation: DistillationSettings = DistillationSettings()
+    distillation: Annotated[DistillationSettings, filled_from(OF_ALL_STUDENTS)] = OF_ALL_STUDENTS
     arms: dict[str, DistillationSettings] = Field(
-        default={PLAIN: DistillationSettings(mode="none"), DISTILLED: DistillationSettings()}
+        default={
+            PLAIN: DistillationSettings(mode="none"),
+            DISTILLED: DistillationSettings(),
+            ALL_ROWS: DistillationSettings(mode="none", rows="all"),
+        }
     )
+    rows_auto_windows: int = Field(default=4, ge=2)
     diagnostics: bool = True
     checkpoint_every_batches: int | None = Field(default=None, ge=1)
     keep_checkpoints: int = Field(default=1, ge=1)
@@ -111,6 +121,17 @@ class StudentsSettings(Settings):
                         f"arm {arm!r}: mode {distillation.mode} needs peer_model, the larger ranker"
                     )
         return self
+
+    @property
+    def windows_to_choose_on(self) -> int:
+        """How many windows there must be before any student can be trained: 0 where no ``rows`` is
+        to be chosen."""
+        chosen = any(
+            self.distillation_of(student, arm).rows == AUTO
+            for student in self.students
+            for arm in self.arms
+        )
+        return self.rows_auto_windows if chosen else 0
 
     def model_of(self, student: StudentSettings) -> ModelSettings:
         """The student's model."""

@@ -3,21 +3,26 @@ seed."""
 
 import json
 import shutil
-from dataclasses import dataclass, replace
+import sys
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from recsys.config import InputError
 from recsys.data.loader import WindowReader
+from recsys.data.rows import Rows
 from recsys.data.schema import Schema
 from recsys.distill.adapter import StudentAdapter
 from recsys.distill.diagnostics import DistillationDiagnostics
-from recsys.distill.distillation_settings import DistillationSettings
+from recsys.distill.distillation_settings import DistillationSettings, overlaid
 from recsys.distill.heads import PEER_TABLE_PREFIX, RANKER_PREFIX, DistilledRanker
 from recsys.distill.losses import DistillationLoss
+from recsys.distill.row_choice import ROWS_FILE, RowChoice, candidates, lowest
 from recsys.distill.score_log import ScoreLog
 from recsys.distill.student_checks import check_students, tasks_of
-from recsys.distill.student_settings import StudentSettings, StudentsSettings
+from recsys.distill.student_settings import AUTO, StudentSettings, StudentsSettings
 from recsys.distill.teacher import CHECKPOINT_KEYS, PLACEMENT_KEYS, model_size
 from recsys.distill.training_job import TrainingJob, resumable
 from recsys.files import PARTIAL_SUFFIX, fingerprint, folder_state, write_durably, write_json
@@ -54,6 +59,11 @@ class Run:
         """Whether there is more to it than the ranker."""
         return not self.distillation.is_plain
 
+    def with_rows(self, rows: Rows) -> "Run":
+        """The same, trained on ``rows``."""
+        changed = overlaid(self.distillation, DistillationSettings(rows=rows))
+        return replace(self, distillation=changed)
+
     def folder(self, output_dir: Path) -> Path:
         """Where its predictions and metrics go."""
         return output_dir / self.student.name / self.arm / f"seed-{self.seed}"
@@ -67,7 +77,8 @@ def train_students(
     The arms of a seed start from the same weights and, of the same ``rows``, see the same batches;
     what they add is not served. Writes <student>/<arm>/seed-<n>/{predictions,metrics.json}, for
     the first seed <student>/<arm>/export/, and size.json (parameters of a served student), for a
-    student with a model of its own or several tasks in <student>/.
+    student with a model of its own or several tasks in <student>/. Where ``rows`` is ``auto`` they
+    are chosen first, and <student>/rows.json says which by what NE.
 
     With ``resume_dir`` a killed run goes on at the student and window it was at, as
     :func:`recsys.distill.teacher.train_teacher` does. The caller removes ``resume_dir``.
@@ -77,7 +88,7 @@ def train_students(
 
     Raises:
         InputError: a student's domain or task is not in the data, a model has towers or breaks its
-            budget, or ``resume_dir`` is in use.
+            budget, there are too few windows to choose rows on, or ``resume_dir`` is in use.
     """
     check_students(Schema.load(job.windows_dir), job.settings)
     if resume_dir is None:
@@ -89,6 +100,12 @@ def train_students(
 def run_students(job: TrainingJob[StudentsSettings]) -> dict[str, list[dict[str, Any]]]:
     """One launch of :func:`train_students`, each student from the last of its checkpoints to the
     last window."""
+    needed, windows = job.settings.windows_to_choose_on, len(Schema.load(job.windows_dir).windows)
+    if windows < needed:
+        raise InputError(
+            f"{job.settings.where('rows_auto_windows')}: rows: auto is chosen on {needed} windows, "
+            f"the data have {windows}; set fewer, or rows: own"
+        )
     return launch(train_runs, (runs_of(job.settings), job), job.train)[0]
 
 
@@ -127,6 +144,7 @@ def train_runs(
 ) -> dict[str, list[dict[str, Any]]]:
     """Train ``runs`` on this rank, one after the other; see :func:`train_students`."""
     schema = Schema.load(job.windows_dir)
+    runs = _with_rows(runs, job)
     views = [_data(schema, run, job) for run in runs]
     examples = [
         _examples(view, run, job.checkpoints) for run, view in zip(runs, views, strict=True)
@@ -144,6 +162,60 @@ def train_runs(
                 progress.advance(expected)
             results[own.output_dir.relative_to(job.output_dir).as_posix()] = history
     return results
+
+
+def _with_rows(runs: list[Run], job: TrainingJob[StudentsSettings]) -> list[Run]:
+    """``runs`` with the rows that are chosen for those of ``auto``, one choice for all seeds of a
+    student's arm; what it is goes into each student's rows.json."""
+    chosen: dict[str, dict[str, RowChoice]] = {}
+    for run in runs:
+        arms = chosen.setdefault(run.student.name, {})
+        if run.distillation.rows == AUTO and run.arm not in arms:
+            arms[run.arm] = _choose_rows(run, job)
+    for student, arms in chosen.items():
+        if arms and ranks.rank() == 0:
+            found = {arm: asdict(choice) for arm, choice in arms.items()}
+            (job.output_dir / student).mkdir(exist_ok=True)
+            write_json(job.output_dir / student / ROWS_FILE, found)
+    return [
+        run.with_rows(chosen[run.student.name][run.arm].rows)
+        if run.distillation.rows == AUTO
+        else run
+        for run in runs
+    ]
+
+
+def _choose_rows(run: Run, job: TrainingJob[StudentsSettings]) -> RowChoice:
+    """Train ``run`` with each choice of rows on the first windows, each from the last of its
+    checkpoints; keeps nothing of it but the NEs."""
+    count, histories, is_new = job.settings.rows_auto_windows, {}, False
+    for rows in candidates(run.distillation):
+        tried = run.with_rows(rows)
+        data = _data(Schema.load(job.windows_dir), tried, job, count)
+        kept = job.checkpoints
+        if kept is not None:  # a stream has no use for them later
+            folder = kept.folder / run.student.name / run.arm / rows
+            kept = replace(kept, folder=folder, continued=False)
+        history = None if kept is None else _ended(kept, count)
+        if history is None:
+            is_new = True
+            total = _examples(data, tried, None)
+            name = f"{run.student.name}, {run.arm}, rows {rows}"
+            engine, loss_function = _engine(tried, data.reader.schema, job.train)
+            with (
+                TemporaryDirectory() as folder,
+                RowProgress(name, total, enabled=ranks.rank() == 0) as progress,
+            ):
+                history = predict_then_train(
+                    engine, loss_function, data, Path(folder), progress, checkpoints=kept
+                )
+            if kept is not None:
+                _end(kept, history)
+        histories[rows] = history
+    choice = lowest(histories)
+    if is_new and ranks.rank() == 0:
+        print(f"{run.student.name}, {run.arm}: {choice}", file=sys.stderr, flush=True)
+    return choice
 
 
 def _of_run(job: TrainingJob[StudentsSettings], run: Run) -> TrainingJob[StudentsSettings]:
@@ -195,8 +267,14 @@ def _end(checkpoints: Checkpoints, history: list[dict[str, Any]]) -> None:
     ranks.barrier()
 
 
-def _data(schema: Schema, run: Run, job: TrainingJob[StudentsSettings]) -> DataView:
-    reader = WindowReader(job.windows_dir, tasks_of(run.student, schema))
+def _data(
+    schema: Schema,
+    run: Run,
+    job: TrainingJob[StudentsSettings],
+    first_windows: int | None = None,
+) -> DataView:
+    assert run.distillation.rows != AUTO, "rows are chosen before a run sees data"
+    reader = WindowReader(job.windows_dir, tasks_of(run.student, schema), first_windows)
     domain = schema.domains.index(run.student.domain)
     scores = None
     if run.distillation.reads_scores:
