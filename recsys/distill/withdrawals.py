@@ -69,7 +69,7 @@ def touched_by(
 
 
 def _read_by(student: StudentSettings, settings: StudentsSettings, schema: Schema) -> set[str]:
-    """The domains whose scores the student reads, in one arm at least."""
+    """The domains whose scores the student reads, in one arm at least; with ``rows: auto`` all."""
     arms = [settings.distillation_of(student, arm) for arm in settings.arms]
     elsewhere = any(arm.reads_scores and arm.rows != "own" for arm in arms)
     return set(schema.domains) if elsewhere else {student.domain}

@@ -8,7 +8,6 @@ import pytest
 
 from recsys import files
 from recsys.config import InputError, load_settings
-from recsys.data.rows import Rows
 from recsys.data.schema import Schema, Window
 from recsys.distill.distillation_settings import DistillationSettings
 from recsys.distill.score_log import SCORE_SCHEMA, ScoreLog, WindowFacts
@@ -28,6 +27,7 @@ STUDENTS = StudentsSettings(
         StudentSettings(name="one", domain="feed"),
         StudentSettings(name="two", domain="video"),
     ]
+    distillation=DistillationSettings(),
 )
 
 
@@ -62,11 +62,11 @@ def test_withdrawing_names_windows_and_students(log: ScoreLog, withdrawn_file: P
     assert touched_by(SNAPSHOTS[0], log, SCHEMA, STUDENTS).students == ["one", "two"]
 
 
-@pytest.mark.parametrize("rows", ["scores_elsewhere", "all"])
+@pytest.mark.parametrize("rows", ["scores_elsewhere", "all", "auto"])
 def test_a_student_that_reads_other_domains_scores_is_touched_by_them(
-    rows: Rows, log: ScoreLog
+    rows: str, log: ScoreLog
 ) -> None:
-    arms = STUDENTS.arms | {"wide": DistillationSettings(rows=rows)}
+    arms = STUDENTS.arms | {"wide": DistillationSettings.model_validate({"rows": rows})}
     settings = STUDENTS.model_copy(update={"arms": arms})
     assert touched_by(SNAPSHOTS[1], log, SCHEMA, settings).students == ["one", "two"]
     without_teacher = STUDENTS.arms | {"wide": DistillationSettings(mode="none", rows="all")}
