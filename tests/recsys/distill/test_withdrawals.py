@@ -26,7 +26,7 @@ STUDENTS = StudentsSettings(
     students=[
         StudentSettings(name="one", domain="feed"),
         StudentSettings(name="two", domain="video"),
-    ]
+    ],
     distillation=DistillationSettings(),
 )
 
