@@ -68,8 +68,10 @@ class StudentsSettings(Settings):
     ``rows_auto_windows``: where ``rows`` is ``auto``, a student's arm is first trained with each
     choice on so many windows, with the first seed, and takes the one of the lowest NE on all of
     them but the first; then it starts anew.
-    ``diagnostics``: gradients and
-    calibration of the heads, clipped and missing scores, in the metrics of each window.
+    ``side_by_side``: each rank trains whole students, one after the other; false: all ranks train
+    one student together, which tables larger than one rank's memory need. Ranks of several nodes
+    train together. ``diagnostics``: gradients and calibration of the heads, clipped and missing
+    scores, in the metrics of each window.
     ``checkpoint_every_batches`` and ``keep_checkpoints`` are as the teacher's, for each
     student.
     """
@@ -92,6 +94,7 @@ class StudentsSettings(Settings):
         }
     )
     rows_auto_windows: int = Field(default=4, ge=2)
+    side_by_side: bool = True
     diagnostics: bool = True
     checkpoint_every_batches: int | None = Field(default=None, ge=1)
     keep_checkpoints: int = Field(default=1, ge=1)

@@ -4,6 +4,7 @@ seed."""
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ from recsys.training.label_loss import label_loss
 from recsys.training.launch import launch
 from recsys.training.resume import Checkpoints
 from recsys.training.settings import TrainSettings
+from recsys.training.side_by_side import launch_side_by_side
 from recsys.validation.progressive import DataView, predict_then_train
 
 EXPORT_DIR = "export"
@@ -100,13 +102,28 @@ def train_students(
 def run_students(job: TrainingJob[StudentsSettings]) -> dict[str, list[dict[str, Any]]]:
     """One launch of :func:`train_students`, each student from the last of its checkpoints to the
     last window."""
-    needed, windows = job.settings.windows_to_choose_on, len(Schema.load(job.windows_dir).windows)
+    schema = Schema.load(job.windows_dir)
+    needed, windows = job.settings.windows_to_choose_on, len(schema.windows)
     if windows < needed:
         raise InputError(
             f"{job.settings.where('rows_auto_windows')}: rows: auto is chosen on {needed} windows, "
             f"the data have {windows}; set fewer, or rows: own"
         )
-    return launch(train_runs, (runs_of(job.settings), job), job.train)[0]
+    runs = _with_rows(runs_of(job.settings), job)
+    return _launch(train_runs, runs, job)
+
+
+def _launch(
+    function: Callable[..., dict[str, Any]], runs: list[Run], job: TrainingJob[StudentsSettings]
+) -> dict[str, Any]:
+    """``function(runs, shows progress, job)`` on all ranks together, or on each rank alone with
+    some of the runs."""
+    if not job.settings.side_by_side or job.train.nodes.count > 1:
+        return launch(function, (runs, True, job), job.train)[0]
+    schema = Schema.load(job.windows_dir)
+    costs = [_examples(_data(schema, run, job), run, None) for run in runs]
+    alone = replace(job, train=job.train.model_copy(update={"world_size": 1}))
+    return launch_side_by_side(function, runs, costs, (alone,), job.train)
 
 
 def _run_name(job: TrainingJob[StudentsSettings]) -> str:
@@ -140,17 +157,17 @@ def runs_of(settings: StudentsSettings) -> list[Run]:
 
 
 def train_runs(
-    runs: list[Run], job: TrainingJob[StudentsSettings]
+    runs: list[Run], shown: bool, job: TrainingJob[StudentsSettings]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Train ``runs`` on this rank, one after the other; see :func:`train_students`."""
+    """Train ``runs`` on this rank, one after the other, with or without a line of progress; see
+    :func:`train_students`."""
     schema = Schema.load(job.windows_dir)
-    runs = _with_rows(runs, job)
     views = [_data(schema, run, job) for run in runs]
     examples = [
         _examples(view, run, job.checkpoints) for run, view in zip(runs, views, strict=True)
     ]
     results = {}
-    with RowProgress("students", sum(examples), enabled=ranks.rank() == 0) as progress:
+    with RowProgress("students", sum(examples), shown and ranks.rank() == 0) as progress:
         for run, view, expected in zip(runs, views, examples, strict=True):
             own = _of_run(job, run)
             history = (
@@ -160,23 +177,37 @@ def train_runs(
                 history = _train_run(run, view, own, progress)
             else:
                 progress.advance(expected)
-            results[own.output_dir.relative_to(job.output_dir).as_posix()] = history
+            results[_name(run)] = history
     return results
 
 
 def _with_rows(runs: list[Run], job: TrainingJob[StudentsSettings]) -> list[Run]:
     """``runs`` with the rows that are chosen for those of ``auto``, one choice for all seeds of a
     student's arm; what it is goes into each student's rows.json."""
+    trials: dict[tuple[str, str], dict[Rows, Run]] = {
+        (run.student.name, run.arm): {
+            rows: run.with_rows(rows) for rows in candidates(run.distillation)
+        }
+        for run in runs
+        if run.distillation.rows == AUTO and run.seed == job.settings.seeds[0]
+    }
+    asked = {_trial_name(one): one for tried in trials.values() for one in tried.values()}
+    histories = {name: _tried(trial, job) for name, trial in asked.items()}
+    new = [trial for name, trial in asked.items() if not histories[name]]
+    if new:
+        histories |= _launch(_try_rows, new, job)
     chosen: dict[str, dict[str, RowChoice]] = {}
-    for run in runs:
-        arms = chosen.setdefault(run.student.name, {})
-        if run.distillation.rows == AUTO and run.arm not in arms:
-            arms[run.arm] = _choose_rows(run, job)
+    for (student, arm), tried in trials.items():
+        choice = lowest({rows: histories[_trial_name(trial)] for rows, trial in tried.items()})
+        chosen.setdefault(student, {})[arm] = choice
+        if new:
+            print(f"{student}, {arm}: {choice}", file=sys.stderr, flush=True)
     for student, arms in chosen.items():
-        if arms and ranks.rank() == 0:
-            found = {arm: asdict(choice) for arm, choice in arms.items()}
-            (job.output_dir / student).mkdir(exist_ok=True)
-            write_json(job.output_dir / student / ROWS_FILE, found)
+        (job.output_dir / student).mkdir(exist_ok=True)
+        write_json(
+            job.output_dir / student / ROWS_FILE,
+            {arm: asdict(choice) for arm, choice in arms.items()},
+        )
     return [
         run.with_rows(chosen[run.student.name][run.arm].rows)
         if run.distillation.rows == AUTO
@@ -185,37 +216,51 @@ def _with_rows(runs: list[Run], job: TrainingJob[StudentsSettings]) -> list[Run]
     ]
 
 
-def _choose_rows(run: Run, job: TrainingJob[StudentsSettings]) -> RowChoice:
-    """Train ``run`` with each choice of rows on the first windows, each from the last of its
-    checkpoints; keeps nothing of it but the NEs."""
-    count, histories, is_new = job.settings.rows_auto_windows, {}, False
-    for rows in candidates(run.distillation):
-        tried = run.with_rows(rows)
-        data = _data(Schema.load(job.windows_dir), tried, job, count)
-        kept = job.checkpoints
-        if kept is not None:  # a stream has no use for them later
-            folder = kept.folder / run.student.name / run.arm / rows
-            kept = replace(kept, folder=folder, continued=False)
-        history = None if kept is None else _ended(kept, count)
-        if history is None:
-            is_new = True
-            total = _examples(data, tried, None)
-            name = f"{run.student.name}, {run.arm}, rows {rows}"
-            engine, loss_function = _engine(tried, data.reader.schema, job.train)
-            with (
-                TemporaryDirectory() as folder,
-                RowProgress(name, total, enabled=ranks.rank() == 0) as progress,
-            ):
+def _try_rows(
+    trials: list[Run], shown: bool, job: TrainingJob[StudentsSettings]
+) -> dict[str, list[dict[str, Any]]]:
+    """Train ``trials`` on the first windows, each from the last of its checkpoints; keeps nothing
+    of them but their metrics."""
+    schema, count = Schema.load(job.windows_dir), job.settings.rows_auto_windows
+    views = [_data(schema, trial, job, count) for trial in trials]
+    examples = [_examples(view, trial, None) for view, trial in zip(views, trials, strict=True)]
+    histories = {}
+    with RowProgress("students' rows", sum(examples), shown and ranks.rank() == 0) as progress:
+        for trial, data in zip(trials, views, strict=True):
+            kept = _trial_checkpoints(trial, job)
+            engine, loss_function = _engine(trial, data.reader.schema, job.train)
+            with TemporaryDirectory() as folder:
                 history = predict_then_train(
                     engine, loss_function, data, Path(folder), progress, checkpoints=kept
                 )
             if kept is not None:
                 _end(kept, history)
-        histories[rows] = history
-    choice = lowest(histories)
-    if is_new and ranks.rank() == 0:
-        print(f"{run.student.name}, {run.arm}: {choice}", file=sys.stderr, flush=True)
-    return choice
+            histories[_trial_name(trial)] = history
+    return histories
+
+
+def _tried(trial: Run, job: TrainingJob[StudentsSettings]) -> list[dict[str, Any]]:
+    """The metrics of a trial that an earlier process has ended; none where it has not."""
+    kept = _trial_checkpoints(trial, job)
+    return [] if kept is None else _last_history(kept.folder)
+
+
+def _trial_checkpoints(trial: Run, job: TrainingJob[StudentsSettings]) -> Checkpoints | None:
+    kept = job.checkpoints
+    if kept is None:
+        return None
+    folder = kept.folder / _trial_name(trial)
+    if ranks.rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+    return replace(kept, folder=folder, continued=False)  # a stream has no use for them later
+
+
+def _trial_name(run: Run) -> str:
+    return f"{run.student.name}/{run.arm}/{run.distillation.rows}"
+
+
+def _name(run: Run) -> str:
+    return run.folder(Path()).as_posix()
 
 
 def _of_run(job: TrainingJob[StudentsSettings], run: Run) -> TrainingJob[StudentsSettings]:
