@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator, mode
 from recsys.config import Settings, filled_from
 from recsys.distill.distillation_settings import DistillationSettings, overlaid
 from recsys.models.settings import ModelSettings
+from recsys.training.batch_size import AUTO_BATCH, BatchSize
 
 PLAIN, DISTILLED, ALL_ROWS = "plain", "distilled", "all_rows"
 AUTO = "auto"
@@ -68,6 +69,7 @@ class StudentsSettings(Settings):
     ``rows_auto_windows``: where ``rows`` is ``auto``, a student's arm is first trained with each
     choice on so many windows, with the first seed, and takes the one of the lowest NE on all of
     them but the first; then it starts anew.
+    ``batch_size``: see :func:`recsys.training.batch_size.with_batch_size`.
     ``side_by_side``: each rank trains whole students, one after the other; false: all ranks train
     one student together, which tables larger than one rank's memory need. Ranks of several nodes
     train together. ``diagnostics``: gradients and calibration of the heads, clipped and missing
@@ -77,6 +79,7 @@ class StudentsSettings(Settings):
     """
 
     model: Annotated[ModelSettings, filled_from(STUDENT_MODEL)] = STUDENT_MODEL
+    batch_size: BatchSize = AUTO_BATCH
     seeds: list[int] = Field(default=[1, 2, 3], min_length=1)
     students: list[StudentSettings] = Field(
         default=[

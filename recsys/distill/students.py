@@ -33,6 +33,7 @@ from recsys.progress import RowProgress
 from recsys.provenance import code_of
 from recsys.serving.export import export_ranker
 from recsys.training import ranks
+from recsys.training.batch_size import with_batch_size
 from recsys.training.engine import Engine, LossFunction
 from recsys.training.label_loss import label_loss
 from recsys.training.launch import launch
@@ -228,7 +229,7 @@ def _try_rows(
     with RowProgress("students' rows", sum(examples), shown and ranks.rank() == 0) as progress:
         for trial, data in zip(trials, views, strict=True):
             kept = _trial_checkpoints(trial, job)
-            engine, loss_function = _engine(trial, data.reader.schema, job.train)
+            engine, loss_function = _engine(trial, data, job.train)
             with TemporaryDirectory() as folder:
                 history = predict_then_train(
                     engine, loss_function, data, Path(folder), progress, checkpoints=kept
@@ -325,7 +326,10 @@ def _data(
     if run.distillation.reads_scores:
         assert job.scores_dir is not None, "a mode that reads scores needs a log"
         scores = ScoreLog(job.scores_dir, reader.logits)
-    return DataView(reader, job.train.global_batch_size, domain, scores, run.distillation.rows)
+    view = DataView(reader, job.train.global_batch_size, domain, scores, run.distillation.rows)
+    rows = reader.rows(reader.windows[0], domain if view.rows == "own" else None)
+    own = with_batch_size(job.train, job.settings.batch_size, rows)
+    return replace(view, batch_size=own.global_batch_size)
 
 
 def _train_run(
@@ -334,7 +338,7 @@ def _train_run(
     """Train one student in its own folders, those of ``job``; export it if it is of the first
     seed."""
     schema, folder, checkpoints = data.reader.schema, job.output_dir, job.checkpoints
-    engine, loss_function = _engine(run, schema, job.train)
+    engine, loss_function = _engine(run, data, job.train)
     diagnostics = None
     if job.settings.diagnostics and isinstance(loss_function, DistillationLoss):
         diagnostics = DistillationDiagnostics(loss_function)
@@ -364,7 +368,9 @@ def _train_run(
     return history
 
 
-def _engine(run: Run, schema: Schema, train: TrainSettings) -> tuple[Engine, LossFunction]:
+def _engine(run: Run, data: DataView, train: TrainSettings) -> tuple[Engine, LossFunction]:
+    schema = data.reader.schema
+    train = train.model_copy(update={"global_batch_size": data.batch_size})
     ranker = build_ranker(schema, run.model, None, run.seed, table_device="meta")
     if not run.is_distilled:
         engine = Engine(ranker, train, run.seed)
