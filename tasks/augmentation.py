@@ -76,6 +76,7 @@ def publish_scores() -> None:
     with replacing(SCORES) as (output,):
         link_files(LOG_DIR, output)
     students = load_settings(PARAMS / "students.yaml", StudentsSettings)
+    # At least: a student that learns other domains' rows reads their scores too
     domains = [student.domain for student in students.students]
     readers = {domain: domains.count(domain) * len(students.seeds) for domain in domains}
     rows, seconds = scoring_speed(SCORES_WORK)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from recsys.config import InputError
 from recsys.data.schema import SCHEMA_FILE, Schema
-from recsys.distill.student_checks import check_student_models, check_students
+from recsys.distill.student_checks import check_students, check_students_alone
+from recsys.distill.student_settings import StudentsSettings
 from recsys.distill.teacher_checks import check_teacher, check_teacher_data
-from recsys.evaluation.settings import check_evaluated
+from recsys.evaluation.settings import EvaluateSettings, check_evaluated
 from recsys.models.names import TABLE_PREFIX, check_sequences
 from recsys.sharding.settings import check_table_names
 from recsys.towers.settings import TowersSettings
@@ -30,8 +31,9 @@ def check_settings(texts: Mapping[Path, str] | None = None) -> ProjectSettings:
     """
     project = load_project(PARAMS, texts)
     check_probe_is_past(project.towers, project.evaluate)
+    _check_rows_are_chosen_on_the_past(project.students, project.evaluate)
     check_teacher(project.teacher, project.train_teacher)
-    check_student_models(project.students)
+    check_students_alone(project.students)
     if project.train_teacher.tower_transform:
         _check_transform(project.towers, project.train_teacher)
     return project
@@ -66,6 +68,18 @@ def check_settings_and_data() -> None:
     check_sequences(schema, project.towers.partition.probe_model)
     check_teacher_data(schema, project.teacher)
     check_students(schema, project.students)
+
+
+def _check_rows_are_chosen_on_the_past(
+    students: StudentsSettings, evaluate: EvaluateSettings
+) -> None:
+    windows, first = students.windows_to_choose_on, evaluate.first_evaluation_window
+    if windows > first:
+        raise InputError(
+            f"{students.where('rows_auto_windows')}: rows: auto would be chosen on windows that "
+            f"judge the students; must be at most {first} "
+            f"({evaluate.where('first_evaluation_window')}), got {windows}"
+        )
 
 
 def _check_transform(towers: TowersSettings, train: TrainSettings) -> None:

@@ -67,7 +67,7 @@ def withdraw_snapshot(name: str, of: Results = BATCH) -> list[str]:
     """
     require(of.teacher, WINDOWS)
     snapshot = withdraw(name, list_snapshots(of.teacher / SNAPSHOTS_DIR), WITHDRAWN_FILE)
-    students = load_settings(PARAMS / "students.yaml", StudentsSettings).students
+    students = load_settings(PARAMS / "students.yaml", StudentsSettings)
     touched = touched_by(snapshot, ScoreLog(of.scores), Schema.load(WINDOWS), students)
     trained = [student for student in touched.students if (of.students / student).is_dir()]
     return [

@@ -88,9 +88,13 @@ def what_is_missing() -> str | None:
     """What the stream waits for before it takes its first window; None where that is there."""
     complete = len(Schema.load(WINDOWS).windows) - (0 if load_stream_settings().finished else 1)
     wanted, why = 1, "the last window of a log that is not finished may still grow"
+    students = load_settings(PARAMS / "students.yaml", StudentsSettings)
+    if students.windows_to_choose_on > wanted:
+        wanted, why = students.windows_to_choose_on, "students' rows are chosen on them"
     if _lacks_partition():
-        wanted = load_settings(PARAMS / "towers.yaml", TowersSettings).partition.probe_windows
-        why = "the teacher's towers are learnt from them"
+        probed = load_settings(PARAMS / "towers.yaml", TowersSettings).partition.probe_windows
+        if probed >= wanted:
+            wanted, why = probed, "the teacher's towers are learnt from them"
     return (
         None
         if complete >= wanted

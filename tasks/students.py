@@ -6,7 +6,9 @@ from prefect import task
 
 from recsys.config import load_settings
 from recsys.data.schema import Schema
-from recsys.distill.student_settings import StudentsSettings
+from recsys.distill.row_choice import ROWS_FILE
+from recsys.distill.student_settings import AUTO, StudentsSettings
+from recsys.files import read_json
 from recsys.training.settings import TrainSettings
 from tasks.curves import curves_of
 from tasks.project import PARAMS, SCORES, STUDENTS, STUDENTS_WORK, WINDOWS, replacing, require
@@ -42,7 +44,19 @@ def train_all_students() -> None:
                 data_version=output_version(WINDOWS),
                 dataset=Schema.load(WINDOWS).dataset,
                 curves=curves_of(folder),
-                tags={"student": student, "arm": arm, "scores_version": output_version(SCORES)},
+                tags={
+                    "student": student,
+                    "arm": arm,
+                    "rows": _rows(settings, student, arm),
+                    "scores_version": output_version(SCORES),
+                },
                 artifacts={str(folder / "metrics.json"): ""},
             )
         )
+
+
+def _rows(settings: StudentsSettings, name: str, arm: str) -> str:
+    """Which rows the student called ``name`` has learnt from in ``arm``: as set, or as chosen."""
+    student = next(one for one in settings.students if one.name == name)
+    rows = settings.distillation_of(student, arm).rows
+    return read_json(STUDENTS / name / ROWS_FILE)[arm]["rows"] if rows == AUTO else rows

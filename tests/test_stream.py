@@ -24,6 +24,7 @@ SETTINGS = {
     "teacher.checkpoint_every_batches": "1",
     "students.seeds": "[1]",
     "towers.partition.probe_windows": "2",
+    "students.rows_auto_windows": "2",
     "evaluate.first_evaluation_window": "2",
     "evaluate.bootstrap_samples": "20",
 }
@@ -185,7 +186,7 @@ print(json.dumps({
     students = [
         f"stream: {student}-{arm}-seed-1"
         for student in ("feed", "video")
-        for arm in ("distilled", "plain")
+        for arm in ("all_rows", "distilled", "plain")
     ]
     assert seen["names"] == sorted([*students, "stream: teacher"])
     assert seen["steps"] == [list(range(WINDOWS))] * len(seen["names"])

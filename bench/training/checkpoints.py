@@ -246,7 +246,7 @@ def stream_quality(windows: Path, folder: Path, quantisation: Quantisation) -> d
             reader.schema, load_partition(None, settings.model), settings, train
         )
         data = DataView(reader, train.global_batch_size)
-        with RowProgress(name, data.rows(), enabled=False) as progress:
+        with RowProgress(name, data.predicted(), enabled=False) as progress:
             rows = predict_then_train(
                 engine, engine.serving_loss, data, folder, progress, None, checkpoints
             )[first:]

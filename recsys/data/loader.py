@@ -13,6 +13,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
 from recsys.data.encoding import dense_values
+from recsys.data.rows import Rows
 from recsys.data.schema import Schema, Window, task_columns
 
 META_COLUMNS = ["example_id", "event_time", "label_time", "domain", "group"]
@@ -103,16 +104,19 @@ class WindowReader:
         tasks: those whose labels and scores are read, the main one first; None: all of the data.
             ``schema`` is that of a model of these tasks, ``logits`` are their columns in a log of
             scores.
+        first_windows: how many windows are read; None: all.
 
     Raises:
         InputError: the folder holds no schema, or the data lack a task.
     """
 
-    def __init__(self, windows_dir: Path, tasks: list[str] | None = None) -> None:
+    def __init__(
+        self, windows_dir: Path, tasks: list[str] | None = None, first_windows: int | None = None
+    ) -> None:
         self.windows_dir = windows_dir
         stored = Schema.load(windows_dir)
         self.schema = stored if tasks is None else stored.for_tasks(tasks)
-        self.windows: list[Window] = self.schema.windows
+        self.windows: list[Window] = self.schema.windows[:first_windows]
         self.logits = stored.columns("logit", self.schema.tasks)
         self._names = self._renaming(stored, "label") | self._renaming(stored, "score")
         self._stored_names = {
@@ -165,11 +169,14 @@ class WindowReader:
         world_size: int,
         domain: int | None = None,
         scores: ScoreJoin | None = None,
+        rows: Rows = "own",
     ) -> Iterator[Batch]:
         """The examples whose label became known during ``window``, in label time.
 
         They may come from earlier windows. Over all windows every example whose label is known
         by the end of the last one is met exactly once. Holds the labels of one window in memory.
+        With ``rows`` other than ``own`` examples outside ``domain`` are among them; under
+        ``scores_elsewhere`` these are without labels, and those without a score are left out.
 
         Raises:
             InputError: ``scores`` lacks a window that is needed, or is wrong.
@@ -184,7 +191,8 @@ class WindowReader:
             frame = scan.filter(
                 (pl.col("label_time") >= low) & (pl.col("label_time") < window.end_ms)
             ).collect()
-            frame = self._standardised(_of_domain(frame, domain), source)
+            own = _of_domain(frame, domain if rows == "own" else None)
+            frame = self._standardised(own, source)
             frames.append(frame if scores is None else scores.join(frame, source))
         ordered = (
             pl.concat(frames).rename(self._names, strict=False).sort("label_time", "example_id")
@@ -194,7 +202,21 @@ class WindowReader:
             ordered = ordered.with_columns(
                 names.fill_null(float("nan")), pl.col("staleness_ms").fill_null(0)
             )
+        if rows == "scores_elsewhere":
+            assert scores is not None, "nothing is learnt from rows without labels and scores"
+            ordered = self._with_labels_of(ordered, domain)
         yield from self._batches(ordered, batch_size, rank, world_size)
+
+    def _with_labels_of(self, frame: pl.DataFrame, domain: int | None) -> pl.DataFrame:
+        """``frame`` with labels of ``domain`` alone, and without others' examples that have no
+        score."""
+        own = pl.col("domain") == domain
+        labels, scores = (
+            pl.col(task_columns(base, self.schema.tasks)) for base in ("label", "score")
+        )
+        taught = frame.filter(own | pl.any_horizontal(scores.is_not_nan()))
+        unknown = pl.lit(float("nan"), dtype=pl.Float32)
+        return taught.with_columns(pl.when(own).then(labels).otherwise(unknown))
 
     def as_stored(self, predictions: pl.DataFrame) -> pl.DataFrame:
         """``predictions`` with labels and logits under the names that they have where all tasks are

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 
 from recsys.config import Settings
+from recsys.data.rows import Rows
 from recsys.distill.modes import MODES, Mode, SoftHead, Teacher, known_mode
 from recsys.models.settings import ModelSettings
 
@@ -39,6 +40,12 @@ class DistillationSettings(Settings):
     teacher. With several tasks each learns its own label and score, through a head, a map or an
     adapter of its own.
 
+    ``rows``: which examples the student trains on. ``own``: its domain's. ``scores_elsewhere``:
+    also other domains', on the teacher's scores alone; one without a score teaches nothing.
+    ``all``: other domains' as its own, labels and scores. ``auto``: what had the lowest NE on early
+    windows, see :class:`recsys.distill.student_settings.StudentsSettings`. Its predictions, metrics
+    and export are its own domain's whatever ``rows`` is.
+
     ``loss_weight`` is w, ``label_scale`` is α (the target is min(α p, 1)), ``gradient_scale`` is β,
     between a head of its own and the backbone; ``shared`` and ``affine`` have no such place and do
     not read it. Under Adam only the product w·β matters. ``hard_label_weight``: the distillation
@@ -51,6 +58,7 @@ class DistillationSettings(Settings):
     """
 
     mode: Annotated[str, AfterValidator(known_mode)] = "auxiliary"
+    rows: Rows | Literal["auto"] = "own"
     head_layers: list[PositiveInt] = Field(default=[32])
     loss_weight: float = Field(default=1.0, ge=0)
     gradient_scale: float = Field(default=3.0, ge=0)

@@ -51,7 +51,8 @@ class StreamJob:
             between two calls.
         withdrawn: weights' hashes of snapshots that may not score.
         finished: no window comes after the last one, so it is taken too; else it may still grow.
-        windows_at_once: the most that one call takes; None: all that are complete.
+        windows_at_once: the most that one call takes; None: all that are complete. The first call
+            takes the windows that students' rows are chosen on, and none before they are there.
     """
 
     windows_dir: Path
@@ -136,6 +137,8 @@ def _run_name(job: StreamJob, schema: Schema) -> str:
 def _take(job: StreamJob, offered: Schema, taken_dir: Path) -> list[Window]:
     """Take the complete windows that are new; all windows taken so far.
 
+    The first ones are taken together, as many as students' rows are chosen on.
+
     Raises:
         InputError: a taken one has changed, or a new one lies before the last one taken or is not
             whole.
@@ -159,7 +162,12 @@ def _take(job: StreamJob, offered: Schema, taken_dir: Path) -> list[Window]:
                 f"{job.work_dir}"
             )
     complete = offered.windows if job.finished else offered.windows[:-1]
-    new = [window for window in complete if window.name not in known][: job.windows_at_once]
+    offered_new = [window for window in complete if window.name not in known]
+    needed = max(job.students.windows_to_choose_on - len(taken), 0)
+    if len(offered_new) < needed:
+        return taken
+    at_once = job.windows_at_once
+    new = offered_new[: None if at_once is None else max(at_once, needed)]
     for window in new:
         _link_window(job.windows_dir, window, taken_dir)
     if new:

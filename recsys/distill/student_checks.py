@@ -10,13 +10,13 @@ from recsys.training.task_weights import check_task_weights
 
 
 def check_students(schema: Schema, settings: StudentsSettings) -> None:
-    """Check that each student's domain, tasks and sequences are in the data, that no model needs a
-    partition, and the budgets.
+    """Check that each student's domain, tasks and sequences are in the data, the budgets, and what
+    :func:`check_students_alone` does.
 
     Raises:
         InputError: otherwise.
     """
-    check_student_models(settings)
+    check_students_alone(settings)
     for student in settings.students:
         if student.domain not in schema.domains:
             raise InputError(
@@ -34,13 +34,22 @@ def check_students(schema: Schema, settings: StudentsSettings) -> None:
         _check_budget(own, student, model)
 
 
-def check_student_models(settings: StudentsSettings) -> None:
-    """Check that no student needs a partition.
+def check_students_alone(settings: StudentsSettings) -> None:
+    """Check what needs no data: that no student needs a partition, and that one which learns other
+    domains' rows from scores reads scores.
 
     Raises:
-        InputError: one does.
+        InputError: otherwise.
     """
     for student in settings.students:
+        for arm in settings.arms:
+            spec = settings.distillation_of(student, arm)
+            if spec.rows == "scores_elsewhere" and not spec.reads_scores:
+                raise InputError(
+                    f"{spec.where('rows')}: scores_elsewhere needs a teacher's scores, and arm "
+                    f"{arm!r} of student {student.name!r} has mode {spec.mode}, which reads none; "
+                    "set own or all"
+                )
         for one in (settings.model_of(student), *_peers_of(settings, student)):
             if one.towers:
                 raise InputError(

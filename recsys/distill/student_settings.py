@@ -8,8 +8,11 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator, mode
 from recsys.config import Settings, filled_from
 from recsys.distill.distillation_settings import DistillationSettings, overlaid
 from recsys.models.settings import ModelSettings
+from recsys.training.batch_size import AUTO_BATCH, BatchSize
 
-PLAIN, DISTILLED = "plain", "distilled"
+PLAIN, DISTILLED, ALL_ROWS = "plain", "distilled", "all_rows"
+AUTO = "auto"
+OF_ALL_STUDENTS = DistillationSettings(rows=AUTO)
 STUDENT_MODEL = ModelSettings(
     architecture="dlrm",
     embedding_dimension=8,
@@ -61,13 +64,22 @@ class StudentsSettings(Settings):
     """Every student is trained once per arm and seed.
 
     ``arms``: by name, what an arm changes in the distillation of each student; ``plain`` changes
-    the mode to none, and the report compares the others with it. ``diagnostics``: gradients and
-    calibration of the heads, clipped and missing scores, in the metrics of each window.
+    the mode to none, and the report compares the others with it. An arm that sets the mode to none
+    has its own domain's rows, whatever ``distillation`` says, unless it sets ``rows`` itself.
+    ``rows_auto_windows``: where ``rows`` is ``auto``, a student's arm is first trained with each
+    choice on so many windows, with the first seed, and takes the one of the lowest NE on all of
+    them but the first; then it starts anew.
+    ``batch_size``: see :func:`recsys.training.batch_size.with_batch_size`.
+    ``side_by_side``: each rank trains whole students, one after the other; false: all ranks train
+    one student together, which tables larger than one rank's memory need. Ranks of several nodes
+    train together. ``diagnostics``: gradients and calibration of the heads, clipped and missing
+    scores, in the metrics of each window.
     ``checkpoint_every_batches`` and ``keep_checkpoints`` are as the teacher's, for each
     student.
     """
 
     model: Annotated[ModelSettings, filled_from(STUDENT_MODEL)] = STUDENT_MODEL
+    batch_size: BatchSize = AUTO_BATCH
     seeds: list[int] = Field(default=[1, 2, 3], min_length=1)
     students: list[StudentSettings] = Field(
         default=[
@@ -76,10 +88,16 @@ class StudentsSettings(Settings):
         ],
         min_length=1,
     )
-    distillation: DistillationSettings = DistillationSettings()
+    distillation: Annotated[DistillationSettings, filled_from(OF_ALL_STUDENTS)] = OF_ALL_STUDENTS
     arms: dict[str, DistillationSettings] = Field(
-        default={PLAIN: DistillationSettings(mode="none"), DISTILLED: DistillationSettings()}
+        default={
+            PLAIN: DistillationSettings(mode="none"),
+            DISTILLED: DistillationSettings(),
+            ALL_ROWS: DistillationSettings(mode="none", rows="all"),
+        }
     )
+    rows_auto_windows: int = Field(default=4, ge=2)
+    side_by_side: bool = True
     diagnostics: bool = True
     checkpoint_every_batches: int | None = Field(default=None, ge=1)
     keep_checkpoints: int = Field(default=1, ge=1)
@@ -110,10 +128,23 @@ class StudentsSettings(Settings):
                     )
         return self
 
+    @property
+    def windows_to_choose_on(self) -> int:
+        """How many windows there must be before any student can be trained: 0 where no ``rows`` is
+        to be chosen."""
+        chosen = any(
+            self.distillation_of(student, arm).rows == AUTO
+            for student in self.students
+            for arm in self.arms
+        )
+        return self.rows_auto_windows if chosen else 0
+
     def model_of(self, student: StudentSettings) -> ModelSettings:
         """The student's model."""
         return overlaid(self.model, student.model)
 
     def distillation_of(self, student: StudentSettings, arm: str) -> DistillationSettings:
         """How the student learns in ``arm``."""
-        return overlaid(self.distillation, student.distillation, self.arms[arm])
+        changes = self.arms[arm]
+        own_rows = DistillationSettings(rows="own") if changes.is_plain else None
+        return overlaid(self.distillation, student.distillation, own_rows, changes)

@@ -3,21 +3,27 @@ seed."""
 
 import json
 import shutil
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from recsys.config import InputError
 from recsys.data.loader import WindowReader
+from recsys.data.rows import Rows
 from recsys.data.schema import Schema
 from recsys.distill.adapter import StudentAdapter
 from recsys.distill.diagnostics import DistillationDiagnostics
-from recsys.distill.distillation_settings import DistillationSettings
+from recsys.distill.distillation_settings import DistillationSettings, overlaid
 from recsys.distill.heads import PEER_TABLE_PREFIX, RANKER_PREFIX, DistilledRanker
 from recsys.distill.losses import DistillationLoss
+from recsys.distill.row_choice import ROWS_FILE, RowChoice, candidates, lowest
 from recsys.distill.score_log import ScoreLog
 from recsys.distill.student_checks import check_students, tasks_of
-from recsys.distill.student_settings import StudentSettings, StudentsSettings
+from recsys.distill.student_settings import AUTO, StudentSettings, StudentsSettings
 from recsys.distill.teacher import CHECKPOINT_KEYS, PLACEMENT_KEYS, model_size
 from recsys.distill.training_job import TrainingJob, resumable
 from recsys.files import PARTIAL_SUFFIX, fingerprint, folder_state, write_durably, write_json
@@ -27,11 +33,13 @@ from recsys.progress import RowProgress
 from recsys.provenance import code_of
 from recsys.serving.export import export_ranker
 from recsys.training import ranks
+from recsys.training.batch_size import with_batch_size
 from recsys.training.engine import Engine, LossFunction
 from recsys.training.label_loss import label_loss
 from recsys.training.launch import launch
 from recsys.training.resume import Checkpoints
 from recsys.training.settings import TrainSettings
+from recsys.training.side_by_side import launch_side_by_side
 from recsys.validation.progressive import DataView, predict_then_train
 
 EXPORT_DIR = "export"
@@ -54,6 +62,11 @@ class Run:
         """Whether there is more to it than the ranker."""
         return not self.distillation.is_plain
 
+    def with_rows(self, rows: Rows) -> "Run":
+        """The same, trained on ``rows``."""
+        changed = overlaid(self.distillation, DistillationSettings(rows=rows))
+        return replace(self, distillation=changed)
+
     def folder(self, output_dir: Path) -> Path:
         """Where its predictions and metrics go."""
         return output_dir / self.student.name / self.arm / f"seed-{self.seed}"
@@ -64,10 +77,11 @@ def train_students(
 ) -> dict[str, list[dict[str, Any]]]:
     """Train all students x arms x seeds in one launch of ranks.
 
-    The arms of a seed start from the same weights and see the same batches; what they add is not
-    served. Writes <student>/<arm>/seed-<n>/{predictions,metrics.json}, for the first seed
-    <student>/<arm>/export/, and size.json (parameters of a served student), for a student with a
-    model of its own or several tasks in <student>/.
+    The arms of a seed start from the same weights and, of the same ``rows``, see the same batches;
+    what they add is not served. Writes <student>/<arm>/seed-<n>/{predictions,metrics.json}, for
+    the first seed <student>/<arm>/export/, and size.json (parameters of a served student), for a
+    student with a model of its own or several tasks in <student>/. Where ``rows`` is ``auto`` they
+    are chosen first, and <student>/rows.json says which by what NE.
 
     With ``resume_dir`` a killed run goes on at the student and window it was at, as
     :func:`recsys.distill.teacher.train_teacher` does. The caller removes ``resume_dir``.
@@ -77,7 +91,7 @@ def train_students(
 
     Raises:
         InputError: a student's domain or task is not in the data, a model has towers or breaks its
-            budget, or ``resume_dir`` is in use.
+            budget, there are too few windows to choose rows on, or ``resume_dir`` is in use.
     """
     check_students(Schema.load(job.windows_dir), job.settings)
     if resume_dir is None:
@@ -89,7 +103,28 @@ def train_students(
 def run_students(job: TrainingJob[StudentsSettings]) -> dict[str, list[dict[str, Any]]]:
     """One launch of :func:`train_students`, each student from the last of its checkpoints to the
     last window."""
-    return launch(train_runs, (runs_of(job.settings), job), job.train)[0]
+    schema = Schema.load(job.windows_dir)
+    needed, windows = job.settings.windows_to_choose_on, len(schema.windows)
+    if windows < needed:
+        raise InputError(
+            f"{job.settings.where('rows_auto_windows')}: rows: auto is chosen on {needed} windows, "
+            f"the data have {windows}; set fewer, or rows: own"
+        )
+    runs = _with_rows(runs_of(job.settings), job)
+    return _launch(train_runs, runs, job)
+
+
+def _launch(
+    function: Callable[..., dict[str, Any]], runs: list[Run], job: TrainingJob[StudentsSettings]
+) -> dict[str, Any]:
+    """``function(runs, shows progress, job)`` on all ranks together, or on each rank alone with
+    some of the runs."""
+    if not job.settings.side_by_side or job.train.nodes.count > 1:
+        return launch(function, (runs, True, job), job.train)[0]
+    schema = Schema.load(job.windows_dir)
+    costs = [_examples(_data(schema, run, job), run, None) for run in runs]
+    alone = replace(job, train=job.train.model_copy(update={"world_size": 1}))
+    return launch_side_by_side(function, runs, costs, (alone,), job.train)
 
 
 def _run_name(job: TrainingJob[StudentsSettings]) -> str:
@@ -123,17 +158,18 @@ def runs_of(settings: StudentsSettings) -> list[Run]:
 
 
 def train_runs(
-    runs: list[Run], job: TrainingJob[StudentsSettings]
+    runs: list[Run], shown: bool, job: TrainingJob[StudentsSettings]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Train ``runs`` on this rank, one after the other; see :func:`train_students`."""
+    """Train ``runs`` on this rank, one after the other, with or without a line of progress; see
+    :func:`train_students`."""
     schema = Schema.load(job.windows_dir)
     views = [_data(schema, run, job) for run in runs]
-    total = 2 * sum(
-        _rows(view, run, job.checkpoints) for run, view in zip(runs, views, strict=True)
-    )
+    examples = [
+        _examples(view, run, job.checkpoints) for run, view in zip(runs, views, strict=True)
+    ]
     results = {}
-    with RowProgress("students", total, enabled=ranks.rank() == 0) as progress:
-        for run, view in zip(runs, views, strict=True):
+    with RowProgress("students", sum(examples), shown and ranks.rank() == 0) as progress:
+        for run, view, expected in zip(runs, views, examples, strict=True):
             own = _of_run(job, run)
             history = (
                 None if own.checkpoints is None else _ended(own.checkpoints, len(schema.windows))
@@ -141,9 +177,91 @@ def train_runs(
             if history is None:
                 history = _train_run(run, view, own, progress)
             else:
-                progress.advance(2 * sum(row["rows"] for row in history))
-            results[own.output_dir.relative_to(job.output_dir).as_posix()] = history
+                progress.advance(expected)
+            results[_name(run)] = history
     return results
+
+
+def _with_rows(runs: list[Run], job: TrainingJob[StudentsSettings]) -> list[Run]:
+    """``runs`` with the rows that are chosen for those of ``auto``, one choice for all seeds of a
+    student's arm; what it is goes into each student's rows.json."""
+    trials: dict[tuple[str, str], dict[Rows, Run]] = {
+        (run.student.name, run.arm): {
+            rows: run.with_rows(rows) for rows in candidates(run.distillation)
+        }
+        for run in runs
+        if run.distillation.rows == AUTO and run.seed == job.settings.seeds[0]
+    }
+    asked = {_trial_name(one): one for tried in trials.values() for one in tried.values()}
+    histories = {name: _tried(trial, job) for name, trial in asked.items()}
+    new = [trial for name, trial in asked.items() if not histories[name]]
+    if new:
+        histories |= _launch(_try_rows, new, job)
+    chosen: dict[str, dict[str, RowChoice]] = {}
+    for (student, arm), tried in trials.items():
+        choice = lowest({rows: histories[_trial_name(trial)] for rows, trial in tried.items()})
+        chosen.setdefault(student, {})[arm] = choice
+        if new:
+            print(f"{student}, {arm}: {choice}", file=sys.stderr, flush=True)
+    for student, arms in chosen.items():
+        (job.output_dir / student).mkdir(exist_ok=True)
+        write_json(
+            job.output_dir / student / ROWS_FILE,
+            {arm: asdict(choice) for arm, choice in arms.items()},
+        )
+    return [
+        run.with_rows(chosen[run.student.name][run.arm].rows)
+        if run.distillation.rows == AUTO
+        else run
+        for run in runs
+    ]
+
+
+def _try_rows(
+    trials: list[Run], shown: bool, job: TrainingJob[StudentsSettings]
+) -> dict[str, list[dict[str, Any]]]:
+    """Train ``trials`` on the first windows, each from the last of its checkpoints; keeps nothing
+    of them but their metrics."""
+    schema, count = Schema.load(job.windows_dir), job.settings.rows_auto_windows
+    views = [_data(schema, trial, job, count) for trial in trials]
+    examples = [_examples(view, trial, None) for view, trial in zip(views, trials, strict=True)]
+    histories = {}
+    with RowProgress("students' rows", sum(examples), shown and ranks.rank() == 0) as progress:
+        for trial, data in zip(trials, views, strict=True):
+            kept = _trial_checkpoints(trial, job)
+            engine, loss_function = _engine(trial, data, job.train)
+            with TemporaryDirectory() as folder:
+                history = predict_then_train(
+                    engine, loss_function, data, Path(folder), progress, checkpoints=kept
+                )
+            if kept is not None:
+                _end(kept, history)
+            histories[_trial_name(trial)] = history
+    return histories
+
+
+def _tried(trial: Run, job: TrainingJob[StudentsSettings]) -> list[dict[str, Any]]:
+    """The metrics of a trial that an earlier process has ended; none where it has not."""
+    kept = _trial_checkpoints(trial, job)
+    return [] if kept is None else _last_history(kept.folder)
+
+
+def _trial_checkpoints(trial: Run, job: TrainingJob[StudentsSettings]) -> Checkpoints | None:
+    kept = job.checkpoints
+    if kept is None:
+        return None
+    folder = kept.folder / _trial_name(trial)
+    if ranks.rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+    return replace(kept, folder=folder, continued=False)  # a stream has no use for them later
+
+
+def _trial_name(run: Run) -> str:
+    return f"{run.student.name}/{run.arm}/{run.distillation.rows}"
+
+
+def _name(run: Run) -> str:
+    return run.folder(Path()).as_posix()
 
 
 def _of_run(job: TrainingJob[StudentsSettings], run: Run) -> TrainingJob[StudentsSettings]:
@@ -153,13 +271,16 @@ def _of_run(job: TrainingJob[StudentsSettings], run: Run) -> TrainingJob[Student
     return replace(job, output_dir=run.folder(job.output_dir), checkpoints=own)
 
 
-def _rows(data: DataView, run: Run, checkpoints: Checkpoints | None) -> int:
-    """Examples of ``stream``; those of windows that the student has ended with are not counted in
-    the data again."""
+def _examples(data: DataView, run: Run, checkpoints: Checkpoints | None) -> int:
+    """Examples that are predicted, and those trained on, at most; those of windows that the student
+    has ended with are not counted in the data again."""
     if ranks.rank() != 0:
         return 0  # rank 0 shows the progress
     history = [] if checkpoints is None else _last_history(run.folder(checkpoints.folder))
-    return sum(row["rows"] for row in history) + data.rows(first_window=len(history))
+    predicted = sum(row["rows"] for row in history) + data.predicted(first_window=len(history))
+    if data.rows == "own":
+        return 2 * predicted
+    return predicted + sum(window.rows for window in data.reader.windows)
 
 
 def _ended(checkpoints: Checkpoints, windows: int) -> list[dict[str, Any]] | None:
@@ -192,14 +313,23 @@ def _end(checkpoints: Checkpoints, history: list[dict[str, Any]]) -> None:
     ranks.barrier()
 
 
-def _data(schema: Schema, run: Run, job: TrainingJob[StudentsSettings]) -> DataView:
-    reader = WindowReader(job.windows_dir, tasks_of(run.student, schema))
+def _data(
+    schema: Schema,
+    run: Run,
+    job: TrainingJob[StudentsSettings],
+    first_windows: int | None = None,
+) -> DataView:
+    assert run.distillation.rows != AUTO, "rows are chosen before a run sees data"
+    reader = WindowReader(job.windows_dir, tasks_of(run.student, schema), first_windows)
     domain = schema.domains.index(run.student.domain)
     scores = None
     if run.distillation.reads_scores:
         assert job.scores_dir is not None, "a mode that reads scores needs a log"
         scores = ScoreLog(job.scores_dir, reader.logits)
-    return DataView(reader, job.train.global_batch_size, domain, scores)
+    view = DataView(reader, job.train.global_batch_size, domain, scores, run.distillation.rows)
+    rows = reader.rows(reader.windows[0], domain if view.rows == "own" else None)
+    own = with_batch_size(job.train, job.settings.batch_size, rows)
+    return replace(view, batch_size=own.global_batch_size)
 
 
 def _train_run(
@@ -208,7 +338,7 @@ def _train_run(
     """Train one student in its own folders, those of ``job``; export it if it is of the first
     seed."""
     schema, folder, checkpoints = data.reader.schema, job.output_dir, job.checkpoints
-    engine, loss_function = _engine(run, schema, job.train)
+    engine, loss_function = _engine(run, data, job.train)
     diagnostics = None
     if job.settings.diagnostics and isinstance(loss_function, DistillationLoss):
         diagnostics = DistillationDiagnostics(loss_function)
@@ -238,7 +368,9 @@ def _train_run(
     return history
 
 
-def _engine(run: Run, schema: Schema, train: TrainSettings) -> tuple[Engine, LossFunction]:
+def _engine(run: Run, data: DataView, train: TrainSettings) -> tuple[Engine, LossFunction]:
+    schema = data.reader.schema
+    train = train.model_copy(update={"global_batch_size": data.batch_size})
     ranker = build_ranker(schema, run.model, None, run.seed, table_device="meta")
     if not run.is_distilled:
         engine = Engine(ranker, train, run.seed)

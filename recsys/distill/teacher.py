@@ -27,6 +27,7 @@ from recsys.provenance import Code, code_of, file_of, modules_named
 from recsys.sharding.training_plan import predict_training
 from recsys.towers.engine import tower_engine
 from recsys.training import ranks
+from recsys.training.batch_size import with_batch_size
 from recsys.training.engine import Engine
 from recsys.training.label_loss import label_loss
 from recsys.training.launch import launch
@@ -162,11 +163,15 @@ def _train_rank(
     """The teacher on one rank."""
     settings, output_dir, checkpoints = job.settings, job.output_dir, job.checkpoints
     reader = WindowReader(job.windows_dir)
-    engine = teacher_engine(reader.schema, partition, settings, job.train)
-    data = DataView(reader, job.train.global_batch_size)
+    train = with_batch_size(job.train, settings.batch_size, reader.windows[0].rows)
+    engine = teacher_engine(reader.schema, partition, settings, train)
+    data = DataView(reader, train.global_batch_size)
     publisher = _Publisher(engine, settings, output_dir / SNAPSHOTS_DIR, reader.schema.tasks)
     writing = nullcontext() if checkpoints is None else checkpoints.writing()
-    with RowProgress("teacher", 2 * data.rows(), enabled=ranks.rank() == 0) as progress, writing:
+    with (
+        RowProgress("teacher", 2 * data.predicted(), enabled=ranks.rank() == 0) as progress,
+        writing,
+    ):
         loss = partial(label_loss, weights=settings.task_weights)
         history = predict_then_train(
             engine, loss, data, output_dir, progress, publisher.after_window, checkpoints
@@ -179,7 +184,7 @@ def _train_rank(
             reader.schema, settings.model, partition, settings.seed, table_device="meta"
         )
         draw_plan(
-            predict_training(ranker, job.train, ranks.world_size(), plan), output_dir / PLAN_FIGURE
+            predict_training(ranker, train, ranks.world_size(), plan), output_dir / PLAN_FIGURE
         )
         write_json(
             output_dir / SIZE_FILE,

@@ -6,6 +6,7 @@ from pydantic import Field, NonNegativeFloat
 
 from recsys.config import Settings, filled_from
 from recsys.models.settings import ModelSettings
+from recsys.training.batch_size import AUTO_BATCH, BatchSize
 from recsys.training.settings import Quantisation
 
 TEACHER_MODEL = ModelSettings(
@@ -22,6 +23,7 @@ class TeacherSettings(Settings):
     """The teacher's model and training; its towers are those of
     :class:`recsys.towers.settings.TowersSettings`.
 
+    ``batch_size``: see :func:`recsys.training.batch_size.with_batch_size`.
     ``snapshot_every_examples``: publish at the first window's end with so many examples since the
     last snapshot; null: every ``snapshot_every_windows``. ``hold_back_ne_increase``: a snapshot
     whose window NE is more than this fraction above that of the last good one (0.05 is 5 %), or
@@ -35,6 +37,7 @@ class TeacherSettings(Settings):
     """
 
     model: Annotated[ModelSettings, filled_from(TEACHER_MODEL)] = TEACHER_MODEL
+    batch_size: BatchSize = AUTO_BATCH
     snapshot_every_windows: int = Field(default=1, ge=1)
     snapshot_every_examples: int | None = Field(default=None, ge=1)
     hold_back_ne_increase: float = Field(default=0.1, ge=0)

@@ -9,7 +9,7 @@ from recsys.config import InputError, load_settings
 from recsys.data.schema import Schema
 from recsys.distill.score_log import ScoreLog
 from recsys.distill.snapshots import Snapshot
-from recsys.distill.student_settings import StudentSettings
+from recsys.distill.student_settings import StudentSettings, StudentsSettings
 from recsys.distill.withdrawn_settings import WithdrawnSettings
 from recsys.files import write_atomically
 
@@ -47,9 +47,9 @@ def withdraw(name: str, snapshots: list[Snapshot], withdrawn_file: Path) -> Snap
 
 
 def touched_by(
-    snapshot: Snapshot, log: ScoreLog, schema: Schema, students: list[StudentSettings]
+    snapshot: Snapshot, log: ScoreLog, schema: Schema, settings: StudentsSettings
 ) -> Touched:
-    """The windows that ``snapshot`` has scored and the students whose domain has examples in them.
+    """The windows that ``snapshot`` has scored and the students that learn from examples in them.
 
     A window scored by another snapshot of the same name is not among them.
     """
@@ -62,4 +62,14 @@ def touched_by(
         domain for one in facts if one is not None for domain, rows in one.domains.items() if rows
     }
     known = domains & set(schema.domains)
-    return Touched(windows, [student.name for student in students if student.domain in known])
+    return Touched(
+        windows,
+        [one.name for one in settings.students if known & _read_by(one, settings, schema)],
+    )
+
+
+def _read_by(student: StudentSettings, settings: StudentsSettings, schema: Schema) -> set[str]:
+    """The domains whose scores the student reads, in one arm at least; with ``rows: auto`` all."""
+    arms = [settings.distillation_of(student, arm) for arm in settings.arms]
+    elsewhere = any(arm.reads_scores and arm.rows != "own" for arm in arms)
+    return set(schema.domains) if elsewhere else {student.domain}

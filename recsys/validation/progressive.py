@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from recsys.data.loader import Batch, ScoreJoin, WindowReader
+from recsys.data.rows import Rows
 from recsys.data.schema import MAIN_TASK, Window, task_columns
 from recsys.evaluation.predictions import (
     METRICS_FILE,
@@ -37,15 +38,16 @@ class DataView:
     """What one model is shown: windows of ``reader``, of one ``domain`` (None: all), with or
     without scores.
 
-    ``batch_size`` is global.
+    ``batch_size`` is global. It predicts its domain; ``rows`` are those that it trains on.
     """
 
     reader: WindowReader
     batch_size: int
     domain: int | None = None
     scores: ScoreJoin | None = None
+    rows: Rows = "own"
 
-    def rows(self, first_window: int = 0) -> int:
+    def predicted(self, first_window: int = 0) -> int:
         """Examples over all windows from ``first_window`` on."""
         return sum(
             self.reader.rows(window, self.domain) for window in self.reader.windows[first_window:]
@@ -162,6 +164,7 @@ def _label_batches(data: DataView, window: Window) -> Iterator[Batch]:
         ranks.world_size(),
         domain=data.domain,
         scores=data.scores,
+        rows=data.rows,
     )
 
 

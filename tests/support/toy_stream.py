@@ -23,6 +23,7 @@ STUDENTS = StudentsSettings(
     seeds=[1],
     students=[StudentSettings(name="one", domain="b")],
     distillation=DistillationSettings(loss_weight=1.0, gradient_scale=10.0, label_scale=1.0),
+    arms={"plain": DistillationSettings(mode="none"), "distilled": DistillationSettings()},
 )
 
 

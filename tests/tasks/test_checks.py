@@ -51,6 +51,14 @@ def test_the_projects_own_settings_pass(project: Path) -> None:
             r"params/towers.yaml: key 'partition.probe_windows': .* at most 4",
         ),
         (
+            {"students.rows_auto_windows": "5"},
+            r"params/students.yaml: key 'rows_auto_windows': .* at most 4 \(params/evaluate.yaml",
+        ),
+        (
+            {"students.arms.wide": "{mode: none, rows: scores_elsewhere}"},
+            r"params/students.yaml: key 'distillation.rows': .* arm 'wide' of student 'feed'",
+        ),
+        (
             {"teacher.checkpoint_asynchronously": "true", "train.table_memory": "file"},
             r"params/teacher.yaml: key 'checkpoint_asynchronously': .*params/train.yaml",
         ),

@@ -89,6 +89,7 @@ def test_a_key_of_a_list_that_the_file_leaves_out_changes_the_default_list(param
     assert {name: arm.mode for name, arm in settings.arms.items()} == {
         "plain": "none",
         "distilled": "shared",
+        "all_rows": "none",
     }
 
 

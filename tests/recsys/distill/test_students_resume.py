@@ -23,18 +23,24 @@ from tests.support.toy_stream import STUDENTS, TRAIN
 STEPS = 10  # of one student: its known labels, in batches of a window
 
 
-def settings_with(every_batches: int | None) -> StudentsSettings:
-    return STUDENTS.model_copy(update={"seeds": [1, 2], "checkpoint_every_batches": every_batches})
+def settings_with(every_batches: int | None, side_by_side: bool = True) -> StudentsSettings:
+    changes = {"checkpoint_every_batches": every_batches, "side_by_side": side_by_side}
+    return STUDENTS.model_copy(update={"seeds": [1, 2], **changes})
 
 
 def run(
-    windows: Path, scores: Path, train: TrainSettings, every_batches: int | None, folder: Path
+    windows: Path,
+    scores: Path,
+    train: TrainSettings,
+    every_batches: int | None,
+    folder: Path,
+    side_by_side: bool = True,
 ) -> None:
     output = folder / "output"
     output.mkdir(parents=True, exist_ok=True)
+    settings = settings_with(every_batches, side_by_side)
     train_students(
-        TrainingJob(windows, settings_with(every_batches), train, output, scores_dir=scores),
-        folder / "resume",
+        TrainingJob(windows, settings, train, output, scores_dir=scores), folder / "resume"
     )
 
 
@@ -109,29 +115,43 @@ def test_killed_run_ends_with_the_same_bytes(
     assert contents(folder / "output") == undisturbed
 
 
-def train_runs_and_die_once(runs: list[Run], job: TrainingJob[StudentsSettings]) -> Any:
-    """:func:`train_runs`; the first time, rank 1 kills itself in the second student."""
+def train_runs_and_die_once(
+    runs: list[Run], shown: bool, job: TrainingJob[StudentsSettings]
+) -> Any:
+    """:func:`train_runs`; the first time, rank 1, which shows no progress or is one of two, kills
+    itself in a later student."""
     assert job.checkpoints is not None
     killed = job.checkpoints.folder / "killed.txt"
-    if ranks.rank() == 1 and not killed.exists():
+    if (ranks.rank() == 1 or not shown) and not killed.exists():
         killed.touch()
         die_after(15)
-    return train_runs(runs, job)
+    return train_runs(runs, shown, job)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("side_by_side", [True, False])
 def test_lost_rank_restarts_the_group_and_ends_with_the_same_bytes(
+    side_by_side: bool,
     windows_dir: Path,
     scores_dir: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     train = TRAIN.model_copy(update={"world_size": 2, "max_restarts": 1})
-    run(windows_dir, scores_dir, train, None, tmp_path / "calm")
+    run(windows_dir, scores_dir, train, None, tmp_path / "calm", side_by_side)
     monkeypatch.setattr(students, "train_runs", train_runs_and_die_once)
-    run(windows_dir, scores_dir, train, None, tmp_path / "lost")
+    run(windows_dir, scores_dir, train, None, tmp_path / "lost", side_by_side)
     assert list((tmp_path / "lost" / "resume").rglob("killed.txt"))
     assert contents(tmp_path / "lost" / "output") == contents(tmp_path / "calm" / "output")
+
+
+@pytest.mark.slow
+def test_ranks_side_by_side_write_the_bytes_of_one_rank(
+    windows_dir: Path, scores_dir: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    train = TRAIN.model_copy(update={"world_size": 2})
+    run(windows_dir, scores_dir, train, None, tmp_path)
+    assert contents(tmp_path / "output") == undisturbed
 
 
 def test_ended_student_is_not_trained_again_and_keeps_no_checkpoints(

@@ -9,9 +9,10 @@ import pytest
 from recsys import files
 from recsys.config import InputError, load_settings
 from recsys.data.schema import Schema, Window
+from recsys.distill.distillation_settings import DistillationSettings
 from recsys.distill.score_log import SCORE_SCHEMA, ScoreLog, WindowFacts
 from recsys.distill.snapshots import Snapshot
-from recsys.distill.student_settings import StudentSettings
+from recsys.distill.student_settings import StudentSettings, StudentsSettings
 from recsys.distill.withdrawals import touched_by, withdraw
 from recsys.distill.withdrawn_settings import WithdrawnSettings
 
@@ -21,7 +22,13 @@ SNAPSHOTS = [
 ]
 WINDOWS = [Window(f"w{i}", 100 * i, 100 * (i + 1), 10, 0) for i in range(4)]
 SCHEMA = Schema("toy", [], [], ["feed", "video"], WINDOWS, 0.1, {})
-STUDENTS = [StudentSettings(name="one", domain="feed"), StudentSettings(name="two", domain="video")]
+STUDENTS = StudentsSettings(
+    students=[
+        StudentSettings(name="one", domain="feed"),
+        StudentSettings(name="two", domain="video"),
+    ],
+    distillation=DistillationSettings(),
+)
 
 
 @pytest.fixture
@@ -53,6 +60,18 @@ def test_withdrawing_names_windows_and_students(log: ScoreLog, withdrawn_file: P
     assert (touched.windows, touched.students) == (["w2", "w3"], ["one"])
     assert load_settings(withdrawn_file, WithdrawnSettings).hashes == {"hash-w1"}
     assert touched_by(SNAPSHOTS[0], log, SCHEMA, STUDENTS).students == ["one", "two"]
+
+
+@pytest.mark.parametrize("rows", ["scores_elsewhere", "all", "auto"])
+def test_a_student_that_reads_other_domains_scores_is_touched_by_them(
+    rows: str, log: ScoreLog
+) -> None:
+    arms = STUDENTS.arms | {"wide": DistillationSettings.model_validate({"rows": rows})}
+    settings = STUDENTS.model_copy(update={"arms": arms})
+    assert touched_by(SNAPSHOTS[1], log, SCHEMA, settings).students == ["one", "two"]
+    without_teacher = STUDENTS.arms | {"wide": DistillationSettings(mode="none", rows="all")}
+    settings = STUDENTS.model_copy(update={"arms": without_teacher})
+    assert touched_by(SNAPSHOTS[1], log, SCHEMA, settings).students == ["one"]
 
 
 def test_snapshot_trained_again_under_the_same_name_has_touched_nothing(log: ScoreLog) -> None:

@@ -1,0 +1,192 @@
+"""``rows: auto``: what has the lowest NE on early windows, whatever comes after them."""
+
+import json
+import math
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from recsys.config import InputError, parse_settings
+from recsys.distill.augment_settings import AugmentSettings
+from recsys.distill.distillation_settings import DistillationSettings
+from recsys.distill.online_stream import StreamJob, advance
+from recsys.distill.row_choice import lowest
+from recsys.distill.scoring import score_windows
+from recsys.distill.student_settings import StudentsSettings
+from recsys.distill.students import train_students
+from recsys.distill.teacher import train_teacher
+from recsys.distill.training_job import TrainingJob
+from tests.support.files import contents
+from tests.support.killing import die_after, kill
+from tests.support.toy_stream import STUDENTS, TEACHER, TRAIN, WINDOWS
+
+SETTINGS = STUDENTS.model_copy(
+    update={
+        "arms": {
+            "plain": DistillationSettings(mode="none"),
+            "chosen": DistillationSettings(mode="shared", rows="auto"),
+            "bare": DistillationSettings(mode="none", rows="auto"),
+        },
+        "rows_auto_windows": 3,
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def students_dir(
+    windows_dir: Path, scores_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("students")
+    train_students(TrainingJob(windows_dir, SETTINGS, TRAIN, folder, scores_dir=scores_dir))
+    return folder
+
+
+def history(*nes: float) -> list[dict]:
+    return [{"window": f"w{i}", "ne": ne, "rows": 10 * (i + 1)} for i, ne in enumerate(nes)]
+
+
+def test_the_lowest_mean_ne_by_rows_wins_and_the_first_window_says_nothing() -> None:
+    found = lowest(
+        {
+            "own": history(0.1, 0.9, 0.9),
+            "scores_elsewhere": history(1.0, 0.7, 1.1),
+            "all": history(1.0, 1.1, 0.75),
+        }
+    )
+    assert found.rows == "all"
+    assert found.windows == ["w1", "w2"]
+    assert found.ne["all"] == pytest.approx((1.1 * 20 + 0.75 * 30) / 50)
+    assert str(found) == (
+        "rows all (NE of w1 to w2: own 0.9000, scores_elsewhere 0.9400, all 0.8900)"
+    )
+
+
+def test_of_a_tie_or_of_nothing_known_the_simplest_is_chosen() -> None:
+    assert lowest({"own": history(1, 0.9), "all": history(1, 0.9)}).rows == "own"
+    unknown = lowest({"own": history(1, math.nan), "all": history(1, math.nan)})
+    assert (unknown.rows, unknown.ne["own"]) == ("own", None)
+    assert lowest({"own": history(1, math.nan), "all": history(1, 2.0)}).rows == "all"
+
+
+def test_each_arm_is_trained_on_what_rows_json_says(
+    students_dir: Path, windows_dir: Path, scores_dir: Path, tmp_path: Path
+) -> None:
+    said = json.loads((students_dir / "one/rows.json").read_text())
+    assert list(said) == ["bare", "chosen"]
+    assert set(said["chosen"]["ne"]) == {"own", "scores_elsewhere", "all"}
+    assert set(said["bare"]["ne"]) == {"own", "all"}
+    for one in said.values():
+        assert one["windows"] == ["w1", "w2"]
+        assert one["ne"][one["rows"]] == min(one["ne"].values())
+    arms = {
+        name: spec.model_copy(update={"rows": said[name]["rows"]}) if name in said else spec
+        for name, spec in SETTINGS.arms.items()
+    }
+    fixed = SETTINGS.model_copy(update={"arms": arms})
+    train_students(TrainingJob(windows_dir, fixed, TRAIN, tmp_path, scores_dir=scores_dir))
+    assert contents(tmp_path) == {
+        name: value for name, value in contents(students_dir).items() if "rows.json" not in name
+    }
+
+
+def test_the_choice_knows_nothing_of_later_windows(
+    students_dir: Path, windows_dir: Path, scores_dir: Path, tmp_path: Path
+) -> None:
+    """The labels of the last window, turned round, change its models and not the choice."""
+    windows, output = tmp_path / "windows", tmp_path / "output"
+    output.mkdir()
+    for name, value in contents(windows_dir).items():
+        (windows / name).parent.mkdir(parents=True, exist_ok=True)
+        (windows / name).write_bytes(value)
+    part = windows / WINDOWS[3].name / "part-00000.parquet"
+    frame = pl.read_parquet(part)
+    frame.with_columns(label=1.0 - pl.col("label")).write_parquet(part)
+    train_students(TrainingJob(windows, SETTINGS, TRAIN, output, scores_dir=scores_dir))
+    files = [contents(folder) for folder in (output, students_dir)]
+    assert files[0]["one/rows.json"] == files[1]["one/rows.json"]
+    weights = "one/chosen/export/weights.safetensors"
+    assert files[0][weights] != files[1][weights]
+
+
+def run(windows: Path, scores: Path, folder: Path) -> None:
+    output = folder / "output"
+    output.mkdir(parents=True, exist_ok=True)
+    train_students(
+        TrainingJob(windows, SETTINGS, TRAIN, output, scores_dir=scores), folder / "resume"
+    )
+
+
+def run_and_die(windows: Path, scores: Path, steps: int, folder: Path) -> None:
+    die_after(steps)
+    run(windows, scores, folder)
+
+
+def test_killed_while_it_chooses_it_ends_with_the_same_bytes(
+    windows_dir: Path,
+    scores_dir: Path,
+    students_dir: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    kill(run_and_die, windows_dir, scores_dir, 12, tmp_path)
+    run(windows_dir, scores_dir, tmp_path)
+    assert contents(tmp_path / "output") == contents(students_dir)
+    assert "one, chosen: rows " in capfd.readouterr().err
+
+
+def test_a_stream_waits_for_the_windows_and_ends_with_the_batch_bytes(
+    windows_dir: Path, tmp_path: Path
+) -> None:
+    def job(finished: bool, at_once: int) -> StreamJob:
+        return StreamJob(
+            windows_dir,
+            None,
+            TEACHER,
+            AugmentSettings(),
+            SETTINGS,
+            TRAIN,
+            tmp_path / f"work-{at_once}",
+            finished=finished,
+            windows_at_once=at_once,
+        )
+
+    outputs = {name: tmp_path / name for name in ("teacher", "scores", "students")}
+    for folder in outputs.values():
+        folder.mkdir()
+    train_teacher(TrainingJob(windows_dir, TEACHER, TRAIN, outputs["teacher"]))
+    score_windows(
+        windows_dir, None, outputs["teacher"], TEACHER, AugmentSettings(), TRAIN, outputs["scores"]
+    )
+    scores = outputs["scores"]
+    students = outputs["students"]
+    train_students(TrainingJob(windows_dir, SETTINGS, TRAIN, students, scores_dir=scores))
+    taken = [advance(job(True, 1), tmp_path / f"out-{call}").new for call in range(2)]
+    assert taken == [["w0", "w1", "w2"], ["w3"]]
+    assert contents(tmp_path / "out-1" / "students") == contents(students)
+
+    too_few = SETTINGS.model_copy(update={"rows_auto_windows": 4})
+    waiting = StreamJob(
+        windows_dir, None, TEACHER, AugmentSettings(), too_few, TRAIN, tmp_path / "waiting"
+    )
+    assert advance(waiting, tmp_path / "nothing").new == []  # the last of four may still grow
+
+
+def test_too_few_windows_are_refused(windows_dir: Path, scores_dir: Path, tmp_path: Path) -> None:
+    text = "students: [{name: a, domain: a}]\nrows_auto_windows: 5\n"
+    settings = parse_settings(text, "students.yaml", StudentsSettings)
+    with pytest.raises(
+        InputError,
+        match=r"students.yaml: key 'rows_auto_windows': .* on 5 windows, the data have 4",
+    ):
+        train_students(TrainingJob(windows_dir, settings, TRAIN, tmp_path, scores_dir=scores_dir))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_yaml_leaves_out_is_chosen_but_for_arms_without_a_teacher() -> None:
+    settings = parse_settings("distillation: {mode: shared}", "students.yaml", StudentsSettings)
+    rows = {arm: settings.distillation_of(settings.students[0], arm).rows for arm in settings.arms}
+    assert rows == {"plain": "own", "distilled": "auto", "all_rows": "all"}
+    assert settings.windows_to_choose_on == 4
+    own = parse_settings("distillation: {rows: own}", "students.yaml", StudentsSettings)
+    assert own.windows_to_choose_on == 0
