@@ -10,6 +10,7 @@ from recsys.data.settings import DatasetSettings, DataSettings, load_dataset
 from recsys.distill.augment_settings import AugmentSettings
 from recsys.distill.student_settings import StudentsSettings
 from recsys.distill.teacher_settings import TeacherLadderSettings, TeacherSettings
+from recsys.distill.tuning_settings import TuneSettings
 from recsys.distill.withdrawn_settings import WithdrawnSettings
 from recsys.evaluation.settings import EvaluateSettings
 from recsys.towers.settings import TowersSettings
@@ -34,6 +35,7 @@ FILES: dict[str, type[Settings]] = {
     "tracking": TrackingSettings,
     "stream": StreamSettings,
     "withdrawn": WithdrawnSettings,
+    "tune": TuneSettings,
 }
 
 
@@ -74,7 +76,7 @@ def load_project(params: Path = PARAMS, texts: Mapping[Path, str] | None = None)
         dataset = load_dataset(data, params / DATASETS)
     towers, train = load("towers", TowersSettings), load("train", TrainSettings)
     teacher, train_teacher = with_towers(load("teacher", TeacherSettings), train, towers)
-    for name in ("tracking", "stream", "withdrawn"):
+    for name in ("tracking", "stream", "withdrawn", "tune"):
         load(name, FILES[name])
     return ProjectSettings(
         data=data,
