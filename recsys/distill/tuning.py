@@ -12,7 +12,7 @@ import multiprocessing
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field, replace
@@ -55,6 +55,7 @@ RUNS_FILE = "runs.jsonl"
 STUDY_FILE = "study.log"
 STARTUP_TRIALS = 8  # drawn at random before TPE models what it has seen
 PRUNED_AFTER = 5  # trials
+PRESENT = "present"  # marks the trial of the present settings, which may lie outside the space
 DISTILLATION = "students.distillation."
 REPETITIONS = 20  # in a row: the space has no more to offer
 # What a person, or a value of the space, has got wrong
@@ -208,8 +209,6 @@ def _check_present(key: str, dimension: DimensionSettings, value: Any) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f"{key!r} is {value!r} now, which is in no range; give choices")
-    if dimension.log and value <= 0:
-        raise InputError(f"{key!r} is {value} now, and log needs values above 0; give choices")
 
 
 def reads_scores(present: Tunable, space: Space) -> bool:
@@ -447,7 +446,7 @@ class Search:
         """The changes of the best trials that are not the present settings, the best first."""
         found: list[Values] = []
         for trial in sorted(self._complete(), key=lambda one: (one.value, one.number)):
-            changes = self._changes(trial.params)
+            changes = self._changes(trial)
             if changes and changes not in found:
                 found.append(changes)
         return found
@@ -459,16 +458,17 @@ class Search:
 
     def _take_up(self) -> None:
         """Queue what a killed process was at, and first of all the present settings."""
-        present = {key: self._stored(key, now) for key, now in self.now.items()}
         left = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         for trial in left:
             self.study.tell(trial.number, state=TrialState.FAIL)
-        queue = [one.params for one in left if one.params.keys() == self.space.keys()]
+        queue = [one for one in left if one.params.keys() == self.space.keys()]
         waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        known = [one.params for one in self._ended()] + queue
-        known += [one.system_attrs["fixed_params"] for one in waiting]
-        for parameters in queue if present in known else [present, *queue]:
-            self.study.enqueue_trial(parameters)
+        if not any(PRESENT in one.user_attrs for one in (*self._ended(), *waiting, *queue)):
+            nearest = {key: self._nearest(key) for key in self.space}
+            self.study.enqueue_trial(nearest, user_attrs={PRESENT: True})
+        for trial in queue:
+            marks = {key: value for key, value in trial.user_attrs.items() if key == PRESENT}
+            self.study.enqueue_trial(trial.params, user_attrs=marks)
 
     def _complete(self) -> list[FrozenTrial]:
         trials = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -484,8 +484,8 @@ class Search:
             return len(trials) + running < self.settings.trials
         if not trials:
             return True
-        recent = [self._changes(trial.params) for trial in trials[-REPETITIONS:]]
-        older = [self._changes(trial.params) for trial in trials[:-REPETITIONS]]
+        recent = [self._changes(trial) for trial in trials[-REPETITIONS:]]
+        older = [self._changes(trial) for trial in trials[:-REPETITIONS]]
         if len(recent) == REPETITIONS and all(one in older for one in recent):
             return False
         budget = self.settings.minutes * 60
@@ -496,7 +496,7 @@ class Search:
 
     def _asked(self) -> _Running:
         trial = self.study.ask(self._distributions)
-        return _Running(trial, self._changes(trial.params), self.present)
+        return _Running(trial, self._changes(trial), self.present)
 
     def _start_next(
         self, one: _Running, running: dict[Future[Measured], _Running], ended: list[TrialResult]
@@ -556,31 +556,35 @@ class Search:
         values = self.now | one.values
         return TrialResult(one.trial.number, name, values, ne, one.measured, message)
 
-    def _changes(self, parameters: Mapping[str, Any]) -> Values:
-        """What a trial's parameters, as Optuna keeps them, change of the present settings."""
+    def _changes(self, trial: Trial | FrozenTrial) -> Values:
+        """What a trial changes of the present settings."""
+        if PRESENT in trial.user_attrs:
+            return {}
         values = {}
-        for key, stored in parameters.items():
-            if stored != self._stored(key, self.now[key]):
-                is_choice = bool(self.space[key].choices)
-                values[key] = json.loads(stored) if is_choice else float(f"{stored:.3g}")
+        for key, stored in trial.params.items():
+            is_choice = bool(self.space[key].choices)
+            value = json.loads(stored) if is_choice else float(f"{stored:.3g}")
+            if value != self.now[key]:
+                values[key] = value
         return values
 
-    def _stored(self, key: str, value: Any) -> Any:
-        """``value`` as Optuna keeps it: it knows no lists."""
-        return json.dumps(value) if self.space[key].choices else float(value)
+    def _nearest(self, key: str) -> Any:
+        """The present value as Optuna keeps it, which knows no lists; the end of the range where it
+        lies outside."""
+        dimension, now = self.space[key], self.now[key]
+        if dimension.choices:
+            return json.dumps(now)
+        return min(max(float(now), dimension.low or 0.0), dimension.high or 0.0)
 
 
 def _distribution(dimension: DimensionSettings, now: Any) -> BaseDistribution:
-    """What Optuna draws from; the present value is in it."""
+    """What Optuna draws from; the present value is one of the choices."""
     if dimension.choices:
         texts = [json.dumps(one) for one in (now, *dimension.choices)]
         return CategoricalDistribution(list(dict.fromkeys(texts)))
     assert dimension.low is not None
     assert dimension.high is not None
-    value = float(now)
-    return FloatDistribution(
-        min(dimension.low, value), max(dimension.high, value), log=dimension.log
-    )
+    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
 
 
 def _mean(values: NDArray[np.float64]) -> float:
