@@ -47,6 +47,7 @@ from recsys.provenance import code_of
 from recsys.training.launch import launch, start_server
 from recsys.training.launch_settings import NodeSettings
 from recsys.training.non_finite import NonFiniteError
+from recsys.training.rank_process import die_with_parent
 from recsys.training.settings import TrainSettings
 
 S = TypeVar("S", bound=Settings)
@@ -297,7 +298,9 @@ class Bench:
         if workers > 1:
             start_server()
             context = multiprocessing.get_context("forkserver")
-            self._pool = ProcessPoolExecutor(workers, mp_context=context)
+            self._pool = ProcessPoolExecutor(
+                workers, mp_context=context, initializer=die_with_parent
+            )
 
     def submit(self, run: Run, settings: Tunable) -> "Future[Measured]":
         """Train ``run``; the future's exception is one of ``REFUSALS`` where the settings are

@@ -8,6 +8,7 @@ from recsys.distill.tuning import Outcome, Search
 GOOD_ENOUGH = (
     "The present settings are good enough here: nothing found is better beyond its interval."
 )
+NOT_SURE = "Better on average, but its interval holds 0; more seeds may narrow it."
 
 
 def report(search: Search, outcome: Outcome) -> str:
@@ -32,7 +33,10 @@ def report(search: Search, outcome: Outcome) -> str:
             f"{settings.confidence:.0%} interval {difference.low:+.4f} to {difference.high:+.4f}."
         )
     if not outcome.chosen:
-        return "\n".join([*lines, "", GOOD_ENOUGH, ""])
+        lines += ["", GOOD_ENOUGH]
+        if outcome.difference is not None and outcome.difference.mean < 0:
+            lines.append(NOT_SURE)
+        return "\n".join([*lines, ""])
     lines += ["", "| key | before | after | effect on NE | low | high | taken |"]
     lines.append("|---|---|---|---:|---:|---:|---|")
     for one in outcome.keys:

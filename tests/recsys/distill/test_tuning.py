@@ -27,6 +27,7 @@ from recsys.distill.tuning_report import GOOD_ENOUGH, report
 from recsys.distill.tuning_settings import Space, TuneSettings
 from recsys.evaluation.settings import EvaluateSettings
 from recsys.training.settings import TrainSettings
+from tests.support.killing import die_after, kill
 from tests.support.toy_stream import STUDENTS, TRAIN, WINDOWS
 
 EVALUATE = EvaluateSettings(first_evaluation_window=3)
@@ -171,15 +172,22 @@ def test_a_killed_search_goes_on_with_the_next_trial(windows_dir: Path, tmp_path
     assert len({str(trial.params) for trial in search.study.trials}) == 4
 
 
+def search_until_killed(early: Early, folder: Path, settings: TuneSettings, steps: int) -> None:
+    die_after(steps)
+    searched(early, folder, settings)
+
+
 def test_a_trial_that_a_kill_has_cut_off_is_done_again(windows_dir: Path, tmp_path: Path) -> None:
     early, settings, folder = early_of(windows_dir, tmp_path), settings_of(TWO_KEYS), tmp_path / "s"
-    search, _ = searched(early, folder, settings_of(TWO_KEYS, trials=1))
-    cut_off = search._asked()  # as a killed process leaves it: asked for, never told
+    steps_of_a_student = 3 * 3  # windows x batches
+    kill(search_until_killed, early, folder, settings, steps_of_a_student + 5)
     with (folder / "runs.jsonl").open("a") as file:
         file.write('{"half a li')
-    _, rest = searched(early, folder, settings)
-    assert cut_off.values.items() <= rest[0].values.items()
+    search, rest = searched(early, folder, settings)
     assert [trial.number for trial in rest] == [2, 3, 4]
+    first, cut_off, again, *_ = search.study.trials
+    assert (first.state.name, cut_off.state.name) == ("COMPLETE", "FAIL")
+    assert again.params == cut_off.params
 
 
 def test_what_was_trained_before_a_kill_is_not_trained_again(
