@@ -82,8 +82,7 @@ def tune_students(options: TuneOptions) -> "Outcome":
             search = Search(present, space, bench, settings)
             told = _Teller(search, name, options.what)
             search.run(told)
-            print(f"tune: the best {settings.finalists} again, {settings.seeds} seeds", flush=True)
-            outcome = confirm(search)
+            outcome = confirm(search, lambda line: print(f"tune: {line}", flush=True))
         shutil.rmtree(links)
     text = report(search, outcome)
     TUNE_REPORT.parent.mkdir(exist_ok=True)
@@ -120,16 +119,12 @@ class _Teller:
         self._record(f"tune: {self.what}", {"what": self.what}, grows=study)
 
     def __call__(self, trial: "TrialResult") -> None:
-        seconds = time.monotonic() - self.started
-        if trial.ne is None:
-            print(f"tune: {seconds:4.0f} s, trial {trial.number}: {trial.state} {trial.message}")
-        else:
+        said = f"{trial.state} {trial.message}".rstrip()
+        if trial.ne is not None:
             self.best = min(self.best, trial.ne)
-            print(
-                f"tune: {seconds:4.0f} s, trial {trial.number}: NE {trial.ne:.4f}, best "
-                f"{self.best:.4f}",
-                flush=True,
-            )
+            said = f"NE {trial.ne:.4f}, best {self.best:.4f}"
+        seconds = time.monotonic() - self.started
+        print(f"tune: {seconds:4.0f} s, trial {trial.number}: {said}", flush=True)
         tags = {"state": trial.state} | ({"message": trial.message} if trial.message else {})
         self._record(
             f"tune: {self.what}, trial {trial.number}",

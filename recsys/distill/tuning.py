@@ -58,6 +58,7 @@ STARTUP_TRIALS = 8  # drawn at random before TPE models what it has seen
 PRUNED_AFTER = 5  # trials
 PRESENT = "present"  # marks the trial of the present settings, which may lie outside the space
 DISTILLATION = "students.distillation."
+SHARE = 0.1  # of the whole gain: what a change must bring to be worth writing
 REPETITIONS = 20  # in a row: the space has no more to offer
 # What a person, or a value of the space, has got wrong
 REFUSALS = (InputError, NonFiniteError)
@@ -492,7 +493,7 @@ class Search:
         if len(recent) == REPETITIONS and all(one in older for one in recent):
             return False
         budget = self.settings.minutes * 60
-        again = self.settings.seeds * (self.settings.finalists + len(self.space) + 2)
+        again = self.settings.seeds * (self.settings.finalists + len(self.space) + 3)
         seconds = float(np.mean(self.bench.seconds)) if self.bench.seconds else 0.0
         reserve = again * len(self.present.students.students) * seconds / self.bench.workers
         return time.monotonic() - started < budget - min(reserve, budget / 2)
@@ -655,15 +656,16 @@ class Outcome:
     chosen: Values
 
 
-def confirm(search: Search) -> Outcome:
+def confirm(search: Search, says: Callable[[str], None] = lambda line: None) -> Outcome:
     """Train the best trials and the present settings with other seeds, then the best one with each
-    of its changes put back.
+    of its changes put back; ``says`` what is being trained.
 
     Raises:
         InputError: the present settings cannot be trained.
     """
     settings = search.settings
     finalists = search.best()[: settings.finalists]
+    says(f"the present settings and the best {len(finalists)} again, {settings.seeds} seeds")
     present, *others = _measured(search, [{}, *finalists])
     if present is None:
         raise InputError("the present settings cannot be trained with every seed")
@@ -675,23 +677,29 @@ def confirm(search: Search) -> Outcome:
     difference = paired_difference(present, ne, settings.confidence)
     if difference.high >= 0:
         return Outcome(before, _mean(ne), difference, [], {})
+    says(f"the best with each of its {len(best)} changes put back, {settings.seeds} seeds")
     put_back = [{k: v for k, v in best.items() if k != key} for key in best]
     effects = {
         key: paired_difference(without, ne, settings.confidence)
         for key, without in zip(best, _measured(search, put_back), strict=True)
         if without is not None
     }
-    # Fewer changes are easier to defend: those without an effect of their own are put back if the
-    # rest is better than the present settings by itself and no worse than all together.
+    # Few changes are easier to defend: of those that are sure of their own effect, and those with
+    # a share of the gain besides, the first that beat the present settings and are not worse than
+    # all together, each beyond its interval.
     chosen = best
-    needed = {key: best[key] for key in best if key not in effects or effects[key].high < 0}
-    if 0 < len(needed) < len(best):
-        [alone] = _measured(search, [needed])
-        if alone is not None:
-            own = paired_difference(present, alone, settings.confidence)
-            lost = paired_difference(ne, alone, settings.confidence)
-            if own.high < 0 and lost.low <= 0:
-                chosen, ne, difference = needed, alone, own
+    sure = {key for key in best if key not in effects or effects[key].high < 0}
+    carry = {key for key, one in effects.items() if one.mean < SHARE * difference.mean}
+    for needed in (sure, sure | carry):
+        fewer = {key: value for key, value in best.items() if key in needed}
+        [own_ne] = _measured(search, [fewer]) if 0 < len(fewer) < len(best) else [None]
+        if own_ne is None:
+            continue
+        own = paired_difference(present, own_ne, settings.confidence)
+        lost = paired_difference(ne, own_ne, settings.confidence)
+        if own.high < 0 and lost.low <= 0:
+            chosen, ne, difference = fewer, own_ne, own
+            break
     keys = [
         KeyEffect(key, search.now[key], best[key], effects.get(key), key in chosen) for key in best
     ]

@@ -48,7 +48,9 @@ def report(search: Search, outcome: Outcome) -> str:
         lines.append(f"| {' | '.join(row)} |")
     lines += ["", "The effect is that of one key's change on top of all the others."]
     if any(not one.taken for one in outcome.keys):
-        lines.append("Keys not taken add nothing beyond their interval and stay as they were.")
+        lines.append(
+            "Without the keys not taken, which stay as they were, it is no worse for sure."
+        )
     return "\n".join([*lines, ""])
 
 
