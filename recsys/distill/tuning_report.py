@@ -49,7 +49,7 @@ def report(search: Search, outcome: Outcome) -> str:
     lines += ["", "The effect is that of one key's change on top of all the others."]
     if any(not one.taken for one in outcome.keys):
         lines.append(
-            "Without the keys not taken, which stay as they were, it is no worse for sure."
+            "The others stay as they were: without them it is not worse beyond its interval."
         )
     return "\n".join([*lines, ""])
 
