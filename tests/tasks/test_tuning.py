@@ -16,6 +16,7 @@ from tasks.tracking import connect
 from tests.support.toy_stream import write_windows
 
 PARAMS = Path(__file__).parents[2] / "params"
+pytestmark = pytest.mark.ranks  # it trains students
 RATE = "train.table_learning_rate"
 SPACE = {
     RATE: {"low": 0.01, "high": 1.0, "log": True},
@@ -111,11 +112,9 @@ def check_runs(trials: int) -> None:
     assert len(client.get_metric_history(present.info.run_id, "window/ne_one")) == 2
 
 
-def test_without_mlflow_it_tunes_all_the_same(copy: Path) -> None:
+def test_without_mlflow_it_tunes_all_the_same(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     apply_overrides({"tracking.uri": "http://127.0.0.1:1"})
-    import os
-
-    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     assert main(["tune", "--trials", "2"]) == 0
     assert TUNE_REPORT.is_file()
     assert len(list(Path(".tracking").glob("*.json"))) == 4
