@@ -53,6 +53,9 @@ COMMANDS: dict[str, tuple[Command, ...]] = {
         ),
         Command("snapshots", "list the teacher's snapshots, or withdraw one", "flows.snapshots"),
     ),
+    "choose what fits your log": (
+        Command("tune", "search better settings on the early windows, write params", "flows.tune"),
+    ),
     "before you train": (
         Command(
             "plan",

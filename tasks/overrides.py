@@ -54,7 +54,7 @@ def apply_overrides(overrides: Mapping[str, str]) -> None:
         if path not in documents:
             documents[path], models[path] = round_trip.load(path.read_text()), model
         try:
-            value = YAML(typ="safe").load(text)
+            value = round_trip.load(text)  # a list on one line stays on one
         except YAMLError as error:
             raise InputError(
                 f"--set {key}: not valid YAML: {' '.join(str(error).split())}"

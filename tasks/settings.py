@@ -11,6 +11,7 @@ from recsys.data.settings import DatasetSettings, DataSettings, load_dataset
 from recsys.distill.augment_settings import AugmentSettings
 from recsys.distill.student_settings import StudentsSettings
 from recsys.distill.teacher_settings import TeacherLadderSettings, TeacherSettings
+from recsys.distill.tuning_settings import TuneSettings
 from recsys.distill.withdrawn_settings import WithdrawnSettings
 from recsys.evaluation.settings import EvaluateSettings
 from recsys.towers.settings import TowersSettings
@@ -36,6 +37,7 @@ FILES: dict[str, type[Settings]] = {
     "tracking": TrackingSettings,
     "stream": StreamSettings,
     "withdrawn": WithdrawnSettings,
+    "tune": TuneSettings,
 }
 
 
@@ -76,7 +78,7 @@ def load_project(params: Path = PARAMS, texts: Mapping[Path, str] | None = None)
         dataset = load_dataset(data, params / DATASETS)
     towers, train = load("towers", TowersSettings), load("train", TrainSettings)
     teacher, train_teacher = with_towers(load("teacher", TeacherSettings), train, towers)
-    for name in ("baselines", "tracking", "stream", "withdrawn"):
+    for name in ("baselines", "tracking", "stream", "withdrawn", "tune"):
         load(name, FILES[name])
     return ProjectSettings(
         data=data,

@@ -19,6 +19,7 @@ from tasks.versioning import code_version
 logger = logging.getLogger(__name__)
 PENDING = Path(".tracking")
 GROWS_TAG = "grows"  # names the model of a run that is gone on with
+PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: its UI shows the run under that one
 METRICS_PER_REQUEST = 1000  # MLflow takes no more
 # The UI opens runs and curves, not chats
 MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
@@ -31,7 +32,8 @@ class RunRecord:
     ``curves`` maps a metric name to its values, one a window, in order; None where it is not
     defined. ``artifacts`` maps a local file or folder to its folder in the run. ``data_version`` is
     the DVC hash of the windows. ``grows`` names a model that grows: its records go on with one
-    MLflow run, each from step ``first_step`` on. ``source`` is the folder of the windows.
+    MLflow run, each from step ``first_step`` on. ``parent`` is what such a run, under which this
+    one is shown, ``grows``. ``source`` is the folder of the windows.
     """
 
     name: str
@@ -45,6 +47,7 @@ class RunRecord:
     artifacts: dict[str, str] = field(default_factory=dict)
     grows: str = ""
     first_step: int = 0
+    parent: str = ""
     source: str = str(WINDOWS)
 
 
@@ -106,6 +109,8 @@ def _send(run: RunRecord) -> None:
             client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_REQUEST])
         tags = {"kind": run.kind, "data_version": run.data_version, **run.tags}
         tags |= {GROWS_TAG: run.grows} if run.grows else {}
+        parent = _run_that_grows(client, experiment_id, run.parent) if run.parent else None
+        tags |= {PARENT_TAG: parent} if parent else {}
         client.log_batch(
             run_id,
             params=[]

@@ -12,6 +12,7 @@ STARTERS = {
     "recsys.training.launch",
     "recsys.distill.teacher",
     "recsys.distill.students",
+    "recsys.distill.tuning",
     "tests.support.agents",
     "tests.support.killing",
     "tests.support.launches",

@@ -38,7 +38,7 @@ def rank_main(
 ) -> Any:
     """``function(*arguments)`` inside the process group; on several nodes every rank's result, by
     rank."""
-    _die_with_parent()
+    die_with_parent()
     if any(isinstance(error, LASTING) for _, error, _, _ in read_failures(Path(folder))):
         os._exit(1)
     report_progress(Path(folder), settings.rank_timeout_s)
@@ -111,8 +111,8 @@ def _from_all_ranks(result: Any) -> list[Any]:
     return results
 
 
-def _die_with_parent() -> None:
-    """No rank outlives a killed parent."""
+def die_with_parent() -> None:
+    """End this process, started by multiprocessing, when its parent is killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

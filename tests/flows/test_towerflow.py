@@ -46,7 +46,7 @@ def test_help_has_a_line_for_each_subcommand_in_the_order_in_which_a_person_meet
         "run",
         *("ingest", "baselines", "partition", "teacher", "augment", "students"),
         *("evaluate", "register"),
-        *("stream", "snapshots", "plan", "advise", "calibrate", "serve", "ui"),
+        *("stream", "snapshots", "tune", "plan", "advise", "calibrate", "serve", "ui"),
         "-h,",
     ]
     assert not imported & SLOW_TO_IMPORT

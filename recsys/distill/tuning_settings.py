@@ -1,0 +1,89 @@
+"""Settings of tuning: which keys may change, within what, and how much is spent on it."""
+
+from typing import Any
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from recsys.config import Settings
+
+
+class DimensionSettings(Settings):
+    """What one key may be: a number from ``low`` to ``high`` (``log``: spread evenly over its
+    logarithm), or one of ``choices``."""
+
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    choices: list[Any] = Field(default=[])
+
+    @model_validator(mode="after")
+    def _is_a_range_or_a_list(self) -> "DimensionSettings":
+        bounds = [bound for bound in (self.low, self.high) if bound is not None]
+        if self.choices:
+            if bounds or self.log or len(self.choices) < 2:
+                raise ValueError("give low and high, or at least two choices and nothing else")
+            return self
+        if self.low is None or self.high is None:
+            raise ValueError("give low and high, or choices")
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low} must be below high {self.high}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"log needs a low above 0, got {self.low}")
+        return self
+
+
+Space = dict[str, DimensionSettings]
+
+
+def _range(low: float, high: float) -> DimensionSettings:
+    return DimensionSettings(low=low, high=high, log=True)
+
+
+def _choices(*choices: Any) -> DimensionSettings:
+    return DimensionSettings(choices=list(choices))
+
+
+MODEL_SPACE: Space = {
+    "train.table_learning_rate": _range(0.005, 0.5),
+    "train.dense_learning_rate": _range(0.0003, 0.02),
+    "train.global_batch_size": _choices(64, 128, 256, 512),
+    "train.initial_accumulator": _range(0.01, 10.0),
+    "students.model.embedding_dimension": _choices(4, 8, 16),
+    "students.model.over_layers": _choices([32, 16], [64, 32], [128, 64]),
+    "students.model.dense_layers": _choices([16, 8], [32, 8], [64, 32]),
+    "students.model.architecture": _choices("dlrm", "dcn"),
+    "students.model.cross_layers": _choices(1, 2, 3),
+}
+DISTILLATION_SPACE: Space = {
+    "students.distillation.mode": _choices("shared", "affine", "auxiliary", "auxiliary_adapter"),
+    "students.distillation.loss_weight": _range(0.1, 10.0),
+    "students.distillation.gradient_scale": _range(0.3, 30.0),
+    "students.distillation.head_layers": _choices([16], [32], [64, 32]),
+    "students.distillation.staleness_half_life_hours": _choices(None, 12.0, 24.0, 48.0, 96.0),
+}
+
+
+class TuneSettings(Settings):
+    """What is searched, and for how long.
+
+    ``minutes``: of one call, the check of the best settings included as far as it can be foreseen;
+    with ``trials`` the search ends after so many trials of the study instead. ``workers``:
+    students trained at once, one thread each; null: one per core, at most two.
+
+    Trials train with ``seed``. The ``finalists`` best and the present settings are trained again
+    with ``seeds`` other seeds; ``confidence`` is the two-sided coverage of the intervals.
+
+    ``spaces``: by name, the keys that are tuned together, each named as for ``--set``
+    (``train.<key>`` or ``students.<key>``).
+    """
+
+    minutes: PositiveFloat = 15.0
+    trials: PositiveInt | None = None
+    workers: PositiveInt | None = None
+    finalists: PositiveInt = 2
+    seeds: int = Field(default=3, ge=2)
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    seed: int = Field(default=1, ge=0)
+    spaces: dict[str, Space] = Field(
+        default={"model": MODEL_SPACE, "distillation": DISTILLATION_SPACE}
+    )
