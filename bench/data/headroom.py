@@ -51,7 +51,7 @@ MODELS = [
     ORACLE,
 ]
 NOTES = [
-    "NE on the judged windows, lower is better; every window is predicted before it is learnt from.",
+    "NE on the judged windows, lower is better; a window is predicted before it is learnt from.",
     "Settings are those of params/, one rank, the teacher without towers, one seed of the models.",
     "Own rows: the student's domain alone. Trees: LightGBM, refitted after each window, with the",
     "count and the smoothed click rate of every id before the row's window.",

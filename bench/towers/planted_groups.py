@@ -7,8 +7,8 @@
 
 For each number of rows the stream of params/datasets/synthetic_sparse.yaml is made anew and the
 partition stage run on all of its windows, once as a ranker probe with the paper's plain recipe and
-once with the recipe found here. Prints the median adjusted Rand index (1: the four planted groups of four; 0:
-chance), all values.
+once with the recipe found here. Prints the median adjusted Rand index (1: the four planted groups
+of four; 0: chance), all values.
 """
 
 import argparse

@@ -8,9 +8,9 @@ where interactions are products of latent vectors: of all features, stronger ins
 than across groups, and of attributes (features of few values, such as a segment, a category, a
 placement) across groups, which a model can learn from few rows. All effects but the last are shared
 over the domains. The effects drift. Conversions, if they are asked for, change nothing else of the
-stream. With ``history`` the user's past clicks add one more, which does not drift and which the domains' base rates leave out: see
-:mod:`recsys.data.click_history`. Chunks are made one at a time, so memory does not grow with the
-number of rows.
+stream. With ``history`` the user's past clicks add one more, which does not drift and which the
+domains' base rates leave out: see :mod:`recsys.data.click_history`. Chunks are made one at a time,
+so memory does not grow with the number of rows.
 """
 
 from collections.abc import Iterator
