@@ -75,7 +75,7 @@ STREAM = {"rows": 480_000, "users": 2_000, "ads": 500}
 BASE_RATES = 3.0  # times those of params: few users with many clicks, so that there are histories
 EFFECT = ClickHistorySettings(length=LENGTH, strength=2.0, dimension=8)
 EBNERD = HistorySettings(user="user_id", item="candidate", length=LENGTH, table_rows=20_000)
-TARGETS = {"synthetic": "ad_id", "ebnerd_demo": "candidate"}
+TARGETS = {"synthetic_sparse": "ad_id", "ebnerd_demo": "candidate"}
 NOTES = [
     "Each window is predicted before it is learnt from; the second half of the windows judges, "
     "pooled. One rank.",
@@ -88,8 +88,8 @@ NOTES = [
     "than a mean has; the two are not told apart. The history: the last 20 clicks whose label was "
     "known before the",
     "event. The generated stream: 2,000 users, 500 ads, base rates three times those of",
-    "params/datasets/synthetic.yaml, and a logit of 2 times the largest cosine between the ad and "
-    "the clicks of the",
+    "params/datasets/synthetic_sparse.yaml, and a logit of 2 times the largest cosine between the "
+    "ad and the clicks of the",
     "history, of planted vectors of 8 numbers (`synthetic.history`).",
 ]
 
@@ -97,7 +97,7 @@ NOTES = [
 def dataset_of(logs: Path | None) -> tuple[DataSettings, DatasetSettings]:
     """The log to measure on, with histories: the generated stream, or EB-NeRD under ``logs``."""
     data = load_settings(PARAMS / "data.yaml", DataSettings)
-    name = "synthetic" if logs is None else "ebnerd_demo"
+    name = "synthetic_sparse" if logs is None else "ebnerd_demo"
     data = data.model_copy(update={"dataset": name, "root": str(logs or data.root)})
     dataset = load_dataset(data, PARAMS / "datasets")
     section = dataset.synthetic or dataset.table

@@ -29,6 +29,7 @@ from recsys.training.settings import TrainSettings
 
 PARAMS, WORK = Path("params"), Path(".work/distillation_modes")
 DONE = "done.json"
+SPARSE = "synthetic_sparse"  # the generated stream of these experiments
 STREAM_SEED = 1000  # added to a seed
 STUDENTS = "students"
 SMALLEST = 1e-6  # probability of a score made by hand
@@ -48,7 +49,7 @@ class StreamCase:
     changes: dict[str, float] = field(default_factory=dict)
     snapshot_every_windows: int = 1
     base_rate_factor: float = 1.0
-    dataset: str = "synthetic"
+    dataset: str = SPARSE
     domains: tuple[str, ...] = ()
     max_windows: int | None = None
     window_hours: float = 24.0
@@ -190,15 +191,13 @@ class Lab:
     @property
     def folder(self) -> Path:
         """Where all of it lies; a real log has its own number of rows."""
-        rows = f"-{self.rows}" if self.case.dataset == "synthetic" else ""
+        rows = f"-{self.rows}" if self.case.dataset == SPARSE else ""
         return self.work / f"{self.stream}{rows}-{self.seed}"
 
     @property
     def windows(self) -> Path:
         """The ingested stream; a real log's is the same for all seeds."""
-        return (
-            self.folder if self.case.dataset == "synthetic" else self.work / self.stream
-        ) / "windows"
+        return (self.folder if self.case.dataset == SPARSE else self.work / self.stream) / "windows"
 
     @property
     def domains(self) -> list[str]:
@@ -301,7 +300,7 @@ class Lab:
             "window_hours": case.window_hours,
         }
         data = settings.model_copy(
-            update=changes if case.dataset == "synthetic" else {**changes, "root": self.logs}
+            update=changes if case.dataset == SPARSE else {**changes, "root": self.logs}
         )
         dataset = load_settings(PARAMS / f"datasets/{case.dataset}.yaml", DatasetSettings)
         if dataset.synthetic is not None:

@@ -13,7 +13,7 @@ to no distillation is paired by seed. What is done is kept in --work (bench/dist
 from itertools import product
 from pathlib import Path
 
-from bench.distillation.lab import ARMS, STREAMS, UNSCALED, Lab, arms_of
+from bench.distillation.lab import ARMS, SPARSE, STREAMS, UNSCALED, Lab, arms_of
 from bench.distillation.results import (
     CONFIDENCE,
     WINDOW,
@@ -132,7 +132,7 @@ def main() -> None:
         Lab(given.work, given.stream, seed, given.rows, given.ranks, given.logs)
         for seed in given.seeds
     ]
-    size = f"{given.rows:,} rows" if case.dataset == "synthetic" else "all rows"
+    size = f"{given.rows:,} rows" if case.dataset == SPARSE else "all rows"
     seeds = f"Seeds {', '.join(map(str, given.seeds))}"
     if tunes:
         arms = tuning_arms(given.arms or TUNED, given.strengths)

@@ -5,10 +5,10 @@
     python -m bench.towers.planted_groups --results planted.json --rows 240000 480000 \\
         --recipes factorization --epochs 3 --stream-seed 7 --seeds 0 1 2 --write
 
-For each number of rows the stream of params/datasets/synthetic.yaml is made anew and the partition
-stage run on all of its windows, once as a ranker probe with the paper's plain recipe and once with
-the recipe found here. Prints the median adjusted Rand index (1: the four planted groups of four; 0:
-chance), all values.
+For each number of rows the stream of params/datasets/synthetic_sparse.yaml is made anew and the
+partition stage run on all of its windows, once as a ranker probe with the paper's plain recipe and
+once with the recipe found here. Prints the median adjusted Rand index (1: the four planted groups
+of four; 0: chance), all values.
 """
 
 import argparse
@@ -65,7 +65,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 def make_windows(rows: int, stream_seed: int | None, folder: Path) -> tuple[Path, Schema]:
     """The generated stream of ``rows`` rows in ``folder``/windows."""
     data = load_settings(PARAMS / "data.yaml", DataSettings).model_copy(
-        update={"dataset": "synthetic"}
+        update={"dataset": "synthetic_sparse"}
     )
     dataset = load_dataset(data, PARAMS / "datasets")
     assert dataset.synthetic is not None

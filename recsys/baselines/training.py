@@ -65,7 +65,9 @@ def train_baselines(windows_dir: Path, settings: BaselinesSettings, output_dir: 
     domain's. The same windows and settings give the same bytes.
     """
     reader = WindowReader(windows_dir)
-    chosen = [(name, scope) for name in SCOPES if name in settings.run for scope in SCOPES[name]]
+    chosen: list[tuple[BaselineName, str]] = [
+        (name, scope) for name in SCOPES if name in settings.run for scope in SCOPES[name]
+    ]
     domains = range(len(reader.schema.domains))
     rows = sum(window.rows for window in reader.windows)
     threads = torch.get_num_threads()

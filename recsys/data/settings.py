@@ -69,6 +69,8 @@ class ClickHistorySettings(Settings):
 class SyntheticSettings(Settings):
     """The generated stream; see :mod:`recsys.data.synthetic` for what each strength scales.
 
+    ``attribute_strength`` is that of the products of features of few values.
+
     ``rows`` are spread over ``windows`` windows. Times are in hours, strengths in logits (standard
     deviation). ``chunk_rows`` bounds the memory. Without ``conversions`` clicks are the only task.
     """
@@ -80,20 +82,21 @@ class SyntheticSettings(Settings):
     start: str = "2024-01-01T00:00:00"
     domains: list[DomainSettings] = Field(
         default=[
-            DomainSettings(name="feed", share=0.4, base_rate=0.035),
-            DomainSettings(name="search", share=0.35, base_rate=0.06),
-            DomainSettings(name="video", share=0.25, base_rate=0.025),
+            DomainSettings(name="feed", share=0.4, base_rate=0.22),
+            DomainSettings(name="search", share=0.25, base_rate=0.25),
+            DomainSettings(name="video", share=0.35, base_rate=0.18),
         ]
     )
-    users: Annotated[int, Field(gt=1)] = 20_000
-    ads: Annotated[int, Field(gt=1)] = 4_000
+    users: Annotated[int, Field(gt=1)] = 2_000
+    ads: Annotated[int, Field(gt=1)] = 600
     contexts: Annotated[int, Field(gt=1)] = 500
     popularity_exponent: Annotated[float, Field(gt=0)] = 0.9
     lifetime_share: Annotated[float, Field(gt=0)] = 0.6
     latent_dimension: Annotated[int, Field(gt=0)] = 4
-    main_strength: float = 0.9
-    within_strength: float = 0.9
-    between_strength: float = 0.25
+    main_strength: float = 0.6
+    within_strength: float = 0.3
+    between_strength: float = 0.15
+    attribute_strength: float = 2.5
     dense_strength: float = 0.5
     domain_strength: float = 0.35
     drift: Annotated[float, Field(ge=0)] = 0.3

@@ -4,12 +4,13 @@ Users, ads and pages have power-law popularity and live for a part of the stream
 
     intercept(domain) + main effects + interactions + effects of dense values + effects by domain,
 
-where interactions are products of latent vectors, strong inside a planted group of features and
-weak across groups. All effects but the last are shared over the domains. The effects drift.
-Conversions, if they are asked for, change nothing else of the stream. With ``history`` the user's
-past clicks add one more, which does not drift and which the domains' base rates leave out: see
-:mod:`recsys.data.click_history`. Chunks are made one at a time, so memory does not grow with the
-number of rows.
+where interactions are products of latent vectors: of all features, stronger inside a planted group
+than across groups, and of attributes (features of few values, such as a segment, a category, a
+placement) across groups, which a model can learn from few rows. All effects but the last are shared
+over the domains. The effects drift. Conversions, if they are asked for, change nothing else of the
+stream. With ``history`` the user's past clicks add one more, which does not drift and which the
+domains' base rates leave out: see :mod:`recsys.data.click_history`. Chunks are made one at a time,
+so memory does not grow with the number of rows.
 """
 
 from collections.abc import Iterator
@@ -33,7 +34,10 @@ CALIBRATION_ROWS = 50_000
 # Raw value = sinh(tail * z): the larger, the heavier
 DENSE_TAILS = [0.5, 0.5, 1.0, 1.0, 1.5, 1.5, 2.0, 2.5]
 # Keys of random streams
-EFFECTS, ENTITIES, CALIBRATION, ROWS, TASTES, CONVERSION_EFFECTS, CONVERSION_ROWS = range(7)
+EFFECTS, ENTITIES, CALIBRATION, ROWS, TASTES, CONVERSION_EFFECTS, CONVERSION_ROWS, ATTRIBUTES = (
+    range(8)
+)
+ATTRIBUTE_VALUES = 40  # a feature of at most so many is an attribute
 
 
 @dataclass(frozen=True)
@@ -228,7 +232,27 @@ class SyntheticStream:
             * between
             / np.sqrt(between_pairs * settings.latent_dimension)
             + settings.dense_strength * dense_effect
+            + settings.attribute_strength * self._attribute_effect(ids, keep, turn)
         )
+
+    def _attribute_effect(self, ids: dict[str, np.ndarray], keep: float, turn: float) -> np.ndarray:
+        """[N] float64: products of attributes of different groups, of unit variance if their values
+        are independent and equally frequent."""
+        stable, turning = self._attribute_latent
+        sums: list[np.ndarray] = []  # [N, D], by group
+        pairs, before = 0, 0
+        for members in self._groups.values():
+            vectors = [
+                keep * stable[name][ids[name]] + turn * turning[name][ids[name]]
+                for name in members
+                if name in stable
+            ]
+            if vectors:
+                sums.append(np.sum(vectors, axis=0))
+            pairs += before * len(vectors)
+            before += len(vectors)
+        products = np.sum(sums, axis=0) ** 2 - np.sum(np.square(sums), axis=0)
+        return products.sum(axis=1) / 2 / np.sqrt(pairs * self.settings.latent_dimension)
 
     @cached_property
     def intercepts(self) -> np.ndarray:
@@ -289,6 +313,13 @@ class SyntheticStream:
         self._by_domain = {n: random.standard_normal((domains, size)) for n, size in sizes.items()}
         dense = random.standard_normal(len(DENSE_TAILS))
         self._dense = dense / np.linalg.norm(dense)
+        # A stream of its own: the draws above stay what they were before there were attributes
+        random = self._random(ATTRIBUTES)
+        attributes = {name: size for name, size in sizes.items() if size <= ATTRIBUTE_VALUES}
+        self._attribute_latent = [
+            {n: random.standard_normal((size, dimension)) for n, size in attributes.items()}
+            for _ in range(2)
+        ]
 
     def _draw_entities(self) -> None:
         random = self._random(ENTITIES)

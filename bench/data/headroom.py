@@ -1,0 +1,216 @@
+"""Whether the generated stream has something to learn for each kind of model: NE of base rate,
+logistic regression, trees, student, teacher and the true probabilities, on the same rows.
+
+python -m bench.data.headroom --seeds 1 2 3          # about a minute per seed
+python -m bench.data.headroom --seeds 1 2 3 --write  # and docs/benchmarks/headroom.md
+"""
+
+import argparse
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from bench.shared.baselines import base_rate, logistic, read_log, trees
+from bench.shared.progressive import Results, train_settings
+from bench.shared.report import machine_lines, print_report
+from recsys.config import load_settings
+from recsys.data.ingest import ingest
+from recsys.data.loader import WindowReader
+from recsys.data.settings import DatasetSettings, DataSettings, SyntheticSettings, load_dataset
+from recsys.distill.student_settings import StudentsSettings
+from recsys.distill.teacher_settings import TeacherSettings
+from recsys.evaluation.metrics import normalized_entropy
+from recsys.evaluation.settings import EvaluateSettings
+from recsys.models.factory import build_ranker
+from recsys.models.settings import ModelSettings
+from recsys.progress import RowProgress
+from recsys.training.engine import Engine
+from recsys.training.launch import launch
+from recsys.training.settings import TrainSettings
+from recsys.validation.progressive import PREDICTIONS_DIR, DataView, predict_then_train
+
+PARAMS, REPORT = Path("params"), Path("docs/benchmarks/headroom.md")
+MODEL_SEED = 1
+BASE_RATE, LOGISTIC, TREES = "base rate", "logistic, own rows", "trees, own rows"
+LOGISTIC_ALL, TREES_ALL = "logistic, all rows", "trees, all rows"
+STUDENT, STUDENT_ALL = "student, own rows", "student, all rows"
+TEACHER, ORACLE = "teacher, all rows", "true probabilities"
+MODELS = [
+    BASE_RATE,
+    LOGISTIC,
+    TREES,
+    STUDENT,
+    LOGISTIC_ALL,
+    TREES_ALL,
+    STUDENT_ALL,
+    TEACHER,
+    ORACLE,
+]
+NOTES = [
+    "NE on the judged windows, lower is better; a window is predicted before it is learnt from.",
+    "Settings are those of params/, one rank, the teacher without towers, one seed of the models.",
+    "Own rows: the student's domain alone. Trees: LightGBM, refitted after each window, with the",
+    "count and the smoothed click rate of every id before the row's window.",
+]
+Table = dict[str, dict[str, float]]  # NE by model and domain
+
+
+def default_stream() -> SyntheticSettings:
+    """The stream of params/datasets/synthetic.yaml."""
+    dataset = load_dataset(load_settings(PARAMS / "data.yaml", DataSettings), PARAMS / "datasets")
+    assert dataset.synthetic is not None
+    return dataset.synthetic
+
+
+def headroom(stream: SyntheticSettings, folder: Path) -> Table:
+    """NE of each model by the students' domains on the judged windows of ``stream``, which is made
+    in ``folder``."""
+    dataset = DatasetSettings(format="synthetic", synthetic=stream)
+    data = load_settings(PARAMS / "data.yaml", DataSettings)
+    windows, oracle = folder / "windows", folder / "oracle"
+    ingest(data, dataset, windows, oracle)
+    log = read_log(windows)
+    everything = np.ones(len(log.label), dtype=bool)
+    students = load_settings(PARAMS / "students.yaml", StudentsSettings)
+    teacher = load_settings(PARAMS / "teacher.yaml", TeacherSettings).model
+    teacher = teacher.model_copy(update={"towers": False})
+    truth = pl.read_parquet(oracle / "*.parquet").sort("example_id")["probability"].to_numpy()
+    of_all = {
+        LOGISTIC_ALL: logistic(log, everything),
+        TREES_ALL: trees(log, everything),
+        STUDENT_ALL: ranker(windows, students.model, None, folder / "student"),
+        TEACHER: ranker(windows, teacher, None, folder / "teacher"),
+        ORACLE: np.log(truth / (1.0 - truth)),
+    }
+    first = load_settings(PARAMS / "evaluate.yaml", EvaluateSettings).first_evaluation_window
+    table: Table = {model: {} for model in MODELS}
+    for student in students.students:
+        domain = log.schema.domains.index(student.domain)
+        own = log.domain == domain
+        of_own = {
+            BASE_RATE: base_rate(log, own),
+            LOGISTIC: logistic(log, own),
+            TREES: trees(log, own),
+            STUDENT: ranker(windows, students.model, domain, folder / student.name),
+        }
+        judged = own & (log.window >= first)
+        for model, logits in (of_own | of_all).items():
+            table[model][student.name] = normalized_entropy(logits[judged], log.label[judged])
+    return table
+
+
+def ranker(
+    windows: Path, model: ModelSettings, domain: int | None, folder: Path
+) -> NDArray[np.float64]:
+    """Logits [N] by example id, NaN elsewhere, of a ranker that learns the rows of ``domain``.
+
+    None: of all; ``folder`` is for its predictions.
+    """
+    train = train_settings(load_settings(PARAMS / "train.yaml", TrainSettings).global_batch_size)
+    launch(_validate, (windows, model, domain, folder, train), train)
+    predictions = pl.read_parquet(folder / PREDICTIONS_DIR / "*.parquet")
+    logits = np.full(sum(window.rows for window in WindowReader(windows).windows), np.nan)
+    logits[predictions["example_id"].to_numpy()] = predictions["logit"].to_numpy()
+    return logits
+
+
+def _validate(
+    windows: Path, model: ModelSettings, domain: int | None, folder: Path, train: TrainSettings
+) -> None:
+    reader = WindowReader(windows)
+    engine = Engine(build_ranker(reader.schema, model, None, MODEL_SEED, "meta"), train, MODEL_SEED)
+    view = DataView(reader, train.global_batch_size, domain)
+    with RowProgress("headroom", 1, enabled=False) as progress:
+        predict_then_train(engine, engine.serving_loss, view, folder, progress)
+
+
+@dataclass(frozen=True)
+class Margin:
+    """``better`` must have an NE lower by more than ``percent`` than the best of ``than``."""
+
+    better: str
+    than: tuple[str, ...]
+    percent: float
+
+    def measured(self, table: Table, domain: str) -> float:
+        """By how many percent it is lower."""
+        best = min(table[model][domain] for model in self.than)
+        return 100.0 * (1.0 - table[self.better][domain] / best)
+
+
+MARGINS = [
+    Margin(LOGISTIC, (BASE_RATE,), 0.0),
+    Margin(TREES, (LOGISTIC,), 0.0),
+    Margin(STUDENT, (LOGISTIC, TREES), 0.5),
+    Margin(STUDENT, (LOGISTIC,), 1.0),
+    Margin(TEACHER, (STUDENT,), 1.5),
+    Margin(TEACHER, (LOGISTIC_ALL, TREES_ALL), 1.0),
+    Margin(ORACLE, (TEACHER,), 0.0),
+]
+
+
+def report(tables: dict[int, Table]) -> str:
+    """NE of each model, and each margin, by seed of the stream, in Markdown."""
+    seeds = list(tables)
+    domains = list(tables[seeds[0]][STUDENT])
+    lines: list[str] = []
+    for domain in domains:
+        lines += [
+            f"## {domain}",
+            "",
+            f"| NE | {' | '.join(f'seed {seed}' for seed in seeds)} | mean |",
+            f"|---|{'---:|' * (len(seeds) + 1)}",
+        ]
+        for model in MODELS:
+            found = [tables[seed][model][domain] for seed in seeds]
+            cells = [f"{value:.4f}" for value in [*found, float(np.mean(found))]]
+            lines.append(f"| {model} | {' | '.join(cells)} |")
+        lines += [
+            "",
+            f"| lower by, % | asked | {' | '.join(f'seed {seed}' for seed in seeds)} | holds |",
+            f"|---|---:|{'---:|' * (len(seeds) + 1)}",
+        ]
+        for margin in MARGINS:
+            found = [margin.measured(tables[seed], domain) for seed in seeds]
+            held = sum(value > margin.percent for value in found)
+            cells = [f"{margin.percent:g}", *(f"{value:.2f}" for value in found)]
+            lines.append(
+                f"| {margin.better}, than {' and '.join(margin.than)} | {' | '.join(cells)} | "
+                f"{held} of {len(seeds)} |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Read the command line; measure each seed, print, and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[default_stream().seed])
+    parser.add_argument("--results", type=Path, help="JSON that a later call goes on from")
+    parser.add_argument("--write", action="store_true", help=f"write {REPORT}")
+    given = parser.parse_args()
+    results = Results(given.results) if given.results else None
+    tables: dict[int, Table] = {}
+    for seed in given.seeds:
+        stream = default_stream().model_copy(update={"seed": seed})
+
+        def measure(stream: SyntheticSettings = stream) -> Table:
+            with tempfile.TemporaryDirectory() as folder:
+                return headroom(stream, Path(folder))
+
+        tables[seed] = results.get(str(seed), measure) if results else measure()
+    seeds = " ".join(str(seed) for seed in given.seeds)
+    command = f"python -m bench.data.headroom --seeds {seeds} --write"
+    title = "What the generated stream has for each kind of model to learn"
+    text = "\n".join([*machine_lines(title, command, {}), "", *NOTES, "", report(tables)])
+    print_report(text, REPORT if given.write else None)
+
+
+if __name__ == "__main__":
+    main()
