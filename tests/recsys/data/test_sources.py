@@ -119,7 +119,7 @@ def test_table_quarantines_bad_rows(data_settings: DataSettings, tmp_path: Path)
     [
         ({"files": ["lgo.csv"]}, "lgo.csv: no such file"),
         ({"dense": ["prize"]}, "no column 'prize'; did you mean 'price'"),
-        ({"group": "xyz"}, "no column 'xyz'; columns: row, time, clicked"),
+        ({"group": "xyz"}, "no column 'xyz'; columns: time, clicked"),
         ({"file_format": "parquet"}, "log.csv: cannot be read as parquet"),
     ],
 )
@@ -174,7 +174,7 @@ def click_log() -> pl.DataFrame:
 CLICKS: dict[str, Any] = {
     "files": ["log.parquet"],
     "file_format": "parquet",
-    "time": {"column": "time", "unit": "ms"},
+    "time": {"column": "time", "unit": "ms", "earliest": "1970-01-01"},
     "sample_negatives": {
         "item": "item",
         "session": "session",
