@@ -178,8 +178,10 @@ def read_yaml(text: str, file: str) -> Any:
 
 
 def _first_error(error: ValidationError, model: type[BaseModel]) -> str:
-    """One line for the first problem of a validation error."""
-    first = error.errors()[0]
+    """One line for the first problem of a validation error; an unknown key comes before a missing
+    one, which it may have meant to be."""
+    errors = error.errors()
+    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
     location = _location(first["loc"])
     if first["type"] == "extra_forbidden":
         valid = _keys_at(model, first["loc"][:-1])

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 ENCODING_FILE = "encoding.json"
-SHARED_SHOWN = 0.1  # of a column's values without a row of their own, from which on it is said
+SHARED_SHOWN = 0.15  # of a column's values without a row of their own, above which it is said
 EXACT_VALUES = 1 << 16  # held one by one; more are estimated
 BITS = 1 << 21
 ROWS_PER_VALUE = 5  # of table_rows: auto; then about one value in ten shares its row
+ROWS_PER_SQUARE, SMALL_TABLE = 10, 10_000  # of few values: 1 time in 20 any two share a row
 
 
 class TableUse:
@@ -64,24 +65,26 @@ class TableUse:
 
 
 def crowded(uses: Sequence[TableUse]) -> list[str]:
-    """A line for each column of whose values more than a tenth share a row."""
+    """A line for each column of whose values more than 15 % have no row of their own."""
     lines = []
     for use in uses:
         found = use.summary()
         distinct, shared = found["distinct_values"], found["found_collisions"]
         if shared > SHARED_SHOWN * distinct:
-            lines.append(
+            line = (
                 f"column {use.name!r}: {distinct:,} values in {use.table_rows:,} table_rows have "
                 f"{found['rows_used']:,} ids, so {shared:,} share one (expected "
-                f"{found['expected_collisions']:,}); take table_rows: auto "
-                f"({auto_rows(distinct):,})"
+                f"{found['expected_collisions']:,})"
             )
+            better = auto_rows(distinct)
+            hint = f"; take table_rows: auto ({better:,})" if better > use.table_rows else ""
+            lines.append(line + hint)
     return lines
 
 
 def auto_rows(distinct: int) -> int:
     """``table_rows`` for so many values."""
-    return 2 + ROWS_PER_VALUE * distinct
+    return 2 + max(ROWS_PER_VALUE * distinct, min(ROWS_PER_SQUARE * distinct**2, SMALL_TABLE))
 
 
 def write_uses(uses: Sequence[TableUse], windows_dir: Path) -> None:

@@ -82,12 +82,25 @@ def category_text(column: pl.Series) -> pl.Series:
         )
         return column.to_frame().select(text.alias(column.name))[column.name]
     if column.dtype == pl.Binary:
-        value = pl.col(column.name)
-        text = value.cast(pl.String, strict=False).fill_null(value.bin.encode("hex"))
-        return column.to_frame().select(text.alias(column.name))[column.name]
+        known = column.drop_nulls().unique()
+        texts = pl.Series(column.name, [_text_of(value) for value in known], dtype=pl.String)
+        found = pl.DataFrame({"bytes": known, column.name: texts})
+        joined = (
+            column.alias("bytes")
+            .to_frame()
+            .join(found, on="bytes", how="left", maintain_order="left")
+        )
+        return joined[column.name]
     if column.dtype.is_nested() or column.dtype == pl.Object:
         raise InputError(f"column {column.name!r} holds {column.dtype}, which is no category")
     return column.cast(pl.String)
+
+
+def _text_of(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.hex()
 
 
 def canonical_text(text: pl.Series, null_values: Sequence[str] = NULL_VALUES) -> pl.Series:

@@ -2,10 +2,10 @@
 
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from zoneinfo import available_timezones
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, model_validator
 
 from recsys.config import InputError, Settings, load_settings
 from recsys.data.conversions import ConversionSettings
@@ -162,11 +162,20 @@ class TimeSettings(Settings):
 class LabelSettings(Settings):
     """A column of labels: 1, true, yes against 0, false, no, or 1 against -1; case does not matter.
 
+    In YAML the column's name alone will do.
+
     ``positive``: the column holds numbers, and the label is 1 from this one on (1 for counts).
     """
 
     column: str
     positive: float | None = None
+
+
+def _named_column(value: Any) -> Any:
+    return {"column": value} if isinstance(value, str) else value
+
+
+LabelColumn = Annotated[LabelSettings, BeforeValidator(_named_column)]
 
 
 class ExplodeSettings(Settings):
@@ -236,15 +245,21 @@ class DomainColumnSettings(Settings):
     other: str | None = None
 
 
-TableRows = Annotated[int, Field(gt=1)] | Literal["auto"]
+def _checked_rows(value: Any) -> Any:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value > 1):
+        return value
+    raise ValueError("expected a whole number above 1, or auto")
+
+
+TableRows = Annotated[int | Literal["auto"], PlainValidator(_checked_rows)]
 
 
 class CategoricalColumnSettings(Settings):
     """One categorical column, hashed into ``table_rows`` ids.
 
     ``auto``: 5 for each distinct value of the whole log, so that about one value in ten shares its
-    id; the size of a table tells no label. ``name`` of the feature is that of the column by
-    default. Lists as text are split at ``separator``.
+    id, and more, up to 10,000, where there are few; the size of a table tells no label. ``name`` of
+    the feature is that of the column by default. Lists as text are split at ``separator``.
     """
 
     column: str
@@ -290,8 +305,8 @@ class TableSettings(Settings):
     files: Annotated[list[str], Field(min_length=1)]
     file_format: Literal["csv", "tsv", "parquet"]
     time: TimeSettings
-    label: str | LabelSettings | None = None
-    labels: dict[TaskName, str | LabelSettings] = Field(default_factory=dict)
+    label: LabelColumn | None = None
+    labels: dict[TaskName, LabelColumn] = Field(default_factory=dict)
     null_values: list[str] = Field(default_factory=lambda: list(NULL_VALUES))
     group: str | None = None
     domain: DomainColumnSettings | None = None
@@ -305,11 +320,7 @@ class TableSettings(Settings):
     @property
     def label_columns(self) -> dict[str, LabelSettings]:
         """The column of each task's labels that the log holds, the main task's first."""
-        given = ({MAIN_TASK: self.label} if self.label is not None else {}) | self.labels
-        return {
-            task: LabelSettings(column=one) if isinstance(one, str) else one
-            for task, one in given.items()
-        }
+        return ({MAIN_TASK: self.label} if self.label is not None else {}) | self.labels
 
     @model_validator(mode="after")
     def _one_source_of_labels(self) -> "TableSettings":
@@ -320,6 +331,8 @@ class TableSettings(Settings):
         ]
         if sum(given) != 1:
             raise ValueError("give exactly one of label, explode and sample_negatives")
+        if not self.categorical and self.history is None:
+            raise ValueError("categorical: give at least one column; models look up at least one")
         if self.labels and self.label is None:
             raise ValueError(
                 "labels needs label: explode and sample_negatives know of no further task"

@@ -67,10 +67,14 @@ def _header(file: Path, file_format: str) -> list[str]:
 def _read(file: Path, file_format: str, columns: list[str]) -> pl.DataFrame:
     try:
         if file_format == "parquet":
-            return pl.read_parquet(file, columns=columns)
+            return pl.read_parquet(file, columns=columns, glob=False)
         with uncompressed(file) as text:
             return pl.read_csv(
-                text, separator=SEPARATORS[file_format], columns=columns, infer_schema=False
+                text,
+                separator=SEPARATORS[file_format],
+                columns=columns,
+                infer_schema=False,
+                glob=False,
             )
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _unreadable(file, file_format, error) from error

@@ -189,7 +189,8 @@ def _check_span(
         f"{_shown(middle)}; "
     )
     if settings.unit != "datetime":
-        number = middle / PER_MILLISECOND[settings.unit]
+        number = column.cast(pl.Float64, strict=False).median()
+        assert isinstance(number, float)
         for unit, factor in PER_MILLISECOND.items():
             if low <= number * factor < high:
                 raise InputError(f"{message}unit: {unit} would give {_shown(number * factor)}")

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.config import InputError
+from recsys.data.collisions import TableUse
 from recsys.data.encoding import hash_to_rows
 from recsys.data.ingest import ingest
 from recsys.data.loader import WindowReader
@@ -22,7 +23,8 @@ from recsys.data.settings import (
     DataSettings,
     HistorySettings,
 )
-from recsys.data.sources.history import add_history
+from recsys.data.sources.base import OWN
+from recsys.data.sources.history import HISTORY, add_history
 
 TABLE_ROWS = 1000
 STRENGTH = 2.0
@@ -74,9 +76,11 @@ def test_a_log_gets_the_last_clicks_known_before_each_event(rows: list[Row], len
     wanted = known_clicks(frame, "user", "item", length)
     hashed = [hash_to_rows(pl.Series(one, dtype=pl.String), TABLE_ROWS).to_list() for one in wanted]
     chosen = HistorySettings(user="user", item="item", length=length, table_rows=TABLE_ROWS)
-    found = add_history(frame, chosen)
-    assert found["history"].to_list() == hashed
-    assert found.drop("history").equals(frame)
+    own = ["example_id", "event_time", "label_time", "label"]
+    named = frame.rename({name: f"{OWN}{name}" for name in own})
+    found = add_history(named, chosen, [], TableUse("history", TABLE_ROWS))
+    assert found[HISTORY].to_list() == hashed
+    assert found.drop(HISTORY).equals(named)
 
 
 def section(**changes: Any) -> dict[str, Any]:
