@@ -134,8 +134,8 @@ class CriteoSettings(Settings):
     chunk_rows: Annotated[int, Field(gt=0)]
 
 
-class TimeSettings(Settings):
-    """The column of event times.
+class MomentSettings(Settings):
+    """A column of times.
 
     ``unit`` is s, ms, us or ns for numbers since 1970, datetime for dates and for text: ISO 8601,
     or what ``format`` says (as in strptime). Times without an offset are UTC, or local times of
@@ -148,15 +148,23 @@ class TimeSettings(Settings):
     zone: Annotated[str, AfterValidator(_checked_zone)] | None = None
     earliest: Annotated[str, AfterValidator(_checked_time)] = "1990-01-01"
     latest: Annotated[str, AfterValidator(_checked_time)] = "2100-01-01"
-    label_delay_s: Annotated[float, Field(ge=0)] = 0.0
 
     @model_validator(mode="after")
-    def _text_has_a_format(self) -> "TimeSettings":
+    def _text_has_a_format(self) -> "MomentSettings":
         if self.unit != "datetime":
             given = [name for name in ("format", "zone") if getattr(self, name) is not None]
             if given:
                 raise ValueError(f"{given[0]} needs unit: datetime; numbers count from 1970 in UTC")
         return self
+
+
+class TimeSettings(MomentSettings):
+    """The column of event times, as :class:`MomentSettings`.
+
+    A row's label is known ``label_delay_s`` after its event, where no ``label_time`` says when.
+    """
+
+    label_delay_s: Annotated[float, Field(ge=0)] = 0.0
 
 
 class LabelSettings(Settings):
@@ -290,21 +298,28 @@ class HistorySettings(Settings):
 
 
 class TableSettings(Settings):
-    """Any CSV, TSV or Parquet log, described column by column. Lists keep their order, oldest to
-    newest by convention.
+    """Any CSV, TSV, JSON lines, Parquet or Arrow log, described column by column. Lists keep their
+    order, oldest to newest by convention.
 
     Exactly one of ``label``, ``explode`` and ``sample_negatives`` makes the labels. ``labels``:
     columns of further tasks' labels by the task's name, 0, 1 or empty (this row has none).
     ``group`` is the column that grouped AUC is computed within; null: the raw row (an impression,
     or a click with its sampled negatives). Columns that are made where a feature asks for them and
     the log has none of that name: event_hour (UTC) and, after ``explode``, shown_count. Texts of
-    ``null_values`` are missing values in every column, as are empty and blank ones. The whole log
-    is held in memory.
+    ``null_values`` are missing values in every column, as are empty and blank ones.
+
+    ``columns`` are derived by SQL expressions of the log's, by name; rows for which the expression
+    ``filter`` is not true are left out. ``label_time``: the column of the time from which a row's
+    label is known (a conversion's); where it is empty, ``time.label_delay_s`` after the event. The
+    whole log is held in memory.
     """
 
     files: Annotated[list[str], Field(min_length=1)]
-    file_format: Literal["csv", "tsv", "parquet"]
+    file_format: Literal["csv", "tsv", "jsonl", "parquet", "arrow"]
+    columns: dict[str, str] = Field(default_factory=dict)
+    filter: str | None = None
     time: TimeSettings
+    label_time: MomentSettings | None = None
     label: LabelColumn | None = None
     labels: dict[TaskName, LabelColumn] = Field(default_factory=dict)
     null_values: list[str] = Field(default_factory=lambda: list(NULL_VALUES))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 import pytest
 import yaml
 
@@ -88,6 +89,10 @@ def stored(**columns: list[Any] | pl.Series) -> dict[str, Content]:
 def ids(*values: Any) -> list[int]:
     """Table rows of texts; None is the missing value's."""
     return hash_to_rows(pl.Series(values, dtype=pl.String), TABLE_ROWS).to_list()
+
+
+def zstd(text: str) -> bytes:
+    return pa.compress(text.encode(), codec="zstd", asbytes=True)
 
 
 def category(column: str, **changes: Any) -> list[dict[str, Any]]:
@@ -597,7 +602,76 @@ VALUES = [
          refusal="unknown key 'table.lable'; did you mean 'label'?"),
 ]  # fmt: skip
 
-ALL = [*TIMES, *FILES, *NAMES, *CATEGORIES, *LABELS, *VALUES]
+NEXT_DAY = START + 86_400
+FORMATS = [
+    Case("JSON lines", {"log.jsonl": frame().write_ndjson()},
+         section(files=["log.jsonl"], file_format="jsonl"), columns={"c": ids("a", "b")}),
+    Case("JSON lines in gzip", {"log.jsonl.gz": gzip.compress(frame().write_ndjson().encode())},
+         section(files=["log.jsonl.gz"], file_format="jsonl"), columns={"c": ids("a", "b")}),
+    Case("JSON lines with lists and a late float", {
+        "log.jsonl": f'{{"ts": {START}, "y": 0, "c": ["x"], "d": null}}\n'
+                     f'{{"ts": {START}, "y": 1, "c": [], "d": 1.5}}\n'},
+         section(files=["log.jsonl"], file_format="jsonl", categorical=category("c", kind="list")),
+         columns={"c": [ids("x"), []], "d": [None, pytest.approx(0.9162907)]}),
+    Case("JSON that is no JSON", {"log.jsonl": "{ts: 1}\n"},
+         section(files=["log.jsonl"], file_format="jsonl"), refusal="log.jsonl: cannot be read as"),
+    Case("Arrow", {"log.arrow": frame()}, section(files=["log.arrow"], file_format="arrow"),
+         columns={"c": ids("a", "b")}),
+    Case("Arrow that is none", {"log.arrow": "no"},
+         section(files=["log.arrow"], file_format="arrow"), refusal="log.arrow: cannot be read as"),
+    Case("zstd", {"log.csv.zst": zstd(frame().write_csv())}, section(files=["log.csv.zst"]),
+         columns={"c": ids("a", "b")}),
+    Case("truncated zstd", {"log.csv.zst": zstd(frame().write_csv())[:-5]},
+         section(files=["log.csv.zst"]), refusal="log.csv.zst: truncated or corrupt zstd"),
+    Case("zstd of Criteo", {"day_0": zstd(criteo_row(1))}, criteo(), format="criteo",
+         columns={"label": [0]}),
+    Case("gzip without the name", {"log.csv": gzip.compress(frame().write_csv().encode())},
+         section(), columns={"c": ids("a", "b")}),
+    Case("a filter", log(d=[1, 5, 9]), section(filter="CAST(d AS DOUBLE) > 2 AND c IN ('b', 'c')"),
+         columns={"c": ids("b", "c")}, said="3 rows read: 2 examples, 1 dropped (filter)"),
+    Case("a filter of text as a number", log(), section(filter="d > 0"),
+         refusal="columns of CSV are text: CAST(x AS DOUBLE)"),
+    Case("a filter that is a number", stored(), parquet(filter="d + 1"),
+         refusal="table.filter: 'd + 1' gives Float64, neither true nor false"),
+    Case("a filter of a column that is not there", stored(), parquet(filter="price > 1"),
+         refusal="table.filter: 'price > 1': "),
+    Case("a filter that leaves nothing", stored(), parquet(filter="d > 99"),
+         refusal="no good rows; 2 rows read: 0 examples, 2 dropped (filter)"),
+    Case("a filter and bad rows", stored(d=[1, 2, 3, 4], y=[0, 1, 7, 0]), parquet(filter="d > 1"),
+         columns={"label": [1, 0]}, quarantined={OUTSIDE: 1},
+         said="4 rows read: 2 examples, 1 quarantined, 1 dropped (filter)"),
+    Case("a derived column", stored(), parquet(
+        columns={"pair": "CONCAT(c, '_', y)", "twice": "d * 2", "more": "twice + 1"},
+        dense=["more"], categorical=category("pair")),
+         columns={"pair": ids("a_0", "b_1"), "more": pytest.approx([0.6931472, 1.3862944])}),
+    Case("a derived column with the name of the log's", stored(), parquet(columns={"d": "d * 2"}),
+         refusal="the log has a column 'd' of its own"),
+    Case("a mean of the whole log", stored(), parquet(columns={"m": "d - AVG(d)"}),
+         refusal="table.columns.m: 'd - AVG(d)' needs more than its own row"),
+    Case("a count of the whole log", stored(), parquet(columns={"m": "COUNT(*)"}),
+         refusal="needs more than its own row"),
+    Case("a sum over a column", stored(), parquet(columns={"m": "SUM(d) OVER (PARTITION BY c)"}),
+         refusal="needs more than its own row"),
+    Case("an expression that is none", stored(), parquet(columns={"m": "d +"}),
+         refusal="table.columns.m: 'd +': "),
+    Case("a label time per row", stored(t=[None, NEXT_DAY]),
+         parquet(time=time("s", label_delay_s=60), label_time={"column": "t", "unit": "s"}),
+         columns={"label_time": [START * 1000 + 60_000, NEXT_DAY * 1000]}),
+    Case("a label time as text", log(t=["", "2024-01-02T00:00:00Z"]),
+         section(label_time={"column": "t", "unit": "datetime"}),
+         columns={"label_time": [START * 1000, NEXT_DAY * 1000]}),
+    Case("a label time before the event", stored(t=[None, START - 9, None]),
+         parquet(label_time={"column": "t", "unit": "s"}), columns={"label": [0, 0]},
+         quarantined={"label known before its event": 1}),
+    Case("a label time that cannot be read", log(t=["soon", "2024-02-01", "2024-02-01"]),
+         section(label_time={"column": "t", "unit": "datetime"}), columns={"label": [1, 0]},
+         quarantined={f"label: {UNREAD}": 1}),
+    Case("a label time that is missing everywhere", stored(t=[None, None]),
+         parquet(label_time={"column": "t", "unit": "s"}),
+         columns={"label_time": [START * 1000, START * 1000 + HOUR_MS]}),
+]  # fmt: skip
+
+ALL = [*FORMATS, *TIMES, *FILES, *NAMES, *CATEGORIES, *LABELS, *VALUES]
 
 
 def write(folder: Path, files: dict[str, Content]) -> None:
@@ -605,10 +679,12 @@ def write(folder: Path, files: dict[str, Content]) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, pl.DataFrame):
-            writer: Callable[[Path], None] = (
-                content.write_parquet if path.suffix == ".parquet" else content.write_csv
-            )
-            writer(path)
+            writers: dict[str, Callable[[Path], Any]] = {
+                ".parquet": content.write_parquet,
+                ".csv": content.write_csv,
+                ".arrow": content.write_ipc,
+            }
+            writers[path.suffix](path)
         else:
             path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
@@ -623,7 +699,7 @@ def run(case: Case, root: Path) -> tuple[DataSettings, pl.DataFrame]:
         "data.yaml",
         DataSettings,
     )
-    text = yaml.safe_dump({"format": case.format, case.format: case.section})
+    text = yaml.safe_dump({"format": case.format, case.format: case.section}, sort_keys=False)
     dataset = parse_settings(text, "mine.yaml", DatasetSettings)
     ingest(data, dataset, root / "windows", root / "oracle")
     return data, pl.read_parquet(root / "windows" / "*" / "part-*.parquet")

@@ -9,10 +9,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import Any
+
+import pyarrow as pa
 
 from recsys.config import InputError
 
-COMPRESSED = {".gz": "gzip"}
+# By what they start with; a name says less
+MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+SUFFIXES = {".gz": "gzip", ".zst": "zstd"}
 BLOCK_BYTES = 1 << 20
 LONGEST_LINE_BYTES = 16 << 20
 SHOWN_CHARACTERS = 160
@@ -70,21 +75,45 @@ def short_names(files: Sequence[Path]) -> list[str]:
     return [os.path.relpath(file, common) for file in files]
 
 
-def blocks(path: Path) -> Iterator[bytes]:
-    """The contents of a file, plain or gzip by its suffix.
+def compression(path: Path) -> str | None:
+    """gzip, zstd or None, by the first bytes or, where they say nothing, by the suffix.
 
     Raises:
-        InputError: it cannot be read, or is no whole gzip file.
+        InputError: the file cannot be read.
     """
-    is_gzip = COMPRESSED.get(path.suffix) == "gzip"
     try:
-        with gzip.open(path, "rb") if is_gzip else path.open("rb") as file:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    found = next((kind for magic, kind in MAGIC.items() if start.startswith(magic)), None)
+    return found or SUFFIXES.get(path.suffix)
+
+
+def blocks(path: Path) -> Iterator[bytes]:
+    """The contents of a file, plain or compressed by gzip or zstd.
+
+    Raises:
+        InputError: it cannot be read, or is compressed and not whole.
+    """
+    kind = compression(path)
+    try:
+        with _opened(path, kind) as file:
             while block := file.read(BLOCK_BYTES):
                 yield block
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path}: truncated or corrupt gzip: {error}; fetch it again") from error
-    except OSError as error:
+    except OSError as error:  # Arrow's, too
+        if kind is not None:
+            raise InputError(f"{path}: truncated or corrupt {kind}: {error}") from error
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _opened(path: Path, kind: str | None) -> Any:
+    """A context with ``read``. Python's gzip, since it checks sums."""
+    if kind == "zstd":
+        return pa.input_stream(str(path), compression=kind)
+    return gzip.open(path, "rb") if kind == "gzip" else path.open("rb")
 
 
 def lines(path: Path) -> Iterator[bytes]:
@@ -110,7 +139,7 @@ def uncompressed(path: Path) -> Iterator[Path]:
     Raises:
         InputError: see :func:`lines`.
     """
-    if path.suffix not in COMPRESSED:
+    if compression(path) is None:
         yield path
         return
     with NamedTemporaryFile(suffix=path.stem) as file:

@@ -1,7 +1,7 @@
 """Table files to one frame: the columns that are asked for, one type each."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -14,9 +14,12 @@ DUPLICATED = "_duplicated_0"  # what polars adds to a name that a header holds a
 
 
 def read_tables(
-    files: Sequence[Path], file_format: str, wanted: Iterable[str], optional: Iterable[str]
+    files: Sequence[Path],
+    file_format: str,
+    wanted: Iterable[str],
+    also: Callable[[str], bool],
 ) -> list[pl.DataFrame]:
-    """Each file's rows with the columns ``wanted``, and those of ``optional`` that any file has.
+    """Each file's rows with the columns ``wanted``, and those of which ``also`` is true.
 
     All frames have the same columns and types: a column that a file lacks is missing in its rows.
 
@@ -32,7 +35,7 @@ def read_tables(
             near = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"columns: {', '.join(names)}"
             raise InputError(f"{files[0]}: no column {name!r}; {hint}")
-    columns += [name for name in dict.fromkeys(optional) if name in names and name not in columns]
+    columns += [name for name in names if name not in columns and also(name)]
     for file, header in headers.items():
         twice = next((name for name in columns if name + DUPLICATED in header), None)
         if twice is not None:
@@ -56,6 +59,10 @@ def _header(file: Path, file_format: str) -> list[str]:
     try:
         if file_format == "parquet":
             return list(pl.read_parquet_schema(file))
+        if file_format == "arrow":
+            return list(pl.read_ipc_schema(file))
+        if file_format == "jsonl":
+            return _read(file, file_format, []).columns
         first = next(lines(file), b"")
         return pl.read_csv(
             first + b"\n", n_rows=0, separator=SEPARATORS[file_format], infer_schema=False
@@ -65,10 +72,16 @@ def _header(file: Path, file_format: str) -> list[str]:
 
 
 def _read(file: Path, file_format: str, columns: list[str]) -> pl.DataFrame:
+    """``columns``; of JSON lines all of them."""
     try:
         if file_format == "parquet":
             return pl.read_parquet(file, columns=columns, glob=False)
+        if file_format == "arrow":
+            return pl.read_ipc(file, columns=columns)
         with uncompressed(file) as text:
+            if file_format == "jsonl":
+                # All lines decide the types: an id may first be null, or be a float once
+                return pl.read_ndjson(text, infer_schema_length=None)
             return pl.read_csv(
                 text,
                 separator=SEPARATORS[file_format],

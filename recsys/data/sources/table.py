@@ -32,6 +32,7 @@ from recsys.data.sources.base import (
     Source,
 )
 from recsys.data.sources.counters import add_counters, counter_names
+from recsys.data.sources.expressions import with_expressions
 from recsys.data.sources.files import resolve_files, short_names
 from recsys.data.sources.history import HISTORY, add_history
 from recsys.data.sources.labels import (
@@ -60,8 +61,11 @@ def table_source(settings: TableSettings, root: Path) -> Source:
     """
     files = resolve_files(settings.files, root)
     features = _feature_names(settings)
-    raw, starts = _read(settings, files)
+    frames = _read(settings, files)
+    read = sum(frame.height for frame in frames)
     try:
+        raw = _filtered(pl.concat(frames), settings)
+        starts = [0, *np.cumsum([frame.height for frame in frames[:-1]]).tolist()]
         parsed = _parse(raw, settings, files, starts)
         examples = _examples(parsed.good, settings)
         frame = add_counters(examples.frame, settings.counters)
@@ -69,11 +73,12 @@ def table_source(settings: TableSettings, root: Path) -> Source:
         encoded = _encode(frame, settings, features, tables)
     except pl.exceptions.PolarsError as error:
         raise InputError(f"{files[0]}: {' '.join(str(error).split())[:300]}") from error
+    filtered = {"filter": read - raw.height} if read > raw.height else {}
     chunk = Chunk(
         encoded,
         parsed.bad,
-        read=raw.height,
-        dropped=examples.dropped,
+        read=read,
+        dropped=filtered | examples.dropped,
         made=examples.made,
     )
     count = len(settings.dense) + sum(len(counter_names(one)) for one in settings.counters)
@@ -117,17 +122,19 @@ def _feature_names(settings: TableSettings) -> list[str]:
     return [feature_column(name, _tasks(settings)) for name in first]
 
 
-def _read(settings: TableSettings, files: list[Path]) -> tuple[pl.DataFrame, list[int]]:
-    """The used columns of all files, with ``own:row``; and each file's first row.
+def _read(settings: TableSettings, files: list[Path]) -> list[pl.DataFrame]:
+    """Each file's used columns.
 
     Raises:
-        InputError: see :func:`read_tables`; or a name is one of the project's own.
+        InputError: see :func:`read_tables`; or a name is taken.
     """
     explode, negatives, history = settings.explode, settings.sample_negatives, settings.history
     raw = [settings.time.column, *(one.column for one in settings.label_columns.values())]
     made = [EVENT_HOUR]
     if settings.domain is not None:
         raw.append(settings.domain.column)
+    if settings.label_time is not None:
+        raw.append(settings.label_time.column)
     if explode is not None:
         raw += [explode.shown] + ([explode.clicked] if explode.clicked is not None else [])
         made += [SHOWN_COUNT, explode.item]
@@ -137,21 +144,42 @@ def _read(settings: TableSettings, files: list[Path]) -> tuple[pl.DataFrame, lis
     used += [*settings.dense, *(one.column for one in settings.categorical)]
     used += [column for counter in settings.counters for column in counter.by]
     used += [history.user, history.item] if history is not None else []
-    taken = next((name for name in [*raw, *used] if name.startswith(OWN)), None)
+    taken = next((n for n in [*raw, *used, *settings.columns] if n.startswith(OWN)), None)
     if taken is not None:
         raise InputError(f"{files[0]}: column {taken!r}: names that start with {OWN!r} are taken")
     wanted = raw + [name for name in used if name not in made]
-    optional = [*(name for name in made if name in used), *([explode.item] if explode else [])]
-    frames = read_tables(files, settings.file_format, wanted, optional)
-    own_item = explode is not None and explode.item in frames[0].columns
-    if explode is not None and own_item and explode.item not in (explode.shown, explode.clicked):
+    wanted = [name for name in wanted if name not in settings.columns]
+    expressions = " ".join([*settings.columns.values(), settings.filter or ""])
+    named = {*(name for name in made if name in used), *settings.columns}
+    item = explode.item if explode is not None else None
+    frames = read_tables(
+        files,
+        settings.file_format,
+        wanted,
+        lambda name: name in named or name == item or (name != "" and name in expressions),
+    )
+    columns = frames[0].columns
+    if explode is not None and item in columns and item not in (explode.shown, explode.clicked):
         raise InputError(
-            f"{settings.where('explode.item')}: the log has a column {explode.item!r} of its own; "
+            f"{settings.where('explode.item')}: the log has a column {item!r} of its own; "
             f"give the item another name"
         )
-    starts = [0, *np.cumsum([frame.height for frame in frames]).tolist()]
+    derived = next((name for name in settings.columns if name in columns), None)
+    if derived is not None:
+        raise InputError(
+            f"{files[0]}: the log has a column {derived!r} of its own; give the one in columns "
+            f"another name"
+        )
+    return frames
+
+
+def _filtered(raw: pl.DataFrame, settings: TableSettings) -> pl.DataFrame:
+    """``raw`` with ``own:row`` and the derived columns, less the rows that are filtered out."""
     rows = pl.int_range(pl.len(), dtype=pl.Int64).alias(ROW)
-    return pl.concat(frames).with_columns(rows), starts[:-1]
+    numbered = raw.with_columns(rows)
+    if not settings.columns and settings.filter is None:
+        return numbered
+    return with_expressions(numbered, settings.columns, settings.filter, "table")
 
 
 @dataclass
@@ -185,6 +213,9 @@ def _parse(
         else:
             reason = _or(reason, wrong, f"label of {task} {expected}")
             own.append(label.alias(f"{LABEL}_{task}"))
+    known, wrong_time = _label_times(clean, time, settings)
+    own.append(known.alias(LABEL_TIME))
+    reason = pl.coalesce(reason, pl.lit(wrong_time))
     if settings.explode is not None:
         clean, wrong = impression_lists(clean, settings.explode, settings.null_values)
         mark = settings.explode.label_separator
@@ -195,8 +226,7 @@ def _parse(
     reason = _or(reason, domain.is_null(), "unknown domain")
     marked = clean.with_columns(*own, reason.alias(REASON))
     bad = marked.filter(pl.col(REASON).is_not_null())
-    delay_ms = round(settings.time.label_delay_s * MS_PER_SECOND)
-    derived = [(pl.col(EVENT_TIME) + delay_ms).alias(LABEL_TIME)]
+    derived: list[pl.Expr] = []
     if EVENT_HOUR not in raw.columns:
         hour = pl.col(EVENT_TIME) // MS_PER_HOUR % HOURS_PER_DAY
         derived.append(hour.alias(EVENT_HOUR))
@@ -206,7 +236,7 @@ def _parse(
     good = good.filter(pl.col(REASON).is_null()).drop(REASON)
     labels = [one.column for one in settings.label_columns.values()]
     shown = dict.fromkeys([settings.time.column, *labels, *numbers])
-    content = raw[bad[ROW].to_numpy()].select(
+    content = raw.filter(marked[REASON].is_not_null()).select(
         pl.struct(
             pl.col(name).cast(pl.String, strict=False) if raw.schema[name] == pl.Binary else name
             for name in shown
@@ -225,6 +255,29 @@ def _parse(
     )
 
 
+def _label_times(
+    clean: pl.DataFrame, time: pl.Series, settings: TableSettings
+) -> tuple[pl.Series, pl.Series]:
+    """When each row's label is known, Int64 ms, and why it cannot be told, where it cannot."""
+    default = time + round(settings.time.label_delay_s * MS_PER_SECOND)
+    if settings.label_time is None:
+        return default, pl.Series("reason", [None] * clean.height, dtype=pl.String)
+    column = clean[settings.label_time.column]
+    found, reason = event_times(column, settings.label_time)
+    frame = pl.DataFrame({"time": time, "found": found, "default": default, "given": column})
+    frame = frame.with_columns(reason=reason)
+    wrong = (
+        pl.when(pl.col("given").is_null())
+        .then(None)
+        .when(pl.col("reason").is_not_null())
+        .then("label: " + pl.col("reason"))
+        .when(pl.col("found") < pl.col("time"))
+        .then(pl.lit("label known before its event"))
+    )
+    known = pl.coalesce("found", "default")
+    return frame.select(known=known)["known"], frame.select(reason=wrong)["reason"]
+
+
 def _or(reason: pl.Expr, wrong: pl.Series, text: str) -> pl.Expr:
     """``reason``, and ``text`` for the rows that are wrong and have none yet."""
     return pl.coalesce(reason, pl.when(pl.lit(wrong)).then(pl.lit(text)))
@@ -234,10 +287,11 @@ def _cleaned(
     raw: pl.DataFrame, settings: TableSettings, numbers: Sequence[str]
 ) -> Iterator[pl.Series]:
     """The text columns with null for a missing value, and one spelling of those that are keys."""
+    times = [one.column for one in (settings.time, settings.label_time) if one is not None]
     for name, dtype in raw.schema.items():
         if isinstance(dtype, pl.Categorical | pl.Enum):
             yield canonical_text(raw[name].cast(pl.String), settings.null_values)
-        elif dtype == pl.String and name not in (settings.time.column, *numbers):
+        elif dtype == pl.String and name not in (*times, *numbers):
             yield canonical_text(raw[name], settings.null_values)
         elif dtype == pl.String:
             text = pl.col(name).str.strip_chars()

@@ -6,7 +6,7 @@ import polars as pl
 
 from recsys.config import InputError
 from recsys.data.encoding import milliseconds
-from recsys.data.settings import TimeSettings
+from recsys.data.settings import MomentSettings
 
 PER_MILLISECOND = {"s": 1_000, "ms": 1, "us": 1 / 1_000, "ns": 1 / 1_000_000}
 NOT_READ = "missing or unparsable time"
@@ -20,7 +20,7 @@ ISO = (
 )
 
 
-def event_times(column: pl.Series, settings: TimeSettings) -> tuple[pl.Series, pl.Series]:
+def event_times(column: pl.Series, settings: MomentSettings) -> tuple[pl.Series, pl.Series]:
     """Int64 ms since the epoch, and why a row has none (null where it has one).
 
     Raises:
@@ -50,7 +50,7 @@ def event_times(column: pl.Series, settings: TimeSettings) -> tuple[pl.Series, p
     return frame["time"], frame["reason"]
 
 
-def _of_numbers(column: pl.Series, settings: TimeSettings) -> pl.Series:
+def _of_numbers(column: pl.Series, settings: MomentSettings) -> pl.Series:
     if not (column.dtype.is_numeric() or column.dtype in (pl.String, pl.Null)):
         raise InputError(
             f"{settings.where('unit')}: column {column.name!r} holds {column.dtype}, no numbers; "
@@ -73,7 +73,7 @@ def _of_numbers(column: pl.Series, settings: TimeSettings) -> pl.Series:
     return pl.DataFrame({"value": column}).select(value=pl.coalesce(whole, real))["value"]
 
 
-def _of_datetimes(column: pl.Series, settings: TimeSettings) -> tuple[pl.Series, pl.Series]:
+def _of_datetimes(column: pl.Series, settings: MomentSettings) -> tuple[pl.Series, pl.Series]:
     dtype = column.dtype
     if isinstance(dtype, pl.Datetime) or dtype == pl.Date:
         moments = column.cast(pl.Datetime("ms", getattr(dtype, "time_zone", None)))
@@ -93,7 +93,7 @@ def _of_datetimes(column: pl.Series, settings: TimeSettings) -> tuple[pl.Series,
     return _of_iso(text, settings) if settings.format is None else _of_format(text, settings)
 
 
-def _of_iso(text: pl.Series, settings: TimeSettings) -> tuple[pl.Series, pl.Series]:
+def _of_iso(text: pl.Series, settings: MomentSettings) -> tuple[pl.Series, pl.Series]:
     parts = text.str.extract_groups(ISO).struct.unnest()
     is_iso = parts["date"].is_not_null()
     known, wrong = text.count(), text.filter(~is_iso & text.is_not_null())
@@ -136,7 +136,7 @@ def _of_iso(text: pl.Series, settings: TimeSettings) -> tuple[pl.Series, pl.Seri
     )
 
 
-def _of_format(text: pl.Series, settings: TimeSettings) -> tuple[pl.Series, pl.Series]:
+def _of_format(text: pl.Series, settings: MomentSettings) -> tuple[pl.Series, pl.Series]:
     form = settings.format or ""
     if ("%H" in form or "%I" in form) and "%M" not in form:  # Avazu's 14102100
         text, form = text + ":00", form + ":%M"
@@ -155,7 +155,7 @@ def _of_format(text: pl.Series, settings: TimeSettings) -> tuple[pl.Series, pl.S
 
 
 def _in_utc(
-    moments: pl.Series, known: pl.Series, settings: TimeSettings
+    moments: pl.Series, known: pl.Series, settings: MomentSettings
 ) -> tuple[pl.Series, pl.Series]:
     """ms of datetimes: those without a zone are in ``settings.zone``, else UTC."""
     aware = getattr(moments.dtype, "time_zone", None) is not None
@@ -174,7 +174,7 @@ def _check_span(
     column: pl.Series,
     outside: pl.Series,
     known: int,
-    settings: TimeSettings,
+    settings: MomentSettings,
     low: int,
     high: int,
 ) -> None:
