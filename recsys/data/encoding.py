@@ -108,12 +108,13 @@ def canonical_text(text: pl.Series, null_values: Sequence[str] = NULL_VALUES) ->
     blank or one of ``null_values``."""
     value = pl.col(text.name)
     plain = (
-        pl.when(value.str.contains(r"^-?\d+\.0+$"))
-        .then(value.str.replace(r"\.0+$", ""))
-        .when(value.is_in(["True", "TRUE", "False", "FALSE"]))
+        pl.when(value.is_in(["True", "TRUE", "False", "FALSE"]))
         .then(value.str.to_lowercase())
         .otherwise(value)
     )
+    if text.str.contains(".0", literal=True).any():  # few columns need the regular expressions
+        whole = value.str.contains(r"^-?\d+\.0+$")
+        plain = pl.when(whole).then(value.str.replace(r"\.0+$", "")).otherwise(plain)
     missing = value.is_in(list(null_values)) | (value.str.strip_chars() == "")
     spelt = pl.when(~missing).then(plain.replace("-0", "0"))
     return text.to_frame().select(spelt.alias(text.name))[text.name]

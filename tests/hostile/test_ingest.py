@@ -40,6 +40,7 @@ class Case:
     quarantined: dict[str, int] = field(default_factory=dict)
     format: str = "table"
     said: str | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.name
@@ -218,7 +219,11 @@ TIMES = [
     Case("times that are booleans", stored(ts=[True, False]), parquet(**ISO), refusal="no times"),
     Case("times that are all missing", stored(ts=[None, None]), parquet(),
          refusal="2 of 2 rows are bad, over quarantine_limit"),
-    Case("ages of a window no minute long", log(), section(), refusal="key 'window_hours'"),
+    Case("windows of less than a minute", log(), section(), refusal="key 'window_hours'",
+         data={"window_hours": 0.001}),
+    Case("more windows than are asked for", log(), section(), columns={"c": ids("a")},
+         said="2 rows read: 1 examples, 1 dropped (after max_windows)",
+         data={"window_hours": 1, "max_windows": 1}),
 ]  # fmt: skip
 
 
@@ -689,20 +694,16 @@ def write(folder: Path, files: dict[str, Content]) -> None:
             path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
-def run(case: Case, root: Path) -> tuple[DataSettings, pl.DataFrame]:
-    """Ingest; an InputError passes."""
+def run(case: Case, root: Path) -> pl.DataFrame:
+    """The rows that ingest writes; an InputError passes."""
     write(root / "logs", case.files)
     limit = 0.9 if case.quarantined else 0.01
-    hours = 0.001 if "no minute long" in case.name else 24.0
-    data = parse_settings(
-        f"{{root: '{root / 'logs'}', quarantine_limit: {limit}, window_hours: {hours}}}",
-        "data.yaml",
-        DataSettings,
-    )
+    values = {"root": str(root / "logs"), "quarantine_limit": limit, **case.data}
+    data = parse_settings(yaml.safe_dump(values), "data.yaml", DataSettings)
     text = yaml.safe_dump({"format": case.format, case.format: case.section}, sort_keys=False)
     dataset = parse_settings(text, "mine.yaml", DatasetSettings)
     ingest(data, dataset, root / "windows", root / "oracle")
-    return data, pl.read_parquet(root / "windows" / "*" / "part-*.parquet")
+    return pl.read_parquet(root / "windows" / "*" / "part-*.parquet")
 
 
 @pytest.mark.parametrize("case", ALL, ids=str)
@@ -715,7 +716,7 @@ def test_a_hostile_log(case: Case, tmp_path: Path, capsys: pytest.CaptureFixture
         assert "\n" not in message
         assert sorted(path.name for path in tmp_path.iterdir()) == ["logs"]
         return
-    _, rows = run(case, tmp_path)
+    rows = run(case, tmp_path)
     assert {name: rows[name].to_list() for name in case.columns} == dict(case.columns)
     kept = tmp_path / "windows" / "quarantine.parquet"
     reasons = pl.read_parquet(kept)["reason"].to_list() if kept.is_file() else []

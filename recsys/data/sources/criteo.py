@@ -44,14 +44,33 @@ def criteo_source(settings: CriteoSettings, root: Path) -> Source:
 def _chunks(settings: CriteoSettings, files: list[Path], uses: list[TableUse]) -> Iterator[Chunk]:
     """Chunks of ``chunk_rows``, across the ends of files; an InputError names the file."""
     start_ms = milliseconds(settings.start, "criteo.start")
-    named = zip(files, short_names(files), strict=True)
-    rows = ((line, name) for path, name in named for line in lines(path))
     first = 0
-    while batch := list(islice(rows, settings.chunk_rows)):
-        text = pl.Series("line", [line.decode(errors="replace") for line, _ in batch])
-        names = pl.Series("file", [name for _, name in batch])
-        yield _chunk(text.str.strip_chars("\r\n"), names, first, start_ms, settings, uses)
+    for batch, names in _batches(files, settings.chunk_rows):
+        # A newline is never part of what replaces foreign bytes
+        text = b"\n".join(batch).decode(errors="replace").split("\n")
+        found = pl.Series("line", text).str.strip_chars("\r\n")
+        yield _chunk(found, names, first, start_ms, settings, uses)
         first += len(batch)
+
+
+def _batches(files: list[Path], rows: int) -> Iterator[tuple[list[bytes], pl.Series]]:
+    """``rows`` lines at a time, across the ends of files, and the file of each."""
+    batch: list[bytes] = []
+    counts: list[tuple[str, int]] = []
+    for path, name in zip(files, short_names(files), strict=True):
+        rest = lines(path)
+        while part := list(islice(rest, rows - len(batch))):
+            batch += part
+            counts.append((name, len(part)))
+            if len(batch) == rows:
+                yield batch, _repeated(counts)
+                batch, counts = [], []
+    if batch:
+        yield batch, _repeated(counts)
+
+
+def _repeated(counts: list[tuple[str, int]]) -> pl.Series:
+    return pl.concat([pl.select(file=pl.repeat(name, count))["file"] for name, count in counts])
 
 
 def _chunk(

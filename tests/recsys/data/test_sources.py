@@ -132,6 +132,40 @@ def test_mistakes_are_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_bad_rows_are_written_as_text_with_their_file(
+    data_settings: DataSettings, tmp_path: Path
+) -> None:
+    LOG.write_csv(tmp_path / "1.csv")
+    LOG.with_columns(clicked=pl.lit(7)).head(1).write_csv(tmp_path / "2.csv")
+    report = run(
+        data_settings, tmp_path, "table", SECTION | {"files": ["*.csv"]}, quarantine_limit=0.1
+    )
+    kept = pl.read_csv(tmp_path / "windows" / "quarantine.csv")
+    assert kept.drop("content").rows() == [(40, "2.csv", "label outside {0, 1}")]
+    assert report.quarantined_by_reason == {"label outside {0, 1}": 1}
+
+
+def test_a_failed_ingest_leaves_the_folders_as_they_were(
+    data_settings: DataSettings, tmp_path: Path
+) -> None:
+    (tmp_path / "log.txt").write_text((criteo_line() + "\n") * 9 + "no\n" * 9)
+    (tmp_path / "oracle").mkdir()
+    (tmp_path / "oracle" / "mine").write_text("")
+    with pytest.raises(InputError, match="9 of 18 rows are bad"):
+        run(data_settings, tmp_path, "criteo", criteo_section(["log.txt"]))
+    assert not (tmp_path / "windows").exists()
+    assert [path.name for path in (tmp_path / "oracle").iterdir()] == ["mine"]
+
+
+def test_windows_are_not_written_over_others(data_settings: DataSettings, tmp_path: Path) -> None:
+    LOG.write_csv(tmp_path / "log.csv")
+    run(data_settings, tmp_path, "table", SECTION)
+    before = rows_of(tmp_path)
+    with pytest.raises(InputError, match="windows: is not empty"):
+        run(data_settings, tmp_path, "table", SECTION)
+    assert rows_of(tmp_path).equals(before)
+
+
 def test_unknown_dataset_names_the_nearest(data_settings: DataSettings) -> None:
     with pytest.raises(InputError, match="did you mean 'synthetic'"):
         load_dataset(data_settings.model_copy(update={"dataset": "sinthetic"}), PARAMS / "datasets")
