@@ -308,6 +308,9 @@ class TableSettings(Settings):
     the log has none of that name: event_hour (UTC) and, after ``explode``, shown_count. Texts of
     ``null_values`` are missing values in every column, as are empty and blank ones.
 
+    ``quotes`` of CSV and TSV: a field in double quotes may hold separators; ``checked`` refuses a
+    file in which one spans lines, ``yes`` does not, ``no`` takes quotes as plain characters.
+
     ``columns`` are derived by SQL expressions of the log's, by name; rows for which the expression
     ``filter`` is not true are left out. ``label_time``: the column of the time from which a row's
     label is known (a conversion's); where it is empty, ``time.label_delay_s`` after the event. The
@@ -316,6 +319,7 @@ class TableSettings(Settings):
 
     files: Annotated[list[str], Field(min_length=1)]
     file_format: Literal["csv", "tsv", "jsonl", "parquet", "arrow"]
+    quotes: Literal["checked", "yes", "no"] = "checked"
     columns: dict[str, str] = Field(default_factory=dict)
     filter: str | None = None
     time: TimeSettings

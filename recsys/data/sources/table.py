@@ -157,6 +157,7 @@ def _read(settings: TableSettings, files: list[Path]) -> list[pl.DataFrame]:
         settings.file_format,
         wanted,
         lambda name: name in named or name == item or (name != "" and name in expressions),
+        settings.quotes,
     )
     columns = frames[0].columns
     if explode is not None and item in columns and item not in (explode.shown, explode.clicked):
