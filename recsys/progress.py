@@ -15,12 +15,12 @@ LINE_INTERVAL_S = 10.0
 class RowProgress:
     """Count rows of one step: ``with RowProgress("teacher", total) as p: p.advance(512)``.
 
-    Shows rows, rows a second and the time left. ``enabled=False`` (ranks other than 0) shows
-    nothing.
+    Shows rows, rows per second and the time left; 0 ``total_rows``: how many there are is not
+    known. ``enabled=False`` (ranks other than 0) shows nothing.
     """
 
     def __init__(self, label: str, total_rows: int, enabled: bool = True) -> None:
-        self.label, self.total_rows, self.enabled = label, max(total_rows, 1), enabled
+        self.label, self.total_rows, self.enabled = label, total_rows, enabled
         self.rows = 0
         self._bar: Progress | None = None
 
@@ -36,14 +36,20 @@ class RowProgress:
             )
             self._bar = Progress(*columns, console=Console(stderr=True))
             self._bar.start()
-            self._task = self._bar.add_task(self.label, total=self.total_rows, rate="-")
+            self._task = self._bar.add_task(self.label, total=self.total_rows or None, rate="-")
         return self
 
+    def note(self, text: str) -> None:
+        """Say ``text`` in a line of its own."""
+        if self.enabled:
+            self._line(text)
+
     def expect(self, total_rows: int) -> None:
-        """Set the number of rows in all, where it becomes known only after the start."""
-        self.total_rows = max(total_rows, 1)
+        """Set the number of rows in all, where it becomes known only after the start; 0: it does
+        not."""
+        self.total_rows = total_rows
         if self._bar is not None:
-            self._bar.update(self._task, total=self.total_rows)
+            self._bar.update(self._task, total=total_rows or None)
 
     def advance(self, rows: int) -> None:
         """Count ``rows`` more rows."""
@@ -55,11 +61,7 @@ class RowProgress:
             self._bar.update(self._task, completed=self.rows, rate=f"{self._rate(now):,.0f}")
         elif now - self._last_line >= LINE_INTERVAL_S:
             self._last_line = now
-            left_s = (self.total_rows - self.rows) / self._rate(now)
-            self._line(
-                f"{self.rows:,} of {self.total_rows:,} rows, {self._rate(now):,.0f} rows/s, "
-                f"{left_s:.0f} s left"
-            )
+            self._line(self._so_far(self._rate(now)))
 
     def __exit__(
         self,
@@ -77,6 +79,12 @@ class RowProgress:
 
     def _line(self, text: str) -> None:
         print(f"{self.label}: {text}", file=sys.stderr, flush=True)
+
+    def _so_far(self, rate: float) -> str:
+        if not self.total_rows:  # not known: neither is what is left
+            return f"{self.rows:,} rows, {rate:,.0f} rows/s"
+        left_s = max(self.total_rows - self.rows, 0) / rate
+        return f"{self.rows:,} of {self.total_rows:,} rows, {rate:,.0f} rows/s, {left_s:.0f} s left"
 
     def _rate(self, now: float) -> float:
         return max(self.rows, 1) / max(now - self._started, 1e-6)

@@ -12,7 +12,14 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.representer import RoundTripRepresenter
 
-from recsys.config import InputError, Settings, nearest_hint, nested_settings, parse_settings
+from recsys.config import (
+    InputError,
+    Settings,
+    nearest_hint,
+    nested_settings,
+    parse_settings,
+    read_yaml,
+)
 from recsys.data.settings import DatasetSettings
 from recsys.files import write_atomically
 from tasks.checks import check_settings
@@ -52,7 +59,9 @@ def apply_overrides(overrides: Mapping[str, str]) -> None:
     for key, text in overrides.items():
         path, model, keys = _target(key)
         if path not in documents:
-            documents[path], models[path] = round_trip.load(path.read_text()), model
+            written = path.read_text()
+            read_yaml(written, str(path))  # says in one line what is wrong with it
+            documents[path], models[path] = round_trip.load(written), model
         try:
             value = round_trip.load(text)  # a list on one line stays on one
         except YAMLError as error:

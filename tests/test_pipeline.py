@@ -379,7 +379,10 @@ table:
 def test_a_bad_log_is_one_line_and_loses_nothing(
     project: Path, tmp_path: Path, file: str, column: str, label: str, expected: str
 ) -> None:
-    rows = [f"{time},{label if time % 2 else 0},{time % 7},{time / 3}" for time in range(40)]
+    start = 1_704_067_200  # 2024-01-01
+    rows = [
+        f"{start + time},{label if time % 2 else 0},{time % 7},{time / 3}" for time in range(40)
+    ]
     (tmp_path / "log.csv").write_text("time,clicked,ad,price\n" + "\n".join(rows) + "\n")
     saved = (project / "params/data.yaml").read_text()
     description = project / "params/datasets/mine.yaml"

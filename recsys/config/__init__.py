@@ -8,6 +8,7 @@ from recsys.config.loading import (
     nearest_hint,
     nested_settings,
     parse_settings,
+    read_yaml,
 )
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "nearest_hint",
     "nested_settings",
     "parse_settings",
+    "read_yaml",
 ]

@@ -11,6 +11,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr, Valida
 
 from recsys.config.errors import InputError
 
+MERGE_TAG = "tag:yaml.org,2002:merge"
+
 
 @dataclass(frozen=True)
 class _Place:
@@ -121,19 +123,20 @@ def load_settings(path: Path, model: type[S]) -> S:
             else f"there are: {', '.join(neighbours) or 'none'}"
         )
         raise InputError(f"{path}: no such file; {hint}")
-    return parse_settings(path.read_text(), str(path), model)
+    try:
+        text = path.read_text()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text: {error}") from error
+    return parse_settings(text, str(path), model)
 
 
 def parse_settings(text: str, file: str, model: type[S]) -> S:
     """``text``, the contents of ``file``, as ``model``.
 
     Raises:
-        InputError: it is not a YAML mapping, or holds a wrong key or value.
+        InputError: it is not a YAML mapping, or holds a wrong key or value, or a key twice.
     """
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
+    values = read_yaml(text, file)
     if not isinstance(values, dict):
         raise InputError(f"{file}: expected a mapping of keys to values")
     try:
@@ -142,9 +145,43 @@ def parse_settings(text: str, file: str, model: type[S]) -> S:
         raise InputError(f"{file}: {_first_error(error, model)}") from error
 
 
+class _KeysOnce(yaml.SafeLoader):
+    """YAML's own rule, which PyYAML does not check: a mapping has no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of ``node``."""
+        first: dict[tuple[str, str], yaml.Node] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == MERGE_TAG:
+                continue
+            before = first.setdefault((key.tag, key.value), key)
+            if before is not key:
+                raise yaml.constructor.ConstructorError(
+                    None,
+                    None,
+                    f"key {key.value!r} stands in lines {before.start_mark.line + 1} and "
+                    f"{key.start_mark.line + 1}; give it once",
+                )
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(text: str, file: str) -> Any:
+    """What ``text``, the contents of ``file``, holds.
+
+    Raises:
+        InputError: it is not YAML, or a mapping has a key twice.
+    """
+    try:
+        return yaml.load(text, _KeysOnce)
+    except (yaml.YAMLError, ValueError) as error:  # a date such as 2024-13-01 is a ValueError
+        raise InputError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
 def _first_error(error: ValidationError, model: type[BaseModel]) -> str:
-    """One line for the first problem of a validation error."""
-    first = error.errors()[0]
+    """One line for the first problem of a validation error; an unknown key comes before a missing
+    one, which it may have meant to be."""
+    errors = error.errors()
+    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
     location = _location(first["loc"])
     if first["type"] == "extra_forbidden":
         valid = _keys_at(model, first["loc"][:-1])

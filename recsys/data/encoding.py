@@ -10,32 +10,114 @@ from numpy.typing import NDArray
 from pandas.core.util.hashing import hash_array
 
 from recsys.config import InputError
+from recsys.data.collisions import TableUse
+from recsys.data.settings import NULL_VALUES
+
+WHOLE_FLOAT_BELOW = 2.0**63
 
 
-def hash_to_rows(column: pl.Series, table_rows: int) -> pl.Series:
+def hash_to_rows(
+    column: pl.Series,
+    table_rows: int,
+    null_values: Sequence[str] = NULL_VALUES,
+    use: TableUse | None = None,
+) -> pl.Series:
     """Each value's row of a table, int64 in [0, table_rows); 0 is kept for missing values.
 
-    A list column gives lists. The hash depends on the value's text only, so it is the same in
-    every run and on every machine.
+    A list column gives lists. The hash depends on the value's canonical text only
+    (:func:`category_text`), so it is the same in every run and on every machine.
+
+    Args:
+        null_values: texts that stand for a missing value, beside empty and blank ones.
+        use: is told of the values and their rows.
     """
+    if isinstance(column.dtype, pl.Array):
+        column = column.arr.to_list()
     if isinstance(column.dtype, pl.List):
         owners = pl.DataFrame({"row": np.arange(len(column)), "value": column})
         flat = owners.filter(pl.col("value").list.len() > 0).explode("value")
-        flat = flat.with_columns(hash_to_rows(flat["value"], table_rows).alias("value"))
-        lists = flat.group_by("row", maintain_order=True).agg("value")
+        rows = hash_to_rows(flat["value"], table_rows, null_values, use)
+        lists = (
+            flat.with_columns(rows.alias("value")).group_by("row", maintain_order=True).agg("value")
+        )
         empty = pl.lit([], dtype=pl.List(pl.Int64))
         joined = owners.select("row").join(lists, on="row", how="left", maintain_order="left")
         return joined.select(pl.col("value").fill_null(empty))["value"].alias(column.name)
-    distinct = column.cast(pl.String).unique().drop_nulls().sort()
-    hashed = hash_text(distinct)
-    rows = 1 + (hashed % np.uint64(table_rows - 1)).astype(np.int64)
+    text = category_text(column)
+    distinct = text.unique().drop_nulls().sort()
+    canonical = canonical_text(distinct, null_values)
+    known = canonical.is_not_null()
+    distinct, canonical = distinct.filter(known), canonical.filter(known)
     if len(distinct) == 0:
         return pl.Series(column.name, np.zeros(len(column), dtype=np.int64))
-    return (
-        column.cast(pl.String)
-        .replace_strict(distinct, rows, default=0, return_dtype=pl.Int64)
-        .alias(column.name)
+    hashed = hash_text(canonical)
+    rows = 1 + (hashed % np.uint64(table_rows - 1)).astype(np.int64)
+    if use is not None:
+        use.add(hashed, rows)
+    return text.replace_strict(distinct, rows, default=0, return_dtype=pl.Int64).alias(column.name)
+
+
+def distinct_values(column: pl.Series, null_values: Sequence[str] = NULL_VALUES) -> int:
+    """How many values :func:`hash_to_rows` tells apart in ``column``; missing ones do not count."""
+    if isinstance(column.dtype, pl.Array):
+        column = column.arr.to_list()
+    if isinstance(column.dtype, pl.List):
+        column = column.explode()
+    return canonical_text(category_text(column).unique(), null_values).drop_nulls().n_unique()
+
+
+def category_text(column: pl.Series) -> pl.Series:
+    """The text of each value: whole floats as integers are written, NaN as null, bytes as text.
+
+    Raises:
+        InputError: the values have no text.
+    """
+    if column.dtype.is_float():
+        value = pl.col(column.name)
+        whole = (value == value.floor()) & (value.abs() < WHOLE_FLOAT_BELOW)
+        text = (
+            pl.when(whole)
+            .then(value.cast(pl.Int64, strict=False).cast(pl.String))
+            .otherwise(value.fill_nan(None).cast(pl.String))
+        )
+        return column.to_frame().select(text.alias(column.name))[column.name]
+    if column.dtype == pl.Binary:
+        known = column.drop_nulls().unique()
+        texts = pl.Series(column.name, [_text_of(value) for value in known], dtype=pl.String)
+        found = pl.DataFrame({"bytes": known, column.name: texts})
+        joined = (
+            column.alias("bytes")
+            .to_frame()
+            .join(found, on="bytes", how="left", maintain_order="left")
+        )
+        return joined[column.name]
+    if column.dtype.is_nested() or column.dtype == pl.Object:
+        raise InputError(f"column {column.name!r} holds {column.dtype}, which is no category")
+    return column.cast(pl.String)
+
+
+def _text_of(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.hex()
+
+
+def canonical_text(text: pl.Series, null_values: Sequence[str] = NULL_VALUES) -> pl.Series:
+    """``text`` with one spelling a value: ``1.0`` is ``1``, ``True`` is ``true``; null where it is
+    blank or one of ``null_values``."""
+    value = pl.col(text.name)
+    plain = (
+        pl.when(value.is_in(["True", "TRUE", "False", "FALSE"]))
+        .then(value.str.to_lowercase())
+        .otherwise(value)
     )
+    if text.str.contains(".0", literal=True).any():  # few columns need the regular expressions
+        whole = value.str.contains(r"^-?\d+\.0+$")
+        plain = pl.when(whole).then(value.str.replace(r"\.0+$", "")).otherwise(plain)
+    missing = value.is_in(list(null_values)) | (value.str.strip_chars() == "")
+    spelt = pl.when(~missing).then(plain.replace("-0", "0"))
+    return text.to_frame().select(spelt.alias(text.name))[text.name]
 
 
 def hash_text(column: pl.Series) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import shutil
+from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,11 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys.config import InputError
+from recsys.data.collisions import crowded, write_uses
 from recsys.data.encoding import dense_values
 from recsys.data.schema import MANIFEST_FILE, SCHEMA_FILE, Schema, Window, task_columns
 from recsys.data.settings import DatasetSettings, DataSettings
 from recsys.data.sources.base import Chunk, Source
 from recsys.data.sources.criteo import criteo_source
+from recsys.data.sources.files import order_shown
 from recsys.data.sources.table import table_source
 from recsys.data.standardise import Moments
 from recsys.data.synthetic import synthetic_source
@@ -24,19 +28,25 @@ from recsys.progress import RowProgress
 from recsys.units import MS_PER_HOUR
 
 QUARANTINE_FILE = "quarantine.parquet"
+QUARANTINE_TEXT = "quarantine.csv"
 EXAMPLES_SHOWN = 3
 PRIOR_ROWS = 20  # of all domains' base rate, in that of each domain
 
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What ingest wrote. ``base_rate`` is the mean label; ``bytes`` the size of the parts."""
+    """What ingest wrote. ``base_rate`` is the mean label; ``bytes`` the size of the parts.
+
+    ``quarantined_by_reason`` and ``dropped`` (by rule) count rows of the log.
+    """
 
     rows: int
     windows: int
     quarantined: int
     base_rate: float
     bytes: int
+    quarantined_by_reason: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
 
 
 def ingest(
@@ -45,30 +55,64 @@ def ingest(
     """Write ``dataset`` as windows in ``windows_dir``; true probabilities, if known, in
     ``oracle_dir``.
 
-    The folders are made if need be. The same settings and logs give the same bytes.
+    The folders are made if need be. The same settings and logs give the same bytes. What is worth a
+    person's look is said in lines on standard error. An error leaves the folders as they were.
 
     Raises:
-        InputError: a log is missing or wrong, holds no good row, or holds too many bad ones.
+        InputError: a log is missing or wrong, holds no good row, or holds too many bad ones; or
+            ``windows_dir`` holds something.
     """
+    if windows_dir.is_dir() and any(windows_dir.iterdir()):
+        raise InputError(f"{windows_dir}: is not empty; give a new folder for the windows")
+    there = {folder: folder.is_dir() for folder in (windows_dir, oracle_dir)}
+    truths = set(oracle_dir.iterdir()) if there[oracle_dir] else set()
+    for folder in there:
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return _ingest(settings, dataset, windows_dir, oracle_dir)
+    except BaseException:
+        for path in [*windows_dir.iterdir(), *(set(oracle_dir.iterdir()) - truths)]:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        for folder, existed in there.items():
+            if not existed and folder.is_dir():
+                shutil.rmtree(folder)
+        raise
+
+
+def _ingest(
+    settings: DataSettings, dataset: DatasetSettings, windows_dir: Path, oracle_dir: Path
+) -> IngestReport:
+    balance = _Balance()
     # From here, since some sources read the whole log when opened
     with RowProgress("ingest", 0) as progress:
         source = open_source(settings, dataset)
+        if source.files:
+            progress.note(order_shown(source.files))
         progress.expect(source.expected_rows)
-        windows_dir.mkdir(parents=True, exist_ok=True)
-        oracle_dir.mkdir(parents=True, exist_ok=True)
-        quarantine = _Quarantine(windows_dir / QUARANTINE_FILE)
+        quarantine = _Quarantine(windows_dir)
         writer = _WindowWriter(source, settings, windows_dir, oracle_dir)
         for chunk in source.chunks:
             quarantine.add(chunk.bad)
             writer.add(chunk)
+            balance.add(chunk)
             progress.advance(chunk.frame.height)
             if writer.full:
                 break
-    writer.close_window()
-    quarantine.close()
-    quarantine.check(writer.rows, settings.quarantine_limit)
-    if writer.rows == 0:
-        raise InputError(f"dataset {settings.dataset!r}: no good rows")
+        writer.close_window()
+        quarantine.close()
+        quarantine.check(writer.rows, settings.quarantine_limit)
+        if writer.rows == 0:
+            raise InputError(f"dataset {settings.dataset!r}: no good rows; {balance.line()}")
+        balance.check(writer)
+        for note in [*source.notes, *quarantine.lines(balance.read), *crowded(source.uses)]:
+            progress.note(note)
+        if source.files:
+            progress.note(balance.line())
+    if source.uses:
+        write_uses(source.uses, windows_dir)
     base_rate = writer.done[0].clicks / writer.done[0].window.rows
     schema = Schema(
         dataset=settings.dataset,
@@ -92,7 +136,52 @@ def ingest(
     _write_manifests(writer.done, windows_dir)
     clicks = sum(done.clicks for done in writer.done)
     size = sum(path.stat().st_size for path in windows_dir.glob("*/part-*.parquet"))
-    return IngestReport(writer.rows, len(writer.done), quarantine.rows, clicks / writer.rows, size)
+    return IngestReport(
+        writer.rows,
+        len(writer.done),
+        quarantine.rows,
+        clicks / writer.rows,
+        size,
+        dict(quarantine.reasons),
+        balance.dropped,
+    )
+
+
+@dataclass
+class _Balance:
+    """Rows in are rows out, quarantined or dropped by a named rule."""
+
+    read: int = 0
+    made: int = 0
+    examples: int = 0
+    quarantined: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def add(self, chunk: Chunk) -> None:
+        """Count ``chunk``."""
+        self.read += chunk.frame.height if chunk.read is None else chunk.read
+        self.made += chunk.made
+        self.examples += chunk.frame.height
+        self.quarantined += chunk.bad.height
+        for rule, rows in chunk.dropped.items():
+            self.dropped[rule] = self.dropped.get(rule, 0) + rows
+
+    def check(self, writer: "_WindowWriter") -> None:
+        """Check that no row was lost on the way to the ``writer``."""
+        if writer.left_out:
+            self.dropped["after max_windows"] = writer.left_out
+        gone = sum(self.dropped.values())
+        assert self.read + self.made == writer.rows + self.quarantined + gone, self
+        self.examples = writer.rows
+
+    def line(self) -> str:
+        """The balance in words."""
+        out = [f"{self.examples:,} examples"]
+        if self.made:
+            out[0] += f" ({self.made:,} beyond one per row)"
+        out += [f"{self.quarantined:,} quarantined"] if self.quarantined else []
+        out += [f"{rows:,} dropped ({rule})" for rule, rows in self.dropped.items()]
+        return f"{self.read:,} rows read: {', '.join(out)}"
 
 
 def _further_base_rates(window_dir: Path, tasks: list[str], main_rate: float) -> list[float]:
@@ -122,11 +211,19 @@ def open_source(settings: DataSettings, dataset: DatasetSettings) -> Source:
     """The source that ``dataset`` describes; relative paths are under ``settings.root``."""
     root = Path(settings.root)
     if dataset.synthetic is not None and dataset.format == "synthetic":
-        return synthetic_source(dataset.synthetic, settings.window_hours)
+        source = synthetic_source(dataset.synthetic, settings.window_hours)
+        source.chunks = map(_truth_apart, source.chunks)
+        return source
     if dataset.criteo is not None and dataset.format == "criteo":
         return criteo_source(dataset.criteo, root)
     assert dataset.table is not None  # checked by DatasetSettings
     return table_source(dataset.table, root)
+
+
+def _truth_apart(chunk: Chunk) -> Chunk:
+    """A chunk of the generated stream, the one source that knows the truth."""
+    known = [name for name in chunk.frame.columns if name.startswith("probability")]
+    return replace(chunk, frame=chunk.frame.drop(known), truth=chunk.frame.select(known))
 
 
 @dataclass
@@ -159,33 +256,33 @@ class _WindowWriter:
         ]
         self.dense = source.dense
         self.columns = names + source.dense + [feature.name for feature in source.categorical]
-        self.oracle_columns = ["example_id", *task_columns("probability", source.tasks)]
         self.done: list[_Done] = []
         self.rows = 0
         self.full = False
+        self.left_out = 0
         self._start: int | None = None
         self._pending: list[pl.DataFrame] = []
         self._oracle: pq.ParquetWriter | None = None
         self._bad = 0
 
     def add(self, chunk: Chunk) -> None:
+        """Take the chunk's examples, window by window; those of windows too many are left out."""
         self._bad += chunk.bad.height
-        if chunk.frame.height == 0:
-            return
-        start = (
-            pl.col("event_time") - self.origin_ms
-        ) // self.window_ms * self.window_ms + self.origin_ms
-        frame = chunk.frame.with_columns(start.alias("window_start"))
-        for piece in frame.partition_by("window_start", maintain_order=True):
-            low = int(piece["window_start"][0])
+        since = chunk.frame["event_time"] - self.origin_ms
+        lows = since // self.window_ms * self.window_ms + self.origin_ms
+        first = 0
+        for run in lows.rle().struct.unnest().iter_rows(named=True):
+            rows, low = run["len"], int(run["value"])
             if self._start is not None and low != self._start:
                 self.close_window()
             if self._start is None:
                 if self.max_windows is not None and len(self.done) == self.max_windows:
-                    self.full = True
+                    self.full, self.left_out = True, chunk.frame.height - first
                     return
                 self._open(low)
-            self._take(piece)
+            truth = None if chunk.truth is None else chunk.truth[first : first + rows]
+            self._take(chunk.frame[first : first + rows], truth)
+            first += rows
 
     def _open(self, start: int) -> None:
         self._start = start
@@ -193,12 +290,12 @@ class _WindowWriter:
         self._done = _Done(Window(_window_name(start), start, start + self.window_ms, 0, 0), 0.0, 0)
         (self.windows_dir / self._done.window.name).mkdir()
 
-    def _take(self, piece: pl.DataFrame) -> None:
+    def _take(self, piece: pl.DataFrame, truth: pl.DataFrame | None) -> None:
         delay = (piece["label_time"] - piece["event_time"]).max()
         self._delay = max(self._delay, int(delay) if isinstance(delay, int) else 0)
         self._done.clicks += float(piece["label"].cast(pl.Float64).sum())
-        if "probability" in piece.columns:
-            table = piece.select(self.oracle_columns).to_arrow()
+        if truth is not None:
+            table = truth.insert_column(0, piece["example_id"]).to_arrow()
             if self._oracle is None:
                 path = self.oracle_dir / f"{self._done.window.name}.parquet"
                 self._oracle = pq.ParquetWriter(path, table.schema)
@@ -239,36 +336,58 @@ class _WindowWriter:
 
 
 class _Quarantine:
-    """Writes bad rows as they come."""
+    """Writes bad rows as they come, as Parquet and as CSV."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.rows = path, 0
+    def __init__(self, windows_dir: Path) -> None:
+        self.path, self.text_path = windows_dir / QUARANTINE_FILE, windows_dir / QUARANTINE_TEXT
+        self.rows = 0
+        self.reasons: Counter[str] = Counter()
         self._writer: pq.ParquetWriter | None = None
         self._shown: list[str] = []
 
     def add(self, bad: pl.DataFrame) -> None:
+        """Write the rows ``bad``."""
         if bad.height == 0:
             return
         self.rows += bad.height
-        for row, reason, content in bad.head(EXAMPLES_SHOWN - len(self._shown)).iter_rows():
-            self._shown.append(f"row {row}: {reason} ({content})")
+        self.reasons.update(dict(bad["reason"].value_counts().iter_rows()))
+        examples = bad.select("row", "file", "reason", "content")
+        for row, file, reason, content in examples.head(
+            EXAMPLES_SHOWN - len(self._shown)
+        ).iter_rows():
+            self._shown.append(f"row {row} ({file}): {reason} ({content})")
         table: pa.Table = bad.to_arrow()
         if self._writer is None:
             self._writer = pq.ParquetWriter(self.path, table.schema)
         self._writer.write_table(table)
+        with self.text_path.open("ab") as file:
+            bad.write_csv(file, include_header=file.tell() == 0)
 
     def close(self) -> None:
+        """Finish the files."""
         if self._writer is not None:
             self._writer.close()
 
     def check(self, good: int, limit: float) -> None:
+        """Check that no more than ``limit`` of the rows are bad.
+
+        Raises:
+            InputError: they are.
+        """
         total = good + self.rows
         if self.rows > limit * total:
             examples = "; ".join(self._shown)
             raise InputError(
                 f"{self.rows:,} of {total:,} rows are bad, over quarantine_limit {limit:g}, for "
-                f"example {examples}"
+                f"example {' '.join(examples.split())}"
             )
+
+    def lines(self, read: int) -> list[str]:
+        """What a person should know of the bad rows of ``read``."""
+        if not self.rows:
+            return []
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.reasons.most_common())
+        return [f"{self.rows:,} of {read:,} rows are quarantined, see {QUARANTINE_TEXT}: {reasons}"]
 
 
 def _window_name(start_ms: int) -> str:

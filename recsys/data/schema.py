@@ -24,6 +24,7 @@ def task_columns(base: str, tasks: Sequence[str]) -> list[str]:
 class CategoricalFeature:
     """One categorical feature and its own embedding table of ``num_embeddings`` rows.
 
+    ``name`` is that of its column; see :func:`recsys.data.names.feature_name` for the user's own.
     ``kind`` is ``"id"`` (one id an example) or ``"list"`` (any number of ids, also ordered
     sequences).
     """

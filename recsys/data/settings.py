@@ -1,15 +1,18 @@
 """Settings of the data stage: which log, described how."""
 
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+from zoneinfo import available_timezones
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, model_validator
 
 from recsys.config import InputError, Settings, load_settings
 from recsys.data.conversions import ConversionSettings
 from recsys.data.schema import MAIN_TASK
 
 TASK_PATTERN = r"^[a-z][a-z0-9_]*$"
+NULL_VALUES = ("NA", "NaN", "nan", "NULL", "null", "\\N", "None", "-")
 OUTPUT_NAMES = ("serving", "distillation", "adapted", "peer")  # a model's outputs that are no task
 
 
@@ -22,12 +25,26 @@ def _checked_task(name: str) -> str:
 TaskName = Annotated[str, Field(pattern=TASK_PATTERN), AfterValidator(_checked_task)]
 
 
+def _checked_zone(name: str) -> str:
+    if name not in available_timezones():
+        raise ValueError("no such time zone; give one such as UTC, Europe/Berlin or Asia/Shanghai")
+    return name
+
+
+def _checked_time(text: str) -> str:
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError("expected a date or time like 2024-01-31") from None
+    return text
+
+
 class DataSettings(Settings):
     """Which log, and how it is cut into windows.
 
     ``dataset`` names a description (:class:`DatasetSettings`); ``root`` is the folder that the
-    relative paths of real logs are under. Ingest stops when more than ``quarantine_limit`` of the
-    rows are bad.
+    relative paths of real logs are under. A window is at least a minute long. Ingest stops when
+    more than ``quarantine_limit`` of the rows are bad.
 
     Dense features are standardised by the windows before, each counting half as much as the one
     ``dense_half_life_windows`` after it, and clipped to ``dense_clip`` deviations; null: left as
@@ -36,7 +53,7 @@ class DataSettings(Settings):
 
     dataset: str = "synthetic"
     root: str = "."
-    window_hours: Annotated[float, Field(gt=0)] = 24.0
+    window_hours: Annotated[float, Field(ge=1 / 60)] = 24.0
     max_windows: Annotated[int, Field(gt=0)] | None = None
     rows_per_part: Annotated[int, Field(gt=0)] = 200_000
     quarantine_limit: Annotated[float, Field(ge=0, le=1)] = 0.01
@@ -113,28 +130,86 @@ class CriteoSettings(Settings):
     The log holds no times: the order of the rows is time. ``rows_per_second`` fixes the clock.
     """
 
-    files: list[str]
-    start: str
+    files: Annotated[list[str], Field(min_length=1)]
+    start: Annotated[str, AfterValidator(_checked_time)]
     rows_per_second: Annotated[float, Field(gt=0)]
     table_rows: Annotated[int, Field(gt=1)]
     chunk_rows: Annotated[int, Field(gt=0)]
 
 
-class TimeSettings(Settings):
-    """The column of event times; ``unit`` is s, ms, us for numbers, datetime for dates or ISO
-    text."""
+class MomentSettings(Settings):
+    """A column of times.
+
+    ``unit`` is s, ms, us or ns for numbers since 1970, datetime for dates and for text: ISO 8601,
+    or what ``format`` says (as in strptime). Times without an offset are UTC, or local times of
+    ``zone`` (such as Asia/Shanghai). A row before ``earliest`` or from ``latest`` on is a bad one.
+    """
 
     column: str
-    unit: Literal["s", "ms", "us", "datetime"]
+    unit: Literal["s", "ms", "us", "ns", "datetime"]
+    format: str | None = None
+    zone: Annotated[str, AfterValidator(_checked_zone)] | None = None
+    earliest: Annotated[str, AfterValidator(_checked_time)] = "1990-01-01"
+    latest: Annotated[str, AfterValidator(_checked_time)] = "2100-01-01"
+
+    @model_validator(mode="after")
+    def _text_has_a_format(self) -> "MomentSettings":
+        if self.unit != "datetime":
+            given = [name for name in ("format", "zone") if getattr(self, name) is not None]
+            if given:
+                raise ValueError(f"{given[0]} needs unit: datetime; numbers count from 1970 in UTC")
+        return self
+
+
+class TimeSettings(MomentSettings):
+    """The column of event times, as :class:`MomentSettings`.
+
+    A row's label is known ``label_delay_s`` after its event, where no ``label_time`` says when.
+    """
+
     label_delay_s: Annotated[float, Field(ge=0)] = 0.0
 
 
+class LabelSettings(Settings):
+    """A column of labels: 1, true, yes against 0, false, no, or 1 against -1; case does not matter.
+
+    In YAML the column's name alone will do.
+
+    ``positive``: the column holds numbers, and the label is 1 from this one on (1 for counts).
+    """
+
+    column: str
+    positive: float | None = None
+
+
+def _named_column(value: Any) -> Any:
+    return {"column": value} if isinstance(value, str) else value
+
+
+LabelColumn = Annotated[LabelSettings, BeforeValidator(_named_column)]
+
+
 class ExplodeSettings(Settings):
-    """Impression lists: one example per element of ``shown``, label 1 if it is in ``clicked``."""
+    """Impression lists: one example per element of ``shown``, label 1 if it is in ``clicked``.
+
+    Lists as text are split at ``separator``. With ``label_separator`` there is no ``clicked``: each
+    element ends in it and its label (MIND: ``N1-0 N2-1``, separator ``" "``, label_separator
+    ``"-"``). ``item`` names the new column.
+    """
 
     shown: str
-    clicked: str
+    clicked: str | None = None
     item: str
+    separator: Annotated[str, Field(min_length=1)] | None = None
+    label_separator: Annotated[str, Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_source_of_clicks(self) -> "ExplodeSettings":
+        if (self.clicked is None) == (self.label_separator is None):
+            raise ValueError("give exactly one of clicked and label_separator")
+        if self.label_separator is not None and self.separator is None:
+            raise ValueError("label_separator needs separator: which the elements stand apart by")
+        return self
 
 
 class NegativeSettings(Settings):
@@ -157,10 +232,12 @@ class CounterSettings(Settings):
 
     Per entry of ``hours``: log1p of its clicks and, with ``examples``, log1p of its examples and
     its smoothed click rate (``prior_rows`` rows at ``prior_rate`` are added); and log1p of the
-    hours since it was first seen. A click counts from the bin in which its label is known.
+    hours since it was first seen. A click counts from the bin in which its label is known. The
+    features' names start with ``name``, by default the columns ``by`` joined by ``_``.
     """
 
-    by: list[str]
+    by: Annotated[list[str], Field(min_length=1)]
+    name: str | None = None
     bin_minutes: Annotated[float, Field(gt=0)]
     hours: list[Annotated[float, Field(gt=0)]]
     examples: bool = True
@@ -179,12 +256,33 @@ class DomainColumnSettings(Settings):
     other: str | None = None
 
 
+def _checked_rows(value: Any) -> Any:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value > 1):
+        return value
+    raise ValueError("expected a whole number above 1, or auto")
+
+
+TableRows = Annotated[int | Literal["auto"], PlainValidator(_checked_rows)]
+
+
 class CategoricalColumnSettings(Settings):
-    """One categorical column, hashed into ``table_rows`` ids."""
+    """One categorical column, hashed into ``table_rows`` ids.
+
+    ``auto``: 5 for each distinct value of the whole log, so that about one value in ten shares its
+    id, and more, up to 10,000, where there are few; the size of a table tells no label. ``name`` of
+    the feature is that of the column by default. Lists as text are split at ``separator``.
+    """
 
     column: str
-    table_rows: Annotated[int, Field(gt=1)]
+    name: str | None = None
+    table_rows: TableRows
     kind: Literal["id", "list"] = "id"
+    separator: Annotated[str, Field(min_length=1)] | None = None
+
+    @property
+    def feature(self) -> str:
+        """The feature's name."""
+        return self.column if self.name is None else self.name
 
 
 class HistorySettings(Settings):
@@ -192,32 +290,46 @@ class HistorySettings(Settings):
     clicked, oldest first.
 
     Only clicks whose label was known before the row's event. ``table_rows`` as for a categorical
-    column; the one of ``item`` gives both the same ids.
+    column; the one of ``item`` gives both the same ids, ``auto`` takes it.
     """
 
     name: str = "history"
     user: str
     item: str
     length: Annotated[int, Field(gt=0)]
-    table_rows: Annotated[int, Field(gt=1)]
+    table_rows: TableRows
 
 
 class TableSettings(Settings):
-    """Any CSV, TSV or Parquet log, described column by column. Lists keep their order, oldest to
-    newest by convention.
+    """Any CSV, TSV, JSON lines, Parquet or Arrow log, described column by column. Lists keep their
+    order, oldest to newest by convention.
 
     Exactly one of ``label``, ``explode`` and ``sample_negatives`` makes the labels. ``labels``:
     columns of further tasks' labels by the task's name, 0, 1 or empty (this row has none).
     ``group`` is the column that grouped AUC is computed within; null: the raw row (an impression,
-    or a click with its sampled negatives). Derived columns: event_hour (UTC) and, after
-    ``explode``, shown_count. The whole log is held in memory.
+    or a click with its sampled negatives). Columns that are made where a feature asks for them and
+    the log has none of that name: event_hour (UTC) and, after ``explode``, shown_count. Texts of
+    ``null_values`` are missing values in every column, as are empty and blank ones.
+
+    ``quotes`` of CSV and TSV: a field in double quotes may hold separators; ``checked`` refuses a
+    file in which one spans lines, ``yes`` does not, ``no`` takes quotes as plain characters.
+
+    ``columns`` are derived by SQL expressions of the log's, by name; rows for which the expression
+    ``filter`` is not true are left out. ``label_time``: the column of the time from which a row's
+    label is known (a conversion's); where it is empty, ``time.label_delay_s`` after the event. The
+    whole log is held in memory.
     """
 
-    files: list[str]
-    file_format: Literal["csv", "tsv", "parquet"]
+    files: Annotated[list[str], Field(min_length=1)]
+    file_format: Literal["csv", "tsv", "jsonl", "parquet", "arrow"]
+    quotes: Literal["checked", "yes", "no"] = "checked"
+    columns: dict[str, str] = Field(default_factory=dict)
+    filter: str | None = None
     time: TimeSettings
-    label: str | None = None
-    labels: dict[TaskName, str] = Field(default_factory=dict)
+    label_time: MomentSettings | None = None
+    label: LabelColumn | None = None
+    labels: dict[TaskName, LabelColumn] = Field(default_factory=dict)
+    null_values: list[str] = Field(default_factory=lambda: list(NULL_VALUES))
     group: str | None = None
     domain: DomainColumnSettings | None = None
     dense: list[str] = Field(default_factory=list)
@@ -226,6 +338,11 @@ class TableSettings(Settings):
     sample_negatives: NegativeSettings | None = None
     counters: list[CounterSettings] = Field(default_factory=list)
     history: HistorySettings | None = None
+
+    @property
+    def label_columns(self) -> dict[str, LabelSettings]:
+        """The column of each task's labels that the log holds, the main task's first."""
+        return ({MAIN_TASK: self.label} if self.label is not None else {}) | self.labels
 
     @model_validator(mode="after")
     def _one_source_of_labels(self) -> "TableSettings":
@@ -236,6 +353,8 @@ class TableSettings(Settings):
         ]
         if sum(given) != 1:
             raise ValueError("give exactly one of label, explode and sample_negatives")
+        if not self.categorical and self.history is None:
+            raise ValueError("categorical: give at least one column; models look up at least one")
         if self.labels and self.label is None:
             raise ValueError(
                 "labels needs label: explode and sample_negatives know of no further task"

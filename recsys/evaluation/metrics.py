@@ -1,6 +1,7 @@
 """Metrics of click predictions from logits. All arrays are [N]; ``labels`` hold 0 and 1.
 
-Every metric is NaN where it is not defined: no rows, or only one class of label.
+Every metric is NaN where it is not defined: no rows, only one class of label, or a logit that
+is NaN.
 """
 
 from dataclasses import asdict, dataclass
@@ -82,6 +83,8 @@ def auc(logits: FloatArray, labels: FloatArray) -> float:
 
 def grouped_auc(logits: FloatArray, labels: FloatArray, groups: NDArray[np.integer]) -> float:
     """Mean AUC within groups, weighted by a group's rows; groups of one class are left out."""
+    if np.isnan(logits).any():
+        return float("nan")
     group_auc, group_rows = auc_by_group(logits, labels, groups)
     defined = ~np.isnan(group_auc)
     if not defined.any():
@@ -92,8 +95,8 @@ def grouped_auc(logits: FloatArray, labels: FloatArray, groups: NDArray[np.integ
 def auc_by_group(
     logits: FloatArray, labels: FloatArray, groups: NDArray[np.integer]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """AUC [G] (NaN for one class) and rows [G] of each group, in the order of the sorted group
-    ids."""
+    """AUC [G] (NaN for one class, or where a logit is NaN) and rows [G] of each group, in the order
+    of the sorted group ids."""
     _, group_index = np.unique(groups, return_inverse=True)
     count = int(group_index.max()) + 1 if len(group_index) else 0
     order = np.lexsort((logits, group_index))
@@ -105,9 +108,10 @@ def auc_by_group(
     positives = np.bincount(sorted_group, weights=positive, minlength=count)
     rank_sum = np.bincount(sorted_group, weights=positive * rank, minlength=count)
     pairs = positives * (rows - positives)
+    unknown = np.bincount(sorted_group, weights=np.isnan(sorted_logit), minlength=count)
     with np.errstate(invalid="ignore", divide="ignore"):
         value = (rank_sum - positives * (positives + 1) / 2) / pairs
-    return np.where(pairs > 0, value, np.nan), rows
+    return np.where((pairs > 0) & (unknown == 0), value, np.nan), rows
 
 
 def _average_ranks(
@@ -117,7 +121,11 @@ def _average_ranks(
     rows = len(sorted_logit)
     if not rows:
         return np.zeros(0)
-    new = np.r_[True, (np.diff(sorted_group) != 0) | (np.diff(sorted_logit) != 0)]
+    # Compared, not subtracted: infinity less infinity is no 0
+    new = np.r_[
+        True,
+        (sorted_group[1:] != sorted_group[:-1]) | (sorted_logit[1:] != sorted_logit[:-1]),
+    ]
     start = np.flatnonzero(new)
     length = np.diff(np.r_[start, rows])
     return np.repeat(start + (length + 1) / 2, length)
@@ -130,12 +138,13 @@ class SortedScores:
         self._order = np.argsort(logits, kind="stable")
         sorted_logit = np.asarray(logits)[self._order]
         self._positive = np.asarray(labels, dtype=np.float64)[self._order]
+        defined = len(sorted_logit) > 0 and not np.isnan(sorted_logit).any()
         self._tie_start = (
-            np.flatnonzero(np.r_[True, np.diff(sorted_logit) != 0]) if len(sorted_logit) else None
+            np.flatnonzero(np.r_[True, sorted_logit[1:] != sorted_logit[:-1]]) if defined else None
         )
 
     def auc(self, weights: NDArray[np.floating]) -> float:
-        """AUC with row ``weights`` [N]; NaN when one class has no weight."""
+        """AUC with row ``weights`` [N]; NaN when one class has no weight or a logit is NaN."""
         if self._tie_start is None:
             return float("nan")
         weight = weights[self._order]

@@ -7,6 +7,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from recsys.data.names import feature_name
 from recsys.models.partition_file import Partition
 
 DOTS_PER_INCH = 120
@@ -22,7 +23,7 @@ def draw_affinity(partition: Partition, path: Path) -> None:
     affinity = np.array(partition.affinity)[np.ix_(order, order)]
     np.fill_diagonal(affinity, np.nan)
     image = axes.imshow(affinity, cmap="viridis")
-    names = [partition.features[i] for i in order]
+    names = [feature_name(partition.features[i]) for i in order]
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set_yticks(range(len(names)), names)
     start = -0.5  # pixels are centred on whole numbers
@@ -48,7 +49,7 @@ def draw_map(partition: Partition, path: Path) -> None:
             rows[:, 0], rows[:, 1], color=palette(index % palette.N), label=f"tower {index}"
         )
         for name, (x, y) in zip(tower, rows[:, :2], strict=True):
-            axes.annotate(name, (x, y), xytext=(4, 4), textcoords="offset points")
+            axes.annotate(feature_name(name), (x, y), xytext=(4, 4), textcoords="offset points")
     axes.set_title(f"Features by {partition.strategy} distance, stress {partition.stress:.3f}")
     axes.legend()
     _save(figure, path)

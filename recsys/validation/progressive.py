@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from recsys.data.loader import Batch, ScoreJoin, WindowReader
+from recsys.data.names import feature_name
 from recsys.data.rows import Rows
 from recsys.data.schema import MAIN_TASK, Window, task_columns
 from recsys.evaluation.predictions import (
@@ -265,5 +266,6 @@ def train(
                 if checkpoints is not None and checkpoints.due(position.batches):
                     checkpoints.save(engine, position)
     except NonFiniteError as error:
-        raise error.located(window.name, data.reader.schema.dense) from None
+        dense = [feature_name(column) for column in data.reader.schema.dense]
+        raise error.located(window.name, dense) from None
     return position

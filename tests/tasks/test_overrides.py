@@ -103,6 +103,15 @@ def test_a_section_that_the_file_leaves_out_keeps_its_defaults(params: Path) -> 
     assert (settings.forward, settings.backward) == ("fp32", "bf16")
 
 
+def test_a_file_with_a_key_twice_is_refused_in_one_line(params: Path) -> None:
+    path = params / "train.yaml"
+    path.write_text(path.read_text() + "world_size: 2\n")
+    before = contents(params)
+    with pytest.raises(InputError, match=r"train.yaml: not valid YAML: key 'world_size' stands in"):
+        apply_overrides({"train.world_size": "1"})
+    assert contents(params) == before
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -2,32 +2,49 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import polars as pl
 
+from recsys.data.collisions import TableUse
 from recsys.data.schema import MAIN_TASK, CategoricalFeature
 
-BAD_SCHEMA = {"row": pl.Int64, "reason": pl.String, "content": pl.String}
+BAD_SCHEMA = {"row": pl.Int64, "file": pl.String, "reason": pl.String, "content": pl.String}
+CONTENT_CHARACTERS = 80
+# Columns of the project's own beside those of a log, which may have any name but these.
+OWN = "own:"
+ROW, EXAMPLE = f"{OWN}row", f"{OWN}example_id"
+EVENT_TIME, LABEL_TIME, LABEL = f"{OWN}event_time", f"{OWN}label_time", f"{OWN}label"
 
 
 @dataclass
 class Chunk:
     """Examples in (event_time, example_id) order, and the rows that could not become examples.
 
-    ``frame`` has the columns of a window's part, already encoded, and ``probability`` (float64, the
-    true one) if the source knows it; a further task's have its name at their end (label_<task>,
-    null where there is none). ``bad`` has the columns row, reason and content.
+    ``frame`` has the columns of a window's part, already encoded; a further task's have its name at
+    their end (label_<task>, null where there is none). ``truth`` has as many rows, with
+    ``probability`` (float64, the true one; further tasks' too), where the source knows it. ``bad``
+    has the columns row, file, reason and content.
+
+    ``read`` counts the rows of the log that the chunk was made of, ``dropped`` those left out by a
+    named rule, ``made`` the examples beyond one per row (negatives, elements of a list).
     """
 
     frame: pl.DataFrame
     bad: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=BAD_SCHEMA))
+    truth: pl.DataFrame | None = None
+    read: int | None = None
+    dropped: dict[str, int] = field(default_factory=dict)
+    made: int = 0
 
 
 @dataclass
 class Source:
     """Features, domains and a stream of chunks; no chunk starts before the one ahead of it ended.
 
-    ``origin_ms`` is where windows start to be counted from; the epoch by default.
+    ``origin_ms`` is where windows start to be counted from; the epoch by default. ``files`` are
+    those of the log, in the order in which they are read. ``uses`` say, once the chunks have come,
+    how values share the rows of their tables; ``notes`` are lines for the person.
     """
 
     dense: list[str]
@@ -38,3 +55,6 @@ class Source:
     origin_ms: int = 0
     expected_rows: int = 0
     tasks: list[str] = field(default_factory=lambda: [MAIN_TASK])
+    files: list[Path] = field(default_factory=list)
+    uses: list[TableUse] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)

@@ -1,6 +1,5 @@
 """Criteo display logs: label, 13 integers, 26 hexadecimal categories, no times."""
 
-import gzip
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -8,18 +7,19 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from recsys.data.collisions import TableUse
 from recsys.data.encoding import hash_to_rows, milliseconds, signed_log1p
 from recsys.data.schema import CategoricalFeature
 from recsys.data.settings import CriteoSettings
-from recsys.data.sources.base import Chunk, Source
-from recsys.data.sources.files import resolve_files
+from recsys.data.sources.base import CONTENT_CHARACTERS, Chunk, Source
+from recsys.data.sources.files import lines, resolve_files, short_names
 from recsys.units import MS_PER_SECOND
 
 INTEGERS = [f"integer_{index}" for index in range(1, 14)]
 CATEGORIES = [f"category_{index}" for index in range(1, 27)]
 COLUMNS = ["label", *INTEGERS, *CATEGORIES]
 DOMAIN = "all"
-CONTENT_CHARACTERS = 80
+NOT_UTF8 = "\ufffd"  # what stands for bytes that are no UTF-8
 
 
 def criteo_source(settings: CriteoSettings, root: Path) -> Source:
@@ -29,35 +29,61 @@ def criteo_source(settings: CriteoSettings, root: Path) -> Source:
         InputError: a file is missing.
     """
     files = resolve_files(settings.files, root)
+    uses = [TableUse(name, settings.table_rows) for name in CATEGORIES]
     return Source(
         dense=INTEGERS,
         categorical=[CategoricalFeature(name, settings.table_rows) for name in CATEGORIES],
         domains=[DOMAIN],
-        chunks=_chunks(settings, files),
+        chunks=_chunks(settings, files, uses),
         origin_ms=milliseconds(settings.start, "criteo.start"),
+        files=files,
+        uses=uses,
     )
 
 
-def _lines(files: list[Path]) -> Iterator[str]:
-    for path in files:
-        opener = gzip.open if path.suffix == ".gz" else open
-        with opener(path, "rt", errors="replace") as file:
-            yield from file
-
-
-def _chunks(settings: CriteoSettings, files: list[Path]) -> Iterator[Chunk]:
-    lines = _lines(files)
+def _chunks(settings: CriteoSettings, files: list[Path], uses: list[TableUse]) -> Iterator[Chunk]:
+    """Chunks of ``chunk_rows``, across the ends of files; an InputError names the file."""
     start_ms = milliseconds(settings.start, "criteo.start")
     first = 0
-    while batch := list(islice(lines, settings.chunk_rows)):
-        yield _chunk(pl.Series("line", batch).str.strip_chars("\r\n"), first, start_ms, settings)
+    for batch, names in _batches(files, settings.chunk_rows):
+        # A newline is never part of what replaces foreign bytes
+        text = b"\n".join(batch).decode(errors="replace").split("\n")
+        found = pl.Series("line", text).str.strip_chars("\r\n")
+        yield _chunk(found, names, first, start_ms, settings, uses)
         first += len(batch)
 
 
-def _chunk(lines: pl.Series, first: int, start_ms: int, settings: CriteoSettings) -> Chunk:
-    fields = lines.str.split("\t")
+def _batches(files: list[Path], rows: int) -> Iterator[tuple[list[bytes], pl.Series]]:
+    """``rows`` lines at a time, across the ends of files, and the file of each."""
+    batch: list[bytes] = []
+    counts: list[tuple[str, int]] = []
+    for path, name in zip(files, short_names(files), strict=True):
+        rest = lines(path)
+        while part := list(islice(rest, rows - len(batch))):
+            batch += part
+            counts.append((name, len(part)))
+            if len(batch) == rows:
+                yield batch, _repeated(counts)
+                batch, counts = [], []
+    if batch:
+        yield batch, _repeated(counts)
+
+
+def _repeated(counts: list[tuple[str, int]]) -> pl.Series:
+    return pl.concat([pl.select(file=pl.repeat(name, count))["file"] for name, count in counts])
+
+
+def _chunk(
+    text: pl.Series,
+    names: pl.Series,
+    first: int,
+    start_ms: int,
+    settings: CriteoSettings,
+    uses: list[TableUse],
+) -> Chunk:
+    fields = text.str.split("\t")
     raw = pl.DataFrame(
-        {"line": lines, "fields": fields, "row": first + np.arange(len(lines))}
+        {"line": text, "file": names, "fields": fields, "row": first + np.arange(len(text))}
     ).with_columns(
         pl.col("fields").list.get(index, null_on_oob=True).alias(name)
         for index, name in enumerate(COLUMNS)
@@ -73,11 +99,13 @@ def _chunk(lines: pl.Series, first: int, start_ms: int, settings: CriteoSettings
         .then(pl.lit("label outside {0, 1}"))
         .when(unparsable)
         .then(pl.lit("unparsable number"))
+        .when(pl.col("line").str.contains(NOT_UTF8, literal=True))
+        .then(pl.lit("not UTF-8"))
     )
     raw = raw.with_columns(reason.alias("reason"))
     bad = raw.filter(pl.col("reason").is_not_null())
     bad = bad.select(
-        "row", "reason", pl.col("line").str.slice(0, CONTENT_CHARACTERS).alias("content")
+        "row", "file", "reason", pl.col("line").str.slice(0, CONTENT_CHARACTERS).alias("content")
     )
     good = raw.filter(pl.col("reason").is_null())
     event_time = start_ms + (pl.col("row") / settings.rows_per_second * MS_PER_SECOND).cast(
@@ -95,6 +123,7 @@ def _chunk(lines: pl.Series, first: int, start_ms: int, settings: CriteoSettings
     )
     frame = frame.with_columns(signed_log1p(name) for name in INTEGERS)
     frame = frame.with_columns(
-        hash_to_rows(frame[name], settings.table_rows) for name in CATEGORIES
+        hash_to_rows(frame[name], settings.table_rows, use=use)
+        for name, use in zip(CATEGORIES, uses, strict=True)
     )
-    return Chunk(frame, bad)
+    return Chunk(frame, bad, read=len(text))

@@ -1,29 +1,161 @@
-"""The files that a dataset names."""
+"""The files that a dataset names, in their order, and text files read within bounds."""
 
+import glob
+import gzip
+import os
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+import pyarrow as pa
 
 from recsys.config import InputError
 
+# By what they start with; a name says less
+MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+SUFFIXES = {".gz": "gzip", ".zst": "zstd"}
+BLOCK_BYTES = 1 << 20
+LONGEST_LINE_BYTES = 16 << 20
+SHOWN_CHARACTERS = 160
+
 
 def resolve_files(patterns: list[str], root: Path) -> list[Path]:
-    """The files of ``patterns`` (paths or globs, relative ones under ``root``), in the order given.
+    """The files of ``patterns`` (paths or globs, ``**`` too; relative ones under ``root``).
+
+    In the order of the patterns; those of one pattern in natural order: numbers in names count as
+    numbers.
 
     Raises:
-        InputError: a pattern matches no file.
+        InputError: a pattern matches no file, or two match the same one.
     """
     found: list[Path] = []
     for pattern in patterns:
         path = root / pattern
-        matches = (
-            [path]
-            if path.is_file()
-            else sorted(path.parent.glob(path.name))
-            if path.parent.is_dir()
-            else []
-        )
+        # pathlib's own glob finds no files with a ** at the end
+        names = glob.glob(pattern, root_dir=root, recursive=True)  # noqa: PTH207
+        globbed = [root / name for name in names]
+        matches = [path] if path.is_file() else [match for match in globbed if match.is_file()]
+        if globbed and not matches:
+            raise InputError(f"{path}: is a folder; give its files, for example {pattern}/**/*.csv")
         if not matches:
             raise InputError(
                 f"{path}: no such file; check 'files' of the dataset and 'root', its folder"
             )
-        found.extend(matches)
+        twice = next((match for match in matches if match in found), None)
+        if twice is not None:
+            raise InputError(f"{twice}: matched twice by 'files'; its rows would count twice")
+        found.extend(sorted(matches, key=natural_key))
     return found
+
+
+def natural_key(path: Path) -> tuple[list[list[str | int]], str]:
+    """Sorts day_2 before day_10."""
+    pieces = [re.split(r"(\d+)", part) for part in path.parts]
+    return [[int(p) if p.isdecimal() else p for p in one] for one in pieces], str(path)
+
+
+def order_shown(files: Sequence[Path]) -> str:
+    """One line: the files in their order, shortened in the middle."""
+    names = short_names(files)
+    if len(names) > 2 and len(", ".join(names)) > SHOWN_CHARACTERS:
+        names = [*names[:3], "...", *names[-2:]]
+    count = f"{len(files):,} file{'s, in this order' if len(files) > 1 else ''}"
+    return f"{count}: {', '.join(names)}"
+
+
+def short_names(files: Sequence[Path]) -> list[str]:
+    """The files from their common folder on."""
+    if not files:
+        return []
+    common = os.path.commonpath([file.parent for file in files])
+    return [os.path.relpath(file, common) for file in files]
+
+
+def compression(path: Path) -> str | None:
+    """gzip, zstd or None, by the first bytes or, where they say nothing, by the suffix.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    found = next((kind for magic, kind in MAGIC.items() if start.startswith(magic)), None)
+    return found or SUFFIXES.get(path.suffix)
+
+
+def blocks(path: Path) -> Iterator[bytes]:
+    """The contents of a file, plain or compressed by gzip or zstd.
+
+    Raises:
+        InputError: it cannot be read, or is compressed and not whole.
+    """
+    kind = compression(path)
+    try:
+        with _opened(path, kind) as file:
+            while block := file.read(BLOCK_BYTES):
+                yield block
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path}: truncated or corrupt gzip: {error}; fetch it again") from error
+    except OSError as error:  # Arrow's, too
+        if kind is not None:
+            raise InputError(f"{path}: truncated or corrupt {kind}: {error}") from error
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _opened(path: Path, kind: str | None) -> Any:
+    """A context with ``read``. Python's gzip, since it checks sums."""
+    if kind == "zstd":
+        return pa.input_stream(str(path), compression=kind)
+    return gzip.open(path, "rb") if kind == "gzip" else path.open("rb")
+
+
+def lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file (see :func:`blocks`), without their ends; holds one block.
+
+    Raises:
+        InputError: also where a line is longer than 16 MiB, which is no line of a log.
+    """
+    rest = b""
+    for block in blocks(path):
+        whole = (rest + block).split(b"\n")
+        rest = whole.pop()
+        yield from whole
+        _check_length(path, len(rest))
+    if rest:
+        yield rest
+
+
+@contextmanager
+def uncompressed(path: Path) -> Iterator[Path]:
+    """``path``, or a temporary file with its contents if it is compressed.
+
+    Raises:
+        InputError: see :func:`lines`.
+    """
+    if compression(path) is None:
+        yield path
+        return
+    with NamedTemporaryFile(suffix=path.stem) as file:
+        length = 0
+        for block in blocks(path):
+            last = block.rfind(b"\n")
+            length = length + len(block) if last < 0 else len(block) - last
+            _check_length(path, length)
+            file.write(block)
+        file.flush()
+        yield Path(file.name)
+
+
+def _check_length(path: Path, length: int) -> None:
+    if length > LONGEST_LINE_BYTES:
+        raise InputError(
+            f"{path}: a line is longer than {LONGEST_LINE_BYTES >> 20} MiB; this is no log of text "
+            f"lines"
+        )

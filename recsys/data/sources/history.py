@@ -3,43 +3,49 @@
 import numpy as np
 import polars as pl
 
+from recsys.data.collisions import TableUse
 from recsys.data.encoding import hash_to_rows, lists
 from recsys.data.settings import HistorySettings
+from recsys.data.sources.base import EVENT_TIME, EXAMPLE, LABEL, LABEL_TIME, OWN
+
+HISTORY, KNOWN, BEFORE = f"{OWN}history", f"{OWN}known", f"{OWN}before"
 
 
-def add_history(frame: pl.DataFrame, settings: HistorySettings) -> pl.DataFrame:
-    """``frame`` with the list column ``settings.name`` of hashed items, int64, oldest to newest.
+def add_history(
+    frame: pl.DataFrame, settings: HistorySettings, null_values: list[str], use: TableUse
+) -> pl.DataFrame:
+    """``frame`` with the list column ``own:history`` of hashed items, int64, oldest to newest.
 
     Clicks are in the order in which they became known: by label_time, then example_id. One whose
     label_time is the row's event_time is not known yet.
 
     Args:
-        frame: with event_time, label_time, example_id, label and the settings' columns; sorted by
-            event_time.
+        frame: with the project's own columns and the settings'; sorted by event time.
+        use: of the table; has its size.
     """
-    user = settings.user
+    user, item = settings.user, settings.item
     clicks = frame.filter(
-        (pl.col("label") == 1) & pl.col(user).is_not_null() & pl.col(settings.item).is_not_null()
+        (pl.col(LABEL) == 1) & pl.col(user).is_not_null() & pl.col(item).is_not_null()
     )
-    clicks = clicks.select(user, settings.item, "label_time", "example_id").sort(
-        user, "label_time", "example_id"
+    clicks = clicks.select(list(dict.fromkeys([user, item, LABEL_TIME, EXAMPLE]))).sort(
+        user, LABEL_TIME, EXAMPLE
     )
-    clicks = clicks.with_columns(known=pl.int_range(1, pl.len() + 1, dtype=pl.Int64))
+    clicks = clicks.with_columns(pl.int_range(1, pl.len() + 1, dtype=pl.Int64).alias(KNOWN))
     # Of all users sorted before this one
-    clicks = clicks.with_columns(before=pl.col("known").min().over(user) - 1)
-    known = clicks.select(user, "label_time", "known", "before").sort("label_time", "known")
-    rows = frame.select(user, "event_time").join_asof(
+    clicks = clicks.with_columns((pl.col(KNOWN).min().over(user) - 1).alias(BEFORE))
+    known = clicks.select(user, LABEL_TIME, KNOWN, BEFORE).sort(LABEL_TIME, KNOWN)
+    rows = frame.select(user, EVENT_TIME).join_asof(
         known,
-        left_on="event_time",
-        right_on="label_time",
+        left_on=EVENT_TIME,
+        right_on=LABEL_TIME,
         by=user,
         strategy="backward",
         allow_exact_matches=False,
         check_sortedness=False,
     )
-    stop = rows["known"].fill_null(0).to_numpy()
-    start = np.maximum(rows["before"].fill_null(0).to_numpy(), stop - settings.length)
+    stop = rows[KNOWN].fill_null(0).to_numpy()
+    start = np.maximum(rows[BEFORE].fill_null(0).to_numpy(), stop - settings.length)
     lengths = stop - start
     places = np.arange(lengths.sum()) + np.repeat(start - (np.cumsum(lengths) - lengths), lengths)
-    items = hash_to_rows(clicks[settings.item], settings.table_rows).to_numpy()
-    return frame.with_columns(lists(items[places], lengths).alias(settings.name))
+    items = hash_to_rows(clicks[item], use.table_rows, null_values, use).to_numpy()
+    return frame.with_columns(lists(items[places], lengths).alias(HISTORY))

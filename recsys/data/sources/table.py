@@ -1,188 +1,316 @@
-"""Any CSV, TSV or Parquet log that a YAML file describes column by column."""
+"""Any table of clicks that a YAML file describes column by column."""
 
-import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from recsys.config import InputError
-from recsys.data.encoding import hash_text, hash_to_rows, signed_log1p
+from recsys.data.collisions import TableUse, auto_rows
+from recsys.data.encoding import (
+    canonical_text,
+    category_text,
+    distinct_values,
+    hash_text,
+    hash_to_rows,
+    signed_log1p,
+)
+from recsys.data.names import feature_column
 from recsys.data.schema import MAIN_TASK, CategoricalFeature, task_columns
-from recsys.data.settings import TableSettings, TimeSettings
-from recsys.data.sources.base import Chunk, Source
-from recsys.data.sources.counters import add_counters
-from recsys.data.sources.files import resolve_files
-from recsys.data.sources.history import add_history
-from recsys.data.sources.labels import explode_impressions, sample_negatives
-from recsys.units import MS_PER_SECOND
+from recsys.data.settings import CategoricalColumnSettings, TableSettings
+from recsys.data.sources.base import (
+    CONTENT_CHARACTERS,
+    EVENT_TIME,
+    EXAMPLE,
+    LABEL,
+    LABEL_TIME,
+    OWN,
+    ROW,
+    Chunk,
+    Source,
+)
+from recsys.data.sources.counters import add_counters, counter_names
+from recsys.data.sources.expressions import with_expressions
+from recsys.data.sources.files import resolve_files, short_names
+from recsys.data.sources.history import HISTORY, add_history
+from recsys.data.sources.labels import (
+    CLICKED,
+    binary_labels,
+    explode_impressions,
+    impression_lists,
+    sample_negatives,
+)
+from recsys.data.sources.reading import read_tables
+from recsys.data.sources.times import event_times
+from recsys.units import MS_PER_HOUR, MS_PER_SECOND
 
-ROW, TIME, LABEL_TIME, LABEL = "row", "event_time", "label_time", "label"
-DERIVED = ["event_hour", "shown_count"]
-PER_MILLISECOND = {"s": 1000.0, "ms": 1.0, "us": 0.001}
-CONTENT_CHARACTERS = 80
+EVENT_HOUR, SHOWN_COUNT = "event_hour", "shown_count"  # made where a feature asks for them
+HOURS_PER_DAY = 24
+DOMAIN, REASON = f"{OWN}domain", f"{OWN}reason"
+NUMBER = f"{OWN}number:"  # and a column's name: its values as numbers
 
 
 def table_source(settings: TableSettings, root: Path) -> Source:
     """The described log as a source.
 
     Raises:
-        InputError: a file is missing or unreadable, or a column is not there (the message names the
-            nearest).
+        InputError: a file is missing or unreadable, a column is not there (the message names the
+            nearest) or is not what the settings say.
     """
-    raw = _read(settings, root)
-    _check_columns(settings, raw.columns)
-    _check_history_name(settings, raw.columns)
-    frame, bad = _parse(raw, settings)
-    if settings.explode is not None:
-        frame = explode_impressions(frame, settings.explode)
-    if settings.sample_negatives is not None:
-        frame = sample_negatives(frame, settings.sample_negatives)
-    order = pl.int_range(pl.len(), dtype=pl.Int64).alias("example_id")
-    frame = frame.sort(TIME, ROW, maintain_order=True).with_columns(order)
-    frame, counters = add_counters(frame, settings.counters)
-    categorical = [
-        CategoricalFeature(one.column, one.table_rows, one.kind) for one in settings.categorical
-    ]
-    if settings.history is not None:
-        frame = add_history(frame, settings.history)
-        categorical.append(
-            CategoricalFeature(settings.history.name, settings.history.table_rows, "list")
-        )
-    return Source(
-        dense=settings.dense + counters,
-        categorical=categorical,
-        domains=_domains(settings),
-        chunks=iter([Chunk(_encode(frame, settings, counters), bad)]),
-        expected_rows=frame.height,
-        tasks=[MAIN_TASK, *settings.labels],
-    )
-
-
-def _read(settings: TableSettings, root: Path) -> pl.DataFrame:
-    separator = {"csv": ",", "tsv": "\t"}.get(settings.file_format)
-    frames = []
-    for path in resolve_files(settings.files, root):
-        try:
-            if separator is None:
-                frames.append(pl.read_parquet(path))
-            else:
-                frames.append(pl.read_csv(path, separator=separator, infer_schema=False))
-        except (pl.exceptions.PolarsError, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(
-                f"{path}: cannot be read as {settings.file_format}: {reason}"
-            ) from error
+    files = resolve_files(settings.files, root)
+    features = _feature_names(settings)
+    frames = _read(settings, files)
+    read = sum(frame.height for frame in frames)
     try:
-        return pl.concat(frames).with_row_index(ROW).with_columns(pl.col(ROW).cast(pl.Int64))
+        raw = _filtered(pl.concat(frames), settings)
+        starts = [0, *np.cumsum([frame.height for frame in frames[:-1]]).tolist()]
+        parsed = _parse(raw, settings, files, starts)
+        examples = _examples(parsed.good, settings)
+        frame = add_counters(examples.frame, settings.counters)
+        tables = _tables(frame, settings)
+        encoded = _encode(frame, settings, features, tables)
     except pl.exceptions.PolarsError as error:
+        raise InputError(f"{files[0]}: {' '.join(str(error).split())[:300]}") from error
+    filtered = {"filter": read - raw.height} if read > raw.height else {}
+    chunk = Chunk(
+        encoded,
+        parsed.bad,
+        read=read,
+        dropped=filtered | examples.dropped,
+        made=examples.made,
+    )
+    count = len(settings.dense) + sum(len(counter_names(one)) for one in settings.counters)
+    return Source(
+        dense=features[:count],
+        categorical=[one.feature for one in tables],
+        domains=_domains(settings),
+        chunks=iter([chunk]),
+        expected_rows=frame.height,
+        tasks=_tasks(settings),
+        files=files,
+        uses=[one.use for one in tables],
+        notes=examples.notes,
+    )
+
+
+def _tasks(settings: TableSettings) -> list[str]:
+    return [MAIN_TASK, *settings.labels]
+
+
+def _feature_names(settings: TableSettings) -> list[str]:
+    """Columns of the features in their order: dense, counters, categorical, history.
+
+    Raises:
+        InputError: two features have one name.
+    """
+    listed = [(name, "dense") for name in settings.dense]
+    listed += [(name, "counters") for one in settings.counters for name in counter_names(one)]
+    listed += [(one.feature, "categorical") for one in settings.categorical]
+    if settings.history is not None:
+        listed.append((settings.history.name, "history"))
+    first: dict[str, str] = {}
+    for name, place in listed:
+        if name in first:
+            raise InputError(
+                f"{settings.where(place)}: feature {name!r} is listed twice (in {first[name]} and "
+                f"{place}); list it once, or give the one in categorical, counters or history "
+                f"another 'name'"
+            )
+        first[name] = place
+    return [feature_column(name, _tasks(settings)) for name in first]
+
+
+def _read(settings: TableSettings, files: list[Path]) -> list[pl.DataFrame]:
+    """Each file's used columns.
+
+    Raises:
+        InputError: see :func:`read_tables`; or a name is taken.
+    """
+    explode, negatives, history = settings.explode, settings.sample_negatives, settings.history
+    raw = [settings.time.column, *(one.column for one in settings.label_columns.values())]
+    made = [EVENT_HOUR]
+    if settings.domain is not None:
+        raw.append(settings.domain.column)
+    if settings.label_time is not None:
+        raw.append(settings.label_time.column)
+    if explode is not None:
+        raw += [explode.shown] + ([explode.clicked] if explode.clicked is not None else [])
+        made += [SHOWN_COUNT, explode.item]
+    if negatives is not None:
+        raw += [negatives.item, negatives.session]
+    used = [settings.group] if settings.group is not None else []
+    used += [*settings.dense, *(one.column for one in settings.categorical)]
+    used += [column for counter in settings.counters for column in counter.by]
+    used += [history.user, history.item] if history is not None else []
+    taken = next((n for n in [*raw, *used, *settings.columns] if n.startswith(OWN)), None)
+    if taken is not None:
+        raise InputError(f"{files[0]}: column {taken!r}: names that start with {OWN!r} are taken")
+    wanted = raw + [name for name in used if name not in made]
+    wanted = [name for name in wanted if name not in settings.columns]
+    expressions = " ".join([*settings.columns.values(), settings.filter or ""])
+    named = {*(name for name in made if name in used), *settings.columns}
+    item = explode.item if explode is not None else None
+    frames = read_tables(
+        files,
+        settings.file_format,
+        wanted,
+        lambda name: name in named or name == item or (name != "" and name in expressions),
+        settings.quotes,
+    )
+    columns = frames[0].columns
+    if explode is not None and item in columns and item not in (explode.shown, explode.clicked):
         raise InputError(
-            f"'files' differ in their columns: {str(error).splitlines()[0]}"
-        ) from error
-
-
-def _check_columns(settings: TableSettings, columns: list[str]) -> None:
-    raw = [
-        settings.time.column,
-        settings.label,
-        settings.domain and settings.domain.column,
-        *settings.labels.values(),
-    ]
-    made = list(DERIVED)
-    if settings.explode is not None:
-        raw += [settings.explode.shown, settings.explode.clicked]
-        made.append(settings.explode.item)
-    if settings.sample_negatives is not None:
-        raw += [settings.sample_negatives.item, settings.sample_negatives.session]
-    features = [settings.group, *settings.dense, *(one.column for one in settings.categorical)]
-    features += [column for counter in settings.counters for column in counter.by]
-    features += [settings.history.user, settings.history.item] if settings.history else []
-    for valid, wanted in ((columns, raw), (columns + made, features)):
-        for name in wanted:
-            if name and name not in valid:
-                near = difflib.get_close_matches(name, valid, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"columns: {', '.join(valid)}"
-                raise InputError(f"{settings.files[0]}: no column {name!r}; {hint}")
-
-
-def _check_history_name(settings: TableSettings, columns: list[str]) -> None:
-    if settings.history is not None and settings.history.name in columns:
-        raise InputError(
-            f"{settings.files[0]}: key 'table.history.name': the log has a column "
-            f"{settings.history.name!r}; "
-            "give the history another name"
+            f"{settings.where('explode.item')}: the log has a column {item!r} of its own; "
+            f"give the item another name"
         )
+    derived = next((name for name in settings.columns if name in columns), None)
+    if derived is not None:
+        raise InputError(
+            f"{files[0]}: the log has a column {derived!r} of its own; give the one in columns "
+            f"another name"
+        )
+    return frames
 
 
-def _parse(raw: pl.DataFrame, settings: TableSettings) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Rows with event_time, label_time, domain and (if the log has it) label; and the bad rows with
-    reasons."""
-    time = _time(raw.schema[settings.time.column], settings.time)
-    numbers = [name for name in settings.dense if name in raw.columns]
-    parsed = {name: pl.col(name).cast(pl.Float64, strict=False) for name in numbers}
-    reason = pl.when(time.is_null()).then(pl.lit("missing or unparsable time"))
+def _filtered(raw: pl.DataFrame, settings: TableSettings) -> pl.DataFrame:
+    """``raw`` with ``own:row`` and the derived columns, less the rows that are filtered out."""
+    rows = pl.int_range(pl.len(), dtype=pl.Int64).alias(ROW)
+    numbered = raw.with_columns(rows)
+    if not settings.columns and settings.filter is None:
+        return numbered
+    return with_expressions(numbered, settings.columns, settings.filter, "table")
+
+
+@dataclass
+class _Parsed:
+    """Rows with event time, label time, domain and (if the log has them) labels; and bad rows."""
+
+    good: pl.DataFrame
+    bad: pl.DataFrame
+
+
+def _parse(
+    raw: pl.DataFrame, settings: TableSettings, files: list[Path], starts: list[int]
+) -> _Parsed:
+    domain = _domain(raw, settings)
+    numbers = [name for name in dict.fromkeys(settings.dense) if name in raw.columns]
+    clean = raw.with_columns(_cleaned(raw, settings, numbers))
+    time, no_time = event_times(clean[settings.time.column], settings.time)
+    reason = pl.coalesce(pl.lit(no_time), pl.lit(None, dtype=pl.String))
+    parsed: dict[str, pl.Series] = {}
     for name in numbers:
-        text = pl.col(name).cast(pl.String)
-        wrong = text.is_not_null() & (text != "") & parsed[name].is_null()
-        reason = reason.when(wrong).then(pl.lit(f"unparsable number in {name}"))
-    label: list[pl.Expr] = []
-    if settings.label is not None:
-        value = pl.col(settings.label).cast(pl.Float64, strict=False)
-        reason = reason.when(~value.is_in([0.0, 1.0]).fill_null(False)).then(
-            pl.lit("label outside {0, 1}")
-        )
-        label = [value.cast(pl.Float32).alias(LABEL)]
-    for task, column in settings.labels.items():
-        text, value = (
-            pl.col(column).cast(pl.String),
-            pl.col(column).cast(pl.Float64, strict=False).fill_nan(None),
-        )
-        wrong = (
-            text.is_not_null()
-            & ~text.is_in(["", "NaN"])
-            & ~value.is_in([0.0, 1.0]).fill_null(False)
-        )
-        reason = reason.when(wrong).then(pl.lit(f"label of {task} outside {{0, 1}}"))
-        label.append(value.cast(pl.Float32).alias(f"{LABEL}_{task}"))
-    domain = _domain(settings)
-    reason = reason.when(domain.is_null()).then(pl.lit("unknown domain"))
-    marked = raw.with_columns(reason.alias("reason"))
-    is_bad = pl.col("reason").is_not_null()
-    content = pl.struct(
-        settings.time.column, *([settings.label] if settings.label else []), *numbers
+        parsed[name] = _number(clean[name])
+        wrong = clean[name].is_not_null() & parsed[name].is_null()
+        reason = _or(reason, wrong, f"unparsable number in {name}")
+    own = [time.alias(EVENT_TIME), domain.alias(DOMAIN)]
+    for task, column in settings.label_columns.items():
+        label, wrong = binary_labels(raw[column.column], column, settings.null_values)
+        expected = "outside {0, 1}" if column.positive is None else "is no number"
+        if task == MAIN_TASK:
+            reason = _or(reason, label.is_null(), f"label {expected}")
+            own.append(label.alias(LABEL))
+        else:
+            reason = _or(reason, wrong, f"label of {task} {expected}")
+            own.append(label.alias(f"{LABEL}_{task}"))
+    known, wrong_time = _label_times(clean, time, settings)
+    own.append(known.alias(LABEL_TIME))
+    reason = pl.coalesce(reason, pl.lit(wrong_time))
+    if settings.explode is not None:
+        clean, wrong = impression_lists(clean, settings.explode, settings.null_values)
+        mark = settings.explode.label_separator
+        reason = _or(reason, wrong, f"an element does not end in {mark}0 or {mark}1")
+    if settings.sample_negatives is not None:
+        for name in (settings.sample_negatives.item, settings.sample_negatives.session):
+            reason = _or(reason, clean[name].is_null(), f"missing {name}")
+    reason = _or(reason, domain.is_null(), "unknown domain")
+    marked = clean.with_columns(*own, reason.alias(REASON))
+    bad = marked.filter(pl.col(REASON).is_not_null())
+    derived: list[pl.Expr] = []
+    if EVENT_HOUR not in raw.columns:
+        hour = pl.col(EVENT_TIME) // MS_PER_HOUR % HOURS_PER_DAY
+        derived.append(hour.alias(EVENT_HOUR))
+    good = marked.with_columns(
+        *derived, *(one.alias(NUMBER + name) for name, one in parsed.items())
     )
-    bad = marked.filter(is_bad).select(
-        ROW,
-        "reason",
-        content.struct.json_encode().str.slice(0, CONTENT_CHARACTERS).alias("content"),
+    good = good.filter(pl.col(REASON).is_null()).drop(REASON)
+    labels = [one.column for one in settings.label_columns.values()]
+    shown = dict.fromkeys([settings.time.column, *labels, *numbers])
+    content = raw.filter(marked[REASON].is_not_null()).select(
+        pl.struct(
+            pl.col(name).cast(pl.String, strict=False) if raw.schema[name] == pl.Binary else name
+            for name in shown
+        ).struct.json_encode()
     )
-    delay_ms = round(settings.time.label_delay_s * MS_PER_SECOND)
-    good = (
-        marked.filter(~is_bad)
-        .drop("reason")
-        .with_columns(
-            time.alias(TIME),
-            (time + delay_ms).alias(LABEL_TIME),
-            domain.alias("domain_index"),
-            *label,
-            (time // (3600 * MS_PER_SECOND) % 24).alias(DERIVED[0]),
-            *(parsed[name].alias(name) for name in numbers),
-        )
+    return _Parsed(
+        good,
+        pl.DataFrame(
+            {
+                "row": bad[ROW],
+                "file": _files_of(bad[ROW], files, starts),
+                "reason": bad[REASON],
+                "content": content.to_series().str.slice(0, CONTENT_CHARACTERS),
+            }
+        ),
     )
-    return good, bad
 
 
-def _time(dtype: pl.DataType, settings: TimeSettings) -> pl.Expr:
-    """Int64 ms since the epoch; null where it cannot be told."""
-    column = pl.col(settings.column)
-    if settings.unit != "datetime":
-        number = column.cast(pl.Int64 if dtype.is_integer() else pl.Float64, strict=False)
-        return (number * PER_MILLISECOND[settings.unit]).floor().cast(pl.Int64, strict=False)
-    moment = (
-        column.str.to_datetime(strict=False, time_unit="ms")
-        if dtype == pl.String
-        else column.cast(pl.Datetime("ms"))
+def _label_times(
+    clean: pl.DataFrame, time: pl.Series, settings: TableSettings
+) -> tuple[pl.Series, pl.Series]:
+    """When each row's label is known, Int64 ms, and why it cannot be told, where it cannot."""
+    default = time + round(settings.time.label_delay_s * MS_PER_SECOND)
+    if settings.label_time is None:
+        return default, pl.Series("reason", [None] * clean.height, dtype=pl.String)
+    column = clean[settings.label_time.column]
+    found, reason = event_times(column, settings.label_time)
+    frame = pl.DataFrame({"time": time, "found": found, "default": default, "given": column})
+    frame = frame.with_columns(reason=reason)
+    wrong = (
+        pl.when(pl.col("given").is_null())
+        .then(None)
+        .when(pl.col("reason").is_not_null())
+        .then("label: " + pl.col("reason"))
+        .when(pl.col("found") < pl.col("time"))
+        .then(pl.lit("label known before its event"))
     )
-    return moment.dt.epoch("ms")
+    known = pl.coalesce("found", "default")
+    return frame.select(known=known)["known"], frame.select(reason=wrong)["reason"]
+
+
+def _or(reason: pl.Expr, wrong: pl.Series, text: str) -> pl.Expr:
+    """``reason``, and ``text`` for the rows that are wrong and have none yet."""
+    return pl.coalesce(reason, pl.when(pl.lit(wrong)).then(pl.lit(text)))
+
+
+def _cleaned(
+    raw: pl.DataFrame, settings: TableSettings, numbers: Sequence[str]
+) -> Iterator[pl.Series]:
+    """The text columns with null for a missing value, and one spelling of those that are keys."""
+    times = [one.column for one in (settings.time, settings.label_time) if one is not None]
+    for name, dtype in raw.schema.items():
+        if isinstance(dtype, pl.Categorical | pl.Enum):
+            yield canonical_text(raw[name].cast(pl.String), settings.null_values)
+        elif dtype == pl.String and name not in (*times, *numbers):
+            yield canonical_text(raw[name], settings.null_values)
+        elif dtype == pl.String:
+            text = pl.col(name).str.strip_chars()
+            known = ~(text.is_in(settings.null_values) | (text == ""))
+            yield raw.select(pl.when(known).then(text).alias(name))[name]
+
+
+def _number(column: pl.Series) -> pl.Series:
+    """Float64; null where it is no number."""
+    if column.dtype.is_nested() or column.dtype == pl.Binary:
+        raise InputError(f"column {column.name!r} holds {column.dtype}, no numbers")
+    return column.cast(pl.Float64, strict=False)
+
+
+def _files_of(rows: pl.Series, files: list[Path], starts: list[int]) -> pl.Series:
+    place = np.searchsorted(np.array(starts), rows.to_numpy(), side="right") - 1
+    names = short_names(files)
+    return pl.Series("file", [names[index] for index in place], dtype=pl.String)
 
 
 def _domains(settings: TableSettings) -> list[str]:
@@ -194,39 +322,152 @@ def _domains(settings: TableSettings) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _domain(settings: TableSettings) -> pl.Expr:
+def _domain(raw: pl.DataFrame, settings: TableSettings) -> pl.Series:
     """Int32 index of the row's domain; null if its value is not listed."""
     if settings.domain is None:
-        return pl.lit(0, dtype=pl.Int32)
+        return pl.Series(DOMAIN, np.zeros(raw.height, dtype=np.int32))
     names = _domains(settings)
-    index = {value: names.index(name) for value, name in settings.domain.values.items()}
+    listed = canonical_text(pl.Series("value", list(settings.domain.values), dtype=pl.String), ())
+    index = {
+        value: names.index(name)
+        for value, name in zip(listed, settings.domain.values.values(), strict=True)
+    }
     other = names.index(settings.domain.other) if settings.domain.other else None
-    text = pl.col(settings.domain.column).cast(pl.String)
+    text = canonical_text(category_text(raw[settings.domain.column]), ())
     return text.replace_strict(index, default=other, return_dtype=pl.Int32)
 
 
-def _encode(frame: pl.DataFrame, settings: TableSettings, counters: list[str]) -> pl.DataFrame:
+@dataclass
+class _Examples:
+    """Examples in event time; how many rows gave none, and how many more than one."""
+
+    frame: pl.DataFrame
+    dropped: dict[str, int]
+    made: int
+    notes: list[str]
+
+
+def _examples(good: pl.DataFrame, settings: TableSettings) -> _Examples:
+    frame, rule, notes = good, "", list[str]()
+    if settings.explode is not None:
+        count = None if SHOWN_COUNT in good.columns else SHOWN_COUNT
+        frame, rule = explode_impressions(good, settings.explode, count), "nothing shown"
+        clicked = good[CLICKED].list.drop_nulls().list.n_unique().fill_null(0).sum()
+        lost = clicked - round(frame[LABEL].cast(pl.Float64).sum())
+        if lost:
+            notes.append(f"{lost:,} clicked items were not among those shown; they give no example")
+    if settings.sample_negatives is not None:
+        frame = sample_negatives(frame, settings.sample_negatives)
+        rule = "no clicks before it to draw negatives from"
+    kept = frame[ROW].n_unique()
+    order = pl.int_range(pl.len(), dtype=pl.Int64).alias(EXAMPLE)
+    frame = frame.sort(EVENT_TIME, ROW, maintain_order=True).with_columns(order)
+    dropped = {rule: good.height - kept} if good.height > kept else {}
+    return _Examples(frame, dropped, frame.height - kept, notes)
+
+
+@dataclass
+class _Table:
+    """A categorical feature, what it is made of (None: the history) and the use of its table."""
+
+    feature: CategoricalFeature
+    column: CategoricalColumnSettings | None
+    use: TableUse
+
+
+def _tables(frame: pl.DataFrame, settings: TableSettings) -> list[_Table]:
+    tables: list[_Table] = []
+    for one in settings.categorical:
+        _check_kind(frame.schema[one.column], one)
+        rows = one.table_rows
+        if rows == "auto":
+            rows = auto_rows(distinct_values(_values(frame, one), settings.null_values))
+        name = feature_column(one.feature, _tasks(settings))
+        use = TableUse(one.feature, rows)
+        tables.append(_Table(CategoricalFeature(name, rows, one.kind), one, use))
+    history = settings.history
+    if history is not None:
+        rows = history.table_rows
+        if rows == "auto":
+            of_item = [t.use.table_rows for t in tables if t.column.column == history.item]  # type: ignore[union-attr]
+            rows = of_item[0] if of_item else auto_rows(distinct_values(frame[history.item]))
+        name = feature_column(history.name, _tasks(settings))
+        use = TableUse(history.name, rows)
+        tables.append(_Table(CategoricalFeature(name, rows, "list"), None, use))
+    return tables
+
+
+def _check_kind(dtype: pl.DataType, settings: CategoricalColumnSettings) -> None:
+    is_list = isinstance(dtype, pl.List | pl.Array)
+    name, key = settings.column, settings.where("kind")
+    if is_list and settings.kind == "id":
+        raise InputError(f"{key}: column {name!r} holds lists; set kind: list")
+    splits = dtype == pl.String and settings.separator is not None
+    if settings.kind == "list" and not (is_list or splits or dtype == pl.Null):
+        raise InputError(
+            f"{key}: column {name!r} holds {dtype}, no lists; if it is text, set separator to what "
+            f"its elements stand apart by"
+        )
+
+
+def _values(frame: pl.DataFrame, settings: CategoricalColumnSettings) -> pl.Series:
+    """The column, its texts split if it is to be a list."""
+    column = frame[settings.column]
+    if settings.kind == "id" or column.dtype != pl.String:
+        return column.cast(pl.List(pl.String)) if _is_null_list(column, settings) else column
+    element = pl.element().str.strip_chars(" '\"")
+    split = pl.col(column.name).str.strip_chars(" []()\t").str.split(settings.separator or " ")
+    return frame.select(split.list.eval(element.filter(element != "")))[column.name]
+
+
+def _is_null_list(column: pl.Series, settings: CategoricalColumnSettings) -> bool:
+    return settings.kind == "list" and column.dtype == pl.Null
+
+
+def _encode(
+    frame: pl.DataFrame, settings: TableSettings, features: list[str], tables: list[_Table]
+) -> pl.DataFrame:
+    tasks = _tasks(settings)
     group = frame[ROW] if settings.group is None else _group(frame[settings.group])
-    return frame.select(
-        "example_id",
-        TIME,
-        LABEL_TIME,
-        pl.col("domain_index").alias("domain"),
-        group.alias("group"),
-        *task_columns(LABEL, [MAIN_TASK, *settings.labels]),
-        *(signed_log1p(name) for name in settings.dense),
-        *(pl.col(name).cast(pl.Float32) for name in counters),
+    counters = [name for one in settings.counters for name in counter_names(one)]
+    if settings.history is not None:
+        frame = add_history(frame, settings.history, settings.null_values, tables[-1].use)
+    dense = [
         *(
-            hash_to_rows(frame[one.column], one.table_rows).alias(one.column)
-            for one in settings.categorical
+            signed_log1p(NUMBER + name if NUMBER + name in frame.columns else name)
+            for name in settings.dense
         ),
-        *([settings.history.name] if settings.history else []),
+        *(pl.col(name).cast(pl.Float32) for name in counters),
+    ]
+    ids = [
+        frame[HISTORY]
+        if one.column is None
+        else hash_to_rows(
+            _values(frame, one.column), one.use.table_rows, settings.null_values, one.use
+        )
+        for one in tables
+    ]
+    return frame.select(
+        pl.col(EXAMPLE).alias("example_id"),
+        pl.col(EVENT_TIME).alias("event_time"),
+        pl.col(LABEL_TIME).alias("label_time"),
+        pl.col(DOMAIN).alias("domain"),
+        group.alias("group"),
+        *(
+            pl.col(own).alias(name)
+            for own, name in zip(
+                task_columns(LABEL, tasks), task_columns("label", tasks), strict=True
+            )
+        ),
+        *(value.alias(column) for value, column in zip([*dense, *ids], features, strict=True)),
     )
 
 
 def _group(column: pl.Series) -> pl.Series:
     """Int64; integers as they are, anything else by a stable hash."""
+    if column.dtype == pl.UInt64:
+        return column.fill_null(2**64 - 1).reinterpret(signed=True)
     if column.dtype.is_integer():
         return column.cast(pl.Int64).fill_null(-1)
-    text = column.cast(pl.String).fill_null("")
+    text = category_text(column).fill_null("")
     return pl.Series(column.name, hash_text(text).astype("int64"))

@@ -44,6 +44,13 @@ def test_good_settings_load(tmp_path: Path) -> None:
         ("parts: []\n", "missing key 'rows'"),
         ("- rows\n", "expected a mapping"),
         ("rows: [\n", "not valid YAML"),
+        ("rows: 3\nrows: 4\n", "key 'rows' stands in lines 1 and 2; give it once"),
+        (
+            "rows: 3\nmodel: {learning_rate: 1, learning_rate: 2}\n",
+            "key 'learning_rate' stands in lines 2 and 2",
+        ),
+        ("rows: 3\nparts:\n- {learning_rate: 1}\nparts: []\n", "key 'parts' stands in lines 2"),
+        ("rows: 2024-13-01\n", "not valid YAML: month must be in 1..12"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_file_and_key(
@@ -54,6 +61,12 @@ def test_a_mistake_is_one_line_that_names_file_and_key(
         load_settings(path, Outer)
     assert str(error.value).startswith(str(path))
     assert "\n" not in str(error.value)
+
+
+def test_a_merged_mapping_may_be_overridden(tmp_path: Path) -> None:
+    text = "rows: 3\nmodel: &one {learning_rate: 1}\nparts: [{<<: *one, learning_rate: 2}]\n"
+    settings = load_settings(write(tmp_path, text), Outer)
+    assert settings.parts == (Inner(learning_rate=2),)
 
 
 def test_a_missing_file_names_the_nearest_one(tmp_path: Path) -> None:

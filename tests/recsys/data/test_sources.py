@@ -119,7 +119,7 @@ def test_table_quarantines_bad_rows(data_settings: DataSettings, tmp_path: Path)
     [
         ({"files": ["lgo.csv"]}, "lgo.csv: no such file"),
         ({"dense": ["prize"]}, "no column 'prize'; did you mean 'price'"),
-        ({"group": "xyz"}, "no column 'xyz'; columns: row, time, clicked"),
+        ({"group": "xyz"}, "no column 'xyz'; columns: time, clicked"),
         ({"file_format": "parquet"}, "log.csv: cannot be read as parquet"),
     ],
 )
@@ -130,6 +130,40 @@ def test_mistakes_are_one_line(
     with pytest.raises(InputError, match=message) as caught:
         run(data_settings, tmp_path, "table", SECTION | change)
     assert "\n" not in str(caught.value)
+
+
+def test_bad_rows_are_written_as_text_with_their_file(
+    data_settings: DataSettings, tmp_path: Path
+) -> None:
+    LOG.write_csv(tmp_path / "1.csv")
+    LOG.with_columns(clicked=pl.lit(7)).head(1).write_csv(tmp_path / "2.csv")
+    report = run(
+        data_settings, tmp_path, "table", SECTION | {"files": ["*.csv"]}, quarantine_limit=0.1
+    )
+    kept = pl.read_csv(tmp_path / "windows" / "quarantine.csv")
+    assert kept.drop("content").rows() == [(40, "2.csv", "label outside {0, 1}")]
+    assert report.quarantined_by_reason == {"label outside {0, 1}": 1}
+
+
+def test_a_failed_ingest_leaves_the_folders_as_they_were(
+    data_settings: DataSettings, tmp_path: Path
+) -> None:
+    (tmp_path / "log.txt").write_text((criteo_line() + "\n") * 9 + "no\n" * 9)
+    (tmp_path / "oracle").mkdir()
+    (tmp_path / "oracle" / "mine").write_text("")
+    with pytest.raises(InputError, match="9 of 18 rows are bad"):
+        run(data_settings, tmp_path, "criteo", criteo_section(["log.txt"]))
+    assert not (tmp_path / "windows").exists()
+    assert [path.name for path in (tmp_path / "oracle").iterdir()] == ["mine"]
+
+
+def test_windows_are_not_written_over_others(data_settings: DataSettings, tmp_path: Path) -> None:
+    LOG.write_csv(tmp_path / "log.csv")
+    run(data_settings, tmp_path, "table", SECTION)
+    before = rows_of(tmp_path)
+    with pytest.raises(InputError, match="windows: is not empty"):
+        run(data_settings, tmp_path, "table", SECTION)
+    assert rows_of(tmp_path).equals(before)
 
 
 def test_unknown_dataset_names_the_nearest(data_settings: DataSettings) -> None:
@@ -174,7 +208,7 @@ def click_log() -> pl.DataFrame:
 CLICKS: dict[str, Any] = {
     "files": ["log.parquet"],
     "file_format": "parquet",
-    "time": {"column": "time", "unit": "ms"},
+    "time": {"column": "time", "unit": "ms", "earliest": "1970-01-01"},
     "sample_negatives": {
         "item": "item",
         "session": "session",

@@ -40,6 +40,22 @@ def test_weighted_auc_counts_weighted_pairs(
     assert metrics.SortedScores(logits, labels).auc(weights) == pytest.approx(expected, abs=1e-12)
 
 
+def test_infinite_logits_tie_with_each_other() -> None:
+    infinity, labels = float("inf"), np.array([0, 1, 0, 1])
+    logits = np.array([-infinity, -infinity, infinity, infinity])
+    assert metrics.auc(logits, labels) == 0.5
+    assert metrics.grouped_auc(logits, labels, np.zeros(4, dtype=np.int64)) == 0.5
+
+
+def test_a_logit_that_is_nan_makes_the_auc_nan() -> None:
+    logits, labels = np.array([np.nan, 0.1, 0.2, 0.3, 1, 2]), np.array([0, 1, 0, 1, 0, 1])
+    groups = np.array([0, 0, 0, 0, 1, 1])
+    assert np.isnan(metrics.auc(logits, labels))
+    assert np.isnan(metrics.grouped_auc(logits, labels, groups))
+    group_auc, _ = metrics.auc_by_group(logits, labels, groups)
+    assert group_auc.tolist() == [pytest.approx(np.nan, nan_ok=True), 1.0]
+
+
 def test_grouped_auc_averages_groups_of_two_classes(
     rows: tuple[np.ndarray, np.ndarray, np.ndarray],
 ) -> None:

@@ -1,0 +1,93 @@
+"""How the values of a categorical column share the rows of its hashed table."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+ENCODING_FILE = "encoding.json"
+SHARED_SHOWN = 0.15  # of a column's values without a row of their own, above which it is said
+EXACT_VALUES = 1 << 16  # held one by one; more are estimated
+BITS = 1 << 21
+ROWS_PER_VALUE = 5  # of table_rows: auto; then about one value in ten shares its row
+ROWS_PER_SQUARE, SMALL_TABLE = 10, 10_000  # of few values: 1 time in 20 any two share a row
+
+
+class TableUse:
+    """Values and rows of one column, met chunk by chunk in bounded memory.
+
+    Above 65,536 distinct values their number is estimated by linear counting (Whang et al. 1990;
+    within 1 % up to some ten million).
+    """
+
+    def __init__(self, name: str, table_rows: int) -> None:
+        self.name, self.table_rows = name, table_rows
+        self._taken = np.zeros(table_rows, dtype=bool)
+        self._values: set[int] | None = set()
+        self._bits = np.zeros(0, dtype=bool)
+
+    def add(self, hashed: NDArray[np.uint64], rows: NDArray[np.int64]) -> None:
+        """Count values by their hashes [N], and the rows [N] that they have."""
+        self._taken[rows] = True
+        if self._values is not None:
+            self._values.update(hashed.tolist())
+            if len(self._values) <= EXACT_VALUES:
+                return
+            hashed = np.fromiter(self._values, dtype=np.uint64, count=len(self._values))
+            self._values, self._bits = None, np.zeros(BITS, dtype=bool)
+        # The high bits: the low ones decide the row
+        self._bits[(hashed >> np.uint64(64 - 21)).astype(np.int64)] = True
+
+    @property
+    def distinct(self) -> int:
+        """Different values met, without the missing one."""
+        if self._values is not None:
+            return len(self._values)
+        free = max(BITS - int(self._bits.sum()), 1)
+        return round(-BITS * math.log(free / BITS))
+
+    def summary(self) -> dict[str, int | bool]:
+        """For the report: ``found`` and ``expected`` are values without a row of their own, one
+        value a row being its owner."""
+        distinct, own_rows = self.distinct, self.table_rows - 1
+        filled = own_rows * -math.expm1(distinct * math.log1p(-1 / own_rows)) if own_rows > 1 else 1
+        return {
+            "distinct_values": distinct,
+            "distinct_is_exact": self._values is not None,
+            "table_rows": self.table_rows,
+            "rows_used": int(self._taken.sum()),
+            "expected_collisions": max(round(distinct - filled), 0),
+            "found_collisions": max(distinct - int(self._taken.sum()), 0),
+        }
+
+
+def crowded(uses: Sequence[TableUse]) -> list[str]:
+    """A line for each column of whose values more than 15 % have no row of their own."""
+    lines = []
+    for use in uses:
+        found = use.summary()
+        distinct, shared = found["distinct_values"], found["found_collisions"]
+        if shared > SHARED_SHOWN * distinct:
+            line = (
+                f"column {use.name!r}: {distinct:,} values in {use.table_rows:,} table_rows have "
+                f"{found['rows_used']:,} ids, so {shared:,} share one (expected "
+                f"{found['expected_collisions']:,})"
+            )
+            better = auto_rows(distinct)
+            hint = f"; take table_rows: auto ({better:,})" if better > use.table_rows else ""
+            lines.append(line + hint)
+    return lines
+
+
+def auto_rows(distinct: int) -> int:
+    """``table_rows`` for so many values."""
+    return 2 + max(ROWS_PER_VALUE * distinct, min(ROWS_PER_SQUARE * distinct**2, SMALL_TABLE))
+
+
+def write_uses(uses: Sequence[TableUse], windows_dir: Path) -> None:
+    """Write encoding.json: the use of each column's table, by its name."""
+    found = {use.name: use.summary() for use in uses}
+    (windows_dir / ENCODING_FILE).write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")

@@ -1,0 +1,34 @@
+"""A line says how far a step is, and what is left only where that is known."""
+
+import pytest
+
+import recsys.progress
+from recsys.progress import RowProgress
+
+
+@pytest.fixture(autouse=True)
+def _every_call_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recsys.progress, "LINE_INTERVAL_S", 0.0)
+
+
+def test_nothing_is_left_of_an_unknown_number(capsys: pytest.CaptureFixture[str]) -> None:
+    with RowProgress("ingest", 0) as progress:
+        progress.advance(300_000)
+    first, _ = capsys.readouterr().err.splitlines()
+    assert first.startswith("ingest: 300,000 rows, ")
+    assert "left" not in first and " of " not in first
+
+
+def test_more_rows_than_expected_leave_none(capsys: pytest.CaptureFixture[str]) -> None:
+    with RowProgress("ingest", 0) as progress:
+        progress.expect(10)
+        progress.advance(12)
+    first, _ = capsys.readouterr().err.splitlines()
+    assert first.startswith("ingest: 12 of 10 rows, ")
+    assert first.endswith(" 0 s left")
+
+
+def test_a_note_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    RowProgress("ingest", 0).note("2 files")
+    RowProgress("ingest", 0, enabled=False).note("2 files")
+    assert capsys.readouterr().err == "ingest: 2 files\n"
