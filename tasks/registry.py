@@ -4,54 +4,67 @@ import hashlib
 import json
 import logging
 import warnings
-from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 from prefect import task
 
 from recsys.data.schema import Schema, task_columns
-from recsys.distill.student_settings import DISTILLED, PLAIN
 from tasks.project import EVALUATION, REGISTRATION, STUDENTS, WINDOWS, require
 from tasks.tracking import connect
 from tasks.versioning import code_version, output_version
 
 logger = logging.getLogger(__name__)
-ALIAS = "champion"
+CHAMPION, CHALLENGER = "champion", "challenger"
 EXAMPLE_ROWS = 3
+
+
+@dataclass(frozen=True)
+class Served:
+    """A served model: the arm that it is of, its folder, and the alias that its version takes."""
+
+    arm: str
+    folder: Path
+    alias: str
 
 
 @task
 def register_students() -> None:
-    """Register each student's arm with the lower NE, give it the alias ``champion``, write
-    reports/registration.json.
+    """Register each student's arm of the lowest NE and write reports/registration.json.
+
+    It gets the alias ``champion``; one that loses to the baseline of evaluate.yaml's ``gate`` gets
+    ``challenger``, and the champion of before stays.
 
     If MLflow is away, the models stay in models/students and the run says so; training results are
     not lost.
     """
     require(WINDOWS, STUDENTS, EVALUATION)
     report = json.loads((EVALUATION / "report.json").read_text())
-    rows, comparisons = report["students"], report.get("comparisons", {})
-    chosen = {
-        name: _best_arm(rows[name], comparisons.get(name, {DISTILLED: {}})) for name in sorted(rows)
-    }
+    verdicts = {name: report["verdicts"][name] for name in sorted(report["verdicts"])}
     registration = {
         name: {
-            "arm": arm,
-            "model_sha256": _folder_hash(_export(name, arm)),
-            "ne": rows[name]["ne"][arm],
+            "arm": verdict["arm"],
+            "alias": CHAMPION if verdict["passes"] else CHALLENGER,
+            "why": verdict["why"],
+            "model_sha256": _folder_hash(_export(name, verdict["arm"])),
+            "ne": verdict["ne"],
         }
-        for name, arm in chosen.items()
+        for name, verdict in verdicts.items()
     }
-    register_models({name: (arm, _export(name, arm)) for name, arm in chosen.items()}, ALIAS)
+    for name, one in registration.items():
+        if one["alias"] == CHALLENGER:
+            logger.warning("%s is registered as challenger only: %s", name, one["why"])
+    register_models(
+        {
+            name: Served(one["arm"], _export(name, one["arm"]), one["alias"])
+            for name, one in registration.items()
+        }
+    )
     REGISTRATION.parent.mkdir(parents=True, exist_ok=True)
     scratch = REGISTRATION.with_suffix(".tmp")
     scratch.write_text(json.dumps(registration, indent=1, sort_keys=True) + "\n")
     scratch.replace(REGISTRATION)
-
-
-def _best_arm(student: dict, compared: Iterable[str]) -> str:
-    return min((PLAIN, *compared), key=lambda arm: student["ne"][arm])
 
 
 def _folder_hash(folder: Path) -> str:
@@ -66,24 +79,23 @@ def _export(name: str, arm: str) -> Path:
     return STUDENTS / name / arm / "export"
 
 
-def register_models(chosen: dict[str, tuple[str, Path]], alias: str) -> None:
+def register_models(chosen: dict[str, Served]) -> None:
     """One MLflow run that holds the served model of each student, and a new version of each
     registered model.
 
     If MLflow is away, the models stay where they are and the run says so.
 
     Args:
-        chosen: arm and folder of the served model, by student.
-        alias: the new version takes it from the one before.
+        chosen: the served model by student; its version takes the alias from the one before.
     """
     try:
-        _register(chosen, alias)
+        _register(chosen)
     except OSError as error:
-        folders = ", ".join(str(folder) for _, folder in chosen.values())
+        folders = ", ".join(str(one.folder) for one in chosen.values())
         logger.warning("MLflow did not take the models, which stay in %s: %s", folders, error)
 
 
-def _register(chosen: dict[str, tuple[str, Path]], alias: str) -> None:
+def _register(chosen: dict[str, Served]) -> None:
     mlflow, experiment_id = connect()
     from tasks import served_model
 
@@ -108,17 +120,17 @@ def _register(chosen: dict[str, tuple[str, Path]], alias: str) -> None:
                 "code_version": code_version(),
             }
         )
-        for name, (arm, export) in chosen.items():
+        for name, one in chosen.items():
             registered = f"towerflow-{name}"
             logged = mlflow.pyfunc.log_model(
                 name=name,
                 python_model=served_model.__file__,
-                artifacts={"student": str(export)},
+                artifacts={"student": str(one.folder)},
                 code_paths=["recsys"],
                 input_example=example.drop(columns=["label_time", *labels]),
                 registered_model_name=registered,
                 pip_requirements="requirements/cpu.lock",
             )
             version = logged.registered_model_version
-            client.set_registered_model_alias(registered, alias, version)
-            client.set_model_version_tag(registered, version, "arm", arm)
+            client.set_registered_model_alias(registered, one.alias, version)
+            client.set_model_version_tag(registered, version, "arm", one.arm)

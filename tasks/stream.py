@@ -30,7 +30,7 @@ from tasks.project import (
     replacing,
     require,
 )
-from tasks.registry import register_models
+from tasks.registry import Served, register_models
 from tasks.stream_settings import load_stream_settings
 from tasks.teacher_settings import load_teacher
 from tasks.tracking import RunRecord, flatten, record
@@ -180,10 +180,10 @@ def publish_stream(taken: Taken, best: dict[str, str]) -> None:
     alias = load_stream_settings().alias
     if alias is not None:
         chosen = {
-            name: (arm, STREAM / STUDENTS_DIR / name / arm / EXPORT_DIR)
+            name: Served(arm, STREAM / STUDENTS_DIR / name / arm / EXPORT_DIR, alias)
             for name, arm in best.items()
         }
-        register_models(chosen, alias)
+        register_models(chosen)
     write_atomically(mark, str(len(taken.windows)).encode())
 
 

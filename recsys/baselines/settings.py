@@ -18,7 +18,7 @@ class LogisticSettings(Settings):
 
     learning_rate: PositiveFloat = 0.1
     initial_accumulator: NonNegativeFloat = 1.0
-    batch_size: PositiveInt = 64
+    batch_size: PositiveInt = 128
 
 
 class TreesSettings(Settings):
@@ -29,16 +29,16 @@ class TreesSettings(Settings):
     ``smoothing``: examples at the mean rate that each id's click rate starts with.
     """
 
-    trees: PositiveInt = 50
+    trees: PositiveInt = 100
     learning_rate: PositiveFloat = 0.05
-    leaves: int = Field(default=7, ge=2)
-    smallest_leaf: PositiveInt = 100
+    leaves: int = Field(default=15, ge=2)
+    smallest_leaf: PositiveInt = 50
     bins: int = Field(default=63, ge=2, le=255)
     refit_every_windows: PositiveInt = 1
-    max_rows: PositiveInt = 100_000
+    max_rows: PositiveInt = 60_000
     largest_category: PositiveInt = 60
-    smoothing: PositiveFloat = 100.0
-    threads: PositiveInt = 1
+    smoothing: PositiveFloat = 20.0
+    threads: PositiveInt = 2
     seed: int = Field(default=1, ge=0)
 
 

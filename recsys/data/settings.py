@@ -110,10 +110,10 @@ class SyntheticSettings(Settings):
     popularity_exponent: Annotated[float, Field(gt=0)] = 0.9
     lifetime_share: Annotated[float, Field(gt=0)] = 0.6
     latent_dimension: Annotated[int, Field(gt=0)] = 4
-    main_strength: float = 0.6
-    within_strength: float = 0.3
-    between_strength: float = 0.15
-    attribute_strength: float = 2.5
+    main_strength: float = 0.8
+    within_strength: float = 0.9
+    between_strength: float = 0.25
+    attribute_strength: float = 1.0
     dense_strength: float = 0.5
     domain_strength: float = 0.35
     drift: Annotated[float, Field(ge=0)] = 0.3

@@ -19,6 +19,9 @@ def print_report(folder: Path) -> None:
     console = Console(width=max(Console().width, TABLE_WIDTH))
     arms = list(report.get("comparisons", {}).values()) or [{"distilled": {}}]
     console.print(Markdown((folder / TABLE_FILE).read_text()))
+    for student, verdict in report.get("verdicts", {}).items():
+        if not verdict["passes"]:
+            console.print(f"{student} may not be served as champion: {verdict['why']}", style="red")
     console.print(
         f"Predictions made before training on them, windows from {report['first_window']}; rows: "
         f"{rows}; "

@@ -14,6 +14,7 @@ from recsys.config import InputError
 from recsys.data.schema import Schema, Window
 from recsys.evaluation.comparison import Comparison, compare, interval, ne_differences
 from recsys.evaluation.figures import draw_differences, draw_windows
+from recsys.evaluation.gate import Verdict, judge
 from recsys.evaluation.metrics import METRICS, compute_metrics
 from recsys.evaluation.model_table import (
     BASELINES,
@@ -61,7 +62,8 @@ class MetricRow:
 @dataclass(frozen=True)
 class Report:
     """What evaluate found: ``arms`` are those beside plain; ``windows`` is windows.csv, a row a
-    model, task and window; ``models`` has every model of each student and task.
+    model, task and window; ``models`` has every model of each student and task, ``verdicts``
+    whether each student may be served.
 
     ``tasks`` are each student's, its main one first; ``rows_by_student`` counts the main one's.
     """
@@ -73,6 +75,7 @@ class Report:
     tasks: dict[str, list[str]]
     metrics: list[MetricRow]
     models: list[ModelRow]
+    verdicts: dict[str, Verdict]
     windows: list[dict[str, Any]]
 
     @property
@@ -160,7 +163,15 @@ def evaluate(
         models += _against_plain(student, task, evaluated, settings)
         window_rows += _by_window(student, task, predictions, schema.windows)
     first = schema.windows[settings.first_evaluation_window].name
-    report = Report(first, rows_by_student, seeds, arms, tasks, metrics, models, window_rows)
+    verdicts = {
+        student: judge(
+            [row for row in models if (row.student, row.task) == (student, own[0])], settings.gate
+        )
+        for student, own in tasks.items()
+    }
+    report = Report(
+        first, rows_by_student, seeds, arms, tasks, metrics, models, verdicts, window_rows
+    )
     _write(report, output_dir)
     return report
 
@@ -388,7 +399,10 @@ def _sentences(report: Report) -> str:
     lines = []
     for student, tasks in report.tasks.items():
         rows = [row for row in report.models if (row.student, row.task) == (student, tasks[0])]
+        verdict = report.verdicts[student]
         lines.append(f"- {in_words(rows)}\n")
+        if not verdict.passes:
+            lines.append(f"- **{student} may not be served as champion: {verdict.why}.**\n")
     return "".join(lines)
 
 
@@ -441,6 +455,7 @@ def _as_json(report: Report) -> dict[str, Any]:
             for student, tasks in report.tasks.items()
         },
     }
+    found["verdicts"] = {name: verdict.as_json() for name, verdict in report.verdicts.items()}
     found |= {} if report.arms == [DISTILLED] else {"comparisons": comparisons}
     return found | ({"tasks": report.tasks, "further_tasks": further} if report.shows_tasks else {})
 

@@ -3,19 +3,22 @@
 from pydantic import Field
 
 from recsys.config import InputError, Settings
+from recsys.evaluation.gate import GateSettings
 
 
 class EvaluateSettings(Settings):
     """How the students are compared.
 
     ``first_evaluation_window`` is the index of the first window that counts in the headline
-    numbers. ``confidence`` is the two-sided coverage of the bootstrap intervals.
+    numbers. ``confidence`` is the two-sided coverage of the bootstrap intervals. ``gate``: what a
+    student must not lose to before it becomes champion.
     """
 
     first_evaluation_window: int = Field(default=4, ge=0)
     bootstrap_samples: int = Field(default=1000, ge=10)
     confidence: float = Field(default=0.95, gt=0, lt=1)
     seed: int = Field(default=1, ge=0)
+    gate: GateSettings = GateSettings()
 
 
 def check_evaluated(settings: EvaluateSettings, windows: int) -> None:

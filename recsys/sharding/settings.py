@@ -78,7 +78,7 @@ class ShardingSettings(HostSettings):
     """
 
     global_batch_size: PositiveInt = 256
-    table_optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
+    table_optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "adagrad"
     sharding: Sharding = "planner"
     table_sharding: dict[str, Kind] = Field(default_factory=dict)
     memory_gb: PositiveFloat = Field(default=4.0, description="GiB a rank")

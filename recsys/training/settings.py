@@ -81,7 +81,7 @@ class TrainSettings(LaunchSettings, ShardingSettings):
     changes no bit of the result.
     """
 
-    table_learning_rate: PositiveFloat = 0.05
+    table_learning_rate: PositiveFloat = 0.1
     initial_accumulator: NonNegativeFloat = 1.0
     dense_learning_rate: PositiveFloat = 0.002
     dense_optimizer: str = "adam"
