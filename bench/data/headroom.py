@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
-from bench.shared.baselines import base_rate, logistic, read_log, trees
 from bench.shared.progressive import Results, train_settings
 from bench.shared.report import machine_lines, print_report
+from recsys.baselines.settings import BaselinesSettings
+from recsys.baselines.training import train_baselines
 from recsys.config import load_settings
 from recsys.data.ingest import ingest
 from recsys.data.loader import WindowReader
@@ -24,10 +24,12 @@ from recsys.data.settings import DatasetSettings, DataSettings, SyntheticSetting
 from recsys.distill.student_settings import StudentsSettings
 from recsys.distill.teacher_settings import TeacherSettings
 from recsys.evaluation.metrics import normalized_entropy
+from recsys.evaluation.model_table import BASELINES
 from recsys.evaluation.settings import EvaluateSettings
 from recsys.models.factory import build_ranker
 from recsys.models.settings import ModelSettings
 from recsys.progress import RowProgress
+from recsys.training.batch_size import AUTO_BATCH, with_batch_size
 from recsys.training.engine import Engine
 from recsys.training.launch import launch
 from recsys.training.settings import TrainSettings
@@ -50,6 +52,14 @@ MODELS = [
     TEACHER,
     ORACLE,
 ]
+# By what evaluate's tables call them
+OF_BASELINES = {
+    "base rate": BASE_RATE,
+    "logistic (own rows)": LOGISTIC,
+    "logistic (all rows)": LOGISTIC_ALL,
+    "trees (own rows)": TREES,
+    "trees (all rows)": TREES_ALL,
+}
 NOTES = [
     "NE on the judged windows, lower is better; a window is predicted before it is learnt from.",
     "Settings are those of params/, one rank, the teacher without towers, one seed of the models.",
@@ -70,52 +80,52 @@ def headroom(stream: SyntheticSettings, folder: Path) -> Table:
     """NE of each model by the students' domains on the judged windows of ``stream``, which is made
     in ``folder``."""
     dataset = DatasetSettings(format="synthetic", synthetic=stream)
-    data = load_settings(PARAMS / "data.yaml", DataSettings)
     windows, oracle = folder / "windows", folder / "oracle"
-    ingest(data, dataset, windows, oracle)
-    log = read_log(windows)
-    everything = np.ones(len(log.label), dtype=bool)
+    ingest(load_settings(PARAMS / "data.yaml", DataSettings), dataset, windows, oracle)
+    train_baselines(
+        windows, load_settings(PARAMS / "baselines.yaml", BaselinesSettings), folder / "baselines"
+    )
     students = load_settings(PARAMS / "students.yaml", StudentsSettings)
     teacher = load_settings(PARAMS / "teacher.yaml", TeacherSettings).model
-    teacher = teacher.model_copy(update={"towers": False})
-    truth = pl.read_parquet(oracle / "*.parquet").sort("example_id")["probability"].to_numpy()
+    truth = pl.read_parquet(oracle / "*.parquet")
     of_all = {
-        LOGISTIC_ALL: logistic(log, everything),
-        TREES_ALL: trees(log, everything),
         STUDENT_ALL: ranker(windows, students.model, None, folder / "student"),
-        TEACHER: ranker(windows, teacher, None, folder / "teacher"),
-        ORACLE: np.log(truth / (1.0 - truth)),
+        TEACHER: ranker(windows, teacher.model_copy(update={"towers": False}), None, folder / "t"),
+        ORACLE: truth.select(
+            "example_id", logit=(pl.col("probability") / (1 - pl.col("probability"))).log()
+        ),
     }
+    for name, path in BASELINES.items():
+        of_all[OF_BASELINES[name]] = predictions(folder / "baselines" / path)
+    schema = WindowReader(windows).schema
     first = load_settings(PARAMS / "evaluate.yaml", EvaluateSettings).first_evaluation_window
     table: Table = {model: {} for model in MODELS}
     for student in students.students:
-        domain = log.schema.domains.index(student.domain)
-        own = log.domain == domain
-        of_own = {
-            BASE_RATE: base_rate(log, own),
-            LOGISTIC: logistic(log, own),
-            TREES: trees(log, own),
-            STUDENT: ranker(windows, students.model, domain, folder / student.name),
-        }
-        judged = own & (log.window >= first)
-        for model, logits in (of_own | of_all).items():
-            table[model][student.name] = normalized_entropy(logits[judged], log.label[judged])
+        domain = schema.domains.index(student.domain)
+        own = ranker(windows, students.model, domain, folder / student.name)
+        judged = own.filter(pl.col("event_time") >= schema.windows[first].start_ms)
+        rows = judged.select("example_id", "label")
+        for model, found in (of_all | {STUDENT: own}).items():
+            both = rows.join(found.select("example_id", "logit"), on="example_id")
+            assert both.height == rows.height
+            columns = (both[name].cast(pl.Float64).to_numpy() for name in ("logit", "label"))
+            table[model][student.name] = normalized_entropy(*columns)
     return table
 
 
-def ranker(
-    windows: Path, model: ModelSettings, domain: int | None, folder: Path
-) -> NDArray[np.float64]:
-    """Logits [N] by example id, NaN elsewhere, of a ranker that learns the rows of ``domain``.
+def predictions(folder: Path) -> pl.DataFrame:
+    """Those of all windows in ``folder``."""
+    return pl.read_parquet(folder / PREDICTIONS_DIR / "*.parquet")
 
-    None: of all; ``folder`` is for its predictions.
-    """
-    train = train_settings(load_settings(PARAMS / "train.yaml", TrainSettings).global_batch_size)
+
+def ranker(windows: Path, model: ModelSettings, domain: int | None, folder: Path) -> pl.DataFrame:
+    """Predictions of a ranker that learns the rows of ``domain`` (None: of all), made in
+    ``folder``."""
+    reader = WindowReader(windows)
+    largest = train_settings(load_settings(PARAMS / "train.yaml", TrainSettings).global_batch_size)
+    train = with_batch_size(largest, AUTO_BATCH, reader.rows(reader.windows[0], domain))
     launch(_validate, (windows, model, domain, folder, train), train)
-    predictions = pl.read_parquet(folder / PREDICTIONS_DIR / "*.parquet")
-    logits = np.full(sum(window.rows for window in WindowReader(windows).windows), np.nan)
-    logits[predictions["example_id"].to_numpy()] = predictions["logit"].to_numpy()
-    return logits
+    return predictions(folder)
 
 
 def _validate(
@@ -144,7 +154,7 @@ class Margin:
 
 MARGINS = [
     Margin(LOGISTIC, (BASE_RATE,), 0.0),
-    Margin(TREES, (LOGISTIC,), 0.0),
+    Margin(TREES, (BASE_RATE,), 0.0),
     Margin(STUDENT, (LOGISTIC, TREES), 0.5),
     Margin(STUDENT, (LOGISTIC,), 1.0),
     Margin(TEACHER, (STUDENT,), 1.5),

@@ -1,40 +1,33 @@
-"""The headroom table: baselines use the past only, and a margin that does not hold is counted."""
+"""The headroom table: every model on the same rows, and a margin that does not hold is counted."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from bench.data.headroom import LOGISTIC, MODELS, STUDENT, TREES, Margin, Table, report
-from bench.shared.baselines import Log, base_rate, logistic, read_log, trees
-from recsys.data.ingest import ingest
-from recsys.data.settings import DatasetSettings, DataSettings, SyntheticSettings
-
-
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Log:
-    """A stream of three windows."""
-    folder = tmp_path_factory.mktemp("headroom")
-    stream = SyntheticSettings(rows=3_000, windows=3, users=50, ads=20, contexts=20)
-    dataset = DatasetSettings(format="synthetic", synthetic=stream)
-    ingest(DataSettings(), dataset, folder / "windows", folder / "oracle")
-    return read_log(folder / "windows")
+from bench.data.headroom import (
+    LOGISTIC,
+    MODELS,
+    ORACLE,
+    STUDENT,
+    TREES,
+    Margin,
+    Table,
+    headroom,
+    report,
+)
+from recsys.data.settings import DomainSettings, SyntheticSettings
 
 
-@pytest.mark.parametrize("baseline", [base_rate, logistic, trees])
-def test_a_baseline_predicts_its_rows_from_what_was_known_before_their_window(
-    log: Log, baseline: Callable[[Log, NDArray[np.bool_]], NDArray[np.float64]]
-) -> None:
-    own = log.domain == 0
-    logits = baseline(log, own)
-    assert np.isfinite(logits[own]).all() and np.isnan(logits[~own]).all()
-    for window in (1, 2):
-        later = log.learnt >= window
-        changed = replace(log, label=np.where(later | ~own, 1.0 - log.label, log.label))
-        before = own & (log.window <= window)
-        assert np.array_equal(baseline(changed, own)[before], logits[before])
+@pytest.mark.slow
+def test_every_model_is_measured_on_the_rows_of_each_student(tmp_path: Path) -> None:
+    domains = [DomainSettings(name=name, share=0.5, base_rate=0.2) for name in ("feed", "video")]
+    stream = SyntheticSettings(rows=3_000, windows=5, users=50, ads=20, domains=domains)
+    found = headroom(stream, tmp_path)
+    assert set(found) == set(MODELS)
+    assert all(set(values) == {"feed", "video"} for values in found.values())
+    assert all(np.isfinite(value) for values in found.values() for value in values.values())
+    assert found[ORACLE]["feed"] == min(values["feed"] for values in found.values())
 
 
 def table(**values: float) -> Table:
