@@ -38,13 +38,14 @@ class TreesSettings(Settings):
     max_rows: PositiveInt = 60_000
     largest_category: PositiveInt = 60
     smoothing: PositiveFloat = 20.0
-    threads: PositiveInt = 2
+    threads: PositiveInt = 1
     seed: int = Field(default=1, ge=0)
 
 
 class BaselinesSettings(Settings):
-    """Which baselines students are compared with, and how each is trained."""
+    """Which baselines students are compared with, and how each is trained, ``parallel`` at once."""
 
     run: list[BaselineName] = Field(default=["base_rate", "logistic", "trees"], min_length=1)
+    parallel: PositiveInt = 2
     logistic: LogisticSettings = LogisticSettings()
     trees: TreesSettings = TreesSettings()

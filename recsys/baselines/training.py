@@ -1,6 +1,7 @@
 """Predict a window, then learn what became known in it: every baseline, over all windows."""
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -74,12 +75,18 @@ def train_baselines(windows_dir: Path, settings: BaselinesSettings, output_dir: 
     torch.set_num_threads(1)  # sums in one order; the batches are too small for more
     try:
         with RowProgress("baselines", rows * len(chosen)) as progress:
-            for name, scope in chosen:
+
+            def run(one: tuple[BaselineName, str]) -> None:
+                name, scope = one
                 models = [
                     make(name, reader, domain, settings)
                     for domain in (domains if scope == "own" else [None])
                 ]
                 _predict_then_learn(models, reader.windows, output_dir / name / scope, progress)
+
+            # The costliest first; LightGBM and torch leave the interpreter to the others
+            with ThreadPoolExecutor(settings.parallel) as pool:
+                list(pool.map(run, reversed(chosen)))
     finally:
         torch.set_num_threads(threads)
 

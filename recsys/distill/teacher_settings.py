@@ -10,12 +10,7 @@ from recsys.training.batch_size import AUTO_BATCH, BatchSize
 from recsys.training.settings import Quantisation
 
 TEACHER_MODEL = ModelSettings(
-    architecture="dcn",
-    embedding_dimension=8,
-    dense_layers=[64, 32],
-    over_layers=[128, 64],
-    cross_layers=2,
-    cross_rank=32,
+    architecture="dlrm", embedding_dimension=8, dense_layers=[64, 8], over_layers=[128, 64]
 )
 
 

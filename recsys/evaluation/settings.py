@@ -15,7 +15,7 @@ class EvaluateSettings(Settings):
     """
 
     first_evaluation_window: int = Field(default=4, ge=0)
-    bootstrap_samples: int = Field(default=1000, ge=10)
+    bootstrap_samples: int = Field(default=500, ge=10)
     confidence: float = Field(default=0.95, gt=0, lt=1)
     seed: int = Field(default=1, ge=0)
     gate: GateSettings = GateSettings()

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from recsys.config import InputError, Settings, filled_from
-from recsys.models.settings import ModelSettings, TowerModuleSettings
+from recsys.models.settings import PASS_THROUGH, ModelSettings, TowerModuleSettings
 from recsys.sharding.settings import CommunicationSettings
 from recsys.training.settings import TrainSettings
 
@@ -75,9 +75,10 @@ class PartitionSettings(Settings):
 
 class TeacherTowerSettings(TowerModuleSettings):
     """The teacher's tower modules: as :class:`TowerModuleSettings`, their width D, and whether
-    there are any."""
+    there are any. By default towers place tables and leave the model as it is."""
 
     enabled: bool = True
+    kind: str | None = PASS_THROUGH
     dimension: PositiveInt = 32
 
 
