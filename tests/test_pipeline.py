@@ -24,6 +24,7 @@ SMALL = {
     "evaluate.first_evaluation_window": "2",
     "evaluate.bootstrap_samples": "50",
 }
+FEWER_ROWS = ("rows: 240000", "rows: 96000")
 pytestmark = pytest.mark.slow
 
 
@@ -85,6 +86,8 @@ def _cluster(runner: str) -> Any:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project in which the pipeline has run once."""
     folder = copy_project(tmp_path_factory.mktemp("project"))
+    description = folder / "params/datasets/synthetic.yaml"
+    description.write_text(description.read_text().replace(*FEWER_ROWS))
     options = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
     log = tmp_path_factory.mktemp("opened") / "opened.txt"
     recorder = RECORDER.replace("@STAGES", " ".join(stages(folder))).replace("@LOG", str(log))
