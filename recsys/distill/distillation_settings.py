@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 
 from recsys.config import Settings
-from recsys.data.rows import Rows
 from recsys.distill.modes import MODES, Mode, SoftHead, Teacher, known_mode
 from recsys.models.settings import ModelSettings
 
@@ -58,7 +57,7 @@ class DistillationSettings(Settings):
     """
 
     mode: Annotated[str, AfterValidator(known_mode)] = "auxiliary"
-    rows: Rows | Literal["auto"] = "own"
+    rows: Literal["own", "scores_elsewhere", "all", "auto"] = "own"
     head_layers: list[PositiveInt] = Field(default=[32])
     loss_weight: float = Field(default=1.0, ge=0)
     gradient_scale: float = Field(default=3.0, ge=0)

@@ -122,7 +122,7 @@ def _launch(
     if not job.settings.side_by_side or job.train.nodes.count > 1:
         return launch(function, (runs, True, job), job.train)[0]
     schema = Schema.load(job.windows_dir)
-    costs = [_examples(_data(schema, run, job), run, None) for run in runs]
+    costs = [_examples(_data(schema, run, job), run, job.checkpoints) for run in runs]
     alone = replace(job, train=job.train.model_copy(update={"world_size": 1}))
     return launch_side_by_side(function, runs, costs, (alone,), job.train)
 

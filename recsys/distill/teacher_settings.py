@@ -10,7 +10,7 @@ from recsys.training.batch_size import AUTO_BATCH, BatchSize
 from recsys.training.settings import Quantisation
 
 TEACHER_MODEL = ModelSettings(
-    architecture="dlrm", embedding_dimension=8, dense_layers=[64, 8], over_layers=[128, 64]
+    architecture="dlrm", embedding_dimension=32, dense_layers=[64, 32], over_layers=[128, 64]
 )
 
 

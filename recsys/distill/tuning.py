@@ -34,9 +34,10 @@ from scipy import stats
 
 from recsys.config import InputError, Settings, nearest_hint
 from recsys.data.schema import Schema
+from recsys.distill.row_choice import candidates
 from recsys.distill.score_log import LOG_FILE, ScoreLog
 from recsys.distill.student_checks import check_students
-from recsys.distill.student_settings import PLAIN, StudentsSettings
+from recsys.distill.student_settings import AUTO, PLAIN, StudentsSettings
 from recsys.distill.students import Run, runs_of, train_runs
 from recsys.distill.teacher import CHECKPOINT_KEYS, PLACEMENT_KEYS
 from recsys.distill.training_job import TrainingJob
@@ -272,11 +273,26 @@ def measure_run(run: Run, job: TrainingJob[StudentsSettings]) -> Measured:
     """Train one student on all windows of ``job``; nothing of it stays in ``job.output_dir``."""
     started = time.monotonic()
     # The progress of single students would hide that of the search
-    with tempfile.TemporaryDirectory(dir=job.output_dir) as folder, redirect_stderr(StringIO()):
-        own = replace(job, output_dir=Path(folder))
-        [history] = launch(train_runs, ([run], own), job.train)[0].values()
-    ne = [math.nan if row.get("ne") is None else float(row["ne"]) for row in history[1:]]
-    return Measured(ne, time.monotonic() - started)
+    tried = (
+        [run]
+        if run.distillation.rows != AUTO
+        else [run.with_rows(rows) for rows in candidates(run.distillation)]
+    )
+    found: list[list[float]] = []
+    for one in tried:
+        with tempfile.TemporaryDirectory(dir=job.output_dir) as folder, redirect_stderr(StringIO()):
+            own = replace(job, output_dir=Path(folder))
+            [history] = launch(train_runs, ([one], False, own), job.train)[0].values()
+        found.append(
+            [math.nan if row.get("ne") is None else float(row["ne"]) for row in history[1:]]
+        )
+    best = min(found, key=_mean_of_known)
+    return Measured(best, time.monotonic() - started)
+
+
+def _mean_of_known(values: list[float]) -> float:
+    known = [value for value in values if math.isfinite(value)]
+    return sum(known) / len(known) if known else math.inf
 
 
 class Bench:

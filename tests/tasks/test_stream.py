@@ -133,9 +133,20 @@ def test_state_changes_with_the_log_its_settings_and_the_windows(project: Path) 
     assert states[-1][0] == states[-2][0]  # the log's own part
 
 
+def test_it_waits_for_the_windows_that_students_rows_are_chosen_on(project: Path) -> None:
+    windows(project, 4)
+    assert what_is_missing.fn() == (
+        "waits for 4 complete windows (students' rows are chosen on them); there are 3"
+    )
+    windows(project, 5)
+    assert what_is_missing.fn() is None
+
+
 def test_it_waits_for_the_windows_that_the_towers_are_learnt_from_then_for_one_that_is_complete(
     project: Path,
 ) -> None:
+    path = project / "params/students.yaml"
+    path.write_text(path.read_text().replace("rows: auto ", "rows: own "))
     windows(project, 3)
     assert what_is_missing.fn() == (
         "waits for 3 complete windows (the teacher's towers are learnt from them); there are 2"

@@ -37,6 +37,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 RATE: "1e-6",
                 "train.global_batch_size": "64",
                 "evaluate.first_evaluation_window": "3",
+                "students.rows_auto_windows": "3",
                 "students.model.embedding_dimension": "4",
                 "students.model.over_layers": "[8]",
                 "students.model.dense_layers": "[8]",
@@ -145,7 +146,11 @@ def test_what_must_be_there_first_is_named(copy: Path, capsys: pytest.CaptureFix
     assert main(["tune", "--what", "scored"]) == 2
     assert "error: data/scores: no such file or folder; run the stages" in capsys.readouterr().err
     apply_overrides(
-        {"towers.partition.probe_windows": "1", "evaluate.first_evaluation_window": "1"}
+        {
+            "towers.partition.probe_windows": "1",
+            "evaluate.first_evaluation_window": "1",
+            "students.distillation.rows": "own",
+        }
     )
     assert main(["tune"]) == 2
     assert "key 'first_evaluation_window': tuning learns on" in capsys.readouterr().err

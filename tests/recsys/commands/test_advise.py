@@ -67,7 +67,7 @@ def test_says_flat_where_the_network_costs_nothing(
         ),
         (
             [str(H100), "--cluster", str(H100), "--hosts", "8"],
-            "h100.yaml: missing key 'batch_size'",
+            "h100.yaml: unknown key 'ranks_per_host'",
         ),
     ],
 )

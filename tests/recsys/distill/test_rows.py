@@ -227,5 +227,7 @@ def test_rows_without_labels_need_a_teachers_scores(mode: str, windows_dir: Path
 
 
 def test_a_wrong_name_is_answered_with_the_right_ones() -> None:
-    with pytest.raises(InputError, match=r"'own', 'scores_elsewhere' or 'all', got 'everything'"):
+    with pytest.raises(
+        InputError, match=r"'own', 'scores_elsewhere', 'all' or 'auto', got 'everything'"
+    ):
         parsed("distillation: {rows: everything}")

@@ -229,7 +229,7 @@ def test_a_trial_that_begins_badly_is_not_trained_to_its_end(
     windows_dir: Path, tmp_path: Path
 ) -> None:
     students = [StudentSettings(name=one, domain=one) for one in "ab"]
-    rates = {RATE: {"choices": [0.05, 0.06, 0.07, 0.08, 0.09, 1e-7, 2e-7, 3e-7]}}
+    rates = {RATE: {"choices": [0.1, 0.101, 0.102, 0.103, 0.104, 1e-7, 2e-7, 3e-7]}}
     _, found = searched(
         early_of(windows_dir, tmp_path),
         tmp_path / "s",
