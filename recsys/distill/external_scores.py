@@ -105,7 +105,7 @@ def log_external_scores(
 ) -> ExternalReport:
     """Write the scores of ``settings.external`` as the score log ``log_dir``, which is made anew.
 
-    Holds all rows of the files in memory (24 bytes each) and the examples of one window. A
+    Holds all rows of the files in memory (about 30 bytes each) and the examples of one window. A
     probability of 0 or 1 is taken as 1e-7 away from it.
 
     Args:
@@ -231,7 +231,7 @@ def _whole(column: pl.Series, path: Path, hint: str) -> pl.Series:
     Raises:
         InputError: a value is missing or no whole number.
     """
-    if column.dtype.is_integer():
+    if column.dtype.is_integer() or column.dtype == pl.Null:
         whole = column.cast(pl.Int64, strict=False)
     elif column.dtype in (pl.String, pl.Float64, pl.Float32):
         number = column.cast(pl.Float64, strict=False)
