@@ -59,8 +59,9 @@ class ExternalReport:
 
     def lines(self) -> list[str]:
         """What a person should know of it, a line per fact."""
+        files = f"{self.files:,} file{'s' if self.files > 1 else ''}"
         found = [
-            f"external scores: {self.rows:,} rows of {self.files} files; {self.scored:,} of "
+            f"external scores: {self.rows:,} rows of {files}; {self.scored:,} of "
             f"{self.examples:,} examples have a score"
         ]
         if self.unknown:
