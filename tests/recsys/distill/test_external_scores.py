@@ -83,10 +83,11 @@ def files_of_scores(draw: st.DrawFn) -> Given:
     if draw(st.integers(0, 9)) == 0:
         ids.append(ids[0])
     rows = []
+    ahead = draw(st.sampled_from([None, None, None, ids[0]]))
     for example in ids:
-        latest = example * STEP + (1 if draw(st.integers(0, 60)) == 0 else 0)
         score = draw(st.sampled_from([-2.5, 1.25, 3.0, math.nan, math.inf]))
-        rows.append((example, score, latest - draw(st.sampled_from([0, 1, 5_000]))))
+        before = -1 if example == ahead else draw(st.sampled_from([0, 1, 5_000]))
+        rows.append((example, score, example * STEP - before))
     cut = draw(st.integers(1, len(rows)))
     files = [rows[:cut], *([rows[cut:]] if cut < len(rows) else [])]
     return Given(files, [draw(st.sampled_from(["parquet", "csv", "csv.gz"])) for _ in files])
