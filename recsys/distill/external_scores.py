@@ -43,8 +43,8 @@ class ExternalReport:
         not_finite: rows whose score is missing, NaN or infinite.
         unlearnt: scores of the first window under ``window_start``, before which nothing was
             learnt.
-        calibration: by window the mean probability over the mean label of the scored examples; None
-            where these have no positive label.
+        calibration: by window the mean probability over the mean label of the scored examples whose
+            label is known; None where none is positive.
     """
 
     files: int
@@ -126,7 +126,7 @@ def log_external_scores(
         raise InputError(
             f"{external.where('task')}: no task {task!r}; the data have {', '.join(schema.tasks)}"
         )
-    (logit,) = schema.columns("logit", [task])
+    (logit,), (label,) = schema.columns("logit", [task]), schema.columns("label", [task])
     scores = _read_all(external, project_dir)
     partial = log_dir.with_name(f"{log_dir.name}{PARTIAL_SUFFIX}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -137,13 +137,13 @@ def log_external_scores(
     calibration: dict[str, float | None] = {}
     scored, unlearnt = 0, 0
     for window in schema.windows:
-        examples = _examples(windows_dir, window)
+        examples = _examples(windows_dir, window, label)
         _mark_known(ids, examples["example_id"].to_numpy(), is_known)
         joined = _joined(scores, examples, window, external)
         if external.learnt_until == WINDOW_START and window == schema.windows[0]:
             unlearnt = joined["logit"].count()
             joined = joined.with_columns(pl.lit(None, dtype=pl.Float32).alias("logit"))
-        calibration[window.name] = _calibration(joined)
+        calibration[window.name] = _calibration(joined, label)
         found = _records(joined, window, logit, log, own, settings)
         for index, segment in enumerate(found.iter_slices(settings.segment_rows)):
             write_segment(log, window, index, segment, schema)
@@ -292,8 +292,8 @@ def _logits(scores: _Scores, settings: ExternalSettings) -> pl.DataFrame:
     return table.with_columns(finite.alias("logit")).drop("score")
 
 
-def _examples(windows_dir: Path, window: Window) -> pl.DataFrame:
-    columns = ["example_id", "event_time", "label_time", "domain", "label"]
+def _examples(windows_dir: Path, window: Window, label: str) -> pl.DataFrame:
+    columns = ["example_id", "event_time", "label_time", "domain", label]
     parts = sorted((windows_dir / window.name).glob("part-*.parquet"))
     if not parts:
         raise InputError(f"{windows_dir / window.name}: has no data; run the ingest stage again")
@@ -338,9 +338,9 @@ def _joined(
     return joined
 
 
-def _calibration(joined: pl.DataFrame) -> float | None:
-    scored = joined.filter(pl.col("logit").is_not_null())
-    clicks = scored["label"].cast(pl.Float64).sum()
+def _calibration(joined: pl.DataFrame, label: str) -> float | None:
+    scored = joined.filter(pl.col("logit").is_not_null() & pl.col(label).is_finite())
+    clicks = scored[label].cast(pl.Float64).sum()
     probability = 1.0 / (1.0 + (-pl.col("logit").cast(pl.Float64)).exp())
     return scored.select(probability.sum()).item() / clicks if clicks else None
 

@@ -3,8 +3,9 @@
 import gzip
 import json
 import math
+import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from recsys.config import InputError, parse_settings
+from recsys.data.schema import Schema
 from recsys.distill.augment_settings import LIGHTGBM, AugmentSettings, ExternalSettings
 from recsys.distill.external_scores import log_external_scores
 from recsys.distill.score_log import LogFacts, ScoreLog, check_snapshots_of_log
@@ -402,3 +404,22 @@ def test_scale_is_required_and_files_lie_under_root() -> None:
     for outside in ("/data/a.csv", "../a.csv"):
         with pytest.raises(ValueError, match="does not lie under root"):
             ExternalSettings.model_validate({**given, "scale": "logit", "files": [outside]})
+
+
+def test_scores_of_another_task_teach_it_alone(windows_dir: Path, tmp_path: Path) -> None:
+    """Their calibration is by that task's labels where they are known."""
+    windows = tmp_path / "windows"
+    shutil.copytree(windows_dir, windows)
+    replace(Schema.load(windows), tasks=["click", "like"], further_base_rates=[0.5]).save(windows)
+    for window in WINDOWS:
+        part = windows / window.name / "part-00000.parquet"
+        liked = pl.when(pl.col("example_id") != 2).then(pl.col("example_id") == 1)
+        pl.read_parquet(part).with_columns(label_like=liked.cast(pl.Float32)).write_parquet(part)
+    give(tmp_path, a=table([1, 2], [-2.0, 9.0]))
+    chosen = settings_of(task="like")
+    report = log_external_scores(windows, chosen, tmp_path / "log", project_dir=tmp_path)
+    frame = pl.read_parquet(windows / "w0/part-00000.parquet").head(3)
+    found = ScoreLog(tmp_path / "log", ["logit", "logit_like"]).join(frame, WINDOWS[0])
+    assert found["score"].to_list() == [None, None, None]
+    assert found["score_like"].to_list() == [None, -2.0, 9.0]
+    assert report.calibration["w0"] == pytest.approx(1 / (1 + math.exp(2.0)))
