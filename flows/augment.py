@@ -9,7 +9,13 @@ from flows.command_line import run_stage_command
 from recsys.config import load_settings
 from recsys.distill.augment_settings import AugmentSettings
 from recsys.distill.scoring import WindowPlan
-from tasks.augmentation import augment_settings_file, plan_scores, publish_scores, score_share
+from tasks.augmentation import (
+    augment_settings_file,
+    plan_scores,
+    publish_scores,
+    score_share,
+    take_external_scores,
+)
 from tasks.calling import call
 from tasks.runners import task_runner
 
@@ -24,6 +30,15 @@ def score_shares(shares: list[list[WindowPlan]]) -> None:
 def augment() -> None:
     """Log the teacher's scores for later windows: data/scores."""
     settings = load_settings(augment_settings_file(), AugmentSettings)
+    if settings.teacher != "external":
+        _score(settings)
+    if settings.teacher != "own":
+        call(take_external_scores)
+    call(publish_scores)
+
+
+def _score(settings: AugmentSettings) -> None:
+    """Score with the project's own teacher what is not scored."""
     shares = call(plan_scores)
     if FlowRunContext.get() or settings.runner != "threads":
         runner = task_runner(settings.runner, settings.parallel_tasks, str(augment_settings_file()))
@@ -31,7 +46,6 @@ def augment() -> None:
     else:
         with ThreadPoolExecutor(settings.parallel_tasks) as threads:
             list(threads.map(score_share.fn, shares))
-    call(publish_scores)
 
 
 if __name__ == "__main__":

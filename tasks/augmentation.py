@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from prefect import task
 
 from recsys.config import load_settings
-from recsys.data.schema import Schema
+from recsys.data.schema import Schema, task_columns
 from recsys.distill.augment_settings import AugmentSettings
 from recsys.distill.student_settings import StudentsSettings
 from recsys.distill.withdrawn_settings import WithdrawnSettings
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from recsys.distill.scoring import ScoringJob, WindowPlan
 
 LOG_DIR = SCORES_WORK / "log"
+EXTERNAL_DIR = SCORES_WORK / "external"  # a log apart, so that the two kinds never mix
 
 
 def augment_settings_file() -> Path:
@@ -66,20 +67,39 @@ def score_share(share: "list[WindowPlan]") -> None:
 
 
 @task
+def take_external_scores() -> None:
+    """Write the scores that params/augment.yaml names as a log of their own, and say what they are;
+    with ``teacher: mean`` together with those of the teacher."""
+    from recsys.distill.external_scores import log_external_scores
+    from recsys.distill.score_log import ScoreLog
+
+    require(WINDOWS)
+    settings = load_settings(augment_settings_file(), AugmentSettings)
+    own = None
+    if settings.teacher == "mean":
+        tasks = Schema.load(WINDOWS).tasks
+        own = ScoreLog(LOG_DIR, task_columns("logit", tasks))
+    report = log_external_scores(WINDOWS, settings, EXTERNAL_DIR, own)
+    print("\n".join(report.lines()), flush=True)
+
+
+@task
 def publish_scores() -> None:
     """Write the report, put the log in the place of data/scores, and log speed and savings to
     MLflow."""
-    from recsys.distill.scoring import calls_saved, finish_scoring, scoring_speed
+    from recsys.distill.scoring import calls_saved, report_scores, scoring_speed
 
     job = _job()
-    report = finish_scoring(job)
+    is_own = job.settings.teacher == "own"
+    log_dir = LOG_DIR if is_own else EXTERNAL_DIR
+    report = report_scores(WINDOWS, log_dir, job.settings)
     with replacing(SCORES) as (output,):
-        link_files(LOG_DIR, output)
+        link_files(log_dir, output)
     students = load_settings(PARAMS / "students.yaml", StudentsSettings)
     # At least: a student that learns other domains' rows reads their scores too
     domains = [student.domain for student in students.students]
     readers = {domain: domains.count(domain) * len(students.seeds) for domain in domains}
-    rows, seconds = scoring_speed(SCORES_WORK)
+    rows, seconds = scoring_speed(SCORES_WORK) if is_own else (0, 0.0)
     measured = {
         "calls": report.scored,
         "calls_saved": calls_saved(report.scored_by_domain, readers),
@@ -101,7 +121,7 @@ def publish_scores() -> None:
             curves={
                 "staleness/examples_by_bin": [float(count) for count in report.staleness.values()]
             },
-            tags={"teacher_version": output_version(TEACHER)},
+            tags={"teacher": job.settings.teacher, "teacher_version": output_version(TEACHER)},
             artifacts={str(SCORES / "scoring.json"): "", str(SCORES_WORK / "measured.json"): ""},
         )
     )

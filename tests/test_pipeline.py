@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support.files import contents
 from tests.support.projects import ROOT, copy_project, run
 
 SMALL = {
@@ -268,6 +269,27 @@ def test_a_cluster_scores_the_bytes_that_threads_have_scored(project: Path, runn
         path.relative_to(scores): path.read_bytes() for path in scores.rglob("*") if path.is_file()
     } == before
     assert len(before) > 1
+
+
+def test_the_trees_teach_instead_and_the_teachers_scores_come_back_as_they_were(
+    project: Path,
+) -> None:
+    """DVC knows the files as a dependency, and the two kinds of scores never mix."""
+    scores, settings = project / "data/scores", project / "params/augment.yaml"
+    lock = yaml.safe_load((project / "dvc.lock").read_text())["stages"]["augment"]
+    assert "models/baselines" in {dep["path"] for dep in lock["deps"]}
+    before, saved = contents(scores), settings.read_text()
+    stage = (sys.executable, "-m", "flows.augment")
+    said = run(project, *stage, "--set", "augment.teacher=external").stdout
+    assert "calibration by window" in said
+    external = json.loads((scores / "log.json").read_text())["external"]
+    assert all(name.startswith("models/baselines/trees/all") for name in external["files"])
+    wrong = run(project, *stage, "--set", "augment.external.scale=probability", status=2)
+    assert wrong.stderr.count("\n") == 1
+    assert "is no probability" in wrong.stderr
+    settings.write_text(saved)
+    run(project, *stage)
+    assert contents(scores) == before
 
 
 def test_a_changed_key_reruns_only_what_depends_on_it(project: Path) -> None:

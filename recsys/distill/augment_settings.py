@@ -1,14 +1,59 @@
 """Settings of the augment stage."""
 
-from typing import Literal
+from pathlib import PurePath
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from recsys.config import Settings
 
+WINDOW_START = "window_start"
+
+
+class ExternalSettings(Settings):
+    """Scores that something else has made: which files, and what their columns mean.
+
+    ``root``: the folder of ``files`` (Parquet or CSV; paths, globs, or folders of Parquet files);
+    DVC hashes it. ``key``: the column with the example_id of data/windows. ``task``: whose scores
+    they are; null: the main one's. ``score`` is the column of the scores, ``scale`` what they are.
+    ``learnt_until``: the column with the time, in ms since 1970, up to which the scorer had learnt
+    from labels when it made the score; ``window_start``: for each example the start of its window.
+    """
+
+    root: str
+    files: Annotated[list[str], Field(min_length=1)]
+    key: str = "example_id"
+    task: str | None = None
+    score: str
+    scale: Literal["logit", "probability"]
+    learnt_until: str
+
+    @field_validator("files")
+    @classmethod
+    def _under_root(cls, files: list[str]) -> list[str]:
+        for name in files:
+            if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+                raise ValueError(
+                    f"{name!r} does not lie under root, the folder that DVC hashes; set root"
+                )
+        return files
+
+
+# The baseline that is refitted before each window (recsys.baselines.trees)
+LIGHTGBM = ExternalSettings(
+    root="models/baselines",
+    files=["trees/all/predictions"],
+    score="logit",
+    scale="logit",
+    learnt_until=WINDOW_START,
+)
+
 
 class AugmentSettings(Settings):
-    """How the teacher's scores are logged.
+    """Whose scores are logged, and how.
+
+    ``teacher``: own, the project's; external, what ``external`` says; mean, of both logits where
+    both are there, else the one that is.
 
     ``batch_size`` is global (over all ranks). ``max_staleness_hours``: an example whose event time
     is further past the snapshot's high-water mark stays without a score; null scores every one.
@@ -19,6 +64,8 @@ class AugmentSettings(Settings):
     at once, each in processes of its own; ``runner`` says where.
     """
 
+    teacher: Literal["own", "external", "mean"] = "own"
+    external: ExternalSettings = LIGHTGBM
     batch_size: int = Field(default=4096, ge=1)
     max_staleness_hours: float | None = Field(default=None, gt=0)
     wait_hours: float | None = Field(default=None, ge=0)

@@ -111,6 +111,11 @@ def advance(job: StreamJob, output_dir: Path) -> Advance:
 
 
 def _check(job: StreamJob, schema: Schema) -> None:
+    if job.augment.teacher != "own":
+        raise InputError(
+            f"{job.augment.where('teacher')}: a stream's scores are its own teacher's, got "
+            f"{job.augment.teacher}; set own"
+        )
     if job.teacher.quantise_checkpoints != "none":
         raise InputError(
             f"{job.teacher.where('quantise_checkpoints')}: a stream goes on from its checkpoints "
@@ -128,7 +133,7 @@ def _run_name(job: StreamJob, schema: Schema) -> str:
         load_partition(job.partition_file, job.teacher.model),
         asdict(replace(schema, windows=[])),
         job.teacher.model_dump(exclude=CHECKPOINT_KEYS),
-        job.augment.model_dump(exclude={"runner", "parallel_tasks"}),
+        job.augment.model_dump(exclude={"teacher", "external", "runner", "parallel_tasks"}),
         job.students.model_dump(exclude=CHECKPOINT_KEYS, exclude_unset=True),
         job.train.model_dump(exclude=PLACEMENT_KEYS),
     )

@@ -29,6 +29,7 @@ WINDOW_FILE = "window.json"
 SEGMENT_PREFIX = "segment-"
 LATE_PREFIX = "late-"
 LOGIT = "logit"
+OWN = "own"  # of log.json's ``external``: the snapshots whose logits are in the mean
 PLACE = "place"  # column of a record's place among the examples that are wanted
 ROW_GROUP = 131_072  # rows; a reader skips groups whose ids it does not want
 CONSTANT = ["snapshot", "high_water_mark"]  # columns that seldom change from record to record
@@ -60,10 +61,12 @@ class Segment:
 class LogFacts:
     """log.json: ``wait_ms`` as in :class:`recsys.distill.augment_settings.AugmentSettings` (None:
     wait for every window), and the high-water mark and weights' hash of each snapshot that scored;
-    None where the log does not tell."""
+    None where the log does not tell. ``external`` says what scores of something
+    else's are from; None where snapshots alone have scored."""
 
     wait_ms: int | None = None
     snapshots: dict[str, dict[str, Any]] | None = None
+    external: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,12 @@ class ScoreLog:
             s.name: {"high_water_mark": s.high_water_mark, "weights_hash": s.weights_hash}
             for s in snapshots
         }
-        self._facts = LogFacts(wait_ms, marks)
-        write_atomically(self.folder / LOG_FILE, _json(asdict(self._facts)))
+        self.write_facts(LogFacts(wait_ms, marks))
+
+    def write_facts(self, facts: LogFacts) -> None:
+        """Write log.json."""
+        self._facts = facts
+        write_atomically(self.folder / LOG_FILE, _json(asdict(facts)))
 
     def window(self, name: str) -> WindowFacts | None:
         """What is known of a window that is done; None where it is not."""
@@ -351,7 +358,7 @@ class ScoreLog:
 
 def check_snapshots_of_log(log: ScoreLog, snapshots: list[Snapshot], withdrawn: set[str]) -> None:
     """Check that every snapshot that scored exists, has the weights that scored, and is not
-    withdrawn.
+    withdrawn; of external scores, that none of the snapshots in their mean is withdrawn.
 
     Args:
         withdrawn: weights' hashes of withdrawn snapshots.
@@ -360,6 +367,14 @@ def check_snapshots_of_log(log: ScoreLog, snapshots: list[Snapshot], withdrawn: 
         InputError: one does not; the message names it and its windows.
     """
     by_name = {snapshot.name: snapshot for snapshot in snapshots}
+    if log.facts.external is not None:
+        for name, logged in (log.facts.external.get(OWN) or {}).items():
+            if logged["weights_hash"] in withdrawn:
+                raise InputError(
+                    f"{log.folder}: snapshot {name} is in the mean that scored, and is withdrawn; "
+                    f"run the augment stage again"
+                )
+        return
     for name, windows in log.used().items():
         logged = (log.facts.snapshots or {}).get(name, {})
         where = f"{log.folder}: windows {', '.join(windows)} are scored by snapshot {name}"

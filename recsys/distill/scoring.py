@@ -136,7 +136,7 @@ def plan_scoring(job: ScoringJob) -> list[WindowPlan]:
     job.log_dir.mkdir(parents=True, exist_ok=True)
     log = ScoreLog(job.log_dir)
     plans = plans_of(job, schema)
-    log.describe(_milliseconds(job.settings.wait_hours), _used(plans))
+    log.describe(milliseconds(job.settings.wait_hours), _used(plans))
     for name in log.windows() - {plan.window.name for plan in plans}:
         log.drop(name)
     for plan in plans:
@@ -154,7 +154,9 @@ def plans_of(job: ScoringJob, schema: Schema) -> list[WindowPlan]:
     decisive = (
         teacher_code(__name__, job.teacher.model),
         load_partition(job.partition_file, job.teacher.model),
-        job.settings.model_dump(exclude={"wait_hours", "runner", "parallel_tasks"}),
+        job.settings.model_dump(
+            exclude={"teacher", "external", "wait_hours", "runner", "parallel_tasks"}
+        ),
         job.teacher.model.model_dump(),
         job.train.model_dump(exclude=PLACEMENT_KEYS),
     )
@@ -206,11 +208,16 @@ def score_part(job: ScoringJob, plans: list[WindowPlan]) -> None:
 
 def finish_scoring(job: ScoringJob) -> ScoreReport:
     """Write scoring.json once every window is done; its report."""
-    log = ScoreLog(job.log_dir)
-    facts = [log.window(window.name) for window in Schema.load(job.windows_dir).windows]
+    return report_scores(job.windows_dir, job.log_dir, job.settings)
+
+
+def report_scores(windows_dir: Path, log_dir: Path, settings: AugmentSettings) -> ScoreReport:
+    """Write scoring.json over the windows of the log that are done; what it says."""
+    log = ScoreLog(log_dir)
+    facts = [log.window(window.name) for window in Schema.load(windows_dir).windows]
     done = [one for one in facts if one is not None]
-    report = _report(done, job.settings)
-    write_json(job.log_dir / SCORING_FILE, asdict(report))
+    report = _report(done, settings)
+    write_json(log_dir / SCORING_FILE, asdict(report))
     return report
 
 
@@ -272,7 +279,8 @@ def _used(plans: list[WindowPlan]) -> list[Snapshot]:
     )
 
 
-def _milliseconds(hours: float | None) -> int | None:
+def milliseconds(hours: float | None) -> int | None:
+    """ms of ``hours``; None of None."""
     return None if hours is None else int(hours * MS_PER_HOUR)
 
 
@@ -294,7 +302,7 @@ def _score_rank(job: ScoringJob, partition: Partition | None, plans: list[Window
 
 def _in_time(plan: WindowPlan, settings: AugmentSettings) -> Snapshot | None:
     """The plan's snapshot; None where all of the window is further past it than the limit."""
-    limit, snapshot = _milliseconds(settings.max_staleness_hours), plan.snapshot
+    limit, snapshot = milliseconds(settings.max_staleness_hours), plan.snapshot
     if (
         snapshot is None
         or limit is None
@@ -331,7 +339,7 @@ def score_window(
                 engine, islice(batches, batches_per_segment), progress, reader.schema.tasks
             )
             if predictions is not None:
-                _write(
+                write_segment(
                     log,
                     window,
                     index,
@@ -342,7 +350,7 @@ def score_window(
                     job.work_dir, window, index, predictions.height, time.perf_counter() - began
                 )
     if ranks.rank() == 0:
-        log.finish(_window_facts(log, plan, snapshot, settings))
+        log.finish(window_facts(log, window, snapshot.name if snapshot else None, settings))
     ranks.barrier()
 
 
@@ -367,13 +375,14 @@ def _records(
         high_water_mark=pl.lit(snapshot.high_water_mark, dtype=pl.Int64),
         staleness_ms=pl.col("event_time") - snapshot.high_water_mark,
     ).filter(pl.all_horizontal(pl.col(log.logits).is_finite()))
-    limit = _milliseconds(settings.max_staleness_hours)
+    limit = milliseconds(settings.max_staleness_hours)
     return records if limit is None else records.filter(pl.col("staleness_ms") <= limit)
 
 
-def _write(
+def write_segment(
     log: ScoreLog, window: Window, index: int, records: pl.DataFrame, schema: Schema
 ) -> None:
+    """Write the window's ``index``-th segment, with its records counted by ``domain``."""
     counts = records["domain"].value_counts().sort("domain")
     domains = {schema.domains[domain]: rows for domain, rows in counts.iter_rows()}
     log.write_chunk(window.name, index, records, domains)
@@ -391,11 +400,16 @@ def _note_time(
         file.write(json.dumps(line) + "\n")
 
 
-def _window_facts(
-    log: ScoreLog, plan: WindowPlan, snapshot: Snapshot | None, settings: AugmentSettings
+def window_facts(
+    log: ScoreLog, window: Window, scorer: str | None, settings: AugmentSettings
 ) -> WindowFacts:
-    segments = log.segments(plan.window.name)
-    edges = np.array([_milliseconds(hours) for hours in settings.staleness_bins_hours])
+    """What window.json says of a window whose segments are written.
+
+    Args:
+        scorer: the snapshot that has scored it, or what else has.
+    """
+    segments = log.segments(window.name)
+    edges = np.array([milliseconds(hours) for hours in settings.staleness_bins_hours])
     counts = np.zeros(len(edges) + 1, dtype=np.int64)
     scored, total, largest = 0, 0, None
     for staleness in staleness_parts(segments):
@@ -404,10 +418,10 @@ def _window_facts(
         scored, total = scored + len(values), total + int(values.sum())
         largest = max(largest or 0, int(values.max())) if len(values) else largest
     return WindowFacts(
-        window=plan.window.name,
-        rows=plan.window.rows,
+        window=window.name,
+        rows=window.rows,
         scored=scored,
-        snapshot=snapshot.name if snapshot is not None and scored else None,
+        snapshot=scorer if scored else None,
         mean_staleness_ms=total / scored if scored else None,
         max_staleness_ms=largest,
         staleness=counts.tolist(),

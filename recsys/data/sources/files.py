@@ -42,9 +42,7 @@ def resolve_files(patterns: list[str], root: Path) -> list[Path]:
         if globbed and not matches:
             raise InputError(f"{path}: is a folder; give its files, for example {pattern}/**/*.csv")
         if not matches:
-            raise InputError(
-                f"{path}: no such file; check 'files' of the dataset and 'root', its folder"
-            )
+            raise InputError(f"{path}: no such file; check 'files' and 'root', its folder")
         twice = next((match for match in matches if match in found), None)
         if twice is not None:
             raise InputError(f"{twice}: matched twice by 'files'; its rows would count twice")

@@ -188,3 +188,12 @@ def test_changed_and_incomplete_windows_are_one_clear_line(
         InputError, match=r"w0: this window has changed since the stream took it; start over"
     ):
         advance(job_of(arrive(windows_dir, grown, tmp_path), tmp_path), tmp_path / "output")
+
+
+@pytest.mark.parametrize("teacher", ["external", "mean"])
+def test_a_stream_has_no_external_scores(teacher: str, windows_dir: Path, tmp_path: Path) -> None:
+    augment = AugmentSettings.model_validate({"teacher": teacher})
+    job = replace(job_of(windows_dir, tmp_path), augment=augment)
+    with pytest.raises(InputError, match=f"key 'teacher': a stream's.*got {teacher}; set own"):
+        advance(job, tmp_path / "output")
+    assert not (tmp_path / "output").exists()
