@@ -66,6 +66,12 @@ class Predictor:
         """Whether rows must say their domain: the model serves several."""
         return self.domain is None and len(self.schema.domains) > 1
 
+    @property
+    def columns(self) -> list[str]:
+        """The columns that rows must have."""
+        features = [*self.schema.dense, *(feature.name for feature in self.schema.categorical)]
+        return ["domain", *features] if self.needs_domain else features
+
     def predict(self, frame: pl.DataFrame | pd.DataFrame) -> NDArray[np.float64]:
         """Probabilities [N] of the main task; see :meth:`predict_tasks`."""
         return self.predict_tasks(frame)[self.schema.tasks[0]]
@@ -110,8 +116,7 @@ class Predictor:
     def _rows(self, frame: pl.DataFrame | pd.DataFrame) -> pl.DataFrame:
         """The domain and the features of ``frame`` in the types of a part of data/windows."""
         present = list(frame.columns)
-        features = [*self.schema.dense, *(feature.name for feature in self.schema.categorical)]
-        needed = ["domain", *features] if self.needs_domain else features
+        needed = self.columns
         missing = [name for name in needed if name not in present]
         if missing:
             texts = [name for name in present if isinstance(name, str)]
@@ -121,7 +126,7 @@ class Predictor:
                 f"predict: column {missing[0]!r} is missing ({len(missing)} of {len(needed)} "
                 f"columns){hint}"
             )
-        read = ["domain", *features] if "domain" in present else features
+        read = ["domain", *needed] if "domain" in present and not self.needs_domain else needed
         twice = [name for name in read if present.count(name) > 1]
         if twice:
             raise InputError(f"predict: column {twice[0]!r} stands twice")
@@ -129,7 +134,7 @@ class Predictor:
             ids = {feature.name: feature.kind for feature in self.schema.categorical}
             types = {
                 name: pl.List(pl.Int64) if ids.get(name) == "list" else pl.Int64
-                for name in ["domain", *features]
+                for name in {"domain", *needed}
             }
             return pl.DataFrame(schema=types)
         columns = {name: _column(frame, name) for name in read}
@@ -170,7 +175,7 @@ def _column(frame: pl.DataFrame | pd.DataFrame, name: str) -> pl.Series:
         if isinstance(column.dtype, pd.CategoricalDtype):
             column = column.astype(object)
         try:
-            found = pl.from_pandas(column).alias(name)
+            found = pl.from_pandas(pd.Series(column)).alias(name)
         except (pa.ArrowException, pl.exceptions.PolarsError, TypeError, ValueError, OverflowError):
             kinds = ", ".join(sorted({type(value).__name__ for value in column}))
             raise InputError(
