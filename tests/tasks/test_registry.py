@@ -3,6 +3,7 @@ that MLflow does not take stay."""
 
 import json
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from recsys.serving.export import export_ranker
 from recsys.serving.predictor import Predictor
 from tasks.registry import Served, register_models, register_students
 from tasks.tracking import connect
+from tests.support.mlflow_stores import empty_store
 from tests.support.projects import ROOT
 
 ROWS = 40
@@ -43,6 +45,7 @@ def fill(folder: Path) -> None:
         (folder / name).symlink_to(ROOT / name)
     for name in ("params", "data/windows/w0", "reports/evaluation"):
         (folder / name).mkdir(parents=True)
+    (folder / "mlflow.db").write_bytes(empty_store())
     (folder / "params/tracking.yaml").write_text(
         "uri: sqlite:///mlflow.db\nexperiment: test\nartifacts: artifacts\n"
     )
@@ -124,8 +127,8 @@ def test_a_registered_model_asks_for_the_features_alone(project: Path, rows: pd.
 
 def test_a_registered_model_takes_pandas_own_types(project: Path, rows: pd.DataFrame) -> None:
     expected = Predictor.load(EXPORT).predict(rows)
-    written = [row[["price", "shown", "user", "history"]].to_dict() for _, row in rows.iterrows()]
-    table = pd.DataFrame(written)  # as someone would write it down
+    features = ["price", "shown", "user", "history"]
+    table = pd.DataFrame({name: rows[name].tolist() for name in features})  # as one would write it
     table["price"] = table["price"].astype("float64")
     table["shown"] = table["shown"].astype("int64")
     table["history"] = [list(map(int, one)) or None for one in table["history"]]
@@ -170,6 +173,24 @@ def test_a_model_of_several_domains_and_tasks(project: Path, rows: pd.DataFrame)
     found = model.predict(rows.assign(domain=1)[columns])
     for task in schema.tasks:
         np.testing.assert_array_equal(found[task], expected[task])
+
+
+def test_a_moved_project_serves_its_models(
+    project: Path, rows: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = Predictor.load(EXPORT).predict(rows)
+    shutil.copytree(project, tmp_path / "before", symlinks=True)
+    monkeypatch.chdir(tmp_path / "before")
+    connect()
+    (tmp_path / "before").rename(tmp_path / "after")
+    monkeypatch.chdir(tmp_path / "after")
+    np.testing.assert_array_equal(served().predict(rows), expected)
+    register_students.fn()
+    mlflow, _ = connect()
+    version = mlflow.MlflowClient().get_model_version_by_alias("towerflow-feed", "champion")
+    assert version.version in (2, "2")
+    np.testing.assert_array_equal(served().predict(rows), expected)
+    assert not (tmp_path / "before").exists()
 
 
 def test_a_deleted_experiment_costs_a_warning(

@@ -11,6 +11,7 @@ import pytest
 from tasks.curves import curves_of
 from tasks.tracking import METRICS_PER_REQUEST, PENDING, RunRecord, connect, record
 from tasks.tracking_settings import without_credentials
+from tests.support.mlflow_stores import empty_store
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +22,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def made(folder: Path, uri: str = "sqlite:///mlflow.db", artifacts: str = "artifacts") -> Path:
     (folder / "params").mkdir(parents=True)
+    (folder / "mlflow.db").write_bytes(empty_store())
     (folder / "params/tracking.yaml").write_text(
         f"uri: {uri}\nexperiment: test\nartifacts: {artifacts}\n"
     )
@@ -140,6 +142,7 @@ def test_paths_of_a_store_that_projects_share_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = f"sqlite:///{tmp_path / 'shared.db'}"
+    (tmp_path / "shared.db").write_bytes(empty_store())
     for name in ("a", "b", "a"):
         folder = tmp_path / name
         monkeypatch.chdir(folder if folder.is_dir() else made(folder, uri))
@@ -186,7 +189,6 @@ def test_a_password_is_never_shown(
 ) -> None:
     monkeypatch.chdir(made(tmp_path / "a", uri))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setenv("MLFLOW_SQLALCHEMYSTORE_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "false")
     record_file("first", "1")
     shown = caplog.text + "".join(capfd.readouterr())
