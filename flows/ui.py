@@ -47,12 +47,13 @@ def open_interface(name: str, port: int) -> None:
         ]
     else:
         from recsys.config import InputError, load_settings
-        from tasks.tracking_settings import TrackingSettings
+        from tasks.tracking_settings import TrackingSettings, without_credentials
 
         uri = load_settings(PARAMS / "tracking.yaml", TrackingSettings).uri
         if "://" in uri and not uri.startswith("sqlite"):
             raise InputError(
-                f"{PARAMS / 'tracking.yaml'}: runs are on a server; open {uri} in a browser"
+                f"{PARAMS / 'tracking.yaml'}: runs are on a server; open "
+                f"{without_credentials(uri)} in a browser"
             )
         arguments = [
             str(programs / "mlflow"),

@@ -6,14 +6,20 @@ import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import polars as pl
 from prefect import task
 
-from recsys.data.schema import Schema, task_columns
+from recsys.config import InputError
+from recsys.data.schema import Schema
 from tasks.project import EVALUATION, REGISTRATION, STUDENTS, WINDOWS, require
-from tasks.tracking import connect
+from tasks.tracking import connect, in_one_line
 from tasks.versioning import code_version, output_version
+
+if TYPE_CHECKING:
+    from recsys.serving.predictor import Predictor
 
 logger = logging.getLogger(__name__)
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -22,11 +28,13 @@ EXAMPLE_ROWS = 3
 
 @dataclass(frozen=True)
 class Served:
-    """A served model: the arm that it is of, its folder, and the alias that its version takes."""
+    """A served model: the arm that it is of, its folder, the alias that its version takes, and why
+    in words."""
 
     arm: str
     folder: Path
     alias: str
+    why: str
 
 
 @task
@@ -57,7 +65,7 @@ def register_students() -> None:
             logger.warning("%s is registered as challenger only: %s", name, one["why"])
     register_models(
         {
-            name: Served(one["arm"], _export(name, one["arm"]), one["alias"])
+            name: Served(one["arm"], _export(name, one["arm"]), one["alias"], one["why"])
             for name, one in registration.items()
         }
     )
@@ -81,56 +89,113 @@ def _export(name: str, arm: str) -> Path:
 
 def register_models(chosen: dict[str, Served]) -> None:
     """One MLflow run that holds the served model of each student, and a new version of each
-    registered model.
+    registered model, with a description in words.
 
-    If MLflow is away, the models stay where they are and the run says so.
+    If MLflow does not take them, the models stay where they are and the run says so.
 
     Args:
         chosen: the served model by student; its version takes the alias from the one before.
+
+    Raises:
+        InputError: a folder holds no export, or params/tracking.yaml is wrong.
     """
+    from recsys.serving.predictor import Predictor
+
+    predictors = {name: Predictor.load(one.folder) for name, one in chosen.items()}
+    examples = {name: _example(predictor) for name, predictor in predictors.items()}
+    left = dict(chosen)
     try:
-        _register(chosen)
-    except OSError as error:
-        folders = ", ".join(str(one.folder) for one in chosen.values())
-        logger.warning("MLflow did not take the models, which stay in %s: %s", folders, error)
+        mlflow, experiment_id = connect()
+        with mlflow.start_run(experiment_id=experiment_id, run_name="registered models"):
+            versions = {"data_version": output_version(WINDOWS), "code_version": code_version()}
+            mlflow.set_tags({"kind": "model", **versions})
+            for name, one in chosen.items():
+                _log(name, one, predictors[name], examples[name], versions)
+                del left[name]
+    except InputError:
+        raise
+    except Exception as error:  # whatever MLflow raises, the models are there
+        folders = ", ".join(str(one.folder) for one in (left or chosen).values())
+        reason = in_one_line(error)
+        logger.warning("MLflow did not take the models, which stay in %s: %s", folders, reason)
 
 
-def _register(chosen: dict[str, Served]) -> None:
-    mlflow, experiment_id = connect()
+def _example(predictor: "Predictor") -> pd.DataFrame:
+    """A few encoded rows that ``predictor`` serves, of the columns that it reads."""
+    schema = Schema.load(WINDOWS)
+    newest_first = [
+        path
+        for window in reversed(schema.windows)
+        for path in sorted((WINDOWS / window.name).glob("part-*.parquet"))
+    ]
+    rows = pl.scan_parquet(newest_first)
+    if predictor.domain is not None:
+        rows = rows.filter(pl.col("domain") == schema.domains.index(predictor.domain))
+    return rows.select(predictor.columns).head(EXAMPLE_ROWS).collect().to_pandas()
+
+
+def _log(
+    name: str,
+    one: Served,
+    predictor: "Predictor",
+    example: pd.DataFrame,
+    versions: dict[str, str],
+) -> None:
+    """Log the model of the student ``name`` in the active run and make it a registered model's
+    version."""
+    import mlflow
+    from mlflow.models import ModelSignature, infer_signature
+
     from tasks import served_model
 
-    schema = Schema.load(WINDOWS)
-    window, labels = schema.windows[-1].name, task_columns("label", schema.tasks)
-    example = (
-        pl.read_parquet(sorted((WINDOWS / window).glob("part-*.parquet"))[0])
-        .head(EXAMPLE_ROWS)
-        .to_pandas()
-    )
-    client = mlflow.MlflowClient()
-    with (
-        warnings.catch_warnings(
-            action="ignore", category=UserWarning
-        ),  # a hint that integer columns hold no missing
-        mlflow.start_run(experiment_id=experiment_id, run_name="registered models"),
-    ):
-        mlflow.set_tags(
-            {
-                "kind": "model",
-                "data_version": output_version(WINDOWS),
-                "code_version": code_version(),
-            }
+    outputs = infer_signature(model_output=served_model.probabilities(predictor, example)).outputs
+    registered = f"towerflow-{name}"
+    with warnings.catch_warnings(
+        action="ignore", category=UserWarning
+    ):  # a hint that integer columns hold no missing
+        logged = mlflow.pyfunc.log_model(
+            name=name,
+            python_model=served_model.__file__,
+            artifacts={"student": str(one.folder)},
+            code_paths=["recsys"],
+            input_example=example,
+            signature=ModelSignature(_inputs(predictor), outputs),
+            registered_model_name=registered,
+            pip_requirements="requirements/cpu.lock",
         )
-        for name, one in chosen.items():
-            registered = f"towerflow-{name}"
-            logged = mlflow.pyfunc.log_model(
-                name=name,
-                python_model=served_model.__file__,
-                artifacts={"student": str(one.folder)},
-                code_paths=["recsys"],
-                input_example=example.drop(columns=["label_time", *labels]),
-                registered_model_name=registered,
-                pip_requirements="requirements/cpu.lock",
-            )
-            version = logged.registered_model_version
-            client.set_registered_model_alias(registered, one.alias, version)
-            client.set_model_version_tag(registered, version, "arm", one.arm)
+    client, version = mlflow.MlflowClient(), str(logged.registered_model_version)
+    domain = "all domains" if predictor.domain is None else predictor.domain
+    client.update_model_version(
+        registered,
+        version,
+        f"Student {name}, serves {domain}, arm {one.arm}; registered as {one.alias}: {one.why}.",
+    )
+    tags = {"student": name, "domain": domain, "arm": one.arm, **versions}
+    for key, value in tags.items():
+        client.set_model_version_tag(registered, version, key, value)
+    client.set_registered_model_alias(registered, one.alias, version)
+
+
+def _inputs(predictor: "Predictor") -> Any:
+    """MLflow's schema of the columns that are read.
+
+    Dense ones are of any type: MLflow would refuse integers where it expects floats, and the
+    predictor checks them. The domain may be left out where the model knows it.
+    """
+    from mlflow.types import ColSpec, DataType
+    from mlflow.types import Schema as MlflowSchema
+    from mlflow.types.schema import AnyType, Array
+
+    schema = predictor.schema
+    return MlflowSchema(
+        [
+            ColSpec(DataType.long, "domain", required=predictor.needs_domain),
+            *(ColSpec(AnyType(), name) for name in schema.dense),
+            *(
+                ColSpec(Array(DataType.long), feature.name, required=False)
+                if feature.kind == "list"
+                else ColSpec(DataType.long, feature.name)
+                for feature in schema.categorical
+            ),
+        ]
+    )

@@ -22,8 +22,13 @@ class ServedStudent(PythonModel):
     ) -> Any:
         """Probabilities [N] for a frame of encoded columns; for several tasks a frame with a column
         each."""
-        found = self.predictor.predict_tasks(model_input)
-        return pd.DataFrame(found) if len(found) > 1 else self.predictor.predict(model_input)
+        return probabilities(self.predictor, model_input)
+
+
+def probabilities(predictor: Predictor, rows: pd.DataFrame) -> Any:
+    """Probabilities [N] of ``rows``; for several tasks a frame with a column each."""
+    found = predictor.predict_tasks(rows)
+    return pd.DataFrame(found) if len(found) > 1 else next(iter(found.values()))
 
 
 set_model(ServedStudent())

@@ -180,7 +180,12 @@ def publish_stream(taken: Taken, best: dict[str, str]) -> None:
     alias = load_stream_settings().alias
     if alias is not None:
         chosen = {
-            name: Served(arm, STREAM / STUDENTS_DIR / name / arm / EXPORT_DIR, alias)
+            name: Served(
+                arm,
+                STREAM / STUDENTS_DIR / name / arm / EXPORT_DIR,
+                alias,
+                f"{arm} has the lowest LogLoss up to window {taken.windows[-1]}",
+            )
             for name, arm in best.items()
         }
         register_models(chosen)

@@ -3,17 +3,20 @@
 import json
 import logging
 import os
+import sqlite3
 import uuid
 import warnings
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 
 from recsys.config import Settings, load_settings
 from tasks.project import PARAMS, WINDOWS
-from tasks.tracking_settings import TrackingSettings
+from tasks.tracking_settings import TrackingSettings, without_credentials
 from tasks.versioning import code_version
 
 logger = logging.getLogger(__name__)
@@ -21,6 +24,15 @@ PENDING = Path(".tracking")
 GROWS_TAG = "grows"  # names the model of a run that is gone on with
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: its UI shows the run under that one
 METRICS_PER_REQUEST = 1000  # MLflow takes no more
+HTTP_RETRIES = "3"  # about 15 s; MLflow's 7 take four minutes, for each run while a server is away
+SQLITE = "sqlite:///"
+PATHS_IN_STORE = [
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+]
 # The UI opens runs and curves, not chats
 MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 
@@ -60,7 +72,8 @@ def record(run: RunRecord) -> None:
         try:
             _send(RunRecord(**json.loads(path.read_text())))
         except Exception as error:  # whatever MLflow raises, training goes on
-            logger.warning("MLflow did not take %s (%s); it waits in %s", run.name, error, path)
+            reason = in_one_line(error)
+            logger.warning("MLflow did not take %s (%s); it waits in %s", run.name, reason, path)
             return
         path.unlink()
 
@@ -70,26 +83,80 @@ def flatten(settings: Settings) -> dict[str, Any]:
     return pd.json_normalize(settings.model_dump(mode="json"), sep=".").to_dict("records")[0]
 
 
+def in_one_line(error: Exception) -> str:
+    """What ``error`` says in its first line, without credentials."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return without_credentials(lines[0])
+
+
 def connect() -> tuple[Any, str]:
-    """The MLflow module, set to the project's store, and the id of its experiment."""
+    """The MLflow module, set to the project's store, and the id of its experiment.
+
+    Where the project's folder was moved or copied, the paths in its own store follow it first.
+
+    Raises:
+        InputError: params/tracking.yaml is wrong.
+        MlflowException: MLflow is away, or the experiment was deleted. Much else that MLflow lets
+            through: an error of the database, of a store of artifacts, a driver that is missing.
+    """
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", HTTP_RETRIES)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     import mlflow  # about 2 s: only where a run is sent
 
     settings = load_settings(PARAMS / "tracking.yaml", TrackingSettings)
-    mlflow.set_tracking_uri(settings.uri)
+    shown_uri = without_credentials(settings.uri)
+    if shown_uri != settings.uri:  # MLflow prints the address of each run with them
+        os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    database = _own_database(settings.uri)
+    # One store a URI and process: a relative one would stay that of the first folder
+    mlflow.set_tracking_uri(settings.uri if database is None else f"sqlite:///{database}")
     experiment = mlflow.get_experiment_by_name(settings.experiment)
-    if experiment is not None:
-        return mlflow, experiment.experiment_id
-    location = (
-        settings.artifacts
-        if "://" in settings.artifacts
-        else Path(settings.artifacts).resolve().as_uri()
-    )
-    return mlflow, mlflow.create_experiment(
-        settings.experiment, artifact_location=location, tags=MODEL_TRAINING
-    )
+    if experiment is None:
+        is_uri = "://" in settings.artifacts
+        artifacts = settings.artifacts if is_uri else Path(settings.artifacts).resolve().as_uri()
+        return mlflow, mlflow.create_experiment(
+            settings.experiment, artifact_location=artifacts, tags=MODEL_TRAINING
+        )
+    if experiment.lifecycle_stage == "deleted":
+        raise mlflow.MlflowException(
+            f"the experiment {settings.experiment!r} of {shown_uri} was deleted; bring it back: "
+            f"MLFLOW_TRACKING_URI={shown_uri} mlflow experiments restore -x "
+            f"{experiment.experiment_id}, or name another one in {PARAMS / 'tracking.yaml'}"
+        )
+    if database is not None:
+        _follow_the_project(database, settings.artifacts, experiment.artifact_location)
+    return mlflow, experiment.experiment_id
+
+
+def _own_database(uri: str) -> Path | None:
+    """The file of a store that lies in the project's folder; None for any other store."""
+    path = Path(uri.removeprefix(SQLITE)).resolve()
+    is_file = uri.startswith(SQLITE) and "?" not in uri and ":memory:" not in uri
+    return path if is_file and path.is_relative_to(Path().resolve()) else None
+
+
+def _follow_the_project(database: Path, artifacts: str, location: str) -> None:
+    """Let the paths in the project's own store follow the project's folder.
+
+    MLflow keeps absolute paths: of a copy, it would write into the folder that was copied.
+
+    Args:
+        artifacts: the folder of artifacts, as set.
+        location: the same, as the store has it.
+    """
+    old, new = location.removesuffix(f"/{quote(artifacts)}"), Path().resolve().as_uri()
+    if not location.startswith("file://") or old in (location, new):
+        return
+    with closing(sqlite3.connect(database, timeout=60)) as store, store:
+        for table, column in PATHS_IN_STORE:
+            store.execute(
+                f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                f"WHERE substr({column}, 1, ?) = ?",
+                (new, len(old) + 1, len(old) + 1, f"{old}/"),
+            )
+    logger.warning("the project was at %s: MLflow's paths follow it to %s", old, new)
 
 
 def _send(run: RunRecord) -> None:

@@ -359,7 +359,8 @@ def _train_run(
                 for name, v in state.items()
                 if _is_served(name, run)
             }
-            export_ranker(served, schema, run.model, folder.parent / EXPORT_DIR)
+            export_dir, domain = folder.parent / EXPORT_DIR, run.student.domain
+            export_ranker(served, schema, run.model, export_dir, domain=domain)
             is_common = run.student.model is None and len(schema.tasks) == 1
             size_dir = folder.parents[2] if is_common else folder.parents[1]
             write_json(size_dir / SIZE_FILE, model_size(served))

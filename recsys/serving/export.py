@@ -22,6 +22,7 @@ def export_ranker(
     settings: ModelSettings,
     directory: Path,
     partition: Partition | None = None,
+    domain: str | None = None,
 ) -> None:
     """Write weights.safetensors and model.json in ``directory``.
 
@@ -29,6 +30,7 @@ def export_ranker(
         state: full unsharded weights of a plain :class:`Ranker`, without distillation heads.
         schema: what :meth:`Schema.for_serving` keeps of it is written.
         partition: of a model with towers.
+        domain: the only one of ``schema.domains`` that the model serves; None: all of them.
     """
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {
@@ -40,5 +42,6 @@ def export_ranker(
         "model": settings.model_dump(),
         "schema": asdict(schema.for_serving()),
         "partition": None if partition is None else asdict(partition),
+        "domain": domain,
     }
     (directory / MODEL_FILE).write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
