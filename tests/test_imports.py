@@ -1,6 +1,9 @@
-"""Tests import no tests: what they share lies in tests/support and in conftest files."""
+"""What importing the tests may do: no test imports another, and none starts threads that ranks are
+forked beside."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 TESTS = Path(__file__).parent
@@ -38,3 +41,27 @@ def test_no_module_of_the_tests_imports_a_test_module() -> None:
         if (modules := of_tests(path.read_text()))
     }
     assert found == {}
+
+
+# Prints the names of the threads after the import of the modules that it is given
+THREADS = """
+import importlib, os, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+folder = "/proc/self/task"
+print(*(open(f"{folder}/{task}/comm").read().strip() for task in os.listdir(folder)))
+"""
+
+
+def test_importing_the_tests_of_ranks_starts_no_pool_of_polars() -> None:
+    """Ranks are forked from a process that has imported them: a pool's threads stay behind there,
+    and the rank's first query would wait for them for ever."""
+    names = [
+        ".".join(path.relative_to(TESTS.parent).with_suffix("").parts)
+        for folder in ("distributed", "recsys/distill", "recsys/training")
+        for path in sorted((TESTS / folder).glob("test_*.py"))
+    ]
+    command = [sys.executable, "-c", THREADS, *names]
+    threads = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, check=True)
+    assert "python" in threads.stdout
+    assert "polars-0" not in threads.stdout.split()

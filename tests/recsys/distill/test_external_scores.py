@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -148,76 +149,81 @@ def test_join_is_that_of_a_walk_through_all_rows(windows_dir: Path, given: Given
         assert report.not_finite == sum(not math.isfinite(score) for _, score, _ in rows)
 
 
-REFUSED: dict[str, tuple[dict[str, Any], pl.DataFrame, str]] = {
+# Frames are made in the test: Polars' threads, once started, do not outlive the fork of a rank
+REFUSED: dict[str, tuple[dict[str, Any], Callable[[], pl.DataFrame], str]] = {
     "look-ahead": (
         {},
-        table([4, 5], [2.0, 2.0], [4 * STEP, 5 * STEP + 1]),
+        lambda: table([4, 5], [2.0, 2.0], [4 * STEP, 5 * STEP + 1]),
         r"a\.parquet: row 2: example 5 of time 60000 .* had learnt until 60001, after it",
     ),
     "parts of a millisecond": (
         {},
-        table([4], [2.0]).with_columns(until=pl.lit(0.5)),
+        lambda: table([4], [2.0]).with_columns(until=pl.lit(0.5)),
         r"a\.parquet: row 1: until 0\.5 is no time in whole milliseconds",
     ),
     "no time": (
         {},
-        table([4], [2.0]).with_columns(until=pl.lit(None, dtype=pl.Int64)),
+        lambda: table([4], [2.0]).with_columns(until=pl.lit(None, dtype=pl.Int64)),
         r"row 1: until None is no time",
     ),
     "NaN for a time": (
         {},
-        table([4], [2.0]).with_columns(until=pl.lit(math.nan)),
+        lambda: table([4], [2.0]).with_columns(until=pl.lit(math.nan)),
         r"row 1: until nan is no time",
     ),
     "a time that is a date": (
         {},
-        table([4], [2.0]).with_columns(until=pl.lit(0).cast(pl.Datetime("ms"))),
+        lambda: table([4], [2.0]).with_columns(until=pl.lit(0).cast(pl.Datetime("ms"))),
         r"column 'until' holds Datetime.*whole milliseconds",
     ),
     "long ago": (
         {},
-        table([4], [2.0], -1_704_000_000_000),
+        lambda: table([4], [2.0], -1_704_000_000_000),
         r"row 1: until -1704000000000 is more than ten years before.*not seconds",
     ),
     "probabilities as logits": (
         {},
-        table([4, 5], [0.25, 1.0]),
+        lambda: table([4, 5], [0.25, 1.0]),
         r"key 'scale': all 2 scores lie between 0 and 1.*set probability",
     ),
     "logits as probabilities": (
         {"scale": "probability"},
-        table([4, 5], [0.25, 1.5]),
+        lambda: table([4, 5], [0.25, 1.5]),
         r"a\.parquet: row 2: score 1\.5 is no probability; .*key 'scale'",
     ),
     "text for a score": (
         {},
-        table([4], [2.0]).with_columns(mine=pl.lit("high")),
+        lambda: table([4], [2.0]).with_columns(mine=pl.lit("high")),
         r"row 1: mine 'high' is no number",
     ),
-    "an id twice": ({}, table([4, 4], [2.0, 2.0]), r"row 2: example 4 has a score already"),
+    "an id twice": ({}, lambda: table([4, 4], [2.0, 2.0]), r"row 2: example 4 has a score already"),
     "an id that is none": (
         {},
-        table([4], [2.0]).with_columns(example_id=pl.lit("user-4")),
+        lambda: table([4], [2.0]).with_columns(example_id=pl.lit("user-4")),
         r"row 1: example_id user-4 is no example_id",
     ),
     "ids of other data": (
         {},
-        table([-5], [2.0]),
+        lambda: table([-5], [2.0]),
         r"key 'key': none of the 1 ids, such as -5, is an example_id",
     ),
     "another column": (
         {"score": "min"},
-        table([4], [2.0]),
+        lambda: table([4], [2.0]),
         r"no column 'min'; did you mean 'mine'",
     ),
-    "another task": ({"task": "like"}, table([4], [2.0]), r"key 'task': no task 'like'; .* click"),
-    "no row": ({}, table([], []), r"a\.parquet and the others hold no row"),
+    "another task": (
+        {"task": "like"},
+        lambda: table([4], [2.0]),
+        r"key 'task': no task 'like'; .* click",
+    ),
+    "no row": ({}, lambda: table([], []), r"a\.parquet and the others hold no row"),
     "another kind of file": (
         {"files": ["notes.txt"]},
-        table([4], [2.0]),
+        lambda: table([4], [2.0]),
         "neither Parquet nor CSV",
     ),
-    "no file": ({"files": ["b.parquet"]}, table([4], [2.0]), r"b\.parquet: no such file"),
+    "no file": ({"files": ["b.parquet"]}, lambda: table([4], [2.0]), r"b\.parquet: no such file"),
 }
 
 
@@ -229,7 +235,7 @@ def test_mistakes_are_one_line_and_leave_the_log_of_before(
     log_external_scores(windows_dir, settings_of(), tmp_path / "log", project_dir=tmp_path)
     before = contents(tmp_path / "log")
     changes, frame, message = REFUSED[name]
-    give(tmp_path, a=frame)
+    give(tmp_path, a=frame())
     (tmp_path / "given/notes.txt").write_text("notes")
     with pytest.raises(InputError, match=message) as raised:
         log_external_scores(
