@@ -184,12 +184,11 @@ class _ResampledMetrics:
         groups: NDArray[np.integer],
         group_index: NDArray[np.integer],
     ) -> None:
-        self._group_index = group_index
         columns = (np.ones(len(labels)), labels, row_losses(logits, labels), probabilities(logits))
         self._sums = np.stack(
             [np.bincount(group_index, weights=column) for column in columns], axis=1
         )  # [G, 4]
-        self._sorted = SortedScores(logits, labels)
+        self._sorted = SortedScores(logits, labels, group_index)
         group_auc, group_rows = auc_by_group(logits, labels, groups)
         defined = ~np.isnan(group_auc)
         rows = np.where(defined, group_rows, 0)
@@ -202,7 +201,7 @@ class _ResampledMetrics:
         with np.errstate(invalid="ignore", divide="ignore"):
             values = (
                 loss / rows / _background(positives / rows),
-                self._sorted.auc(draws[self._group_index]),
+                self._sorted.auc(draws),
                 ranked / ranked_rows,
                 loss / rows,
                 predicted / positives,

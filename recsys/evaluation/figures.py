@@ -25,11 +25,12 @@ FURTHER_COLOUR = "#cc79a7"  # of further arms, which markers tell apart
 FURTHER_MARKERS = "Dv<>pPX*"
 DIFFERENCE_METRICS = ("ne", "auc", "gauc")
 DOTS_PER_INCH = 110
+MIDNIGHT = "T00-00"  # of a window's name: a day needs no hour
 
 
 def draw_windows(student: str, rows: list[dict[str, Any]], path: Path) -> None:
     """NE of each model over windows; ``rows`` as in windows.csv."""
-    figure = Figure(figsize=(8, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots()
     models = list(dict.fromkeys(row["model"].removeprefix(f"{student}/") for row in rows))
     further = [model for model in models if model not in LINES]
@@ -40,12 +41,16 @@ def draw_windows(student: str, rows: list[dict[str, Any]], path: Path) -> None:
     for model, line in lines.items():
         own = [row for row in rows if row["model"] == f"{student}/{model}"]
         if own:
-            windows = [row["window"] for row in own]
+            windows = [row["window"].removesuffix(MIDNIGHT) for row in own]
             axes.plot(windows, [row["ne"] for row in own], label=model, **line)
-    axes.set(title=f"{student}: normalised entropy by window (lower is better)", ylabel="NE")
+    axes.set(
+        title=f"{student}: normalised entropy by window (lower is better)",
+        xlabel="window (UTC)",
+        ylabel="NE",
+    )
     axes.tick_params(axis="x", rotation=45)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", ncols=2)
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     figure.savefig(path, dpi=DOTS_PER_INCH, metadata=NO_VERSION)
 
 

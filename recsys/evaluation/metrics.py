@@ -132,24 +132,35 @@ def _average_ranks(
 
 
 class SortedScores:
-    """Scores sorted once, so that the AUC under many row weights costs one pass each."""
+    """Scores sorted once, so that the AUC under many weights costs one pass over the rows each.
 
-    def __init__(self, logits: FloatArray, labels: FloatArray) -> None:
-        self._order = np.argsort(logits, kind="stable")
-        sorted_logit = np.asarray(logits)[self._order]
-        self._positive = np.asarray(labels, dtype=np.float64)[self._order]
-        defined = len(sorted_logit) > 0 and not np.isnan(sorted_logit).any()
-        self._tie_start = (
-            np.flatnonzero(np.r_[True, sorted_logit[1:] != sorted_logit[:-1]]) if defined else None
-        )
+    Args:
+        logits: [N].
+        labels: [N], 0 or 1.
+        groups: [N] places in the weights that are given later; None: each row has its own.
+    """
+
+    def __init__(
+        self, logits: FloatArray, labels: FloatArray, groups: NDArray[np.integer] | None = None
+    ) -> None:
+        is_positive = np.asarray(labels) > 0
+        places = np.arange(len(is_positive)) if groups is None else groups
+        scores = np.asarray(logits)
+        self._defined = len(scores) > 0 and not np.isnan(scores).any()
+        order = np.argsort(scores[~is_positive], kind="stable")
+        negative = scores[~is_positive][order]
+        self._positive, self._negative = places[is_positive], places[~is_positive][order]
+        # How many of the sorted negatives lie below each positive, and how many not above it
+        self._below = np.searchsorted(negative, scores[is_positive], side="left")
+        self._up_to = np.searchsorted(negative, scores[is_positive], side="right")
 
     def auc(self, weights: NDArray[np.floating]) -> float:
-        """AUC with row ``weights`` [N]; NaN when one class has no weight or a logit is NaN."""
-        if self._tie_start is None:
+        """AUC with ``weights`` of rows or groups, ties counting one half; NaN when one class has no
+        weight or a logit is NaN."""
+        if not self._defined:
             return float("nan")
-        weight = weights[self._order]
-        positive = np.add.reduceat(weight * self._positive, self._tie_start)
-        negative = np.add.reduceat(weight * (1.0 - self._positive), self._tie_start)
-        pairs = positive.sum() * negative.sum()
-        below = np.cumsum(negative) - negative
-        return float(np.dot(positive, below + negative / 2) / pairs) if pairs > 0 else float("nan")
+        positive = weights[self._positive]
+        negatives = np.concatenate([[0.0], np.cumsum(weights[self._negative])])
+        pairs = positive.sum() * negatives[-1]
+        won = np.dot(positive, negatives[self._below] + negatives[self._up_to]) / 2
+        return float(won / pairs) if pairs > 0 else float("nan")
