@@ -10,8 +10,9 @@ ARGS ?=
 run: setup
 	$(BIN)/python -m flows.pipeline $(ARGS)
 
-# A worker per core, at most 4: most tests start processes of their own. A file stays on one worker.
-WORKERS := -n auto --maxprocesses 4 --dist loadfile
+# A worker per core, at most 4: most tests start processes of their own. A file stays on one worker,
+# and the longest files, which tests/conftest.py puts first, begin first.
+WORKERS := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: setup
 	$(BIN)/python -m pytest $(WORKERS) --cov --cov-report=term:skip-covered $(ARGS)

@@ -7,6 +7,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OF_RANKS = ("tests.distributed.", "tests.recsys.distill.", "tests.recsys.training.")
+LONGEST = {"test_pipeline.py", "test_stream.py"}
 # Modules whose functions start ranks or other processes, or run a whole stage
 STARTERS = {
     "recsys.training.launch",
@@ -34,6 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and item.module is not None and _starts(item):
             item.add_marker(pytest.mark.ranks)
+    items.sort(key=lambda item: item.path.name not in LONGEST)  # or one worker ends alone with them
 
 
 def _starts(item: pytest.Function) -> bool:
