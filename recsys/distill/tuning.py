@@ -34,7 +34,7 @@ from scipy import stats
 
 from recsys.config import InputError, Settings, nearest_hint
 from recsys.data.schema import Schema
-from recsys.distill.row_choice import candidates
+from recsys.distill.row_choice import candidates, lowest
 from recsys.distill.score_log import LOG_FILE, ScoreLog
 from recsys.distill.student_checks import check_students
 from recsys.distill.student_settings import AUTO, PLAIN, StudentsSettings
@@ -273,26 +273,16 @@ def measure_run(run: Run, job: TrainingJob[StudentsSettings]) -> Measured:
     """Train one student on all windows of ``job``; nothing of it stays in ``job.output_dir``."""
     started = time.monotonic()
     # The progress of single students would hide that of the search
-    tried = (
-        [run]
-        if run.distillation.rows != AUTO
-        else [run.with_rows(rows) for rows in candidates(run.distillation)]
-    )
-    found: list[list[float]] = []
-    for one in tried:
+    choices = candidates(run.distillation) if run.distillation.rows == AUTO else []
+    tried = {rows: run.with_rows(rows) for rows in choices} or {run.distillation.rows: run}
+    histories = {}
+    for rows, one in tried.items():
         with tempfile.TemporaryDirectory(dir=job.output_dir) as folder, redirect_stderr(StringIO()):
             own = replace(job, output_dir=Path(folder))
-            [history] = launch(train_runs, ([one], False, own), job.train)[0].values()
-        found.append(
-            [math.nan if row.get("ne") is None else float(row["ne"]) for row in history[1:]]
-        )
-    best = min(found, key=_mean_of_known)
-    return Measured(best, time.monotonic() - started)
-
-
-def _mean_of_known(values: list[float]) -> float:
-    known = [value for value in values if math.isfinite(value)]
-    return sum(known) / len(known) if known else math.inf
+            [histories[rows]] = launch(train_runs, ([one], False, own), job.train)[0].values()
+    best = histories[lowest(histories).rows]
+    ne = [math.nan if row.get("ne") is None else float(row["ne"]) for row in best[1:]]
+    return Measured(ne, time.monotonic() - started)
 
 
 class Bench:

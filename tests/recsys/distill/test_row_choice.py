@@ -18,7 +18,8 @@ from recsys.distill.students import train_students
 from recsys.distill.teacher import train_teacher
 from recsys.distill.training_job import TrainingJob
 from tests.support.files import contents
-from tests.support.killing import die_after, kill
+from tests.support.killing import kill
+from tests.support.student_runs import run, run_and_die
 from tests.support.toy_stream import STUDENTS, TEACHER, TRAIN, WINDOWS
 
 SETTINGS = STUDENTS.model_copy(
@@ -109,19 +110,6 @@ def test_the_choice_knows_nothing_of_later_windows(
     assert files[0][weights] != files[1][weights]
 
 
-def run(windows: Path, scores: Path, folder: Path) -> None:
-    output = folder / "output"
-    output.mkdir(parents=True, exist_ok=True)
-    train_students(
-        TrainingJob(windows, SETTINGS, TRAIN, output, scores_dir=scores), folder / "resume"
-    )
-
-
-def run_and_die(windows: Path, scores: Path, steps: int, folder: Path) -> None:
-    die_after(steps)
-    run(windows, scores, folder)
-
-
 def test_killed_while_it_chooses_it_ends_with_the_same_bytes(
     windows_dir: Path,
     scores_dir: Path,
@@ -129,8 +117,8 @@ def test_killed_while_it_chooses_it_ends_with_the_same_bytes(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    kill(run_and_die, windows_dir, scores_dir, 12, tmp_path)
-    run(windows_dir, scores_dir, tmp_path)
+    kill(run_and_die, windows_dir, scores_dir, SETTINGS, 12, tmp_path)
+    run(windows_dir, scores_dir, SETTINGS, tmp_path)
     assert contents(tmp_path / "output") == contents(students_dir)
     assert "one, chosen: rows " in capfd.readouterr().err
 

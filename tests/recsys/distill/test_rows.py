@@ -29,7 +29,8 @@ from recsys.training.launch import launch
 from recsys.training.settings import TrainSettings
 from recsys.validation.progressive import DataView, predict_then_train
 from tests.support.files import contents
-from tests.support.killing import die_after, kill
+from tests.support.killing import kill
+from tests.support.student_runs import run, run_and_die
 from tests.support.toy_stream import MODEL, STUDENTS, TRAIN, WINDOWS
 
 ARMS = {
@@ -151,27 +152,20 @@ def test_a_score_elsewhere_that_knows_its_examples_time_is_look_ahead(
         list(view(rows="scores_elsewhere"))
 
 
-def run(windows: Path, scores: Path, folder: Path) -> None:
-    output = folder / "output"
-    output.mkdir(parents=True, exist_ok=True)
-    arms = {name: ARMS[name] for name in ("plain", "elsewhere", "all_rows")}
-    settings = SETTINGS.model_copy(update={"arms": arms, "checkpoint_every_batches": 2})
-    train_students(
-        TrainingJob(windows, settings, TRAIN, output, scores_dir=scores), folder / "resume"
-    )
-
-
-def run_and_die(windows: Path, scores: Path, steps: int, folder: Path) -> None:
-    die_after(steps)
-    run(windows, scores, folder)
+KILLED = SETTINGS.model_copy(
+    update={
+        "arms": {name: ARMS[name] for name in ("plain", "elsewhere", "all_rows")},
+        "checkpoint_every_batches": 2,
+    }
+)
 
 
 def test_killed_students_that_see_all_rows_end_with_the_same_bytes(
     windows_dir: Path, scores_dir: Path, students_dir: Path, tmp_path: Path
 ) -> None:
     for steps in (16, 12):
-        kill(run_and_die, windows_dir, scores_dir, steps, tmp_path)
-    run(windows_dir, scores_dir, tmp_path)
+        kill(run_and_die, windows_dir, scores_dir, KILLED, steps, tmp_path)
+    run(windows_dir, scores_dir, KILLED, tmp_path)
     written, undisturbed = contents(tmp_path / "output"), contents(students_dir)
     assert len(written) == 22
     assert all(undisturbed[name] == value for name, value in written.items())

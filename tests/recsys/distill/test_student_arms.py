@@ -22,7 +22,8 @@ from recsys.evaluation.settings import EvaluateSettings
 from recsys.models.cost import ranker_cost
 from recsys.serving.predictor import Predictor
 from tests.support.files import contents
-from tests.support.killing import die_after, kill
+from tests.support.killing import kill
+from tests.support.student_runs import run, run_and_die
 from tests.support.toy_stream import MODEL, ROWS, TRAIN, WINDOWS
 
 PARAMS = Path(__file__).parents[3] / "params"
@@ -146,19 +147,12 @@ def test_evaluation_compares_every_arm_with_plain(
     assert "| one: extra | NE |" in table
 
 
-def run(windows: Path, scores: Path, folder: Path) -> None:
-    output = folder / "output"
-    output.mkdir(parents=True, exist_ok=True)
-    arms = {name: ARMS[name] for name in ("plain", "extra", "replace")}
-    settings = SETTINGS.model_copy(update={"arms": arms, "checkpoint_every_batches": 2})
-    train_students(
-        TrainingJob(windows, settings, TRAIN, output, scores_dir=scores), folder / "resume"
-    )
-
-
-def run_and_die(windows: Path, scores: Path, steps: int, folder: Path) -> None:
-    die_after(steps)
-    run(windows, scores, folder)
+KILLED = SETTINGS.model_copy(
+    update={
+        "arms": {name: ARMS[name] for name in ("plain", "extra", "replace")},
+        "checkpoint_every_batches": 2,
+    }
+)
 
 
 def test_killed_students_with_an_adapter_end_with_the_same_bytes(
@@ -168,8 +162,8 @@ def test_killed_students_with_an_adapter_end_with_the_same_bytes(
     tmp_path: Path,
 ) -> None:
     for steps in (14, 3, 8):
-        kill(run_and_die, windows_dir, scores_dir, steps, tmp_path)
-    run(windows_dir, scores_dir, tmp_path)
+        kill(run_and_die, windows_dir, scores_dir, KILLED, steps, tmp_path)
+    run(windows_dir, scores_dir, KILLED, tmp_path)
     written = contents(tmp_path / "output")
     undisturbed = contents(students_dir)
     assert len(written) == 22
