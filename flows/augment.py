@@ -11,10 +11,10 @@ from recsys.distill.augment_settings import AugmentSettings
 from recsys.distill.scoring import WindowPlan
 from tasks.augmentation import (
     augment_settings_file,
+    combine_scores,
     plan_scores,
     publish_scores,
     score_share,
-    take_external_scores,
 )
 from tasks.calling import call
 from tasks.runners import task_runner
@@ -30,10 +30,10 @@ def score_shares(shares: list[list[WindowPlan]]) -> None:
 def augment() -> None:
     """Log the teacher's scores for later windows: data/scores."""
     settings = load_settings(augment_settings_file(), AugmentSettings)
-    if settings.teacher != "external":
+    if settings.uses_own:
         _score(settings)
     if settings.teacher != "own":
-        call(take_external_scores)
+        call(combine_scores)
     call(publish_scores)
 
 

@@ -15,6 +15,7 @@ from recsys.distill.student_settings import StudentsSettings
 from recsys.distill.withdrawn_settings import WithdrawnSettings
 from recsys.files import link_files
 from tasks.project import (
+    BASELINES,
     PARAMS,
     PARTITION_FILE,
     SCORES,
@@ -67,19 +68,23 @@ def score_share(share: "list[WindowPlan]") -> None:
 
 
 @task
-def take_external_scores() -> None:
+def combine_scores() -> None:
     """Write the scores that params/augment.yaml names as a log of their own, and say what they are;
-    with ``teacher: mean`` together with those of the teacher."""
+    with ``teacher: mean`` or ``stacked`` together with those of the teacher."""
     from recsys.distill.external_scores import log_external_scores
     from recsys.distill.score_log import ScoreLog
+    from recsys.distill.stacked_scores import log_stacked_scores
 
-    require(WINDOWS)
     settings = load_settings(augment_settings_file(), AugmentSettings)
+    require(WINDOWS, *([BASELINES] if settings.baselines else []))
     own = None
-    if settings.teacher == "mean":
+    if settings.uses_own:
         tasks = Schema.load(WINDOWS).tasks
         own = ScoreLog(LOG_DIR, task_columns("logit", tasks))
-    report = log_external_scores(WINDOWS, settings, EXTERNAL_DIR, own)
+    if settings.teacher == "stacked":
+        report = log_stacked_scores(WINDOWS, settings, EXTERNAL_DIR, own, BASELINES)
+    else:
+        report = log_external_scores(WINDOWS, settings, EXTERNAL_DIR, own)
     print("\n".join(report.lines()), flush=True)
 
 
@@ -99,7 +104,7 @@ def publish_scores() -> None:
     # At least: a student that learns other domains' rows reads their scores too
     domains = [student.domain for student in students.students]
     readers = {domain: domains.count(domain) * len(students.seeds) for domain in domains}
-    rows, seconds = scoring_speed(SCORES_WORK) if is_own else (0, 0.0)
+    rows, seconds = scoring_speed(SCORES_WORK) if job.settings.uses_own else (0, 0.0)
     measured = {
         "calls": report.scored,
         "calls_saved": calls_saved(report.scored_by_domain, readers),

@@ -9,6 +9,7 @@ from recsys.data.schema import SCHEMA_FILE, Schema
 from recsys.distill.student_checks import check_students, check_students_alone
 from recsys.distill.student_settings import StudentsSettings
 from recsys.distill.teacher_checks import check_teacher, check_teacher_data
+from recsys.distill.teacher_settings import TeacherSettings
 from recsys.evaluation.settings import EvaluateSettings, check_evaluated
 from recsys.models.names import TABLE_PREFIX, check_sequences
 from recsys.sharding.settings import check_table_names
@@ -31,7 +32,7 @@ def check_settings(texts: Mapping[Path, str] | None = None) -> ProjectSettings:
     """
     project = load_project(PARAMS, texts)
     check_probe_is_past(project.towers, project.evaluate)
-    _check_rows_are_chosen_on_the_past(project.students, project.evaluate)
+    _check_chosen_on_the_past(project.students, project.teacher, project.evaluate)
     check_teacher(project.teacher, project.train_teacher)
     check_students_alone(project.students)
     if project.train_teacher.tower_transform:
@@ -70,16 +71,21 @@ def check_settings_and_data() -> None:
     check_students(schema, project.students)
 
 
-def _check_rows_are_chosen_on_the_past(
-    students: StudentsSettings, evaluate: EvaluateSettings
+def _check_chosen_on_the_past(
+    students: StudentsSettings, teacher: TeacherSettings, evaluate: EvaluateSettings
 ) -> None:
-    windows, first = students.windows_to_choose_on, evaluate.first_evaluation_window
-    if windows > first:
-        raise InputError(
-            f"{students.where('rows_auto_windows')}: rows: auto would be chosen on windows that "
-            f"judge the students; must be at most {first} "
-            f"({evaluate.where('first_evaluation_window')}), got {windows}"
-        )
+    first = evaluate.first_evaluation_window
+    for settings, key, what in (
+        (students, "rows_auto_windows", "rows: auto"),
+        (teacher, "rate_auto_windows", "the teacher's table_learning_rate"),
+    ):
+        windows = settings.windows_to_choose_on
+        if windows > first:
+            raise InputError(
+                f"{settings.where(key)}: {what} would be chosen on windows that judge the "
+                f"students; must be at most {first} "
+                f"({evaluate.where('first_evaluation_window')}), got {windows}"
+            )
 
 
 def _check_transform(towers: TowersSettings, train: TrainSettings) -> None:

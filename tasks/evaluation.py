@@ -1,20 +1,24 @@
 """Predictions to a report: students against themselves without a teacher, and against baselines."""
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefect import task
 
 from recsys.config import load_settings
 from recsys.data.schema import Schema
+from recsys.distill.augment_settings import AugmentSettings
 from recsys.evaluation.settings import EvaluateSettings
 from recsys.towers.settings import TowersSettings
+from tasks.augmentation import augment_settings_file
 from tasks.probe_check import check_probe_is_past
 from tasks.project import (
     BASELINES,
     EVALUATION,
     ORACLE,
     PARAMS,
+    SCORES,
     STUDENTS,
     TEACHER,
     WINDOWS,
@@ -33,11 +37,13 @@ def evaluate_students() -> None:
     """Compare every student with and without distillation and write reports/evaluation."""
     from recsys.evaluation.report import evaluate
 
-    require(WINDOWS, BASELINES, TEACHER, STUDENTS)
+    require(WINDOWS, BASELINES, TEACHER, SCORES, STUDENTS)
     settings = load_settings(PARAMS / "evaluate.yaml", EvaluateSettings)
     check_probe_is_past(load_settings(PARAMS / "towers.yaml", TowersSettings), settings)
     with replacing(EVALUATION) as (output,):
-        report = evaluate(WINDOWS, ORACLE, TEACHER, STUDENTS, settings, output, BASELINES)
+        report = evaluate(
+            WINDOWS, ORACLE, TEACHER, STUDENTS, settings, output, BASELINES, _scores_beside()
+        )
     for model in sorted({row["model"] for row in report.windows}):
         _record_model(report, model, settings)
     record(
@@ -52,6 +58,12 @@ def evaluate_students() -> None:
             artifacts={str(EVALUATION): "evaluation"},
         )
     )
+
+
+def _scores_beside() -> tuple[str, Path] | None:
+    """Whose scores students learn from, and their log, where it is not the teacher alone."""
+    teacher = load_settings(augment_settings_file(), AugmentSettings).teacher
+    return None if teacher == "own" else (teacher, SCORES)
 
 
 def _record_model(report: "Report", model: str, settings: EvaluateSettings) -> None:

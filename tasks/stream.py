@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect import task
 
+from recsys.baselines.settings import BaselinesSettings
 from recsys.config import InputError, load_settings
 from recsys.data.schema import MANIFEST_FILE, SCHEMA_FILE, Schema
 from recsys.data.settings import DatasetSettings, DataSettings, load_dataset
@@ -91,6 +92,9 @@ def what_is_missing() -> str | None:
     students = load_settings(PARAMS / "students.yaml", StudentsSettings)
     if students.windows_to_choose_on > wanted:
         wanted, why = students.windows_to_choose_on, "students' rows are chosen on them"
+    teacher, _ = load_teacher(PARAMS)
+    if teacher.windows_to_choose_on > wanted:
+        wanted, why = teacher.windows_to_choose_on, "the teacher's rate is chosen on them"
     if _lacks_partition():
         probed = load_settings(PARAMS / "towers.yaml", TowersSettings).partition.probe_windows
         if probed >= wanted:
@@ -241,6 +245,7 @@ def _job() -> "StreamJob":
         augment=load_settings(augment_settings_file(), AugmentSettings),
         students=load_settings(PARAMS / "students.yaml", StudentsSettings),
         train=train,
+        baselines=load_settings(PARAMS / "baselines.yaml", BaselinesSettings),
         work_dir=STREAM_WORK,
         withdrawn=load_settings(WITHDRAWN_FILE, WithdrawnSettings).hashes,
         finished=settings.finished,

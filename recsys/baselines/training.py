@@ -1,6 +1,6 @@
 """Predict a window, then learn what became known in it: every baseline, over all windows."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +22,7 @@ from recsys.evaluation.predictions import (
     PREDICTIONS_DIR,
     measure,
 )
-from recsys.files import write_json
+from recsys.files import partial_path, publish_file, write_json
 from recsys.progress import RowProgress
 
 ROWS_AT_ONCE = 16_384  # held in memory
@@ -38,6 +38,10 @@ class Baseline(Protocol):
 
     def predict(self, window: Window) -> pl.DataFrame:
         """Predictions of the examples whose event lies in ``window``, as PREDICTION_SCHEMA."""
+        ...
+
+    def skip(self, window: Window) -> None:
+        """Note the examples whose event lies in ``window``, without predicting them again."""
         ...
 
     def learn(self, window: Window) -> None:
@@ -57,17 +61,28 @@ class BatchModel(Protocol):
         ...
 
 
-def train_baselines(windows_dir: Path, settings: BaselinesSettings, output_dir: Path) -> None:
+def train_baselines(
+    windows_dir: Path,
+    settings: BaselinesSettings,
+    output_dir: Path,
+    scopes: Sequence[str] = ("own", "all"),
+) -> None:
     """Predict and learn all windows with every baseline, the data's main task alone.
 
     Writes <baseline>/<scope>/predictions/<window>.parquet and <baseline>/<scope>/metrics.json in
     ``output_dir``, as a teacher or student has them. Each example of scope ``own`` is predicted by
     a model that sees its own domain's examples alone, those of ``all`` by one that sees every
-    domain's. The same windows and settings give the same bytes.
+    domain's. The same windows and settings give the same bytes. A window whose predictions are
+    there is learnt again and not predicted: a call after one that was stopped, or with more
+    windows, goes on.
     """
     reader = WindowReader(windows_dir)
     chosen: list[tuple[BaselineName, str]] = [
-        (name, scope) for name in SCOPES if name in settings.run for scope in SCOPES[name]
+        (name, scope)
+        for name in SCOPES
+        if name in settings.run
+        for scope in SCOPES[name]
+        if scope in scopes
     ]
     domains = range(len(reader.schema.domains))
     rows = sum(window.rows for window in reader.windows)
@@ -127,6 +142,9 @@ class OnBatches:
             frames.append(predicted.cast(PREDICTION_SCHEMA))  # type: ignore[arg-type]
         return pl.concat(frames)
 
+    def skip(self, window: Window) -> None:
+        """Nothing: batches are read where they are learnt."""
+
     def learn(self, window: Window) -> None:
         """Take in the examples whose labels have become known in ``window``."""
         for batch in self._reader.label_batches(window, self._rows, 0, 1, domain=self._domain):
@@ -136,12 +154,20 @@ class OnBatches:
 def _predict_then_learn(
     models: Iterable[Baseline], windows: Iterable[Window], folder: Path, progress: RowProgress
 ) -> None:
-    (folder / PREDICTIONS_DIR).mkdir(parents=True)
+    (folder / PREDICTIONS_DIR).mkdir(parents=True, exist_ok=True)
     history: list[dict[str, Any]] = []
     for window in windows:
-        found = pl.concat([model.predict(window) for model in models])
-        predictions = found.sort("event_time", "example_id")
-        predictions.write_parquet(folder / PREDICTIONS_DIR / f"{window.name}.parquet")
+        path = folder / PREDICTIONS_DIR / f"{window.name}.parquet"
+        if path.is_file():
+            predictions = pl.read_parquet(path)
+            for model in models:
+                model.skip(window)
+        else:
+            found = pl.concat([model.predict(window) for model in models])
+            predictions = found.sort("event_time", "example_id")
+            partial = partial_path(path)
+            predictions.write_parquet(partial)
+            publish_file(partial, path)
         history.append({"window": window.name, **measure(predictions)})
         for model in models:
             model.learn(window)

@@ -41,21 +41,22 @@ class Trees:
         # Features, labels and times of labels that are not known yet, and of those that are
         self._waiting: list[tuple[NDArray[np.float32], pl.DataFrame]] = []
         self._past: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
+        self._due: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None  # to be trained on
 
     def predict(self, window: Window) -> pl.DataFrame:
         """Predictions of the examples whose event lies in ``window``, as PREDICTION_SCHEMA."""
-        if self._windows % self._settings.refit_every_windows == 0:
-            self._fit()
-        self._windows += 1
-        frame = self._read(window)
-        features = self._features(frame)
-        self._waiting.append((features, frame.select("label", "label_time", *self._ids)))
+        frame, features = self._note(window)
+        self._fit()
         if self._booster is None or not frame.height:
             logits = starting_logits(self._schema)[frame["domain"].to_numpy()]
         else:
             logits = np.asarray(self._booster.predict(features, raw_score=True))
         predicted = frame.with_columns(pl.Series("logit", logits))
         return predicted.select(PREDICTION_SCHEMA.keys()).cast(PREDICTION_SCHEMA)  # type: ignore[arg-type]
+
+    def skip(self, window: Window) -> None:
+        """Note the examples whose event lies in ``window``, without predicting them again."""
+        self._note(window)
 
     def learn(self, window: Window) -> None:
         """Take in the examples whose labels have become known by the end of ``window``."""
@@ -71,10 +72,22 @@ class Trees:
         newest = slice(max(len(labels) - self._settings.max_rows, 0), None)
         self._past = [(features[newest], labels[newest])]
 
+    def _note(self, window: Window) -> tuple[pl.DataFrame, NDArray[np.float32]]:
+        """The examples whose event lies in ``window`` and their features; they wait for their
+        labels."""
+        is_due = self._windows % self._settings.refit_every_windows == 0
+        if is_due and self._past and len(np.unique(self._past[0][1])) > 1:
+            self._due = self._past[0]
+        self._windows += 1
+        frame = self._read(window)
+        features = self._features(frame)
+        self._waiting.append((features, frame.select("label", "label_time", *self._ids)))
+        return frame, features
+
     def _fit(self) -> None:
-        if not self._past or len(np.unique(self._past[0][1])) < 2:
+        if self._due is None:
             return
-        features, labels = self._past[0]
+        (features, labels), self._due = self._due, None
         width = features.shape[1]
         settings = self._settings
         parameters = {

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 from recsys.config import Settings
 
 WINDOW_START = "window_start"
+Member = Literal["own", "external", "logistic", "trees"]
 
 
 class ExternalSettings(Settings):
@@ -39,21 +40,51 @@ class ExternalSettings(Settings):
         return files
 
 
-# The baseline that is refitted before each window (recsys.baselines.trees)
-LIGHTGBM = ExternalSettings(
-    root="models/baselines",
-    files=["trees/all/predictions"],
-    score="logit",
-    scale="logit",
-    learnt_until=WINDOW_START,
-)
+def of_baseline(name: str, root: str) -> ExternalSettings:
+    """The scores of a baseline that learns from all domains' rows (recsys.baselines) and whose
+    folder is under ``root``."""
+    return ExternalSettings(
+        root=root,
+        files=[f"{name}/all/predictions"],
+        score="logit",
+        scale="logit",
+        learnt_until=WINDOW_START,
+    )
+
+
+LIGHTGBM = of_baseline("trees", "models/baselines")
+
+
+class StackSettings(Settings):
+    """Several scorers as one; see :mod:`recsys.distill.stacked_scores`.
+
+    ``members``: own, the project's teacher; external, what ``external`` says; logistic and trees,
+    the baselines of all domains' rows. What is ``half_life_windows`` old counts half as much for
+    their weights. ``prior_strength`` pulls the weights towards equal ones: half of it times the
+    squared distance is added to the summed log loss. ``max_rows``: the newest of each domain that
+    count.
+    """
+
+    members: list[Member] = Field(default=["own", "logistic", "trees"], min_length=1)
+    half_life_windows: float = Field(default=3.0, gt=0)
+    prior_strength: float = Field(default=50.0, ge=0)
+    max_rows: int = Field(default=200_000, ge=1)
+
+    @field_validator("members")
+    @classmethod
+    def _once_each(cls, members: list[Member]) -> list[Member]:
+        twice = next((name for name in members if members.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{twice!r} is there twice; give each member once")
+        return members
 
 
 class AugmentSettings(Settings):
     """Whose scores are logged, and how.
 
     ``teacher``: own, the project's; external, what ``external`` says; mean, of both logits where
-    both are there, else the one that is.
+    both are there, else the one that is; stacked, the members of ``stack``, weighted in each domain
+    by how well they did before.
 
     ``batch_size`` is global (over all ranks). ``max_staleness_hours``: an example whose event time
     is further past the snapshot's high-water mark stays without a score; null scores every one.
@@ -64,8 +95,9 @@ class AugmentSettings(Settings):
     at once, each in processes of its own; ``runner`` says where.
     """
 
-    teacher: Literal["own", "external", "mean"] = "own"
+    teacher: Literal["own", "external", "mean", "stacked"] = "stacked"
     external: ExternalSettings = LIGHTGBM
+    stack: StackSettings = StackSettings()
     batch_size: int = Field(default=4096, ge=1)
     max_staleness_hours: float | None = Field(default=None, gt=0)
     wait_hours: float | None = Field(default=None, ge=0)
@@ -73,6 +105,19 @@ class AugmentSettings(Settings):
     staleness_bins_hours: list[float] = Field(default=[1, 2, 4, 8, 16, 24, 48, 96, 168])
     runner: Literal["threads", "dask", "ray"] = "threads"
     parallel_tasks: int = Field(default=1, ge=1)
+
+    @property
+    def uses_own(self) -> bool:
+        """Whether the project's own teacher scores."""
+        return self.teacher in ("own", "mean") or (
+            self.teacher == "stacked" and "own" in self.stack.members
+        )
+
+    @property
+    def baselines(self) -> list[str]:
+        """The baselines that score."""
+        members = self.stack.members if self.teacher == "stacked" else []
+        return [name for name in members if name in ("logistic", "trees")]
 
     @field_validator("staleness_bins_hours")
     @classmethod

@@ -84,7 +84,7 @@ class ExternalReport:
 
 
 @dataclass(frozen=True)
-class _Scores:
+class GivenScores:
     """Rows of all ``files``: example_id (ascending, distinct), logit (Float32, null: none),
     learnt_until (ms; not with ``window_start``), file (its number) and row (from 1)."""
 
@@ -127,7 +127,7 @@ def log_external_scores(
             f"{external.where('task')}: no task {task!r}; the data have {', '.join(schema.tasks)}"
         )
     (logit,), (label,) = schema.columns("logit", [task]), schema.columns("label", [task])
-    scores = _read_all(external, project_dir)
+    scores = read_scores(external, project_dir)
     partial = log_dir.with_name(f"{log_dir.name}{PARTIAL_SUFFIX}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -137,17 +137,18 @@ def log_external_scores(
     calibration: dict[str, float | None] = {}
     scored, unlearnt = 0, 0
     for window in schema.windows:
-        examples = _examples(windows_dir, window, label)
+        examples = examples_of(windows_dir, window, label)
         _mark_known(ids, examples["example_id"].to_numpy(), is_known)
-        joined = _joined(scores, examples, window, external)
+        joined = with_scores(scores, examples, window, external)
         if external.learnt_until == WINDOW_START and window == schema.windows[0]:
             unlearnt = joined["logit"].count()
             joined = joined.with_columns(pl.lit(None, dtype=pl.Float32).alias("logit"))
         calibration[window.name] = _calibration(joined, label)
-        found = _records(joined, window, logit, log, own, settings)
+        scorer = scorer_of(own, window, settings.teacher)
+        found = records_of(_mean_with(joined, window, logit, log, own), scorer, log, settings)
         for index, segment in enumerate(found.iter_slices(settings.segment_rows)):
             write_segment(log, window, index, segment, schema)
-        log.finish(window_facts(log, window, settings.teacher, settings))
+        log.finish(window_facts(log, window, scorer, settings))
         scored += found.height
     unknown = ids[~is_known]
     report = ExternalReport(
@@ -181,7 +182,7 @@ def log_external_scores(
     return report
 
 
-def _read_all(settings: ExternalSettings, project_dir: Path) -> _Scores:
+def read_scores(settings: ExternalSettings, project_dir: Path) -> GivenScores:
     root = project_dir / settings.root
     # Of a folder its files of this kind; others in it, such as notes, are none
     patterns = [f"{name}/*.parquet" if (root / name).is_dir() else name for name in settings.files]
@@ -190,7 +191,7 @@ def _read_all(settings: ExternalSettings, project_dir: Path) -> _Scores:
         _read(path, settings).with_columns(pl.lit(number, dtype=pl.UInt32).alias("file"))
         for number, path in enumerate(files)
     ]
-    scores = _Scores(files, pl.concat(tables).sort("example_id", "file", "row"))
+    scores = GivenScores(files, pl.concat(tables).sort("example_id", "file", "row"))
     ids = scores.table["example_id"]
     if not len(ids):
         raise InputError(f"{settings.where('files')}: {files[0]} and the others hold no row")
@@ -201,7 +202,7 @@ def _read_all(settings: ExternalSettings, project_dir: Path) -> _Scores:
             f"{scores.place(second)}: example {ids[int(again[0])]} has a score already, in "
             f"{scores.place(first)}; give one score per example"
         )
-    return _Scores(files, _logits(scores, settings))
+    return GivenScores(files, _logits(scores, settings))
 
 
 def _read(path: Path, settings: ExternalSettings) -> pl.DataFrame:
@@ -263,7 +264,7 @@ def _number(column: pl.Series, path: Path) -> pl.Series:
     return pl.select(pl.when(number.is_finite()).then(number)).to_series()
 
 
-def _logits(scores: _Scores, settings: ExternalSettings) -> pl.DataFrame:
+def _logits(scores: GivenScores, settings: ExternalSettings) -> pl.DataFrame:
     """The table with ``logit`` in the place of ``score``.
 
     Raises:
@@ -292,7 +293,7 @@ def _logits(scores: _Scores, settings: ExternalSettings) -> pl.DataFrame:
     return table.with_columns(finite.alias("logit")).drop("score")
 
 
-def _examples(windows_dir: Path, window: Window, label: str) -> pl.DataFrame:
+def examples_of(windows_dir: Path, window: Window, label: str) -> pl.DataFrame:
     columns = ["example_id", "event_time", "label_time", "domain", label]
     parts = sorted((windows_dir / window.name).glob("part-*.parquet"))
     if not parts:
@@ -308,8 +309,8 @@ def _mark_known(
     is_known[place[ids[place] == examples]] = True
 
 
-def _joined(
-    scores: _Scores, examples: pl.DataFrame, window: Window, settings: ExternalSettings
+def with_scores(
+    scores: GivenScores, examples: pl.DataFrame, window: Window, settings: ExternalSettings
 ) -> pl.DataFrame:
     """``examples`` with ``logit`` and ``learnt_until``, null where there is no score.
 
@@ -345,36 +346,56 @@ def _calibration(joined: pl.DataFrame, label: str) -> float | None:
     return scored.select(probability.sum()).item() / clicks if clicks else None
 
 
-def _records(
-    joined: pl.DataFrame,
-    window: Window,
-    logit: str,
-    log: ScoreLog,
-    own: ScoreLog | None,
-    settings: AugmentSettings,
+def records_of(
+    scored: pl.DataFrame, scorer: str, log: ScoreLog, settings: AugmentSettings
 ) -> pl.DataFrame:
-    """Log records of the examples that have a score, with ``domain``."""
-    mark = pl.when(pl.col("logit").is_not_null()).then(LEARNT)
-    table = joined.with_columns(mark.alias(LEARNT)).rename({"logit": "external"})
-    none = pl.lit(None, dtype=pl.Float32)
-    if own is None:
-        logits = [
-            (pl.col("external") if name == logit else none).alias(name) for name in log.logits
-        ]
-    else:
-        table = own.join(table, window)
-        scored = {name: pl.col(name.replace("logit", "score", 1)) for name in log.logits}
-        mean = pl.mean_horizontal(scored[logit], "external").cast(pl.Float32)
-        logits = [(mean if name == logit else score).alias(name) for name, score in scored.items()]
-        own_mark = pl.col("event_time") - pl.col("staleness_ms")
-        table = table.with_columns(pl.max_horizontal(LEARNT, own_mark).alias(LEARNT))
-    records = table.select(
+    """Log records of examples with the columns ``log.logits``, and ``learnt_until``, which is null
+    where there is no score; with ``domain``.
+
+    Args:
+        scorer: a name for what made the scores.
+    """
+    records = scored.select(
         "example_id",
-        *logits,
+        *log.logits,
         "domain",
-        snapshot=pl.lit(settings.teacher),
+        snapshot=pl.lit(scorer),
         high_water_mark=pl.col(LEARNT),
         staleness_ms=pl.col("event_time") - pl.col(LEARNT),
     ).filter(pl.col("high_water_mark").is_not_null())
     limit = milliseconds(settings.max_staleness_hours)
     return records if limit is None else records.filter(pl.col("staleness_ms") <= limit)
+
+
+def scorer_of(own: ScoreLog | None, window: Window, teacher: str) -> str:
+    """The snapshot whose logits have a part in the scores of ``window``; ``teacher`` where there is
+    none."""
+    facts = None if own is None else own.window(window.name)
+    return teacher if facts is None or facts.snapshot is None else facts.snapshot
+
+
+def with_own(frame: pl.DataFrame, own: ScoreLog, window: Window) -> pl.DataFrame:
+    """``frame`` with the logits of the project's own teacher, null where an example has none, under
+    the names of ``own.logits``, and ``learnt_until`` no earlier than what that teacher had learnt.
+    """
+    table = own.join(frame, window)
+    names = {name.replace("logit", "score", 1): name for name in own.logits}
+    own_mark = pl.col("event_time") - pl.col("staleness_ms")
+    later = pl.max_horizontal(LEARNT, own_mark).alias(LEARNT)
+    return table.with_columns(later).drop("staleness_ms").rename(names)
+
+
+def _mean_with(
+    joined: pl.DataFrame, window: Window, logit: str, log: ScoreLog, own: ScoreLog | None
+) -> pl.DataFrame:
+    """``joined`` with the columns ``log.logits``: the external score, or its mean with the own
+    one."""
+    mark = pl.when(pl.col("logit").is_not_null()).then(LEARNT)
+    table = joined.with_columns(mark.alias(LEARNT)).rename({"logit": "external"})
+    if own is None:
+        none = pl.lit(None, dtype=pl.Float32)
+        return table.with_columns(
+            (pl.col("external") if name == logit else none).alias(name) for name in log.logits
+        )
+    mean = pl.mean_horizontal(logit, "external").cast(pl.Float32)
+    return with_own(table, own, window).with_columns(mean.alias(logit))

@@ -9,16 +9,20 @@ seen what the batch stages see.
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import polars as pl
 
+from recsys.baselines.settings import BaselinesSettings
+from recsys.baselines.training import train_baselines
 from recsys.config import InputError
-from recsys.data.schema import MANIFEST_FILE, SCHEMA_FILE, Schema, Window
+from recsys.data.schema import MANIFEST_FILE, SCHEMA_FILE, Schema, Window, task_columns
 from recsys.distill.augment_settings import AugmentSettings
+from recsys.distill.score_log import ScoreLog
 from recsys.distill.scoring import ScoringJob, finish_scoring, plan_scoring, score_part
 from recsys.distill.snapshots import SNAPSHOTS_DIR
+from recsys.distill.stacked_scores import log_stacked_scores
 from recsys.distill.student_checks import check_students
 from recsys.distill.student_settings import StudentsSettings
 from recsys.distill.students import run_students, students_checkpoints
@@ -37,6 +41,7 @@ from recsys.training.resume import CHECKPOINTS_DIR, OUTPUT_DIR, Checkpoints, wor
 from recsys.training.settings import TrainSettings
 
 TEACHER_DIR, SCORES_DIR, STUDENTS_DIR = "teacher", "scores", "students"
+BASELINES_DIR, OWN_DIR = "baselines", "own"
 WINDOWS_DIR, SCORING_DIR, DONE_FILE = "windows", "scoring", "done.json"
 BEGUN = "students_begun"
 PARQUET = ".parquet"
@@ -47,12 +52,14 @@ class StreamJob:
     """What a stream takes, how it learns, and where it keeps what it knows.
 
     Attributes:
+        baselines: what scores beside the teacher where ``augment`` stacks them.
         windows_dir: as ingest writes it; it may be replaced by one with more windows at any time
             between two calls.
         withdrawn: weights' hashes of snapshots that may not score.
         finished: no window comes after the last one, so it is taken too; else it may still grow.
         windows_at_once: the most that one call takes; None: all that are complete. The first call
-            takes the windows that students' rows are chosen on, and none before they are there.
+            takes the windows that the teacher's rate and students' rows are chosen on, and none
+            before they are there.
     """
 
     windows_dir: Path
@@ -62,6 +69,7 @@ class StreamJob:
     students: StudentsSettings
     train: TrainSettings
     work_dir: Path
+    baselines: BaselinesSettings = field(default_factory=BaselinesSettings)
     withdrawn: frozenset[str] = frozenset()
     finished: bool = False
     windows_at_once: int | None = None
@@ -111,10 +119,17 @@ def advance(job: StreamJob, output_dir: Path) -> Advance:
 
 
 def _check(job: StreamJob, schema: Schema) -> None:
-    if job.augment.teacher != "own":
+    external = job.augment.teacher == "stacked" and "external" in job.augment.stack.members
+    if job.augment.teacher not in ("own", "stacked") or external:
         raise InputError(
-            f"{job.augment.where('teacher')}: a stream's scores are its own teacher's, got "
-            f"{job.augment.teacher}; set own"
+            f"{job.augment.where('teacher')}: a stream's scores are made by what trains in it, not "
+            f"read from files; set own, or stacked without external"
+        )
+    missing = set(job.augment.baselines) - set(job.baselines.run)
+    if missing:
+        raise InputError(
+            f"{job.augment.where('stack.members')}: {min(missing)} is not among the baselines that "
+            f"are trained; add it to {job.baselines.where('run')}"
         )
     if job.teacher.quantise_checkpoints != "none":
         raise InputError(
@@ -133,7 +148,8 @@ def _run_name(job: StreamJob, schema: Schema) -> str:
         load_partition(job.partition_file, job.teacher.model),
         asdict(replace(schema, windows=[])),
         job.teacher.model_dump(exclude=CHECKPOINT_KEYS),
-        job.augment.model_dump(exclude={"teacher", "external", "runner", "parallel_tasks"}),
+        job.augment.model_dump(exclude={"external", "runner", "parallel_tasks"}),
+        job.baselines.model_dump(exclude={"parallel"}) if job.augment.baselines else None,
         job.students.model_dump(exclude=CHECKPOINT_KEYS, exclude_unset=True),
         job.train.model_dump(exclude=PLACEMENT_KEYS),
     )
@@ -142,7 +158,8 @@ def _run_name(job: StreamJob, schema: Schema) -> str:
 def _take(job: StreamJob, offered: Schema, taken_dir: Path) -> list[Window]:
     """Take the complete windows that are new; all windows taken so far.
 
-    The first ones are taken together, as many as students' rows are chosen on.
+    The first ones are taken together, as many as the teacher's rate and students' rows are chosen
+    on.
 
     Raises:
         InputError: a taken one has changed, or a new one lies before the last one taken or is not
@@ -168,7 +185,8 @@ def _take(job: StreamJob, offered: Schema, taken_dir: Path) -> list[Window]:
             )
     complete = offered.windows if job.finished else offered.windows[:-1]
     offered_new = [window for window in complete if window.name not in known]
-    needed = max(job.students.windows_to_choose_on - len(taken), 0)
+    to_choose_on = max(job.students.windows_to_choose_on, job.teacher.windows_to_choose_on)
+    needed = max(to_choose_on - len(taken), 0)
     if len(offered_new) < needed:
         return taken
     at_once = job.windows_at_once
@@ -255,6 +273,8 @@ def _score(job: StreamJob, folder: Path) -> None:
         withdrawn=job.withdrawn,
         growing=True,
     )
+    if scoring.settings.teacher == "stacked":  # what is stacked is a log of its own
+        scoring = replace(scoring, log_dir=folder / SCORING_DIR / OWN_DIR)
     plans = plan_scoring(scoring)
     begun = Schema.load(folder / WINDOWS_DIR).windows[: _done(folder)[BEGUN]]
     if {plan.window.name for plan in plans} & {window.name for window in begun}:
@@ -264,6 +284,22 @@ def _score(job: StreamJob, folder: Path) -> None:
     if plans:
         score_part(scoring, plans)
     finish_scoring(scoring)
+    if scoring.settings.teacher == "stacked":
+        _stack(job, folder, scoring)
+
+
+def _stack(job: StreamJob, folder: Path, scoring: ScoringJob) -> None:
+    """Write the scores of all windows taken so far anew, from the teacher's and the baselines'."""
+    windows_dir, baselines_dir = folder / WINDOWS_DIR, folder / OUTPUT_DIR / BASELINES_DIR
+    chosen = [name for name in job.baselines.run if name in job.augment.baselines]
+    if chosen:
+        settings = job.baselines.model_copy(update={"run": chosen})
+        train_baselines(windows_dir, settings, baselines_dir, ["all"])
+    own = None
+    if job.augment.uses_own:
+        own = ScoreLog(scoring.log_dir, task_columns("logit", Schema.load(windows_dir).tasks))
+    log_dir = folder / OUTPUT_DIR / SCORES_DIR
+    log_stacked_scores(windows_dir, job.augment, log_dir, own, baselines_dir)
 
 
 def _advance_students(job: StreamJob, run: str, folder: Path, windows: int) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from recsys.data.rows import Rows
 from recsys.distill.distillation_settings import DistillationSettings
+from recsys.validation.progressive import mean_ne
 
 ROWS_FILE = "rows.json"
 
@@ -46,13 +47,7 @@ def lowest(histories: dict[Rows, list[dict[str, Any]]]) -> RowChoice:
             is left out: nothing was learnt before it.
     """
     nes: dict[Rows, float | None] = {
-        rows: _mean_ne(history[1:]) for rows, history in histories.items()
+        rows: mean_ne(history[1:]) for rows, history in histories.items()
     }
     best = min(nes.items(), key=lambda one: math.inf if one[1] is None else one[1])[0]
     return RowChoice(best, [row["window"] for row in next(iter(histories.values()))[1:]], nes)
-
-
-def _mean_ne(history: list[dict[str, Any]]) -> float | None:
-    known = [(row["ne"], row["rows"]) for row in history if math.isfinite(row.get("ne", math.nan))]
-    rows = sum(count for _, count in known)
-    return sum(ne * count for ne, count in known) / rows if rows else None

@@ -29,7 +29,7 @@ WINDOW_FILE = "window.json"
 SEGMENT_PREFIX = "segment-"
 LATE_PREFIX = "late-"
 LOGIT = "logit"
-OWN = "own"  # of log.json's ``external``: the snapshots whose logits are in the mean
+OWN = "own"  # of log.json's ``external``: the snapshots whose logits have a part in the scores
 PLACE = "place"  # column of a record's place among the examples that are wanted
 ROW_GROUP = 131_072  # rows; a reader skips groups whose ids it does not want
 CONSTANT = ["snapshot", "high_water_mark"]  # columns that seldom change from record to record
@@ -67,6 +67,12 @@ class LogFacts:
     wait_ms: int | None = None
     snapshots: dict[str, dict[str, Any]] | None = None
     external: dict[str, Any] | None = None
+
+    @property
+    def own_snapshots(self) -> dict[str, dict[str, Any]]:
+        """The snapshots that have a part in the scores, as ``snapshots`` has them."""
+        found = self.snapshots if self.external is None else self.external.get(OWN)
+        return found or {}
 
 
 @dataclass(frozen=True)
@@ -358,7 +364,7 @@ class ScoreLog:
 
 def check_snapshots_of_log(log: ScoreLog, snapshots: list[Snapshot], withdrawn: set[str]) -> None:
     """Check that every snapshot that scored exists, has the weights that scored, and is not
-    withdrawn; of external scores, that none of the snapshots in their mean is withdrawn.
+    withdrawn. Scores that no snapshot has a part in are not looked at.
 
     Args:
         withdrawn: weights' hashes of withdrawn snapshots.
@@ -367,16 +373,11 @@ def check_snapshots_of_log(log: ScoreLog, snapshots: list[Snapshot], withdrawn: 
         InputError: one does not; the message names it and its windows.
     """
     by_name = {snapshot.name: snapshot for snapshot in snapshots}
-    if log.facts.external is not None:
-        for name, logged in (log.facts.external.get(OWN) or {}).items():
-            if logged["weights_hash"] in withdrawn:
-                raise InputError(
-                    f"{log.folder}: snapshot {name} is in the mean that scored, and is withdrawn; "
-                    f"run the augment stage again"
-                )
-        return
+    logged_snapshots = log.facts.own_snapshots
     for name, windows in log.used().items():
-        logged = (log.facts.snapshots or {}).get(name, {})
+        if log.facts.external is not None and name not in logged_snapshots:
+            continue  # scored by something else alone
+        logged = logged_snapshots.get(name, {})
         where = f"{log.folder}: windows {', '.join(windows)} are scored by snapshot {name}"
         if logged.get("weights_hash") in withdrawn:
             raise InputError(f"{where}, which is withdrawn; run the augment stage again")

@@ -155,7 +155,7 @@ def plans_of(job: ScoringJob, schema: Schema) -> list[WindowPlan]:
         teacher_code(__name__, job.teacher.model),
         load_partition(job.partition_file, job.teacher.model),
         job.settings.model_dump(
-            exclude={"teacher", "external", "wait_hours", "runner", "parallel_tasks"}
+            exclude={"teacher", "external", "stack", "wait_hours", "runner", "parallel_tasks"}
         ),
         job.teacher.model.model_dump(),
         job.train.model_dump(exclude=PLACEMENT_KEYS),

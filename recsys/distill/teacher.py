@@ -2,21 +2,25 @@
 snapshots."""
 
 import math
+import sys
 from contextlib import nullcontext
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor
 
 from recsys.data.loader import WindowReader
 from recsys.data.schema import Schema, Window, task_columns
+from recsys.distill.rate_choice import RATE_FILE, RateChoice, lowest_rate
 from recsys.distill.snapshots import SNAPSHOTS_DIR, Snapshot, hash_weights, publish
 from recsys.distill.teacher_checks import check_teacher, check_teacher_data
 from recsys.distill.teacher_settings import TeacherSettings
 from recsys.distill.training_job import TrainingJob, resumable
 from recsys.evaluation.metrics import METRICS
-from recsys.files import fingerprint, finite, folder_state, write_json
+from recsys.files import fingerprint, finite, folder_state, read_json, write_json
 from recsys.models.cost import ranker_cost
 from recsys.models.factory import build_ranker
 from recsys.models.partition_file import Partition
@@ -66,8 +70,9 @@ def train_teacher(
     """Train the teacher through all windows.
 
     Writes in ``job.output_dir``: snapshots/<name>/, predictions/<window>.parquet, metrics.json (a
-    row a window), plan.json (where each table's shards are), plan.png (what each rank is predicted
-    to take and to hold) and size.json (parameters, and training FLOPs an example).
+    row a window), rate.json (the tables' learning rate, where it is chosen), plan.json (where each
+    table's shards are), plan.png (what each rank is predicted to take and to hold) and size.json
+    (parameters, and training FLOPs an example).
 
     With ``resume_dir`` it works there and puts the results in ``job.output_dir`` at the end. A run
     that was killed goes on from its last checkpoint if data, code and settings are the same
@@ -97,7 +102,34 @@ def run_teacher(job: TrainingJob[TeacherSettings]) -> list[dict[str, Any]]:
     partition = load_partition(job.partition_file, job.settings.model)
     check_teacher(job.settings, job.train)
     check_teacher_data(Schema.load(job.windows_dir), job.settings)
-    return launch(_train_rank, (job, partition), job.train)[0]
+    chosen = replace(job, train=_with_rate(job, partition))
+    return launch(_train_rank, (chosen, partition), chosen.train)[0]
+
+
+def _with_rate(job: TrainingJob[TeacherSettings], partition: Partition | None) -> TrainSettings:
+    """How the teacher is trained; a rate that is chosen goes into rate.json, and stays."""
+    settings, path = job.settings, job.output_dir / RATE_FILE
+    rate = settings.table_learning_rate
+    if rate == "auto":
+        if path.is_file():
+            rate = RateChoice(**read_json(path)).table_learning_rate
+        else:
+            choice = lowest_rate({one: _tried(one, job, partition) for one in settings.rates_tried})
+            print(f"teacher: {choice}", file=sys.stderr, flush=True)
+            write_json(path, asdict(choice))
+            rate = choice.table_learning_rate
+    update = {} if rate is None else {"table_learning_rate": rate}
+    return job.train.model_copy(update=update)
+
+
+def _tried(
+    rate: float, job: TrainingJob[TeacherSettings], partition: Partition | None
+) -> list[dict[str, Any]]:
+    """The metrics of the first windows with tables trained at ``rate``."""
+    train = job.train.model_copy(update={"table_learning_rate": rate})
+    with TemporaryDirectory() as folder:
+        trial = replace(job, train=train, output_dir=Path(folder), checkpoints=None)
+        return launch(_try_rank, (trial, partition), train)[0]
 
 
 def teacher_checkpoints(
@@ -155,6 +187,20 @@ def model_size(state: dict[str, Tensor]) -> dict[str, int]:
         "table_parameters": tables,
         "dense_parameters": sum(v.numel() for v in state.values()) - tables,
     }
+
+
+def _try_rank(
+    job: TrainingJob[TeacherSettings], partition: Partition | None
+) -> list[dict[str, Any]]:
+    """The teacher on one rank, through the windows that its rate is chosen on."""
+    settings = job.settings
+    reader = WindowReader(job.windows_dir, first_windows=settings.rate_auto_windows)
+    train = with_batch_size(job.train, settings.batch_size, reader.windows[0].rows)
+    engine = teacher_engine(reader.schema, partition, settings, train)
+    data = DataView(reader, train.global_batch_size)
+    loss = partial(label_loss, weights=settings.task_weights)
+    with RowProgress("teacher's rate", 2 * data.predicted(), ranks.rank() == 0) as progress:
+        return predict_then_train(engine, loss, data, job.output_dir, progress)
 
 
 def _train_rank(

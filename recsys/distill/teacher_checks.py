@@ -29,5 +29,11 @@ def check_teacher_data(schema: Schema, settings: TeacherSettings) -> None:
     Raises:
         InputError: one is not.
     """
+    needed, windows = settings.windows_to_choose_on, len(schema.windows)
+    if windows < needed:
+        raise InputError(
+            f"{settings.where('rate_auto_windows')}: the tables' learning rate is chosen on "
+            f"{needed} windows, the data have {windows}; set fewer, or a table_learning_rate"
+        )
     check_task_weights(settings.task_weights, schema.tasks, settings.where)
     check_sequences(schema, settings.model)

@@ -1,8 +1,8 @@
 """Settings of the teacher stage."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from recsys.config import Settings, filled_from
 from recsys.models.settings import ModelSettings
@@ -19,6 +19,8 @@ class TeacherSettings(Settings):
     :class:`recsys.towers.settings.TowersSettings`.
 
     ``batch_size``: see :func:`recsys.training.batch_size.with_batch_size`.
+    ``table_learning_rate``: of the embedding tables; null: that of params/train.yaml; auto: of
+    ``rates_tried`` the one with the lowest NE on the first ``rate_auto_windows`` windows.
     ``snapshot_every_examples``: publish at the first window's end with so many examples since the
     last snapshot; null: every ``snapshot_every_windows``. ``hold_back_ne_increase``: a snapshot
     whose window NE is more than this fraction above that of the last good one (0.05 is 5 %), or
@@ -33,6 +35,9 @@ class TeacherSettings(Settings):
 
     model: Annotated[ModelSettings, filled_from(TEACHER_MODEL)] = TEACHER_MODEL
     batch_size: BatchSize = AUTO_BATCH
+    table_learning_rate: PositiveFloat | Literal["auto"] | None = "auto"
+    rates_tried: list[PositiveFloat] = Field(default=[0.1, 0.03], min_length=1)
+    rate_auto_windows: int = Field(default=4, ge=2)
     snapshot_every_windows: int = Field(default=1, ge=1)
     snapshot_every_examples: int | None = Field(default=None, ge=1)
     hold_back_ne_increase: float = Field(default=0.1, ge=0)
@@ -43,6 +48,11 @@ class TeacherSettings(Settings):
     full_checkpoint_every: int = Field(default=1, ge=1)
     quantise_checkpoints: Quantisation = "none"
     seed: int = Field(default=1, ge=0)
+
+    @property
+    def windows_to_choose_on(self) -> int:
+        """How many windows must be there before the teacher is trained on any."""
+        return self.rate_auto_windows if self.table_learning_rate == "auto" else 1
 
 
 class TeacherLadderSettings(Settings):

@@ -53,7 +53,7 @@ def touched_by(
 
     A window scored by another snapshot of the same name is not among them.
     """
-    logged = (log.facts.snapshots or {}).get(snapshot.name, {})
+    logged = log.facts.own_snapshots.get(snapshot.name, {})
     if logged.get("weights_hash") != snapshot.weights_hash:
         return Touched([], [])
     windows = log.used().get(snapshot.name, [])

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from recsys.config import Settings
-from recsys.evaluation.model_table import BASELINES, ORACLE, TEACHER, ModelRow
+from recsys.evaluation.model_table import BASELINES, NOT_ARMS, ModelRow
 
 BaselineLabel = Literal[
     "base rate",
@@ -47,7 +47,7 @@ class Verdict:
 def judge(rows: Sequence[ModelRow], settings: GateSettings) -> Verdict:
     """Judge the models of one student's main task."""
     by_name = {row.model: row.metrics["ne"] for row in rows}
-    arms = {name: ne for name, ne in by_name.items() if name not in {TEACHER, ORACLE, *BASELINES}}
+    arms = {name: ne for name, ne in by_name.items() if name not in {*NOT_ARMS, *BASELINES}}
     arm = min(arms, key=lambda name: math.inf if math.isnan(arms[name]) else arms[name])
     ne = arms[arm]
     baseline = by_name.get(settings.baseline, math.nan) if settings.baseline else math.nan

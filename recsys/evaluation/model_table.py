@@ -7,6 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 PLAIN, DISTILLED, TEACHER, ORACLE = "plain", "distilled", "teacher", "oracle"
+# What students learn from where that is not the teacher alone (params/augment.yaml)
+SCORERS = {
+    "external": "teacher (external)",
+    "mean": "teacher (mean)",
+    "stacked": "teacher (stacked)",
+}
+NOT_ARMS = {TEACHER, *SCORERS.values(), ORACLE}
 # By what they are called in tables, where their predictions are in the folder of baselines.
 BASELINES = {
     "base rate": "base_rate/own",
@@ -63,7 +70,7 @@ def model_table(rows: Sequence[ModelRow]) -> str:
 def in_words(rows: Sequence[ModelRow]) -> str:
     """One sentence on the models of one student and task: who beats its plain arm, by how much."""
     plain = next(row for row in rows if row.model == PLAIN)
-    arms = [row for row in rows if row.model not in {PLAIN, TEACHER, ORACLE, *BASELINES}]
+    arms = [row for row in rows if row.model not in {PLAIN, *NOT_ARMS, *BASELINES}]
     parts = [f"{row.model} {_against(row, plain)}" for row in arms]
     for names, where in ((ON_OWN_ROWS, "own"), (ON_ALL_ROWS, "all")):
         known = [row for row in rows if row.model in names and math.isfinite(row.metrics["ne"])]

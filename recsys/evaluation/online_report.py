@@ -9,11 +9,10 @@ from typing import Any
 
 from recsys.data.schema import Schema
 from recsys.evaluation.metrics import METRICS
+from recsys.evaluation.model_table import NOT_ARMS
 from recsys.evaluation.report import (
     LABELS,
-    ORACLE,
     TABLE_FILE,
-    TEACHER,
     WINDOWS_FILE,
     measure_window,
     shows_tasks,
@@ -82,7 +81,7 @@ def best_arms(rows: list[dict[str, Any]]) -> dict[str, str]:
     of_main = [row for row in rows if row["task"] == main[row["model"].split("/")[0]]]
     for model, means in mean_over_windows(of_main).items():
         student, arm = model.split("/")
-        if arm not in {TEACHER, ORACLE}:
+        if arm not in NOT_ARMS:
             losses.setdefault(student, {})[arm] = means["logloss"]
     return {student: min(arms, key=lambda arm: arms[arm]) for student, arms in losses.items()}
 

@@ -21,6 +21,7 @@ from recsys.evaluation.model_table import (
     DISTILLED,
     ORACLE,
     PLAIN,
+    SCORERS,
     TEACHER,
     ModelRow,
     in_words,
@@ -120,6 +121,7 @@ def evaluate(
     settings: EvaluateSettings,
     output_dir: Path,
     baselines_dir: Path | None = None,
+    scores: tuple[str, Path] | None = None,
 ) -> Report:
     """Compare every arm of every student with the plain one, on the evaluation windows, all their
     rows pooled.
@@ -129,6 +131,8 @@ def evaluate(
     Args:
         baselines_dir: baselines of the data's main task, which stand beside the models of each
             student that learns it; None: there are none.
+        scores: whose scores students learn from, as params/augment.yaml says, and the log of them,
+            where that is not the teacher alone; they then stand beside the teacher.
 
     Raises:
         InputError: no students, arms with different seeds, missing predictions, or no window left.
@@ -153,7 +157,15 @@ def evaluate(
     for student, task in [(name, task) for name in students for task in tasks[name]]:
         of_main_task = baselines_dir if task == schema.tasks[0] else None
         predictions = _read(
-            schema, task, oracle_dir, teacher_dir, students_dir / student, arms, seeds, of_main_task
+            schema,
+            task,
+            oracle_dir,
+            teacher_dir,
+            students_dir / student,
+            arms,
+            seeds,
+            of_main_task,
+            scores,
         )
         evaluated = predictions.select(predictions.window >= settings.first_evaluation_window)
         rows_by_student.setdefault(student, len(evaluated.labels))
@@ -188,7 +200,8 @@ def _compare(
         settings.confidence,
         settings.seed,
     )
-    teacher = evaluated.metrics(TEACHER)
+    scorer = next((name for name in SCORERS.values() if name in evaluated.logits), TEACHER)
+    teacher = evaluated.metrics(scorer)
     oracle = evaluated.metrics(ORACLE) if ORACLE in evaluated.logits else {}
     return [
         MetricRow(student, task, arm, one, teacher[one.metric], oracle.get(one.metric))
@@ -302,6 +315,7 @@ def _read(
     arms: list[str],
     seeds: list[int],
     baselines_dir: Path | None = None,
+    scores: tuple[str, Path] | None = None,
 ) -> _Predictions:
     """All windows of one student, the baselines, the teacher and the oracle joined by example, of
     those with a label of ``task``."""
@@ -322,6 +336,12 @@ def _read(
         for name, folder in baselines.items():
             frame = _join(frame, _read_window(folder, window), logit, name)
         frame = _join(frame, _read_window(teacher_dir, window), logit, TEACHER)
+        if scores is not None:
+            name = SCORERS[scores[0]]
+            found = _read_scores(scores[1] / window.name, logit)
+            frame = frame.join(
+                found.rename({logit: name}), on="example_id", how="left", maintain_order="left"
+            )
         oracle = oracle_dir / f"{window.name}.parquet"
         if oracle.is_file():
             frame = _join(frame, _oracle_logits(oracle, probability), "logit", ORACLE)
@@ -334,7 +354,9 @@ def _read(
     logits = {name: [whole[name].to_numpy()] for name in baselines}
     logits |= {arm: [whole[f"{arm}-{seed}"].to_numpy() for seed in seeds] for arm in (PLAIN, *arms)}
     logits |= {
-        model: [whole[model].to_numpy()] for model in (TEACHER, ORACLE) if model in whole.columns
+        model: [whole[model].to_numpy()]
+        for model in (TEACHER, *SCORERS.values(), ORACLE)
+        if model in whole.columns
     }
     return _Predictions(
         whole["window"].to_numpy(), whole["label"].to_numpy(), whole["group"].to_numpy(), logits
@@ -348,6 +370,15 @@ def _read_window(model_dir: Path, window: Window) -> pl.DataFrame:
             f"{path}: no such predictions; run the stage that writes {model_dir.name} again"
         )
     return pl.read_parquet(path)
+
+
+def _read_scores(folder: Path, logit: str) -> pl.DataFrame:
+    """example_id and ``logit`` of a window of the score log; examples without a score are left
+    out."""
+    schema = {"example_id": pl.Int64, logit: pl.Float32}
+    parts = sorted(folder.glob("*.parquet"))
+    found = [pl.read_parquet(part, columns=list(schema)).cast(schema) for part in parts]  # type: ignore[arg-type]
+    return pl.concat([pl.DataFrame(schema=schema), *found])
 
 
 def _oracle_logits(path: Path, column: str) -> pl.DataFrame:

@@ -117,7 +117,7 @@ def root(windows_of_two: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_a_stream_of_two_tasks_has_the_batch_stages_bytes(
     root: Path, windows_of_two: Path, tmp_path: Path
 ) -> None:
-    augment = AugmentSettings(batch_size=128)
+    augment = AugmentSettings(teacher="own", batch_size=128)
     job = StreamJob(
         windows_of_two, None, TEACHER, augment, STUDENTS, SGD, tmp_path / "work", finished=True
     )
@@ -172,7 +172,7 @@ def test_windows_without_any_label_of_a_task_train_and_are_reported(
     )
     rows = json.loads((tmp_path / "report" / "report.json").read_text())["rows"]
     assert (rows["sales"] == 0) == (len(unlabelled) == len(WINDOWS))
-    augment = AugmentSettings(batch_size=128)
+    augment = AugmentSettings(teacher="own", batch_size=128)
     job = StreamJob(
         windows, None, TEACHER, augment, students, SGD, tmp_path / "work", finished=True
     )

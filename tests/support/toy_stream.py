@@ -17,7 +17,13 @@ WINDOWS = [Window(f"w{i}", i * HOUR, (i + 1) * HOUR, ROWS, 40 * 60_000) for i in
 FEATURES = [CategoricalFeature("user", 40), CategoricalFeature("ad", 20)]
 MODEL = ModelSettings(embedding_dimension=4, dense_layers=[8], over_layers=[8])
 TRAIN = TrainSettings(world_size=1, global_batch_size=64, sharding="table_wise", memory_gb=1.0)
-TEACHER = TeacherSettings(model=MODEL, snapshot_every_windows=1, hold_back_ne_increase=10.0, seed=1)
+TEACHER = TeacherSettings(
+    model=MODEL,
+    table_learning_rate=None,
+    snapshot_every_windows=1,
+    hold_back_ne_increase=10.0,
+    seed=1,
+)
 STUDENTS = StudentsSettings(
     model=MODEL,
     seeds=[1],

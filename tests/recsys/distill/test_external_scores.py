@@ -394,7 +394,7 @@ def test_a_mean_with_a_withdrawn_snapshot_in_it_is_refused(
     log = ScoreLog(tmp_path / "log")
     snapshots = list_snapshots(own_dir / "teacher/snapshots")
     check_snapshots_of_log(log, snapshots, set())
-    with pytest.raises(InputError, match=r"snapshot w0 is in the mean.* withdrawn"):
+    with pytest.raises(InputError, match=r"scored by snapshot w0, which is withdrawn"):
         check_snapshots_of_log(log, snapshots, {snapshots[0].weights_hash})
 
 

@@ -25,7 +25,7 @@ from tests.support.files import contents
 from tests.support.killing import die_after, kill
 from tests.support.toy_stream import STUDENTS, TEACHER, TRAIN, WINDOWS
 
-AUGMENT = AugmentSettings(batch_size=128)
+AUGMENT = AugmentSettings(teacher="own", batch_size=128)
 NAMES = [window.name for window in WINDOWS]
 
 

@@ -131,7 +131,7 @@ def test_a_stream_waits_for_the_windows_and_ends_with_the_batch_bytes(
             windows_dir,
             None,
             TEACHER,
-            AugmentSettings(),
+            AugmentSettings(teacher="own"),
             SETTINGS,
             TRAIN,
             tmp_path / f"work-{at_once}",
@@ -155,7 +155,13 @@ def test_a_stream_waits_for_the_windows_and_ends_with_the_batch_bytes(
 
     too_few = SETTINGS.model_copy(update={"rows_auto_windows": 4})
     waiting = StreamJob(
-        windows_dir, None, TEACHER, AugmentSettings(), too_few, TRAIN, tmp_path / "waiting"
+        windows_dir,
+        None,
+        TEACHER,
+        AugmentSettings(teacher="own"),
+        too_few,
+        TRAIN,
+        tmp_path / "waiting",
     )
     assert advance(waiting, tmp_path / "nothing").new == []  # the last of four may still grow
 

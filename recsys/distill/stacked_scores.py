@@ -1,0 +1,266 @@
+"""Stacking: one score from several scorers', weighted in each domain by how well they did before.
+
+The logit of an example is an offset plus a weighted sum of its scorers' logits. Before each window
+and for each domain, weights and offset are fitted by logistic regression to the examples of earlier
+windows whose labels are known by then, so nothing looks ahead. No weight is below 0 (Breiman,
+Stacked Regressions, 1996): a scorer that adds nothing gets none. What was predicted before it was
+learnt from is compared, so a scorer cannot buy weight by overfitting.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import expit
+
+from recsys.config import InputError
+from recsys.data.schema import Schema, Window, task_columns
+from recsys.distill.augment_settings import (
+    WINDOW_START,
+    AugmentSettings,
+    ExternalSettings,
+    StackSettings,
+    of_baseline,
+)
+from recsys.distill.external_scores import (
+    LEARNT,
+    GivenScores,
+    examples_of,
+    read_scores,
+    records_of,
+    scorer_of,
+    with_own,
+    with_scores,
+)
+from recsys.distill.score_log import OWN, LogFacts, ScoreLog
+from recsys.distill.scoring import milliseconds, report_scores, window_facts, write_segment
+from recsys.files import PARTIAL_SUFFIX, file_hash
+
+FORGOTTEN_AFTER = 8  # half-lives; what is older counts less than one in 250
+
+
+@dataclass(frozen=True)
+class StackedReport:
+    """What was scored, and by what: ``weights`` of the members by window and domain, the offset
+    last."""
+
+    members: list[str]
+    scored: int
+    examples: int
+    weights: dict[str, dict[str, list[float]]]
+
+    def lines(self) -> list[str]:
+        """What a person should know of it, a line per fact."""
+        found = [
+            f"stacked scores: {self.scored:,} of {self.examples:,} examples have a score, from "
+            f"{', '.join(self.members)}"
+        ]
+        window = list(self.weights)[-1]
+        for domain, weights in self.weights[window].items():
+            shown = ", ".join(
+                f"{name} {weight:.2f}" for name, weight in zip(self.members, weights, strict=False)
+            )
+            found.append(f"stacked scores: weights in {window}, {domain}: {shown}")
+        return found
+
+
+def log_stacked_scores(
+    windows_dir: Path,
+    settings: AugmentSettings,
+    log_dir: Path,
+    own: ScoreLog | None,
+    baselines_dir: Path,
+    project_dir: Path = Path(),
+) -> StackedReport:
+    """Write the scores of ``settings.stack`` as the score log ``log_dir``, which is made anew.
+
+    The data's main task is stacked; other tasks have the own teacher's scores. An example without
+    the score of a member is given the mean of its other members' there; without any it has none.
+    The time that the latest of the scorers had learnt until holds for all.
+
+    Args:
+        own: the scores of the project's teacher, where it is a member.
+        baselines_dir: the folder of the baselines.
+        project_dir: that ``external.root`` is relative to.
+
+    Raises:
+        InputError: as :func:`recsys.distill.external_scores.log_external_scores`.
+        LookAheadError: a scorer had learnt until after its example's time.
+    """
+    schema = Schema.load(windows_dir)
+    members = settings.stack.members
+    sources = {
+        name: settings.external if name == "external" else of_baseline(name, str(baselines_dir))
+        for name in members
+        if name != "own"
+    }
+    for name, source in sources.items():
+        if source.task not in (None, schema.tasks[0]):
+            raise InputError(
+                f"{source.where('task')}: {name} scores {source.task!r}; the data's main task, "
+                f"{schema.tasks[0]!r}, is stacked"
+            )
+    given = {
+        name: read_scores(source, project_dir if name == "external" else Path())
+        for name, source in sources.items()
+    }
+    partial = log_dir.with_name(f"{log_dir.name}{PARTIAL_SUFFIX}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    log = ScoreLog(partial, task_columns("logit", schema.tasks))
+    past = [_Past(settings.stack) for _ in schema.domains]
+    weights: dict[str, dict[str, list[float]]] = {}
+    scored = 0
+    for index, window in enumerate(schema.windows):
+        examples = examples_of(windows_dir, window, "label")
+        table, logits = _gathered(examples, window, log, own, given, sources, index == 0, members)
+        domain = table["domain"].to_numpy()
+        stacked = np.full(table.height, np.nan)
+        fitted: dict[str, list[float]] = {}
+        for place, (name, known) in enumerate(zip(schema.domains, past, strict=True)):
+            of_domain = domain == place
+            found = known.weights(len(members), window, index)
+            stacked[of_domain] = logits[of_domain] @ found[:-1] + found[-1]
+            known.add(logits[of_domain], table.filter(pl.Series(of_domain)), index)
+            fitted[name] = found.tolist()
+        weights[window.name] = fitted
+        main = pl.Series("logit", stacked, dtype=pl.Float32)
+        has_score = main.is_finite()
+        table = table.with_columns(
+            main.set(~has_score, None), pl.when(has_score).then(LEARNT).alias(LEARNT)
+        )
+        scorer = scorer_of(own, window, settings.teacher)
+        records = records_of(table, scorer, log, settings)
+        for number, segment in enumerate(records.iter_slices(settings.segment_rows)):
+            write_segment(log, window, number, segment, schema)
+        log.finish(window_facts(log, window, scorer, settings))
+        scored += records.height
+    facts = {
+        "stacked": settings.stack.model_dump(),
+        "read": settings.external.model_dump() if "external" in members else None,
+        "files": {
+            name: {path.name: file_hash(path) for path in one.files} for name, one in given.items()
+        },
+        "weights": weights,
+        OWN: None if own is None else own.facts.snapshots,
+    }
+    log.write_facts(LogFacts(milliseconds(settings.wait_hours), None, facts))
+    report_scores(windows_dir, partial, settings)
+    shutil.rmtree(log_dir, ignore_errors=True)
+    partial.rename(log_dir)
+    rows = sum(window.rows for window in schema.windows)
+    return StackedReport(list(members), scored, rows, weights)
+
+
+def fit_weights(
+    logits: NDArray[np.floating],
+    labels: NDArray[np.floating],
+    counted: NDArray[np.floating],
+    prior_strength: float,
+) -> NDArray[np.float64]:
+    """[M + 1]: M scorers' weights, none below 0, and the offset.
+
+    They minimise the log loss, summed over N examples each of which counts ``counted`` [N] times,
+    plus half of ``prior_strength`` times the squared distance from equal weights and no offset.
+
+    Args:
+        logits: [N, M] of the scorers.
+        labels: [N], 0 or 1.
+    """
+    scorers = logits.shape[1]
+    inputs = np.column_stack([logits, np.ones(len(logits))])
+    prior = np.append(np.full(scorers, 1.0 / scorers), 0.0)
+
+    def loss(weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        found = inputs @ weights
+        apart = weights - prior
+        losses = np.logaddexp(0.0, found) - labels * found
+        gradient = inputs.T @ (counted * (expit(found) - labels)) + prior_strength * apart
+        return float(counted @ losses + 0.5 * prior_strength * (apart @ apart)), gradient
+
+    bounds = [(0.0, None)] * scorers + [(None, None)]
+    return minimize(loss, prior, jac=True, method="L-BFGS-B", bounds=bounds).x
+
+
+@dataclass
+class _Past:
+    """What members said of one domain's examples, newest window last, and what came of them."""
+
+    settings: StackSettings
+    _logits: list[NDArray[np.float64]] = field(default_factory=list)
+    _labels: list[pl.DataFrame] = field(default_factory=list)  # label, label_time, window
+
+    def add(self, logits: NDArray[np.float64], examples: pl.DataFrame, index: int) -> None:
+        """Keep the [N, M] ``logits`` of N ``examples`` of the ``index``-th window."""
+        scored = np.asarray(np.isfinite(logits).all(axis=1))
+        self._logits.append(logits[scored])
+        columns = ("label", "label_time")
+        kept = examples.filter(pl.Series(scored)).select(
+            *columns, window=pl.lit(index, dtype=pl.Int64)
+        )
+        self._labels.append(kept)
+        rows = sum(one.height for one in self._labels[1:])
+        oldest = index - FORGOTTEN_AFTER * self.settings.half_life_windows
+        while len(self._labels) > 1 and (
+            rows >= self.settings.max_rows or self._labels[0]["window"].max() < oldest  # type: ignore[operator]
+        ):
+            del self._logits[0], self._labels[0]
+            rows -= self._labels[0].height
+
+    def weights(self, members: int, window: Window, index: int) -> NDArray[np.float64]:
+        """Of the members in the ``index``-th ``window``, the offset last; equal ones at first."""
+        prior = np.append(np.full(members, 1.0 / members), 0.0)
+        if not self._labels:
+            return prior
+        labels = pl.concat(self._labels)
+        known = (labels["label_time"] < window.start_ms) & labels["label"].is_finite()
+        chosen = known.arg_true().to_numpy()[-self.settings.max_rows :]
+        if not len(chosen):
+            return prior
+        age = index - labels["window"].gather(chosen).to_numpy()
+        return fit_weights(
+            np.concatenate(self._logits)[chosen],
+            labels["label"].gather(chosen).to_numpy().astype(np.float64),
+            0.5 ** (age / self.settings.half_life_windows),
+            self.settings.prior_strength,
+        )
+
+
+def _gathered(
+    examples: pl.DataFrame,
+    window: Window,
+    log: ScoreLog,
+    own: ScoreLog | None,
+    given: dict[str, GivenScores],
+    sources: dict[str, ExternalSettings],
+    is_first: bool,
+    members: Sequence[str],
+) -> tuple[pl.DataFrame, NDArray[np.float64]]:
+    """``examples`` with the columns ``log.logits`` and ``learnt_until``, and the members' logits
+    [N, M]: a missing one is the mean of the others, NaN where none is there."""
+    found: dict[str, NDArray[np.float64]] = {}
+    table = examples.with_columns(pl.lit(None, dtype=pl.Int64).alias(LEARNT))
+    for name, scores in given.items():
+        joined = with_scores(scores, examples, window, sources[name])
+        known = joined["logit"].is_not_null()
+        if is_first and sources[name].learnt_until == WINDOW_START:
+            known = known & False  # nothing was learnt before it
+        mark = joined[LEARNT].set(~known, None)
+        table = table.with_columns(pl.max_horizontal(LEARNT, mark).alias(LEARNT))
+        found[name] = joined["logit"].set(~known, None).cast(pl.Float64).to_numpy()
+    if own is None:
+        none = pl.lit(None, dtype=pl.Float32)
+        table = table.with_columns(none.alias(name) for name in log.logits)
+    else:
+        table = with_own(table, own, window)
+        found["own"] = table["logit"].cast(pl.Float64).to_numpy()
+    logits = np.column_stack([found[name] for name in members])
+    has_any = np.isfinite(logits).any(axis=1)
+    mean = np.full(len(logits), np.nan)
+    mean[has_any] = np.nanmean(logits[has_any], axis=1)
+    return table, np.where(np.isfinite(logits), logits, mean[:, None])
