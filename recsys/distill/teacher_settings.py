@@ -19,7 +19,7 @@ class TeacherSettings(Settings):
     :class:`recsys.towers.settings.TowersSettings`.
 
     ``batch_size``: see :func:`recsys.training.batch_size.with_batch_size`.
-    ``table_learning_rate``: of the embedding tables; null: that of params/train.yaml; auto: of
+    ``table_learning_rate``: of the embedding tables; null: that of all training; auto: of
     ``rates_tried`` the one with the lowest NE on the first ``rate_auto_windows`` windows.
     ``snapshot_every_examples``: publish at the first window's end with so many examples since the
     last snapshot; null: every ``snapshot_every_windows``. ``hold_back_ne_increase``: a snapshot

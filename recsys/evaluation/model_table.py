@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 PLAIN, DISTILLED, TEACHER, ORACLE = "plain", "distilled", "teacher", "oracle"
-# What students learn from where that is not the teacher alone (params/augment.yaml)
+# What students learn from where that is not the teacher alone
 SCORERS = {
     "external": "teacher (external)",
     "mean": "teacher (mean)",

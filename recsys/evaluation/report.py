@@ -131,7 +131,7 @@ def evaluate(
     Args:
         baselines_dir: baselines of the data's main task, which stand beside the models of each
             student that learns it; None: there are none.
-        scores: whose scores students learn from, as params/augment.yaml says, and the log of them,
+        scores: whose scores students learn from (a key of SCORERS) and the log of them,
             where that is not the teacher alone; they then stand beside the teacher.
 
     Raises:

@@ -52,7 +52,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small = {"rows": 3_000, "windows": 3, "users": 30, "ads": 20, "history": history}
     dataset = dataset.model_copy(update={"synthetic": dataset.synthetic.model_copy(update=small)})
     ingest(data, dataset, folder / "windows", folder / "oracle")
-    teacher = TeacherSettings(model=TEACHER_MODEL, hold_back_ne_increase=10.0)
+    teacher = TeacherSettings(
+        model=TEACHER_MODEL, table_learning_rate=None, hold_back_ne_increase=10.0
+    )
     train_teacher(TrainingJob(folder / "windows", teacher, TRAIN, folder / "teacher"))
     score_windows(
         folder / "windows",
