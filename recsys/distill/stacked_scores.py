@@ -187,46 +187,51 @@ def fit_weights(
     return minimize(loss, prior, jac=True, method="L-BFGS-B", bounds=bounds).x
 
 
+@dataclass(frozen=True)
+class _Known:
+    """What the members said of one window's examples of a domain, [N, M], and what came of them."""
+
+    index: int
+    logits: NDArray[np.float64]
+    labels: NDArray[np.float32]
+    label_times: NDArray[np.int64]
+
+
 @dataclass
 class _Past:
-    """What members said of one domain's examples, newest window last, and what came of them."""
+    """One domain's examples that have the logits of all members, the newest windows'."""
 
     settings: StackSettings
-    _logits: list[NDArray[np.float64]] = field(default_factory=list)
-    _labels: list[pl.DataFrame] = field(default_factory=list)  # label, label_time, window
+    _windows: list[_Known] = field(default_factory=list)
 
     def add(self, logits: NDArray[np.float64], examples: pl.DataFrame, index: int) -> None:
         """Keep the [N, M] ``logits`` of N ``examples`` of the ``index``-th window."""
-        scored = np.asarray(np.isfinite(logits).all(axis=1))
-        self._logits.append(logits[scored])
-        columns = ("label", "label_time")
-        kept = examples.filter(pl.Series(scored)).select(
-            *columns, window=pl.lit(index, dtype=pl.Int64)
-        )
-        self._labels.append(kept)
-        rows = sum(one.height for one in self._labels[1:])
+        usable = np.isfinite(logits).all(axis=1) & np.isfinite(examples["label"].to_numpy())
+        labels, times = (examples[name].to_numpy()[usable] for name in ("label", "label_time"))
+        self._windows.append(_Known(index, logits[usable], labels, times))
         oldest = index - FORGOTTEN_AFTER * self.settings.half_life_windows
-        while len(self._labels) > 1 and (
-            rows >= self.settings.max_rows or self._labels[0]["window"].max() < oldest  # type: ignore[operator]
+        rows = sum(len(one.labels) for one in self._windows[1:])
+        while self._windows[0].index < oldest or (
+            len(self._windows) > 1 and rows >= self.settings.max_rows
         ):
-            del self._logits[0], self._labels[0]
-            rows -= self._labels[0].height
+            del self._windows[0]
+            rows -= len(self._windows[0].labels)
 
     def weights(self, members: int, window: Window, index: int) -> NDArray[np.float64]:
         """Of the members in the ``index``-th ``window``, the offset last; equal ones at first."""
-        prior = np.append(np.full(members, 1.0 / members), 0.0)
-        if not self._labels:
-            return prior
-        labels = pl.concat(self._labels)
-        known = (labels["label_time"] < window.start_ms) & labels["label"].is_finite()
-        chosen = known.arg_true().to_numpy()[-self.settings.max_rows :]
-        if not len(chosen):
-            return prior
-        age = index - labels["window"].gather(chosen).to_numpy()
+        logits, counted = [np.zeros((0, members))], [np.zeros(0)]
+        labels: list[NDArray[np.floating]] = [np.zeros(0)]
+        for one in self._windows:
+            known = one.label_times < window.start_ms
+            logits.append(one.logits[known])
+            labels.append(one.labels[known])
+            weight = 0.5 ** ((index - one.index) / self.settings.half_life_windows)
+            counted.append(np.full(known.sum(), weight))
+        newest = slice(-self.settings.max_rows, None)
         return fit_weights(
-            np.concatenate(self._logits)[chosen],
-            labels["label"].gather(chosen).to_numpy().astype(np.float64),
-            0.5 ** (age / self.settings.half_life_windows),
+            np.concatenate(logits)[newest],
+            np.concatenate(labels)[newest],
+            np.concatenate(counted)[newest],
             self.settings.prior_strength,
         )
 

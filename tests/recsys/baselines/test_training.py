@@ -1,6 +1,8 @@
 """Baselines over windows: predicted before learnt, whole, and the same bytes each time."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,10 @@ import pytest
 from recsys.baselines.settings import BaselinesSettings, TreesSettings
 from recsys.baselines.training import train_baselines
 from recsys.config import InputError, parse_settings
+from recsys.data.schema import Schema
 from recsys.evaluation.predictions import PREDICTION_SCHEMA, measure
 from recsys.files import finite
+from tests.support.files import contents
 from tests.support.toy_stream import ROWS, WINDOWS, write_windows
 
 TREES = TreesSettings(trees=5, smallest_leaf=5, learning_rate=0.3, smoothing=5.0)
@@ -145,3 +149,29 @@ def test_a_window_may_lack_a_domain_and_labels(tmp_path: Path) -> None:
 def test_a_wrong_setting_is_one_line(text: str, message: str) -> None:
     with pytest.raises(InputError, match=f"baselines.yaml: {message}"):
         parse_settings(text, "baselines.yaml", BaselinesSettings)
+
+
+def test_more_windows_are_gone_on_with_as_if_all_had_been_there(
+    windows_dir: Path, trained: Path, tmp_path: Path
+) -> None:
+    """What was predicted stays as it is; the bytes are those of one call over all windows."""
+    schema = Schema.load(windows_dir)
+    for count in (2, 3, 4):
+        windows = tmp_path / f"windows-{count}"
+        shutil.copytree(windows_dir, windows)
+        replace(schema, windows=WINDOWS[:count]).save(windows)
+        train_baselines(windows, SETTINGS, tmp_path / "baselines")
+    assert contents(tmp_path / "baselines") == contents(trained)
+
+
+def test_trees_that_are_not_refitted_for_each_window_go_on_as_well(
+    windows_dir: Path, tmp_path: Path
+) -> None:
+    trees = SETTINGS.model_copy(
+        update={"run": ["trees"], "trees": TREES.model_copy(update={"refit_every_windows": 2})}
+    )
+    train_baselines(windows_dir, trees, tmp_path / "whole")
+    train_baselines(windows_dir, trees, tmp_path / "again")
+    (tmp_path / "again/trees/all/predictions/w3.parquet").unlink()
+    train_baselines(windows_dir, trees, tmp_path / "again")
+    assert contents(tmp_path / "again") == contents(tmp_path / "whole")
