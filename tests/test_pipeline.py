@@ -22,6 +22,7 @@ SMALL = {
     "students.seeds": "[1]",
     "towers.partition.probe_windows": "2",
     "students.rows_auto_windows": "2",
+    "teacher.rate_auto_windows": "2",
     "evaluate.first_evaluation_window": "2",
     "evaluate.bootstrap_samples": "50",
 }

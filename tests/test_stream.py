@@ -26,6 +26,7 @@ SETTINGS = {
     "students.seeds": "[1]",
     "towers.partition.probe_windows": "2",
     "students.rows_auto_windows": "2",
+    "teacher.rate_auto_windows": "2",
     "evaluate.first_evaluation_window": "2",
     "evaluate.bootstrap_samples": "20",
 }

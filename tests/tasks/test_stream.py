@@ -142,11 +142,18 @@ def test_it_waits_for_the_windows_that_students_rows_are_chosen_on(project: Path
     assert what_is_missing.fn() is None
 
 
-def test_it_waits_for_the_windows_that_the_towers_are_learnt_from_then_for_one_that_is_complete(
+def test_it_waits_for_the_windows_that_the_teacher_is_learnt_from_then_for_one_that_is_complete(
     project: Path,
 ) -> None:
     path = project / "params/students.yaml"
     path.write_text(path.read_text().replace("rows: auto ", "rows: own "))
+    teacher = project / "params/teacher.yaml"
+    windows(project, 4)
+    assert what_is_missing.fn() == (
+        "waits for 4 complete windows (the teacher's rate is chosen on them); there are 3"
+    )
+    text = teacher.read_text()
+    teacher.write_text(text.replace("table_learning_rate: auto", "table_learning_rate: 0.1"))
     windows(project, 3)
     assert what_is_missing.fn() == (
         "waits for 3 complete windows (the teacher's towers are learnt from them); there are 2"
