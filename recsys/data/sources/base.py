@@ -14,6 +14,8 @@ CONTENT_CHARACTERS = 80
 # Columns of the project's own beside those of a log, which may have any name but these.
 OWN = "own:"
 ROW, EXAMPLE = f"{OWN}row", f"{OWN}example_id"
+DOMAIN = f"{OWN}domain"
+NUMBER = f"{OWN}number:"  # and a column's name: its values as numbers
 EVENT_TIME, LABEL_TIME, LABEL = f"{OWN}event_time", f"{OWN}label_time", f"{OWN}label"
 
 
