@@ -1,6 +1,6 @@
 """Raw values to model inputs: categories to table rows, numbers to signed logarithms."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 import numpy as np
@@ -31,12 +31,34 @@ def hash_to_rows(
         null_values: texts that stand for a missing value, beside empty and blank ones.
         use: is told of the values and their rows.
     """
+
+    def rows_of(texts: pl.Series) -> NDArray[np.int64]:
+        hashed = hash_text(texts)
+        rows = 1 + (hashed % np.uint64(table_rows - 1)).astype(np.int64)
+        if use is not None:
+            use.add(hashed, rows)
+        return rows
+
+    return to_rows(column, null_values, rows_of)
+
+
+def to_rows(
+    column: pl.Series,
+    null_values: Sequence[str],
+    rows_of: Callable[[pl.Series], NDArray[np.int64]],
+) -> pl.Series:
+    """Each value's row, int64; 0 where it is missing. A list column gives lists.
+
+    Args:
+        rows_of: gives the rows of canonical texts, each above 0; is called once with those of the
+            column's distinct values.
+    """
     if isinstance(column.dtype, pl.Array):
         column = column.arr.to_list()
     if isinstance(column.dtype, pl.List):
         owners = pl.DataFrame({"row": np.arange(len(column)), "value": column})
         flat = owners.filter(pl.col("value").list.len() > 0).explode("value")
-        rows = hash_to_rows(flat["value"], table_rows, null_values, use)
+        rows = to_rows(flat["value"], null_values, rows_of)
         lists = (
             flat.with_columns(rows.alias("value")).group_by("row", maintain_order=True).agg("value")
         )
@@ -50,11 +72,21 @@ def hash_to_rows(
     distinct, canonical = distinct.filter(known), canonical.filter(known)
     if len(distinct) == 0:
         return pl.Series(column.name, np.zeros(len(column), dtype=np.int64))
-    hashed = hash_text(canonical)
-    rows = 1 + (hashed % np.uint64(table_rows - 1)).astype(np.int64)
-    if use is not None:
-        use.add(hashed, rows)
+    rows = rows_of(canonical)
     return text.replace_strict(distinct, rows, default=0, return_dtype=pl.Int64).alias(column.name)
+
+
+def counted_values(column: pl.Series, null_values: Sequence[str] = NULL_VALUES) -> dict[str, int]:
+    """How often each canonical text stands in ``column`` or in its lists; missing ones do not
+    count."""
+    if isinstance(column.dtype, pl.Array):
+        column = column.arr.to_list()
+    if isinstance(column.dtype, pl.List):
+        column = column.explode()
+    counts = category_text(column).alias("text").value_counts(name="count")
+    counts = counts.with_columns(canonical_text(counts["text"], null_values))
+    counts = counts.drop_nulls("text").group_by("text").agg(pl.col("count").sum())
+    return dict(zip(counts["text"], counts["count"], strict=True))
 
 
 def distinct_values(column: pl.Series, null_values: Sequence[str] = NULL_VALUES) -> int:
@@ -83,7 +115,7 @@ def category_text(column: pl.Series) -> pl.Series:
         return column.to_frame().select(text.alias(column.name))[column.name]
     if column.dtype == pl.Binary:
         known = column.drop_nulls().unique()
-        texts = pl.Series(column.name, [_text_of(value) for value in known], dtype=pl.String)
+        texts = pl.Series(column.name, [text_of(value) for value in known], dtype=pl.String)
         found = pl.DataFrame({"bytes": known, column.name: texts})
         joined = (
             column.alias("bytes")
@@ -91,12 +123,15 @@ def category_text(column: pl.Series) -> pl.Series:
             .join(found, on="bytes", how="left", maintain_order="left")
         )
         return joined[column.name]
+    if isinstance(column.dtype, pl.Datetime):
+        column = column.cast(pl.Datetime("us", column.dtype.time_zone))  # one text in every unit
     if column.dtype.is_nested() or column.dtype == pl.Object:
         raise InputError(f"column {column.name!r} holds {column.dtype}, which is no category")
     return column.cast(pl.String)
 
 
-def _text_of(value: bytes) -> str:
+def text_of(value: bytes) -> str:
+    """UTF-8 as text, other bytes in hexadecimal."""
     try:
         return value.decode()
     except UnicodeDecodeError:
@@ -115,8 +150,14 @@ def canonical_text(text: pl.Series, null_values: Sequence[str] = NULL_VALUES) ->
     if text.str.contains(".0", literal=True).any():  # few columns need the regular expressions
         whole = value.str.contains(r"^-?\d+\.0+$")
         plain = pl.when(whole).then(value.str.replace(r"\.0+$", "")).otherwise(plain)
-    missing = value.is_in(list(null_values)) | (value.str.strip_chars() == "")
-    spelt = pl.when(~missing).then(plain.replace("-0", "0"))
+    spelt = plain.replace("-0", "0")
+    # The spelling too, so that a second look at it finds the same
+    missing = (
+        value.is_in(list(null_values))
+        | spelt.is_in(list(null_values))
+        | (value.str.strip_chars() == "")
+    )
+    spelt = pl.when(~missing).then(spelt)
     return text.to_frame().select(spelt.alias(text.name))[text.name]
 
 

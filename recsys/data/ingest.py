@@ -5,7 +5,6 @@ import json
 import shutil
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 from recsys.config import InputError
 from recsys.data.collisions import crowded, write_uses
 from recsys.data.encoding import dense_values
-from recsys.data.schema import MANIFEST_FILE, SCHEMA_FILE, Schema, Window, task_columns
+from recsys.data.schema import MANIFEST_FILE, SCHEMA_FILE, Schema, Window, task_columns, window_name
 from recsys.data.settings import DatasetSettings, DataSettings
 from recsys.data.sources.base import Chunk, Source
 from recsys.data.sources.criteo import criteo_source
@@ -111,6 +110,8 @@ def _ingest(
             progress.note(note)
         if source.files:
             progress.note(balance.line())
+    encoder = source.encoder()
+    encoder.save(windows_dir)
     if source.uses:
         write_uses(source.uses, windows_dir)
     base_rate = writer.done[0].clicks / writer.done[0].window.rows
@@ -133,7 +134,7 @@ def _ingest(
         dense_clip=settings.dense_clip,
     )
     schema.save(windows_dir)
-    _write_manifests(writer.done, windows_dir)
+    _write_manifests(writer.done, encoder.hash, windows_dir)
     clicks = sum(done.clicks for done in writer.done)
     size = sum(path.stat().st_size for path in windows_dir.glob("*/part-*.parquet"))
     return IngestReport(
@@ -217,7 +218,7 @@ def open_source(settings: DataSettings, dataset: DatasetSettings) -> Source:
     if dataset.criteo is not None and dataset.format == "criteo":
         return criteo_source(dataset.criteo, root)
     assert dataset.table is not None  # checked by DatasetSettings
-    return table_source(dataset.table, root)
+    return table_source(dataset.table, root, settings)
 
 
 def _truth_apart(chunk: Chunk) -> Chunk:
@@ -287,7 +288,7 @@ class _WindowWriter:
     def _open(self, start: int) -> None:
         self._start = start
         self._delay = 0
-        self._done = _Done(Window(_window_name(start), start, start + self.window_ms, 0, 0), 0.0, 0)
+        self._done = _Done(Window(window_name(start), start, start + self.window_ms, 0, 0), 0.0, 0)
         (self.windows_dir / self._done.window.name).mkdir()
 
     def _take(self, piece: pl.DataFrame, truth: pl.DataFrame | None) -> None:
@@ -390,17 +391,15 @@ class _Quarantine:
         return [f"{self.rows:,} of {read:,} rows are quarantined, see {QUARANTINE_TEXT}: {reasons}"]
 
 
-def _window_name(start_ms: int) -> str:
-    return datetime.fromtimestamp(start_ms / 1000, tz=UTC).strftime("%Y-%m-%dT%H-%M")
-
-
-def _write_manifests(done: list[_Done], windows_dir: Path) -> None:
-    """One manifest a window; all name the hash of the schema they were written under."""
+def _write_manifests(done: list[_Done], encoder_hash: str, windows_dir: Path) -> None:
+    """One manifest a window; all name the hashes of the schema and the encoder they were written
+    under."""
     schema_hash = hashlib.sha256((windows_dir / SCHEMA_FILE).read_bytes()).hexdigest()
     for one in done:
         values = {
             **asdict(one.window),
             "schema": schema_hash,
+            "encoder": encoder_hash,
             "quarantined_rows": one.quarantined,
             "parts": one.parts,
         }

@@ -265,12 +265,32 @@ def _checked_rows(value: Any) -> Any:
 TableRows = Annotated[int | Literal["auto"], PlainValidator(_checked_rows)]
 
 
-class CategoricalColumnSettings(Settings):
-    """One categorical column, hashed into ``table_rows`` ids.
+class EncodingSettings(Settings):
+    """How values become rows of a table: by their hash, or by a ``vocabulary`` of those that were
+    met at least ``min_count`` times in the windows before.
 
-    ``auto``: 5 for each distinct value of the whole log, so that about one value in ten shares its
-    id, and more, up to 10,000, where there are few; the size of a table tells no label. ``name`` of
-    the feature is that of the column by default. Lists as text are split at ``separator``.
+    A vocabulary keeps row 0 for missing values and row 1 for all that are not in it; the first
+    window, which has none before it, is encoded with its own. Where more values than ``table_rows``
+    are frequent the first ones stay.
+    """
+
+    kind: Literal["hash", "vocabulary"] = "hash"
+    min_count: Annotated[int, Field(gt=0)] = 10
+
+    @model_validator(mode="after")
+    def _hashes_count_nothing(self) -> "EncodingSettings":
+        if self.kind == "hash" and "min_count" in self.model_fields_set:
+            raise ValueError("min_count needs kind: vocabulary; hashes count nothing")
+        return self
+
+
+class CategoricalColumnSettings(Settings):
+    """One categorical column, encoded into ``table_rows`` ids.
+
+    ``auto``: of a vocabulary as many as can be frequent; of hashes 5 for each distinct value of the
+    whole log, so that about one value in ten shares its id, and more, up to 10,000, where there are
+    few; the size of a table tells no label. ``name`` of the feature is that of the column by
+    default. Lists as text are split at ``separator``.
     """
 
     column: str
@@ -278,11 +298,53 @@ class CategoricalColumnSettings(Settings):
     table_rows: TableRows
     kind: Literal["id", "list"] = "id"
     separator: Annotated[str, Field(min_length=1)] | None = None
+    encoding: EncodingSettings = Field(default_factory=EncodingSettings)
 
     @property
     def feature(self) -> str:
         """The feature's name."""
         return self.column if self.name is None else self.name
+
+    @property
+    def columns(self) -> list[str]:
+        """The one column."""
+        return [self.column]
+
+
+class CrossSettings(Settings):
+    """A categorical feature of two or more ``columns``, whose values are encoded together; missing
+    where one of them is.
+
+    In YAML the list of columns alone will do. ``name`` of the feature is theirs joined by ``_x_``
+    by default.
+    """
+
+    columns: Annotated[list[str], Field(min_length=2)]
+    name: str | None = None
+    table_rows: TableRows = "auto"
+    encoding: EncodingSettings = Field(default_factory=EncodingSettings)
+
+    @property
+    def feature(self) -> str:
+        """The feature's name."""
+        return "_x_".join(self.columns) if self.name is None else self.name
+
+    @property
+    def kind(self) -> Literal["id"]:
+        """One id per example."""
+        return "id"
+
+    @property
+    def separator(self) -> None:
+        """Nothing is split."""
+        return None
+
+
+def _listed_columns(value: Any) -> Any:
+    return {"columns": value} if isinstance(value, list) else value
+
+
+Cross = Annotated[CrossSettings, BeforeValidator(_listed_columns)]
 
 
 class HistorySettings(Settings):
@@ -308,7 +370,8 @@ class TableSettings(Settings):
     columns of further tasks' labels by the task's name, 0, 1 or empty (this row has none).
     ``group`` is the column that grouped AUC is computed within; null: the raw row (an impression,
     or a click with its sampled negatives). Columns that are made where a feature asks for them and
-    the log has none of that name: event_hour (UTC) and, after ``explode``, shown_count. Texts of
+    the log has none of that name: event_hour and event_weekday (UTC; Monday is 0) and, after
+    ``explode``, shown_count. ``crosses`` are features of several columns together. Texts of
     ``null_values`` are missing values in every column, as are empty and blank ones.
 
     ``quotes`` of CSV and TSV: a field in double quotes may hold separators; ``checked`` refuses a
@@ -334,6 +397,7 @@ class TableSettings(Settings):
     domain: DomainColumnSettings | None = None
     dense: list[str] = Field(default_factory=list)
     categorical: list[CategoricalColumnSettings]
+    crosses: list[Cross] = Field(default_factory=list)
     explode: ExplodeSettings | None = None
     sample_negatives: NegativeSettings | None = None
     counters: list[CounterSettings] = Field(default_factory=list)

@@ -23,6 +23,7 @@ import polars as pl
 from recsys.config import InputError
 from recsys.data.click_history import HISTORY, ClickHistory
 from recsys.data.conversions import CONVERSION, Conversions, intercept
+from recsys.data.encoder import encoder_of_ids
 from recsys.data.encoding import milliseconds, signed_log1p
 from recsys.data.schema import MAIN_TASK, CategoricalFeature
 from recsys.data.settings import SyntheticSettings
@@ -360,6 +361,9 @@ def synthetic_source(settings: SyntheticSettings, window_hours: float) -> Source
         categorical=categorical,
         domains=[domain.name for domain in settings.domains],
         chunks=stream.chunks(),
+        encoder=lambda: encoder_of_ids(
+            stream.dense, categorical, [domain.name for domain in settings.domains]
+        ),
         planted_groups=groups,
         origin_ms=stream.start_ms,
         expected_rows=settings.rows,

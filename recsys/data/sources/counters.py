@@ -4,8 +4,9 @@ import math
 
 import polars as pl
 
+from recsys.data.names import EVENT_TIME, OWN
 from recsys.data.settings import CounterSettings
-from recsys.data.sources.base import EVENT_TIME, LABEL, LABEL_TIME, OWN
+from recsys.data.sources.base import LABEL, LABEL_TIME
 
 MS_PER_MINUTE = 60_000
 MINUTES_PER_HOUR = 60

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from recsys.data.collisions import TableUse
+from recsys.data.encoder import DenseEncoding, Encoder, IdEncoding, RawColumn
 from recsys.data.encoding import hash_to_rows, milliseconds, signed_log1p
 from recsys.data.schema import CategoricalFeature
 from recsys.data.settings import CriteoSettings
@@ -35,9 +36,24 @@ def criteo_source(settings: CriteoSettings, root: Path) -> Source:
         categorical=[CategoricalFeature(name, settings.table_rows) for name in CATEGORIES],
         domains=[DOMAIN],
         chunks=_chunks(settings, files, uses),
+        encoder=lambda: _encoder(settings),
         origin_ms=milliseconds(settings.start, "criteo.start"),
         files=files,
         uses=uses,
+    )
+
+
+def _encoder(settings: CriteoSettings) -> Encoder:
+    """What encodes raw rows, which have the columns' names of here, as the chunks are."""
+    return Encoder(
+        columns=[
+            *(RawColumn(name, "integer", is_text=True, optional=True) for name in INTEGERS),
+            *(RawColumn(name, "text", is_text=True, optional=True) for name in CATEGORIES),
+        ],
+        dense=[DenseEncoding(name, name) for name in INTEGERS],
+        ids=[IdEncoding(name, [name], settings.table_rows) for name in CATEGORIES],
+        stripped=INTEGERS,
+        domains=[DOMAIN],
     )
 
 

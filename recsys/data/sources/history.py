@@ -5,8 +5,9 @@ import polars as pl
 
 from recsys.data.collisions import TableUse
 from recsys.data.encoding import hash_to_rows, lists
+from recsys.data.names import EVENT_TIME, OWN
 from recsys.data.settings import HistorySettings
-from recsys.data.sources.base import EVENT_TIME, EXAMPLE, LABEL, LABEL_TIME, OWN
+from recsys.data.sources.base import EXAMPLE, LABEL, LABEL_TIME
 
 HISTORY, KNOWN, BEFORE = f"{OWN}history", f"{OWN}known", f"{OWN}before"
 

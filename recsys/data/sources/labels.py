@@ -7,8 +7,9 @@ import polars as pl
 
 from recsys.config import InputError
 from recsys.data.encoding import canonical_text, category_text
+from recsys.data.names import EVENT_TIME, OWN
 from recsys.data.settings import ExplodeSettings, LabelSettings, NegativeSettings
-from recsys.data.sources.base import EVENT_TIME, LABEL, OWN, ROW
+from recsys.data.sources.base import LABEL, ROW
 from recsys.units import MS_PER_HOUR
 
 DRAW_ROUNDS = 20

@@ -1,6 +1,5 @@
 """Any table of clicks that a YAML file describes column by column."""
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,25 +7,24 @@ import numpy as np
 import polars as pl
 
 from recsys.config import InputError
-from recsys.data.encoding import canonical_text, category_text
-from recsys.data.schema import MAIN_TASK
-from recsys.data.settings import TableSettings
+from recsys.data.encoder import cleaned, clock, domain_index
+from recsys.data.names import EVENT_TIME, NUMBER, OWN
+from recsys.data.schema import MAIN_TASK, window_name
+from recsys.data.settings import DataSettings, TableSettings
 from recsys.data.sources.base import (
     CONTENT_CHARACTERS,
     DOMAIN,
-    EVENT_TIME,
     EXAMPLE,
     LABEL,
     LABEL_TIME,
-    NUMBER,
-    OWN,
     ROW,
     Chunk,
     Source,
 )
-from recsys.data.sources.counters import add_counters, counter_names
+from recsys.data.sources.counters import add_counters
 from recsys.data.sources.expressions import with_expressions
 from recsys.data.sources.files import resolve_files, short_names
+from recsys.data.sources.history import add_history
 from recsys.data.sources.labels import (
     CLICKED,
     binary_labels,
@@ -36,28 +34,31 @@ from recsys.data.sources.labels import (
 )
 from recsys.data.sources.reading import read_tables
 from recsys.data.sources.table_encoder import (
-    encoded_part,
-    encoded_tables,
+    CLOCK,
+    SHOWN_COUNT,
+    TableEncoding,
+    categories,
+    distinct_by_feature,
+    domain_encoding,
+    table_domains,
     table_features,
     table_tasks,
 )
 from recsys.data.sources.times import event_times
 from recsys.units import MS_PER_HOUR, MS_PER_SECOND
 
-EVENT_HOUR, SHOWN_COUNT = "event_hour", "shown_count"  # made where a feature asks for them
-HOURS_PER_DAY = 24
 REASON = f"{OWN}reason"
 
 
-def table_source(settings: TableSettings, root: Path) -> Source:
-    """The described log as a source.
+def table_source(settings: TableSettings, root: Path, data: DataSettings) -> Source:
+    """The described log as a source, for the windows of ``data``.
 
     Raises:
         InputError: a file is missing or unreadable, a column is not there (the message names the
             nearest) or is not what the settings say.
     """
     files = resolve_files(settings.files, root)
-    features = table_features(settings)
+    table_features(settings)  # refuses names that stand twice before anything is read
     frames = _read(settings, files)
     read = sum(frame.height for frame in frames)
     try:
@@ -65,9 +66,14 @@ def table_source(settings: TableSettings, root: Path) -> Source:
         starts = [0, *np.cumsum([frame.height for frame in frames[:-1]]).tolist()]
         parsed = _parse(raw, settings, files, starts)
         examples = _examples(parsed.good, settings)
+        item = [] if settings.explode is None else [settings.explode.item]
+        types = dict(raw.schema) | {name: examples.frame.schema[name] for name in item}
         frame = add_counters(examples.frame, settings.counters)
-        tables = encoded_tables(frame, settings)
-        encoded = encoded_part(frame, settings, features, tables)
+        distinct = distinct_by_feature(frame, settings)
+        encoding = TableEncoding(settings, types, distinct, frame.height)
+        if settings.history is not None:
+            frame = add_history(frame, settings.history, settings.null_values, encoding.history_use)
+        encoded = _encoded(frame, encoding, data)
     except pl.exceptions.PolarsError as error:
         raise InputError(f"{files[0]}: {' '.join(str(error).split())[:300]}") from error
     filtered = {"filter": read - raw.height} if read > raw.height else {}
@@ -78,18 +84,37 @@ def table_source(settings: TableSettings, root: Path) -> Source:
         dropped=filtered | examples.dropped,
         made=examples.made,
     )
-    count = len(settings.dense) + sum(len(counter_names(one)) for one in settings.counters)
     return Source(
-        dense=features[:count],
-        categorical=[one.feature for one in tables],
-        domains=_domains(settings),
+        dense=encoding.dense,
+        categorical=encoding.categorical,
+        domains=table_domains(settings),
         chunks=iter([chunk]),
+        encoder=encoding.encoder,
         expected_rows=frame.height,
         tasks=table_tasks(settings),
         files=files,
-        uses=[one.use for one in tables],
+        uses=encoding.uses,
         notes=examples.notes,
     )
+
+
+def _encoded(frame: pl.DataFrame, encoding: TableEncoding, data: DataSettings) -> pl.DataFrame:
+    """The columns of parts; window by window where that matters."""
+    if not encoding.has_vocabularies or frame.is_empty():
+        return encoding.part(frame)
+    window_ms = round(data.window_hours * MS_PER_HOUR)
+    parts: list[pl.DataFrame] = []
+    runs = (frame[EVENT_TIME] // window_ms).rle().struct.unnest()
+    for index, (rows, window) in enumerate(runs.iter_rows()):
+        examples, frame = frame[:rows], frame[rows:]
+        if index == 0:
+            encoding.count(examples)
+        if data.max_windows is None or index < data.max_windows:
+            encoding.start_window(window_name(window * window_ms))
+        parts.append(encoding.part(examples))
+        if index and (data.max_windows is None or index < data.max_windows):
+            encoding.count(examples)
+    return pl.concat(parts)
 
 
 def _read(settings: TableSettings, files: list[Path]) -> list[pl.DataFrame]:
@@ -100,7 +125,7 @@ def _read(settings: TableSettings, files: list[Path]) -> list[pl.DataFrame]:
     """
     explode, negatives, history = settings.explode, settings.sample_negatives, settings.history
     raw = [settings.time.column, *(one.column for one in settings.label_columns.values())]
-    made = [EVENT_HOUR]
+    made = [*CLOCK]
     if settings.domain is not None:
         raw.append(settings.domain.column)
     if settings.label_time is not None:
@@ -111,7 +136,7 @@ def _read(settings: TableSettings, files: list[Path]) -> list[pl.DataFrame]:
     if negatives is not None:
         raw += [negatives.item, negatives.session]
     used = [settings.group] if settings.group is not None else []
-    used += [*settings.dense, *(one.column for one in settings.categorical)]
+    used += [*settings.dense, *(name for one in categories(settings) for name in one.columns)]
     used += [column for counter in settings.counters for column in counter.by]
     used += [history.user, history.item] if history is not None else []
     taken = next((n for n in [*raw, *used, *settings.columns] if n.startswith(OWN)), None)
@@ -166,7 +191,8 @@ def _parse(
 ) -> _Parsed:
     domain = _domain(raw, settings)
     numbers = [name for name in dict.fromkeys(settings.dense) if name in raw.columns]
-    clean = raw.with_columns(_cleaned(raw, settings, numbers))
+    times = [one.column for one in (settings.time, settings.label_time) if one is not None]
+    clean = raw.with_columns(cleaned(raw, settings.null_values, [*numbers, *times]))
     time, no_time = event_times(clean[settings.time.column], settings.time)
     reason = pl.coalesce(pl.lit(no_time), pl.lit(None, dtype=pl.String))
     parsed: dict[str, pl.Series] = {}
@@ -197,12 +223,9 @@ def _parse(
     reason = _or(reason, domain.is_null(), "unknown domain")
     marked = clean.with_columns(*own, reason.alias(REASON))
     bad = marked.filter(pl.col(REASON).is_not_null())
-    derived: list[pl.Expr] = []
-    if EVENT_HOUR not in raw.columns:
-        hour = pl.col(EVENT_TIME) // MS_PER_HOUR % HOURS_PER_DAY
-        derived.append(hour.alias(EVENT_HOUR))
     good = marked.with_columns(
-        *derived, *(one.alias(NUMBER + name) for name, one in parsed.items())
+        *clock(name for name in CLOCK if name not in raw.columns),
+        *(one.alias(NUMBER + name) for name, one in parsed.items()),
     )
     good = good.filter(pl.col(REASON).is_null()).drop(REASON)
     labels = [one.column for one in settings.label_columns.values()]
@@ -254,25 +277,9 @@ def _or(reason: pl.Expr, wrong: pl.Series, text: str) -> pl.Expr:
     return pl.coalesce(reason, pl.when(pl.lit(wrong)).then(pl.lit(text)))
 
 
-def _cleaned(
-    raw: pl.DataFrame, settings: TableSettings, numbers: Sequence[str]
-) -> Iterator[pl.Series]:
-    """The text columns with null for a missing value, and one spelling of those that are keys."""
-    times = [one.column for one in (settings.time, settings.label_time) if one is not None]
-    for name, dtype in raw.schema.items():
-        if isinstance(dtype, pl.Categorical | pl.Enum):
-            yield canonical_text(raw[name].cast(pl.String), settings.null_values)
-        elif dtype == pl.String and name not in (*times, *numbers):
-            yield canonical_text(raw[name], settings.null_values)
-        elif dtype == pl.String:
-            text = pl.col(name).str.strip_chars()
-            known = ~(text.is_in(settings.null_values) | (text == ""))
-            yield raw.select(pl.when(known).then(text).alias(name))[name]
-
-
 def _number(column: pl.Series) -> pl.Series:
     """Float64; null where it is no number."""
-    if column.dtype.is_nested() or column.dtype == pl.Binary:
+    if column.dtype.is_nested() or column.dtype == pl.Binary or column.dtype.is_temporal():
         raise InputError(f"column {column.name!r} holds {column.dtype}, no numbers")
     return column.cast(pl.Float64, strict=False)
 
@@ -283,28 +290,12 @@ def _files_of(rows: pl.Series, files: list[Path], starts: list[int]) -> pl.Serie
     return pl.Series("file", [names[index] for index in place], dtype=pl.String)
 
 
-def _domains(settings: TableSettings) -> list[str]:
-    if settings.domain is None:
-        return ["all"]
-    names = list(settings.domain.values.values()) + (
-        [settings.domain.other] if settings.domain.other else []
-    )
-    return list(dict.fromkeys(names))
-
-
 def _domain(raw: pl.DataFrame, settings: TableSettings) -> pl.Series:
     """Int32 index of the row's domain; null if its value is not listed."""
-    if settings.domain is None:
+    domain = domain_encoding(settings)
+    if domain is None:
         return pl.Series(DOMAIN, np.zeros(raw.height, dtype=np.int32))
-    names = _domains(settings)
-    listed = canonical_text(pl.Series("value", list(settings.domain.values), dtype=pl.String), ())
-    index = {
-        value: names.index(name)
-        for value, name in zip(listed, settings.domain.values.values(), strict=True)
-    }
-    other = names.index(settings.domain.other) if settings.domain.other else None
-    text = canonical_text(category_text(raw[settings.domain.column]), ())
-    return text.replace_strict(index, default=other, return_dtype=pl.Int32)
+    return domain_index(raw[domain.column], domain, table_domains(settings))
 
 
 @dataclass

@@ -1,32 +1,85 @@
-"""From parsed rows of a table log to the columns of a part."""
+"""From parsed rows of a table log to the columns of a part, and the encoder that does it."""
 
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any
 
 import polars as pl
 
 from recsys.config import InputError
 from recsys.data.collisions import TableUse, auto_rows
+from recsys.data.encoder import (
+    EVENT_HOUR,
+    EVENT_WEEKDAY,
+    DenseEncoding,
+    DomainEncoding,
+    Encoder,
+    IdEncoding,
+    RawColumn,
+    Type,
+    category_values,
+)
 from recsys.data.encoding import (
+    canonical_text,
     category_text,
+    counted_values,
     distinct_values,
     hash_text,
-    hash_to_rows,
-    signed_log1p,
+    text_of,
 )
-from recsys.data.names import feature_column
+from recsys.data.names import EVENT_TIME, feature_column
 from recsys.data.schema import MAIN_TASK, CategoricalFeature, task_columns
-from recsys.data.settings import CategoricalColumnSettings, TableSettings
-from recsys.data.sources.base import DOMAIN, EVENT_TIME, EXAMPLE, LABEL, LABEL_TIME, NUMBER, ROW
+from recsys.data.settings import CategoricalColumnSettings, CrossSettings, TableSettings
+from recsys.data.sources.base import DOMAIN, EXAMPLE, LABEL, LABEL_TIME, ROW
 from recsys.data.sources.counters import counter_names
-from recsys.data.sources.history import HISTORY, add_history
+from recsys.data.sources.expressions import TEXT
+from recsys.data.sources.history import HISTORY
+from recsys.data.vocabulary import FIRST_ROW, VocabularyGrowth
+
+SHOWN_COUNT = "shown_count"
+CLOCK = (EVENT_HOUR, EVENT_WEEKDAY)  # made where a feature asks for them
+EXAMPLES_PER_DOMAIN = 3
+# What all values of a text column may be, in the order of preference
+READINGS: dict[Type, str] = {
+    "integer": r"^(0|-?[1-9]\d{0,17})$",
+    "number": r"^-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$",
+    "boolean": r"^(true|false)$",
+}
 
 
 def table_tasks(settings: TableSettings) -> list[str]:
+    """The main task, then those of ``labels``."""
     return [MAIN_TASK, *settings.labels]
 
 
+def table_domains(settings: TableSettings) -> list[str]:
+    """Names of the domains, in their order."""
+    if settings.domain is None:
+        return ["all"]
+    other = [settings.domain.other] if settings.domain.other else []
+    return list(dict.fromkeys([*settings.domain.values.values(), *other]))
+
+
+def domain_encoding(settings: TableSettings) -> DomainEncoding | None:
+    """How a row's domain is found; None where there is one domain."""
+    if settings.domain is None:
+        return None
+    listed = canonical_text(pl.Series("value", list(settings.domain.values), dtype=pl.String), ())
+    values = dict(zip(listed, settings.domain.values.values(), strict=True))
+    return DomainEncoding(settings.domain.column, values, settings.domain.other)
+
+
+def categories(settings: TableSettings) -> list[CategoricalColumnSettings | CrossSettings]:
+    """The categorical features but the history, in their order."""
+    return [*settings.categorical, *settings.crosses]
+
+
 def table_features(settings: TableSettings) -> list[str]:
-    """Columns of the features in their order: dense, counters, categorical, history.
+    """Columns of the features in their order: dense, counters, categorical, crosses, history.
 
     Raises:
         InputError: two features have one name.
@@ -34,6 +87,7 @@ def table_features(settings: TableSettings) -> list[str]:
     listed = [(name, "dense") for name in settings.dense]
     listed += [(name, "counters") for one in settings.counters for name in counter_names(one)]
     listed += [(one.feature, "categorical") for one in settings.categorical]
+    listed += [(one.feature, "crosses") for one in settings.crosses]
     if settings.history is not None:
         listed.append((settings.history.name, "history"))
     first: dict[str, str] = {}
@@ -41,47 +95,49 @@ def table_features(settings: TableSettings) -> list[str]:
         if name in first:
             raise InputError(
                 f"{settings.where(place)}: feature {name!r} is listed twice (in {first[name]} and "
-                f"{place}); list it once, or give the one in categorical, counters or history "
-                f"another 'name'"
+                f"{place}); list it once, or give the one in categorical, crosses, counters or "
+                f"history another 'name'"
             )
         first[name] = place
     return [feature_column(name, table_tasks(settings)) for name in first]
 
 
-@dataclass
-class EncodedTable:
-    """A categorical feature, what it is made of (None: the history) and the use of its table."""
-
-    feature: CategoricalFeature
-    column: CategoricalColumnSettings | None
-    use: TableUse
-
-
-def encoded_tables(frame: pl.DataFrame, settings: TableSettings) -> list[EncodedTable]:
-    tables: list[EncodedTable] = []
-    for one in settings.categorical:
-        _check_kind(frame.schema[one.column], one)
-        rows = one.table_rows
-        if rows == "auto":
-            rows = auto_rows(distinct_values(_values(frame, one), settings.null_values))
-        name = feature_column(one.feature, table_tasks(settings))
-        use = TableUse(one.feature, rows)
-        tables.append(EncodedTable(CategoricalFeature(name, rows, one.kind), one, use))
+def distinct_by_feature(frame: pl.DataFrame, settings: TableSettings) -> dict[str, int]:
+    """How many values ``frame`` has of each categorical feature whose ``table_rows`` are auto."""
+    found = {
+        one.feature: distinct_values(_values(frame, one, settings), settings.null_values)
+        for one in categories(settings)
+        if one.table_rows == "auto"
+    }
     history = settings.history
-    if history is not None:
-        rows = history.table_rows
-        if rows == "auto":
-            of_item = [t.use.table_rows for t in tables if t.column.column == history.item]  # type: ignore[union-attr]
-            rows = of_item[0] if of_item else auto_rows(distinct_values(frame[history.item]))
-        name = feature_column(history.name, table_tasks(settings))
-        use = TableUse(history.name, rows)
-        tables.append(EncodedTable(CategoricalFeature(name, rows, "list"), None, use))
-    return tables
+    if history is not None and history.table_rows == "auto":
+        found[history.name] = distinct_values(frame[history.item], settings.null_values)
+    return found
 
 
-def _check_kind(dtype: pl.DataType, settings: CategoricalColumnSettings) -> None:
+def _values(
+    frame: pl.DataFrame,
+    one: CategoricalColumnSettings | CrossSettings,
+    settings: TableSettings,
+) -> pl.Series:
+    for name in one.columns:
+        _check_kind(name, frame.schema[name], one)
+    return category_values(
+        frame, one.columns, settings.null_values, one.kind == "list", one.separator
+    )
+
+
+def _check_kind(
+    name: str, dtype: pl.DataType, settings: CategoricalColumnSettings | CrossSettings
+) -> None:
     is_list = isinstance(dtype, pl.List | pl.Array)
-    name, key = settings.column, settings.where("kind")
+    if isinstance(settings, CrossSettings):
+        if is_list:
+            raise InputError(
+                f"{settings.where('columns')}: column {name!r} holds lists, which cannot be crossed"
+            )
+        return
+    key = settings.where("kind")
     if is_list and settings.kind == "id":
         raise InputError(f"{key}: column {name!r} holds lists; set kind: list")
     splits = dtype == pl.String and settings.separator is not None
@@ -92,57 +148,305 @@ def _check_kind(dtype: pl.DataType, settings: CategoricalColumnSettings) -> None
         )
 
 
-def _values(frame: pl.DataFrame, settings: CategoricalColumnSettings) -> pl.Series:
-    """The column, its texts split if it is to be a list."""
-    column = frame[settings.column]
-    if settings.kind == "id" or column.dtype != pl.String:
-        return column.cast(pl.List(pl.String)) if _is_null_list(column, settings) else column
-    element = pl.element().str.strip_chars(" '\"")
-    split = pl.col(column.name).str.strip_chars(" []()\t").str.split(settings.separator or " ")
-    return frame.select(split.list.eval(element.filter(element != "")))[column.name]
+class TableEncoding:
+    """Encodes the examples of a table log, frame by frame, and ends with the log's encoder.
 
+    Frames come in event time. Before the frames of a window call :meth:`start_window`; before the
+    very first one :meth:`count` all of its frames, later ones after they are encoded: so each
+    window is encoded with the vocabulary of those before it, and the first one, which has none,
+    with its own.
 
-def _is_null_list(column: pl.Series, settings: CategoricalColumnSettings) -> bool:
-    return settings.kind == "list" and column.dtype == pl.Null
+    Args:
+        types: of the log's columns, of derived ones and of the item of impressions.
+        distinct: values by feature, of those whose ``table_rows`` are auto; see
+            :func:`distinct_by_feature`.
+        rows: examples of the log.
 
+    Raises:
+        InputError: a column is not what the settings say.
+    """
 
-def encoded_part(
-    frame: pl.DataFrame, settings: TableSettings, features: list[str], tables: list[EncodedTable]
-) -> pl.DataFrame:
-    tasks = table_tasks(settings)
-    group = frame[ROW] if settings.group is None else _group(frame[settings.group])
-    counters = [name for one in settings.counters for name in counter_names(one)]
-    if settings.history is not None:
-        frame = add_history(frame, settings.history, settings.null_values, tables[-1].use)
-    dense = [
-        *(
-            signed_log1p(NUMBER + name if NUMBER + name in frame.columns else name)
-            for name in settings.dense
-        ),
-        *(pl.col(name).cast(pl.Float32) for name in counters),
-    ]
-    ids = [
-        frame[HISTORY]
-        if one.column is None
-        else hash_to_rows(
-            _values(frame, one.column), one.use.table_rows, settings.null_values, one.use
+    def __init__(
+        self,
+        settings: TableSettings,
+        types: Mapping[str, pl.DataType],
+        distinct: Mapping[str, int],
+        rows: int,
+    ) -> None:
+        self._settings, self._tasks = settings, table_tasks(settings)
+        self._features = table_features(settings)
+        names = iter(self._features)
+        counters = [name for one in settings.counters for name in counter_names(one)]
+        _check_made(settings, counters, types)
+        dense = [DenseEncoding(next(names), name) for name in settings.dense]
+        dense += [DenseEncoding(next(names), name, given=True) for name in counters]
+        self._growing: dict[str, tuple[CategoricalColumnSettings | CrossSettings, VocabularyGrowth]]
+        self._growing = {}
+        self.uses: list[TableUse] = []
+        self._use_of: dict[str, TableUse] = {}
+        ids: list[IdEncoding] = []
+        for one in categories(settings):
+            for column in one.columns:
+                _check_kind(column, types.get(column, pl.Int64()), one)
+            name, table_rows = next(names), one.table_rows
+            if table_rows == "auto":
+                table_rows = _auto_rows(one, distinct[one.feature], rows)
+            is_list = one.kind == "list"
+            way = one.encoding.kind
+            ids.append(IdEncoding(name, one.columns, table_rows, way, is_list, one.separator))
+            if way == "vocabulary":
+                self._growing[name] = one, VocabularyGrowth(table_rows, one.encoding.min_count)
+            else:
+                self._use(name, one.feature, table_rows)
+        history = settings.history
+        if history is not None:
+            name, table_rows = next(names), history.table_rows
+            if table_rows == "auto":
+                of_item = [
+                    one.table_rows
+                    for one in ids
+                    if one.columns == [history.item] and one.way == "hash"
+                ]
+                table_rows = of_item[0] if of_item else auto_rows(distinct[history.name])
+            ids.append(IdEncoding(name, [history.name], table_rows, "id", is_list=True))
+            self._use(name, history.name, table_rows)
+        self._encoder = _encoder(settings, types, dense, ids)
+        split = [name for one in settings.categorical if one.kind == "list" for name in one.columns]
+        texts = [one.name for one in self._encoder.columns if one.is_text and not one.is_list]
+        # A log of text alone does not say what its values are
+        is_typed = settings.file_format not in ("csv", "tsv")
+        self._unread_texts = {name for name in texts if not is_typed and name not in split}
+        self._readings: dict[str, set[Type]] = {}
+        self._missing: set[str] = set()
+        self._examples: dict[int, pl.DataFrame] = {}
+
+    def _use(self, name: str, feature: str, table_rows: int) -> None:
+        self._use_of[name] = TableUse(feature, table_rows)
+        self.uses.append(self._use_of[name])
+
+    @property
+    def dense(self) -> list[str]:
+        """Columns of the dense features."""
+        return [one.name for one in self._encoder.dense]
+
+    @property
+    def categorical(self) -> list[CategoricalFeature]:
+        """The categorical features."""
+        return [
+            CategoricalFeature(one.name, one.table_rows, "list" if one.is_list else "id")
+            for one in self._encoder.ids
+        ]
+
+    @property
+    def history_use(self) -> TableUse:
+        """The use of the history's table, where there is a history."""
+        return self.uses[-1]
+
+    @property
+    def has_vocabularies(self) -> bool:
+        """Whether it matters which window a row is in."""
+        return bool(self._growing)
+
+    def count(self, frame: pl.DataFrame) -> None:
+        """Count the values of a window's examples, for the vocabularies of windows after it."""
+        for one, growth in self._growing.values():
+            values = _values(frame, one, self._settings)
+            growth.count(counted_values(values, self._settings.null_values))
+
+    def start_window(self, name: str | None) -> None:
+        """Give rows to the values that are frequent by now; None: after the last window."""
+        for _, growth in self._growing.values():
+            growth.grow(name)
+        vocabularies = {name: growth.vocabulary for name, (_, growth) in self._growing.items()}
+        self._encoder = replace(self._encoder, vocabularies=vocabularies)
+
+    def part(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The columns of a part, of examples in event time, with counters and ``own:history``."""
+        settings = self._settings
+        group = frame[ROW] if settings.group is None else _group(frame[settings.group])
+        if settings.history is not None:
+            frame = frame.with_columns(pl.col(HISTORY).alias(settings.history.name))
+        self._look_at(frame)
+        own = frame.select(
+            pl.col(EXAMPLE).alias("example_id"),
+            pl.col(EVENT_TIME).alias("event_time"),
+            pl.col(LABEL_TIME).alias("label_time"),
+            pl.col(DOMAIN).alias("domain"),
+            group.alias("group"),
+            *(
+                pl.col(own).alias(name)
+                for own, name in zip(
+                    task_columns(LABEL, self._tasks),
+                    task_columns("label", self._tasks),
+                    strict=True,
+                )
+            ),
         )
-        for one in tables
-    ]
-    return frame.select(
-        pl.col(EXAMPLE).alias("example_id"),
-        pl.col(EVENT_TIME).alias("event_time"),
-        pl.col(LABEL_TIME).alias("label_time"),
-        pl.col(DOMAIN).alias("domain"),
-        group.alias("group"),
-        *(
-            pl.col(own).alias(name)
-            for own, name in zip(
-                task_columns(LABEL, tasks), task_columns("label", tasks), strict=True
+        return own.hstack(self._encoder.features(frame, uses=self._use_of))
+
+    def encoder(self) -> Encoder:
+        """The log's encoder, once all windows are encoded: as it stands for rows after them."""
+        self.start_window(None)
+        columns = [
+            replace(
+                column,
+                type=self._type(column),
+                optional=column.optional or column.name in self._missing,
             )
-        ),
-        *(value.alias(column) for value, column in zip([*dense, *ids], features, strict=True)),
+            for column in self._encoder.columns
+        ]
+        typed = {column.name: column for column in columns}
+        frames = [self._examples[domain] for domain in sorted(self._examples)]
+        examples = [
+            {name: _plain(value, typed.get(name)) for name, value in row.items()}
+            for frame in frames
+            for row in frame.to_dicts()
+        ]
+        return replace(self._encoder, columns=columns, examples=examples)
+
+    def _look_at(self, frame: pl.DataFrame) -> None:
+        """Note which raw columns lack values, what texts can be read as, and examples."""
+        for column in self._encoder.columns:
+            if column.name not in frame.columns:
+                continue
+            values = frame[column.name]
+            if values.null_count():
+                self._missing.add(column.name)
+            if column.name in self._unread_texts and values.dtype == pl.String:
+                found = self._readings.setdefault(column.name, set(READINGS))
+                texts = values.unique().drop_nulls() if found else values.clear()
+                for reading in list(found):
+                    if not texts.str.contains(READINGS[reading]).all():
+                        found.discard(reading)
+        domain = self._settings.domain
+        names = [column.name for column in self._encoder.columns]
+        names += [domain.column] if domain is not None and domain.column not in names else []
+        for index in frame[DOMAIN].unique():
+            have = self._examples.get(index)
+            lacking = EXAMPLES_PER_DOMAIN - (0 if have is None else have.height)
+            if lacking:
+                rows = frame.filter(pl.col(DOMAIN) == index).head(lacking)
+                rows = rows.select(name for name in names if name in rows.columns)
+                self._examples[index] = (
+                    rows if have is None else pl.concat([have, rows], how="vertical_relaxed")
+                )
+
+    def _type(self, column: RawColumn) -> Type:
+        for reading in READINGS:
+            if reading in self._readings.get(column.name, ()):
+                return reading
+        return column.type
+
+
+def _check_made(
+    settings: TableSettings, counters: list[str], types: Mapping[str, pl.DataType]
+) -> None:
+    """Refuse features that ingest makes under the name of a raw column."""
+    history = settings.history
+    made = [(name, "counters") for name in counters]
+    made += [(history.name, "history.name")] if history is not None else []
+    for name, key in made:
+        if name in types:
+            raise InputError(
+                f"{settings.where(key)}: the log has a column {name!r} of its own; give the "
+                f"feature another name"
+            )
+
+
+def _auto_rows(one: CategoricalColumnSettings | CrossSettings, distinct: int, rows: int) -> int:
+    """``table_rows: auto``; of a vocabulary no more values than ``rows`` hold can be frequent."""
+    if one.encoding.kind == "hash":
+        return auto_rows(distinct)
+    return FIRST_ROW + min(distinct, rows // one.encoding.min_count)
+
+
+def _encoder(
+    settings: TableSettings,
+    types: Mapping[str, pl.DataType],
+    dense: list[DenseEncoding],
+    ids: list[IdEncoding],
+) -> Encoder:
+    """The encoder before it has seen a row."""
+    read = [*(one.column for one in dense), *(name for one in ids for name in one.columns)]
+    domain = domain_encoding(settings)
+    if domain is not None and domain.column in settings.columns:
+        read.append(domain.column)
+    clock = [name for name in CLOCK if name in read and name not in types]
+    read += [settings.time.column] if clock else []
+    derived: list[tuple[str, str]] = []
+    for name, text in reversed(settings.columns.items()):
+        if name in read:
+            derived.insert(0, (name, text))
+            read += [column for column in types if _is_read(column, text)]
+    made = {*clock, *settings.columns}
+    times = [one.column for one in (settings.time, settings.label_time) if one is not None]
+    return Encoder(
+        columns=[
+            _raw_column(name, settings, types) for name in dict.fromkeys(read) if name not in made
+        ],
+        dense=dense,
+        ids=ids,
+        null_values=settings.null_values,
+        derived=derived,
+        time=settings.time if clock else None,
+        clock=clock,
+        stripped=[name for name in dict.fromkeys([*settings.dense, *times]) if name in read],
+        domains=table_domains(settings),
+        domain=domain,
     )
+
+
+def _is_read(column: str, expression: str) -> bool:
+    """Whether an SQL expression holds the name ``column``."""
+    name = rf"(?<!\w){re.escape(column)}(?!\w)"
+    return column != "" and re.search(name, TEXT.sub("", expression)) is not None
+
+
+def _raw_column(name: str, settings: TableSettings, types: Mapping[str, pl.DataType]) -> RawColumn:
+    if settings.history is not None and name == settings.history.name:
+        return RawColumn(name, "integer", is_list=True, optional=True, origin="history")
+    if any(name in counter_names(one) for one in settings.counters):
+        return RawColumn(name, "number", origin="counters")
+    if name not in types:
+        return RawColumn(name, "integer", origin="impressions")  # shown_count
+    dtype = types[name]
+    is_list = isinstance(dtype, pl.List | pl.Array)
+    inner = pl.Series(dtype=dtype.inner).dtype if isinstance(dtype, pl.List | pl.Array) else dtype
+    kind: Type = "text"
+    if inner == pl.Boolean:
+        kind = "boolean"
+    elif inner.is_integer():
+        kind = "integer"
+    elif inner.is_numeric():
+        kind = "number"
+    elif inner.is_temporal():
+        kind = "time"
+    is_item = settings.explode is not None and name == settings.explode.item
+    return RawColumn(
+        name,
+        kind,
+        is_list,
+        is_text=kind == "text",
+        optional=is_list,
+        origin="impressions" if is_item else "log",
+    )
+
+
+def _plain(value: Any, column: RawColumn | None) -> Any:
+    """``value`` for JSON, in the column's type."""
+    if isinstance(value, list):
+        return [_plain(one, column) for one in value]
+    if isinstance(value, date | datetime):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return text_of(value)
+    if isinstance(value, str) and column is not None and column.type in ("integer", "number"):
+        value = int(value) if column.type == "integer" else float(value)
+    if isinstance(value, str) and column is not None and column.type == "boolean":
+        return value == "true"
+    if isinstance(value, Decimal):
+        value = float(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _group(column: pl.Series) -> pl.Series:
