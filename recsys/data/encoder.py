@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import date, datetime
+from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +20,7 @@ from recsys.data.encoding import (
     category_text,
     hash_to_rows,
     signed_log1p,
+    text_of,
     to_rows,
 )
 from recsys.data.names import EVENT_TIME, NUMBER
@@ -30,6 +34,7 @@ from recsys.units import MS_PER_HOUR
 
 ENCODER_FILE = "encoder.json"
 FORMAT_VERSION = 1
+EXAMPLES_PER_DOMAIN = 3
 DOMAIN_COLUMN = "domain"  # names a row's domain where no raw column is called so
 EVENT_HOUR, EVENT_WEEKDAY = "event_hour", "event_weekday"
 HOURS_PER_DAY, DAYS_PER_WEEK = 24, 7
@@ -337,6 +342,30 @@ def _given(rows: pl.DataFrame, column: RawColumn) -> pl.Series:
     if column.type == "boolean" and found.dtype.is_numeric():
         return found.cast(pl.Boolean)  # what tables make of booleans with missing ones
     return found
+
+
+def plain_rows(frame: pl.DataFrame, columns: Sequence[RawColumn]) -> list[dict[str, Any]]:
+    """Raw rows for JSON, each value in the type of its column."""
+    types: dict[str, Type] = {column.name: column.type for column in columns}
+    return [
+        {name: _plain(value, types.get(name)) for name, value in row.items()}
+        for row in frame.to_dicts()
+    ]
+
+
+def _plain(value: Any, kind: Type | None) -> Any:
+    if isinstance(value, list):
+        return [_plain(one, kind) for one in value]
+    if isinstance(value, date | datetime):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        value = text_of(value)
+    if isinstance(value, str):
+        readings = {"integer": int, "number": float, "boolean": "true".__eq__}
+        value = readings.get(kind or "text", str)(value)
+    if isinstance(value, Decimal):
+        value = float(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def cleaned(

@@ -1,6 +1,7 @@
 """Criteo display logs: label, 13 integers, 26 hexadecimal categories, no times."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -8,7 +9,14 @@ import numpy as np
 import polars as pl
 
 from recsys.data.collisions import TableUse
-from recsys.data.encoder import DenseEncoding, Encoder, IdEncoding, RawColumn
+from recsys.data.encoder import (
+    EXAMPLES_PER_DOMAIN,
+    DenseEncoding,
+    Encoder,
+    IdEncoding,
+    RawColumn,
+    plain_rows,
+)
 from recsys.data.encoding import hash_to_rows, milliseconds, signed_log1p
 from recsys.data.schema import CategoricalFeature
 from recsys.data.settings import CriteoSettings
@@ -31,12 +39,13 @@ def criteo_source(settings: CriteoSettings, root: Path) -> Source:
     """
     files = resolve_files(settings.files, root)
     uses = [TableUse(name, settings.table_rows) for name in CATEGORIES]
+    encoder, examples = _encoder(settings), list[pl.DataFrame]()
     return Source(
         dense=INTEGERS,
         categorical=[CategoricalFeature(name, settings.table_rows) for name in CATEGORIES],
         domains=[DOMAIN],
-        chunks=_chunks(settings, files, uses),
-        encoder=lambda: _encoder(settings),
+        chunks=_chunks(settings, files, uses, examples),
+        encoder=lambda: replace(encoder, examples=plain_rows(examples[0], encoder.columns)),
         origin_ms=milliseconds(settings.start, "criteo.start"),
         files=files,
         uses=uses,
@@ -57,15 +66,23 @@ def _encoder(settings: CriteoSettings) -> Encoder:
     )
 
 
-def _chunks(settings: CriteoSettings, files: list[Path], uses: list[TableUse]) -> Iterator[Chunk]:
-    """Chunks of ``chunk_rows``, across the ends of files; an InputError names the file."""
+def _chunks(
+    settings: CriteoSettings,
+    files: list[Path],
+    uses: list[TableUse],
+    examples: list[pl.DataFrame],
+) -> Iterator[Chunk]:
+    """Chunks of ``chunk_rows``, across the ends of files; an InputError names the file.
+
+    Puts the first raw rows into ``examples``.
+    """
     start_ms = milliseconds(settings.start, "criteo.start")
     first = 0
     for batch, names in _batches(files, settings.chunk_rows):
         # A newline is never part of what replaces foreign bytes
         text = b"\n".join(batch).decode(errors="replace").split("\n")
         found = pl.Series("line", text).str.strip_chars("\r\n")
-        yield _chunk(found, names, first, start_ms, settings, uses)
+        yield _chunk(found, names, first, start_ms, settings, uses, examples)
         first += len(batch)
 
 
@@ -96,6 +113,7 @@ def _chunk(
     start_ms: int,
     settings: CriteoSettings,
     uses: list[TableUse],
+    examples: list[pl.DataFrame],
 ) -> Chunk:
     fields = text.str.split("\t")
     raw = pl.DataFrame(
@@ -137,6 +155,8 @@ def _chunk(
         *numbers.values(),
         *(pl.col(name).replace("", None) for name in CATEGORIES),
     )
+    if not examples and frame.height:
+        examples.append(frame.select(*INTEGERS, *CATEGORIES).head(EXAMPLES_PER_DOMAIN))
     frame = frame.with_columns(signed_log1p(name) for name in INTEGERS)
     frame = frame.with_columns(
         hash_to_rows(frame[name], settings.table_rows, use=use)

@@ -1,12 +1,8 @@
 """From parsed rows of a table log to the columns of a part, and the encoder that does it."""
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import date, datetime
-from decimal import Decimal
-from typing import Any
 
 import polars as pl
 
@@ -15,6 +11,7 @@ from recsys.data.collisions import TableUse, auto_rows
 from recsys.data.encoder import (
     EVENT_HOUR,
     EVENT_WEEKDAY,
+    EXAMPLES_PER_DOMAIN,
     DenseEncoding,
     DomainEncoding,
     Encoder,
@@ -22,6 +19,7 @@ from recsys.data.encoder import (
     RawColumn,
     Type,
     category_values,
+    plain_rows,
 )
 from recsys.data.encoding import (
     canonical_text,
@@ -29,11 +27,15 @@ from recsys.data.encoding import (
     counted_values,
     distinct_values,
     hash_text,
-    text_of,
 )
 from recsys.data.names import EVENT_TIME, feature_column
 from recsys.data.schema import MAIN_TASK, CategoricalFeature, task_columns
-from recsys.data.settings import CategoricalColumnSettings, CrossSettings, TableSettings
+from recsys.data.settings import (
+    CategoricalColumnSettings,
+    CrossSettings,
+    MomentSettings,
+    TableSettings,
+)
 from recsys.data.sources.base import DOMAIN, EXAMPLE, LABEL, LABEL_TIME, ROW
 from recsys.data.sources.counters import counter_names
 from recsys.data.sources.expressions import TEXT
@@ -42,7 +44,6 @@ from recsys.data.vocabulary import FIRST_ROW, VocabularyGrowth
 
 SHOWN_COUNT = "shown_count"
 CLOCK = (EVENT_HOUR, EVENT_WEEKDAY)  # made where a feature asks for them
-EXAMPLES_PER_DOMAIN = 3
 # What all values of a text column may be, in the order of preference
 READINGS: dict[Type, str] = {
     "integer": r"^(0|-?[1-9]\d{0,17})$",
@@ -295,13 +296,8 @@ class TableEncoding:
             )
             for column in self._encoder.columns
         ]
-        typed = {column.name: column for column in columns}
         frames = [self._examples[domain] for domain in sorted(self._examples)]
-        examples = [
-            {name: _plain(value, typed.get(name)) for name, value in row.items()}
-            for frame in frames
-            for row in frame.to_dicts()
-        ]
+        examples = [row for frame in frames for row in plain_rows(frame, columns)]
         return replace(self._encoder, columns=columns, examples=examples)
 
     def _look_at(self, frame: pl.DataFrame) -> None:
@@ -380,6 +376,7 @@ def _encoder(
             read += [column for column in types if _is_read(column, text)]
     made = {*clock, *settings.columns}
     times = [one.column for one in (settings.time, settings.label_time) if one is not None]
+    moment = settings.time.model_dump(include=set(MomentSettings.model_fields))
     return Encoder(
         columns=[
             _raw_column(name, settings, types) for name in dict.fromkeys(read) if name not in made
@@ -388,7 +385,7 @@ def _encoder(
         ids=ids,
         null_values=settings.null_values,
         derived=derived,
-        time=settings.time if clock else None,
+        time=MomentSettings(**moment) if clock else None,
         clock=clock,
         stripped=[name for name in dict.fromkeys([*settings.dense, *times]) if name in read],
         domains=table_domains(settings),
@@ -410,7 +407,9 @@ def _raw_column(name: str, settings: TableSettings, types: Mapping[str, pl.DataT
     if name not in types:
         return RawColumn(name, "integer", origin="impressions")  # shown_count
     dtype = types[name]
-    is_list = isinstance(dtype, pl.List | pl.Array)
+    # A column without any value is of no type
+    lists = [one.column for one in settings.categorical if one.kind == "list"]
+    is_list = isinstance(dtype, pl.List | pl.Array) or (dtype == pl.Null and name in lists)
     inner = pl.Series(dtype=dtype.inner).dtype if isinstance(dtype, pl.List | pl.Array) else dtype
     kind: Type = "text"
     if inner == pl.Boolean:
@@ -427,26 +426,9 @@ def _raw_column(name: str, settings: TableSettings, types: Mapping[str, pl.DataT
         kind,
         is_list,
         is_text=kind == "text",
-        optional=is_list,
+        optional=is_list or dtype == pl.Null,
         origin="impressions" if is_item else "log",
     )
-
-
-def _plain(value: Any, column: RawColumn | None) -> Any:
-    """``value`` for JSON, in the column's type."""
-    if isinstance(value, list):
-        return [_plain(one, column) for one in value]
-    if isinstance(value, date | datetime):
-        return value.isoformat()
-    if isinstance(value, bytes):
-        return text_of(value)
-    if isinstance(value, str) and column is not None and column.type in ("integer", "number"):
-        value = int(value) if column.type == "integer" else float(value)
-    if isinstance(value, str) and column is not None and column.type == "boolean":
-        return value == "true"
-    if isinstance(value, Decimal):
-        value = float(value)
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _group(column: pl.Series) -> pl.Series:
