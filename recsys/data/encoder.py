@@ -160,9 +160,22 @@ class Encoder:
         """
         return self.features(self.prepared(rows), window)
 
+    def check_columns(self, names: Sequence[str]) -> None:
+        """Check that none is missing that has to be among ``names``.
+
+        Raises:
+            InputError: one is; the message names the nearest.
+        """
+        for column in self.columns:
+            if not column.optional and column.name not in names:
+                raise InputError(
+                    f"column {column.name!r} is missing; {nearest_hint(column.name, names)}"
+                )
+
     def prepared(self, rows: pl.DataFrame) -> pl.DataFrame:
         """``rows`` with derived columns, one text per value and missing values as null."""
-        frame = pl.DataFrame([_given(rows, column) for column in self.columns])
+        self.check_columns(rows.columns)
+        frame = pl.DataFrame([self._given(rows, column) for column in self.columns])
         frame = with_expressions(frame, dict(self.derived), None, "encoder")
         frame = frame.with_columns(cleaned(frame, self.null_values, self.stripped))
         if self.time is None:
@@ -171,6 +184,23 @@ class Encoder:
         if wrong.count():
             raise InputError(f"column {self.time.column!r}: {wrong.drop_nulls()[0]}")
         return frame.with_columns(time.alias(EVENT_TIME)).with_columns(clock(self.clock))
+
+    def _given(self, rows: pl.DataFrame, column: RawColumn) -> pl.Series:
+        """The raw ``column`` in types of the log's."""
+        name = column.name
+        if name not in rows.columns:
+            return pl.Series(name, [None], dtype=column.dtype).new_from_index(0, rows.height)
+        found = rows[name]
+        if found.dtype == pl.Null:
+            return found.cast(column.dtype)
+        if column.is_text and found.dtype != pl.String and not found.dtype.is_nested():
+            return category_text(found)
+        if column.type == "boolean" and found.dtype.is_numeric():
+            return found.cast(pl.Boolean)  # what tables make of booleans with missing ones
+        is_number = not column.is_text and name in [one.column for one in self.dense]
+        if is_number and found.dtype == pl.String:
+            raise InputError(f"column {name!r} holds {found.dtype}; expected numbers")
+        return found
 
     def features(
         self,
@@ -311,7 +341,7 @@ def encoder_of_ids(
     """
     return Encoder(
         columns=[
-            *(RawColumn(name, "number", optional=True) for name in dense),
+            *(RawColumn(name, "number", optional=not given) for name in dense),
             *(
                 RawColumn(one.name, "integer", one.kind == "list", optional=one.kind == "list")
                 for one in categorical
@@ -325,23 +355,6 @@ def encoder_of_ids(
         domains=list(domains),
         domain=DomainEncoding(DOMAIN_COLUMN, {str(i): name for i, name in enumerate(domains)}),
     )
-
-
-def _given(rows: pl.DataFrame, column: RawColumn) -> pl.Series:
-    """The raw ``column`` in types of the log's."""
-    name = column.name
-    if name not in rows.columns:
-        if not column.optional:
-            raise InputError(f"column {name!r} is missing; {nearest_hint(name, rows.columns)}")
-        return pl.Series(name, [None], dtype=column.dtype).new_from_index(0, rows.height)
-    found = rows[name]
-    if found.dtype == pl.Null:
-        return found.cast(column.dtype)
-    if column.is_text and found.dtype != pl.String and not found.dtype.is_nested():
-        return category_text(found)
-    if column.type == "boolean" and found.dtype.is_numeric():
-        return found.cast(pl.Boolean)  # what tables make of booleans with missing ones
-    return found
 
 
 def plain_rows(frame: pl.DataFrame, columns: Sequence[RawColumn]) -> list[dict[str, Any]]:

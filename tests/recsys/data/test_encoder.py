@@ -327,16 +327,24 @@ def test_ids_are_checked() -> None:
             encoder.encode(rows.with_columns(pl.Series(name, [value])))
 
 
+ROWS = {"table_rows": 9}
+USER = {"column": "user"} | ROWS
+COUNTER = {"by": ["user"], "bin_minutes": 60, "hours": []}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"crosses": [["user"]]}, "crosses"),
         ({"crosses": [["user", "nobody"]]}, "no column 'nobody'"),
         ({"crosses": [["user", "device"], ["user", "device"]]}, "'user_x_device' is listed twice"),
-        ({"categorical": [{"column": "user", "table_rows": 9, "encoding": {"min_count": 3}}]}, "min_count needs kind"),
-        ({"counters": [{"by": ["user"], "name": "user", "bin_minutes": 60, "hours": []}], "categorical": [{"column": "user_age", "table_rows": 9}]}, "user_age"),
+        ({"categorical": [USER | {"encoding": {"min_count": 3}}]}, "min_count needs kind"),
+        (
+            {"counters": [COUNTER], "categorical": [{"column": "user_age", "name": "own"} | ROWS]},
+            "counters': the log has a column 'user_age' of its own",
+        ),
     ],
-)  # fmt: skip
+)
 def test_settings_that_cannot_be(
     data_settings: DataSettings, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
