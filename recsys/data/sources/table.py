@@ -1,14 +1,18 @@
 """Any table of clicks that a YAML file describes column by column."""
 
+import shutil
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from recsys.config import InputError
-from recsys.data.collisions import TableUse, auto_rows
+from recsys.data.collisions import DistinctValues, TableUse, auto_rows
 from recsys.data.encoding import (
     canonical_text,
     category_text,
@@ -16,10 +20,11 @@ from recsys.data.encoding import (
     hash_text,
     hash_to_rows,
     signed_log1p,
+    value_hashes,
 )
 from recsys.data.names import feature_column
 from recsys.data.schema import MAIN_TASK, CategoricalFeature, task_columns
-from recsys.data.settings import CategoricalColumnSettings, TableSettings
+from recsys.data.settings import CategoricalColumnSettings, DataSettings, TableSettings
 from recsys.data.sources.base import (
     CONTENT_CHARACTERS,
     EVENT_TIME,
@@ -31,68 +36,256 @@ from recsys.data.sources.base import (
     Chunk,
     Source,
 )
-from recsys.data.sources.counters import add_counters, counter_names
+from recsys.data.sources.counters import CounterState, add_counters, counter_names
 from recsys.data.sources.expressions import with_expressions
 from recsys.data.sources.files import resolve_files, short_names
-from recsys.data.sources.history import HISTORY, add_history
+from recsys.data.sources.history import HISTORY, HistoryState, add_history
 from recsys.data.sources.labels import (
     CLICKED,
+    LabelsSeen,
+    NegativeState,
     binary_labels,
     explode_impressions,
     impression_lists,
     sample_negatives,
 )
-from recsys.data.sources.reading import read_tables
-from recsys.data.sources.times import event_times
+from recsys.data.sources.reading import Tables, open_tables
+from recsys.data.sources.runs import BadRows, SortedRuns
+from recsys.data.sources.times import TimesSeen, event_times
+from recsys.progress import RowProgress
 from recsys.units import MS_PER_HOUR, MS_PER_SECOND
 
 EVENT_HOUR, SHOWN_COUNT = "event_hour", "shown_count"  # made where a feature asks for them
 HOURS_PER_DAY = 24
+# Of memory_gb, for the raw values of a block and for those of a range; what is made of them on the
+# way takes the rest
+BLOCK_SHARE, RANGE_SHARE = 1 / 24, 1 / 12
+ENCODED_BYTES = 8  # of a value
 DOMAIN, REASON = f"{OWN}domain", f"{OWN}reason"
 NUMBER = f"{OWN}number:"  # and a column's name: its values as numbers
 
 
-def table_source(settings: TableSettings, root: Path) -> Source:
-    """The described log as a source.
+def table_source(settings: TableSettings, data: DataSettings, folder: Path) -> Source:
+    """The described log as a source, in two passes.
+
+    The first reads the files block by block, parses the rows and leaves them in ``folder``, sorted.
+    The second, of the chunks, takes them in event time, range by range, as many windows as ``data``
+    asks for.
+
+    Args:
+        folder: an empty one for temporary files, as long as the chunks are taken.
 
     Raises:
         InputError: a file is missing or unreadable, a column is not there (the message names the
             nearest) or is not what the settings say.
     """
-    files = resolve_files(settings.files, root)
+    files = resolve_files(settings.files, Path(data.root))
     features = _feature_names(settings)
-    frames = _read(settings, files)
-    read = sum(frame.height for frame in frames)
-    try:
-        raw = _filtered(pl.concat(frames), settings)
-        starts = [0, *np.cumsum([frame.height for frame in frames[:-1]]).tolist()]
-        parsed = _parse(raw, settings, files, starts)
-        examples = _examples(parsed.good, settings)
-        frame = add_counters(examples.frame, settings.counters)
-        tables = _tables(frame, settings)
-        encoded = _encode(frame, settings, features, tables)
-    except pl.exceptions.PolarsError as error:
-        raise InputError(f"{files[0]}: {' '.join(str(error).split())[:300]}") from error
-    filtered = {"filter": read - raw.height} if read > raw.height else {}
-    chunk = Chunk(
-        encoded,
-        parsed.bad,
-        read=read,
-        dropped=filtered | examples.dropped,
-        made=examples.made,
-    )
+    memory = data.memory_gb * 2**30
+    with _one_line(files[0]):
+        log = _parsed_log(_open(settings, files, folder), settings, folder, memory)
+        settings = _with_table_rows(log, settings)
+        tables = _tables(_examples(log.runs.empty, settings, NegativeState()).frame, settings)
+    notes: list[str] = []
+    one_each = settings.explode is None and settings.sample_negatives is None
     count = len(settings.dense) + sum(len(counter_names(one)) for one in settings.counters)
     return Source(
         dense=features[:count],
         categorical=[one.feature for one in tables],
         domains=_domains(settings),
-        chunks=iter([chunk]),
-        expected_rows=frame.height,
+        chunks=_chunks(log, settings, data, features, tables, notes),
+        expected_rows=log.runs.rows if one_each and data.max_windows is None else 0,
         tasks=_tasks(settings),
         files=files,
         uses=[one.use for one in tables],
-        notes=examples.notes,
+        notes=notes,
+        rows_left=lambda: log.rows_left,
     )
+
+
+@contextmanager
+def _one_line(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except pl.exceptions.PolarsError as error:
+        raise InputError(f"{file}: {' '.join(str(error).split())[:300]}") from error
+
+
+@dataclass
+class _Log:
+    """What the first pass found: good rows, bad rows and, where ``table_rows`` is auto, values.
+
+    ``range_rows`` go into a range of the second pass; ``rows_left`` are good rows that it has not
+    come to.
+    """
+
+    files: list[Path]
+    runs: SortedRuns
+    bad: BadRows
+    read: int
+    filtered: int
+    values: dict[str, DistinctValues]
+    range_rows: int
+    rows_left: int
+
+
+@dataclass
+class _Seen:
+    """What only the whole log decides, block after block."""
+
+    time: TimesSeen = field(default_factory=TimesSeen)
+    label_time: TimesSeen = field(default_factory=TimesSeen)
+    labels: defaultdict[str, LabelsSeen] = field(default_factory=lambda: defaultdict(LabelsSeen))
+
+
+def _parsed_log(tables: Tables, settings: TableSettings, folder: Path, memory: float) -> _Log:
+    """The first pass, and again where a label's first 0 came after rows of -1."""
+    zeros: list[str] = []
+    while True:
+        seen = _Seen()
+        for task in zeros:
+            seen.labels[task].zero = True
+        attempt = folder / f"rows-{len(zeros)}"
+        attempt.mkdir()
+        log = _first_pass(tables, settings, seen, attempt, memory)
+        again = [task for task, one in seen.labels.items() if one.zero and one.negative]
+        if not again:
+            seen.time.check(settings.time)
+            if settings.label_time is not None:
+                seen.label_time.check(settings.label_time)
+            return log
+        zeros += again
+        shutil.rmtree(attempt)
+
+
+def _first_pass(
+    tables: Tables, settings: TableSettings, seen: _Seen, folder: Path, memory: float
+) -> _Log:
+    runs, bad = SortedRuns(folder), BadRows(folder)
+    values = _counted(settings)
+    file_rows = np.zeros(len(tables.files), dtype=np.int64)
+    used = _used(settings)
+    read = kept = 0
+    row_bytes = 0.0
+    with RowProgress("read", tables.rows()) as progress:
+        for block in _blocks(tables, memory * BLOCK_SHARE, file_rows):
+            raw = _filtered(block, settings, read)
+            starts = np.cumsum(file_rows) - file_rows
+            parsed = _parse(raw, settings, tables.files, starts, seen)
+            if any(one.zero and one.negative for one in seen.labels.values()):
+                break
+            read, kept = read + block.height, kept + raw.height
+            bad.add(parsed.bad)
+            good = parsed.good.select(
+                name for name in parsed.good.columns if name.startswith(OWN) or name in used
+            )
+            runs.add(good)
+            examples = good
+            if settings.explode is not None:
+                examples = _examples(good, settings, NegativeState()).frame
+            row_bytes += examples.estimated_size() + ENCODED_BYTES * examples.height * len(used)
+            if settings.sample_negatives is None:
+                _count(examples, settings, values)
+            progress.advance(block.height)
+    per_row = row_bytes / max(runs.rows, 1)
+    if settings.sample_negatives is not None:
+        per_row *= 1 + settings.sample_negatives.per_click
+    range_rows = max(1, int(memory * RANGE_SHARE / max(per_row, 1.0)))
+    return _Log(tables.files, runs, bad, read, read - kept, values, range_rows, runs.rows)
+
+
+def _blocks(
+    tables: Tables, block_bytes: float, file_rows: NDArray[np.int64]
+) -> Iterator[pl.DataFrame]:
+    """The rows of all files, about ``block_bytes`` at a time; ``file_rows`` counts those of each
+    file that have been taken."""
+    block: list[pl.DataFrame] = []
+    size = 0.0
+    for index, batch in tables.batches():
+        file_rows[index] += batch.height
+        row_bytes = max(batch.estimated_size() / max(batch.height, 1), 1.0)
+        for piece in batch.iter_slices(max(1, int(block_bytes / row_bytes))):
+            block.append(piece)
+            size += row_bytes * piece.height
+            if size >= block_bytes:
+                yield pl.concat(block)
+                block, size = [], 0.0
+    yield pl.concat(block or [pl.DataFrame(schema=tables.types)])
+
+
+def _counted(settings: TableSettings) -> dict[str, DistinctValues]:
+    """For the features whose ``table_rows`` are auto, by name."""
+    features = [one.feature for one in settings.categorical if one.table_rows == "auto"]
+    history = settings.history
+    if history is not None and history.table_rows == "auto":
+        features.append(history.name)
+    return {name: DistinctValues() for name in features}
+
+
+def _count(frame: pl.DataFrame, settings: TableSettings, values: dict[str, DistinctValues]) -> None:
+    """Count the values of the examples ``frame``."""
+    for one in settings.categorical:
+        if one.feature in values:
+            values[one.feature].add(value_hashes(_values(frame, one), settings.null_values))
+    history = settings.history
+    if history is not None and history.name in values:
+        values[history.name].add(value_hashes(frame[history.item]))
+
+
+def _with_table_rows(log: _Log, settings: TableSettings) -> TableSettings:
+    """``settings`` with numbers for ``table_rows: auto``."""
+    if not log.values:
+        return settings
+    if settings.sample_negatives is not None:  # only the draw says which clicks are examples
+        for examples in _all_examples(log, settings):
+            _count(examples.frame, settings, log.values)
+    rows = {name: auto_rows(values.count) for name, values in log.values.items()}
+    categorical = [
+        one.model_copy(update={"table_rows": rows.get(one.feature, one.table_rows)})
+        for one in settings.categorical
+    ]
+    history = settings.history
+    if history is not None and history.name in rows:
+        of_item = [one.table_rows for one in categorical if one.column == history.item]
+        size = of_item[0] if of_item else rows[history.name]
+        history = history.model_copy(update={"table_rows": size})
+    return settings.model_copy(update={"categorical": categorical, "history": history})
+
+
+def _chunks(
+    log: _Log,
+    settings: TableSettings,
+    data: DataSettings,
+    features: list[str],
+    tables: "list[_Table]",
+    notes: list[str],
+) -> Iterator[Chunk]:
+    """The second pass; bad rows come first."""
+    counters = [CounterState() for _ in settings.counters]
+    history = HistoryState()
+    first, unseen = 0, 0
+    with _one_line(log.files[0]):
+        for index, examples in enumerate(_all_examples(log, settings, data)):
+            order = pl.int_range(first, first + pl.len(), dtype=pl.Int64).alias(EXAMPLE)
+            frame = add_counters(examples.frame.with_columns(order), settings.counters, counters)
+            if settings.history is not None:
+                frame = add_history(
+                    frame, settings.history, settings.null_values, tables[-1].use, history
+                )
+            encoded = _encode(frame, settings, features, tables)
+            first += frame.height
+            if index == 0:
+                dropped = {"filter": log.filtered} if log.filtered else {}
+                yield Chunk(encoded.clear(), read=log.read - log.runs.rows, dropped=dropped)
+                for bad in log.bad.batches():
+                    yield Chunk(encoded.clear(), bad, read=0)
+            log.rows_left -= examples.rows
+            unseen += examples.unseen_clicks
+            if unseen:
+                notes[:] = [
+                    f"{unseen:,} clicked items were not among those shown; they give no example"
+                ]
+            yield Chunk(encoded, read=examples.rows, dropped=examples.dropped, made=examples.made)
 
 
 def _tasks(settings: TableSettings) -> list[str]:
@@ -122,13 +315,23 @@ def _feature_names(settings: TableSettings) -> list[str]:
     return [feature_column(name, _tasks(settings)) for name in first]
 
 
-def _read(settings: TableSettings, files: list[Path]) -> list[pl.DataFrame]:
-    """Each file's used columns.
+def _used(settings: TableSettings) -> list[str]:
+    """Columns that examples are made of beside time, label and domain."""
+    negatives, history = settings.sample_negatives, settings.history
+    used = [settings.group] if settings.group is not None else []
+    used += [*settings.dense, *(one.column for one in settings.categorical)]
+    used += [column for counter in settings.counters for column in counter.by]
+    used += [history.user, history.item] if history is not None else []
+    return used + ([negatives.item, negatives.session] if negatives is not None else [])
+
+
+def _open(settings: TableSettings, files: list[Path], folder: Path) -> Tables:
+    """The used columns of the files.
 
     Raises:
-        InputError: see :func:`read_tables`; or a name is taken.
+        InputError: see :func:`open_tables`; or a name is taken.
     """
-    explode, negatives, history = settings.explode, settings.sample_negatives, settings.history
+    explode = settings.explode
     raw = [settings.time.column, *(one.column for one in settings.label_columns.values())]
     made = [EVENT_HOUR]
     if settings.domain is not None:
@@ -138,12 +341,7 @@ def _read(settings: TableSettings, files: list[Path]) -> list[pl.DataFrame]:
     if explode is not None:
         raw += [explode.shown] + ([explode.clicked] if explode.clicked is not None else [])
         made += [SHOWN_COUNT, explode.item]
-    if negatives is not None:
-        raw += [negatives.item, negatives.session]
-    used = [settings.group] if settings.group is not None else []
-    used += [*settings.dense, *(one.column for one in settings.categorical)]
-    used += [column for counter in settings.counters for column in counter.by]
-    used += [history.user, history.item] if history is not None else []
+    used = _used(settings)
     taken = next((n for n in [*raw, *used, *settings.columns] if n.startswith(OWN)), None)
     if taken is not None:
         raise InputError(f"{files[0]}: column {taken!r}: names that start with {OWN!r} are taken")
@@ -152,14 +350,15 @@ def _read(settings: TableSettings, files: list[Path]) -> list[pl.DataFrame]:
     expressions = " ".join([*settings.columns.values(), settings.filter or ""])
     named = {*(name for name in made if name in used), *settings.columns}
     item = explode.item if explode is not None else None
-    frames = read_tables(
+    tables = open_tables(
         files,
         settings.file_format,
         wanted,
         lambda name: name in named or name == item or (name != "" and name in expressions),
         settings.quotes,
+        folder,
     )
-    columns = frames[0].columns
+    columns = tables.types
     if explode is not None and item in columns and item not in (explode.shown, explode.clicked):
         raise InputError(
             f"{settings.where('explode.item')}: the log has a column {item!r} of its own; "
@@ -171,12 +370,13 @@ def _read(settings: TableSettings, files: list[Path]) -> list[pl.DataFrame]:
             f"{files[0]}: the log has a column {derived!r} of its own; give the one in columns "
             f"another name"
         )
-    return frames
+    return tables
 
 
-def _filtered(raw: pl.DataFrame, settings: TableSettings) -> pl.DataFrame:
-    """``raw`` with ``own:row`` and the derived columns, less the rows that are filtered out."""
-    rows = pl.int_range(pl.len(), dtype=pl.Int64).alias(ROW)
+def _filtered(raw: pl.DataFrame, settings: TableSettings, first: int) -> pl.DataFrame:
+    """``raw``, the rows from ``first`` on, with ``own:row`` and the derived columns, less the rows
+    that are filtered out."""
+    rows = pl.int_range(first, first + pl.len(), dtype=pl.Int64).alias(ROW)
     numbered = raw.with_columns(rows)
     if not settings.columns and settings.filter is None:
         return numbered
@@ -192,12 +392,16 @@ class _Parsed:
 
 
 def _parse(
-    raw: pl.DataFrame, settings: TableSettings, files: list[Path], starts: list[int]
+    raw: pl.DataFrame,
+    settings: TableSettings,
+    files: list[Path],
+    starts: NDArray[np.int64],
+    seen: _Seen,
 ) -> _Parsed:
     domain = _domain(raw, settings)
     numbers = [name for name in dict.fromkeys(settings.dense) if name in raw.columns]
     clean = raw.with_columns(_cleaned(raw, settings, numbers))
-    time, no_time = event_times(clean[settings.time.column], settings.time)
+    time, no_time = event_times(clean[settings.time.column], settings.time, seen.time)
     reason = pl.coalesce(pl.lit(no_time), pl.lit(None, dtype=pl.String))
     parsed: dict[str, pl.Series] = {}
     for name in numbers:
@@ -206,7 +410,9 @@ def _parse(
         reason = _or(reason, wrong, f"unparsable number in {name}")
     own = [time.alias(EVENT_TIME), domain.alias(DOMAIN)]
     for task, column in settings.label_columns.items():
-        label, wrong = binary_labels(raw[column.column], column, settings.null_values)
+        label, wrong = binary_labels(
+            raw[column.column], column, settings.null_values, seen.labels[task]
+        )
         expected = "outside {0, 1}" if column.positive is None else "is no number"
         if task == MAIN_TASK:
             reason = _or(reason, label.is_null(), f"label {expected}")
@@ -214,7 +420,7 @@ def _parse(
         else:
             reason = _or(reason, wrong, f"label of {task} {expected}")
             own.append(label.alias(f"{LABEL}_{task}"))
-    known, wrong_time = _label_times(clean, time, settings)
+    known, wrong_time = _label_times(clean, time, settings, seen.label_time)
     own.append(known.alias(LABEL_TIME))
     reason = pl.coalesce(reason, pl.lit(wrong_time))
     if settings.explode is not None:
@@ -257,14 +463,14 @@ def _parse(
 
 
 def _label_times(
-    clean: pl.DataFrame, time: pl.Series, settings: TableSettings
+    clean: pl.DataFrame, time: pl.Series, settings: TableSettings, seen: TimesSeen
 ) -> tuple[pl.Series, pl.Series]:
     """When each row's label is known, Int64 ms, and why it cannot be told, where it cannot."""
     default = time + round(settings.time.label_delay_s * MS_PER_SECOND)
     if settings.label_time is None:
         return default, pl.Series("reason", [None] * clean.height, dtype=pl.String)
     column = clean[settings.label_time.column]
-    found, reason = event_times(column, settings.label_time)
+    found, reason = event_times(column, settings.label_time, seen)
     frame = pl.DataFrame({"time": time, "found": found, "default": default, "given": column})
     frame = frame.with_columns(reason=reason)
     wrong = (
@@ -307,8 +513,8 @@ def _number(column: pl.Series) -> pl.Series:
     return column.cast(pl.Float64, strict=False)
 
 
-def _files_of(rows: pl.Series, files: list[Path], starts: list[int]) -> pl.Series:
-    place = np.searchsorted(np.array(starts), rows.to_numpy(), side="right") - 1
+def _files_of(rows: pl.Series, files: list[Path], starts: NDArray[np.int64]) -> pl.Series:
+    place = np.searchsorted(starts, rows.to_numpy(), side="right") - 1
     names = short_names(files)
     return pl.Series("file", [names[index] for index in place], dtype=pl.String)
 
@@ -339,31 +545,61 @@ def _domain(raw: pl.DataFrame, settings: TableSettings) -> pl.Series:
 
 @dataclass
 class _Examples:
-    """Examples in event time; how many rows gave none, and how many more than one."""
+    """Examples in event time, of ``rows`` rows of the log; how many rows gave none, how many
+    examples are more than one per row, and how many clicked items were not shown."""
 
     frame: pl.DataFrame
+    rows: int
     dropped: dict[str, int]
     made: int
-    notes: list[str]
+    unseen_clicks: int
 
 
-def _examples(good: pl.DataFrame, settings: TableSettings) -> _Examples:
-    frame, rule, notes = good, "", list[str]()
+def _all_examples(
+    log: _Log, settings: TableSettings, data: DataSettings | None = None
+) -> Iterator[_Examples]:
+    """The examples of the log, or of as many windows of it as ``data`` asks for, range by range.
+
+    Raises:
+        InputError: negatives are to be sampled, and no click has an earlier one to draw from.
+    """
+    negatives, state = settings.sample_negatives, NegativeState()
+    whole_ms = 1 if negatives is None else MS_PER_HOUR  # what an hour's draws need
+    found = 0
+    windows: set[int] = set()
+    for good in log.runs.ranges(log.range_rows, whole_ms):
+        before = replace(state)
+        examples = _examples(good, settings, state)
+        found += examples.frame.height
+        if data is not None and data.max_windows is not None:
+            window_ms = round(data.window_hours * MS_PER_HOUR)
+            windows.update((examples.frame[EVENT_TIME] // window_ms).unique())
+            if len(windows) > data.max_windows:
+                end = sorted(windows)[data.max_windows] * window_ms
+                yield _examples(good.filter(pl.col(EVENT_TIME) < end), settings, before)
+                return
+        yield examples
+    if negatives is not None and not found:
+        raise InputError(
+            f"{negatives.where('popularity_hours')}: no click has others in the "
+            f"{negatives.popularity_hours} hours before its own to draw negatives from"
+        )
+
+
+def _examples(good: pl.DataFrame, settings: TableSettings, state: NegativeState) -> _Examples:
+    frame, rule, unseen = good, "", 0
     if settings.explode is not None:
         count = None if SHOWN_COUNT in good.columns else SHOWN_COUNT
         frame, rule = explode_impressions(good, settings.explode, count), "nothing shown"
         clicked = good[CLICKED].list.drop_nulls().list.n_unique().fill_null(0).sum()
-        lost = clicked - round(frame[LABEL].cast(pl.Float64).sum())
-        if lost:
-            notes.append(f"{lost:,} clicked items were not among those shown; they give no example")
+        unseen = round(clicked) - round(frame[LABEL].cast(pl.Float64).sum())
     if settings.sample_negatives is not None:
-        frame = sample_negatives(frame, settings.sample_negatives)
+        frame = sample_negatives(frame, settings.sample_negatives, state)
         rule = "no clicks before it to draw negatives from"
     kept = frame[ROW].n_unique()
-    order = pl.int_range(pl.len(), dtype=pl.Int64).alias(EXAMPLE)
-    frame = frame.sort(EVENT_TIME, ROW, maintain_order=True).with_columns(order)
     dropped = {rule: good.height - kept} if good.height > kept else {}
-    return _Examples(frame, dropped, frame.height - kept, notes)
+    frame = frame.sort(EVENT_TIME, ROW, maintain_order=True)
+    return _Examples(frame, good.height, dropped, frame.height - kept, unseen)
 
 
 @dataclass
@@ -430,8 +666,6 @@ def _encode(
     tasks = _tasks(settings)
     group = frame[ROW] if settings.group is None else _group(frame[settings.group])
     counters = [name for one in settings.counters for name in counter_names(one)]
-    if settings.history is not None:
-        frame = add_history(frame, settings.history, settings.null_values, tables[-1].use)
     dense = [
         *(
             signed_log1p(NUMBER + name if NUMBER + name in frame.columns else name)
