@@ -59,8 +59,8 @@ EVENT_HOUR, SHOWN_COUNT = "event_hour", "shown_count"  # made where a feature as
 HOURS_PER_DAY = 24
 # Of memory_gb, for the raw values of a block and for those of a range; what is made of them on the
 # way takes the rest
-BLOCK_SHARE, RANGE_SHARE = 1 / 24, 1 / 12
-ENCODED_BYTES = 8  # of a value
+BLOCK_SHARE, RANGE_SHARE = 1 / 20, 1 / 12
+ENCODED_BYTES, ENTRY_BYTES = 8, 16  # of a value
 DOMAIN, REASON = f"{OWN}domain", f"{OWN}reason"
 NUMBER = f"{OWN}number:"  # and a column's name: its values as numbers
 
@@ -183,7 +183,7 @@ def _first_pass(
             examples = good
             if settings.explode is not None:
                 examples = _examples(good, settings, NegativeState()).frame
-            row_bytes += examples.estimated_size() + ENCODED_BYTES * examples.height * len(used)
+            row_bytes += _bytes(examples) + ENCODED_BYTES * examples.height * len(used)
             if settings.sample_negatives is None:
                 _count(examples, settings, values)
             progress.advance(block.height)
@@ -203,7 +203,7 @@ def _blocks(
     size = 0.0
     for index, batch in tables.batches():
         file_rows[index] += batch.height
-        row_bytes = max(batch.estimated_size() / max(batch.height, 1), 1.0)
+        row_bytes = max(_bytes(batch) / max(batch.height, 1), 1.0)
         for piece in batch.iter_slices(max(1, int(block_bytes / row_bytes))):
             block.append(piece)
             size += row_bytes * piece.height
@@ -211,6 +211,11 @@ def _blocks(
                 yield pl.concat(block)
                 block, size = [], 0.0
     yield pl.concat(block or [pl.DataFrame(schema=tables.types)])
+
+
+def _bytes(frame: pl.DataFrame) -> int:
+    """Of the values in memory; polars does not count a text's or a list's own entry."""
+    return frame.estimated_size() + ENTRY_BYTES * frame.height * frame.width
 
 
 def _counted(settings: TableSettings) -> dict[str, DistinctValues]:
