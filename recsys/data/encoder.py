@@ -27,7 +27,7 @@ from recsys.data.names import EVENT_TIME, NUMBER
 from recsys.data.schema import CategoricalFeature
 from recsys.data.settings import NULL_VALUES, MomentSettings
 from recsys.data.sources.expressions import with_expressions
-from recsys.data.sources.times import event_times
+from recsys.data.sources.times import TimesSeen, event_times
 from recsys.data.vocabulary import Step, Vocabulary
 from recsys.files import write_atomically
 from recsys.units import MS_PER_HOUR
@@ -180,7 +180,7 @@ class Encoder:
         frame = frame.with_columns(cleaned(frame, self.null_values, self.stripped))
         if self.time is None:
             return frame
-        time, wrong = event_times(frame[self.time.column], self.time)
+        time, wrong = event_times(frame[self.time.column], self.time, TimesSeen())
         if wrong.count():
             raise InputError(f"column {self.time.column!r}: {wrong.drop_nulls()[0]}")
         return frame.with_columns(time.alias(EVENT_TIME)).with_columns(clock(self.clock))

@@ -98,6 +98,17 @@ def distinct_values(column: pl.Series, null_values: Sequence[str] = NULL_VALUES)
     return canonical_text(category_text(column).unique(), null_values).drop_nulls().n_unique()
 
 
+def value_hashes(column: pl.Series, null_values: Sequence[str] = NULL_VALUES) -> NDArray[np.uint64]:
+    """The hash of each value of ``column``, without missing ones; as :func:`hash_to_rows` makes
+    them, elements of lists too."""
+    if isinstance(column.dtype, pl.Array):
+        column = column.arr.to_list()
+    if isinstance(column.dtype, pl.List):
+        column = column.explode()
+    text = canonical_text(category_text(column).unique(), null_values).drop_nulls()
+    return hash_text(text)
+
+
 def category_text(column: pl.Series) -> pl.Series:
     """The text of each value: whole floats as integers are written, NaN as null, bytes as text.
 

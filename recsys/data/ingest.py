@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import polars as pl
@@ -85,31 +86,32 @@ def _ingest(
     settings: DataSettings, dataset: DatasetSettings, windows_dir: Path, oracle_dir: Path
 ) -> IngestReport:
     balance = _Balance()
-    # From here, since some sources read the whole log when opened
-    with RowProgress("ingest", 0) as progress:
-        source = open_source(settings, dataset)
-        if source.files:
-            progress.note(order_shown(source.files))
-        progress.expect(source.expected_rows)
-        quarantine = _Quarantine(windows_dir)
-        writer = _WindowWriter(source, settings, windows_dir, oracle_dir)
-        for chunk in source.chunks:
-            quarantine.add(chunk.bad)
-            writer.add(chunk)
-            balance.add(chunk)
-            progress.advance(chunk.frame.height)
-            if writer.full:
-                break
-        writer.close_window()
-        quarantine.close()
-        quarantine.check(writer.rows, settings.quarantine_limit)
-        if writer.rows == 0:
-            raise InputError(f"dataset {settings.dataset!r}: no good rows; {balance.line()}")
-        balance.check(writer)
-        for note in [*source.notes, *quarantine.lines(balance.read), *crowded(source.uses)]:
-            progress.note(note)
-        if source.files:
-            progress.note(balance.line())
+    with TemporaryDirectory(prefix=".rows-", dir=windows_dir) as folder:
+        source = open_source(settings, dataset, Path(folder))
+        with RowProgress("ingest", source.expected_rows) as progress:
+            if source.files:
+                progress.note(order_shown(source.files))
+            quarantine = _Quarantine(windows_dir)
+            writer = _WindowWriter(source, settings, windows_dir, oracle_dir)
+            for chunk in source.chunks:
+                quarantine.add(chunk.bad)
+                writer.add(chunk)
+                balance.add(chunk)
+                progress.advance(chunk.frame.height)
+                if writer.full:
+                    break
+            writer.left_out += source.rows_left()
+            balance.read += source.rows_left()
+            writer.close_window()
+            quarantine.close()
+            quarantine.check(writer.rows, settings.quarantine_limit)
+            if writer.rows == 0:
+                raise InputError(f"dataset {settings.dataset!r}: no good rows; {balance.line()}")
+            balance.check(writer)
+            for note in [*source.notes, *quarantine.lines(balance.read), *crowded(source.uses)]:
+                progress.note(note)
+            if source.files:
+                progress.note(balance.line())
     encoder = source.encoder()
     encoder.save(windows_dir)
     if source.uses:
@@ -208,17 +210,19 @@ def _domain_base_rates(window_dir: Path, domains: int, base_rate: float) -> list
     return ((clicks + PRIOR_ROWS * base_rate) / (rows + PRIOR_ROWS)).tolist()
 
 
-def open_source(settings: DataSettings, dataset: DatasetSettings) -> Source:
-    """The source that ``dataset`` describes; relative paths are under ``settings.root``."""
-    root = Path(settings.root)
+def open_source(settings: DataSettings, dataset: DatasetSettings, folder: Path) -> Source:
+    """The source that ``dataset`` describes; relative paths are under ``settings.root``.
+
+    ``folder`` takes temporary files, as long as the chunks are taken.
+    """
     if dataset.synthetic is not None and dataset.format == "synthetic":
         source = synthetic_source(dataset.synthetic, settings.window_hours)
         source.chunks = map(_truth_apart, source.chunks)
         return source
     if dataset.criteo is not None and dataset.format == "criteo":
-        return criteo_source(dataset.criteo, root)
+        return criteo_source(dataset.criteo, Path(settings.root))
     assert dataset.table is not None  # checked by DatasetSettings
-    return table_source(dataset.table, root, settings)
+    return table_source(dataset.table, settings, folder)
 
 
 def _truth_apart(chunk: Chunk) -> Chunk:

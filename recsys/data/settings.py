@@ -44,7 +44,8 @@ class DataSettings(Settings):
 
     ``dataset`` names a description (:class:`DatasetSettings`); ``root`` is the folder that the
     relative paths of real logs are under. A window is at least a minute long. Ingest stops when
-    more than ``quarantine_limit`` of the rows are bad.
+    more than ``quarantine_limit`` of the rows are bad. ``memory_gb`` bounds what tables are read
+    and sorted with, in GiB; what does not fit waits on disk.
 
     Dense features are standardised by the windows before, each counting half as much as the one
     ``dense_half_life_windows`` after it, and clipped to ``dense_clip`` deviations; null: left as
@@ -56,6 +57,7 @@ class DataSettings(Settings):
     window_hours: Annotated[float, Field(ge=1 / 60)] = 24.0
     max_windows: Annotated[int, Field(gt=0)] | None = None
     rows_per_part: Annotated[int, Field(gt=0)] = 200_000
+    memory_gb: Annotated[float, Field(gt=0)] = 2.0
     quarantine_limit: Annotated[float, Field(ge=0, le=1)] = 0.01
     dense_half_life_windows: Annotated[float, Field(gt=0)] | None = 3.0
     dense_clip: Annotated[float, Field(gt=0)] = 5.0
@@ -379,8 +381,7 @@ class TableSettings(Settings):
 
     ``columns`` are derived by SQL expressions of the log's, by name; rows for which the expression
     ``filter`` is not true are left out. ``label_time``: the column of the time from which a row's
-    label is known (a conversion's); where it is empty, ``time.label_delay_s`` after the event. The
-    whole log is held in memory.
+    label is known (a conversion's); where it is empty, ``time.label_delay_s`` after the event.
     """
 
     files: Annotated[list[str], Field(min_length=1)]

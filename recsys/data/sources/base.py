@@ -46,7 +46,8 @@ class Source:
     ``origin_ms`` is where windows start to be counted from; the epoch by default. ``files`` are
     those of the log, in the order in which they are read. ``uses`` say, once the chunks have come,
     how values share the rows of their tables, and ``encoder`` gives what encodes raw rows like
-    those of the chunks; ``notes`` are lines for the person.
+    those of the chunks; ``notes`` are lines for the person. ``rows_left`` are rows of the log that
+    were read and are in no chunk so far.
     """
 
     dense: list[str]
@@ -61,3 +62,4 @@ class Source:
     files: list[Path] = field(default_factory=list)
     uses: list[TableUse] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    rows_left: Callable[[], int] = lambda: 0

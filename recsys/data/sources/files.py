@@ -131,8 +131,8 @@ def lines(path: Path) -> Iterator[bytes]:
 
 
 @contextmanager
-def uncompressed(path: Path) -> Iterator[Path]:
-    """``path``, or a temporary file with its contents if it is compressed.
+def uncompressed(path: Path, folder: Path) -> Iterator[Path]:
+    """``path``, or a temporary file in ``folder`` with its contents if it is compressed.
 
     Raises:
         InputError: see :func:`lines`.
@@ -140,7 +140,7 @@ def uncompressed(path: Path) -> Iterator[Path]:
     if compression(path) is None:
         yield path
         return
-    with NamedTemporaryFile(suffix=path.stem) as file:
+    with NamedTemporaryFile(suffix=path.stem, dir=folder) as file:
         length = 0
         for block in blocks(path):
             last = block.rfind(b"\n")

@@ -1,7 +1,7 @@
 """From parsed rows of a table log to the columns of a part, and the encoder that does it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import polars as pl
@@ -25,7 +25,6 @@ from recsys.data.encoding import (
     canonical_text,
     category_text,
     counted_values,
-    distinct_values,
     hash_text,
 )
 from recsys.data.names import EVENT_TIME, feature_column
@@ -103,29 +102,15 @@ def table_features(settings: TableSettings) -> list[str]:
     return [feature_column(name, table_tasks(settings)) for name in first]
 
 
-def distinct_by_feature(frame: pl.DataFrame, settings: TableSettings) -> dict[str, int]:
-    """How many values ``frame`` has of each categorical feature whose ``table_rows`` are auto."""
-    found = {
-        one.feature: distinct_values(_values(frame, one, settings), settings.null_values)
-        for one in categories(settings)
-        if one.table_rows == "auto"
-    }
-    history = settings.history
-    if history is not None and history.table_rows == "auto":
-        found[history.name] = distinct_values(frame[history.item], settings.null_values)
-    return found
-
-
-def _values(
+def feature_values(
     frame: pl.DataFrame,
     one: CategoricalColumnSettings | CrossSettings,
-    settings: TableSettings,
+    null_values: Sequence[str],
 ) -> pl.Series:
+    """What a categorical feature is made of; see :func:`category_values`."""
     for name in one.columns:
         _check_kind(name, frame.schema[name], one)
-    return category_values(
-        frame, one.columns, settings.null_values, one.kind == "list", one.separator
-    )
+    return category_values(frame, one.columns, null_values, one.kind == "list", one.separator)
 
 
 def _check_kind(
@@ -152,16 +137,15 @@ def _check_kind(
 class TableEncoding:
     """Encodes the examples of a table log, frame by frame, and ends with the log's encoder.
 
-    Frames come in event time. Before the frames of a window call :meth:`start_window`; before the
-    very first one :meth:`count` all of its frames, later ones after they are encoded: so each
-    window is encoded with the vocabulary of those before it, and the first one, which has none,
-    with its own.
+    Frames come in event time. Where there are vocabularies :meth:`count` all frames of the first
+    window, then :meth:`start_window` before each of its own frames and those of every other window:
+    so each window is encoded with the vocabulary of those before it, and the first one, which has
+    none, with its own.
 
     Args:
         types: of the log's columns, of derived ones and of the item of impressions.
-        distinct: values by feature, of those whose ``table_rows`` are auto; see
-            :func:`distinct_by_feature`.
-        rows: examples of the log.
+        distinct: values by feature, of those whose ``table_rows`` are auto.
+        rows: as many examples as the log may have.
 
     Raises:
         InputError: a column is not what the settings say.
@@ -217,6 +201,8 @@ class TableEncoding:
         # A log of text alone does not say what its values are
         is_typed = settings.file_format not in ("csv", "tsv")
         self._unread_texts = {name for name in texts if not is_typed and name not in split}
+        self._window: str | None = None
+        self._is_first = True
         self._readings: dict[str, set[Type]] = {}
         self._missing: set[str] = set()
         self._examples: dict[int, pl.DataFrame] = {}
@@ -251,11 +237,15 @@ class TableEncoding:
     def count(self, frame: pl.DataFrame) -> None:
         """Count the values of a window's examples, for the vocabularies of windows after it."""
         for one, growth in self._growing.values():
-            values = _values(frame, one, self._settings)
+            values = feature_values(frame, one, self._settings.null_values)
             growth.count(counted_values(values, self._settings.null_values))
 
     def start_window(self, name: str | None) -> None:
-        """Give rows to the values that are frequent by now; None: after the last window."""
+        """Give rows to the values that are frequent by now, if ``name`` is another window than that
+        of the last frame; None: after the last window."""
+        if name == self._window and name is not None:
+            return
+        self._is_first, self._window = self._window is None, name
         for _, growth in self._growing.values():
             growth.grow(name)
         vocabularies = {name: growth.vocabulary for name, (_, growth) in self._growing.items()}
@@ -283,7 +273,10 @@ class TableEncoding:
                 )
             ),
         )
-        return own.hstack(self._encoder.features(frame, uses=self._use_of))
+        part = own.hstack(self._encoder.features(frame, uses=self._use_of))
+        if not self._is_first:  # that one is counted already
+            self.count(frame)
+        return part
 
     def encoder(self) -> Encoder:
         """The log's encoder, once all windows are encoded: as it stands for rows after them."""
@@ -368,12 +361,8 @@ def _encoder(
     if domain is not None and domain.column in settings.columns:
         read.append(domain.column)
     clock = [name for name in CLOCK if name in read and name not in types]
-    read += [settings.time.column] if clock else []
-    derived: list[tuple[str, str]] = []
-    for name, text in reversed(settings.columns.items()):
-        if name in read:
-            derived.insert(0, (name, text))
-            read += [column for column in types if _is_read(column, text)]
+    read = _with_inputs(read, settings, types)
+    derived = [(name, text) for name, text in settings.columns.items() if name in read]
     made = {*clock, *settings.columns}
     times = [one.column for one in (settings.time, settings.label_time) if one is not None]
     moment = settings.time.model_dump(include=set(MomentSettings.model_fields))
@@ -391,6 +380,24 @@ def _encoder(
         domains=table_domains(settings),
         domain=domain,
     )
+
+
+def _with_inputs(read: list[str], settings: TableSettings, names: Collection[str]) -> list[str]:
+    """``read`` with the columns among ``names`` that features of the clock and expressions are made
+    of."""
+    has_clock = any(name in read for name in CLOCK if name not in names)
+    found = [*read, settings.time.column] if has_clock else list(read)
+    for name, text in reversed(settings.columns.items()):
+        if name in found:
+            found += [column for column in names if _is_read(column, text)]
+    return found
+
+
+def read_columns(settings: TableSettings, names: Collection[str]) -> list[str]:
+    """The columns among ``names`` that a row is encoded from."""
+    read = [*settings.dense, *(name for one in categories(settings) for name in one.columns)]
+    read += [settings.domain.column] if settings.domain is not None else []
+    return _with_inputs(read, settings, names)
 
 
 def _is_read(column: str, expression: str) -> bool:
