@@ -76,7 +76,21 @@ def csv_with_bad_rows(folder: Path) -> dict[str, Any]:
     text.tail(400).select(reversed(text.columns)).write_csv(folder / "2.csv")
     place = {"column": "place", "values": {"home": "home"}, "other": "other"}
     both = "CONCAT(place, '_', item)"
-    return section(domain=place, columns={"both": both}, filter="item <> '7'", group="both")
+    often = {"encoding": {"kind": "vocabulary", "min_count": 6}, "table_rows": "auto"}
+    categorical = [
+        {"column": "item", **often},
+        {"column": "user", "table_rows": 50},
+        {"column": "both", "table_rows": "auto"},
+        {"column": "event_weekday", "table_rows": 50},
+    ]
+    return section(
+        domain=place,
+        columns={"both": both},
+        filter="item <> '7'",
+        group="both",
+        categorical=categorical,
+        crosses=[["user", "place"], {"columns": ["place", "event_hour"], **often}],
+    )
 
 
 def json_lines(folder: Path) -> dict[str, Any]:
