@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import date, datetime
 from decimal import Decimal
@@ -251,6 +252,8 @@ class Encoder:
         """
         if self.domain is None:
             return pl.Series(DOMAIN_COLUMN, [0], dtype=pl.Int32).new_from_index(0, rows.height)
+        if self.domain.column in dict(self.derived):
+            rows = self.prepared(rows)
         free = DOMAIN_COLUMN not in [column.name for column in self.columns]
         names = [self.domain.column, *([DOMAIN_COLUMN] if free else [])]
         name = next((name for name in names if name in rows.columns), None)
@@ -269,8 +272,9 @@ class Encoder:
 
     @property
     def domain_column(self) -> RawColumn | None:
-        """The column that says a row's domain; None where there is one domain only."""
-        if self.domain is None:
+        """The raw column that says a row's domain; None where there is one domain only, or where an
+        expression says it."""
+        if self.domain is None or self.domain.column in dict(self.derived):
             return None
         name = self.domain.column
         read = next((column for column in self.columns if column.name == name), None)
@@ -375,7 +379,8 @@ def _plain(value: Any, kind: Type | None) -> Any:
         value = text_of(value)
     if isinstance(value, str):
         readings = {"integer": int, "number": float, "boolean": "true".__eq__}
-        value = readings.get(kind or "text", str)(value)
+        with suppress(ValueError):  # a later row's text may be none
+            value = readings.get(kind or "text", str)(value)
     if isinstance(value, Decimal):
         value = float(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -43,12 +43,14 @@ from recsys.data.vocabulary import FIRST_ROW, VocabularyGrowth
 
 SHOWN_COUNT = "shown_count"
 CLOCK = (EVENT_HOUR, EVENT_WEEKDAY)  # made where a feature asks for them
-# What all values of a text column may be, in the order of preference
+# What all values of a text column may be, in the order of preference: sent as that, a value has the
+# text that the log has
 READINGS: dict[Type, str] = {
     "integer": r"^(0|-?[1-9]\d{0,17})$",
-    "number": r"^-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$",
+    "number": r"^-?(0|[1-9]\d{0,8})(\.\d{0,5}[1-9])?$",
     "boolean": r"^(true|false)$",
 }
+ROWS_READ = 100_000  # the first ones; more would cost what encoding costs
 
 
 def table_tasks(settings: TableSettings) -> list[str]:
@@ -204,6 +206,7 @@ class TableEncoding:
         self._window: str | None = None
         self._is_first = True
         self._readings: dict[str, set[Type]] = {}
+        self._rows_read = 0
         self._missing: set[str] = set()
         self._examples: dict[int, pl.DataFrame] = {}
 
@@ -294,7 +297,7 @@ class TableEncoding:
         return replace(self._encoder, columns=columns, examples=examples)
 
     def _look_at(self, frame: pl.DataFrame) -> None:
-        """Note which raw columns lack values, what texts can be read as, and examples."""
+        """Note which raw columns lack values, what the first texts can be read as, and examples."""
         for column in self._encoder.columns:
             if column.name not in frame.columns:
                 continue
@@ -302,11 +305,15 @@ class TableEncoding:
             if values.null_count():
                 self._missing.add(column.name)
             if column.name in self._unread_texts and values.dtype == pl.String:
-                found = self._readings.setdefault(column.name, set(READINGS))
-                texts = values.unique().drop_nulls() if found else values.clear()
-                for reading in list(found):
-                    if not texts.str.contains(READINGS[reading]).all():
-                        found.discard(reading)
+                texts = values.head(max(ROWS_READ - self._rows_read, 0)).drop_nulls().unique()
+                if len(texts):
+                    found = self._readings.setdefault(column.name, set(READINGS))
+                    found -= {
+                        reading
+                        for reading in found
+                        if not texts.str.contains(READINGS[reading]).all()
+                    }
+        self._rows_read += frame.height
         domain = self._settings.domain
         names = [column.name for column in self._encoder.columns]
         names += [domain.column] if domain is not None and domain.column not in names else []
@@ -321,6 +328,10 @@ class TableEncoding:
                 )
 
     def _type(self, column: RawColumn) -> Type:
+        only_numbers = {one.column for one in self._encoder.dense}
+        only_numbers -= {name for one in self._encoder.ids for name in one.columns}
+        if column.is_text and column.name in only_numbers:
+            return "number"
         for reading in READINGS:
             if reading in self._readings.get(column.name, ()):
                 return reading

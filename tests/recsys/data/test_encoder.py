@@ -298,6 +298,45 @@ def test_mistakes_are_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_an_expression_may_tell_the_domain(data_settings: DataSettings, tmp_path: Path) -> None:
+    encoder = encoder_of(
+        tmp_path,
+        data_settings,
+        columns={"kind": "CASE WHEN device = '1' THEN 'd' ELSE 'p' END"},
+        domain={"column": "kind", "values": {"p": "phone", "d": "desk"}},
+    )
+    assert encoder.domain_column is None
+    found = encoder.domain_of(LOG)
+    assert found is not None and found.to_list() == (LOG["device"] == 1).cast(pl.Int32).to_list()
+
+
+@pytest.mark.parametrize(
+    ("texts", "kind"),
+    [
+        (["12", "-3"], "integer"),
+        (["1.5", "2"], "number"),
+        (["True", "false"], "boolean"),
+        (["1.50", "2"], "text"),  # sent as a number it would be another text
+        (["007", "2"], "text"),
+        (["1e5", "2"], "text"),
+        (["", "NA"], "text"),
+    ],
+)
+def test_a_text_is_read_as_what_gives_the_text_again(
+    data_settings: DataSettings, tmp_path: Path, texts: list[str], kind: str
+) -> None:
+    log = LOG.with_columns(user=pl.Series(texts * 20))
+    log.write_csv(tmp_path / "log.csv")
+    run(data_settings, tmp_path, "table", SECTION | {"group": None})
+    encoder = Encoder.load(tmp_path / "windows")
+    column = next(column for column in encoder.columns if column.name == "user")
+    assert (column.type, column.optional) == (kind, "NA" in texts)
+    examples = pl.DataFrame(encoder.examples, infer_schema_length=None)
+    part = rows_of(tmp_path).sort("domain", "example_id").group_by("domain", maintain_order=True)
+    found = encoder.encode(examples)
+    assert found.equals(part.head(3).select(found.columns))
+
+
 def test_a_domain_is_told_by_raw_value_or_name(data_settings: DataSettings, tmp_path: Path) -> None:
     encoder = encoder_of(
         tmp_path, data_settings, domain={"column": "device", "values": {"0": "phone", "1": "desk"}},
@@ -352,3 +391,33 @@ def test_settings_that_cannot_be(
     with pytest.raises((InputError, ValueError), match=message):
         run(data_settings, tmp_path, "table", SECTION | change)
     assert not (tmp_path / "windows").exists() or not list((tmp_path / "windows").iterdir())
+
+
+def test_the_clock_is_utc_and_monday_is_0(data_settings: DataSettings, tmp_path: Path) -> None:
+    times = ["2024-01-01T23:30:00Z", "2024-01-02T01:00:00+02:00", "2024-01-07T05:00:00Z"]
+    pl.DataFrame({"time": times, "y": [0, 1, 1], "u": ["a"] * 3}).write_csv(tmp_path / "log.csv")
+    section = {
+        "files": ["log.csv"],
+        "file_format": "csv",
+        "time": {"column": "time", "unit": "datetime"},
+        "label": "y",
+        "dense": ["event_hour", "event_weekday"],
+        "categorical": [{"column": "u", "table_rows": 9}],
+    }
+    run(data_settings, tmp_path, "table", section)
+    found = rows_of(tmp_path).sort("event_time").select(pl.col("^event_[hw].*$").exp() - 1)
+    assert found["event_hour"].round().to_list() == [23, 23, 5]  # 01:00 of +02:00 comes first
+    assert found["event_weekday"].round().to_list() == [0, 0, 6]
+
+
+def test_a_cross_tells_pairs_apart_and_is_missing_where_one_is(
+    data_settings: DataSettings, tmp_path: Path
+) -> None:
+    one, other = ["a", "b", "a", "a", None], ["b", "a", "b", None, "a"]
+    log = LOG.head(5).with_columns(one=pl.Series(one), other=pl.Series(other))
+    log.write_parquet(tmp_path / "log.parquet")
+    changes = {"files": ["log.parquet"], "file_format": "parquet", "crosses": [["one", "other"]]}
+    run(data_settings, tmp_path, "table", SECTION | changes)
+    rows = rows_of(tmp_path)["one_x_other"].to_list()
+    assert rows[0] == rows[2] != rows[1] and rows[3:] == [0, 0]
+    assert min(rows[:3]) > 0
