@@ -12,7 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from recsys.config import InputError, nearest_hint
 from recsys.data.collisions import TableUse
@@ -237,9 +239,14 @@ class Encoder:
         if one.way == "hash":
             return hash_to_rows(values, one.table_rows, self.null_values, use)
         vocabulary = self.vocabularies[one.name]
-        return to_rows(
-            values, self.null_values, lambda texts: vocabulary.rows_of(texts.to_list(), window)
-        )
+
+        def rows_of(texts: pl.Series) -> NDArray[np.int64]:
+            distinct = texts.unique().drop_nulls()
+            rows = vocabulary.rows_of(distinct.to_list(), window)
+            found = texts.replace_strict(distinct, rows, default=0, return_dtype=pl.Int64)
+            return found.to_numpy()
+
+        return to_rows(values, self.null_values, rows_of)
 
     def domain_of(self, rows: pl.DataFrame) -> pl.Series | None:
         """Index in :attr:`domains` of each raw row, int32; None where the rows do not say it.

@@ -5,15 +5,18 @@ from datetime import UTC, datetime
 
 import numpy as np
 import polars as pl
+import polars_hash as plh
 import pyarrow as pa
 from numpy.typing import NDArray
-from pandas.core.util.hashing import hash_array
 
 from recsys.config import InputError
 from recsys.data.collisions import TableUse
 from recsys.data.settings import NULL_VALUES
 
 WHOLE_FLOAT_BELOW = 2.0**63
+SPELT_LOWER = ("True", "TRUE", "False", "FALSE")
+# Texts that canonical_text changes: these, and those with a blank, a ".0" or a foreign letter
+RESPELT = (*NULL_VALUES, *SPELT_LOWER, "-0", "")
 
 
 def hash_to_rows(
@@ -31,15 +34,9 @@ def hash_to_rows(
         null_values: texts that stand for a missing value, beside empty and blank ones.
         use: is told of the values and their rows.
     """
-
-    def rows_of(texts: pl.Series) -> NDArray[np.int64]:
-        hashed = hash_text(texts)
-        rows = 1 + (hashed % np.uint64(table_rows - 1)).astype(np.int64)
-        if use is not None:
-            use.add(hashed, rows)
-        return rows
-
-    return to_rows(column, null_values, rows_of)
+    return to_rows(
+        column, null_values, lambda texts: table_rows_of(hash_text(texts), table_rows, use)
+    )
 
 
 def to_rows(
@@ -50,8 +47,7 @@ def to_rows(
     """Each value's row, int64; 0 where it is missing. A list column gives lists.
 
     Args:
-        rows_of: gives the rows of canonical texts, each above 0; is called once with those of the
-            column's distinct values.
+        rows_of: gives the rows of canonical texts, 0 of a null; is called once.
     """
     if isinstance(column.dtype, pl.Array):
         column = column.arr.to_list()
@@ -65,15 +61,19 @@ def to_rows(
         empty = pl.lit([], dtype=pl.List(pl.Int64))
         joined = owners.select("row").join(lists, on="row", how="left", maintain_order="left")
         return joined.select(pl.col("value").fill_null(empty))["value"].alias(column.name)
-    text = category_text(column)
-    distinct = text.unique().drop_nulls().sort()
-    canonical = canonical_text(distinct, null_values)
-    known = canonical.is_not_null()
-    distinct, canonical = distinct.filter(known), canonical.filter(known)
-    if len(distinct) == 0:
-        return pl.Series(column.name, np.zeros(len(column), dtype=np.int64))
-    rows = rows_of(canonical)
-    return text.replace_strict(distinct, rows, default=0, return_dtype=pl.Int64).alias(column.name)
+    return pl.Series(column.name, rows_of(canonical_text(category_text(column), null_values)))
+
+
+def table_rows_of(
+    hashed: NDArray[np.uint64], table_rows: int, use: TableUse | None = None
+) -> NDArray[np.int64]:
+    """Rows [N] of a table, of the hashes of canonical texts; see :func:`hash_to_rows`."""
+    # By the high bits (Lemire 2019): no division
+    spread = ((hashed >> np.uint64(32)) * np.uint64(table_rows - 1)) >> np.uint64(32)
+    rows = spread.view(np.int64) + (hashed != 0)
+    if use is not None:
+        use.add(hashed, rows)
+    return rows
 
 
 def counted_values(column: pl.Series, null_values: Sequence[str] = NULL_VALUES) -> dict[str, int]:
@@ -105,8 +105,7 @@ def value_hashes(column: pl.Series, null_values: Sequence[str] = NULL_VALUES) ->
         column = column.arr.to_list()
     if isinstance(column.dtype, pl.List):
         column = column.explode()
-    text = canonical_text(category_text(column).unique(), null_values).drop_nulls()
-    return hash_text(text)
+    return hash_text(canonical_text(category_text(column), null_values).drop_nulls())
 
 
 def category_text(column: pl.Series) -> pl.Series:
@@ -153,11 +152,7 @@ def canonical_text(text: pl.Series, null_values: Sequence[str] = NULL_VALUES) ->
     """``text`` with one spelling a value: ``1.0`` is ``1``, ``True`` is ``true``; null where it is
     blank or one of ``null_values``."""
     value = pl.col(text.name)
-    plain = (
-        pl.when(value.is_in(["True", "TRUE", "False", "FALSE"]))
-        .then(value.str.to_lowercase())
-        .otherwise(value)
-    )
+    plain = pl.when(value.is_in(list(SPELT_LOWER))).then(value.str.to_lowercase()).otherwise(value)
     if text.str.contains(".0", literal=True).any():  # few columns need the regular expressions
         whole = value.str.contains(r"^-?\d+\.0+$")
         plain = pl.when(whole).then(value.str.replace(r"\.0+$", "")).otherwise(plain)
@@ -172,9 +167,14 @@ def canonical_text(text: pl.Series, null_values: Sequence[str] = NULL_VALUES) ->
     return text.to_frame().select(spelt.alias(text.name))[text.name]
 
 
-def hash_text(column: pl.Series) -> np.ndarray:
-    """[N] uint64: pandas' hash of each text of a string column without nulls."""
-    return np.asarray(hash_array(column.to_numpy().astype(object), categorize=False))
+def text_hash(name: str) -> pl.Expr:
+    """XXH3 of the texts of the column ``name``, uint64; 0 of a null."""
+    return plh.col(name).nchash.xxh3_64().fill_null(0).alias(name)
+
+
+def hash_text(column: pl.Series) -> NDArray[np.uint64]:
+    """[N]: :func:`text_hash` of a string column."""
+    return column.to_frame().select(text_hash(column.name)).to_series().to_numpy()
 
 
 def lists(values: np.ndarray, lengths: np.ndarray) -> pl.Series:

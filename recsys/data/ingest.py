@@ -314,7 +314,9 @@ class _WindowWriter:
     def _write_part(self, frame: pl.DataFrame) -> None:
         name = f"part-{len(self._done.parts):05d}.parquet"
         path = self.windows_dir / self._done.window.name / name
-        frame.write_parquet(path, compression="zstd", row_group_size=self.rows_per_part)
+        frame.write_parquet(
+            path, compression="zstd", compression_level=1, row_group_size=self.rows_per_part
+        )
         with path.open("rb") as file:
             self._done.parts[name] = hashlib.file_digest(file, "sha256").hexdigest()
         self.rows += frame.height
