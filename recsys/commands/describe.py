@@ -1,0 +1,70 @@
+"""``towerflow describe FILE...``."""
+
+import argparse
+from pathlib import Path
+
+from recsys.commands.arguments import positive
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the files, where to write, and what is known of the log."""
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="a log's files; globs in quotes, ** too"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="write the YAML here, e.g. params/datasets/my_log.yaml; without it, it is printed",
+    )
+    parser.add_argument("--time", metavar="COLUMN", help="the column of the time of the event")
+    parser.add_argument("--label", metavar="COLUMN", help="the column of the label")
+    parser.add_argument(
+        "--sample-rows", type=positive, help="rows that are looked at closely, 100,000 by default"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Look at a log, print what was found, and write a first YAML that ingest can follow.
+
+    Raises:
+        InputError: a file cannot be read, the log has no time or nothing to learn from, or the
+            file to write is there already.
+    """
+    from recsys.config import InputError, parse_settings
+    from recsys.data.describe import (
+        choose,
+        criteo_text,
+        dataset_text,
+        next_command,
+        open_log,
+        print_columns,
+        survey,
+    )
+    from recsys.data.describe.reading import SAMPLE_ROWS
+    from recsys.data.settings import DatasetSettings
+    from recsys.data.sources.files import resolve_files
+    from recsys.files import write_atomically
+
+    output = options.output
+    if output is not None and output.exists():
+        raise InputError(f"{output}: is there already; give another --output, or remove it")
+    if output is not None and (output.suffix != ".yaml" or not output.parent.is_dir()):
+        where = f"there is no folder {output.parent}" if output.suffix == ".yaml" else "no .yaml"
+        raise InputError(f"{output}: {where}; expected such as params/datasets/my_log.yaml")
+    log = open_log(resolve_files(options.files, Path()))
+    name = output.stem if output is not None else "my_log"
+    if log.file_format == "criteo":
+        text, command = criteo_text(log, name)
+    else:
+        choices = choose(
+            survey(log, options.sample_rows or SAMPLE_ROWS), options.time, options.label
+        )
+        print_columns(choices)
+        text, command = dataset_text(choices), next_command(choices, name)
+    parse_settings(text, str(output or name), DatasetSettings)
+    if output is None:
+        print(f"\n{text}")
+        print(f"Save it as params/datasets/{name}.yaml, then:\n{command}")
+        return
+    write_atomically(output, text.encode())
+    print(f"\nWrote {output}: read it, then\n{command}")

@@ -1,0 +1,22 @@
+"""A log that nobody has described yet: what its columns hold, and a first YAML for ingest.
+
+:func:`survey` reads the log, :func:`choose` decides what each column is used as, and
+:func:`dataset_text` writes the YAML.
+"""
+
+from recsys.data.describe.choices import Choices, choose
+from recsys.data.describe.reading import Log, Survey, open_log, survey
+from recsys.data.describe.written import criteo_text, dataset_text, next_command, print_columns
+
+__all__ = [
+    "Choices",
+    "Log",
+    "Survey",
+    "choose",
+    "criteo_text",
+    "dataset_text",
+    "next_command",
+    "open_log",
+    "print_columns",
+    "survey",
+]
