@@ -35,6 +35,7 @@ from recsys.data.sources.counters import add_counters, counter_names
 from recsys.data.sources.expressions import with_expressions
 from recsys.data.sources.files import resolve_files, short_names
 from recsys.data.sources.history import HISTORY, add_history
+from recsys.data.sources.joins import Joins
 from recsys.data.sources.labels import (
     CLICKED,
     binary_labels,
@@ -63,12 +64,13 @@ def table_source(settings: TableSettings, root: Path) -> Source:
     features = _feature_names(settings)
     frames = _read(settings, files)
     read = sum(frame.height for frame in frames)
+    joins = Joins.of(settings, root)
     try:
-        raw = _filtered(pl.concat(frames), settings)
+        raw = _filtered(joins.of_rows(pl.concat(frames)), settings)
         starts = [0, *np.cumsum([frame.height for frame in frames[:-1]]).tolist()]
         parsed = _parse(raw, settings, files, starts)
         examples = _examples(parsed.good, settings)
-        frame = add_counters(examples.frame, settings.counters)
+        frame = add_counters(joins.of_examples(examples.frame), settings.counters)
         tables = _tables(frame, settings)
         encoded = _encode(frame, settings, features, tables)
     except pl.exceptions.PolarsError as error:
@@ -144,13 +146,16 @@ def _read(settings: TableSettings, files: list[Path]) -> list[pl.DataFrame]:
     used += [*settings.dense, *(one.column for one in settings.categorical)]
     used += [column for counter in settings.counters for column in counter.by]
     used += [history.user, history.item] if history is not None else []
-    taken = next((n for n in [*raw, *used, *settings.columns] if n.startswith(OWN)), None)
+    joined = [name for one in settings.joins for name in one.names]
+    raw = [name for name in raw if name not in joined]
+    raw += [key for one in settings.joins for key in one.keys if key not in [*made, *joined]]
+    taken = next((n for n in [*raw, *used, *joined, *settings.columns] if n.startswith(OWN)), None)
     if taken is not None:
         raise InputError(f"{files[0]}: column {taken!r}: names that start with {OWN!r} are taken")
-    wanted = raw + [name for name in used if name not in made]
+    wanted = raw + [name for name in used if name not in [*made, *joined]]
     wanted = [name for name in wanted if name not in settings.columns]
     expressions = " ".join([*settings.columns.values(), settings.filter or ""])
-    named = {*(name for name in made if name in used), *settings.columns}
+    named = {*(name for name in made if name in used), *joined, *settings.columns}
     item = explode.item if explode is not None else None
     frames = read_tables(
         files,
@@ -165,11 +170,15 @@ def _read(settings: TableSettings, files: list[Path]) -> list[pl.DataFrame]:
             f"{settings.where('explode.item')}: the log has a column {item!r} of its own; "
             f"give the item another name"
         )
-    derived = next((name for name in settings.columns if name in columns), None)
+    given = [*settings.columns, *joined]
+    derived = next((name for name in given if name in columns or given.count(name) > 1), None)
     if derived is not None:
+        where, hint = "columns", "name"
+        if derived in joined:
+            where, hint = "joins", "prefix"
         raise InputError(
-            f"{files[0]}: the log has a column {derived!r} of its own; give the one in columns "
-            f"another name"
+            f"{files[0]}: the log has a column {derived!r} of its own, or two are called so; give "
+            f"the one in {where} another {hint}"
         )
     return frames
 
