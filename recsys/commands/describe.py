@@ -1,9 +1,13 @@
 """``towerflow describe FILE...``."""
 
 import argparse
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from recsys.commands.arguments import positive
+
+TOWERS = 4  # of params/towers.yaml; a log of fewer categorical features can have only so many
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,9 +39,9 @@ def run(options: argparse.Namespace) -> None:
         choose,
         criteo_text,
         dataset_text,
-        next_command,
         open_log,
         print_columns,
+        root_of,
         survey,
     )
     from recsys.data.describe.reading import SAMPLE_ROWS
@@ -54,13 +58,18 @@ def run(options: argparse.Namespace) -> None:
     log = open_log(resolve_files(options.files, Path()))
     name = output.stem if output is not None else "my_log"
     if log.file_format == "criteo":
-        text, command = criteo_text(log, name)
+        text = criteo_text(log)
+        command = _next_command(name, root_of(log), 24.0, ["all"], TOWERS)
     else:
         choices = choose(
             survey(log, options.sample_rows or SAMPLE_ROWS), options.time, options.label
         )
         print_columns(choices)
-        text, command = dataset_text(choices), next_command(choices, name)
+        text = dataset_text(choices)
+        features = len(choices.categorical) + 1 + (choices.explode is not None)
+        command = _next_command(
+            name, root_of(log), choices.window_hours, choices.students, features
+        )
     parse_settings(text, str(output or name), DatasetSettings)
     if output is None:
         print(f"\n{text}")
@@ -68,3 +77,20 @@ def run(options: argparse.Namespace) -> None:
         return
     write_atomically(output, text.encode())
     print(f"\nWrote {output}: read it, then\n{command}")
+
+
+def _next_command(
+    name: str, root: Path, window_hours: float, students: Sequence[str], features: int
+) -> str:
+    """What takes the data set ``name`` to compared students, one per domain in ``students``."""
+    listed = ", ".join(f"{{name: {domain}, domain: {domain}}}" for domain in students)
+    given = {
+        "data.dataset": name,
+        "data.root": root,
+        "data.window_hours": f"{window_hours:g}",
+        "students.students": f"[{listed}]",
+    }
+    if features < TOWERS:
+        given["towers.partition.towers"] = features
+    sets = [f"--set {shlex.quote(f'{key}={value}')}" for key, value in given.items()]
+    return " ".join(["towerflow run", *sets])

@@ -6,7 +6,7 @@
 
 from recsys.data.describe.choices import Choices, choose
 from recsys.data.describe.reading import Log, Survey, open_log, survey
-from recsys.data.describe.written import criteo_text, dataset_text, next_command, print_columns
+from recsys.data.describe.written import criteo_text, dataset_text, print_columns, root_of
 
 __all__ = [
     "Choices",
@@ -15,8 +15,8 @@ __all__ = [
     "choose",
     "criteo_text",
     "dataset_text",
-    "next_command",
     "open_log",
     "print_columns",
+    "root_of",
     "survey",
 ]

@@ -2,7 +2,6 @@
 
 import glob
 import os
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from recsys.data.sources.files import natural_key
 MOST_FILES_LISTED = 4
 EXAMPLE_CHARACTERS = 20
 SMALLEST_WIDTH = 110  # of the table, in characters
-TOWERS = 4  # of params/towers.yaml
 CRITEO_DAYS = 10
 WIDTH = 10_000  # no line is broken
 
@@ -65,7 +63,7 @@ def _example(raw: pl.Series) -> str:
 
 
 def dataset_text(choices: Choices) -> str:
-    """The YAML for params/datasets, with a comment for each choice; warnings come first."""
+    """The YAML of a data set, with a comment for each choice; warnings come first."""
     log, span = choices.survey.log, choices.span
     lines = [
         f"# Written by `towerflow describe`, a first draft: {choices.survey.rows:,} rows, "
@@ -211,28 +209,11 @@ def _patterns(log: Log) -> list[str]:
     return [pattern] if in_order == [root / name for name in names] else escaped
 
 
-def next_command(choices: Choices, name: str) -> str:
-    """The command that takes the data set ``name`` from the log to compared students."""
-    students = [f"{{name: {domain}, domain: {domain}}}" for domain in choices.students]
-    given = {
-        "data.dataset": name,
-        "data.root": str(root_of(choices.survey.log)),
-        "data.window_hours": f"{choices.window_hours:g}",
-        "students.students": f"[{', '.join(students)}]",
-    }
-    features = len(choices.categorical) + 1 + (choices.explode is not None)
-    if features < TOWERS:
-        given["towers.partition.towers"] = str(features)
-    sets = [f"--set {shlex.quote(f'{key}={value}')}" for key, value in given.items()]
-    return " ".join(["towerflow run", *sets])
-
-
-def criteo_text(log: Log, name: str) -> tuple[str, str]:
-    """The YAML of a log in Criteo's layout, which has neither names nor times, and the command
-    that goes on with it as the data set ``name``."""
+def criteo_text(log: Log) -> str:
+    """The YAML of a log in Criteo's layout, which has neither names nor times."""
     rows = sum(map(count_lines, log.files))
     per_second = max(rows / (CRITEO_DAYS * 86_400), 1e-6)
-    text = (
+    return (
         f"# Written by `towerflow describe`: {rows:,} rows in Criteo's layout.\n"
         f"# It has no times: the order of the rows is time, and rows_per_second makes them span\n"
         f"# {CRITEO_DAYS} days. The published train.txt is in time order, test.txt has no labels.\n"
@@ -244,6 +225,3 @@ def criteo_text(log: Log, name: str) -> tuple[str, str]:
         f"  table_rows: 200000   # of each of the 26 tables\n"
         f"  chunk_rows: 100000\n"
     )
-    students = "students.students=[{name: all, domain: all}]"
-    sets = [f"data.dataset={name}", f"data.root={root_of(log)}", students]
-    return text, " ".join(["towerflow run", *(f"--set {shlex.quote(one)}" for one in sets)])
