@@ -37,6 +37,7 @@ def run(options: argparse.Namespace) -> None:
     from recsys.config import InputError, parse_settings
     from recsys.data.describe import (
         choose,
+        columns_of,
         criteo_text,
         dataset_text,
         open_log,
@@ -61,10 +62,15 @@ def run(options: argparse.Namespace) -> None:
         text = criteo_text(log)
         command = _next_command(name, root_of(log), 24.0, ["all"], TOWERS)
     else:
-        choices = choose(
-            survey(log, options.sample_rows or SAMPLE_ROWS), options.time, options.label
-        )
-        print_columns(choices)
+        found = survey(log, options.sample_rows or SAMPLE_ROWS)
+        try:
+            choices = choose(found, options.time, options.label)
+        except InputError:
+            print_columns(found, columns_of(found), {})
+            raise
+        print_columns(found, choices.columns, choices.uses)
+        for warning in choices.warnings:
+            print(f"- {warning}")
         text = dataset_text(choices)
         features = len(choices.categorical) + 1 + (choices.explode is not None)
         command = _next_command(

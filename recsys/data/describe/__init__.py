@@ -4,7 +4,7 @@
 :func:`dataset_text` writes the YAML.
 """
 
-from recsys.data.describe.choices import Choices, choose
+from recsys.data.describe.choices import Choices, choose, columns_of
 from recsys.data.describe.reading import Log, Survey, open_log, survey
 from recsys.data.describe.written import criteo_text, dataset_text, print_columns, root_of
 
@@ -13,6 +13,7 @@ __all__ = [
     "Log",
     "Survey",
     "choose",
+    "columns_of",
     "criteo_text",
     "dataset_text",
     "open_log",

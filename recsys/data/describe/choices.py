@@ -84,6 +84,11 @@ class Choices:
         return list(self.domain.values.values())[:LARGEST_DOMAINS]
 
 
+def columns_of(survey: Survey) -> list[Column]:
+    """What the columns of a surveyed log hold."""
+    return [column_of(raw, survey.distinct[raw.name]) for raw in survey.sample.iter_columns()]
+
+
 def choose(survey: Survey, time: str | None = None, label: str | None = None) -> Choices:
     """Decide what each column of a surveyed log is used as.
 
@@ -95,7 +100,7 @@ def choose(survey: Survey, time: str | None = None, label: str | None = None) ->
         InputError: the log has no such column, no time, or nothing to learn from: no label, no
             impressions, and no items and users to draw negatives for.
     """
-    columns = [column_of(raw, survey.distinct[raw.name]) for raw in survey.sample.iter_columns()]
+    columns = columns_of(survey)
     by_name = {column.name: column for column in columns}
     for name in (time, label):
         if name is not None and name not in by_name:
@@ -412,7 +417,7 @@ def _settle_groups(choices: Choices) -> None:
     candidates = [
         (place, column.name)
         for column in choices.columns
-        if (place := names.place(column.name, names.OF_DOMAINS)) is not None
+        if (place := names.domain_place(column.name)) is not None
         and choices.uses[column.name].role == "categorical"
         and 2 <= column.distinct <= DOMAIN_VALUES
     ]
@@ -578,7 +583,8 @@ def _warn(choices: Choices) -> None:
     clicks = choices.base_rate * rows if choices.explode is None else float("inf")
     if choices.negatives is not None:
         warnings.append(
-            "a log of clicks alone: negatives are sampled, so every score depends on the sampler"
+            "a log of clicks alone: negatives are sampled, so every score depends on the sampler; "
+            "popularity turns within hours, so try --set data.window_hours=1"
         )
     elif choices.label is not None and clicks < FEW_CLICKS:
         warnings.append(f"{clicks:,.0f} rows are 1: too few to tell good models from bad ones")

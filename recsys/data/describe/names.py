@@ -112,6 +112,12 @@ def place(name: str, vocabulary: list[str]) -> int | None:
     return min(places, default=None)
 
 
+def domain_place(name: str) -> int | None:
+    """How early the whole name, but for words such as click and user, is in OF_DOMAINS."""
+    joined = "_".join(word for word in words(name) if word not in ("click", "user", "event", "ad"))
+    return OF_DOMAINS.index(joined) if joined in OF_DOMAINS else None
+
+
 def is_outcome(name: str) -> bool:
     """Whether the name is that of what a person did, such as ``is_like`` or ``num_clicks``."""
     left = [word for word in words(name) if word not in FILLERS]

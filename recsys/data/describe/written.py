@@ -2,6 +2,7 @@
 
 import glob
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from recsys.data.describe.choices import Choices
-from recsys.data.describe.reading import HASHES, Log, count_lines
+from recsys.data.describe.choices import Choices, Use
+from recsys.data.describe.columns import Column
+from recsys.data.describe.reading import HASHES, Log, Survey, count_lines
 from recsys.data.settings import CounterSettings, MomentSettings
 from recsys.data.sources.files import natural_key
 
@@ -28,9 +30,9 @@ def root_of(log: Log) -> Path:
     return Path(os.path.commonpath([file.resolve().parent for file in log.files]))
 
 
-def print_columns(choices: Choices) -> None:
-    """Print a row per column (what it holds, what it is used as, and why) and the warnings."""
-    survey = choices.survey
+def print_columns(survey: Survey, columns: Sequence[Column], uses: Mapping[str, Use]) -> None:
+    """Print a row per column: what it holds, and what it is used as and why, where that is
+    known."""
     console = Console(width=max(Console().width, SMALLEST_WIDTH))
     table = Table(box=None, pad_edge=False, title=f"{survey.rows:,} rows", title_justify="left")
     for heading in ("column", "holds", "distinct", "missing", "for example", "used as"):
@@ -38,19 +40,21 @@ def print_columns(choices: Choices) -> None:
         table.add_column(
             heading, justify="right" if right else "left", no_wrap=heading != "used as"
         )
-    for column in choices.columns:
-        use = choices.uses[column.name]
+    for column in columns:
+        use = uses.get(column.name)
         table.add_row(
             escape(column.name) or "''",
             column.kind if column.separator is None else f"list, {column.separator!r}",
-            f"{'~' if column.distinct >= HASHES else ''}{column.distinct:,}",
+            _count(column),
             f"{column.missing:.1%}" if column.missing else "",
             escape(_example(survey.sample[column.name])),
-            escape(f"{use.role or '-'}{': ' if use.why else ''}{use.why}"),
+            "?" if use is None else escape(f"{use.role or '-'}{': ' if use.why else ''}{use.why}"),
         )
     console.print(table)
-    for warning in choices.warnings:
-        print(f"- {warning}")
+
+
+def _count(column: Column) -> str:
+    return f"{'~' if column.distinct >= HASHES else ''}{column.distinct:,}"
 
 
 def _example(raw: pl.Series) -> str:
@@ -150,7 +154,7 @@ def _feature_lines(choices: Choices) -> list[str]:
     for one in choices.categorical:
         given = one.model_dump(exclude_none=True)
         given = {key: value for key, value in given.items() if (key, value) != ("kind", "id")}
-        lines.append(f"    - {_flow(given)}   # {by_name[one.column].distinct:,} values")
+        lines.append(f"    - {_flow(given)}   # {_count(by_name[one.column])} values")
     if "event_hour" not in by_name:
         lines.append("    - {column: event_hour, table_rows: 50}   # UTC; made from the time")
     if choices.counters:
