@@ -4,7 +4,8 @@
 :func:`dataset_text` writes the YAML.
 """
 
-from recsys.data.describe.choices import Choices, choose, columns_of
+from recsys.data.describe.choices import Choices
+from recsys.data.describe.deciding import choose, columns_of
 from recsys.data.describe.reading import Log, Survey, open_log, survey
 from recsys.data.describe.written import criteo_text, dataset_text, print_columns, root_of
 

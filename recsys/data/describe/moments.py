@@ -42,6 +42,12 @@ class Moment:
     likely: float
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def reading(self) -> str:
+        """How it is read, in words."""
+        form = self.settings.format
+        return f"unit {self.settings.unit}" + (f", {form}" if form else "")
+
 
 def find_moments(columns: Sequence[Column]) -> list[Moment]:
     """The columns that hold times, the likeliest time of the event first."""

@@ -1,6 +1,7 @@
 """What :func:`choose` decided, as a table on the terminal and as the YAML of a data set."""
 
 import glob
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -100,7 +101,8 @@ def dataset_text(choices: Choices) -> str:
     if left:
         lines.append("  # No features:")
         lines += [f"  #   {_flow(name)}: {why}" for name, why in left]
-    return "\n".join(lines) + "\n"
+    # A column's name may hold a line end, and a comment must not
+    return "\n".join(" ".join(line.splitlines()) for line in lines) + "\n"
 
 
 def _label_lines(choices: Choices) -> list[str]:
@@ -188,7 +190,8 @@ def _flow(value: Any) -> str:
     text = yaml.safe_dump(
         value, default_flow_style=True, sort_keys=False, width=WIDTH, allow_unicode=True
     )
-    return text.removesuffix("\n").removesuffix("\n...")
+    text = text.removesuffix("\n").removesuffix("\n...")
+    return json.dumps(value) if "\n" in text else text  # which is YAML, too
 
 
 def _day(time_ms: int) -> str:

@@ -453,3 +453,81 @@ def test_without_an_output_the_yaml_is_printed(
     assert "format: table\ntable:\n" in said
     assert "Save it as params/datasets/my_log.yaml, then:\ntowerflow run --set" in said
     assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
+
+
+def test_columns_of_any_name_are_described(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = ["a: b", "#x", "null", "true", "1", "item.id", "", "own:x", "two\nlines", "'q'", "[bold]"]
+    log = LOG.rename({"ms": "ts"}).with_columns(
+        (pl.col("item_id") % (place + 3)).cast(pl.String).alias(name)
+        for place, name in enumerate(odd)
+    )
+    log.write_parquet(tmp_path / "log.parquet")
+    table, text = described(tmp_path, "log.parquet", capsys)
+    features = {one.column for one in table.categorical}
+    assert set(odd) - features == {"", "own:x"}
+    assert "[bold]" in text and "names that start with 'own:' are taken" in text
+    assert ingested(tmp_path, table).rows == LOG.height
+
+
+@pytest.mark.parametrize(
+    ("file_format", "quotes", "title"),
+    [("csv", "yes", '"two\nlines"'), ("tsv", "no", '"an open quote'), ("csv", "checked", '"a, b"')],
+)
+def test_quotes_are_read_as_they_are_used(
+    file_format: str,
+    quotes: str,
+    title: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    separator = "\t" if file_format == "tsv" else ","
+    lines = [separator.join(["ts", "clicked", "ad_id", "title"])]
+    for row in range(200):
+        fields = [str(START_MS + row * 3_600_000), str(row % 4 // 3), str(row % 9), title]
+        lines.append(separator.join(fields))
+    (tmp_path / "log.txt").write_text("\n".join(lines) + "\n")
+    table, _ = described(tmp_path, "log.txt", capsys)
+    assert (table.file_format, table.quotes) == (file_format, quotes)
+    assert ingested(tmp_path, table).rows == 200
+
+
+def test_rows_that_ingest_would_set_aside_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = pl.int_range(pl.len()) % 50 == 0
+    log = LOG.rename({"ms": "ts"}).with_columns(
+        clicked=pl.when(bad).then(None).otherwise(pl.col("clicked"))
+    )
+    log.write_csv(tmp_path / "log.csv")
+    _, text = described(tmp_path, "log.csv", capsys)
+    assert "60 of 3,000 rows have no label; ingest sets them aside" in text
+    assert "--set data.quarantine_limit=0.04" in text
+
+
+def test_what_it_cannot_tell_may_be_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = LOG.rename({"ms": "ts", "clicked": "zz"}).with_columns(
+        published_at=pl.col("ts") - 86_400_000
+    )
+    log.write_parquet(tmp_path / "log.parquet")
+    options = ["--label", "zz", "--time", "published_at"]
+    table, _ = described(tmp_path, "log.parquet", capsys, *options)
+    assert table.label is not None
+    assert (table.label.column, table.time.column) == ("zz", "published_at")
+
+
+@pytest.mark.parametrize(
+    ("days", "hours"), [(0.5, 1.0), (3, 6.0), (10, 24.0), (90, 168.0), (900, 2184.0)]
+)
+def test_windows_are_long_and_there_are_eight_of_them(
+    days: float, hours: float, tmp_path: Path
+) -> None:
+    scale = days / DAYS
+    start = pl.lit(START_MS)
+    log = LOG.with_columns(ms=(start + (pl.col("ms") - start) * scale).cast(pl.Int64))
+    log.rename({"ms": "ts"}).write_parquet(tmp_path / "log.parquet")
+    found = choose(survey(open_log([tmp_path / "log.parquet"])))
+    assert found.window_hours == hours
