@@ -531,3 +531,22 @@ def test_windows_are_long_and_there_are_eight_of_them(
     log.rename({"ms": "ts"}).write_parquet(tmp_path / "log.parquet")
     found = choose(survey(open_log([tmp_path / "log.parquet"])))
     assert found.window_hours == hours
+
+
+@pytest.mark.parametrize("form", ["%m/%d/%Y %H:%M:%S", "%d/%m/%Y %H:%M:%S"])
+def test_dates_of_two_readings_are_read_as_leaves_the_log_in_order(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    csv(with_time(LOG, "date", form))(tmp_path)
+    table, text = described(tmp_path, "log.csv", capsys)
+    assert table.time.format == form
+    assert "AMBIGUOUS" in text
+
+
+def test_a_label_that_is_always_1_is_a_log_of_clicks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    LOG.with_columns(clicked=1).rename({"ms": "ts"}).write_parquet(tmp_path / "log.parquet")
+    table, text = described(tmp_path, "log.parquet", capsys)
+    assert table.label is None and table.sample_negatives is not None
+    assert "always 1: a log of clicks alone" in text
