@@ -52,12 +52,11 @@ class Joins:
             InputError: see :func:`read_side_tables`.
         """
         tables = read_side_tables(settings.joins, root, settings.null_values)
-        items = {one.item for one in (settings.explode, settings.sample_negatives) if one}
-        late = [bool(items & table.settings.keys.keys()) for table in tables]
+        late = [needs_item(table.settings, settings) for table in tables]
         return Joins(
             settings,
-            [table for table, needs_item in zip(tables, late, strict=True) if not needs_item],
-            [table for table, needs_item in zip(tables, late, strict=True) if needs_item],
+            [table for table, is_late in zip(tables, late, strict=True) if not is_late],
+            [table for table, is_late in zip(tables, late, strict=True) if is_late],
         )
 
     def of_rows(self, frame: pl.DataFrame) -> pl.DataFrame:
@@ -70,6 +69,12 @@ class Joins:
         joined = [name for table in self.examples for name in table.settings.names]
         numbers = [name for name in self.settings.dense if name in joined]
         return frame.with_columns(pl.col(numbers).cast(pl.Float64, strict=False))
+
+
+def needs_item(join: JoinSettings, settings: TableSettings) -> bool:
+    """Whether it is joined to examples, since its key is an item that rows do not have yet."""
+    items = {one.item for one in (settings.explode, settings.sample_negatives) if one}
+    return bool(items & join.keys.keys())
 
 
 def read_side_tables(
