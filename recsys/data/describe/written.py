@@ -108,12 +108,12 @@ def dataset_text(choices: Choices) -> str:
 def _label_lines(choices: Choices) -> list[str]:
     lines: list[str] = []
     if choices.explode is not None:
-        given = choices.explode.model_dump(exclude_none=True)
+        given = choices.explode.model_dump(exclude_defaults=True)
         lines.append(f"  explode: {_flow(given)}   # an example per candidate")
     elif choices.negatives is not None:
         lines += [
             "  # Clicks alone: per_click negatives each, by the clicks of the hours before",
-            f"  sample_negatives: {_flow(choices.negatives.model_dump())}",
+            f"  sample_negatives: {_flow(choices.negatives.model_dump(exclude_defaults=True))}",
         ]
     elif choices.label is not None:
         positive = choices.label.positive
@@ -154,8 +154,7 @@ def _feature_lines(choices: Choices) -> list[str]:
         lines.append(f"    - {_flow(item)}")
     by_name = {column.name: column for column in choices.columns}
     for one in choices.categorical:
-        given = one.model_dump(exclude_none=True)
-        given = {key: value for key, value in given.items() if (key, value) != ("kind", "id")}
+        given = one.model_dump(exclude_defaults=True)
         lines.append(f"    - {_flow(given)}   # {_count(by_name[one.column])} values")
     if "event_hour" not in by_name:
         lines.append("    - {column: event_hour, table_rows: 50}   # UTC; made from the time")

@@ -28,7 +28,8 @@ PARAMS = Path(__file__).resolve().parents[4] / "params"
 
 def told(table: TableSettings, *keys: str) -> dict[str, Any]:
     """What a YAML says under ``keys``."""
-    return {key: value for key, value in table.model_dump(exclude_none=True).items() if key in keys}
+    said = table.model_dump(exclude_defaults=True)
+    return {key: value for key, value in said.items() if key in keys}
 
 
 def csv(frame: pl.DataFrame) -> Callable[[Path], str]:
