@@ -58,7 +58,7 @@ def _not_a_feature(
         choices.left_out.setdefault("always the same, so no feature", []).append(name)
         return "constant"
     if column.kind == "nested":
-        return f"{column.dtype} is neither an id, a number nor a list of ids"
+        return "neither an id, a number nor a list of ids"
     if name in times:
         if share(times[name].times > choices.time.times) > 0.5:
             choices.left_out.setdefault("times after the event, so no feature", []).append(name)

@@ -34,7 +34,8 @@ OF_OUTCOMES = frozenset(
         "forward share shared hate favorite favourite fav cart buy bought purchase purchased order "
         "ordered conversion conversions converted attributed install installed long view viewed "
         "watched finish finished enter profile play played rating stars engaged skip skipped reply "
-        "retweet download downloaded subscribe subscribed report reported"
+        "retweet download downloaded subscribe subscribed report reported "
+        "helpful vote votes"
     )
 )
 FILLERS = frozenset(_listed("is has did was num number count cnt n total nb the user event flag"))
@@ -43,7 +44,8 @@ KNOWN_AFTERWARDS = (  # of a name's words joined by _
     r"(^|_)(play|watch|watched|read|reading|stay|view|viewing|listen|engagement)_(time|duration|ms"
     r"|seconds|percentage|percent|ratio|rate)",
     r"(^|_)session_(size|length|end|duration|clicks)",
-    r"(^|_)time_since_last_click|^click_(pos|nb)$|^cpo$",
+    r"^(conversion|attributed|attribution|purchase|order|sale)_(timestamp|time|id|at|date|delay)$",
+    r"^click_(pos|nb)$|^cpo$",
 )
 OF_ITEMS = _listed(
     "candidate item ad adid advert creative article video movie product news photo song track "
