@@ -3,10 +3,12 @@
 import argparse
 import shlex
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from recsys.commands.arguments import positive
 
+MOST_FILES_SEEN = 10_000
 TOWERS = 4  # of params/towers.yaml; a log of fewer categorical features can have only so many
 
 
@@ -76,6 +78,12 @@ def run(options: argparse.Namespace) -> None:
         command = _next_command(
             name, root_of(log), choices.window_hours, choices.students, features
         )
+    others = _other_files(root_of(log), log.files)
+    if others:
+        print(
+            f"- {root_of(log)} holds {others:,} other files: DVC hashes all of data.root, so a folder "
+            f"of the log alone is faster, and nothing else makes a run start anew"
+        )
     parse_settings(text, str(output or name), DatasetSettings)
     if output is None:
         print(f"\n{text}")
@@ -83,6 +91,13 @@ def run(options: argparse.Namespace) -> None:
         return
     write_atomically(output, text.encode())
     print(f"\nWrote {output}: read it, then\n{command}")
+
+
+def _other_files(root: Path, files: Sequence[Path]) -> int:
+    """How many files of ``root`` are none of ``files``; at most as many as are looked at."""
+    own = {file.resolve() for file in files}
+    found = islice(root.rglob("*"), MOST_FILES_SEEN)
+    return sum(1 for path in found if path.is_file() and path not in own)
 
 
 def _next_command(

@@ -451,6 +451,7 @@ def test_without_an_output_the_yaml_is_printed(
     csv(with_time(LOG, "event_time", None))(tmp_path)
     assert main(["describe", str(tmp_path / "log.csv")]) == 0
     said = capsys.readouterr().out
+    assert "other files" not in said
     assert "format: table\ntable:\n" in said
     assert "Save it as params/datasets/my_log.yaml, then:\ntowerflow run --set" in said
     assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
@@ -551,3 +552,14 @@ def test_a_label_that_is_always_1_is_a_log_of_clicks(
     table, text = described(tmp_path, "log.parquet", capsys)
     assert table.label is None and table.sample_negatives is not None
     assert "always 1: a log of clicks alone" in text
+
+
+def test_a_root_that_holds_more_than_the_log_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    csv(with_time(LOG, "event_time", None))(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "other.bin").touch()
+    assert main(["describe", str(tmp_path / "log.csv")]) == 0
+    assert f"{tmp_path} holds 2 other files: DVC hashes all of data.root" in capsys.readouterr().out
