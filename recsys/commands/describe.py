@@ -81,8 +81,8 @@ def run(options: argparse.Namespace) -> None:
     others = _other_files(root_of(log), log.files)
     if others:
         print(
-            f"- {root_of(log)} holds {others:,} other files: DVC hashes all of data.root, so a folder "
-            f"of the log alone is faster, and nothing else makes a run start anew"
+            f"- {root_of(log)} holds {others:,} other files: DVC hashes all of data.root, so a "
+            f"folder of the log alone is faster, and nothing else makes a run start anew"
         )
     parse_settings(text, str(output or name), DatasetSettings)
     if output is None:
