@@ -209,8 +209,10 @@ def survey(log: Log, sample_rows: int = SAMPLE_ROWS) -> Survey:
     distinct: dict[str, _Distinct] = {}
     hashes: list[NDArray[np.uint64]] = []
     rows = 0
+    first: dict[str, tuple[pl.DataType, Path]] = {}
     for file in log.files:
         for frame in batches(log, file):
+            _check_types(frame, file, first)
             key = _scrambled(np.arange(rows, rows + frame.height, dtype=np.uint64))
             rows += frame.height
             for column in frame:
@@ -231,6 +233,23 @@ def survey(log: Log, sample_rows: int = SAMPLE_ROWS) -> Survey:
         duplicates = rows - len(np.unique(np.concatenate(hashes)))
     counts = {name: counter.count() for name, counter in distinct.items()}
     return Survey(log, rows, kept[0], counts, duplicates)
+
+
+def _check_types(
+    frame: pl.DataFrame, file: Path, first: dict[str, tuple[pl.DataType, Path]]
+) -> None:
+    """Refuse text beside numbers, as ingest does; ``first`` is where each column was first met."""
+    for name, dtype in frame.schema.items():
+        if dtype == pl.Null or frame[name].null_count() == frame.height:
+            continue
+        before, where = first.setdefault(name, (dtype, file))
+        if (before == pl.String) != (dtype == pl.String) and (
+            before.is_numeric() or dtype.is_numeric()
+        ):
+            raise InputError(
+                f"{file}: column {name!r} holds {dtype}, but {before} in {where}; make them one "
+                f"type"
+            )
 
 
 def _scrambled(row: NDArray[np.uint64]) -> NDArray[np.uint64]:

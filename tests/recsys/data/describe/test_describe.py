@@ -563,3 +563,13 @@ def test_a_root_that_holds_more_than_the_log_is_said(
         (tmp_path / name / "other.bin").touch()
     assert main(["describe", str(tmp_path / "log.csv")]) == 0
     assert f"{tmp_path} holds 2 other files: DVC hashes all of data.root" in capsys.readouterr().out
+
+
+def test_files_whose_types_do_not_go_together_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    LOG.write_parquet(tmp_path / "1.parquet")
+    LOG.cast({"item_id": pl.String}).write_parquet(tmp_path / "2.parquet")
+    assert main(["describe", str(tmp_path / "*.parquet")]) == 2
+    error = capsys.readouterr().err
+    assert "2.parquet: column 'item_id' holds String, but Int64 in" in error
