@@ -364,6 +364,41 @@ class HistorySettings(Settings):
     table_rows: TableRows
 
 
+class JoinSettings(Settings):
+    """``columns`` of a side table (ads, users, conversions), joined to the log's rows by key.
+
+    ``keys``: the side table's key column by the log's; 1, 1.0 and "1" are one key. Columns get
+    their names, after ``prefix``; rows without their key in the side table have missing values, and
+    ``matched`` names a column that says whether it is there (the label, where a side table lists
+    what converted). ``time``: the column since when a row of the side table holds; the log's row
+    gets the newest not after its event. Without it a key may have one row only, and that it knows
+    the future is for you to judge. Where ``keys`` have the item of ``explode`` or
+    ``sample_negatives``, ``columns`` and ``filter`` of the table cannot use what is joined. Side
+    tables are held in memory.
+    """
+
+    files: Annotated[list[str], Field(min_length=1)]
+    file_format: Literal["csv", "tsv", "jsonl", "parquet", "arrow"]
+    quotes: Literal["checked", "yes", "no"] = "checked"
+    keys: Annotated[dict[str, str], Field(min_length=1)]
+    columns: list[str] = Field(default_factory=list)
+    prefix: str = ""
+    matched: str | None = None
+    time: MomentSettings | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The columns that the log gets."""
+        joined = [self.prefix + name for name in self.columns]
+        return joined + ([self.matched] if self.matched is not None else [])
+
+    @model_validator(mode="after")
+    def _joins_something(self) -> "JoinSettings":
+        if not self.names:
+            raise ValueError("give columns or matched; a join without either does nothing")
+        return self
+
+
 class TableSettings(Settings):
     """Any CSV, TSV, JSON lines, Parquet or Arrow log, described column by column. Lists keep their
     order, oldest to newest by convention.
@@ -379,14 +414,16 @@ class TableSettings(Settings):
     ``quotes`` of CSV and TSV: a field in double quotes may hold separators; ``checked`` refuses a
     file in which one spans lines, ``yes`` does not, ``no`` takes quotes as plain characters.
 
-    ``columns`` are derived by SQL expressions of the log's, by name; rows for which the expression
-    ``filter`` is not true are left out. ``label_time``: the column of the time from which a row's
-    label is known (a conversion's); where it is empty, ``time.label_delay_s`` after the event.
+    ``joins`` add columns of side tables. ``columns`` are derived by SQL expressions of the log's,
+    by name; rows for which the expression ``filter`` is not true are left out. ``label_time``: the
+    column of the time from which a row's label is known (a conversion's); where it is empty,
+    ``time.label_delay_s`` after the event.
     """
 
     files: Annotated[list[str], Field(min_length=1)]
     file_format: Literal["csv", "tsv", "jsonl", "parquet", "arrow"]
     quotes: Literal["checked", "yes", "no"] = "checked"
+    joins: list[JoinSettings] = Field(default_factory=list)
     columns: dict[str, str] = Field(default_factory=dict)
     filter: str | None = None
     time: TimeSettings

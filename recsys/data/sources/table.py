@@ -32,6 +32,7 @@ from recsys.data.sources.counters import CounterState, add_counters
 from recsys.data.sources.expressions import with_expressions
 from recsys.data.sources.files import resolve_files, short_names
 from recsys.data.sources.history import HistoryState, add_history
+from recsys.data.sources.joins import Joins
 from recsys.data.sources.labels import (
     CLICKED,
     LabelsSeen,
@@ -84,7 +85,8 @@ def table_source(settings: TableSettings, data: DataSettings, folder: Path) -> S
     table_features(settings)  # refuses names that stand twice before anything is read
     memory = data.memory_gb * 2**30
     with _one_line(files[0]):
-        log = _parsed_log(_open(settings, files, folder), settings, folder, memory)
+        joins = Joins.of(settings, Path(data.root))
+        log = _parsed_log(_open(settings, files, folder), joins, folder, memory)
         if settings.sample_negatives is not None and log.values:
             for examples in _all_examples(log, settings):  # only the draw says which they are
                 _count(examples.frame, settings, log.values)
@@ -134,6 +136,7 @@ class _Log:
     rows_left: int
     types: dict[str, pl.DataType]
     examples: int
+    joins: Joins
 
 
 @dataclass
@@ -145,8 +148,9 @@ class _Seen:
     labels: defaultdict[str, LabelsSeen] = field(default_factory=lambda: defaultdict(LabelsSeen))
 
 
-def _parsed_log(tables: Tables, settings: TableSettings, folder: Path, memory: float) -> _Log:
+def _parsed_log(tables: Tables, joins: Joins, folder: Path, memory: float) -> _Log:
     """The first pass, and again where a label's first 0 came after rows of -1."""
+    settings = joins.settings
     zeros: list[str] = []
     while True:
         seen = _Seen()
@@ -154,7 +158,7 @@ def _parsed_log(tables: Tables, settings: TableSettings, folder: Path, memory: f
             seen.labels[task].zero = True
         attempt = folder / f"rows-{len(zeros)}"
         attempt.mkdir()
-        log = _first_pass(tables, settings, seen, attempt, memory)
+        log = _first_pass(tables, joins, seen, attempt, memory)
         again = [task for task, one in seen.labels.items() if one.zero and one.negative]
         if not again:
             seen.time.check(settings.time)
@@ -165,19 +169,18 @@ def _parsed_log(tables: Tables, settings: TableSettings, folder: Path, memory: f
         shutil.rmtree(attempt)
 
 
-def _first_pass(
-    tables: Tables, settings: TableSettings, seen: _Seen, folder: Path, memory: float
-) -> _Log:
+def _first_pass(tables: Tables, joins: Joins, seen: _Seen, folder: Path, memory: float) -> _Log:
+    settings = joins.settings
     runs, bad = SortedRuns(folder), BadRows(folder)
     values = _counted(settings)
     file_rows = np.zeros(len(tables.files), dtype=np.int64)
-    used = set(_used(settings))
+    used = {*_used(settings), *(key for one in joins.examples for key in one.settings.keys)}
     types: dict[str, pl.DataType] = {}
     read = kept = count = 0
     row_bytes = 0.0
     with RowProgress("read", tables.rows()) as progress:
         for block in _blocks(tables, memory * BLOCK_SHARE, file_rows):
-            raw = _filtered(block, settings, read)
+            raw = _filtered(joins.of_rows(block), settings, read)
             types = dict(raw.schema)
             used.update(read_columns(settings, types))
             starts = np.cumsum(file_rows) - file_rows
@@ -194,6 +197,10 @@ def _first_pass(
             if settings.explode is not None:
                 examples = _examples(good, settings, NegativeState()).frame
                 types[settings.explode.item] = examples.schema[settings.explode.item]
+            examples = joins.of_examples(examples)
+            types |= {
+                name: examples.schema[name] for one in joins.examples for name in one.settings.names
+            }
             count += examples.height
             row_bytes += _bytes(examples) + ENCODED_BYTES * examples.height * len(used)
             if settings.sample_negatives is None:
@@ -205,7 +212,9 @@ def _first_pass(
         count *= 1 + settings.sample_negatives.per_click
     range_rows = max(1, int(memory * RANGE_SHARE / max(per_row, 1.0)))
     rows = runs.rows
-    return _Log(tables.files, runs, bad, read, read - kept, values, range_rows, rows, types, count)
+    return _Log(
+        tables.files, runs, bad, read, read - kept, values, range_rows, rows, types, count, joins
+    )
 
 
 def _blocks(
@@ -342,13 +351,16 @@ def _open(settings: TableSettings, files: list[Path], folder: Path) -> Tables:
         raw += [explode.shown] + ([explode.clicked] if explode.clicked is not None else [])
         made += [SHOWN_COUNT, explode.item]
     used = _used(settings)
-    taken = next((n for n in [*raw, *used, *settings.columns] if n.startswith(OWN)), None)
+    joined = [name for one in settings.joins for name in one.names]
+    raw = [name for name in raw if name not in joined]
+    raw += [key for one in settings.joins for key in one.keys if key not in [*made, *joined]]
+    taken = next((n for n in [*raw, *used, *joined, *settings.columns] if n.startswith(OWN)), None)
     if taken is not None:
         raise InputError(f"{files[0]}: column {taken!r}: names that start with {OWN!r} are taken")
-    wanted = raw + [name for name in used if name not in made]
+    wanted = raw + [name for name in used if name not in [*made, *joined]]
     wanted = [name for name in wanted if name not in settings.columns]
     expressions = " ".join([*settings.columns.values(), settings.filter or ""])
-    named = {*(name for name in made if name in used), *settings.columns}
+    named = {*(name for name in made if name in used), *joined, *settings.columns}
     item = explode.item if explode is not None else None
     tables = open_tables(
         files,
@@ -364,11 +376,15 @@ def _open(settings: TableSettings, files: list[Path], folder: Path) -> Tables:
             f"{settings.where('explode.item')}: the log has a column {item!r} of its own; "
             f"give the item another name"
         )
-    derived = next((name for name in settings.columns if name in columns), None)
+    given = [*settings.columns, *joined]
+    derived = next((name for name in given if name in columns or given.count(name) > 1), None)
     if derived is not None:
+        where, hint = "columns", "name"
+        if derived in joined:
+            where, hint = "joins", "prefix"
         raise InputError(
-            f"{files[0]}: the log has a column {derived!r} of its own; give the one in columns "
-            f"another name"
+            f"{files[0]}: the log has a column {derived!r} of its own, or two are called so; give "
+            f"the one in {where} another {hint}"
         )
     return tables
 
@@ -535,14 +551,15 @@ def _all_examples(
     windows: set[int] = set()
     for good in log.runs.ranges(log.range_rows, whole_ms):
         before = replace(state)
-        examples = _examples(good, settings, state)
+        examples = _joined(_examples(good, settings, state), log.joins)
         found += examples.frame.height
         if data is not None and data.max_windows is not None:
             window_ms = round(data.window_hours * MS_PER_HOUR)
             windows.update((examples.frame[EVENT_TIME] // window_ms).unique())
             if len(windows) > data.max_windows:
                 end = sorted(windows)[data.max_windows] * window_ms
-                yield _examples(good.filter(pl.col(EVENT_TIME) < end), settings, before)
+                kept = _examples(good.filter(pl.col(EVENT_TIME) < end), settings, before)
+                yield _joined(kept, log.joins)
                 return
         yield examples
     if negatives is not None and not found:
@@ -550,6 +567,10 @@ def _all_examples(
             f"{negatives.where('popularity_hours')}: no click has others in the "
             f"{negatives.popularity_hours} hours before its own to draw negatives from"
         )
+
+
+def _joined(examples: _Examples, joins: Joins) -> _Examples:
+    return replace(examples, frame=joins.of_examples(examples.frame))
 
 
 def _examples(good: pl.DataFrame, settings: TableSettings, state: NegativeState) -> _Examples:

@@ -134,6 +134,18 @@ def _keep_first(kept: list[pl.Series], more: Callable[[], pl.Series]) -> None:
         kept.append(more().head(room))
 
 
+def whole_times(column: pl.Series, settings: MomentSettings) -> pl.Series:
+    """As :func:`event_times`, of a column that is all there: null where a row has no time.
+
+    Raises:
+        InputError: also where most of the column is not what the settings say.
+    """
+    seen = TimesSeen()
+    time, _ = event_times(column, settings, seen)
+    seen.check(settings)
+    return time
+
+
 def _of_numbers(column: pl.Series, settings: MomentSettings) -> pl.Series:
     if not (column.dtype.is_numeric() or column.dtype in (pl.String, pl.Null)):
         raise InputError(

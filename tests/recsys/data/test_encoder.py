@@ -421,3 +421,42 @@ def test_a_cross_tells_pairs_apart_and_is_missing_where_one_is(
     rows = rows_of(tmp_path)["one_x_other"].to_list()
     assert rows[0] == rows[2] != rows[1] and rows[3:] == [0, 0]
     assert min(rows[:3]) > 0
+
+
+def test_columns_of_side_tables_are_the_callers_to_give(
+    data_settings: DataSettings, tmp_path: Path
+) -> None:
+    shown = {"ts": [START_S, START_S + 60], "seen": [["1", "2"], ["3"]], "hit": [["1"], []]}
+    log = pl.DataFrame({**shown, "user": ["u", "v"]})
+    log.write_parquet(tmp_path / "log.parquet")
+    ads = pl.DataFrame({"id": [1, 2], "price": [5.0, None], "brand": ["x", "NA"]})
+    ads.write_csv(tmp_path / "ads.csv")
+    pl.DataFrame({"id": ["u"], "age": [30]}).write_parquet(tmp_path / "users.parquet")
+    of_ad = {"files": ["ads.csv"], "file_format": "csv", "keys": {"ad": "id"}}
+    of_user = {"files": ["users.parquet"], "file_format": "parquet", "keys": {"user": "id"}}
+    section = {
+        "files": ["log.parquet"],
+        "file_format": "parquet",
+        "time": {"column": "ts", "unit": "s"},
+        "explode": {"shown": "seen", "clicked": "hit", "item": "ad"},
+        "joins": [of_ad | {"columns": ["price", "brand"]}, of_user | {"columns": ["age"]}],
+        "dense": ["price", "age"],
+        "categorical": [{"column": name, "table_rows": 30} for name in ("ad", "brand")],
+    }
+    run(data_settings, tmp_path, "table", section)
+    part, encoder = rows_of(tmp_path), Encoder.load(tmp_path / "windows")
+    columns = {column.name: (column.origin, column.optional) for column in encoder.columns}
+    assert columns == {
+        "price": ("log", True),
+        "age": ("log", True),
+        "ad": ("impressions", False),
+        "brand": ("log", True),
+    }
+    raw = (
+        log.explode("seen")
+        .select("user", ad="seen")
+        .with_columns(price=pl.Series([5.0, None, None]), brand=pl.Series(["x", "NA", None]))
+    )
+    raw = raw.with_columns(age=pl.Series([30, 30, None]))
+    found = encoder.encode(raw)
+    assert found.equals(part.select(found.columns))
