@@ -215,7 +215,7 @@ def _blocks(
 
 def _bytes(frame: pl.DataFrame) -> int:
     """Of the values in memory; polars does not count a text's or a list's own entry."""
-    return frame.estimated_size() + ENTRY_BYTES * frame.height * frame.width
+    return int(frame.estimated_size()) + ENTRY_BYTES * frame.height * frame.width
 
 
 def _counted(settings: TableSettings) -> dict[str, DistinctValues]:
