@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recsys.data.names import EVENT_TIME
 from recsys.data.settings import CounterSettings
-from recsys.data.sources.base import EVENT_TIME, LABEL, LABEL_TIME
+from recsys.data.sources.base import LABEL, LABEL_TIME
 from recsys.data.sources.counters import CounterState, add_counters, counter_names
 
 MINUTE_MS = 60_000
