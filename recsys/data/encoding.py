@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -193,9 +194,12 @@ def signed_log1p(name: str) -> pl.Expr:
     return (finite.sign() * finite.abs().log1p()).cast(pl.Float32).alias(name)
 
 
-def dense_values(frame: pl.DataFrame, dense: Sequence[str]) -> NDArray[np.float32]:
-    """[N, D] float32 of the columns ``dense``; missing values are NaN."""
-    values = np.empty((frame.height, len(dense)), dtype=np.float32)  # a log may have none
+def dense_values(
+    frame: pl.DataFrame, dense: Sequence[str], order: Literal["C", "F"] = "C"
+) -> NDArray[np.float32]:
+    """[N, D] float32 of the columns ``dense``; missing values are NaN. ``order`` is that in
+    memory."""
+    values = np.empty((frame.height, len(dense)), np.float32, order)  # a log may have none
     for index, name in enumerate(dense):
         values[:, index] = frame[name].cast(pl.Float32).to_numpy()
     return values

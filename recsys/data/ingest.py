@@ -321,7 +321,7 @@ class _WindowWriter:
             self._done.parts[name] = hashlib.file_digest(file, "sha256").hexdigest()
         self.rows += frame.height
         window = self._done.window
-        moments = Moments.of(dense_values(frame, self.dense))
+        moments = Moments.of(dense_values(frame, self.dense, "F"))
         self._done.window = replace(
             window,
             rows=window.rows + frame.height,
