@@ -116,7 +116,7 @@ def test_predictions_are_those_of_training(
     table = raw.to_pandas()
     assert predictor.predict(raw) == pytest.approx(expected, abs=1e-6)
     assert predictor.predict(table) == pytest.approx(expected, abs=1e-6)
-    alone = [predictor.predict(table[place : place + 1])[0] for place in range(raw.height)]
+    alone = [predictor.predict(table.iloc[[place]])[0] for place in range(raw.height)]
     assert alone == pytest.approx(expected, abs=1e-6)
     records = [predictor.predict(pd.DataFrame([row]))[0] for row in raw.head(20).to_dicts()]
     assert records == pytest.approx(expected[:20], abs=1e-6)
