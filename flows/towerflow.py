@@ -53,7 +53,13 @@ COMMANDS: dict[str, tuple[Command, ...]] = {
         ),
         Command("snapshots", "list the teacher's snapshots, or withdraw one", "flows.snapshots"),
     ),
-    "choose what fits your log": (
+    "your own log": (
+        Command(
+            "describe",
+            "look at a log, write a first YAML for params/datasets",
+            "recsys.commands.describe",
+            needs_project=False,
+        ),
         Command("tune", "search better settings on the early windows, write params", "flows.tune"),
     ),
     "before you train": (

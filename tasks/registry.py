@@ -13,12 +13,12 @@ import polars as pl
 from prefect import task
 
 from recsys.config import InputError
-from recsys.data.schema import Schema
 from tasks.project import EVALUATION, REGISTRATION, STUDENTS, WINDOWS, require
 from tasks.tracking import connect, in_one_line
 from tasks.versioning import code_version, output_version
 
 if TYPE_CHECKING:
+    from recsys.data.encoder import RawColumn
     from recsys.serving.predictor import Predictor
 
 logger = logging.getLogger(__name__)
@@ -121,17 +121,19 @@ def register_models(chosen: dict[str, Served]) -> None:
 
 
 def _example(predictor: "Predictor") -> pd.DataFrame:
-    """A few encoded rows that ``predictor`` serves, of the columns that it reads."""
-    schema = Schema.load(WINDOWS)
-    newest_first = [
-        path
-        for window in reversed(schema.windows)
-        for path in sorted((WINDOWS / window.name).glob("part-*.parquet"))
+    """A few raw rows that ``predictor`` serves, of the columns that it reads."""
+    encoder, schema = predictor.encoder, predictor.schema
+    rows = pl.DataFrame(encoder.examples, infer_schema_length=None)
+    domain = encoder.domain_of(rows)
+    if domain is not None and predictor.domain is not None:
+        rows = rows.filter(domain == schema.domains.index(predictor.domain))
+    columns = [
+        column
+        for column in predictor.raw_columns
+        if column.name in rows.columns and (column in encoder.columns or predictor.needs_domain)
     ]
-    rows = pl.scan_parquet(newest_first)
-    if predictor.domain is not None:
-        rows = rows.filter(pl.col("domain") == schema.domains.index(predictor.domain))
-    return rows.select(predictor.columns).head(EXAMPLE_ROWS).collect().to_pandas()
+    times = [pl.col(c.name).str.to_datetime() for c in columns if c.type == "time"]
+    return rows.with_columns(times).select(c.name for c in columns).head(EXAMPLE_ROWS).to_pandas()
 
 
 def _log(
@@ -177,25 +179,33 @@ def _log(
 
 
 def _inputs(predictor: "Predictor") -> Any:
-    """MLflow's schema of the columns that are read.
+    """MLflow's schema of the raw columns that are read, in the types that the log has.
 
-    Dense ones are of any type: MLflow would refuse integers where it expects floats, and the
-    predictor checks them. The domain may be left out where the model knows it.
+    Where MLflow would refuse what a log may hold the type is any: integers where it expects floats,
+    and missing integers, which pandas makes floats.
     """
     from mlflow.types import ColSpec, DataType
     from mlflow.types import Schema as MlflowSchema
     from mlflow.types.schema import AnyType, Array
 
-    schema = predictor.schema
+    types = {
+        "integer": DataType.long,
+        "number": DataType.double,
+        "boolean": DataType.boolean,
+        "text": DataType.string,
+        "time": DataType.datetime,
+    }
+
+    def type_of(column: "RawColumn") -> Any:
+        if column.is_list:
+            return Array(types[column.type])
+        untyped = column.is_text and column.type != "text"  # a log of text alone
+        holds_floats = column.type == "number" or (column.type == "integer" and column.optional)
+        return AnyType() if untyped or holds_floats else types[column.type]
+
     return MlflowSchema(
         [
-            ColSpec(DataType.long, "domain", required=predictor.needs_domain),
-            *(ColSpec(AnyType(), name) for name in schema.dense),
-            *(
-                ColSpec(Array(DataType.long), feature.name, required=False)
-                if feature.kind == "list"
-                else ColSpec(DataType.long, feature.name)
-                for feature in schema.categorical
-            ),
+            ColSpec(type_of(column), column.name, required=not column.optional)
+            for column in predictor.raw_columns
         ]
     )

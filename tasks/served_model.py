@@ -1,4 +1,4 @@
-"""The MLflow model of a student: encoded columns in, probabilities out."""
+"""The MLflow model of a student: raw columns in, probabilities out."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ class ServedStudent(PythonModel):
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> Any:
-        """Probabilities [N] for a frame of encoded columns; for several tasks a frame with a column
+        """Probabilities [N] for a frame of raw columns; for several tasks a frame with a column
         each."""
         return probabilities(self.predictor, model_input)
 

@@ -5,6 +5,7 @@ python -m bench.distillation.teacher_ladder
 """
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from recsys.config import load_settings
 from recsys.data.ingest import open_source
@@ -22,7 +23,8 @@ PARAMS = Path("params")
 def stream_schema(params: Path) -> Schema:
     """Features and domains of the stream that params/data.yaml names; no windows."""
     settings = load_settings(params / "data.yaml", DataSettings)
-    source = open_source(settings, load_dataset(settings, params / "datasets"))
+    with TemporaryDirectory() as folder:
+        source = open_source(settings, load_dataset(settings, params / "datasets"), Path(folder))
     return Schema(settings.dataset, source.dense, source.categorical, source.domains, [], 0.1, {})
 
 

@@ -1,4 +1,4 @@
-"""What `towerflow` offers of the library: plan, advise, calibrate.
+"""What `towerflow` offers of the library: describe, plan, advise, calibrate.
 
 Each module has ``add_arguments(parser)`` and ``run(options)``; ``run`` raises InputError for a
 user's mistake, and imports what is slow to import.

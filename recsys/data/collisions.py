@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 ENCODING_FILE = "encoding.json"
 SHARED_SHOWN = 0.15  # of a column's values without a row of their own, above which it is said
 EXACT_VALUES = 1 << 16  # held one by one; more are estimated
+RECENT, RECENT_SHIFTS = 1 << 16, (0, 20)
 BITS = 1 << 21
+KEPT_HASHES = 1 << 20
 ROWS_PER_VALUE = 5  # of table_rows: auto; then about one value in ten shares its row
 ROWS_PER_SQUARE, SMALL_TABLE = 10, 10_000  # of few values: 1 time in 20 any two share a row
 
@@ -26,27 +29,37 @@ class TableUse:
     def __init__(self, name: str, table_rows: int) -> None:
         self.name, self.table_rows = name, table_rows
         self._taken = np.zeros(table_rows, dtype=bool)
-        self._values: set[int] | None = set()
-        self._bits = np.zeros(0, dtype=bool)
+        self._values: NDArray[np.uint64] | None = np.zeros(0, dtype=np.uint64)
+        # Pass over most of what is known
+        self._recent = [np.zeros(RECENT, dtype=np.uint64) for _ in RECENT_SHIFTS]
+        self._seen = np.zeros(0, dtype=bool)
 
     def add(self, hashed: NDArray[np.uint64], rows: NDArray[np.int64]) -> None:
-        """Count values by their hashes [N], and the rows [N] that they have."""
+        """Count values by their hashes [N], and the rows [N] that they have; both are 0 of a
+        missing one."""
         self._taken[rows] = True
         if self._values is not None:
-            self._values.update(hashed.tolist())
+            new = hashed
+            for recent, shift in zip(self._recent, RECENT_SHIFTS, strict=True):
+                new = new[recent[_bits(new, shift)] != new]
+            if len(new) == 0:
+                return
+            self._values = pl.Series(np.concatenate([self._values, new])).unique().to_numpy()
+            for recent, shift in zip(self._recent, RECENT_SHIFTS, strict=True):
+                recent[_bits(new, shift)] = new
             if len(self._values) <= EXACT_VALUES:
                 return
-            hashed = np.fromiter(self._values, dtype=np.uint64, count=len(self._values))
-            self._values, self._bits = None, np.zeros(BITS, dtype=bool)
-        # The high bits: the low ones decide the row
-        self._bits[(hashed >> np.uint64(64 - 21)).astype(np.int64)] = True
+            hashed, self._values = self._values, None
+            self._recent, self._seen = [], np.zeros(BITS, dtype=bool)
+        # The low bits: the high ones decide the row
+        self._seen[(hashed & np.uint64(BITS - 1)).view(np.int64)] = True
 
     @property
     def distinct(self) -> int:
         """Different values met, without the missing one."""
         if self._values is not None:
-            return len(self._values)
-        free = max(BITS - int(self._bits.sum()), 1)
+            return int(np.count_nonzero(self._values))
+        free = max(BITS - int(self._seen.sum()), 1)
         return round(-BITS * math.log(free / BITS))
 
     def summary(self) -> dict[str, int | bool]:
@@ -58,10 +71,43 @@ class TableUse:
             "distinct_values": distinct,
             "distinct_is_exact": self._values is not None,
             "table_rows": self.table_rows,
-            "rows_used": int(self._taken.sum()),
+            "rows_used": int(self._taken[1:].sum()),
             "expected_collisions": max(round(distinct - filled), 0),
-            "found_collisions": max(distinct - int(self._taken.sum()), 0),
+            "found_collisions": max(distinct - int(self._taken[1:].sum()), 0),
         }
+
+
+def _bits(hashed: NDArray[np.uint64], shift: int) -> NDArray[np.int64]:
+    return ((hashed >> np.uint64(shift)) & np.uint64(RECENT - 1)).view(np.int64)
+
+
+class DistinctValues:
+    """How many distinct values there are, from their hashes: exact up to 2^20, then estimated by
+    the smallest 2^20 of them (Bar-Yossef et al. 2002; within 0.3 %).
+
+    The order in which they come, and how often, changes nothing.
+    """
+
+    def __init__(self, kept: int = KEPT_HASHES) -> None:
+        self._kept = kept
+        self._smallest = np.zeros(0, dtype=np.uint64)
+        self._full = False
+
+    def add(self, hashed: NDArray[np.uint64]) -> None:
+        """Count values by their hashes [N], spread evenly over 64 bits."""
+        if self._full:
+            hashed = hashed[hashed < self._smallest[-1]]
+        if len(hashed):
+            both = np.unique(np.concatenate([self._smallest, hashed]))
+            self._full = len(both) >= self._kept
+            self._smallest = both[: self._kept]
+
+    @property
+    def count(self) -> int:
+        """Distinct values so far."""
+        if not self._full:
+            return len(self._smallest)
+        return round((self._kept - 1) * 2.0**64 / float(self._smallest[-1]))
 
 
 def crowded(uses: Sequence[TableUse]) -> list[str]:

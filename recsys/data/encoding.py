@@ -1,19 +1,23 @@
 """Raw values to model inputs: categories to table rows, numbers to signed logarithms."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from typing import Literal
 
 import numpy as np
 import polars as pl
+import polars_hash as plh
 import pyarrow as pa
 from numpy.typing import NDArray
-from pandas.core.util.hashing import hash_array
 
 from recsys.config import InputError
 from recsys.data.collisions import TableUse
 from recsys.data.settings import NULL_VALUES
 
 WHOLE_FLOAT_BELOW = 2.0**63
+SPELT_LOWER = ("True", "TRUE", "False", "FALSE")
+# Texts that canonical_text changes: these, and those with a blank, a ".0" or a foreign letter
+RESPELT = (*NULL_VALUES, *SPELT_LOWER, "-0", "")
 
 
 def hash_to_rows(
@@ -31,30 +35,59 @@ def hash_to_rows(
         null_values: texts that stand for a missing value, beside empty and blank ones.
         use: is told of the values and their rows.
     """
+    return to_rows(
+        column, null_values, lambda texts: table_rows_of(hash_text(texts), table_rows, use)
+    )
+
+
+def to_rows(
+    column: pl.Series,
+    null_values: Sequence[str],
+    rows_of: Callable[[pl.Series], NDArray[np.int64]],
+) -> pl.Series:
+    """Each value's row, int64; 0 where it is missing. A list column gives lists.
+
+    Args:
+        rows_of: gives the rows of canonical texts, 0 of a null; is called once.
+    """
     if isinstance(column.dtype, pl.Array):
         column = column.arr.to_list()
     if isinstance(column.dtype, pl.List):
         owners = pl.DataFrame({"row": np.arange(len(column)), "value": column})
         flat = owners.filter(pl.col("value").list.len() > 0).explode("value")
-        rows = hash_to_rows(flat["value"], table_rows, null_values, use)
+        rows = to_rows(flat["value"], null_values, rows_of)
         lists = (
             flat.with_columns(rows.alias("value")).group_by("row", maintain_order=True).agg("value")
         )
         empty = pl.lit([], dtype=pl.List(pl.Int64))
         joined = owners.select("row").join(lists, on="row", how="left", maintain_order="left")
         return joined.select(pl.col("value").fill_null(empty))["value"].alias(column.name)
-    text = category_text(column)
-    distinct = text.unique().drop_nulls().sort()
-    canonical = canonical_text(distinct, null_values)
-    known = canonical.is_not_null()
-    distinct, canonical = distinct.filter(known), canonical.filter(known)
-    if len(distinct) == 0:
-        return pl.Series(column.name, np.zeros(len(column), dtype=np.int64))
-    hashed = hash_text(canonical)
-    rows = 1 + (hashed % np.uint64(table_rows - 1)).astype(np.int64)
+    return pl.Series(column.name, rows_of(canonical_text(category_text(column), null_values)))
+
+
+def table_rows_of(
+    hashed: NDArray[np.uint64], table_rows: int, use: TableUse | None = None
+) -> NDArray[np.int64]:
+    """Rows [N] of a table, of the hashes of canonical texts; see :func:`hash_to_rows`."""
+    # By the high bits (Lemire 2019): no division
+    spread = ((hashed >> np.uint64(32)) * np.uint64(table_rows - 1)) >> np.uint64(32)
+    rows = spread.view(np.int64) + (hashed != 0)
     if use is not None:
         use.add(hashed, rows)
-    return text.replace_strict(distinct, rows, default=0, return_dtype=pl.Int64).alias(column.name)
+    return rows
+
+
+def counted_values(column: pl.Series, null_values: Sequence[str] = NULL_VALUES) -> dict[str, int]:
+    """How often each canonical text stands in ``column`` or in its lists; missing ones do not
+    count."""
+    if isinstance(column.dtype, pl.Array):
+        column = column.arr.to_list()
+    if isinstance(column.dtype, pl.List):
+        column = column.explode()
+    counts = category_text(column).alias("text").value_counts(name="count")
+    counts = counts.with_columns(canonical_text(counts["text"], null_values))
+    counts = counts.drop_nulls("text").group_by("text").agg(pl.col("count").sum())
+    return dict(zip(counts["text"], counts["count"], strict=True))
 
 
 def distinct_values(column: pl.Series, null_values: Sequence[str] = NULL_VALUES) -> int:
@@ -64,6 +97,16 @@ def distinct_values(column: pl.Series, null_values: Sequence[str] = NULL_VALUES)
     if isinstance(column.dtype, pl.List):
         column = column.explode()
     return canonical_text(category_text(column).unique(), null_values).drop_nulls().n_unique()
+
+
+def value_hashes(column: pl.Series, null_values: Sequence[str] = NULL_VALUES) -> NDArray[np.uint64]:
+    """The hash of each value of ``column``, without missing ones; as :func:`hash_to_rows` makes
+    them, elements of lists too."""
+    if isinstance(column.dtype, pl.Array):
+        column = column.arr.to_list()
+    if isinstance(column.dtype, pl.List):
+        column = column.explode()
+    return hash_text(canonical_text(category_text(column), null_values).drop_nulls())
 
 
 def category_text(column: pl.Series) -> pl.Series:
@@ -83,7 +126,7 @@ def category_text(column: pl.Series) -> pl.Series:
         return column.to_frame().select(text.alias(column.name))[column.name]
     if column.dtype == pl.Binary:
         known = column.drop_nulls().unique()
-        texts = pl.Series(column.name, [_text_of(value) for value in known], dtype=pl.String)
+        texts = pl.Series(column.name, [text_of(value) for value in known], dtype=pl.String)
         found = pl.DataFrame({"bytes": known, column.name: texts})
         joined = (
             column.alias("bytes")
@@ -91,12 +134,15 @@ def category_text(column: pl.Series) -> pl.Series:
             .join(found, on="bytes", how="left", maintain_order="left")
         )
         return joined[column.name]
+    if isinstance(column.dtype, pl.Datetime):
+        column = column.cast(pl.Datetime("us", column.dtype.time_zone))  # one text in every unit
     if column.dtype.is_nested() or column.dtype == pl.Object:
         raise InputError(f"column {column.name!r} holds {column.dtype}, which is no category")
     return column.cast(pl.String)
 
 
-def _text_of(value: bytes) -> str:
+def text_of(value: bytes) -> str:
+    """UTF-8 as text, other bytes in hexadecimal."""
     try:
         return value.decode()
     except UnicodeDecodeError:
@@ -107,22 +153,29 @@ def canonical_text(text: pl.Series, null_values: Sequence[str] = NULL_VALUES) ->
     """``text`` with one spelling a value: ``1.0`` is ``1``, ``True`` is ``true``; null where it is
     blank or one of ``null_values``."""
     value = pl.col(text.name)
-    plain = (
-        pl.when(value.is_in(["True", "TRUE", "False", "FALSE"]))
-        .then(value.str.to_lowercase())
-        .otherwise(value)
-    )
+    plain = pl.when(value.is_in(list(SPELT_LOWER))).then(value.str.to_lowercase()).otherwise(value)
     if text.str.contains(".0", literal=True).any():  # few columns need the regular expressions
         whole = value.str.contains(r"^-?\d+\.0+$")
         plain = pl.when(whole).then(value.str.replace(r"\.0+$", "")).otherwise(plain)
-    missing = value.is_in(list(null_values)) | (value.str.strip_chars() == "")
-    spelt = pl.when(~missing).then(plain.replace("-0", "0"))
+    spelt = plain.replace("-0", "0")
+    # The spelling too, so that a second look at it finds the same
+    missing = (
+        value.is_in(list(null_values))
+        | spelt.is_in(list(null_values))
+        | (value.str.strip_chars() == "")
+    )
+    spelt = pl.when(~missing).then(spelt)
     return text.to_frame().select(spelt.alias(text.name))[text.name]
 
 
-def hash_text(column: pl.Series) -> np.ndarray:
-    """[N] uint64: pandas' hash of each text of a string column without nulls."""
-    return np.asarray(hash_array(column.to_numpy().astype(object), categorize=False))
+def text_hash(name: str) -> pl.Expr:
+    """XXH3 of the texts of the column ``name``, uint64; 0 of a null."""
+    return plh.col(name).nchash.xxh3_64().fill_null(0).alias(name)
+
+
+def hash_text(column: pl.Series) -> NDArray[np.uint64]:
+    """[N]: :func:`text_hash` of a string column."""
+    return column.to_frame().select(text_hash(column.name)).to_series().to_numpy()
 
 
 def lists(values: np.ndarray, lengths: np.ndarray) -> pl.Series:
@@ -141,9 +194,12 @@ def signed_log1p(name: str) -> pl.Expr:
     return (finite.sign() * finite.abs().log1p()).cast(pl.Float32).alias(name)
 
 
-def dense_values(frame: pl.DataFrame, dense: Sequence[str]) -> NDArray[np.float32]:
-    """[N, D] float32 of the columns ``dense``; missing values are NaN."""
-    values = np.empty((frame.height, len(dense)), dtype=np.float32)  # a log may have none
+def dense_values(
+    frame: pl.DataFrame, dense: Sequence[str], order: Literal["C", "F"] = "C"
+) -> NDArray[np.float32]:
+    """[N, D] float32 of the columns ``dense``; missing values are NaN. ``order`` is that in
+    memory."""
+    values = np.empty((frame.height, len(dense)), np.float32, order)  # a log may have none
     for index, name in enumerate(dense):
         values[:, index] = frame[name].cast(pl.Float32).to_numpy()
     return values

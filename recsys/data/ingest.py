@@ -5,8 +5,8 @@ import json
 import shutil
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import polars as pl
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from recsys.config import InputError
 from recsys.data.collisions import crowded, write_uses
 from recsys.data.encoding import dense_values
-from recsys.data.schema import MANIFEST_FILE, SCHEMA_FILE, Schema, Window, task_columns
+from recsys.data.schema import MANIFEST_FILE, SCHEMA_FILE, Schema, Window, task_columns, window_name
 from recsys.data.settings import DatasetSettings, DataSettings
 from recsys.data.sources.base import Chunk, Source
 from recsys.data.sources.criteo import criteo_source
@@ -86,31 +86,34 @@ def _ingest(
     settings: DataSettings, dataset: DatasetSettings, windows_dir: Path, oracle_dir: Path
 ) -> IngestReport:
     balance = _Balance()
-    # From here, since some sources read the whole log when opened
-    with RowProgress("ingest", 0) as progress:
-        source = open_source(settings, dataset)
-        if source.files:
-            progress.note(order_shown(source.files))
-        progress.expect(source.expected_rows)
-        quarantine = _Quarantine(windows_dir)
-        writer = _WindowWriter(source, settings, windows_dir, oracle_dir)
-        for chunk in source.chunks:
-            quarantine.add(chunk.bad)
-            writer.add(chunk)
-            balance.add(chunk)
-            progress.advance(chunk.frame.height)
-            if writer.full:
-                break
-        writer.close_window()
-        quarantine.close()
-        quarantine.check(writer.rows, settings.quarantine_limit)
-        if writer.rows == 0:
-            raise InputError(f"dataset {settings.dataset!r}: no good rows; {balance.line()}")
-        balance.check(writer)
-        for note in [*source.notes, *quarantine.lines(balance.read), *crowded(source.uses)]:
-            progress.note(note)
-        if source.files:
-            progress.note(balance.line())
+    with TemporaryDirectory(prefix=".rows-", dir=windows_dir) as folder:
+        source = open_source(settings, dataset, Path(folder))
+        with RowProgress("ingest", source.expected_rows) as progress:
+            if source.files:
+                progress.note(order_shown(source.files))
+            quarantine = _Quarantine(windows_dir)
+            writer = _WindowWriter(source, settings, windows_dir, oracle_dir)
+            for chunk in source.chunks:
+                quarantine.add(chunk.bad)
+                writer.add(chunk)
+                balance.add(chunk)
+                progress.advance(chunk.frame.height)
+                if writer.full:
+                    break
+            writer.left_out += source.rows_left()
+            balance.read += source.rows_left()
+            writer.close_window()
+            quarantine.close()
+            quarantine.check(writer.rows, settings.quarantine_limit)
+            if writer.rows == 0:
+                raise InputError(f"dataset {settings.dataset!r}: no good rows; {balance.line()}")
+            balance.check(writer)
+            for note in [*source.notes, *quarantine.lines(balance.read), *crowded(source.uses)]:
+                progress.note(note)
+            if source.files:
+                progress.note(balance.line())
+    encoder = source.encoder()
+    encoder.save(windows_dir)
     if source.uses:
         write_uses(source.uses, windows_dir)
     base_rate = writer.done[0].clicks / writer.done[0].window.rows
@@ -133,7 +136,7 @@ def _ingest(
         dense_clip=settings.dense_clip,
     )
     schema.save(windows_dir)
-    _write_manifests(writer.done, windows_dir)
+    _write_manifests(writer.done, encoder.hash, windows_dir)
     clicks = sum(done.clicks for done in writer.done)
     size = sum(path.stat().st_size for path in windows_dir.glob("*/part-*.parquet"))
     return IngestReport(
@@ -207,17 +210,19 @@ def _domain_base_rates(window_dir: Path, domains: int, base_rate: float) -> list
     return ((clicks + PRIOR_ROWS * base_rate) / (rows + PRIOR_ROWS)).tolist()
 
 
-def open_source(settings: DataSettings, dataset: DatasetSettings) -> Source:
-    """The source that ``dataset`` describes; relative paths are under ``settings.root``."""
-    root = Path(settings.root)
+def open_source(settings: DataSettings, dataset: DatasetSettings, folder: Path) -> Source:
+    """The source that ``dataset`` describes; relative paths are under ``settings.root``.
+
+    ``folder`` takes temporary files, as long as the chunks are taken.
+    """
     if dataset.synthetic is not None and dataset.format == "synthetic":
         source = synthetic_source(dataset.synthetic, settings.window_hours)
         source.chunks = map(_truth_apart, source.chunks)
         return source
     if dataset.criteo is not None and dataset.format == "criteo":
-        return criteo_source(dataset.criteo, root)
+        return criteo_source(dataset.criteo, Path(settings.root))
     assert dataset.table is not None  # checked by DatasetSettings
-    return table_source(dataset.table, root)
+    return table_source(dataset.table, settings, folder)
 
 
 def _truth_apart(chunk: Chunk) -> Chunk:
@@ -287,7 +292,7 @@ class _WindowWriter:
     def _open(self, start: int) -> None:
         self._start = start
         self._delay = 0
-        self._done = _Done(Window(_window_name(start), start, start + self.window_ms, 0, 0), 0.0, 0)
+        self._done = _Done(Window(window_name(start), start, start + self.window_ms, 0, 0), 0.0, 0)
         (self.windows_dir / self._done.window.name).mkdir()
 
     def _take(self, piece: pl.DataFrame, truth: pl.DataFrame | None) -> None:
@@ -309,12 +314,14 @@ class _WindowWriter:
     def _write_part(self, frame: pl.DataFrame) -> None:
         name = f"part-{len(self._done.parts):05d}.parquet"
         path = self.windows_dir / self._done.window.name / name
-        frame.write_parquet(path, compression="zstd", row_group_size=self.rows_per_part)
+        frame.write_parquet(
+            path, compression="zstd", compression_level=1, row_group_size=self.rows_per_part
+        )
         with path.open("rb") as file:
             self._done.parts[name] = hashlib.file_digest(file, "sha256").hexdigest()
         self.rows += frame.height
         window = self._done.window
-        moments = Moments.of(dense_values(frame, self.dense))
+        moments = Moments.of(dense_values(frame, self.dense, "F"))
         self._done.window = replace(
             window,
             rows=window.rows + frame.height,
@@ -390,17 +397,15 @@ class _Quarantine:
         return [f"{self.rows:,} of {read:,} rows are quarantined, see {QUARANTINE_TEXT}: {reasons}"]
 
 
-def _window_name(start_ms: int) -> str:
-    return datetime.fromtimestamp(start_ms / 1000, tz=UTC).strftime("%Y-%m-%dT%H-%M")
-
-
-def _write_manifests(done: list[_Done], windows_dir: Path) -> None:
-    """One manifest a window; all name the hash of the schema they were written under."""
+def _write_manifests(done: list[_Done], encoder_hash: str, windows_dir: Path) -> None:
+    """One manifest a window; all name the hashes of the schema and the encoder they were written
+    under."""
     schema_hash = hashlib.sha256((windows_dir / SCHEMA_FILE).read_bytes()).hexdigest()
     for one in done:
         values = {
             **asdict(one.window),
             "schema": schema_hash,
+            "encoder": encoder_hash,
             "quarantined_rows": one.quarantined,
             "parts": one.parts,
         }

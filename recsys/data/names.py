@@ -5,6 +5,10 @@ from urllib.parse import quote, unquote
 
 from recsys.data.schema import task_columns
 
+# Columns of the project's own beside those of a log, which may have any name but these.
+OWN = "own:"
+EVENT_TIME = f"{OWN}event_time"
+NUMBER = f"{OWN}number:"  # and a column's name: its values as numbers
 FEATURE_PREFIX = "feature:"
 # Columns of parts, of scores joined to them and of predictions; and, by task, label_<task> and so
 # on.

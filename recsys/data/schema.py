@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,11 @@ from recsys.data.standardise import Moments, Standard, standards
 SCHEMA_FILE = "schema.json"
 MANIFEST_FILE = "manifest.json"
 MAIN_TASK = "click"
+
+
+def window_name(start_ms: int) -> str:
+    """What the window from ``start_ms`` on is called."""
+    return datetime.fromtimestamp(start_ms / 1000, tz=UTC).strftime("%Y-%m-%dT%H-%M")
 
 
 def task_columns(base: str, tasks: Sequence[str]) -> list[str]:

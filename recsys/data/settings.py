@@ -44,7 +44,8 @@ class DataSettings(Settings):
 
     ``dataset`` names a description (:class:`DatasetSettings`); ``root`` is the folder that the
     relative paths of real logs are under. A window is at least a minute long. Ingest stops when
-    more than ``quarantine_limit`` of the rows are bad.
+    more than ``quarantine_limit`` of the rows are bad. ``memory_gb`` bounds what tables are read
+    and sorted with, in GiB; what does not fit waits on disk.
 
     Dense features are standardised by the windows before, each counting half as much as the one
     ``dense_half_life_windows`` after it, and clipped to ``dense_clip`` deviations; null: left as
@@ -56,6 +57,7 @@ class DataSettings(Settings):
     window_hours: Annotated[float, Field(ge=1 / 60)] = 24.0
     max_windows: Annotated[int, Field(gt=0)] | None = None
     rows_per_part: Annotated[int, Field(gt=0)] = 200_000
+    memory_gb: Annotated[float, Field(gt=0)] = 2.0
     quarantine_limit: Annotated[float, Field(ge=0, le=1)] = 0.01
     dense_half_life_windows: Annotated[float, Field(gt=0)] | None = 3.0
     dense_clip: Annotated[float, Field(gt=0)] = 5.0
@@ -265,12 +267,32 @@ def _checked_rows(value: Any) -> Any:
 TableRows = Annotated[int | Literal["auto"], PlainValidator(_checked_rows)]
 
 
-class CategoricalColumnSettings(Settings):
-    """One categorical column, hashed into ``table_rows`` ids.
+class EncodingSettings(Settings):
+    """How values become rows of a table: by their hash, or by a ``vocabulary`` of those that were
+    met at least ``min_count`` times in the windows before.
 
-    ``auto``: 5 for each distinct value of the whole log, so that about one value in ten shares its
-    id, and more, up to 10,000, where there are few; the size of a table tells no label. ``name`` of
-    the feature is that of the column by default. Lists as text are split at ``separator``.
+    A vocabulary keeps row 0 for missing values and row 1 for all that are not in it; the first
+    window, which has none before it, is encoded with its own. Where more values than ``table_rows``
+    are frequent the first ones stay.
+    """
+
+    kind: Literal["hash", "vocabulary"] = "hash"
+    min_count: Annotated[int, Field(gt=0)] = 10
+
+    @model_validator(mode="after")
+    def _hashes_count_nothing(self) -> "EncodingSettings":
+        if self.kind == "hash" and "min_count" in self.model_fields_set:
+            raise ValueError("min_count needs kind: vocabulary; hashes count nothing")
+        return self
+
+
+class CategoricalColumnSettings(Settings):
+    """One categorical column, encoded into ``table_rows`` ids.
+
+    ``auto``: of a vocabulary as many as can be frequent; of hashes 5 for each distinct value of the
+    whole log, so that about one value in ten shares its id, and more, up to 10,000, where there are
+    few; the size of a table tells no label. ``name`` of the feature is that of the column by
+    default. Lists as text are split at ``separator``.
     """
 
     column: str
@@ -278,11 +300,53 @@ class CategoricalColumnSettings(Settings):
     table_rows: TableRows
     kind: Literal["id", "list"] = "id"
     separator: Annotated[str, Field(min_length=1)] | None = None
+    encoding: EncodingSettings = Field(default_factory=EncodingSettings)
 
     @property
     def feature(self) -> str:
         """The feature's name."""
         return self.column if self.name is None else self.name
+
+    @property
+    def columns(self) -> list[str]:
+        """The one column."""
+        return [self.column]
+
+
+class CrossSettings(Settings):
+    """A categorical feature of two or more ``columns``, whose values are encoded together; missing
+    where one of them is.
+
+    In YAML the list of columns alone will do. ``name`` of the feature is theirs joined by ``_x_``
+    by default.
+    """
+
+    columns: Annotated[list[str], Field(min_length=2)]
+    name: str | None = None
+    table_rows: TableRows = "auto"
+    encoding: EncodingSettings = Field(default_factory=EncodingSettings)
+
+    @property
+    def feature(self) -> str:
+        """The feature's name."""
+        return "_x_".join(self.columns) if self.name is None else self.name
+
+    @property
+    def kind(self) -> Literal["id"]:
+        """One id per example."""
+        return "id"
+
+    @property
+    def separator(self) -> None:
+        """Nothing is split."""
+        return None
+
+
+def _listed_columns(value: Any) -> Any:
+    return {"columns": value} if isinstance(value, list) else value
+
+
+Cross = Annotated[CrossSettings, BeforeValidator(_listed_columns)]
 
 
 class HistorySettings(Settings):
@@ -300,6 +364,41 @@ class HistorySettings(Settings):
     table_rows: TableRows
 
 
+class JoinSettings(Settings):
+    """``columns`` of a side table (ads, users, conversions), joined to the log's rows by key.
+
+    ``keys``: the side table's key column by the log's; 1, 1.0 and "1" are one key. Columns get
+    their names, after ``prefix``; rows without their key in the side table have missing values, and
+    ``matched`` names a column that says whether it is there (the label, where a side table lists
+    what converted). ``time``: the column since when a row of the side table holds; the log's row
+    gets the newest not after its event. Without it a key may have one row only, and that it knows
+    the future is for you to judge. Where ``keys`` have the item of ``explode`` or
+    ``sample_negatives``, ``columns`` and ``filter`` of the table cannot use what is joined. Side
+    tables are held in memory.
+    """
+
+    files: Annotated[list[str], Field(min_length=1)]
+    file_format: Literal["csv", "tsv", "jsonl", "parquet", "arrow"]
+    quotes: Literal["checked", "yes", "no"] = "checked"
+    keys: Annotated[dict[str, str], Field(min_length=1)]
+    columns: list[str] = Field(default_factory=list)
+    prefix: str = ""
+    matched: str | None = None
+    time: MomentSettings | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The columns that the log gets."""
+        joined = [self.prefix + name for name in self.columns]
+        return joined + ([self.matched] if self.matched is not None else [])
+
+    @model_validator(mode="after")
+    def _joins_something(self) -> "JoinSettings":
+        if not self.names:
+            raise ValueError("give columns or matched; a join without either does nothing")
+        return self
+
+
 class TableSettings(Settings):
     """Any CSV, TSV, JSON lines, Parquet or Arrow log, described column by column. Lists keep their
     order, oldest to newest by convention.
@@ -308,21 +407,23 @@ class TableSettings(Settings):
     columns of further tasks' labels by the task's name, 0, 1 or empty (this row has none).
     ``group`` is the column that grouped AUC is computed within; null: the raw row (an impression,
     or a click with its sampled negatives). Columns that are made where a feature asks for them and
-    the log has none of that name: event_hour (UTC) and, after ``explode``, shown_count. Texts of
+    the log has none of that name: event_hour and event_weekday (UTC; Monday is 0) and, after
+    ``explode``, shown_count. ``crosses`` are features of several columns together. Texts of
     ``null_values`` are missing values in every column, as are empty and blank ones.
 
     ``quotes`` of CSV and TSV: a field in double quotes may hold separators; ``checked`` refuses a
     file in which one spans lines, ``yes`` does not, ``no`` takes quotes as plain characters.
 
-    ``columns`` are derived by SQL expressions of the log's, by name; rows for which the expression
-    ``filter`` is not true are left out. ``label_time``: the column of the time from which a row's
-    label is known (a conversion's); where it is empty, ``time.label_delay_s`` after the event. The
-    whole log is held in memory.
+    ``joins`` add columns of side tables. ``columns`` are derived by SQL expressions of the log's,
+    by name; rows for which the expression ``filter`` is not true are left out. ``label_time``: the
+    column of the time from which a row's label is known (a conversion's); where it is empty,
+    ``time.label_delay_s`` after the event.
     """
 
     files: Annotated[list[str], Field(min_length=1)]
     file_format: Literal["csv", "tsv", "jsonl", "parquet", "arrow"]
     quotes: Literal["checked", "yes", "no"] = "checked"
+    joins: list[JoinSettings] = Field(default_factory=list)
     columns: dict[str, str] = Field(default_factory=dict)
     filter: str | None = None
     time: TimeSettings
@@ -334,6 +435,7 @@ class TableSettings(Settings):
     domain: DomainColumnSettings | None = None
     dense: list[str] = Field(default_factory=list)
     categorical: list[CategoricalColumnSettings]
+    crosses: list[Cross] = Field(default_factory=list)
     explode: ExplodeSettings | None = None
     sample_negatives: NegativeSettings | None = None
     counters: list[CounterSettings] = Field(default_factory=list)

@@ -21,13 +21,16 @@ class Moments:
     @classmethod
     def of(cls, values: NDArray[np.floating]) -> "Moments":
         """Of ``values`` [N, D]; NaN is a missing value."""
-        known = ~np.isnan(values)
-        count = known.sum(axis=0)
-        filled = np.where(known, values, 0.0).astype(np.float64)
-        mean = filled.sum(axis=0) / np.maximum(count, 1)
-        squares = np.where(known, (filled - mean) ** 2, 0.0).sum(axis=0)
-        variance = squares / np.maximum(count, 1)
-        return cls(count.tolist(), mean.tolist(), variance.tolist())
+        count: list[int] = []
+        means: list[float] = []
+        variances: list[float] = []
+        for column in values.T:
+            known = column[~np.isnan(column)].astype(np.float64)
+            mean = _sum(known) / max(len(known), 1)
+            count.append(len(known))
+            means.append(mean)
+            variances.append(_sum((known - mean) ** 2) / max(len(known), 1))
+        return cls(count, means, variances)
 
     def plus(self, other: "Moments", weight: float = 1.0) -> "Moments":
         """Of both together, each value of these counted ``weight`` times."""
@@ -39,6 +42,11 @@ class Moments:
         squares = own * np.array(self.variance) + more * np.array(other.variance)
         variance = (squares + apart**2 * own * more / total) / total
         return Moments((own + more).tolist(), mean.tolist(), variance.tolist())
+
+
+def _sum(values: NDArray[np.float64]) -> float:
+    """One after the other, so that it does not depend on how numpy splits a sum."""
+    return float(np.cumsum(values)[-1]) if len(values) else 0.0
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ so memory does not grow with the number of rows.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -23,6 +23,13 @@ import polars as pl
 from recsys.config import InputError
 from recsys.data.click_history import HISTORY, ClickHistory
 from recsys.data.conversions import CONVERSION, Conversions, intercept
+from recsys.data.encoder import (
+    DOMAIN_COLUMN,
+    EXAMPLES_PER_DOMAIN,
+    Encoder,
+    encoder_of_ids,
+    plain_rows,
+)
 from recsys.data.encoding import milliseconds, signed_log1p
 from recsys.data.schema import MAIN_TASK, CategoricalFeature
 from recsys.data.settings import SyntheticSettings
@@ -89,6 +96,7 @@ class SyntheticStream:
         self.features = _features(settings)
         self.window_ms = round(window_hours * MS_PER_HOUR)
         self.start_ms = milliseconds(settings.start, "synthetic.start")
+        self.examples: pl.DataFrame | None = None  # raw rows, once there are chunks
         self._draw_effects()
         self._draw_entities()
 
@@ -146,11 +154,16 @@ class SyntheticStream:
             **ids,
             "probability": probability,
         }
-        frame = pl.DataFrame(columns).with_columns(signed_log1p(name) for name in self.dense)
+        raw = pl.DataFrame(columns)
+        frame = raw.with_columns(signed_log1p(name) for name in self.dense)
         if history is not None:
             frame = history.advance(frame, logit, chance)
         if self.conversions is not None:
             frame = self.conversions.add(frame, self._random(CONVERSION_ROWS, window, piece))
+        if self.examples is None:
+            first_rows = frame.with_columns(raw.select(self.dense))
+            by_domain = first_rows.group_by("domain", maintain_order=True)
+            self.examples = by_domain.head(EXAMPLES_PER_DOMAIN).sort("domain", maintain_order=True)
         return frame
 
     def _history(self) -> ClickHistory | None:
@@ -360,8 +373,19 @@ def synthetic_source(settings: SyntheticSettings, window_hours: float) -> Source
         categorical=categorical,
         domains=[domain.name for domain in settings.domains],
         chunks=stream.chunks(),
+        encoder=lambda: _encoder(stream, categorical),
         planted_groups=groups,
         origin_ms=stream.start_ms,
         expected_rows=settings.rows,
         tasks=[MAIN_TASK] if settings.conversions is None else [MAIN_TASK, CONVERSION],
     )
+
+
+def _encoder(stream: SyntheticStream, categorical: list[CategoricalFeature]) -> Encoder:
+    """What encodes raw rows as the chunks are."""
+    encoder = encoder_of_ids(
+        stream.dense, categorical, [domain.name for domain in stream.settings.domains]
+    )
+    assert stream.examples is not None, "there are no chunks yet"
+    names = [DOMAIN_COLUMN, *(column.name for column in encoder.columns)]
+    return replace(encoder, examples=plain_rows(stream.examples.select(names), encoder.columns))

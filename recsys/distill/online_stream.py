@@ -17,6 +17,7 @@ import polars as pl
 from recsys.baselines.settings import BaselinesSettings
 from recsys.baselines.training import train_baselines
 from recsys.config import InputError
+from recsys.data.encoder import Encoder
 from recsys.data.schema import MANIFEST_FILE, SCHEMA_FILE, Schema, Window, task_columns
 from recsys.distill.augment_settings import AugmentSettings
 from recsys.distill.score_log import ScoreLog
@@ -194,6 +195,7 @@ def _take(job: StreamJob, offered: Schema, taken_dir: Path) -> list[Window]:
     for window in new:
         _link_window(job.windows_dir, window, taken_dir)
     if new:
+        Encoder.load(job.windows_dir).save(taken_dir)
         schema = taken_dir / f"{SCHEMA_FILE}{PARTIAL_SUFFIX}"
         schema.mkdir(exist_ok=True)
         replace(offered, windows=taken + new).save(schema)

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from recsys.config import InputError
+from recsys.data.encoder import Encoder
 from recsys.data.loader import WindowReader
 from recsys.data.rows import Rows
 from recsys.data.schema import Schema
@@ -104,6 +105,7 @@ def run_students(job: TrainingJob[StudentsSettings]) -> dict[str, list[dict[str,
     """One launch of :func:`train_students`, each student from the last of its checkpoints to the
     last window."""
     schema = Schema.load(job.windows_dir)
+    Encoder.load(job.windows_dir)  # the exports hold it
     needed, windows = job.settings.windows_to_choose_on, len(schema.windows)
     if windows < needed:
         raise InputError(
@@ -360,7 +362,8 @@ def _train_run(
                 if _is_served(name, run)
             }
             export_dir, domain = folder.parent / EXPORT_DIR, run.student.domain
-            export_ranker(served, schema, run.model, export_dir, domain=domain)
+            encoder = Encoder.load(data.reader.windows_dir)
+            export_ranker(served, schema, run.model, encoder, export_dir, domain=domain)
             is_common = run.student.model is None and len(schema.tasks) == 1
             size_dir = folder.parents[2] if is_common else folder.parents[1]
             write_json(size_dir / SIZE_FILE, model_size(served))

@@ -33,6 +33,7 @@ from pydantic import ValidationError
 from scipy import stats
 
 from recsys.config import InputError, Settings, nearest_hint
+from recsys.data.encoder import Encoder
 from recsys.data.schema import Schema
 from recsys.distill.row_choice import candidates, lowest
 from recsys.distill.score_log import LOG_FILE, ScoreLog
@@ -101,6 +102,7 @@ def early_windows(
         link_files(windows_dir / name, windows / name)
         states.append(folder_state(windows_dir / name))
     early.save(windows)
+    Encoder.load(windows_dir).save(windows)
     if scores_dir is None:
         return Early(windows, None, fingerprint(early, states))
     scores.mkdir(parents=True)

@@ -1,7 +1,7 @@
 """Serve an exported ranker in one process."""
 
-import difflib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from recsys.config import InputError
+from recsys.data.encoder import (
+    DOMAIN_COLUMN,
+    ENCODER_FILE,
+    Encoder,
+    RawColumn,
+    encoder_of_ids,
+)
 from recsys.data.loader import META_COLUMNS, batch_of
+from recsys.data.names import OWN
 from recsys.data.schema import Schema, task_columns
 from recsys.models.factory import build_ranker
 from recsys.models.partition_file import Partition
@@ -21,28 +29,32 @@ from recsys.models.ranker import Ranker
 from recsys.models.settings import ModelSettings
 from recsys.serving.export import FORMAT_VERSION, MODEL_FILE, WEIGHTS_FILE
 
+ROW, SERVED_DOMAIN = f"{OWN}row", f"{OWN}domain"
 ROWS_AT_ONCE = 65_536  # bounds the memory of a large frame
 UNUSED_SEED = 0  # every weight is overwritten by the exported one
 
 
 class Predictor:
-    """Probabilities of encoded rows, of each task that the model learnt.
+    """Probabilities of raw rows, of each task that the model learnt.
 
     Example::
 
         predictor = Predictor.load(Path("artifacts/students/feed/distilled/export"))
-        probabilities = predictor.predict(polars.read_parquet("part-00000.parquet"))  # [N]
+        probabilities = predictor.predict(pandas.read_csv("log.csv"))  # [N]
     """
 
-    def __init__(self, ranker: Ranker, schema: Schema, domain: str | None = None) -> None:
-        self.ranker, self.schema, self.domain = ranker.eval(), schema, domain
+    def __init__(
+        self, ranker: Ranker, schema: Schema, encoder: Encoder, domain: str | None = None
+    ) -> None:
+        self.ranker, self.schema, self.encoder = ranker.eval(), schema, encoder
+        self.domain = domain
 
     @classmethod
     def load(cls, directory: Path) -> "Predictor":
         """Read what :func:`export_ranker` wrote.
 
         Raises:
-            InputError: ``directory`` holds no export, or one of another version.
+            InputError: ``directory`` holds no export, one of another version, or another encoder.
         """
         path = directory / MODEL_FILE
         if not path.is_file():
@@ -50,7 +62,13 @@ class Predictor:
         description = json.loads(path.read_text())
         if description["version"] != FORMAT_VERSION:
             raise InputError(
-                f"{path}: export version {description['version']}, this code reads {FORMAT_VERSION}"
+                f"{path}: export version {description['version']}, this code reads "
+                f"{FORMAT_VERSION}; train the students again"
+            )
+        encoder = Encoder.load(directory)
+        if encoder.hash != description["encoder"]:
+            raise InputError(
+                f"{directory / ENCODER_FILE}: is not the encoder that the model was exported with"
             )
         schema = Schema.from_json(description["schema"])
         settings = ModelSettings.model_validate(description["model"])
@@ -59,7 +77,7 @@ class Predictor:
         )
         ranker = build_ranker(schema, settings, partition, UNUSED_SEED)
         ranker.load_state_dict(load_file(directory / WEIGHTS_FILE))
-        return cls(ranker, schema, description.get("domain"))  # early exports do not say it
+        return cls(ranker, schema, encoder, description["domain"])
 
     @property
     def needs_domain(self) -> bool:
@@ -67,37 +85,70 @@ class Predictor:
         return self.domain is None and len(self.schema.domains) > 1
 
     @property
-    def columns(self) -> list[str]:
-        """The columns that rows must have."""
-        features = [*self.schema.dense, *(feature.name for feature in self.schema.categorical)]
-        return ["domain", *features] if self.needs_domain else features
+    def raw_columns(self) -> list[RawColumn]:
+        """The columns of raw rows that are read; that of the domain, if it is no other, last."""
+        columns, domain = self.encoder.columns, self.encoder.domain_column
+        if domain is None or domain in columns:
+            return columns
+        return [*columns, replace(domain, optional=not self.needs_domain)]
 
     def predict(self, frame: pl.DataFrame | pd.DataFrame) -> NDArray[np.float64]:
         """Probabilities [N] of the main task; see :meth:`predict_tasks`."""
         return self.predict_tasks(frame)[self.schema.tasks[0]]
 
-    @torch.inference_mode()
     def predict_tasks(self, frame: pl.DataFrame | pd.DataFrame) -> dict[str, NDArray[np.float64]]:
-        """Probabilities [N] by task of ``frame``'s rows, which hold the features as ingest encodes
-        them, and their domain if the model serves several.
+        """Probabilities [N] by task of raw rows, with the columns and values that the log has.
 
-        A dense value that is null, NaN or infinite is missing, as in ingest. Numbers may be of any
-        type. Other columns are not looked at.
+        :attr:`raw_columns` says which are read, and which of them may be left out; other columns
+        are not looked at. A value that the log never had is what training calls unknown. The domain
+        is given as the log has it or by its name.
 
         Raises:
-            InputError: a feature's column is missing, stands twice or holds something else, an id
-                lies outside its table, or a row is of a domain that the model does not serve.
+            InputError: a column is missing, stands twice or holds something else than in the log,
+                or a row is of a domain that the model does not serve.
         """
-        rows = self._rows(frame)
-        parts = [
-            self._predict_part(rows.slice(start, ROWS_AT_ONCE))
-            for start in range(0, rows.height, ROWS_AT_ONCE)
-        ]
+        return self._predict(frame, self.encoder)
+
+    def predict_encoded(self, frame: pl.DataFrame | pd.DataFrame) -> NDArray[np.float64]:
+        """Probabilities [N] of the main task of rows as ingest encodes them.
+
+        They hold the features and, if the model serves several domains, ``domain``, an index or a
+        name. A dense value that is null, NaN or infinite is missing. Numbers may be of any type.
+
+        Raises:
+            InputError: as :meth:`predict_tasks`; or an id lies outside its table.
+        """
+        schema = self.schema
+        encoder = encoder_of_ids(schema.dense, schema.categorical, schema.domains, given=True)
+        return self._predict(frame, encoder)[schema.tasks[0]]
+
+    def _predict(
+        self, frame: pl.DataFrame | pd.DataFrame, encoder: Encoder
+    ) -> dict[str, NDArray[np.float64]]:
+        present = list(frame.columns)
+        encoder.check_columns([name for name in present if isinstance(name, str)])
+        read = [column.name for column in encoder.columns]
+        if encoder.domain is not None:
+            read = list(dict.fromkeys([*read, encoder.domain.column, DOMAIN_COLUMN]))
+        read = [name for name in read if name in present]
+        twice = next((name for name in read if present.count(name) > 1), None)
+        if twice is not None:
+            raise InputError(f"column {twice!r} stands twice")
+        numbered = pl.Series(ROW, np.arange(len(frame)))  # a frame may have no column that is read
+        rows = pl.DataFrame([numbered, *(_column(frame, name) for name in read)])
+        rows = rows.with_columns(self._domains(encoder.domain_of(rows), len(frame)))
+        parts = []
+        for part in rows.iter_slices(ROWS_AT_ONCE):
+            encoded = encoder.encode(part.drop(SERVED_DOMAIN))
+            parts.append(
+                self._predict_part(encoded.with_columns(part[SERVED_DOMAIN].alias("domain")))
+            )
         return {
             task: np.concatenate([np.zeros(0), *(part[task] for part in parts)])
             for task in self.schema.tasks
         }
 
+    @torch.inference_mode()
     def _predict_part(self, rows: pl.DataFrame) -> dict[str, NDArray[np.float64]]:
         unread = [*META_COLUMNS, *task_columns("label", self.schema.tasks)]
         filled = rows.with_columns(pl.lit(0).alias(name) for name in unread if name != "domain")
@@ -113,57 +164,26 @@ class Predictor:
             for task, one in zip(self.schema.tasks, logits, strict=True)
         }
 
-    def _rows(self, frame: pl.DataFrame | pd.DataFrame) -> pl.DataFrame:
-        """The domain and the features of ``frame`` in the types of a part of data/windows."""
-        present = list(frame.columns)
-        needed = self.columns
-        missing = [name for name in needed if name not in present]
-        if missing:
-            texts = [name for name in present if isinstance(name, str)]
-            near = difflib.get_close_matches(missing[0], texts, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise InputError(
-                f"predict: column {missing[0]!r} is missing ({len(missing)} of {len(needed)} "
-                f"columns){hint}"
-            )
-        read = ["domain", *needed] if "domain" in present and not self.needs_domain else needed
-        twice = [name for name in read if present.count(name) > 1]
-        if twice:
-            raise InputError(f"predict: column {twice[0]!r} stands twice")
-        if len(frame) == 0:  # an empty frame's columns have no types to speak of
-            ids = {feature.name: feature.kind for feature in self.schema.categorical}
-            types = {
-                name: pl.List(pl.Int64) if ids.get(name) == "list" else pl.Int64
-                for name in {"domain", *needed}
-            }
-            return pl.DataFrame(schema=types)
-        columns = {name: _column(frame, name) for name in read}
-        dense = [_dense(columns[name]) for name in self.schema.dense]
-        categorical = [
-            (_id_lists if feature.kind == "list" else _ids)(
-                columns[feature.name], feature.num_embeddings
-            )
-            for feature in self.schema.categorical
-        ]
-        return pl.DataFrame(
-            [self._domains(columns.get("domain"), len(frame)), *dense, *categorical]
-        )
-
     def _domains(self, given: pl.Series | None, rows: int) -> pl.Series:
         """Index in ``schema.domains`` of each row, int64."""
         domains = self.schema.domains
         own = 0 if self.domain is None else domains.index(self.domain)
+        if given is None and self.needs_domain:
+            column = self.encoder.domain_column
+            assert column is not None, "there are several domains"
+            raise InputError(
+                f"column {column.name!r} is missing: the model serves {', '.join(domains)}, and "
+                f"each row says of which it is"
+            )
         if given is None:
-            return pl.Series("domain", np.full(rows, own, dtype=np.int64))
-        index = _ids(given, len(domains), f" ({', '.join(domains)})")
-        others = index.filter(index != own) if self.domain is not None else []
+            return pl.Series(SERVED_DOMAIN, np.full(rows, own, dtype=np.int64))
+        others = given.filter(given != own) if self.domain is not None else []
         if len(others):
             raise InputError(
-                f"predict: column 'domain': {len(others)} of {rows} rows are of other domains, "
-                f"such as {others[0]} ({domains[others[0]]}); this model serves {own} "
-                f"({self.domain})"
+                f"{len(others)} of {rows} rows are of other domains, such as {domains[others[0]]}; "
+                f"this model serves {self.domain}"
             )
-        return index
+        return given.cast(pl.Int64).alias(SERVED_DOMAIN)
 
 
 def _column(frame: pl.DataFrame | pd.DataFrame, name: str) -> pl.Series:
@@ -179,44 +199,8 @@ def _column(frame: pl.DataFrame | pd.DataFrame, name: str) -> pl.Series:
         except (pa.ArrowException, pl.exceptions.PolarsError, TypeError, ValueError, OverflowError):
             kinds = ", ".join(sorted({type(value).__name__ for value in column}))
             raise InputError(
-                f"predict: column {name!r} mixes values that are of no one type: {kinds}"
+                f"column {name!r} mixes values that are of no one type: {kinds}"
             ) from None
     if found.null_count() == len(found):
         return pl.Series(name, [None], dtype=pl.Null).new_from_index(0, len(found))
     return found
-
-
-def _dense(column: pl.Series) -> pl.Series:
-    """The values, float32; null where they are missing or not finite."""
-    if not (column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.Null)):
-        raise InputError(f"predict: column {column.name!r} holds {column.dtype}; expected numbers")
-    values = column.cast(pl.Float32)
-    return values.set(~values.is_finite(), None)
-
-
-def _ids(column: pl.Series, bound: int, meaning: str = "") -> pl.Series:
-    """The values, int64, each in [0, ``bound``)."""
-    where = f"predict: column {column.name!r}"
-    if column.dtype.is_decimal():
-        column = column.cast(pl.Float64)
-    if column.null_count() or (column.dtype.is_float() and column.is_nan().any()):
-        raise InputError(f"{where} holds null; every row needs one id")
-    if not column.dtype.is_numeric():
-        raise InputError(f"{where} holds {column.dtype}; expected ids in [0, {bound}){meaning}")
-    whole = column == column.floor() if column.dtype.is_float() else True
-    outside = column.filter(~(whole & (column >= 0) & (column < bound)))
-    if len(outside):
-        raise InputError(f"{where}: ids must be in [0, {bound}){meaning}, got {outside[0]}")
-    return column.cast(pl.Int64)
-
-
-def _id_lists(column: pl.Series, bound: int) -> pl.Series:
-    """The lists as lists of int64, each in [0, ``bound``); null is an empty one."""
-    if isinstance(column.dtype, pl.Array):
-        column = column.arr.to_list()
-    if not (isinstance(column.dtype, pl.List) or column.dtype == pl.Null):
-        raise InputError(f"predict: column {column.name!r} holds {column.dtype}; expected lists")
-    filled = column.filter(column.list.len() > 0) if column.dtype != pl.Null else column.clear()
-    if len(filled):
-        _ids(filled.explode(), bound)
-    return column.cast(pl.List(pl.Int64))

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from recsys.config import InputError
+from recsys.data.encoder import Encoder
 from recsys.data.schema import Schema
 from recsys.distill.augment_settings import AugmentSettings
 from recsys.distill.distillation_settings import AdapterSettings, DistillationSettings
@@ -71,6 +72,7 @@ def windows_of_two(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) 
         ["click", "conversion"],
         [0.5],
     ).save(folder)
+    Encoder.load(windows_dir).save(folder)
     for window in WINDOWS:
         (folder / window.name).mkdir()
         frame = pl.read_parquet(windows_dir / window.name / "part-00000.parquet")

@@ -46,7 +46,7 @@ def test_help_has_a_line_for_each_subcommand_in_the_order_in_which_a_person_meet
         "run",
         *("ingest", "baselines", "partition", "teacher", "augment", "students"),
         *("evaluate", "register"),
-        *("stream", "snapshots", "tune", "plan", "advise", "calibrate", "serve", "ui"),
+        *("stream", "snapshots", "describe", "tune", "plan", "advise", "calibrate", "serve", "ui"),
         "-h,",
     ]
     assert not imported & SLOW_TO_IMPORT
@@ -101,7 +101,7 @@ def test_a_wrong_option_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     [
         [name, *{"snapshots": ["list"], "ui": ["mlflow"]}.get(name, [])]
         for name in NAMES
-        if name not in ("plan", "advise")
+        if name not in ("plan", "advise", "describe")
     ],
     ids=" ".join,
 )

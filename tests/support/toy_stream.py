@@ -4,6 +4,7 @@ from pathlib import Path
 
 import polars as pl
 
+from recsys.data.encoder import encoder_of_ids
 from recsys.data.schema import CategoricalFeature, Schema, Window
 from recsys.distill.distillation_settings import DistillationSettings
 from recsys.distill.student_settings import StudentSettings, StudentsSettings
@@ -36,6 +37,7 @@ STUDENTS = StudentsSettings(
 def write_windows(folder: Path) -> None:
     """Four windows of two domains; the label is known up to 40 minutes after the event."""
     Schema("toy", ["price"], FEATURES, ["a", "b"], WINDOWS, 0.25, {}).save(folder)
+    encoder_of_ids(["price"], FEATURES, ["a", "b"], given=True).save(folder)
     for index, window in enumerate(WINDOWS):
         (folder / window.name).mkdir()
         row = pl.int_range(ROWS, dtype=pl.Int64)

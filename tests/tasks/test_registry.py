@@ -4,6 +4,7 @@ that MLflow does not take stay."""
 import json
 import logging
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ import pandas as pd
 import polars as pl
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
 
 from recsys.config import InputError
-from recsys.data.schema import CategoricalFeature, Schema, Window
+from recsys.data.encoder import Encoder
+from recsys.data.ingest import ingest
+from recsys.data.schema import Schema
+from recsys.data.settings import DatasetSettings, DataSettings
 from recsys.models.factory import build_ranker
 from recsys.models.settings import ModelSettings
 from recsys.serving.export import export_ranker
@@ -25,17 +30,40 @@ from tests.support.mlflow_stores import empty_store
 from tests.support.projects import ROOT
 
 ROWS = 40
-SCHEMA = Schema(
-    "toy",
-    ["price", "shown"],
-    [CategoricalFeature("user", 30), CategoricalFeature("history", 20, "list")],
-    ["feed", "video"],
-    [Window("w0", 0, 10, ROWS, 0)],
-    0.3,
-    {},
-)
+DESCRIBED: dict[str, Any] = {
+    "files": ["log.parquet"],
+    "file_format": "parquet",
+    "time": {"column": "ts", "unit": "datetime"},
+    "label": "clicked",
+    "domain": {"column": "site", "values": {"f": "feed", "v": "video"}},
+    "dense": ["price", "shown"],
+    "categorical": [
+        {"column": "user", "table_rows": 30},
+        {"column": "age", "table_rows": 30},
+        {"column": "past", "table_rows": 20, "kind": "list"},
+    ],
+}
+FEATURES = ["price", "shown", "user", "age", "past"]
 WHY = "plain has NE 0.9541, 1.2 % below logistic (own rows)"
 EXPORT = Path("models/students/feed/plain/export")
+
+
+def log() -> pl.DataFrame:
+    """Raw rows of two domains."""
+    draw = np.random.default_rng(5)
+    return pl.DataFrame(
+        {
+            "ts": [datetime(2024, 1, 1, 1, minute) for minute in range(ROWS)],
+            "clicked": [index % 3 == 0 for index in range(ROWS)],
+            "site": ["f", "v"] * (ROWS // 2),
+            "price": [None, *draw.normal(size=ROWS - 1)],
+            "shown": draw.integers(9, size=ROWS),
+            "user": [f"u{one}" for one in draw.integers(30, size=ROWS)],
+            "age": [None if one < 20 else int(one) for one in draw.integers(15, 60, size=ROWS)],
+            "past": [draw.integers(20, size=draw.integers(4)).tolist() for _ in range(ROWS)],
+        },
+        schema_overrides={"past": pl.List(pl.Int64)},
+    )
 
 
 def fill(folder: Path) -> None:
@@ -43,44 +71,32 @@ def fill(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     for name in ("recsys", "requirements"):
         (folder / name).symlink_to(ROOT / name)
-    for name in ("params", "data/windows/w0", "reports/evaluation"):
+    for name in ("params", "data/windows", "reports/evaluation"):
         (folder / name).mkdir(parents=True)
     (folder / "mlflow.db").write_bytes(empty_store())
     (folder / "params/tracking.yaml").write_text(
         "uri: sqlite:///mlflow.db\nexperiment: test\nartifacts: artifacts\n"
     )
-    draw = np.random.default_rng(5)
-    lists = [draw.integers(20, size=draw.integers(4)).tolist() for _ in range(ROWS)]
-    rows = pl.DataFrame(
-        {
-            "example_id": np.arange(ROWS),
-            "event_time": np.arange(ROWS),
-            "label_time": np.arange(ROWS),
-            "group": np.arange(ROWS),
-            "domain": np.arange(ROWS) % 2,
-            "label": np.zeros(ROWS, dtype=np.int8),
-            "price": pl.Series([None, *draw.normal(size=ROWS - 1)], dtype=pl.Float32),
-            "shown": pl.Series(draw.integers(9, size=ROWS), dtype=pl.Float32),
-            "user": draw.integers(30, size=ROWS),
-            "history": pl.Series(lists, dtype=pl.List(pl.Int64)),
-        }
-    )
-    rows.write_parquet(folder / "data/windows/w0/part-00000.parquet")
-    SCHEMA.save(folder / "data/windows")
-    export(folder / EXPORT, "feed")
+    log().write_parquet(folder / "log.parquet")
+    dataset = DatasetSettings.model_validate({"format": "table", "table": DESCRIBED})
+    data = DataSettings(root=str(folder), dataset="toy")
+    ingest(data, dataset, folder / "data/windows", folder / "data/oracle")
+    export(folder / EXPORT, "feed", Schema.load(folder / "data/windows"))
     verdict = {"arm": "plain", "ne": 0.9541, "passes": True, "why": WHY}
     report = json.dumps({"verdicts": {"feed": verdict}})
     (folder / "reports/evaluation/report.json").write_text(report)
 
 
-def export(folder: Path, domain: str | None, schema: Schema = SCHEMA) -> None:
+def export(folder: Path, domain: str | None, schema: Schema) -> None:
     settings = ModelSettings(embedding_dimension=4, dense_layers=[8], over_layers=[8])
     generator = torch.Generator().manual_seed(3)
     state = {
         name: torch.normal(0, 0.5, value.shape, generator=generator)
         for name, value in build_ranker(schema, settings, None, 7).state_dict().items()
     }
-    export_ranker(state, schema, settings, folder, domain=domain)
+    windows = next(one for one in folder.absolute().parents if (one / "data").is_dir())
+    encoder = Encoder.load(windows / "data/windows")
+    export_ranker(state, schema, settings, encoder, folder, domain=domain)
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +118,8 @@ def project(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def rows(project: Path) -> pd.DataFrame:
-    """Feed's rows as ingest writes them."""
-    frame = pl.read_parquet(project / "data/windows/w0/part-00000.parquet")
-    return frame.filter(pl.col("domain") == 0).to_pandas()
+    """Feed's rows as the log has them."""
+    return log().filter(pl.col("site") == "f").to_pandas()
 
 
 def served(alias: str = "champion", name: str = "towerflow-feed") -> Any:
@@ -112,34 +127,46 @@ def served(alias: str = "champion", name: str = "towerflow-feed") -> Any:
     return mlflow.pyfunc.load_model(f"models:/{name}@{alias}")
 
 
-def test_a_registered_model_asks_for_the_features_alone(project: Path, rows: pd.DataFrame) -> None:
+def test_a_registered_model_asks_for_the_raw_features_alone(
+    project: Path, rows: pd.DataFrame
+) -> None:
     model = served()
-    features = ["price", "shown", "user", "history"]
-    columns = {one["name"]: one["required"] for one in model.metadata.signature.inputs.to_dict()}
-    assert columns == {"domain": False, "price": True, "shown": True, "user": True} | {
-        "history": False
+    columns = {
+        one["name"]: (one["type"], one["required"])
+        for one in model.metadata.signature.inputs.to_dict()
     }
-    assert list(model.input_example.columns) == features
+    assert columns == {
+        "price": ("any", False),  # of floats MLflow would refuse whole numbers
+        "shown": ("long", True),
+        "user": ("string", True),
+        "age": ("any", False),
+        "past": ("array", False),
+        "site": ("string", False),
+    }
+    assert list(model.input_example.columns) == FEATURES
+    assert model.input_example["user"].tolist() == rows["user"].head(3).tolist()
     expected = Predictor.load(EXPORT).predict(rows)
-    np.testing.assert_array_equal(model.predict(rows[features]), expected)
+    part = pl.read_parquet("data/windows/*/part-*.parquet").filter(pl.col("domain") == 0)
+    np.testing.assert_array_equal(Predictor.load(EXPORT).predict_encoded(part), expected)
+    np.testing.assert_array_equal(model.predict(rows[FEATURES]), expected)
     np.testing.assert_array_equal(model.predict(rows), expected)
+    required = model.predict(rows[["shown", "user"]])
+    assert np.isfinite(required).all() and (required != expected).any()
 
 
 def test_a_registered_model_takes_pandas_own_types(project: Path, rows: pd.DataFrame) -> None:
     expected = Predictor.load(EXPORT).predict(rows)
-    features = ["price", "shown", "user", "history"]
-    table = pd.DataFrame({name: rows[name].tolist() for name in features})  # as one would write it
-    table["price"] = table["price"].astype("float64")
+    table = pd.DataFrame({name: rows[name].tolist() for name in FEATURES})  # as one would write it
     table["shown"] = table["shown"].astype("int64")
-    table["history"] = [list(map(int, one)) or None for one in table["history"]]
+    table["past"] = [list(map(int, one)) or None for one in table["past"]]
     np.testing.assert_array_equal(served().predict(table), expected)
-    small = table.astype({"shown": "int32", "user": "int32"})
+    small = table.astype({"shown": "int32", "age": "Int64"})
     np.testing.assert_array_equal(served().predict(small), expected)
 
 
 def test_rows_of_another_domain_are_refused(project: Path, rows: pd.DataFrame) -> None:
-    with pytest.raises(InputError, match=r"such as 1 \(video\); this model serves 0 \(feed\)"):
-        served().predict(rows.assign(domain=1))
+    with pytest.raises(InputError, match="such as video; this model serves feed"):
+        served().predict(rows.assign(site="v"))
 
 
 def test_a_version_says_what_it_is(project: Path) -> None:
@@ -161,18 +188,17 @@ def test_a_version_says_what_it_is(project: Path) -> None:
 
 
 def test_a_model_of_several_domains_and_tasks(project: Path, rows: pd.DataFrame) -> None:
-    schema = replace(SCHEMA, tasks=["click", "sale"], further_base_rates=[0.1])
-    export(Path("both"), None, schema)
+    schema = replace(Schema.load(Path("data/windows")), tasks=["click", "sale"])
+    export(Path("both"), None, replace(schema, further_base_rates=[0.1]))
     register_models({"both": Served("plain", Path("both"), "stream", "it is the only one")})
-    model, columns = (
-        served("stream", "towerflow-both"),
-        ["domain", *SCHEMA.dense, "user", "history"],
-    )
+    model, columns = served("stream", "towerflow-both"), [*FEATURES, "site"]
     assert list(model.input_example.columns) == columns
-    expected = Predictor.load(Path("both")).predict_tasks(rows.assign(domain=1))
-    found = model.predict(rows.assign(domain=1)[columns])
+    expected = Predictor.load(Path("both")).predict_tasks(rows.assign(site="video"))
+    found = model.predict(rows.assign(site="v")[columns])
     for task in schema.tasks:
         np.testing.assert_array_equal(found[task], expected[task])
+    with pytest.raises(MlflowException, match="site"):
+        model.predict(rows[FEATURES])
 
 
 def test_a_moved_project_serves_its_models(

@@ -1,20 +1,21 @@
 """What a source of examples gives to ingest."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
 
 from recsys.data.collisions import TableUse
+from recsys.data.encoder import Encoder
+from recsys.data.names import OWN
 from recsys.data.schema import MAIN_TASK, CategoricalFeature
 
 BAD_SCHEMA = {"row": pl.Int64, "file": pl.String, "reason": pl.String, "content": pl.String}
 CONTENT_CHARACTERS = 80
-# Columns of the project's own beside those of a log, which may have any name but these.
-OWN = "own:"
 ROW, EXAMPLE = f"{OWN}row", f"{OWN}example_id"
-EVENT_TIME, LABEL_TIME, LABEL = f"{OWN}event_time", f"{OWN}label_time", f"{OWN}label"
+DOMAIN = f"{OWN}domain"
+LABEL_TIME, LABEL = f"{OWN}label_time", f"{OWN}label"
 
 
 @dataclass
@@ -44,13 +45,16 @@ class Source:
 
     ``origin_ms`` is where windows start to be counted from; the epoch by default. ``files`` are
     those of the log, in the order in which they are read. ``uses`` say, once the chunks have come,
-    how values share the rows of their tables; ``notes`` are lines for the person.
+    how values share the rows of their tables, and ``encoder`` gives what encodes raw rows like
+    those of the chunks; ``notes`` are lines for the person. ``rows_left`` are rows of the log that
+    were read and are in no chunk so far.
     """
 
     dense: list[str]
     categorical: list[CategoricalFeature]
     domains: list[str]
     chunks: Iterator[Chunk]
+    encoder: Callable[[], Encoder]
     planted_groups: dict[str, str] = field(default_factory=dict)
     origin_ms: int = 0
     expected_rows: int = 0
@@ -58,3 +62,4 @@ class Source:
     files: list[Path] = field(default_factory=list)
     uses: list[TableUse] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    rows_left: Callable[[], int] = lambda: 0

@@ -1,16 +1,22 @@
 """Past-only counting features: nothing of a row's own time bin, or of a later one, enters them."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
+from recsys.data.names import EVENT_TIME, OWN
 from recsys.data.settings import CounterSettings
-from recsys.data.sources.base import EVENT_TIME, LABEL, LABEL_TIME, OWN
+from recsys.data.sources.base import LABEL, LABEL_TIME
 
 MS_PER_MINUTE = 60_000
 MINUTES_PER_HOUR = 60
 BIN, LABEL_BIN = f"{OWN}bin", f"{OWN}label_bin"
-TOTAL, FIRST = f"{OWN}total", f"{OWN}first"
+TOTAL, FIRST, KEY = f"{OWN}total", f"{OWN}first", f"{OWN}key"
+BINS = 1 << 32  # more than a log has: a minute each, 8,000 years
 
 
 def counter_names(counter: CounterSettings) -> list[str]:
@@ -24,59 +30,103 @@ def counter_names(counter: CounterSettings) -> list[str]:
     return [*names, f"{name}_age"]
 
 
-def add_counters(frame: pl.DataFrame, counters: list[CounterSettings]) -> pl.DataFrame:
-    """``frame`` (sorted by event time) with the features of each counter."""
-    for counter in counters:
-        frame = _add(frame, counter)
+@dataclass
+class CounterState:
+    """What a counter knows of the rows before, by its key: examples and clicks per bin, as far back
+    as its hours reach, and the bin in which each key was first seen."""
+
+    examples: pl.DataFrame | None = None
+    clicks: pl.DataFrame | None = None
+    first: pl.DataFrame | None = None
+
+
+def add_counters(
+    frame: pl.DataFrame, counters: Sequence[CounterSettings], states: Sequence[CounterState]
+) -> pl.DataFrame:
+    """``frame`` (sorted by event time) with the features of each counter.
+
+    ``states`` are what is known of the frames before, all their rows being earlier; they are
+    brought up to date.
+    """
+    for counter, state in zip(counters, states, strict=True):
+        frame = _add(frame, counter, state)
     return frame
 
 
-def _add(frame: pl.DataFrame, counter: CounterSettings) -> pl.DataFrame:
+def _add(frame: pl.DataFrame, counter: CounterSettings, state: CounterState) -> pl.DataFrame:
     bin_ms = round(counter.bin_minutes * MS_PER_MINUTE)
+    by = list(dict.fromkeys(counter.by))
     keyed = frame.select(
-        *dict.fromkeys(counter.by),
+        *by,
         LABEL,
         (pl.col(EVENT_TIME) // bin_ms).alias(BIN),
         (pl.col(LABEL_TIME) // bin_ms).alias(LABEL_BIN),
     )
-    examples = _running(keyed, counter.by, pl.len())
     labelled = keyed.with_columns(pl.col(LABEL_BIN).alias(BIN))
-    clicks = _running(labelled, counter.by, pl.col(LABEL).cast(pl.Float64).sum())
-    rows = keyed.select(*counter.by, BIN)
+    examples = _bins(keyed, by, pl.len(), state.examples)
+    clicks = _bins(labelled, by, pl.col(LABEL).cast(pl.Float64).sum(), state.clicks)
+    seen = keyed.select(*by, pl.col(BIN).alias(FIRST))
+    seen = seen if state.first is None else pl.concat([state.first, seen])
+    seen = seen.group_by(by).agg(pl.col(FIRST).min()).with_row_index(KEY)
+    rows = keyed.join(seen, on=by, how="left", nulls_equal=True, maintain_order="left")
+    reach = [math.ceil(hours * MINUTES_PER_HOUR / counter.bin_minutes) for hours in counter.hours]
+    clicked = _before(rows, clicks, seen, by, reach)
+    shown = _before(rows, examples, seen, by, reach if counter.examples else [])
     features: list[pl.Series] = []
-    for hours in counter.hours:
-        bins = math.ceil(hours * MINUTES_PER_HOUR / counter.bin_minutes)
-        clicked = _between(rows, clicks, counter.by, bins)
-        features.append(clicked.log1p())
+    for index in range(len(reach)):
+        features.append(clicked[index].log1p())
         if counter.examples:
-            shown = _between(rows, examples, counter.by, bins)
-            rate = (clicked + counter.prior_rows * counter.prior_rate) / (
-                shown + counter.prior_rows
+            rate = (clicked[index] + counter.prior_rows * counter.prior_rate) / (
+                shown[index] + counter.prior_rows
             )
-            features += [shown.log1p(), rate.log()]
-    seen = keyed.group_by(counter.by).agg(pl.col(BIN).min().alias(FIRST))
-    age = rows.join(seen, on=counter.by, how="left", nulls_equal=True, maintain_order="left")
-    age_h = (age[BIN] - age[FIRST]) * (counter.bin_minutes / MINUTES_PER_HOUR)
+            features += [shown[index].log1p(), rate.log()]
+    age_h = (rows[BIN] - rows[FIRST]) * (counter.bin_minutes / MINUTES_PER_HOUR)
     # in its first bin an item's age is 0, known from the row itself
     features.append(age_h.log1p())
+    if frame.height:
+        # No later row looks further back
+        reached = pl.col(BIN) >= keyed[BIN][-1] - max(reach, default=0)
+        examples, clicks = examples.filter(reached), clicks.filter(reached)
+    state.examples, state.clicks, state.first = examples, clicks, seen.drop(KEY)
     return frame.with_columns(
         feature.alias(name) for name, feature in zip(counter_names(counter), features, strict=True)
     )
 
 
-def _running(keyed: pl.DataFrame, by: list[str], amount: pl.Expr) -> pl.DataFrame:
-    """by, bin and total: the amount up to and including the bin; sorted by bin."""
-    bins = keyed.group_by(*by, BIN).agg(amount.cast(pl.Float64).alias(TOTAL)).sort(BIN, *by)
-    return bins.with_columns(pl.col(TOTAL).cum_sum().over(by))
+def _bins(
+    keyed: pl.DataFrame, by: list[str], amount: pl.Expr, before: pl.DataFrame | None
+) -> pl.DataFrame:
+    """by, bin and total: the amount in the bin, with that of ``before``."""
+    bins = keyed.group_by(*by, BIN).agg(amount.cast(pl.Float64).alias(TOTAL))
+    if before is None:
+        return bins
+    return pl.concat([before, bins]).group_by(*by, BIN).agg(pl.col(TOTAL).sum())
 
 
-def _between(rows: pl.DataFrame, running: pl.DataFrame, by: list[str], bins: int) -> pl.Series:
-    """For each row, the amount in the ``bins`` bins strictly before its own."""
-    return _total_at(rows, running, by, 1) - _total_at(rows, running, by, bins + 1)
+def _before(
+    rows: pl.DataFrame, bins: pl.DataFrame, seen: pl.DataFrame, by: list[str], reach: list[int]
+) -> list[pl.Series]:
+    """For each of ``reach`` and each row, the amount in so many bins strictly before the row's own;
+    0 where a part of its key is missing."""
+    placed = bins.join(seen, on=by, how="inner").sort(KEY, BIN)  # a missing part joins nothing
+    lowest = pl.concat([placed[BIN], rows[BIN]]).min()
+    low = lowest if isinstance(lowest, int) else 0  # no rows at all
+    total = np.concatenate([[0.0], placed[TOTAL].cum_sum().to_numpy()])  # whole numbers: exact
+    places = _place(placed[KEY], placed[BIN] - low)
+    order = rows[KEY].arg_sort().to_numpy()  # neighbours in what is searched
+    key, own = rows[KEY].gather(order), rows[BIN].gather(order) - low
+
+    def up_to(back: int) -> NDArray[np.float64]:
+        """Totals up to ``back`` bins before each row's own, from the first key's first bin on."""
+        wanted = _place(key, (own - back).clip(lower_bound=-1))
+        found = np.empty(rows.height)
+        found[order] = total[np.searchsorted(places, wanted, side="right")]
+        return found
+
+    newest = up_to(1) if reach else np.zeros(0)
+    return [pl.Series(newest - up_to(bins_back + 1)) for bins_back in reach]
 
 
-def _total_at(rows: pl.DataFrame, running: pl.DataFrame, by: list[str], back: int) -> pl.Series:
-    """For each row, the running total ``back`` bins before its own; rows are sorted by bin."""
-    wanted = rows.with_columns(pl.col(BIN) - back)
-    joined = wanted.join_asof(running, on=BIN, by=by, strategy="backward", check_sortedness=False)
-    return joined[TOTAL].fill_null(0.0)
+def _place(key: pl.Series, own: pl.Series) -> NDArray[np.int64]:
+    """Sorts by key, then by bin; -1 comes before a key's first bin, after all of the key before."""
+    return key.cast(pl.Int64).to_numpy() * BINS + own.to_numpy()

@@ -114,25 +114,35 @@ def _opened(path: Path, kind: str | None) -> Any:
     return gzip.open(path, "rb") if kind == "gzip" else path.open("rb")
 
 
-def lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file (see :func:`blocks`), without their ends; holds one block.
+def line_blocks(path: Path) -> Iterator[bytes]:
+    """The lines of a file (see :func:`blocks`), about a block of them at a time; each ends in a
+    newline.
 
     Raises:
         InputError: also where a line is longer than 16 MiB, which is no line of a log.
     """
     rest = b""
     for block in blocks(path):
-        whole = (rest + block).split(b"\n")
-        rest = whole.pop()
-        yield from whole
+        last = block.rfind(b"\n") + 1
+        if last:
+            yield rest + block[:last]
+            rest = block[last:]
+        else:
+            rest += block
         _check_length(path, len(rest))
     if rest:
-        yield rest
+        yield rest + b"\n"
+
+
+def lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file, without their ends; see :func:`line_blocks`."""
+    for block in line_blocks(path):
+        yield from block[:-1].split(b"\n")
 
 
 @contextmanager
-def uncompressed(path: Path) -> Iterator[Path]:
-    """``path``, or a temporary file with its contents if it is compressed.
+def uncompressed(path: Path, folder: Path) -> Iterator[Path]:
+    """``path``, or a temporary file in ``folder`` with its contents if it is compressed.
 
     Raises:
         InputError: see :func:`lines`.
@@ -140,7 +150,7 @@ def uncompressed(path: Path) -> Iterator[Path]:
     if compression(path) is None:
         yield path
         return
-    with NamedTemporaryFile(suffix=path.stem) as file:
+    with NamedTemporaryFile(suffix=path.stem, dir=folder) as file:
         length = 0
         for block in blocks(path):
             last = block.rfind(b"\n")

@@ -1,14 +1,16 @@
 """Labels: of columns, of impression lists, and for logs of clicks alone."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
 from recsys.config import InputError
 from recsys.data.encoding import canonical_text, category_text
+from recsys.data.names import EVENT_TIME, OWN
 from recsys.data.settings import ExplodeSettings, LabelSettings, NegativeSettings
-from recsys.data.sources.base import EVENT_TIME, LABEL, OWN, ROW
+from recsys.data.sources.base import LABEL, ROW
 from recsys.units import MS_PER_HOUR
 
 DRAW_ROUNDS = 20
@@ -17,11 +19,28 @@ HOUR, FIRST_CLICK, CLICKS = f"{OWN}hour", f"{OWN}first_click", f"{OWN}clicks"
 SHOWN, CLICKED, UNREADABLE = f"{OWN}shown", f"{OWN}clicked", f"{OWN}unreadable"
 
 
+@dataclass
+class LabelsSeen:
+    """Whether a column of labels has been found to hold 0, and -1 before any 0: block after
+    block."""
+
+    zero: bool = False
+    negative: bool = False
+
+
 def binary_labels(
-    column: pl.Series, settings: LabelSettings, null_values: Sequence[str]
+    column: pl.Series,
+    settings: LabelSettings,
+    null_values: Sequence[str],
+    seen: LabelsSeen | None = None,
 ) -> tuple[pl.Series, pl.Series]:
     """Float32 labels, null where there is none, and whether a value (not a missing one) is no
-    label."""
+    label.
+
+    -1 is a label where the column holds no 0; where ``column`` is a block of one, ``seen`` says
+    whether it does and is brought up to date.
+    """
+    seen = LabelsSeen() if seen is None else seen
     text = canonical_text(category_text(column), null_values).str.strip_chars()
     frame = pl.DataFrame({"text": text.str.to_lowercase()})
     if settings.positive is not None:
@@ -29,7 +48,10 @@ def binary_labels(
         label = (number >= settings.positive).cast(pl.Float32)
     else:
         # Where a column tells 1 from -1; beside zeros, -1 is something else
-        negative = () if (frame["text"] == "0").any() else ("-1",)
+        seen.zero |= bool((frame["text"] == "0").any())
+        if not seen.zero:
+            seen.negative |= bool((frame["text"] == "-1").any())
+        negative = () if seen.zero else ("-1",)
         label = (
             pl.when(pl.col("text").is_in(YES))
             .then(1.0)
@@ -145,33 +167,47 @@ def explode_impressions(
     return joined.with_columns(pl.col(LABEL).fill_null(0.0))
 
 
-def sample_negatives(frame: pl.DataFrame, settings: NegativeSettings) -> pl.DataFrame:
+@dataclass
+class NegativeState:
+    """What a click knows of those before: the items clicked in each session, and each hour's clicks
+    by item as far back as popularity reaches."""
+
+    first: pl.DataFrame | None = None
+    counts: pl.DataFrame | None = None
+
+
+def sample_negatives(
+    frame: pl.DataFrame, settings: NegativeSettings, state: NegativeState
+) -> pl.DataFrame:
     """Each click (label 1) followed by its sampled negatives (label 0), seeded.
 
     Clicks with no earlier popularity to draw from (the first hours of the log) are left out, and a
     negative that is still an item of the session after 20 draws is dropped.
 
-    Raises:
-        InputError: no click has an earlier one to draw from.
+    Args:
+        frame: clicks of whole hours.
+        state: what is known of the hours before; it is brought up to date.
     """
     item, session = settings.item, settings.session
     clicks = frame.sort(EVENT_TIME, ROW).with_columns(
         (pl.col(EVENT_TIME) // MS_PER_HOUR).alias(HOUR)
     )
-    first = clicks.group_by(session, item).agg(pl.col(EVENT_TIME).min().alias(FIRST_CLICK))
-    popularity = _popularity(clicks, settings)
+    first = clicks.select(session, item, pl.col(EVENT_TIME).alias(FIRST_CLICK))
+    first = first if state.first is None else pl.concat([state.first, first])
+    first = first.group_by(session, item).agg(pl.col(FIRST_CLICK).min())
+    counts = clicks.group_by(HOUR, item).agg(pl.len().cast(pl.Int64).alias(CLICKS))
+    counts = counts if state.counts is None else pl.concat([state.counts, counts])
+    popularity = _popularity(counts, settings)
+    if clicks.height:
+        reached = pl.col(HOUR) > clicks[HOUR][-1] - settings.popularity_hours
+        state.first, state.counts = first, counts.filter(reached)
     clicks = clicks.filter(pl.col(HOUR).is_in(list(popularity))).with_columns(
         pl.lit(1.0).alias(LABEL)
     )
-    if clicks.is_empty():
-        raise InputError(
-            f"{settings.where('popularity_hours')}: no click has others in the "
-            f"{settings.popularity_hours} hours before its own to draw negatives from"
-        )
     open_slots = pl.concat(
         [clicks.select(list(dict.fromkeys([ROW, session, EVENT_TIME, HOUR])))] * settings.per_click
     )
-    found = []
+    found = [clicks.select(ROW, item).clear()]
     for draw in range(DRAW_ROUNDS):
         if open_slots.height == 0:
             break
@@ -189,11 +225,8 @@ def sample_negatives(frame: pl.DataFrame, settings: NegativeSettings) -> pl.Data
 Popularity = dict[int, tuple[np.ndarray, np.ndarray]]
 
 
-def _popularity(clicks: pl.DataFrame, settings: NegativeSettings) -> Popularity:
+def _popularity(counts: pl.DataFrame, settings: NegativeSettings) -> Popularity:
     """By hour: the items clicked in the hours before, and their cumulative clicks."""
-    counts = (
-        clicks.group_by(HOUR, settings.item).agg(pl.len().alias(CLICKS)).sort(HOUR, settings.item)
-    )
     by_hour: Popularity = {}
     shifted = [
         counts.with_columns(pl.col(HOUR) + back) for back in range(1, settings.popularity_hours + 1)

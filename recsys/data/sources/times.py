@@ -1,5 +1,7 @@
 """Event times: numbers, ISO 8601 text, text of a given format and dates, to ms since the epoch."""
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import polars as pl
@@ -12,6 +14,7 @@ PER_MILLISECOND = {"s": 1_000, "ms": 1, "us": 1 / 1_000, "ns": 1 / 1_000_000}
 NOT_READ = "missing or unparsable time"
 NO_LOCAL_TIME = "ambiguous or nonexistent local time"
 IMPLAUSIBLE = "implausible time"
+MEDIAN_OF = 100_000  # times, of the first rows
 LARGEST = 9.2e15  # numbers beyond are implausible in every unit but ns, and 1,000 of them overflow
 ISO = (
     r"^(?P<date>\d{4}-\d{2}-\d{2})"
@@ -20,27 +23,94 @@ ISO = (
 )
 
 
-def event_times(column: pl.Series, settings: MomentSettings) -> tuple[pl.Series, pl.Series]:
+@dataclass
+class TimesSeen:
+    """What the times of a column were, block after block: what :meth:`check` judges it by as a
+    whole."""
+
+    known: int = 0
+    outside: int = 0
+    not_iso: int = 0
+    texts: int = 0
+    moments: int = 0
+    example: str | None = None  # of a text that could not be read
+    all_numbers: bool = True  # are those texts
+    values: list[pl.Series] = field(default_factory=list)  # the first known ones, as numbers
+    outside_ms: list[pl.Series] = field(default_factory=list)  # the first implausible times
+
+    def check(self, settings: MomentSettings) -> None:
+        """Refuse a column of which most is not what the settings say.
+
+        Raises:
+            InputError: it is so; the message says what to set.
+        """
+        if 2 * self.not_iso > self.texts:
+            hint = (
+                "set unit: s, ms, us or ns"
+                if self.all_numbers
+                else "set format, such as '%m/%d/%Y %H:%M:%S' (month first) or '%d/%m/%Y %H:%M:%S'"
+            )
+            raise InputError(
+                f"{settings.where('unit')}: column {settings.column!r} holds {self.example!r}, "
+                f"which is no ISO 8601 time; {hint}"
+            )
+        if settings.format is not None and self.texts and not self.moments:
+            raise InputError(
+                f"{settings.where('format')}: {settings.format!r} fits no time of column "
+                f"{settings.column!r}, for example {self.example!r}"
+            )
+        if 2 * self.outside > self.known:
+            self._refuse_span(settings)
+
+    def _refuse_span(self, settings: MomentSettings) -> None:
+        low, high = _bounds(settings)
+        middle = pl.concat(self.outside_ms).median()
+        assert isinstance(middle, float)
+        message = (
+            f"{settings.where('unit')}: with unit: {settings.unit} most times of column "
+            f"{settings.column!r} lie outside {settings.earliest} to {settings.latest}, in the "
+            f"middle {_shown(middle)}; "
+        )
+        if settings.unit != "datetime":
+            number = pl.concat(self.values).median()
+            assert isinstance(number, float)
+            for unit, factor in PER_MILLISECOND.items():
+                if low <= number * factor < high:
+                    raise InputError(f"{message}unit: {unit} would give {_shown(number * factor)}")
+        raise InputError(f"{message}if they are right, set time.earliest and time.latest")
+
+
+def event_times(
+    column: pl.Series, settings: MomentSettings, seen: TimesSeen | None = None
+) -> tuple[pl.Series, pl.Series]:
     """Int64 ms since the epoch, and why a row has none (null where it has one).
+
+    Args:
+        seen: takes what the whole column is judged by, where this is but a block of it.
 
     Raises:
         InputError: the column as a whole is not what the settings say, or most of its times are
             implausible; the message says what to set.
     """
+    whole = TimesSeen() if seen is None else seen
     if settings.unit == "datetime":
-        time, reason = _of_datetimes(column, settings)
+        time, reason = _of_datetimes(column, settings, whole)
     else:
         time, reason = _of_numbers(column, settings), pl.Series("reason", [], pl.String)
     frame = pl.DataFrame({"time": time})
     frame = frame.with_columns(
         reason=reason if len(reason) else pl.lit(None, dtype=pl.String),
     )
-    low, high = (
-        milliseconds(settings.earliest, settings.where("earliest")),
-        milliseconds(settings.latest, settings.where("latest")),
-    )
+    low, high = _bounds(settings)
     outside = (pl.col("time") < low) | (pl.col("time") >= high)
-    _check_span(column, frame.filter(outside)["time"], time.count(), settings, low, high)
+    implausible = frame.filter(outside)["time"]
+    whole.known += time.count()
+    whole.outside += len(implausible)
+    _keep_first(whole.outside_ms, lambda: implausible)
+    if settings.unit != "datetime":
+        _keep_first(whole.values, lambda: column.cast(pl.Float64, strict=False).drop_nulls())
+    if seen is None:
+        whole.check(settings)
     frame = frame.with_columns(
         reason=pl.when(pl.col("time").is_null())
         .then(pl.col("reason").fill_null(NOT_READ))
@@ -48,6 +118,32 @@ def event_times(column: pl.Series, settings: MomentSettings) -> tuple[pl.Series,
         .then(pl.lit(IMPLAUSIBLE))
     )
     return frame["time"], frame["reason"]
+
+
+def _bounds(settings: MomentSettings) -> tuple[int, int]:
+    return (
+        milliseconds(settings.earliest, settings.where("earliest")),
+        milliseconds(settings.latest, settings.where("latest")),
+    )
+
+
+def _keep_first(kept: list[pl.Series], more: Callable[[], pl.Series]) -> None:
+    """Add as much of ``more`` as a median shown to a person needs."""
+    room = MEDIAN_OF - sum(len(one) for one in kept)
+    if room > 0:
+        kept.append(more().head(room))
+
+
+def whole_times(column: pl.Series, settings: MomentSettings) -> pl.Series:
+    """As :func:`event_times`, of a column that is all there: null where a row has no time.
+
+    Raises:
+        InputError: also where most of the column is not what the settings say.
+    """
+    seen = TimesSeen()
+    time, _ = event_times(column, settings, seen)
+    seen.check(settings)
+    return time
 
 
 def _of_numbers(column: pl.Series, settings: MomentSettings) -> pl.Series:
@@ -73,7 +169,9 @@ def _of_numbers(column: pl.Series, settings: MomentSettings) -> pl.Series:
     return pl.DataFrame({"value": column}).select(value=pl.coalesce(whole, real))["value"]
 
 
-def _of_datetimes(column: pl.Series, settings: MomentSettings) -> tuple[pl.Series, pl.Series]:
+def _of_datetimes(
+    column: pl.Series, settings: MomentSettings, seen: TimesSeen
+) -> tuple[pl.Series, pl.Series]:
     dtype = column.dtype
     if isinstance(dtype, pl.Datetime) or dtype == pl.Date:
         moments = column.cast(pl.Datetime("ms", getattr(dtype, "time_zone", None)))
@@ -90,24 +188,21 @@ def _of_datetimes(column: pl.Series, settings: MomentSettings) -> tuple[pl.Serie
             f"{settings.where('column')}: column {column.name!r} holds {dtype}, no times"
         )
     text = column.cast(pl.String).str.strip_chars()
-    return _of_iso(text, settings) if settings.format is None else _of_format(text, settings)
+    read = _of_iso if settings.format is None else _of_format
+    return read(text, settings, seen)
 
 
-def _of_iso(text: pl.Series, settings: MomentSettings) -> tuple[pl.Series, pl.Series]:
+def _of_iso(
+    text: pl.Series, settings: MomentSettings, seen: TimesSeen
+) -> tuple[pl.Series, pl.Series]:
     parts = text.str.extract_groups(ISO).struct.unnest()
     is_iso = parts["date"].is_not_null()
-    known, wrong = text.count(), text.filter(~is_iso & text.is_not_null())
-    if 2 * len(wrong) > known:
-        number = wrong.str.contains(r"^-?\d+(\.\d+)?$").all()
-        hint = (
-            "set unit: s, ms, us or ns"
-            if number
-            else "set format, such as '%m/%d/%Y %H:%M:%S' (month first) or '%d/%m/%Y %H:%M:%S'"
-        )
-        raise InputError(
-            f"{settings.where('unit')}: column {settings.column!r} holds {wrong[0]!r}, which is no "
-            f"ISO 8601 time; {hint}"
-        )
+    wrong = text.filter(~is_iso & text.is_not_null())
+    seen.texts += text.count()
+    seen.not_iso += len(wrong)
+    if len(wrong):
+        seen.example = wrong[0] if seen.example is None else seen.example
+        seen.all_numbers &= bool(wrong.str.contains(r"^-?\d+(\.\d+)?$").all())
     clock = pl.concat_str(
         "date", pl.lit(" "), pl.col("time").fill_null("00:00"), pl.lit(":"),
         pl.col("second").fill_null("00"),
@@ -136,7 +231,9 @@ def _of_iso(text: pl.Series, settings: MomentSettings) -> tuple[pl.Series, pl.Se
     )
 
 
-def _of_format(text: pl.Series, settings: MomentSettings) -> tuple[pl.Series, pl.Series]:
+def _of_format(
+    text: pl.Series, settings: MomentSettings, seen: TimesSeen
+) -> tuple[pl.Series, pl.Series]:
     form = settings.format or ""
     if ("%H" in form or "%I" in form) and "%M" not in form:  # Avazu's 14102100
         text, form = text + ":00", form + ":%M"
@@ -146,11 +243,10 @@ def _of_format(text: pl.Series, settings: MomentSettings) -> tuple[pl.Series, pl
         raise InputError(
             f"{settings.where('format')}: {str(error).splitlines()[0]}, got {settings.format!r}"
         ) from error
-    if text.count() and not moments.count():
-        raise InputError(
-            f"{settings.where('format')}: {settings.format!r} fits no time of column "
-            f"{settings.column!r}, for example {text.drop_nulls()[0]!r}"
-        )
+    seen.texts += text.count()
+    seen.moments += moments.count()
+    if seen.example is None and text.count():
+        seen.example = text.drop_nulls()[0]
     return _in_utc(moments, moments.is_not_null(), settings)
 
 
@@ -168,33 +264,6 @@ def _in_utc(
     lost = pl.DataFrame({"lost": known & time.is_null()})
     reason = pl.when("lost").then(pl.lit(f"{NO_LOCAL_TIME} in {settings.zone}"))
     return time, lost.select(reason=reason)["reason"]
-
-
-def _check_span(
-    column: pl.Series,
-    outside: pl.Series,
-    known: int,
-    settings: MomentSettings,
-    low: int,
-    high: int,
-) -> None:
-    """Refuse a column of which more than half the known times are implausible."""
-    if 2 * len(outside) <= known:
-        return
-    middle = outside.median()
-    assert isinstance(middle, float)
-    message = (
-        f"{settings.where('unit')}: with unit: {settings.unit} most times of column "
-        f"{settings.column!r} lie outside {settings.earliest} to {settings.latest}, in the middle "
-        f"{_shown(middle)}; "
-    )
-    if settings.unit != "datetime":
-        number = column.cast(pl.Float64, strict=False).median()
-        assert isinstance(number, float)
-        for unit, factor in PER_MILLISECOND.items():
-            if low <= number * factor < high:
-                raise InputError(f"{message}unit: {unit} would give {_shown(number * factor)}")
-    raise InputError(f"{message}if they are right, set time.earliest and time.latest")
 
 
 def _shown(time: float) -> str:

@@ -7,7 +7,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recsys.data.collisions import BITS, EXACT_VALUES, TableUse, auto_rows, crowded
+from recsys.data.collisions import (
+    BITS,
+    EXACT_VALUES,
+    DistinctValues,
+    TableUse,
+    auto_rows,
+    crowded,
+)
 from recsys.data.encoding import hash_to_rows
 from recsys.data.settings import DataSettings
 from tests.support.raw_logs import LOG, SECTION, run
@@ -45,6 +52,24 @@ def test_many_values_are_estimated_within_a_hundredth() -> None:
     assert not found["distinct_is_exact"]
     assert found["distinct_values"] == pytest.approx(400_000, rel=0.01)
     assert EXACT_VALUES < BITS
+
+
+def counted(hashed: np.ndarray, parts: int, kept: int) -> int:
+    values = DistinctValues(kept)
+    for part in np.array_split(hashed, parts):
+        values.add(part)
+    return values.count
+
+
+def test_distinct_values_are_exact_then_estimated_in_any_order() -> None:
+    random = np.random.default_rng(2)
+    values = random.integers(0, 2**64, 60_000, dtype=np.uint64)
+    hashed = random.permutation(np.concatenate([values, values[:30_000]]))
+    assert counted(hashed, 7, kept=60_001) == 60_000
+    estimate = counted(hashed, 7, kept=4_096)
+    assert estimate == pytest.approx(60_000, rel=4 / np.sqrt(4_096)) and estimate != 60_000
+    assert counted(hashed[::-1], 50, kept=4_096) == counted(np.sort(hashed), 1, kept=4_096)
+    assert counted(hashed[::-1], 50, kept=4_096) == estimate
 
 
 def test_a_crowded_table_is_one_line_with_what_would_do() -> None:

@@ -16,6 +16,7 @@ from recsys.data.collisions import TableUse
 from recsys.data.encoding import hash_to_rows
 from recsys.data.ingest import ingest
 from recsys.data.loader import WindowReader
+from recsys.data.names import OWN
 from recsys.data.schema import Schema
 from recsys.data.settings import (
     ClickHistorySettings,
@@ -23,8 +24,7 @@ from recsys.data.settings import (
     DataSettings,
     HistorySettings,
 )
-from recsys.data.sources.base import OWN
-from recsys.data.sources.history import HISTORY, add_history
+from recsys.data.sources.history import HISTORY, HistoryState, add_history
 
 TABLE_ROWS = 1000
 STRENGTH = 2.0
@@ -54,8 +54,10 @@ def known_clicks(rows: pl.DataFrame, user: str, item: str, length: int) -> list[
 
 @pytest.mark.slow
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(rows=ROWS, length=st.integers(1, 4))
-def test_a_log_gets_the_last_clicks_known_before_each_event(rows: list[Row], length: int) -> None:
+@given(rows=ROWS, length=st.integers(1, 4), cut=st.integers(0, 40))
+def test_a_log_gets_the_last_clicks_known_before_each_event(
+    rows: list[Row], length: int, cut: int
+) -> None:
     ordered = sorted(rows, key=lambda row: row[0])
     frame = pl.DataFrame(
         {
@@ -78,7 +80,10 @@ def test_a_log_gets_the_last_clicks_known_before_each_event(rows: list[Row], len
     chosen = HistorySettings(user="user", item="item", length=length, table_rows=TABLE_ROWS)
     own = ["example_id", "event_time", "label_time", "label"]
     named = frame.rename({name: f"{OWN}{name}" for name in own})
-    found = add_history(named, chosen, [], TableUse("history", TABLE_ROWS))
+    state, use = HistoryState(), TableUse("history", TABLE_ROWS)
+    found = pl.concat(
+        add_history(part, chosen, [], use, state) for part in (named[:cut], named[cut:])
+    )
     assert found[HISTORY].to_list() == hashed
     assert found.drop(HISTORY).equals(named)
 

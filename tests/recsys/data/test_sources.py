@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import polars as pl
 import pytest
 
 from recsys.config import InputError
-from recsys.data.encoding import hash_to_rows
+from recsys.data.encoding import hash_text, hash_to_rows
 from recsys.data.schema import Schema
 from recsys.data.settings import DataSettings, load_dataset
 from tests.support.raw_logs import LOG, SECTION, rows_of, run
@@ -68,6 +69,31 @@ def test_bad_criteo_rows_are_kept_aside_with_reasons(
         json.loads(path.read_text()) for path in (tmp_path / "windows").glob("*/manifest.json")
     ]
     assert sum(one["quarantined_rows"] for one in manifests) == 3
+
+
+CRITEO_VALUES = ["68fd1e64", "", "NA", "12.0", "12", "-0", "True", "true", " ", "ümlaut"]
+
+
+@pytest.mark.parametrize("chunk_rows", [3, 1_000])
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_criteo_rows_are_the_same_beside_bad_ones_and_in_any_chunk(
+    data_settings: DataSettings, tmp_path: Path, chunk_rows: int, ending: str
+) -> None:
+    good = [criteo_line("1", str(number), value) for number, value in enumerate(CRITEO_VALUES)]
+    logs = {"clean": good, "dirty": [*good, "no", *good[:5], criteo_line("7"), *good[5:]]}
+    found = {}
+    for name, lines in logs.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "log.txt").write_bytes("".join(x + ending for x in lines).encode())
+        section = criteo_section(["log.txt"]) | {"chunk_rows": chunk_rows}
+        run(data_settings, tmp_path / name, "criteo", section, quarantine_limit=0.5)
+        found[name] = rows_of(tmp_path / name)
+    clean, own = found["clean"], ["example_id", "event_time", "label_time", "group"]
+    assert found["dirty"].height == 20
+    assert found["dirty"][:10].drop(own).equals(clean.drop(own))
+    assert found["dirty"][10:].drop(own).equals(clean.drop(own))
+    assert clean["category_1"].to_list() == hash_to_rows(pl.Series(CRITEO_VALUES), 100).to_list()
+    assert clean["integer_1"].to_list() == pytest.approx([math.log1p(x) for x in range(10)])
 
 
 def test_too_many_bad_rows_stop_ingest(data_settings: DataSettings, tmp_path: Path) -> None:
@@ -271,7 +297,18 @@ def test_counters_know_only_earlier_bins(data_settings: DataSettings, tmp_path: 
     )
 
 
-def test_hash_is_stable_and_handles_lists() -> None:
-    assert hash_to_rows(pl.Series(["a", None, "b"]), 1000).to_list() == [478, 0, 512]
+def test_hash_is_that_of_the_xxh3_specification() -> None:
+    assert hash_text(pl.Series(["abc", None])).tolist() == [0x78AF5F94892F3950, 0]
+
+
+def test_rows_of_texts_never_change() -> None:
+    assert hash_to_rows(pl.Series(["a", None, "b"]), 1000).to_list() == [901, 0, 341]
     lists = hash_to_rows(pl.Series([["a", "b"], [], None]), 1000)
-    assert lists.to_list() == [[478, 512], [], []]
+    assert lists.to_list() == [[901, 341], [], []]
+
+
+def test_rows_are_spread_over_the_whole_table() -> None:
+    rows = hash_to_rows(pl.Series(range(20_000)), 11)
+    counts = rows.value_counts().sort("count")["count"]
+    assert rows.unique().sort().to_list() == list(range(1, 11))
+    assert counts[0] > 1_800 and counts[-1] < 2_200  # 2,000 each, deviation 42

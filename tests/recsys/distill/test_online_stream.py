@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from recsys.config import InputError
+from recsys.data.encoder import Encoder
 from recsys.data.loader import WindowReader
 from recsys.data.schema import Schema, Window
 from recsys.distill import scoring
@@ -55,6 +56,7 @@ def arrive(source: Path, windows: list[Window], root: Path) -> Path:
     shutil.rmtree(arrived, ignore_errors=True)
     arrived.mkdir(parents=True)
     replace(Schema.load(source), windows=windows).save(arrived)
+    Encoder.load(source).save(arrived)
     for window in windows:
         shutil.copytree(source / window.name, arrived / window.name)
     return arrived

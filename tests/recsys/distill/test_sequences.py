@@ -97,7 +97,8 @@ def test_a_served_student_reads_the_history(root: Path, arm: str) -> None:
     assert predictor.ranker.sequences.sequences == STUDENT_MODEL.sequences
     frame = pl.read_parquet(root / "windows" / "*" / "part-*.parquet").filter(pl.col("domain") == 0)
     empty = pl.lit([], dtype=pl.List(pl.Int64)).alias("history")
-    known, unknown = predictor.predict(frame), predictor.predict(frame.with_columns(empty))
+    known = predictor.predict_encoded(frame)
+    unknown = predictor.predict_encoded(frame.with_columns(empty))
     reads = (frame["history"].list.len() > 0).to_numpy()
     assert 0.2 < reads.mean() < 1.0
     assert np.array_equal(known[~reads], unknown[~reads])

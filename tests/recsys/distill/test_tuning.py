@@ -82,7 +82,11 @@ def test_only_windows_before_the_evaluation_are_in_what_is_read(
     early = early_of(windows_dir, tmp_path, scores_dir)
     names = [window.name for window in WINDOWS[:3]]
     assert Schema.load(early.windows_dir).windows == WINDOWS[:3]
-    assert sorted(path.name for path in early.windows_dir.iterdir()) == ["schema.json", *names]
+    assert sorted(path.name for path in early.windows_dir.iterdir()) == [
+        "encoder.json",
+        "schema.json",
+        *names,
+    ]
     assert early.scores_dir is not None
     found = sorted(path.name for path in early.scores_dir.iterdir())
     assert found == [f"{name}.parquet" for name in names]

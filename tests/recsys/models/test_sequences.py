@@ -13,6 +13,7 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.config import InputError
+from recsys.data.encoder import encoder_of_ids
 from recsys.data.loader import META_COLUMNS, batch_of
 from recsys.data.schema import CategoricalFeature, Schema
 from recsys.models.cost import ranker_cost
@@ -194,7 +195,8 @@ def test_the_predictor_equals_the_ranker(tmp_path: Path, kind: dict[str, Any]) -
     )
     chosen = model_settings(**kind)
     ranker = build_ranker(SCHEMA, chosen, None, seed=7)
-    export_ranker(ranker.state_dict(), SCHEMA, chosen, tmp_path)
+    encoder = encoder_of_ids(SCHEMA.dense, SCHEMA.categorical, SCHEMA.domains, given=True)
+    export_ranker(ranker.state_dict(), SCHEMA, chosen, encoder, tmp_path)
     filled = frame.with_columns(
         pl.lit(0).alias(name) for name in [*META_COLUMNS, "label"] if name != "domain"
     )

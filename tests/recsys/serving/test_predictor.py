@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from recsys.config import InputError
+from recsys.data.encoder import encoder_of_ids
 from recsys.data.loader import batch_of
 from recsys.data.schema import CategoricalFeature, Schema, Window
 from recsys.data.standardise import Standard
@@ -30,6 +31,7 @@ FEATURES = [
 SCHEMA = Schema(
     "toy", ["price"], FEATURES, ["all"], [Window("w0", 0, 10, ROWS, 0)], 0.1, {"user": "a"}
 )
+ENCODER = encoder_of_ids(["price"], FEATURES, ["all"], given=True)
 PARTITION = Partition("manual", [["user"], ["ad", "history"]], ["user", "ad", "history"])
 
 
@@ -61,7 +63,7 @@ def test_predictor_equals_the_ranker(
     )
     partition = PARTITION if towers else None
     ranker = build_ranker(SCHEMA, settings, partition, seed=7)
-    export_ranker(ranker.state_dict(), SCHEMA, settings, tmp_path, partition)
+    export_ranker(ranker.state_dict(), SCHEMA, settings, ENCODER, tmp_path, partition)
     meta = {
         name: pl.lit(0)
         for name in ("example_id", "event_time", "label_time", "domain", "group", "label")
@@ -70,7 +72,7 @@ def test_predictor_equals_the_ranker(
     with torch.no_grad():
         expected = torch.sigmoid(ranker(batch.dense, batch.sparse)["serving"].double()).numpy()
     predictor = Predictor.load(tmp_path)
-    assert predictor.predict(frame.with_columns(domain=pl.lit(0))) == pytest.approx(
+    assert predictor.predict_encoded(frame.with_columns(domain=pl.lit(0))) == pytest.approx(
         expected, abs=1e-12
     )
     assert predictor.schema.windows == []
@@ -80,7 +82,11 @@ def test_export_is_reproducible(tmp_path: Path) -> None:
     settings = ModelSettings(embedding_dimension=4, dense_layers=[8], over_layers=[8])
     for name in ("a", "b"):
         export_ranker(
-            build_ranker(SCHEMA, settings, None, 7).state_dict(), SCHEMA, settings, tmp_path / name
+            build_ranker(SCHEMA, settings, None, 7).state_dict(),
+            SCHEMA,
+            settings,
+            ENCODER,
+            tmp_path / name,
         )
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
@@ -109,7 +115,8 @@ def exported(folder: Path, domain: str | None) -> Predictor:
         name: torch.normal(0, 0.5, value.shape, generator=generator)
         for name, value in build_ranker(schema, settings, None, 7).state_dict().items()
     }
-    export_ranker(state, schema, settings, folder, domain=domain)
+    encoder = encoder_of_ids(["price"], FEATURES, DOMAINS, given=True)
+    export_ranker(state, schema, settings, encoder, folder, domain=domain)
     return Predictor.load(folder)
 
 
@@ -125,21 +132,23 @@ def test_a_dense_value_that_is_no_number_is_missing(
 ) -> None:
     changed = rows.with_columns(price=pl.lit(value, dtype=pl.Float64))
     missing = rows.with_columns(price=pl.lit(None, dtype=pl.Float32))
-    expected = predictor.predict(missing)
-    assert (expected != predictor.predict(rows)).sum() == ROWS - 1  # the first one is missing
-    np.testing.assert_array_equal(predictor.predict(changed), expected)
-    np.testing.assert_array_equal(predictor.predict(changed.to_pandas()), expected)
+    expected = predictor.predict_encoded(missing)
+    assert (
+        expected != predictor.predict_encoded(rows)
+    ).sum() == ROWS - 1  # the first one is missing
+    np.testing.assert_array_equal(predictor.predict_encoded(changed), expected)
+    np.testing.assert_array_equal(predictor.predict_encoded(changed.to_pandas()), expected)
 
 
 @pytest.mark.parametrize(
     ("domain", "message"),
     [
-        (-1, r"'domain': ids must be in \[0, 2\) \(feed, video\), got -1"),
-        (99, "got 99"),
-        (None, "'domain' holds null"),
-        (float("nan"), "'domain' holds null"),
-        (0.5, "got 0.5"),
-        ("video", "'domain' holds String; expected ids"),
+        (-1, r"'domain' holds -1, which is no domain; domains: feed, video \(in the log: 0, 1\)"),
+        (99, "holds 99, which is no domain"),
+        (None, "'domain' holds None"),
+        (float("nan"), "'domain' holds"),
+        (0.5, "holds 0.5, which is no domain"),
+        ("search", "holds 'search', which is no domain"),
     ],
 )
 def test_a_domain_that_does_not_exist_is_named(
@@ -148,38 +157,38 @@ def test_a_domain_that_does_not_exist_is_named(
     changed = rows.with_columns(domain=pl.lit(domain))
     for one in (predictor, video):
         with pytest.raises(InputError, match=message):
-            one.predict(changed)
+            one.predict_encoded(changed)
 
 
 def test_a_student_serves_its_own_domain_alone(
     predictor: Predictor, video: Predictor, rows: pl.DataFrame
 ) -> None:
-    expected = predictor.predict(rows)
-    np.testing.assert_array_equal(video.predict(rows), expected)
-    np.testing.assert_array_equal(video.predict(rows.drop("domain")), expected)
-    assert (predictor.predict(rows.with_columns(domain=pl.lit(0))) != expected).all()
+    expected = predictor.predict_encoded(rows)
+    np.testing.assert_array_equal(video.predict_encoded(rows), expected)
+    np.testing.assert_array_equal(video.predict_encoded(rows.drop("domain")), expected)
+    named = rows.with_columns(domain=pl.lit("video"))
+    np.testing.assert_array_equal(video.predict_encoded(named), expected)
+    assert (predictor.predict_encoded(rows.with_columns(domain=pl.lit(0))) != expected).all()
     mixed = rows.with_columns(domain=pl.Series([0, *[1] * (ROWS - 1)]))
-    with pytest.raises(InputError, match=r"1 of 50 rows .* 0 \(feed\); .* serves 1 \(video\)"):
-        video.predict(mixed)
+    with pytest.raises(InputError, match=r"1 of 50 rows .* such as feed; this model serves video"):
+        video.predict_encoded(mixed)
     with pytest.raises(InputError, match="'domain' is missing"):
-        predictor.predict(rows.drop("domain"))
+        predictor.predict_encoded(rows.drop("domain"))
 
 
-def test_an_export_that_does_not_say_its_domain_serves_all(
-    tmp_path: Path, predictor: Predictor, rows: pl.DataFrame
-) -> None:
+def test_exports_of_another_version_or_encoder_are_refused(tmp_path: Path) -> None:
     exported(tmp_path, "video")
+    encoder_of_ids(["price"], FEATURES, ["feed", "films"]).save(tmp_path)
+    with pytest.raises(InputError, match=r"encoder.json: is not the encoder that the model"):
+        Predictor.load(tmp_path)
     description = json.loads((tmp_path / "model.json").read_text())
-    del description["domain"]
-    (tmp_path / "model.json").write_text(json.dumps(description))
-    old = Predictor.load(tmp_path)
-    for domain in (0, 1):
-        one = rows.with_columns(domain=pl.lit(domain))
-        np.testing.assert_array_equal(old.predict(one), predictor.predict(one))
+    (tmp_path / "model.json").write_text(json.dumps(description | {"version": 1}))
+    with pytest.raises(InputError, match=r"version 1, .* reads 2; train the students again"):
+        Predictor.load(tmp_path)
 
 
 def test_unread_columns_may_hold_anything(predictor: Predictor, rows: pl.DataFrame) -> None:
-    expected = predictor.predict(rows)
+    expected = predictor.predict_encoded(rows)
     more = rows.with_columns(
         pl.lit("a7f3").alias("example_id"),
         pl.lit("yesterday").alias("event_time"),
@@ -187,61 +196,63 @@ def test_unread_columns_may_hold_anything(predictor: Predictor, rows: pl.DataFra
         pl.lit("no").alias("label"),
         pl.lit(0.5).alias("score"),
     )
-    np.testing.assert_array_equal(predictor.predict(more), expected)
+    np.testing.assert_array_equal(predictor.predict_encoded(more), expected)
     table = more.to_pandas()
     table["mixed"] = [1, "a", *[None] * (ROWS - 2)]
     table.insert(0, "group", "twice", allow_duplicates=True)
     table[7] = 0
-    np.testing.assert_array_equal(predictor.predict(table), expected)
+    np.testing.assert_array_equal(predictor.predict_encoded(table), expected)
 
 
 @pytest.mark.parametrize("dtype", [pl.Int32, pl.UInt8, pl.UInt64, pl.Float64, pl.Decimal(9, 2)])
 def test_ids_of_any_type_of_number(
     predictor: Predictor, rows: pl.DataFrame, dtype: pl.DataType
 ) -> None:
-    expected = predictor.predict(rows)
+    expected = predictor.predict_encoded(rows)
     changed = rows.with_columns(pl.col("user", "domain").cast(dtype))
-    np.testing.assert_array_equal(predictor.predict(changed), expected)
-    np.testing.assert_array_equal(predictor.predict(changed.to_pandas()), expected)
+    np.testing.assert_array_equal(predictor.predict_encoded(changed), expected)
+    np.testing.assert_array_equal(predictor.predict_encoded(changed.to_pandas()), expected)
 
 
 def test_frames_of_pandas(predictor: Predictor, rows: pl.DataFrame) -> None:
-    expected = predictor.predict(rows.with_columns(pl.col("price").cast(pl.Float32)))
+    expected = predictor.predict_encoded(rows.with_columns(pl.col("price").cast(pl.Float32)))
     table = rows.to_pandas()
     table["user"] = table["user"].astype("category")
     table["ad"] = table["ad"].astype("Int64")
     table["history"] = [None if len(one) == 0 else one for one in table["history"]]
     table.loc[table["history"].isna(), "history"] = float("nan")
     table.index = table.index[::-1]
-    np.testing.assert_array_equal(predictor.predict(table), expected)
+    np.testing.assert_array_equal(predictor.predict_encoded(table), expected)
     whole = rows.with_columns(pl.col("price").fill_null(0).round())
     numbers = whole.to_pandas().astype({"price": np.int64})
-    np.testing.assert_array_equal(predictor.predict(numbers), predictor.predict(whole))
+    np.testing.assert_array_equal(
+        predictor.predict_encoded(numbers), predictor.predict_encoded(whole)
+    )
 
 
 @pytest.mark.parametrize("empty", [[[]], [None], [[], None]])
 def test_empty_lists(predictor: Predictor, rows: pl.DataFrame, empty: list[object]) -> None:
     one = rows.with_columns(history=pl.lit([], dtype=pl.List(pl.Int64))).head(len(empty))
-    expected = predictor.predict(one)
+    expected = predictor.predict_encoded(one)
     changed = one.with_columns(pl.Series("history", empty))
-    np.testing.assert_array_equal(predictor.predict(changed), expected)
+    np.testing.assert_array_equal(predictor.predict_encoded(changed), expected)
     table = one.to_pandas()
     table["history"] = empty
-    np.testing.assert_array_equal(predictor.predict(table), expected)
+    np.testing.assert_array_equal(predictor.predict_encoded(table), expected)
 
 
 def test_frames_without_rows(predictor: Predictor, rows: pl.DataFrame) -> None:
     names = rows.columns
     for frame in (rows.head(0), rows.to_pandas().head(0), pd.DataFrame(columns=names)):
-        assert predictor.predict(frame).shape == (0,)
+        assert predictor.predict_encoded(frame).shape == (0,)
     with pytest.raises(InputError, match="'ad' is missing"):
-        predictor.predict(rows.head(0).drop("ad"))
+        predictor.predict_encoded(rows.head(0).drop("ad"))
 
 
 def test_a_large_frame_is_predicted_in_parts(predictor: Predictor, rows: pl.DataFrame) -> None:
     times = ROWS_AT_ONCE // ROWS + 3
-    found = predictor.predict(pl.concat([rows] * times))
-    assert found == pytest.approx(np.tile(predictor.predict(rows), times), abs=1e-6)
+    found = predictor.predict_encoded(pl.concat([rows] * times))
+    assert found == pytest.approx(np.tile(predictor.predict_encoded(rows), times), abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -269,18 +280,18 @@ def test_a_wrong_value_is_named(
     changed = rows.with_columns(**changes)
     for frame in (changed, changed.to_pandas()):
         with pytest.raises(InputError, match=message) as error:
-            predictor.predict(frame)
+            predictor.predict_encoded(frame)
         assert "\n" not in str(error.value)
 
 
 def test_a_wrong_frame_is_named(tmp_path: Path, predictor: Predictor, rows: pl.DataFrame) -> None:
-    with pytest.raises(InputError, match=r"'ad' is missing \(1 of 5 columns\); did you mean 'ads'"):
-        predictor.predict(rows.rename({"ad": "ads"}))
+    with pytest.raises(InputError, match="'ad' is missing; did you mean 'ads'"):
+        predictor.predict_encoded(rows.rename({"ad": "ads"}))
     table = rows.to_pandas()
     with pytest.raises(InputError, match="'ad' stands twice"):
-        predictor.predict(pd.concat([table, table[["ad"]]], axis=1))
+        predictor.predict_encoded(pd.concat([table, table[["ad"]]], axis=1))
     table["price"] = [1.5, "a", *[None] * (ROWS - 2)]
     with pytest.raises(InputError, match=r"'price' mixes values .* NoneType, float, str"):
-        predictor.predict(table)
+        predictor.predict_encoded(table)
     with pytest.raises(InputError, match="expected the export folder"):
         Predictor.load(tmp_path / "nowhere")

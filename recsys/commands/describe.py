@@ -1,0 +1,117 @@
+"""``towerflow describe FILE...``."""
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+from recsys.commands.arguments import positive
+
+MOST_FILES_SEEN = 10_000
+TOWERS = 4  # of params/towers.yaml; a log of fewer categorical features can have only so many
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the files, where to write, and what is known of the log."""
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="a log's files; globs in quotes, ** too"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="write the YAML here, e.g. params/datasets/my_log.yaml; without it, it is printed",
+    )
+    parser.add_argument("--time", metavar="COLUMN", help="the column of the time of the event")
+    parser.add_argument("--label", metavar="COLUMN", help="the column of the label")
+    parser.add_argument(
+        "--sample-rows", type=positive, help="rows that are looked at closely, 100,000 by default"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Look at a log, print what was found, and write a first YAML that ingest can follow.
+
+    Raises:
+        InputError: a file cannot be read, the log has no time or nothing to learn from, or the
+            file to write is there already.
+    """
+    from recsys.config import InputError, parse_settings
+    from recsys.data.describe import (
+        choose,
+        columns_of,
+        criteo_text,
+        dataset_text,
+        open_log,
+        print_columns,
+        root_of,
+        survey,
+    )
+    from recsys.data.describe.reading import SAMPLE_ROWS
+    from recsys.data.settings import DatasetSettings
+    from recsys.data.sources.files import resolve_files
+    from recsys.files import write_atomically
+
+    output = options.output
+    if output is not None and output.exists():
+        raise InputError(f"{output}: is there already; give another --output, or remove it")
+    if output is not None and (output.suffix != ".yaml" or not output.parent.is_dir()):
+        where = f"there is no folder {output.parent}" if output.suffix == ".yaml" else "no .yaml"
+        raise InputError(f"{output}: {where}; expected such as params/datasets/my_log.yaml")
+    log = open_log(resolve_files(options.files, Path()))
+    name = output.stem if output is not None else "my_log"
+    if log.file_format == "criteo":
+        text = criteo_text(log)
+        command = _next_command(name, root_of(log), 24.0, ["all"], TOWERS)
+    else:
+        found = survey(log, options.sample_rows or SAMPLE_ROWS)
+        try:
+            choices = choose(found, options.time, options.label)
+        except InputError:
+            print_columns(found, columns_of(found), {})
+            raise
+        print_columns(found, choices.columns, choices.uses)
+        for warning in choices.warnings:
+            print(f"- {warning}")
+        text = dataset_text(choices)
+        features = len(choices.categorical) + 1 + (choices.explode is not None)
+        command = _next_command(
+            name, root_of(log), choices.window_hours, choices.students, features
+        )
+    others = _other_files(root_of(log), log.files)
+    if others:
+        print(
+            f"- {root_of(log)} holds {others:,} other files: DVC hashes all of data.root, so a "
+            f"folder of the log alone is faster, and nothing else makes a run start anew"
+        )
+    parse_settings(text, str(output or name), DatasetSettings)
+    if output is None:
+        print(f"\n{text}")
+        print(f"Save it as params/datasets/{name}.yaml, then:\n{command}")
+        return
+    write_atomically(output, text.encode())
+    print(f"\nWrote {output}: read it, then\n{command}")
+
+
+def _other_files(root: Path, files: Sequence[Path]) -> int:
+    """How many files of ``root`` are none of ``files``; at most as many as are looked at."""
+    own = {file.resolve() for file in files}
+    found = islice(root.rglob("*"), MOST_FILES_SEEN)
+    return sum(1 for path in found if path.is_file() and path not in own)
+
+
+def _next_command(
+    name: str, root: Path, window_hours: float, students: Sequence[str], features: int
+) -> str:
+    """What takes the data set ``name`` to compared students, one per domain in ``students``."""
+    listed = ", ".join(f"{{name: {domain}, domain: {domain}}}" for domain in students)
+    given = {
+        "data.dataset": name,
+        "data.root": root,
+        "data.window_hours": f"{window_hours:g}",
+        "students.students": f"[{listed}]",
+    }
+    if features < TOWERS:
+        given["towers.partition.towers"] = features
+    sets = [f"--set {shlex.quote(f'{key}={value}')}" for key, value in given.items()]
+    return " ".join(["towerflow run", *sets])

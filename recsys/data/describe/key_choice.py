@@ -1,0 +1,183 @@
+"""Which ids of an unknown log matter: the group, the domain, items and users."""
+
+import re
+
+import polars as pl
+
+from recsys.config import InputError
+from recsys.data.describe import names
+from recsys.data.describe.choices import Choices, Use
+from recsys.data.describe.columns import Column
+from recsys.data.describe.label_choice import is_binary
+from recsys.data.settings import CounterSettings, DomainColumnSettings, NegativeSettings
+from recsys.units import MS_PER_HOUR
+
+DOMAIN_SHARE, DOMAIN_VALUES = 0.05, 30  # of the rows, that a domain has; of a column with domains
+FEWEST_GROUPS = 50
+MANY_VALUES = 1_000
+NEGATIVES_PER_CLICK = 4
+CLICKS_TO_DRAW_FROM = 50
+
+
+def settle_groups(choices: Choices) -> None:
+    """The group of gAUC and the domain."""
+    rows = choices.survey.rows
+    by_name = {column.name: column for column in choices.columns}
+    if choices.explode is None:
+        named = [
+            (place, column.name)
+            for column in choices.columns
+            if (place := names.place(column.name, [*names.OF_GROUPS, *names.OF_USERS])) is not None
+            and column.kind in ("whole", "text")
+            and choices.uses[column.name].role in ("categorical", "")
+            and 1.5 <= rows / max(column.distinct, 1) <= 5_000
+            and column.distinct > FEWEST_GROUPS
+        ]
+        choices.group = min(named)[1] if named else None
+    for column in choices.columns:
+        # A session or a request never comes again
+        if names.says(column.name, names.OF_GROUPS) and column.distinct > MANY_VALUES:
+            if choices.uses[column.name].role == "categorical":
+                _drop(choices, column.name)
+                choices.uses[column.name] = Use("", "does not come again")
+            if column.name == choices.group:
+                choices.uses[column.name] = Use("group", "AUC within it (gAUC) is reported")
+    candidates = [
+        (place, column.name)
+        for column in choices.columns
+        if (place := names.domain_place(column.name)) is not None
+        and choices.uses[column.name].role == "categorical"
+        and 2 <= column.distinct <= DOMAIN_VALUES
+    ]
+    for _, name in sorted(candidates):
+        domain = _domain(by_name[name])
+        if domain is not None and choices.domain is None:
+            choices.domain = domain
+            choices.uses[name] = Use("categorical, domain")
+
+
+def _domain(column: Column) -> DomainColumnSettings | None:
+    """Each common value as a domain; None: there are not two."""
+    values = column.values
+    if values.dtype == pl.Float64:
+        values = values.cast(pl.Int64).cast(pl.String)
+    shares = values.drop_nulls().value_counts(sort=True).to_dict(as_series=False)
+    total = sum(shares["count"])
+    common = [
+        value
+        for value, count in zip(shares[values.name], shares["count"], strict=True)
+        if count >= DOMAIN_SHARE * total
+    ]
+    if len(common) < 2 or len(common) > 8:
+        return None
+    found: dict[str, str] = {}
+    for value in common:
+        slug = re.sub(r"[^a-z0-9]+", "_", value.lower()).strip("_")
+        slug = slug if re.match("[a-z]", slug) else f"{_slug(column.name)}_{slug or 'value'}"
+        while slug in found.values() or slug == "other":
+            slug += "_2"
+        found[value] = slug
+    return DomainColumnSettings(column=column.name, values=found, other="other")
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "domain"
+
+
+def _drop(choices: Choices, name: str) -> None:
+    choices.categorical = [one for one in choices.categorical if one.column != name]
+
+
+def _best_id(choices: Choices, vocabulary: list[str], least: int) -> str | None:
+    """The column that is called most like an id of such things."""
+    ranked = []
+    for column in choices.columns:
+        place = names.place(column.name, vocabulary)
+        usable = choices.uses[column.name].role in ("categorical", "categorical, domain", "group")
+        if place is None or not usable or column.distinct < least or column.kind == "list":
+            continue
+        found = names.words(column.name)
+        is_id = names.says(column.name, names.OF_IDS) or len(found) == 1
+        ranked.append((not is_id, place, -column.distinct, column.name))
+    return min(ranked)[3] if ranked else None
+
+
+def settle_negatives(choices: Choices) -> None:
+    """Negatives for a log of clicks alone.
+
+    Raises:
+        InputError: there is no item to draw.
+    """
+    item = _best_id(choices, names.OF_ITEMS, 3)
+    by_name = {column.name: column for column in choices.columns}
+    sessions = [
+        column.name
+        for column in choices.columns
+        if names.says(column.name, names.OF_SESSIONS)
+        and (names.says(column.name, names.OF_IDS) or len(names.words(column.name)) == 1)
+        and column.kind in ("whole", "text")
+    ]
+    session = sessions[0] if sessions else _best_id(choices, names.OF_USERS, 2)
+    if item is None or session is None:
+        binary = [column.name for column in choices.columns if is_binary(column)]
+        hint = f"; of two values are: {', '.join(binary[:6])}" if binary else ""
+        raise InputError(
+            f"{choices.survey.log.files[0]}: no column is called like a label, and none like an "
+            f"item and a session or user to draw negatives for; name it: --label COLUMN{hint}"
+        )
+    hours = (choices.span.last_ms - choices.span.first_ms + 1) / MS_PER_HOUR
+    per_hour = choices.survey.rows / max(hours, 1.0)
+    back = min(max(round(CLICKS_TO_DRAW_FROM / per_hour + 0.5), 1), 24 * 7)
+    choices.negatives = NegativeSettings(
+        item=item,
+        session=session,
+        per_click=NEGATIVES_PER_CLICK,
+        popularity_hours=back,
+        seed=1,
+    )
+    choices.base_rate = 1 / (1 + NEGATIVES_PER_CLICK)
+    choices.group = None
+    if by_name[session].distinct > MANY_VALUES and session != _best_id(choices, names.OF_USERS, 2):
+        _drop(choices, session)
+        choices.uses[session] = Use("session", "no item clicked in it is drawn as a negative")
+
+
+def settle_counters(choices: Choices) -> None:
+    """Past-only statistics of the ids that are likely to matter: the item, the user, the item in
+    its domain or for its user."""
+    item = (
+        choices.explode.item
+        if choices.explode is not None
+        else choices.negatives.item
+        if choices.negatives is not None
+        else _best_id(choices, names.OF_ITEMS, 3)
+    )
+    user = _best_id(choices, names.OF_USERS, 3)
+    keys = [[name] for name in (item, user) if name is not None]
+    if item is not None and choices.explode is not None and user is not None:
+        keys.append([user, item])
+    elif item is not None and choices.domain is not None and choices.domain.column != item:
+        keys.append([item, choices.domain.column])
+    if not keys:
+        many = sorted(
+            (-column.distinct, column.name)
+            for column in choices.columns
+            if choices.uses[column.name].role == "categorical"
+            and column.kind in ("whole", "text")
+            and choices.survey.rows / max(column.distinct, 1) >= 5
+        )
+        keys = [[name] for _, name in many[:2]]
+    window = choices.window_hours
+    short = [window / 24, window / 4, window] if window >= 24 else [window / 4, window, 4 * window]
+    rate = min(max(float(f"{choices.base_rate:.3g}"), 0.0001), 0.9999)
+    for by in keys:
+        of_item = item in by and len(by) == 1
+        choices.counters.append(
+            CounterSettings(
+                by=by,
+                bin_minutes=float(f"{max(window * 60 / 144, 1.0):.3g}"),
+                hours=[float(f"{one:.4g}") for one in (short if of_item else [7 * window])],
+                examples=choices.negatives is None,
+                prior_rate=rate,
+            )
+        )

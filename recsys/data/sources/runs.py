@@ -1,0 +1,118 @@
+"""Rows of any order, sorted by time in bounded memory: sorted runs on disk, read range by range."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from recsys.data.names import EVENT_TIME, OWN
+from recsys.data.sources.base import ROW
+
+KEY_EVERY_ROWS = 200  # one key in memory for so many rows
+GROUP_ROWS = 16_384  # of a run, read together: a range reads little more than its own
+BAD_ROWS = 250_000
+ROWS_AFTER, PART = f"{OWN}rows_after", f"{OWN}part"
+
+
+@dataclass
+class _Run:
+    path: Path
+    first_ms: int
+    last_ms: int
+
+
+class SortedRuns:
+    """An external sort by (event time, row).
+
+    Args:
+        folder: takes the runs; a run is as large as what :meth:`add` is given. ``rows`` counts
+            them all, ``empty`` has their columns.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rows = 0
+        self._runs: list[_Run] = []
+        self._keys: list[pl.DataFrame] = []
+        self.empty = pl.DataFrame()
+
+    def add(self, frame: pl.DataFrame) -> None:
+        """Take rows; all frames have one schema, with event time and row."""
+        self.empty = frame.clear()
+        if frame.is_empty():
+            return
+        ordered = frame.sort(EVENT_TIME, ROW)
+        path = self.folder / f"run-{len(self._runs):06d}.parquet"
+        ordered.write_parquet(path, compression="lz4", row_group_size=GROUP_ROWS)
+        times = ordered[EVENT_TIME]
+        self._runs.append(_Run(path, times[0], times[-1]))
+        keys = ordered.select(EVENT_TIME, ROW).gather_every(KEY_EVERY_ROWS)
+        after = (pl.lit(frame.height) - pl.int_range(pl.len()) * KEY_EVERY_ROWS).clip(
+            upper_bound=KEY_EVERY_ROWS
+        )
+        self._keys.append(keys.with_columns(after.alias(ROWS_AFTER)))
+        self.rows += frame.height
+
+    def ranges(self, rows: int, whole_ms: int = 1) -> Iterator[pl.DataFrame]:
+        """All rows in their order, about ``rows`` at a time; an empty frame where there are none.
+
+        Args:
+            whole_ms: a range holds whole multiples of it; then no range is cut inside one, however
+                many rows it has.
+        """
+        if not self._runs:
+            yield self.empty
+            return
+        starts = self._starts(rows, whole_ms)
+        for index, (time, row) in enumerate(starts):
+            wanted = pl.lit(True) if index == 0 else _from(time, row)
+            runs = self._runs
+            if index > 0:
+                runs = [run for run in runs if run.last_ms >= time]
+            if index + 1 < len(starts):
+                after = starts[index + 1]
+                wanted = wanted & ~_from(*after) & (pl.col(EVENT_TIME) <= after[0])
+                runs = [run for run in runs if run.first_ms <= after[0]]
+            found = pl.scan_parquet([run.path for run in runs], glob=False).filter(wanted)
+            yield found.collect(engine="streaming").sort(EVENT_TIME, ROW)
+
+    def _starts(self, rows: int, whole_ms: int) -> list[tuple[int, int]]:
+        """(event time, row) at which each range starts; the first takes all before it, too."""
+        keys = pl.concat(self._keys).sort(EVENT_TIME, ROW)
+        part = (pl.col(ROWS_AFTER).cum_sum() - pl.col(ROWS_AFTER)) // rows
+        starts = keys.with_columns(part.alias(PART)).unique(PART, keep="first", maintain_order=True)
+        if whole_ms > 1:
+            whole = pl.col(EVENT_TIME) // whole_ms * whole_ms
+            starts = starts.with_columns(whole, pl.lit(0, pl.Int64).alias(ROW)).unique(
+                EVENT_TIME, maintain_order=True
+            )
+        return list(starts.select(EVENT_TIME, ROW).iter_rows())
+
+
+class BadRows:
+    """Rows that could not become examples, kept in ``folder`` in the order in which they come."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rows = 0
+        self._paths: list[Path] = []
+
+    def add(self, bad: pl.DataFrame) -> None:
+        """Take rows."""
+        if bad.height:
+            path = self.folder / f"bad-{len(self._paths):06d}.parquet"
+            bad.write_parquet(path, compression="lz4")
+            self._paths.append(path)
+            self.rows += bad.height
+
+    def batches(self) -> Iterator[pl.DataFrame]:
+        """All rows, as many at a time however many were added at once."""
+        for first in range(0, self.rows, BAD_ROWS):
+            yield pl.scan_parquet(self._paths, glob=False).slice(first, BAD_ROWS).collect()
+
+
+def _from(time: int, row: int) -> pl.Expr:
+    """Whether a row is at or after (time, row)."""
+    event_time = pl.col(EVENT_TIME)
+    return (event_time >= time) & ((event_time > time) | (pl.col(ROW) >= row))

@@ -1,0 +1,459 @@
+"""From parsed rows of a table log to the columns of a part, and the encoder that does it."""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+import polars as pl
+
+from recsys.config import InputError
+from recsys.data.collisions import TableUse, auto_rows
+from recsys.data.encoder import (
+    EVENT_HOUR,
+    EVENT_WEEKDAY,
+    EXAMPLES_PER_DOMAIN,
+    DenseEncoding,
+    DomainEncoding,
+    Encoder,
+    IdEncoding,
+    RawColumn,
+    Type,
+    category_values,
+    plain_rows,
+)
+from recsys.data.encoding import (
+    canonical_text,
+    category_text,
+    counted_values,
+    hash_text,
+)
+from recsys.data.names import EVENT_TIME, feature_column
+from recsys.data.schema import MAIN_TASK, CategoricalFeature, task_columns
+from recsys.data.settings import (
+    CategoricalColumnSettings,
+    CrossSettings,
+    MomentSettings,
+    TableSettings,
+)
+from recsys.data.sources.base import DOMAIN, EXAMPLE, LABEL, LABEL_TIME, ROW
+from recsys.data.sources.counters import counter_names
+from recsys.data.sources.expressions import TEXT
+from recsys.data.sources.history import HISTORY
+from recsys.data.vocabulary import FIRST_ROW, VocabularyGrowth
+
+SHOWN_COUNT = "shown_count"
+CLOCK = (EVENT_HOUR, EVENT_WEEKDAY)  # made where a feature asks for them
+# What all values of a text column may be, in the order of preference: sent as that, a value has the
+# text that the log has
+READINGS: dict[Type, str] = {
+    "integer": r"^(0|-?[1-9]\d{0,17})$",
+    "number": r"^-?(0|[1-9]\d{0,8})(\.\d{0,5}[1-9])?$",
+    "boolean": r"^(true|false)$",
+}
+ROWS_READ = 100_000  # the first ones; more would cost what encoding costs
+
+
+def table_tasks(settings: TableSettings) -> list[str]:
+    """The main task, then those of ``labels``."""
+    return [MAIN_TASK, *settings.labels]
+
+
+def table_domains(settings: TableSettings) -> list[str]:
+    """Names of the domains, in their order."""
+    if settings.domain is None:
+        return ["all"]
+    other = [settings.domain.other] if settings.domain.other else []
+    return list(dict.fromkeys([*settings.domain.values.values(), *other]))
+
+
+def domain_encoding(settings: TableSettings) -> DomainEncoding | None:
+    """How a row's domain is found; None where there is one domain."""
+    if settings.domain is None:
+        return None
+    listed = canonical_text(pl.Series("value", list(settings.domain.values), dtype=pl.String), ())
+    values = dict(zip(listed, settings.domain.values.values(), strict=True))
+    return DomainEncoding(settings.domain.column, values, settings.domain.other)
+
+
+def categories(settings: TableSettings) -> list[CategoricalColumnSettings | CrossSettings]:
+    """The categorical features but the history, in their order."""
+    return [*settings.categorical, *settings.crosses]
+
+
+def table_features(settings: TableSettings) -> list[str]:
+    """Columns of the features in their order: dense, counters, categorical, crosses, history.
+
+    Raises:
+        InputError: two features have one name.
+    """
+    listed = [(name, "dense") for name in settings.dense]
+    listed += [(name, "counters") for one in settings.counters for name in counter_names(one)]
+    listed += [(one.feature, "categorical") for one in settings.categorical]
+    listed += [(one.feature, "crosses") for one in settings.crosses]
+    if settings.history is not None:
+        listed.append((settings.history.name, "history"))
+    first: dict[str, str] = {}
+    for name, place in listed:
+        if name in first:
+            raise InputError(
+                f"{settings.where(place)}: feature {name!r} is listed twice (in {first[name]} and "
+                f"{place}); list it once, or give the one in categorical, crosses, counters or "
+                f"history another 'name'"
+            )
+        first[name] = place
+    return [feature_column(name, table_tasks(settings)) for name in first]
+
+
+def feature_values(
+    frame: pl.DataFrame,
+    one: CategoricalColumnSettings | CrossSettings,
+    null_values: Sequence[str],
+) -> pl.Series:
+    """What a categorical feature is made of; see :func:`category_values`."""
+    for name in one.columns:
+        _check_kind(name, frame.schema[name], one)
+    return category_values(frame, one.columns, null_values, one.kind == "list", one.separator)
+
+
+def _check_kind(
+    name: str, dtype: pl.DataType, settings: CategoricalColumnSettings | CrossSettings
+) -> None:
+    is_list = isinstance(dtype, pl.List | pl.Array)
+    if isinstance(settings, CrossSettings):
+        if is_list:
+            raise InputError(
+                f"{settings.where('columns')}: column {name!r} holds lists, which cannot be crossed"
+            )
+        return
+    key = settings.where("kind")
+    if is_list and settings.kind == "id":
+        raise InputError(f"{key}: column {name!r} holds lists; set kind: list")
+    splits = dtype == pl.String and settings.separator is not None
+    if settings.kind == "list" and not (is_list or splits or dtype == pl.Null):
+        raise InputError(
+            f"{key}: column {name!r} holds {dtype}, no lists; if it is text, set separator to what "
+            f"its elements stand apart by"
+        )
+
+
+class TableEncoding:
+    """Encodes the examples of a table log, frame by frame, and ends with the log's encoder.
+
+    Frames come in event time. Where there are vocabularies :meth:`count` all frames of the first
+    window, then :meth:`start_window` before each of its own frames and those of every other window:
+    so each window is encoded with the vocabulary of those before it, and the first one, which has
+    none, with its own.
+
+    Args:
+        types: of the log's columns, of derived ones and of the item of impressions.
+        distinct: values by feature, of those whose ``table_rows`` are auto.
+        rows: as many examples as the log may have.
+
+    Raises:
+        InputError: a column is not what the settings say.
+    """
+
+    def __init__(
+        self,
+        settings: TableSettings,
+        types: Mapping[str, pl.DataType],
+        distinct: Mapping[str, int],
+        rows: int,
+    ) -> None:
+        self._settings, self._tasks = settings, table_tasks(settings)
+        self._features = table_features(settings)
+        names = iter(self._features)
+        counters = [name for one in settings.counters for name in counter_names(one)]
+        _check_made(settings, counters, types)
+        dense = [DenseEncoding(next(names), name) for name in settings.dense]
+        dense += [DenseEncoding(next(names), name, given=True) for name in counters]
+        self._growing: dict[str, tuple[CategoricalColumnSettings | CrossSettings, VocabularyGrowth]]
+        self._growing = {}
+        self.uses: list[TableUse] = []
+        self._use_of: dict[str, TableUse] = {}
+        ids: list[IdEncoding] = []
+        for one in categories(settings):
+            for column in one.columns:
+                _check_kind(column, types.get(column, pl.Int64()), one)
+            name, table_rows = next(names), one.table_rows
+            if table_rows == "auto":
+                table_rows = _auto_rows(one, distinct[one.feature], rows)
+            is_list = one.kind == "list"
+            way = one.encoding.kind
+            ids.append(IdEncoding(name, one.columns, table_rows, way, is_list, one.separator))
+            if way == "vocabulary":
+                self._growing[name] = one, VocabularyGrowth(table_rows, one.encoding.min_count)
+            else:
+                self._use(name, one.feature, table_rows)
+        history = settings.history
+        if history is not None:
+            name, table_rows = next(names), history.table_rows
+            if table_rows == "auto":
+                of_item = [
+                    one.table_rows
+                    for one in ids
+                    if one.columns == [history.item] and one.way == "hash"
+                ]
+                table_rows = of_item[0] if of_item else auto_rows(distinct[history.name])
+            ids.append(IdEncoding(name, [history.name], table_rows, "id", is_list=True))
+            self._use(name, history.name, table_rows)
+        self._encoder = _encoder(settings, types, dense, ids)
+        split = [name for one in settings.categorical if one.kind == "list" for name in one.columns]
+        texts = [one.name for one in self._encoder.columns if one.is_text and not one.is_list]
+        # A log of text alone does not say what its values are
+        is_typed = settings.file_format not in ("csv", "tsv")
+        self._unread_texts = {name for name in texts if not is_typed and name not in split}
+        self._window: str | None = None
+        self._is_first = True
+        self._readings: dict[str, set[Type]] = {}
+        self._rows_read = 0
+        self._missing: set[str] = set()
+        self._examples: dict[int, pl.DataFrame] = {}
+
+    def _use(self, name: str, feature: str, table_rows: int) -> None:
+        self._use_of[name] = TableUse(feature, table_rows)
+        self.uses.append(self._use_of[name])
+
+    @property
+    def dense(self) -> list[str]:
+        """Columns of the dense features."""
+        return [one.name for one in self._encoder.dense]
+
+    @property
+    def categorical(self) -> list[CategoricalFeature]:
+        """The categorical features."""
+        return [
+            CategoricalFeature(one.name, one.table_rows, "list" if one.is_list else "id")
+            for one in self._encoder.ids
+        ]
+
+    @property
+    def history_use(self) -> TableUse:
+        """The use of the history's table, where there is a history."""
+        return self.uses[-1]
+
+    @property
+    def has_vocabularies(self) -> bool:
+        """Whether it matters which window a row is in."""
+        return bool(self._growing)
+
+    def count(self, frame: pl.DataFrame) -> None:
+        """Count the values of a window's examples, for the vocabularies of windows after it."""
+        for one, growth in self._growing.values():
+            values = feature_values(frame, one, self._settings.null_values)
+            growth.count(counted_values(values, self._settings.null_values))
+
+    def start_window(self, name: str | None) -> None:
+        """Give rows to the values that are frequent by now, if ``name`` is another window than that
+        of the last frame; None: after the last window."""
+        if name == self._window and name is not None:
+            return
+        self._is_first, self._window = self._window is None, name
+        for _, growth in self._growing.values():
+            growth.grow(name)
+        vocabularies = {name: growth.vocabulary for name, (_, growth) in self._growing.items()}
+        self._encoder = replace(self._encoder, vocabularies=vocabularies)
+
+    def part(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The columns of a part, of examples in event time, with counters and ``own:history``."""
+        settings = self._settings
+        group = frame[ROW] if settings.group is None else _group(frame[settings.group])
+        if settings.history is not None:
+            frame = frame.with_columns(pl.col(HISTORY).alias(settings.history.name))
+        self._look_at(frame)
+        own = frame.select(
+            pl.col(EXAMPLE).alias("example_id"),
+            pl.col(EVENT_TIME).alias("event_time"),
+            pl.col(LABEL_TIME).alias("label_time"),
+            pl.col(DOMAIN).alias("domain"),
+            group.alias("group"),
+            *(
+                pl.col(own).alias(name)
+                for own, name in zip(
+                    task_columns(LABEL, self._tasks),
+                    task_columns("label", self._tasks),
+                    strict=True,
+                )
+            ),
+        )
+        part = own.hstack(self._encoder.features(frame, uses=self._use_of))
+        if not self._is_first:  # that one is counted already
+            self.count(frame)
+        return part
+
+    def encoder(self) -> Encoder:
+        """The log's encoder, once all windows are encoded: as it stands for rows after them."""
+        self.start_window(None)
+        columns = [
+            replace(
+                column,
+                type=self._type(column),
+                optional=column.optional or column.name in self._missing,
+            )
+            for column in self._encoder.columns
+        ]
+        frames = [self._examples[domain] for domain in sorted(self._examples)]
+        examples = [row for frame in frames for row in plain_rows(frame, columns)]
+        return replace(self._encoder, columns=columns, examples=examples)
+
+    def _look_at(self, frame: pl.DataFrame) -> None:
+        """Note which raw columns lack values, what the first texts can be read as, and examples."""
+        for column in self._encoder.columns:
+            if column.name not in frame.columns:
+                continue
+            values = frame[column.name]
+            if values.null_count():
+                self._missing.add(column.name)
+            if column.name in self._unread_texts and values.dtype == pl.String:
+                texts = values.head(max(ROWS_READ - self._rows_read, 0)).drop_nulls().unique()
+                if len(texts):
+                    found = self._readings.setdefault(column.name, set(READINGS))
+                    found -= {
+                        reading
+                        for reading in found
+                        if not texts.str.contains(READINGS[reading]).all()
+                    }
+        self._rows_read += frame.height
+        domain = self._settings.domain
+        names = [column.name for column in self._encoder.columns]
+        names += [domain.column] if domain is not None and domain.column not in names else []
+        for index in frame[DOMAIN].unique():
+            have = self._examples.get(index)
+            lacking = EXAMPLES_PER_DOMAIN - (0 if have is None else have.height)
+            if lacking:
+                rows = frame.filter(pl.col(DOMAIN) == index).head(lacking)
+                rows = rows.select(name for name in names if name in rows.columns)
+                self._examples[index] = (
+                    rows if have is None else pl.concat([have, rows], how="vertical_relaxed")
+                )
+
+    def _type(self, column: RawColumn) -> Type:
+        only_numbers = {one.column for one in self._encoder.dense}
+        only_numbers -= {name for one in self._encoder.ids for name in one.columns}
+        if column.is_text and column.name in only_numbers:
+            return "number"
+        for reading in READINGS:
+            if reading in self._readings.get(column.name, ()):
+                return reading
+        return column.type
+
+
+def _check_made(
+    settings: TableSettings, counters: list[str], types: Mapping[str, pl.DataType]
+) -> None:
+    """Refuse features that ingest makes under the name of a raw column."""
+    history = settings.history
+    made = [(name, "counters") for name in counters]
+    made += [(history.name, "history.name")] if history is not None else []
+    for name, key in made:
+        if name in types:
+            raise InputError(
+                f"{settings.where(key)}: the log has a column {name!r} of its own; give the "
+                f"feature another name"
+            )
+
+
+def _auto_rows(one: CategoricalColumnSettings | CrossSettings, distinct: int, rows: int) -> int:
+    """``table_rows: auto``; of a vocabulary no more values than ``rows`` hold can be frequent."""
+    if one.encoding.kind == "hash":
+        return auto_rows(distinct)
+    return FIRST_ROW + min(distinct, rows // one.encoding.min_count)
+
+
+def _encoder(
+    settings: TableSettings,
+    types: Mapping[str, pl.DataType],
+    dense: list[DenseEncoding],
+    ids: list[IdEncoding],
+) -> Encoder:
+    """The encoder before it has seen a row."""
+    read = [*(one.column for one in dense), *(name for one in ids for name in one.columns)]
+    domain = domain_encoding(settings)
+    if domain is not None and domain.column in settings.columns:
+        read.append(domain.column)
+    clock = [name for name in CLOCK if name in read and name not in types]
+    read = _with_inputs(read, settings, types)
+    derived = [(name, text) for name, text in settings.columns.items() if name in read]
+    made = {*clock, *settings.columns}
+    times = [one.column for one in (settings.time, settings.label_time) if one is not None]
+    moment = settings.time.model_dump(include=set(MomentSettings.model_fields))
+    return Encoder(
+        columns=[
+            _raw_column(name, settings, types) for name in dict.fromkeys(read) if name not in made
+        ],
+        dense=dense,
+        ids=ids,
+        null_values=settings.null_values,
+        derived=derived,
+        time=MomentSettings(**moment) if clock else None,
+        clock=clock,
+        stripped=[name for name in dict.fromkeys([*settings.dense, *times]) if name in read],
+        domains=table_domains(settings),
+        domain=domain,
+    )
+
+
+def _with_inputs(read: list[str], settings: TableSettings, names: Collection[str]) -> list[str]:
+    """``read`` with the columns among ``names`` that features of the clock and expressions are made
+    of."""
+    has_clock = any(name in read for name in CLOCK if name not in names)
+    found = [*read, settings.time.column] if has_clock else list(read)
+    for name, text in reversed(settings.columns.items()):
+        if name in found:
+            found += [column for column in names if _is_read(column, text)]
+    return found
+
+
+def read_columns(settings: TableSettings, names: Collection[str]) -> list[str]:
+    """The columns among ``names`` that a row is encoded from."""
+    read = [*settings.dense, *(name for one in categories(settings) for name in one.columns)]
+    read += [settings.domain.column] if settings.domain is not None else []
+    return _with_inputs(read, settings, names)
+
+
+def _is_read(column: str, expression: str) -> bool:
+    """Whether an SQL expression holds the name ``column``."""
+    name = rf"(?<!\w){re.escape(column)}(?!\w)"
+    return column != "" and re.search(name, TEXT.sub("", expression)) is not None
+
+
+def _raw_column(name: str, settings: TableSettings, types: Mapping[str, pl.DataType]) -> RawColumn:
+    if settings.history is not None and name == settings.history.name:
+        return RawColumn(name, "integer", is_list=True, optional=True, origin="history")
+    if any(name in counter_names(one) for one in settings.counters):
+        return RawColumn(name, "number", origin="counters")
+    if name not in types:
+        return RawColumn(name, "integer", origin="impressions")  # shown_count
+    dtype = types[name]
+    # A column without any value is of no type
+    lists = [one.column for one in settings.categorical if one.kind == "list"]
+    is_list = isinstance(dtype, pl.List | pl.Array) or (dtype == pl.Null and name in lists)
+    inner = pl.Series(dtype=dtype.inner).dtype if isinstance(dtype, pl.List | pl.Array) else dtype
+    kind: Type = "text"
+    if inner == pl.Boolean:
+        kind = "boolean"
+    elif inner.is_integer():
+        kind = "integer"
+    elif inner.is_numeric():
+        kind = "number"
+    elif inner.is_temporal():
+        kind = "time"
+    is_item = settings.explode is not None and name == settings.explode.item
+    return RawColumn(
+        name,
+        kind,
+        is_list,
+        is_text=kind == "text",
+        optional=is_list or dtype == pl.Null,
+        origin="impressions" if is_item else "log",
+    )
+
+
+def _group(column: pl.Series) -> pl.Series:
+    """Int64; integers as they are, anything else by a stable hash."""
+    if column.dtype == pl.UInt64:
+        return column.fill_null(2**64 - 1).reinterpret(signed=True)
+    if column.dtype.is_integer():
+        return column.cast(pl.Int64).fill_null(-1)
+    text = category_text(column).fill_null("")
+    return pl.Series(column.name, hash_text(text).astype("int64"))
