@@ -54,6 +54,8 @@ class RowProgress:
     def advance(self, rows: int) -> None:
         """Count ``rows`` more rows."""
         self.rows += rows
+        if self.total_rows and self.rows > self.total_rows:
+            self.expect(0)  # what was expected was wrong: better nothing than a negative rest
         if not self.enabled:
             return
         now = time.monotonic()

@@ -90,15 +90,6 @@ def counted_values(column: pl.Series, null_values: Sequence[str] = NULL_VALUES) 
     return dict(zip(counts["text"], counts["count"], strict=True))
 
 
-def distinct_values(column: pl.Series, null_values: Sequence[str] = NULL_VALUES) -> int:
-    """How many values :func:`hash_to_rows` tells apart in ``column``; missing ones do not count."""
-    if isinstance(column.dtype, pl.Array):
-        column = column.arr.to_list()
-    if isinstance(column.dtype, pl.List):
-        column = column.explode()
-    return canonical_text(category_text(column).unique(), null_values).drop_nulls().n_unique()
-
-
 def value_hashes(column: pl.Series, null_values: Sequence[str] = NULL_VALUES) -> NDArray[np.uint64]:
     """The hash of each value of ``column``, without missing ones; as :func:`hash_to_rows` makes
     them, elements of lists too."""

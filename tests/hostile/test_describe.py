@@ -7,7 +7,7 @@ import pytest
 from flows.towerflow import main
 from recsys.config import load_settings
 from recsys.data.settings import DatasetSettings
-from tests.hostile.test_ingest import ALL, Case, write
+from tests.support.hostile_logs import ALL, Case, write
 
 DESCRIBED = [case for case in ALL if case.section.get("files")]
 

@@ -19,13 +19,16 @@ def test_nothing_is_left_of_an_unknown_number(capsys: pytest.CaptureFixture[str]
     assert "left" not in first and " of " not in first
 
 
-def test_more_rows_than_expected_leave_none(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_expected_is_forgotten_where_more_rows_come(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with RowProgress("ingest", 0) as progress:
         progress.expect(10)
-        progress.advance(12)
-    first, _ = capsys.readouterr().err.splitlines()
-    assert first.startswith("ingest: 12 of 10 rows, ")
-    assert first.endswith(" 0 s left")
+        progress.advance(10)
+        progress.advance(2)
+    first, second, _ = capsys.readouterr().err.splitlines()
+    assert first.startswith("ingest: 10 of 10 rows, ") and first.endswith(" 0 s left")
+    assert second.startswith("ingest: 12 rows, ") and "left" not in second
 
 
 def test_a_note_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,11 @@
 """A log's windows have the same bytes however little of it is in memory at a time."""
 
 import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +18,15 @@ from recsys.data.settings import DataSettings
 from tests.support.raw_logs import rows_of, run
 
 ROWS, DAYS = 600, 3
+INGEST = """
+import json, pathlib, sys
+from recsys.data.ingest import ingest
+from recsys.data.settings import DatasetSettings, DataSettings
+data, log = (json.loads(text) for text in sys.argv[1:3])
+folder = pathlib.Path(sys.argv[3])
+log = DatasetSettings.model_validate(log)
+ingest(DataSettings(**data), log, folder / "windows", folder / "oracle")
+"""
 START = 1_704_067_200  # 2024-01-01 00:00 UTC
 ALL_AT_ONCE = 2.0
 SOME_ROWS, FEW_ROWS = 1e-3, 2e-5  # GiB: about a hundred rows of these logs in a block, and two
@@ -117,11 +131,17 @@ def parquet(**changes: Any) -> dict[str, Any]:
 
 def digest(data: DataSettings, folder: Path, described: dict[str, Any], **changes: Any) -> str:
     run(data, folder, "table", described, **changes)
+    found = digest_of(folder / "windows")
+    shutil.rmtree(folder / "windows")
+    return found
+
+
+def digest_of(windows: Path) -> str:
+    """Of the names and the contents of all files."""
     found = hashlib.sha256()
-    for path in sorted((folder / "windows").rglob("*")):
+    for path in sorted(windows.rglob("*")):
         if path.is_file():
-            found.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
-    (folder / "windows").rename(folder / f"windows-{changes['memory_gb']}-{len(changes)}")
+            found.update(path.relative_to(windows).as_posix().encode() + path.read_bytes())
     return found.hexdigest()
 
 
@@ -137,6 +157,23 @@ def test_the_bytes_do_not_depend_on_what_fits_in_memory(
             for memory in (ALL_AT_ONCE, SOME_ROWS, FEW_ROWS)
         }
         assert len(digests) == 1
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_threads(
+    data_settings: DataSettings, tmp_path: Path
+) -> None:
+    described = csv_with_bad_rows(tmp_path)
+    data = data_settings.model_copy(update={"quarantine_limit": 0.1, "memory_gb": SOME_ROWS})
+    # Threads can be set only as a process starts
+    for name in ("1", "5"):
+        settings = data.model_copy(update={"root": str(tmp_path)}).model_dump()
+        log = {"format": "table", "table": described}
+        subprocess.run(
+            [sys.executable, "-c", INGEST, json.dumps(settings), json.dumps(log), tmp_path / name],
+            env={**os.environ, "POLARS_MAX_THREADS": name},
+            check=True,
+        )
+    assert digest_of(tmp_path / "1" / "windows") == digest_of(tmp_path / "5" / "windows")
 
 
 def test_a_shuffled_log_has_the_rows_of_the_sorted_one(

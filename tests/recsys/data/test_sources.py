@@ -96,6 +96,17 @@ def test_criteo_rows_are_the_same_beside_bad_ones_and_in_any_chunk(
     assert clean["integer_1"].to_list() == pytest.approx([math.log1p(x) for x in range(10)])
 
 
+@pytest.mark.parametrize("values", [["12.0", "12", "b"], [" ", "b", "c"], ["False", "false", "b"]])
+def test_criteo_categories_have_one_spelling(
+    data_settings: DataSettings, tmp_path: Path, values: list[str]
+) -> None:
+    lines = [criteo_line(category=value) + "\n" for value in values]
+    (tmp_path / "log.txt").write_text("".join(lines))
+    run(data_settings, tmp_path, "criteo", criteo_section(["log.txt"]))
+    wanted = hash_to_rows(pl.Series(values), 100).to_list()
+    assert rows_of(tmp_path)["category_1"].to_list() == wanted
+
+
 def test_too_many_bad_rows_stop_ingest(data_settings: DataSettings, tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text(
         "\n".join([criteo_line()] * 5 + [criteo_line("7")] * 5) + "\n"
