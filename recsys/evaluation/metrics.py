@@ -12,6 +12,16 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.floating]
 METRICS = ("ne", "auc", "gauc", "logloss", "calibration", "pr_auc", "ece", "recall")
 TABLE_METRICS = METRICS[:5]  # those of the terminal's table
+LABELS = {
+    "ne": "NE",
+    "auc": "AUC",
+    "gauc": "gAUC",
+    "logloss": "LogLoss",
+    "calibration": "calibration",
+    "pr_auc": "PR-AUC",
+    "ece": "ECE",
+    "recall": "recall at 10 %",
+}
 CALIBRATION_BINS = 20  # of equally many rows each, for ECE
 RECALL_BUDGET = 0.1  # share of the rows that may be shown, for recall at budget
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from recsys.data.schema import Schema
-from recsys.evaluation.metrics import METRICS, TABLE_METRICS
+from recsys.evaluation.metrics import LABELS, METRICS, TABLE_METRICS
 from recsys.evaluation.model_table import NOT_ARMS
 from recsys.evaluation.report import (
-    LABELS,
     TABLE_FILE,
     WINDOWS_FILE,
     measure_window,

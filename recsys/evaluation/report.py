@@ -16,7 +16,7 @@ from recsys.data.schema import MAIN_TASK, Schema, Window
 from recsys.evaluation.comparison import Comparison, compare_values, holm, interval, p_value
 from recsys.evaluation.figures import draw_differences, draw_windows
 from recsys.evaluation.gate import Verdict, judge
-from recsys.evaluation.metrics import METRICS, TABLE_METRICS
+from recsys.evaluation.metrics import LABELS, METRICS, TABLE_METRICS
 from recsys.evaluation.model_table import (
     DISTILLED,
     ORACLE,
@@ -43,13 +43,6 @@ from recsys.files import write_json
 from recsys.progress import RowProgress
 
 WINDOWS_FILE = "windows.csv"
-LABELS = {
-    "ne": "NE",
-    "auc": "AUC",
-    "gauc": "gAUC",
-    "logloss": "LogLoss",
-    "calibration": "calibration",
-}
 
 
 @dataclass(frozen=True)
