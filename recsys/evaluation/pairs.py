@@ -1,10 +1,15 @@
 """Two models, or two runs' models, on the same rows: ``towerflow compare``."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from recsys.config import InputError
 from recsys.evaluation.comparison import Comparison, compare_values, holm
@@ -13,7 +18,11 @@ from recsys.evaluation.predictions import PREDICTIONS_DIR
 from recsys.evaluation.resampling import resample
 from recsys.evaluation.settings import EvaluateSettings
 from recsys.evaluation.slices import HOUR_MS
+from recsys.evaluation.streamed import Rows, stream_metrics
+from recsys.progress import RowProgress
 
+ROWS_IN_MEMORY = 10_000_000  # more are read once, some at a time
+ROWS_AT_ONCE = 1 << 21
 SHOWN_IDS = 3  # of rows that only one side has
 ROW = ["example_id", "group", "event_time"]
 
@@ -112,6 +121,19 @@ def _compare(
     task: str | None,
 ) -> Pair:
     label, logit = ("label", "logit") if task is None else (f"label_{task}", f"logit_{task}")
+    seeds = max(len(first), len(second))
+    files = _files(first[0], first_window, [*ROW, label, logit])
+    total = sum(pq.read_metadata(path).num_rows for path in files)
+    arrays, what = len(first) + len(second), f"compare {name}".strip()
+    if total > ROWS_IN_MEMORY:
+        sides = {"first": first, "second": second}
+        parts = _parts(sides, first_window, label, logit, settings.blocks)
+        with RowProgress(what, arrays * total) as progress:
+            rows, measured, drawn = stream_metrics(
+                parts, settings.bootstrap_samples, settings.seed, progress.advance
+            )
+        _check_rows(rows, first[0], label, first_window)
+        return _pair(name, rows, seeds, measured, drawn, settings)
     base = _read(first[0], first_window, label, logit)
     logits = {
         side: [
@@ -124,10 +146,7 @@ def _compare(
     }
     known = base[label].is_not_nan()
     rows = base.filter(known)
-    if not rows.height:
-        raise InputError(
-            f"{first[0]}: no rows with a {label} from window {first_window} on; see --first-window"
-        )
+    _check_rows(rows.height, first[0], label, first_window)
     labels, groups = rows[label].to_numpy(), rows["group"].to_numpy()
     models = {side: [one.filter(known).to_numpy() for one in own] for side, own in logits.items()}
     blocks = {
@@ -139,34 +158,119 @@ def _compare(
         side: [compute_metrics(one, labels, groups).as_dict() for one in own]
         for side, own in models.items()
     }
-    for side, own in measured.items():  # one seed stands beside each of the other side
-        measured[side] = own * (max(len(first), len(second)) // len(own))
-    drawn = resample(models, labels, groups, settings.bootstrap_samples, settings.seed, blocks)
+    with RowProgress(what, arrays * rows.height) as progress:
+        drawn = resample(
+            models,
+            labels,
+            groups,
+            settings.bootstrap_samples,
+            settings.seed,
+            blocks,
+            advance=progress.advance,
+        )
+    return _pair(name, rows.height, seeds, measured, drawn, settings)
+
+
+def _check_rows(rows: int, folder: Path, label: str, first_window: int) -> None:
+    if not rows:
+        raise InputError(
+            f"{folder}: no rows with a {label} from window {first_window} on; see --first-window"
+        )
+
+
+def _pair(
+    name: str,
+    rows: int,
+    seeds: int,
+    measured: dict[str, list[dict[str, float]]],
+    drawn: dict[str, NDArray[np.float64]],
+    settings: EvaluateSettings,
+) -> Pair:
+    # One seed of a side stands beside each of the other's
+    values = {side: own * (seeds // len(own)) for side, own in measured.items()}
+    differences = drawn["second"] - drawn["first"]
     comparisons = compare_values(
-        measured["first"],
-        measured["second"],
-        drawn["second"] - drawn["first"],
-        settings.confidence,
+        values["first"], values["second"], differences, settings.confidence
     )
-    return Pair(name, rows.height, max(len(first), len(second)), comparisons)
+    return Pair(name, rows, seeds, comparisons)
 
 
-def _read(folder: Path, first_window: int, label: str, logit: str) -> pl.DataFrame:
-    """The rows of the windows from the place ``first_window`` on, with that place."""
+def _files(folder: Path, first_window: int, columns: list[str]) -> list[Path]:
+    """The windows' files from the place ``first_window`` on."""
     files = sorted(folder.glob("*.parquet"))
     if not 0 <= first_window < len(files):
         raise InputError(
             f"{folder}: {len(files)} windows, none left from window {first_window} on; see "
             f"--first-window"
         )
-    columns = [*ROW, label, logit]
-    frames = []
-    for place, path in enumerate(files[first_window:], start=first_window):
-        missing = [name for name in columns if name not in pl.read_parquet_schema(path)]
+    for path in files[first_window:]:
+        names = pq.read_schema(path).names
+        missing = [name for name in columns if name not in names]
         if missing:
             raise InputError(f"{path}: no column {missing[0]!r}; predictions have {columns}")
-        frame = pl.read_parquet(path, columns=columns)
-        frames.append(frame.with_columns(window=pl.lit(place), file=pl.lit(path.stem)))
+    return files[first_window:]
+
+
+def _parts(
+    sides: Mapping[str, Sequence[Path]], first_window: int, label: str, logit: str, blocks: str
+) -> Iterator[Rows]:
+    """All rows, some at a time; every folder must have them in the same order.
+
+    Raises:
+        InputError: a folder has not.
+    """
+    folders = [folder for own in sides.values() for folder in own]
+    columns = [*ROW, label, logit]
+    files = [_files(folder, first_window, columns) for folder in folders]
+    for folder, own in zip(folders, files, strict=True):
+        if [path.name for path in own] != [path.name for path in files[0]]:
+            raise InputError(f"{folders[0]} and {folder} have not the same windows")
+    for place, paths in enumerate(zip(*files, strict=True), start=first_window):
+        readers = [
+            pq.ParquetFile(path).iter_batches(ROWS_AT_ONCE, columns=columns) for path in paths
+        ]
+        for batches in zip_longest(*readers):
+            first = batches[0]
+            for path, batch in zip(paths, batches, strict=True):
+                for column in ("example_id", "group", label):
+                    if first is None or batch is None or not _same(first[column], batch[column]):
+                        raise InputError(
+                            f"{paths[0]} and {path}: rows differ in {column}, or in their "
+                            f"order; of more than {ROWS_IN_MEMORY:,} rows it must be the same"
+                        )
+            labels = first[label].to_numpy(zero_copy_only=False)
+            known = ~np.isnan(labels)
+            block = {
+                "group": first["group"].to_numpy(),
+                "hour": first["event_time"].to_numpy() // HOUR_MS,
+                "window": np.full(len(labels), place),
+            }[blocks]
+            logits = iter([batch[logit].to_numpy(zero_copy_only=False)[known] for batch in batches])
+            yield Rows(
+                labels[known],
+                block[known],
+                {side: [next(logits) for _ in own] for side, own in sides.items()},
+            )
+
+
+def _same(first: pa.Array, second: pa.Array) -> bool:
+    """Whether two columns are equal, two NaN too."""
+    return first is second or np.array_equal(
+        first.to_numpy(zero_copy_only=False),
+        second.to_numpy(zero_copy_only=False),
+        equal_nan=pa.types.is_floating(first.type),
+    )
+
+
+def _read(folder: Path, first_window: int, label: str, logit: str) -> pl.DataFrame:
+    """The rows of the windows from the place ``first_window`` on, with that place."""
+    columns = [*ROW, label, logit]
+    frames = [
+        pl.read_parquet(path, columns=columns).with_columns(
+            window=pl.lit(place), file=pl.lit(path.stem)
+        )
+        for place, path in enumerate(_files(folder, first_window, columns), start=first_window)
+    ]
     return pl.concat(frames)
 
 
