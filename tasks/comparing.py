@@ -47,6 +47,7 @@ def compare_named(first: str, second: str, first_window: int | None, task: str |
 
 def comparison_table(first: str, second: str, pairs: "list[Pair]") -> str:
     """Markdown: a line a model and metric."""
+    from recsys.evaluation.comparison import p_text
     from recsys.evaluation.metrics import LABELS
 
     shown = [pair.model for pair in pairs] != [""]
@@ -63,8 +64,9 @@ def comparison_table(first: str, second: str, pairs: "list[Pair]") -> str:
     for pair in pairs:
         for one in pair.comparisons:
             values = [(one.first, ".4f"), (one.second, ".4f"), (one.difference, "+.5f")]
-            values += [(one.low, "+.5f"), (one.high, "+.5f"), (one.p_holm, ".2g")]
+            values += [(one.low, "+.5f"), (one.high, "+.5f")]
             cells = [format(value, form) if math.isfinite(value) else "-" for value, form in values]
+            cells.append(p_text(one.p_holm))
             names = [*([pair.model] if shown else []), LABELS[one.metric]]
             lines.append(f"| {' | '.join([*names, *cells])} |")
     return "\n".join(lines) + "\n"

@@ -123,6 +123,13 @@ def p_value(difference: float, resampled: NDArray[np.float64]) -> float:
     return float(2 * stats.norm.sf(abs(difference) / error))
 
 
+def p_text(p: float) -> str:
+    """A p value as a person reads it; how small one below 0.0001 is, no bootstrap can tell."""
+    if math.isnan(p):
+        return "-"
+    return f"{p:.2g}" if p >= 1e-4 else "< 0.0001"
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's (1979) corrected p values: below alpha for none that is true with probability 1 -
     alpha. NaN stays NaN and is no comparison."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from recsys.config import InputError
 from recsys.data.schema import MAIN_TASK, Schema, Window
-from recsys.evaluation.comparison import Comparison, compare_values, holm, interval, p_value
+from recsys.evaluation.comparison import Comparison, compare_values, holm, interval, p_text, p_value
 from recsys.evaluation.figures import draw_differences, draw_windows
 from recsys.evaluation.gate import Verdict, judge
 from recsys.evaluation.metrics import LABELS, METRICS, TABLE_METRICS
@@ -401,7 +401,7 @@ def _cells(row: MetricRow) -> list[str]:
         _text(one.first, ".4f"),
         _text(one.second, ".4f"),
         *signed,
-        _text(one.p_holm, ".2g"),
+        p_text(one.p_holm),
         _text(row.teacher, ".4f"),
         oracle,
     ]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from recsys.evaluation.comparison import compare, holm, p_value, seed_tests
+from recsys.evaluation.comparison import compare, holm, p_text, p_value, seed_tests
 from recsys.evaluation.metrics import probabilities
 
 
@@ -46,6 +46,15 @@ def test_p_value_is_that_of_the_difference_in_its_standard_errors() -> None:
     assert p_value(-0.196, draws) == p_value(0.196, draws)
     assert p_value(0.0, np.zeros(5)) == 1.0
     assert np.isnan(p_value(0.1, np.full(5, np.nan)))
+
+
+def test_p_values_are_written_as_far_as_draws_can_tell() -> None:
+    assert [p_text(p) for p in (0.0231, 1.0, 3e-92, float("nan"))] == [
+        "0.023",
+        "1",
+        "< 0.0001",
+        "-",
+    ]
 
 
 def test_equal_arms_are_rarely_called_different() -> None:
