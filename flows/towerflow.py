@@ -47,6 +47,9 @@ COMMANDS: dict[str, tuple[Command, ...]] = {
         _stage("evaluate", "compare the students, window by window: reports/evaluation"),
         _stage("register", "register each student's better arm: reports/registration.json"),
     ),
+    "what came out": (
+        Command("compare", "two runs, arms or registered models on the same rows", "flows.compare"),
+    ),
     "as the log grows": (
         Command(
             "stream", "take new windows: evaluate, score, learn, publish", "flows.stream_command"

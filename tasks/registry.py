@@ -55,7 +55,7 @@ def register_students() -> None:
             "arm": verdict["arm"],
             "alias": CHAMPION if verdict["passes"] else CHALLENGER,
             "why": verdict["why"],
-            "model_sha256": _folder_hash(_export(name, verdict["arm"])),
+            "model_sha256": folder_hash(_export(name, verdict["arm"])),
             "ne": verdict["ne"],
         }
         for name, verdict in verdicts.items()
@@ -75,7 +75,7 @@ def register_students() -> None:
     scratch.replace(REGISTRATION)
 
 
-def _folder_hash(folder: Path) -> str:
+def folder_hash(folder: Path) -> str:
     """SHA-256 over the names and contents of the folder's files."""
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):

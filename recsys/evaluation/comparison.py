@@ -1,33 +1,27 @@
-"""Is one arm better than the other: paired bootstrap over groups, and tests over seeds."""
+"""Is one arm better than the other: paired bootstrap over blocks and seeds, corrected p values."""
 
+import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from recsys.evaluation.metrics import (
-    METRICS,
-    FloatArray,
-    SortedScores,
-    auc_by_group,
-    compute_metrics,
-    probabilities,
-    row_losses,
-)
-
-SAMPLES_AT_ONCE = 64  # of the bootstrap, in memory
+from recsys.evaluation.metrics import METRICS, FloatArray, compute_metrics
+from recsys.evaluation.resampling import resample
 
 
 @dataclass(frozen=True)
 class Comparison:
     """One metric: each arm's mean over seeds, the difference (second - first) and its interval.
 
-    ``t_test_p`` and ``wilcoxon_p`` are two-sided p values over seeds, None with one seed or where
-    all differences are equal to zero.
+    ``p`` is the two-sided p value of the difference by its bootstrap, ``p_holm`` the same corrected
+    for all comparisons that were made beside it; NaN where it is not known. ``t_test_p`` and
+    ``wilcoxon_p`` are two-sided p values over seeds, None with one seed or where all differences
+    are equal to zero.
     """
 
     metric: str
@@ -38,6 +32,8 @@ class Comparison:
     high: float
     t_test_p: float | None
     wilcoxon_p: float | None
+    p: float = math.nan
+    p_holm: float = math.nan
 
 
 def compare(
@@ -48,6 +44,7 @@ def compare(
     samples: int,
     confidence: float,
     seed: int,
+    blocks: NDArray[np.integer] | None = None,
 ) -> list[Comparison]:
     """Compare two arms on the same rows.
 
@@ -55,29 +52,47 @@ def compare(
         first: logits [N] of the first arm, one array a seed.
         second: logits [N] of the second arm, paired by seed with ``first``.
         labels: [N], 0 or 1.
-        groups: [N], the unit that is resampled (the user): rows of one user are not independent.
+        groups: [N], what gAUC groups by (the user).
         samples: bootstrap resamples.
         confidence: two-sided coverage of the interval, 0.95 for 95 %.
         seed: of the resampling.
+        blocks: [N], the unit that is resampled: rows of one block are not independent; None: the
+            group.
 
     Returns:
-        One comparison a metric, in the order of ``METRICS``.
+        One comparison a metric, in the order of ``METRICS``; ``p_holm`` is corrected for these.
+
+    Raises:
+        ValueError: the arms have different numbers of seeds, or none.
     """
     if len(first) != len(second) or not first:
         raise ValueError(
             f"arms must have the same number of seeds, got {len(first)} and {len(second)}"
         )
-    values = [
-        [compute_metrics(logits, labels, groups).as_dict() for logits in arm]
-        for arm in (first, second)
-    ]
-    differences = bootstrap_differences(first, second, labels, groups, samples, seed)
-    tail = (1.0 - confidence) / 2
+    values = {
+        name: [compute_metrics(logits, labels, groups).as_dict() for logits in arm]
+        for name, arm in (("first", first), ("second", second))
+    }
+    drawn = resample({"first": first, "second": second}, labels, groups, samples, seed, blocks)
+    found = compare_values(
+        values["first"], values["second"], drawn["second"] - drawn["first"], confidence
+    )
+    corrected = holm([one.p for one in found])
+    return [replace(one, p_holm=p) for one, p in zip(found, corrected, strict=True)]
+
+
+def compare_values(
+    first: Sequence[dict[str, float]],
+    second: Sequence[dict[str, float]],
+    differences: NDArray[np.float64],
+    confidence: float,
+) -> list[Comparison]:
+    """Compare two arms by their metrics, one dict a seed, and resampled ``differences``
+    [samples, len(METRICS)]; ``p_holm`` is left NaN."""
     comparisons = []
     for column, metric in enumerate(METRICS):
-        a, b = (np.array([seed_values[metric] for seed_values in arm]) for arm in values)
-        low, high = interval(differences[:, column], tail)
-        t_test_p, wilcoxon_p = seed_tests(a, b)
+        a, b = (np.array([one[metric] for one in arm]) for arm in (first, second))
+        low, high = interval(differences[:, column], (1.0 - confidence) / 2)
         difference = float(np.mean(b - a))
         comparisons.append(
             Comparison(
@@ -87,126 +102,44 @@ def compare(
                 difference,
                 low,
                 high,
-                t_test_p,
-                wilcoxon_p,
+                *seed_tests(a, b),
+                p=p_value(difference, differences[:, column]),
             )
         )
     return comparisons
 
 
-def bootstrap_differences(
-    first: Sequence[FloatArray],
-    second: Sequence[FloatArray],
-    labels: FloatArray,
-    groups: NDArray[np.integer],
-    samples: int,
-    seed: int,
-) -> NDArray[np.float64]:
-    """Differences [samples, len(METRICS)] of seed-mean metrics, groups drawn with replacement.
+def p_value(difference: float, resampled: NDArray[np.float64]) -> float:
+    """Two-sided p value of no difference, for a normal error of the resampled differences' spread.
 
-    Both arms see the same draw, so what they share cancels.
+    A share of draws would be at least 1 / samples, which is never small once corrected.
     """
-    _, group_index = np.unique(groups, return_inverse=True)
-    count = int(group_index.max()) + 1 if len(group_index) else 0
-    if not count:
-        return np.full((samples, len(METRICS)), np.nan)
-    arms = [
-        [_ResampledMetrics(logits, labels, groups, group_index) for logits in arm]
-        for arm in (first, second)
-    ]
-    generator = np.random.default_rng(seed)
-    differences = np.empty((samples, len(METRICS)))
-    for sample in range(samples):
-        draws = _draw(generator, count)
-        a, b = (np.mean([one.at(draws) for one in arm], axis=0) for arm in arms)
-        differences[sample] = b - a
-    return differences
+    finite = resampled[np.isfinite(resampled)]
+    if len(finite) < 2 or not math.isfinite(difference):
+        return math.nan
+    error = float(finite.std(ddof=1))
+    if error == 0:
+        return 1.0 if difference == 0 else 0.0
+    return float(2 * stats.norm.sf(abs(difference) / error))
 
 
-def ne_differences(
-    first: Sequence[FloatArray],
-    others: Sequence[Sequence[FloatArray]],
-    labels: FloatArray,
-    groups: NDArray[np.integer],
-    samples: int,
-    seed: int,
-) -> NDArray[np.float64]:
-    """Differences [samples, others] of seed-mean NE to ``first``, by the draws of
-    :func:`bootstrap_differences`.
-
-    Models may have different numbers of seeds: NE of a draw comes from sums per group alone.
-    """
-    _, group_index = np.unique(groups, return_inverse=True)
-    count = int(group_index.max()) + 1 if len(group_index) else 0
-    if not count:
-        return np.full((samples, len(others)), np.nan)
-    losses = [
-        np.mean([row_losses(one, labels) for one in model], axis=0) for model in (first, *others)
-    ]
-    columns = (np.ones(len(labels)), labels, *losses)
-    sums = np.stack([np.bincount(group_index, weights=one) for one in columns], axis=1)
-    generator = np.random.default_rng(seed)
-    drawn = np.empty((samples, sums.shape[1]))
-    for start in range(0, samples, SAMPLES_AT_ONCE):
-        some = range(start, min(start + SAMPLES_AT_ONCE, samples))
-        draws = np.stack([_draw(generator, count) for _ in some])  # [S, G]
-        drawn[start : start + len(some)] = draws @ sums
-    rows, positives, loss = drawn[:, 0], drawn[:, 1], drawn[:, 2:]
-    background = _background(positives / rows)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        values = loss / (rows * background)[:, None]
-    return values[:, 1:] - values[:, :1]
+def p_text(p: float) -> str:
+    """A p value as a person reads it; how small one below 0.0001 is, no bootstrap can tell."""
+    if math.isnan(p):
+        return "-"
+    return f"{p:.2g}" if p >= 1e-4 else "< 0.0001"
 
 
-def _draw(generator: np.random.Generator, count: int) -> NDArray[np.float64]:
-    """How often each of ``count`` groups is drawn, [G]."""
-    drawn = generator.integers(count, size=count)
-    return np.bincount(drawn, minlength=count).astype(np.float64)
-
-
-def _background(rate: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Entropy of a draw's mean label; NaN where it has one class."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
-
-
-class _ResampledMetrics:
-    """Metrics of one set of predictions when group g counts ``draws[g]`` times.
-
-    Log loss, NE and calibration come from sums per group, gAUC from the AUC per group; AUC weighs
-    rows.
-    """
-
-    def __init__(
-        self,
-        logits: FloatArray,
-        labels: FloatArray,
-        groups: NDArray[np.integer],
-        group_index: NDArray[np.integer],
-    ) -> None:
-        columns = (np.ones(len(labels)), labels, row_losses(logits, labels), probabilities(logits))
-        self._sums = np.stack(
-            [np.bincount(group_index, weights=column) for column in columns], axis=1
-        )  # [G, 4]
-        self._sorted = SortedScores(logits, labels, group_index)
-        group_auc, group_rows = auc_by_group(logits, labels, groups)
-        defined = ~np.isnan(group_auc)
-        rows = np.where(defined, group_rows, 0)
-        self._ranked = np.stack([rows, rows * np.where(defined, group_auc, 0.0)], axis=1)  # [G, 2]
-
-    def at(self, draws: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Values [len(METRICS)] with ``draws`` [G] copies of each group."""
-        rows, positives, loss, predicted = draws @ self._sums
-        ranked_rows, ranked = draws @ self._ranked
-        with np.errstate(invalid="ignore", divide="ignore"):
-            values = (
-                loss / rows / _background(positives / rows),
-                self._sorted.auc(draws),
-                ranked / ranked_rows,
-                loss / rows,
-                predicted / positives,
-            )
-        return np.array(values)
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's (1979) corrected p values: below alpha for none that is true with probability 1 -
+    alpha. NaN stays NaN and is no comparison."""
+    corrected = [math.nan] * len(p_values)
+    known = sorted((p, place) for place, p in enumerate(p_values) if not math.isnan(p))
+    largest = 0.0
+    for rank, (p, place) in enumerate(known):
+        largest = max(largest, min(1.0, p * (len(known) - rank)))
+        corrected[place] = largest
+    return corrected
 
 
 def seed_tests(first: FloatArray, second: FloatArray) -> tuple[float | None, float | None]:

@@ -31,7 +31,8 @@ class ModelRow:
     """One model on the evaluated rows of a student and task.
 
     ``metrics`` are its seed means; ``low`` and ``high`` bound ``difference``, its NE less that of
-    the student's plain arm.
+    the student's plain arm. ``p`` is the difference's p value, ``p_holm`` the same corrected for
+    every model of the report; NaN where it is not known.
     """
 
     student: str
@@ -41,11 +42,14 @@ class ModelRow:
     difference: float
     low: float
     high: float
+    p: float = math.nan
+    p_holm: float = math.nan
 
     def as_json(self) -> dict[str, Any]:
         """Each metric's value, and the difference of NE."""
         values: dict[str, Any] = {name: {"value": value} for name, value in self.metrics.items()}
-        values["ne"] |= {"difference": self.difference, "low": self.low, "high": self.high}
+        apart = ("difference", "low", "high", "p", "p_holm")
+        values["ne"] |= {name: getattr(self, name) for name in apart}
         return values
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from recsys.data.schema import Schema
-from recsys.evaluation.metrics import METRICS
+from recsys.evaluation.metrics import LABELS, METRICS, TABLE_METRICS
 from recsys.evaluation.model_table import NOT_ARMS
 from recsys.evaluation.report import (
-    LABELS,
     TABLE_FILE,
     WINDOWS_FILE,
     measure_window,
@@ -87,9 +86,9 @@ def best_arms(rows: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def _mean(rows: list[dict[str, Any]], metric: str) -> float:
-    defined = [
-        (row["rows"], row[metric]) for row in rows if row["rows"] and math.isfinite(row[metric])
-    ]
+    # A window that was kept by an older version lacks what was not measured then
+    values = [(row["rows"], row.get(metric, math.nan)) for row in rows]
+    defined = [(count, value) for count, value in values if count and math.isfinite(value)]
     total = sum(count for count, _ in defined)
     return sum(count * value for count, value in defined) / total if total else math.nan
 
@@ -101,7 +100,7 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
         "model",
         *shown,
         "rows",
-        *(LABELS[metric] for metric in METRICS),
+        *(LABELS[metric] for metric in TABLE_METRICS),
         "newest window",
         "rows",
         "NE",
@@ -118,7 +117,7 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
                 model,
                 *([task] if shown else []),
                 f"{total:,}",
-                *(_text(means[metric]) for metric in METRICS),
+                *(_text(means[metric]) for metric in TABLE_METRICS),
             ]
             cells += [last["window"], f"{last['rows']:,}", _text(last["ne"]), _text(last["auc"])]
             lines.append(f"| {' | '.join(cells)} |")

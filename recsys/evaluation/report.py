@@ -2,22 +2,22 @@
 
 import csv
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from recsys.config import InputError
-from recsys.data.schema import Schema, Window
-from recsys.evaluation.comparison import Comparison, compare, interval, ne_differences
+from recsys.data.schema import MAIN_TASK, Schema, Window
+from recsys.evaluation.comparison import Comparison, compare_values, holm, interval, p_text, p_value
 from recsys.evaluation.figures import draw_differences, draw_windows
 from recsys.evaluation.gate import Verdict, judge
-from recsys.evaluation.metrics import METRICS, compute_metrics
+from recsys.evaluation.metrics import LABELS, METRICS, TABLE_METRICS
 from recsys.evaluation.model_table import (
-    BASELINES,
     DISTILLED,
     ORACLE,
     PLAIN,
@@ -27,20 +27,22 @@ from recsys.evaluation.model_table import (
     in_words,
     model_table,
 )
-from recsys.evaluation.predictions import PREDICTIONS_DIR
 from recsys.evaluation.printed import TABLE_FILE
+from recsys.evaluation.reading import (
+    Predictions,
+    common_arms,
+    common_seeds,
+    over_seeds,
+    read_predictions,
+    tasks_of,
+)
+from recsys.evaluation.resampling import resample
 from recsys.evaluation.settings import EvaluateSettings, check_evaluated
+from recsys.evaluation.slices import HOUR_MS, measure_slices, slices_of
 from recsys.files import write_json
+from recsys.progress import RowProgress
 
 WINDOWS_FILE = "windows.csv"
-LABELS = {
-    "ne": "NE",
-    "auc": "AUC",
-    "gauc": "gAUC",
-    "logloss": "LogLoss",
-    "calibration": "calibration",
-}
-SMALLEST_PROBABILITY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class MetricRow:
 class Report:
     """What evaluate found: ``arms`` are those beside plain; ``windows`` is windows.csv, a row a
     model, task and window; ``models`` has every model of each student and task, ``verdicts``
-    whether each student may be served.
+    whether each student may be served. ``slices`` has the main task's parts by student, kind and
+    slice, as :func:`recsys.evaluation.slices.measure_slices` gives them.
 
     ``tasks`` are each student's, its main one first; ``rows_by_student`` counts the main one's.
     """
@@ -78,6 +81,7 @@ class Report:
     models: list[ModelRow]
     verdicts: dict[str, Verdict]
     windows: list[dict[str, Any]]
+    slices: dict[str, dict[str, Any]]
 
     @property
     def shows_tasks(self) -> bool:
@@ -87,30 +91,6 @@ class Report:
     def is_main(self, student: str, task: str) -> bool:
         """Whether ``task`` is the main one of ``student``."""
         return self.tasks[student][0] == task
-
-
-@dataclass(frozen=True)
-class _Predictions:
-    """One student's rows over all windows, with each model's logits [N]; one array a seed for an
-    arm."""
-
-    window: NDArray[np.integer]
-    labels: NDArray[np.floating]
-    groups: NDArray[np.integer]
-    logits: dict[str, list[NDArray[np.floating]]]
-
-    def select(self, mask: NDArray[np.bool_]) -> "_Predictions":
-        """The rows of ``mask`` [N]."""
-        logits = {model: [one[mask] for one in seeds] for model, seeds in self.logits.items()}
-        return _Predictions(self.window[mask], self.labels[mask], self.groups[mask], logits)
-
-    def metrics(self, model: str) -> dict[str, float]:
-        """Seed-mean metrics of one model."""
-        each = [
-            compute_metrics(logits, self.labels, self.groups).as_dict()
-            for logits in self.logits[model]
-        ]
-        return {name: float(np.mean([one[name] for one in each])) for name in METRICS}
 
 
 def evaluate(
@@ -144,19 +124,20 @@ def evaluate(
         raise InputError(
             f"{students_dir}: no students; run the students stage first (towerflow students)"
         )
-    arms = _common_arms(students_dir, students)
-    seeds = _common_seeds(students_dir, students, arms)
+    arms = common_arms(students_dir, students)
+    seeds = common_seeds(students_dir, students, arms)
     metrics: list[MetricRow] = []
     models: list[ModelRow] = []
     window_rows: list[dict[str, Any]] = []
     rows_by_student: dict[str, int] = {}
+    slices: dict[str, dict[str, Any]] = {}
     tasks = {
-        student: _tasks(schema, students_dir / student / PLAIN / f"seed-{seeds[0]}")
+        student: tasks_of(schema, students_dir / student / PLAIN / f"seed-{seeds[0]}")
         for student in students
     }
     for student, task in [(name, task) for name in students for task in tasks[name]]:
         of_main_task = baselines_dir if task == schema.tasks[0] else None
-        predictions = _read(
+        predictions = read_predictions(
             schema,
             task,
             oracle_dir,
@@ -166,15 +147,18 @@ def evaluate(
             seeds,
             of_main_task,
             scores,
+            windows_dir,
         )
         evaluated = predictions.select(predictions.window >= settings.first_evaluation_window)
-        rows_by_student.setdefault(student, len(evaluated.labels))
-        metrics += [
-            row for arm in arms for row in _compare(student, task, arm, evaluated, settings)
-        ]
-        models += _against_plain(student, task, evaluated, settings)
+        compared = _compare(student, task, arms, evaluated, settings)
+        metrics += compared[0]
+        models += compared[1]
         window_rows += _by_window(student, task, predictions, schema.windows)
+        if student not in slices:  # the main task's
+            rows_by_student[student] = len(evaluated.labels)
+            slices[student] = _by_slice(evaluated, schema, settings)
     first = schema.windows[settings.first_evaluation_window].name
+    metrics, models = _corrected(metrics, models)
     verdicts = {
         student: judge(
             [row for row in models if (row.student, row.task) == (student, own[0])], settings.gate
@@ -182,225 +166,113 @@ def evaluate(
         for student, own in tasks.items()
     }
     report = Report(
-        first, rows_by_student, seeds, arms, tasks, metrics, models, verdicts, window_rows
+        first, rows_by_student, seeds, arms, tasks, metrics, models, verdicts, window_rows, slices
     )
     _write(report, output_dir)
     return report
 
 
 def _compare(
-    student: str, task: str, arm: str, evaluated: _Predictions, settings: EvaluateSettings
-) -> list[MetricRow]:
-    comparisons = compare(
-        evaluated.logits[PLAIN],
-        evaluated.logits[arm],
-        evaluated.labels,
-        evaluated.groups,
+    student: str, task: str, arms: list[str], evaluated: Predictions, settings: EvaluateSettings
+) -> tuple[list[MetricRow], list[ModelRow]]:
+    """Every arm's metrics and every model's NE against plain, under the same draws; models that
+    are simplest first."""
+    arrays = sum(len(seeds) for seeds in evaluated.logits.values())
+    rows, name = len(evaluated.labels), student if task == MAIN_TASK else f"{student} {task}"
+    with (
+        RowProgress(f"evaluate {name}", arrays * rows) as progress,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
+        progress.note(
+            f"{rows:,} rows, {len(evaluated.logits)} models, {arrays} predictions of each"
+        )
+        measured = evaluated.metrics(pool)
+        drawn = resample(
+            evaluated.logits,
+            evaluated.labels,
+            evaluated.groups,
+            settings.bootstrap_samples,
+            settings.seed,
+            None if settings.blocks == "group" else _blocks(evaluated, settings),
+            {PLAIN, *arms},
+            progress.advance,
+        )
+    found = {model: over_seeds(values) for model, values in measured.items()}
+    teacher = found[next((one for one in SCORERS.values() if one in found), TEACHER)]
+    oracle = found.get(ORACLE, {})
+    metrics = [
+        MetricRow(student, task, arm, one, teacher[one.metric], oracle.get(one.metric))
+        for arm in arms
+        for one in compare_values(
+            measured[PLAIN], measured[arm], drawn[arm] - drawn[PLAIN], settings.confidence
+        )
+    ]
+    models, tail = [], (1.0 - settings.confidence) / 2
+    for model, values in found.items():
+        difference = values["ne"] - found[PLAIN]["ne"]
+        drawn_ne = (drawn[model] - drawn[PLAIN])[:, METRICS.index("ne")]
+        p = math.nan if model == PLAIN else p_value(difference, drawn_ne)
+        models.append(
+            ModelRow(student, task, model, values, difference, *interval(drawn_ne, tail), p)
+        )
+    return metrics, models
+
+
+def _blocks(predictions: Predictions, settings: EvaluateSettings) -> NDArray[np.integer]:
+    """What the bootstrap draws, of each row."""
+    return {
+        "group": predictions.groups,
+        "hour": predictions.event_time // HOUR_MS,
+        "window": predictions.window,
+    }[settings.blocks]
+
+
+def _by_slice(
+    evaluated: Predictions, schema: Schema, settings: EvaluateSettings
+) -> dict[str, dict[str, Any]]:
+    windows = [window.name for window in schema.windows]
+    return measure_slices(
+        evaluated,
+        slices_of(evaluated, schema.domains, windows),
+        PLAIN,
+        _blocks(evaluated, settings),
         settings.bootstrap_samples,
         settings.confidence,
         settings.seed,
     )
-    scorer = next((name for name in SCORERS.values() if name in evaluated.logits), TEACHER)
-    teacher = evaluated.metrics(scorer)
-    oracle = evaluated.metrics(ORACLE) if ORACLE in evaluated.logits else {}
-    return [
-        MetricRow(student, task, arm, one, teacher[one.metric], oracle.get(one.metric))
-        for one in comparisons
-    ]
 
 
-def _against_plain(
-    student: str, task: str, evaluated: _Predictions, settings: EvaluateSettings
-) -> list[ModelRow]:
-    """Every model, those that are simplest first."""
-    differences = ne_differences(
-        evaluated.logits[PLAIN],
-        list(evaluated.logits.values()),
-        evaluated.labels,
-        evaluated.groups,
-        settings.bootstrap_samples,
-        settings.seed,
+def _corrected(
+    metrics: list[MetricRow], models: list[ModelRow]
+) -> tuple[list[MetricRow], list[ModelRow]]:
+    """The rows with p values corrected for all of their table."""
+    of_metrics = holm([row.comparison.p for row in metrics])
+    of_models = holm([row.p for row in models])
+    return (
+        [
+            replace(row, comparison=replace(row.comparison, p_holm=p))
+            for row, p in zip(metrics, of_metrics, strict=True)
+        ],
+        [replace(row, p_holm=p) for row, p in zip(models, of_models, strict=True)],
     )
-    found = {model: evaluated.metrics(model) for model in evaluated.logits}
-    tail = (1.0 - settings.confidence) / 2
-    return [
-        ModelRow(
-            student,
-            task,
-            model,
-            values,
-            values["ne"] - found[PLAIN]["ne"],
-            *interval(differences[:, place], tail),
-        )
-        for place, (model, values) in enumerate(found.items())
-    ]
 
 
 def _by_window(
-    student: str, task: str, predictions: _Predictions, windows: list[Window]
+    student: str, task: str, predictions: Predictions, windows: list[Window]
 ) -> list[dict[str, Any]]:
     rows = []
-    for index, window in enumerate(windows):
-        part = predictions.select(predictions.window == index)
-        for model in part.logits:
-            values = part.metrics(model)
-            own = {
-                "model": f"{student}/{model}",
-                "task": task,
-                "window": window.name,
-                "rows": len(part.labels),
-            }
-            rows.append(own | values)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for index, window in enumerate(windows):
+            part = predictions.select(predictions.window == index)
+            for model, values in part.metrics(pool).items():
+                own = {
+                    "model": f"{student}/{model}",
+                    "task": task,
+                    "window": window.name,
+                    "rows": len(part.labels),
+                }
+                rows.append(own | over_seeds(values))
     return rows
-
-
-def _common_arms(students_dir: Path, students: list[str]) -> list[str]:
-    """The arms beside plain, the same for every student; distilled first."""
-    found = {
-        student: sorted(path.name for path in (students_dir / student).glob("*/"))
-        for student in students
-    }
-    arms = found[students[0]]
-    for student, own in found.items():
-        if own != arms:
-            raise InputError(
-                f"{students_dir / student}: arms {own} differ from {arms}; train the students again"
-            )
-    compared = sorted(
-        (arm for arm in arms if arm != PLAIN), key=lambda arm: (arm != DISTILLED, arm)
-    )
-    if not compared:
-        raise InputError(
-            f"{students_dir}: no arm but {PLAIN}; give the students another and train them again"
-        )
-    return compared
-
-
-def _common_seeds(students_dir: Path, students: list[str], arms: list[str]) -> list[int]:
-    """The seeds that every student has in every arm."""
-    found = {
-        (student, arm): sorted(
-            int(path.name.removeprefix("seed-"))
-            for path in (students_dir / student / arm).glob("seed-*")
-        )
-        for student in students
-        for arm in (PLAIN, *arms)
-    }
-    seeds = found[students[0], PLAIN]
-    for (student, arm), own in found.items():
-        if own != seeds or not own:
-            raise InputError(
-                f"{students_dir / student / arm}: seeds {own} differ from {seeds}; train the "
-                f"students again"
-            )
-    return seeds
-
-
-def _tasks(schema: Schema, model_dir: Path) -> list[str]:
-    """The tasks that a model has predicted, in the order of its columns: its main one first."""
-    by_column = dict(zip(schema.columns("logit", schema.tasks), schema.tasks, strict=True))
-    return [
-        by_column[name]
-        for name in _read_window(model_dir, schema.windows[0]).columns
-        if name in by_column
-    ]
-
-
-def _read(
-    schema: Schema,
-    task: str,
-    oracle_dir: Path,
-    teacher_dir: Path,
-    student_dir: Path,
-    arms: list[str],
-    seeds: list[int],
-    baselines_dir: Path | None = None,
-    scores: tuple[str, Path] | None = None,
-) -> _Predictions:
-    """All windows of one student, the baselines, the teacher and the oracle joined by example, of
-    those with a label of ``task``."""
-    label, logit, probability = (
-        schema.columns(base, [task])[0] for base in ("label", "logit", "probability")
-    )
-    baselines = (
-        {name: baselines_dir / path for name, path in BASELINES.items()} if baselines_dir else {}
-    )
-    baselines = {name: folder for name, folder in baselines.items() if folder.is_dir()}
-    parts = []
-    for index, window in enumerate(schema.windows):
-        base = _read_window(student_dir / PLAIN / f"seed-{seeds[0]}", window)
-        frame = base.select(
-            "example_id", "group", pl.col(label).alias("label"), window=pl.lit(index)
-        )
-        frame = frame.filter(pl.col("label").is_not_nan())
-        for name, folder in baselines.items():
-            frame = _join(frame, _read_window(folder, window), logit, name)
-        frame = _join(frame, _read_window(teacher_dir, window), logit, TEACHER)
-        if scores is not None:
-            name = SCORERS[scores[0]]
-            found = _read_scores(scores[1] / window.name, logit)
-            frame = frame.join(
-                found.rename({logit: name}), on="example_id", how="left", maintain_order="left"
-            )
-        oracle = oracle_dir / f"{window.name}.parquet"
-        if oracle.is_file():
-            frame = _join(frame, _oracle_logits(oracle, probability), "logit", ORACLE)
-        for arm in (PLAIN, *arms):
-            for seed in seeds:
-                own = _read_window(student_dir / arm / f"seed-{seed}", window)
-                frame = _join(frame, own, logit, f"{arm}-{seed}")
-        parts.append(frame)
-    whole = pl.concat(parts)
-    logits = {name: [whole[name].to_numpy()] for name in baselines}
-    logits |= {arm: [whole[f"{arm}-{seed}"].to_numpy() for seed in seeds] for arm in (PLAIN, *arms)}
-    logits |= {
-        model: [whole[model].to_numpy()]
-        for model in (TEACHER, *SCORERS.values(), ORACLE)
-        if model in whole.columns
-    }
-    return _Predictions(
-        whole["window"].to_numpy(), whole["label"].to_numpy(), whole["group"].to_numpy(), logits
-    )
-
-
-def _read_window(model_dir: Path, window: Window) -> pl.DataFrame:
-    path = model_dir / PREDICTIONS_DIR / f"{window.name}.parquet"
-    if not path.is_file():
-        raise InputError(
-            f"{path}: no such predictions; run the stage that writes {model_dir.name} again"
-        )
-    return pl.read_parquet(path)
-
-
-def _read_scores(folder: Path, logit: str) -> pl.DataFrame:
-    """example_id and ``logit`` of a window of the score log; examples without a score are left
-    out."""
-    schema = {"example_id": pl.Int64, logit: pl.Float32}
-    parts = sorted(folder.glob("*.parquet"))
-    found = [pl.read_parquet(part, columns=list(schema)).cast(schema) for part in parts]  # type: ignore[arg-type]
-    return pl.concat([pl.DataFrame(schema=schema), *found])
-
-
-def _oracle_logits(path: Path, column: str) -> pl.DataFrame:
-    probability = pl.col(column).clip(SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)
-    return pl.read_parquet(path).select("example_id", logit=(probability / (1 - probability)).log())
-
-
-def _join(frame: pl.DataFrame, predictions: pl.DataFrame, logit: str, name: str) -> pl.DataFrame:
-    """``frame`` with the predictions' column ``logit`` as column ``name``; rows keep their
-    order."""
-    joined = frame.join(
-        predictions.select("example_id", pl.col(logit).alias(name)),
-        on="example_id",
-        how="left",
-        maintain_order="left",
-    )
-    if joined[name].null_count():
-        raise InputError(
-            f"evaluate: {joined[name].null_count()} examples have no prediction of {name}; train "
-            f"it again"
-        )
-    return joined
 
 
 def _write(report: Report, output_dir: Path) -> None:
@@ -486,6 +358,11 @@ def _as_json(report: Report) -> dict[str, Any]:
             for student, tasks in report.tasks.items()
         },
     }
+    found["comparisons_made"] = {
+        "metrics": sum(not math.isnan(row.comparison.p) for row in report.metrics),
+        "models": sum(not math.isnan(row.p) for row in report.models),
+    }
+    found["slices"] = report.slices
     found["verdicts"] = {name: verdict.as_json() for name, verdict in report.verdicts.items()}
     found |= {} if report.arms == [DISTILLED] else {"comparisons": comparisons}
     return found | ({"tasks": report.tasks, "further_tasks": further} if report.shows_tasks else {})
@@ -500,12 +377,16 @@ def _names(row: MetricRow, report: Report) -> list[str]:
 def _markdown(report: Report) -> str:
     arm = report.arms[0] if len(report.arms) == 1 else "arm"
     texts = ["student", *(["task"] if report.shows_tasks else []), "metric"]
-    numbers = [PLAIN, arm, "difference", "low", "high", "teacher", "oracle"]
+    numbers = [PLAIN, arm, "difference", "low", "high", "p (Holm)", "teacher", "oracle"]
     lines = [
         f"| {' | '.join(texts + numbers)} |",
         "|---" * len(texts) + "|" + "---:|" * len(numbers),
     ]
-    lines += [f"| {' | '.join([*_names(row, report), *_cells(row)])} |" for row in report.metrics]
+    lines += [
+        f"| {' | '.join([*_names(row, report), *_cells(row)])} |"
+        for row in report.metrics
+        if row.comparison.metric in TABLE_METRICS
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -520,6 +401,7 @@ def _cells(row: MetricRow) -> list[str]:
         _text(one.first, ".4f"),
         _text(one.second, ".4f"),
         *signed,
+        p_text(one.p_holm),
         _text(row.teacher, ".4f"),
         oracle,
     ]
@@ -545,7 +427,9 @@ def measure_window(
         seeds = sorted(
             int(path.name.removeprefix("seed-")) for path in (student / PLAIN).glob("seed-*")
         )
-        for task in _tasks(only, student / PLAIN / f"seed-{seeds[0]}"):
-            predictions = _read(only, task, oracle_dir, teacher_dir, student, arms, seeds)
+        for task in tasks_of(only, student / PLAIN / f"seed-{seeds[0]}"):
+            predictions = read_predictions(
+                only, task, oracle_dir, teacher_dir, student, arms, seeds
+            )
             rows += _by_window(student.name, task, predictions, [window])
     return rows

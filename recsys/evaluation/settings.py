@@ -1,5 +1,7 @@
 """Settings of the evaluate stage."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from recsys.config import InputError, Settings
@@ -10,12 +12,15 @@ class EvaluateSettings(Settings):
     """How the students are compared.
 
     ``first_evaluation_window`` is the index of the first window that counts in the headline
-    numbers. ``confidence`` is the two-sided coverage of the bootstrap intervals. ``gate``: what a
-    student must not lose to before it becomes champion.
+    numbers. ``blocks``: what the bootstrap draws, as rows of one are not independent: the groups
+    (users), hours of event time or windows; a student's seeds are drawn beside them. ``confidence``
+    is the two-sided coverage of its intervals. ``gate``: what a student must not lose to before it
+    becomes champion.
     """
 
     first_evaluation_window: int = Field(default=4, ge=0)
     bootstrap_samples: int = Field(default=500, ge=10)
+    blocks: Literal["group", "hour", "window"] = "group"
     confidence: float = Field(default=0.95, gt=0, lt=1)
     seed: int = Field(default=1, ge=0)
     gate: GateSettings = GateSettings()

@@ -96,33 +96,30 @@ def embed_distances(distances: Array, settings: PartitionSettings) -> tuple[Arra
     starts.
     """
     target = torch.from_numpy(np.asarray(distances, dtype=np.float64))
-    tries = [
-        _minimise_stress(target, settings, settings.seed + restart)
-        for restart in range(settings.restarts)
-    ]
-    return min(tries, key=lambda attempt: attempt[1])
-
-
-def _minimise_stress(
-    target: torch.Tensor, settings: PartitionSettings, seed: int
-) -> tuple[Array, float]:
     count = target.shape[0]
     first, second = torch.triu_indices(count, count, offset=1)
-    generator = torch.Generator().manual_seed(seed)
-    points = torch.randn(
-        count, settings.dimensions, dtype=torch.float64, generator=generator
-    ).requires_grad_()
+    starts = [
+        torch.randn(
+            count,
+            settings.dimensions,
+            dtype=torch.float64,
+            generator=torch.Generator().manual_seed(settings.seed + restart),
+        )
+        for restart in range(settings.restarts)
+    ]
+    # All starts in one step: for so few numbers, starting an operation is what takes the time
+    points = torch.stack(starts).requires_grad_()
     optimizer = torch.optim.Adam([points], lr=settings.learning_rate)
-    stress = torch.zeros(())
+    stress = torch.zeros(settings.restarts)
     for _ in range(settings.steps):
         optimizer.zero_grad()
-        squares = (points[first] - points[second]).square().sum(dim=1)
-        stress = (
-            (squares.clamp_min(SMALLEST_DISTANCE).sqrt() - target[first, second]).square().sum()
-        )
-        stress.backward()
+        squares = (points[:, first] - points[:, second]).square().sum(dim=2)
+        apart = squares.clamp_min(SMALLEST_DISTANCE).sqrt() - target[first, second]
+        stress = apart.square().sum(dim=1)
+        stress.sum().backward()
         optimizer.step()
-    return points.detach().numpy(), float(stress.detach())
+    best = int(stress.argmin())
+    return points[best].detach().numpy(), float(stress[best].detach())
 
 
 def balanced_clusters(points: Array, clusters: int, ratio: float, seed: int) -> NDArray[np.int64]:

@@ -45,7 +45,7 @@ def test_help_has_a_line_for_each_subcommand_in_the_order_in_which_a_person_meet
     assert first_words == [
         "run",
         *("ingest", "baselines", "partition", "teacher", "augment", "students"),
-        *("evaluate", "register"),
+        *("evaluate", "register", "compare"),
         *("stream", "snapshots", "describe", "tune", "plan", "advise", "calibrate", "serve", "ui"),
         "-h,",
     ]
@@ -99,7 +99,7 @@ def test_a_wrong_option_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        [name, *{"snapshots": ["list"], "ui": ["mlflow"]}.get(name, [])]
+        [name, *{"compare": ["a", "b"], "snapshots": ["list"], "ui": ["mlflow"]}.get(name, [])]
         for name in NAMES
         if name not in ("plan", "advise", "describe")
     ],

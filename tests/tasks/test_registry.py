@@ -24,6 +24,7 @@ from recsys.models.factory import build_ranker
 from recsys.models.settings import ModelSettings
 from recsys.serving.export import export_ranker
 from recsys.serving.predictor import Predictor
+from tasks.comparing import compare_named
 from tasks.registry import Served, register_models, register_students
 from tasks.tracking import connect
 from tests.support.mlflow_stores import empty_store
@@ -254,3 +255,36 @@ def test_a_store_that_fails_costs_a_warning(
     assert len([one for one in caplog.records if one.name == "tasks.registry"]) == 1
     assert "secret" not in caplog.text
     assert Path("reports/registration.json").is_file()
+
+
+def test_a_registered_model_is_compared_by_what_its_arm_predicted(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "params/evaluate.yaml").write_text("first_evaluation_window: 0\n")
+    rows = pl.read_parquet(project / "data/windows/w0/part-00000.parquet")
+    draw = np.random.default_rng(6)
+    for arm in ("plain", "distilled"):
+        folder = project / "models/students/feed" / arm / "seed-1/predictions"
+        folder.mkdir(parents=True)
+        rows.select(
+            "example_id",
+            "group",
+            "event_time",
+            label=pl.Series(np.arange(ROWS) % 3 == 0).cast(pl.Float32),
+            logit=pl.Series(draw.normal(size=ROWS), dtype=pl.Float32),
+        ).write_parquet(folder / "w0.parquet")
+    compare_named("models:/towerflow-feed@champion", "models/students/feed/distilled", None, None)
+    by_name = capsys.readouterr().out.splitlines()
+    compare_named("models/students/feed/plain", "models/students/feed/distilled", None, None)
+    assert by_name[3:] == capsys.readouterr().out.splitlines()[3:]
+    for uri, why in {
+        "models:/towerflow-feed@nobody": "nobody",
+        "models:/towerflow-feed": "expected models:/NAME@ALIAS or models:/NAME/VERSION",
+    }.items():
+        with pytest.raises(InputError, match=f"^{uri}: .*{why}"):
+            compare_named(uri, "models/students/feed/distilled", None, None)
+    further = project / EXPORT / "further"
+    further.write_text("another model")
+    with pytest.raises(InputError, match=r"holds another model; check out the code .*dvc checkout"):
+        compare_named("models:/towerflow-feed/1", "models/students/feed/distilled", None, None)
+    further.unlink()

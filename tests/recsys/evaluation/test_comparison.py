@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from recsys.evaluation.comparison import bootstrap_differences, compare, ne_differences, seed_tests
-from recsys.evaluation.metrics import METRICS, compute_metrics, probabilities
+from recsys.evaluation.comparison import compare, holm, p_text, p_value, seed_tests
+from recsys.evaluation.metrics import probabilities
 
 
 def stream(rows: int = 2000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -33,33 +33,41 @@ def test_equally_good_arms_cover_zero_and_better_arm_does_not() -> None:
     assert better["auc"].low > 0
 
 
-def test_one_draw_equals_metrics_of_repeated_rows() -> None:
-    truth, labels, groups = stream(600)
-    first, second = truth + 0.3, np.round(truth, 1)
-    differences = bootstrap_differences([first], [second], labels, groups, samples=1, seed=9)
-    names = np.unique(groups)
-    draw = np.random.default_rng(9).integers(len(names), size=len(names))
-    chosen = [np.flatnonzero(groups == names[index]) for index in draw]
-    rows = np.concatenate(chosen)
-    copies = np.concatenate([np.full(len(part), copy) for copy, part in enumerate(chosen)])
-    a, b = (
-        compute_metrics(logits[rows], labels[rows], copies).as_dict() for logits in (first, second)
-    )
-    assert differences[0] == pytest.approx([b[metric] - a[metric] for metric in METRICS], abs=1e-10)
+@pytest.mark.parametrize(("value", "corrected"), [(0.01, 0.03), (0.04, 0.06), (0.03, 0.06)])
+def test_holm_corrects_for_the_comparisons_that_were_made(value: float, corrected: float) -> None:
+    p_values = [0.01, float("nan"), 0.04, 0.03]
+    assert holm(p_values)[p_values.index(value)] == pytest.approx(corrected)
+    assert np.isnan(holm(p_values)[1])
 
 
-def test_ne_of_many_models_comes_from_the_draws_of_two_arms() -> None:
-    truth, labels, groups = stream(600)
-    plain = [truth + 0.3, truth - 0.2]
-    others = [[truth], [np.round(truth, 1), truth / 2]]
-    found = ne_differences(plain, others, labels, groups, samples=100, seed=9)
-    for place, model in enumerate(others):
-        pair = [model[0]] * 2 if len(model) == 1 else model
-        expected = bootstrap_differences(plain, pair, labels, groups, samples=100, seed=9)
-        assert found[:, place] == pytest.approx(expected[:, METRICS.index("ne")], abs=1e-12)
-    nothing = np.zeros(0)
-    empty = ne_differences([nothing], [[nothing]], nothing, nothing.astype(int), 3, seed=1)
-    assert np.isnan(empty).all()
+def test_p_value_is_that_of_the_difference_in_its_standard_errors() -> None:
+    draws = np.random.default_rng(2).normal(loc=0.5, scale=0.1, size=100_000)
+    assert p_value(0.196, draws) == pytest.approx(0.05, abs=0.002)
+    assert p_value(-0.196, draws) == p_value(0.196, draws)
+    assert p_value(0.0, np.zeros(5)) == 1.0
+    assert np.isnan(p_value(0.1, np.full(5, np.nan)))
+
+
+def test_p_values_are_written_as_far_as_draws_can_tell() -> None:
+    assert [p_text(p) for p in (0.0231, 1.0, 3e-92, float("nan"))] == [
+        "0.023",
+        "1",
+        "< 0.0001",
+        "-",
+    ]
+
+
+def test_equal_arms_are_rarely_called_different() -> None:
+    """Of the metrics of equally good arms, none has a small corrected p value on most streams."""
+    found = []
+    for trial in range(20):
+        generator = np.random.default_rng(trial)
+        truth = generator.normal(-1, 1, size=600)
+        labels = (generator.random(600) < probabilities(truth)).astype(np.float32)
+        first, second = (truth + generator.normal(size=600) for _ in range(2))
+        arms = compare([first], [second], labels, np.arange(600) // 3, 60, 0.95, seed=trial)
+        found.append(min(one.p_holm for one in arms if not np.isnan(one.p_holm)) < 0.05)
+    assert sum(found) <= 4  # 1 expected; above 4 once in 400
 
 
 def test_same_seed_same_interval() -> None:

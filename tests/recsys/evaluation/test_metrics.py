@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score
 
 from recsys.evaluation import metrics
 
@@ -99,3 +100,49 @@ def test_extreme_logits_stay_finite() -> None:
     logits = np.array([1000.0, -1000.0])
     assert metrics.log_loss(logits, np.array([0.0, 1.0])) == pytest.approx(1000.0)
     assert np.isfinite(metrics.probabilities(logits)).all()
+
+
+def test_pr_auc_is_average_precision(rows: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    logits, labels, _ = rows
+    expected = average_precision_score(labels, logits)
+    assert metrics.pr_auc(logits, labels) == pytest.approx(expected, abs=1e-12)
+
+
+def test_recall_at_budget_counts_the_positives_that_are_shown() -> None:
+    labels = np.zeros(40)
+    labels[[0, 1, 7, 30]] = 1
+    apart = -np.arange(40.0)
+    assert metrics.RECALL_BUDGET * len(labels) == 4
+    assert metrics.recall_at_budget(apart, labels) == 2 / 4
+    assert metrics.recall_at_budget(-apart, labels) == 0.0
+    # Rows 2 to 9 tie for the two places left: each is shown with probability 2 / 8
+    ties = np.where((np.arange(40) >= 2) & (np.arange(40) < 10), -2.0, apart)
+    assert metrics.recall_at_budget(ties, labels) == pytest.approx((2 + 2 / 8) / 4)
+    assert metrics.recall_at_budget(np.zeros(40), labels) == pytest.approx(0.1)
+
+
+def test_calibration_error_is_the_distance_of_rates_in_bins_of_equal_size() -> None:
+    generator = np.random.default_rng(4)
+    p = np.repeat(np.linspace(0.05, 0.95, metrics.CALIBRATION_BINS), 10)
+    labels = generator.integers(0, 2, size=len(p)).astype(np.float32)
+    logits, order = np.log(p / (1 - p)), generator.permutation(len(p))
+    expected = np.abs(p.reshape(-1, 10).mean(axis=1) - labels.reshape(-1, 10).mean(axis=1)).mean()
+    found = metrics.expected_calibration_error(logits[order], labels[order])
+    assert found == pytest.approx(expected)
+    constant = np.full(len(p), -1.0)  # one bin: its rows cannot be told apart
+    away = abs(metrics.probabilities(constant)[0] - labels.mean())
+    assert metrics.expected_calibration_error(constant, labels) == pytest.approx(away, abs=1e-6)
+
+
+def test_a_logit_that_is_nan_makes_every_metric_nan() -> None:
+    logits, labels = np.array([np.nan, 0.1, 0.2, 0.3, 1, 2]), np.array([0, 1, 0, 1, 0, 1])
+    values = metrics.compute_metrics(logits, labels, np.array([0, 0, 0, 0, 1, 1])).as_dict()
+    assert {name for name, value in values.items() if np.isnan(value)} == set(metrics.METRICS)
+
+
+@pytest.mark.parametrize("groups", [[5, 3, 3, 9], [10**12, -4, -4, 10**15], []])
+def test_places_are_those_among_the_distinct_groups(groups: list[int]) -> None:
+    given = np.array(groups, dtype=np.int64)
+    distinct, expected = np.unique(given, return_inverse=True)
+    place, count = metrics.places_of(given)
+    assert (place.tolist(), count) == (expected.tolist(), len(distinct))

@@ -1,8 +1,10 @@
 """The report on made-up predictions: joined by example, pooled, reproducible."""
 
 import json
+import math
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,9 @@ import polars as pl
 import pytest
 
 from recsys.config import InputError
-from recsys.evaluation.metrics import auc, normalized_entropy
+from recsys.data.schema import CategoricalFeature, Schema
+from recsys.evaluation.comparison import holm
+from recsys.evaluation.metrics import METRICS, auc, normalized_entropy
 from recsys.evaluation.printed import print_report
 from tests.support.predictions import ROWS, SETTINGS, run
 
@@ -123,3 +127,90 @@ def test_windows_must_be_left_to_evaluate(run_dir: Path) -> None:
     settings = SETTINGS.model_copy(update={"first_evaluation_window": 3})
     with pytest.raises(InputError, match="below the number of windows 3, got 3"):
         run(run_dir, "report", settings)
+
+
+def test_blocks_are_what_the_intervals_draw(run_dir: Path) -> None:
+    found = {
+        blocks: run(run_dir, blocks, SETTINGS.model_copy(update={"blocks": blocks})).models
+        for blocks in ("group", "hour", "window")
+    }
+    intervals = {
+        blocks: [(row.low, row.high) for row in models] for blocks, models in found.items()
+    }
+    # All three windows lie in one hour, which says nothing about other hours
+    assert all(math.isnan(low) for low, _ in intervals["hour"])
+    assert all(math.isfinite(low) for low, _ in intervals["group"] + intervals["window"])
+    assert intervals["group"] != intervals["window"]
+    values = [[row.metrics["ne"] for row in models] for models in found.values()]
+    assert values[0] == values[1] == values[2]
+
+
+def test_p_values_are_corrected_for_every_comparison_of_their_table(run_dir: Path) -> None:
+    report = run(run_dir, "report")
+    values = json.loads((run_dir / "report" / "report.json").read_text())
+    rows = [row.comparison for row in report.metrics]
+    assert values["comparisons_made"] == {"metrics": len(METRICS), "models": 6}
+    assert [one.p_holm for one in rows] == holm([one.p for one in rows])
+    of_models = {row.model: row.p for row in report.models}
+    assert math.isnan(of_models.pop("plain"))
+    smallest = min(of_models, key=lambda model: of_models[model])
+    found = values["models"]["feed"][smallest]["ne"]
+    assert found["p_holm"] == pytest.approx(6 * of_models[smallest])
+    table = (run_dir / "report" / "table.md").read_text()
+    line = next(line for line in table.splitlines() if line.startswith("| feed | NE |"))
+    assert " | < 0.0001 | " in line and rows[0].p_holm < 1e-4
+    assert "PR-AUC" not in table and "recall" not in table  # the terminal's table stays short
+
+
+def test_slices_have_the_metrics_of_their_rows(run_dir: Path) -> None:
+    schema = Schema.load(run_dir / "windows")
+    feature = CategoricalFeature("user", 50)
+    replace(schema, categorical=[feature]).save(run_dir / "windows")
+    frames = {}
+    for window in schema.windows:
+        path = run_dir / "students/feed/plain/seed-1/predictions" / f"{window.name}.parquet"
+        frames[window.name] = pl.read_parquet(path)
+        (run_dir / "windows" / window.name).mkdir()
+        frames[window.name].select("example_id", user="group").write_parquet(
+            run_dir / "windows" / window.name / "part-00000.parquet"
+        )
+    run(run_dir, "report")
+    slices = json.loads((run_dir / "report" / "report.json").read_text())["slices"]["feed"]
+    assert list(slices) == ["coldness", "domain", "hour", "window"]
+    assert {name: one["rows"] for name, one in slices["domain"].items()} == {"feed": ROWS}
+    assert {name: one["rows"] for name, one in slices["window"].items()} == {
+        "w1": ROWS // 2,
+        "w2": ROWS // 2,
+    }
+    assert slices["hour"]["00"] == slices["domain"]["feed"]
+    first = frames["w0"]["group"].to_list()
+    both = first + frames["w1"]["group"].to_list()
+    cold = pl.concat(
+        [
+            frames["w1"].filter(
+                pl.Series([1 <= first.count(user) < 10 for user in frames["w1"]["group"]])
+            ),
+            frames["w2"].filter(
+                pl.Series([1 <= both.count(user) < 10 for user in frames["w2"]["group"]])
+            ),
+        ]
+    )
+    found = slices["coldness"]["1 to 9"]
+    assert 0 < found["rows"] == cold.height < ROWS
+    joined = [
+        pl.read_parquet(
+            run_dir / "students/feed/distilled" / f"seed-{seed}" / "predictions" / f"{name}.parquet"
+        )
+        for name in ("w1", "w2")
+        for seed in (1, 2)
+    ]
+    ne = [
+        normalized_entropy(own["logit"].to_numpy(), own["label"].to_numpy())
+        for own in (
+            pl.concat(joined[seed::2]).join(cold, on="example_id", how="semi") for seed in (0, 1)
+        )
+    ]
+    distilled, plain = (found["models"][model] for model in ("distilled", "plain"))
+    assert distilled["ne"] == pytest.approx(np.mean(ne))
+    assert distilled["difference"] == pytest.approx(distilled["ne"] - plain["ne"])
+    assert distilled["low"] < distilled["difference"] < distilled["high"]

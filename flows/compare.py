@@ -1,0 +1,33 @@
+"""Two runs, arms or registered models on the same rows: paired differences with intervals."""
+
+import argparse
+
+from flows.command_line import run_program
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the two sides and which windows and task count."""
+    what = (
+        "a run's folder, an arm's or a model's (models/students/feed/plain), a folder of "
+        "predictions, or models:/NAME@ALIAS"
+    )
+    parser.add_argument("first", metavar="A", help=what)
+    parser.add_argument("second", metavar="B", help="the same; differences are B - A")
+    parser.add_argument(
+        "--first-window",
+        type=int,
+        metavar="N",
+        help="place of the first window that counts, from 0; else evaluate.first_evaluation_window",
+    )
+    parser.add_argument("--task", help="a task beside the models' main one")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Compare, and print a table."""
+    from tasks.comparing import compare_named
+
+    compare_named(options.first, options.second, options.first_window, options.task)
+
+
+if __name__ == "__main__":
+    run_program(__doc__, add_arguments, run)

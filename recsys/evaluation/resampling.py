@@ -1,0 +1,228 @@
+"""The paired bootstrap: the metrics of many models under the same draws of blocks and seeds."""
+
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.evaluation.metrics import (
+    CALIBRATION_BINS,
+    METRICS,
+    FloatArray,
+    SortedScores,
+    auc_by_group,
+    calibration_bins,
+    order_by,
+    places_of,
+    probabilities,
+    row_losses,
+)
+
+DRAWS_AT_ONCE = 64
+WEIGHTS_AT_ONCE = 1 << 24  # draws times blocks that are held in memory
+
+
+def resample(
+    models: Mapping[str, Sequence[FloatArray]],
+    labels: FloatArray,
+    groups: NDArray[np.integer],
+    samples: int,
+    seed: int,
+    blocks: NDArray[np.integer] | None = None,
+    ranked: Collection[str] | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+) -> dict[str, NDArray[np.float64]]:
+    """Each model's metrics [samples, len(METRICS)] when blocks of rows, and nested in them the
+    training seeds, are drawn with replacement.
+
+    All models see the same draws, so that of a difference what they share cancels. A model of one
+    seed has it in each draw. NaN where a draw has one class of label, and everywhere for fewer than
+    two blocks: they say nothing of what other blocks would show.
+
+    Args:
+        models: logits [N] by model, one array a seed; models have one seed, or all the same number.
+        labels: [N], 0 or 1.
+        groups: [N], what gAUC groups by (the user).
+        samples: how many draws.
+        seed: of the draws.
+        blocks: [N], the unit that is drawn: rows of one block are not independent; None: the group.
+        ranked: models whose AUC, gAUC, PR-AUC, recall and ECE are wanted; the others' are NaN, as
+            ordering rows costs nearly all of the time. None: all models.
+        advance: told of every array of logits how many rows are done, from several threads' work
+            but by one thread.
+
+    Raises:
+        ValueError: models have different numbers of seeds, neither one.
+    """
+    seeds = max((len(model) for model in models.values()), default=1)
+    for name, model in models.items():
+        if len(model) not in (1, seeds):
+            raise ValueError(f"models must have one or {seeds} seeds, got {len(model)} of {name}")
+    block, count = places_of(groups if blocks is None else blocks)
+    values = {
+        (name, place): np.full((samples, len(METRICS)), np.nan)
+        for name, model in models.items()
+        for place in range(len(model))
+    }
+    if count > 1:
+        cells = None if blocks is None else groups
+        full = models if ranked is None else ranked
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+
+            def prepare(key: tuple[str, int]) -> _Weighted:
+                name, place = key
+                return _Weighted(models[name][place], labels, groups, block, cells, name in full)
+
+            prepared = dict(zip(values, pool.map(prepare, values), strict=True))
+            for start, draws in draws_of(seed, count, samples):
+
+                def weigh(key: tuple[str, int], start: int = start, draws=draws) -> None:
+                    values[key][start : start + len(draws)] = prepared[key].at(draws)
+
+                for _ in pool.map(weigh, values):
+                    advance(len(labels) * len(draws) // samples)
+    shares = seed_shares(seed, seeds, samples)
+    return {
+        name: _over_seeds([values[name, place] for place in range(len(model))], shares)
+        for name, model in models.items()
+    }
+
+
+def draws_of(seed: int, count: int, samples: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """How often each of ``count`` blocks is drawn, [draws, count], some draws at a time, with the
+    first one's place among the ``samples``."""
+    generator = np.random.default_rng(seed)
+    at_once = max(1, min(DRAWS_AT_ONCE, WEIGHTS_AT_ONCE // count))
+    for start in range(0, samples, at_once):
+        drawn = [
+            np.bincount(generator.integers(count, size=count), minlength=count)
+            for _ in range(min(at_once, samples - start))
+        ]
+        yield start, np.stack(drawn)
+
+
+def seed_shares(seed: int, seeds: int, samples: int) -> NDArray[np.float64]:
+    """The share [samples, seeds] that each training seed has in each draw."""
+    generator = np.random.default_rng([seed, 1])  # blocks' draws stay those of one seed
+    drawn = generator.integers(seeds, size=(samples, seeds))
+    return (drawn[:, :, None] == np.arange(seeds)).mean(axis=1)
+
+
+def _over_seeds(
+    values: Sequence[NDArray[np.float64]], shares: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The mean over the seeds that are drawn; a model of one seed has it in each draw."""
+    weights = shares if len(values) > 1 else np.ones((len(shares), 1))
+    return np.einsum("ds,sdm->dm", weights, np.stack(values))
+
+
+class _Weighted:
+    """One set of predictions whose blocks count any number of times.
+
+    Log loss, NE, calibration and ECE come from sums per block, and so does gAUC where a group is a
+    block; what else orders rows is weighed by row.
+    """
+
+    def __init__(
+        self,
+        logits: FloatArray,
+        labels: FloatArray,
+        groups: NDArray[np.integer],
+        block: NDArray[np.integer],
+        cells: NDArray[np.integer] | None,
+        ranked: bool,
+    ) -> None:
+        count = int(block.max()) + 1
+        predicted = probabilities(logits)
+        columns = (np.ones(len(labels)), labels, row_losses(logits, labels), predicted)
+        sums = [np.bincount(block, weights=one, minlength=count) for one in columns]
+        self._ranked, self._grouped = ranked, None
+        if ranked:
+            self._sorted = SortedScores(logits, labels, block)
+            place = block * CALIBRATION_BINS + calibration_bins(logits)
+            size = count * CALIBRATION_BINS
+            excess = np.bincount(place, weights=predicted - labels, minlength=size)
+            sums += list(excess.reshape(count, CALIBRATION_BINS).T)
+            if cells is None:
+                group_auc, rows = auc_by_group(logits, labels, groups)
+                defined = ~np.isnan(group_auc)
+                rows = np.where(defined, rows, 0)
+                sums += [rows, rows * np.where(defined, group_auc, 0.0)]
+            else:
+                self._grouped = _GroupedScores(logits, labels, cells, block)
+        self._sums = np.stack(sums, axis=1)
+
+    def at(self, draws: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Values [draws, len(METRICS)] with ``draws`` [draws, blocks] copies of each block."""
+        sums = draws.astype(np.float64) @ self._sums
+        rows, positives, loss, predicted = sums[:, :4].T
+        values = dict.fromkeys(METRICS, np.full(len(draws), np.nan))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            rate = positives / rows
+            background = -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
+            values |= {
+                "ne": loss / rows / background,
+                "logloss": loss / rows,
+                "calibration": predicted / positives,
+            }
+            if self._ranked:
+                values["ece"] = np.abs(sums[:, 4 : 4 + CALIBRATION_BINS]).sum(axis=1) / rows
+                ranking = np.array([self._sorted.ranking(one) for one in draws])
+                values["auc"], values["pr_auc"], values["recall"] = ranking.T
+                values["gauc"] = (
+                    sums[:, -1] / sums[:, -2]
+                    if self._grouped is None
+                    else np.array([self._grouped.auc(one) for one in draws])
+                )
+        return np.stack([values[name] for name in METRICS], axis=1)
+
+
+class _GroupedScores:
+    """gAUC where what is drawn is not the group: a group's rows have the weights of their blocks.
+
+    Args:
+        logits, labels, groups, block: [N].
+    """
+
+    def __init__(
+        self,
+        logits: FloatArray,
+        labels: FloatArray,
+        groups: NDArray[np.integer],
+        block: NDArray[np.integer],
+    ) -> None:
+        group, self._count = places_of(groups)
+        self._defined = not np.isnan(logits).any()
+        order = order_by(group, logits)
+        self._group, self._block = group[order], block[order]
+        self._is_positive = (np.asarray(labels)[order] > 0).astype(np.int64)
+        score = np.asarray(logits)[order]
+        new = np.concatenate(
+            [[True], (self._group[1:] != self._group[:-1]) | (score[1:] != score[:-1])]
+        )
+        first = np.flatnonzero(new)
+        length = np.diff(np.append(first, len(order)))
+        # [N]: the row with which the rows of equal group and logit begin, and that after their last
+        self._first, self._last = np.repeat(first, length), np.repeat(first + length, length)
+
+    def auc(self, weights: NDArray[np.int64]) -> float:
+        """gAUC with ``weights`` of blocks."""
+        if not self._defined:
+            return float("nan")
+        weight = weights.take(self._block)
+        positive = weight * self._is_positive
+        below = np.concatenate([[0], np.cumsum(weight - positive)])
+        half_up_to = (below.take(self._first) + below.take(self._last)) / 2
+        rows, positives, won = (
+            np.bincount(self._group, weights=one, minlength=self._count)
+            for one in (weight, positive, positive * half_up_to)
+        )
+        negatives = rows - positives
+        won -= positives * (np.cumsum(negatives) - negatives)  # those of the groups before
+        defined = (positives > 0) & (negatives > 0)
+        if not defined.any():
+            return float("nan")
+        value = won[defined] / (positives[defined] * negatives[defined])
+        return float(np.average(value, weights=rows[defined]))
