@@ -1,10 +1,15 @@
 """Files that are whole or absent, what they hold, and how they are linked."""
 
+import fcntl
 import hashlib
 import json
 import math
 import os
 import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +90,45 @@ def file_hash(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class BusyError(InputError):
+    """Another process is at it; another try may succeed."""
+
+
+@contextmanager
+def locked(path: Path, doing: str, shared: bool = False) -> Iterator[None]:
+    """Hold the lock file ``path``, which the end of this process frees, however it ends.
+
+    Args:
+        doing: what this process does while it holds the lock; the file says it, with the process
+            and the time, to whoever finds it locked.
+        shared: others that also share may hold it at the same time.
+
+    Raises:
+        BusyError: another process holds it; the message names what it does, and since when.
+    """
+    with path.open("a+") as lock:
+        try:
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BusyError(f"{path}: {_owner(path)}; wait for its end") from error
+        owner = {"doing": doing, "process": os.getpid(), "host": socket.gethostname()}
+        lock.truncate(0)
+        lock.write(json.dumps(owner | {"since": time.time()}))
+        lock.flush()
+        yield
+
+
+def _owner(path: Path) -> str:
+    """Who holds the lock file, in words."""
+    try:
+        owner = json.loads(path.read_text())
+        minutes = max(time.time() - owner["since"], 0.0) / 60
+        process = f"process {owner['process']} on {owner['host']}"
+        return f"another run is {owner['doing']} ({process}, for {minutes:.1f} minutes)"
+    except (ValueError, KeyError, TypeError):  # it has the lock, and is about to write
+        return "another run has just begun"
 
 
 def folder_state(folder: Path) -> list[tuple[str, int, int]]:

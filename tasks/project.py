@@ -1,6 +1,5 @@
 """Where the project keeps its files, relative to its root, and its settings."""
 
-import fcntl
 import os
 import shutil
 import socket
@@ -9,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from recsys.config import InputError
+from recsys.config import InputError, load_settings
+from recsys.files import locked
+from recsys.training.settings import TrainSettings
 
 PARAMS = Path("params")
 WINDOWS = Path("data/windows")
@@ -32,12 +33,12 @@ STREAM_REPORT = Path("reports/stream")
 TUNE_WORK = Path(".work/tune")  # studies, and the windows that they may read
 TUNE_REPORT = Path("reports/tune.md")
 LOCKS_DIR = Path(".work")
+PROJECT_LOCK = "project.lock"  # of whoever writes results
 OLD_SUFFIX = "-old"
 _HOST = socket.gethostname()
 
 
-class BusyError(InputError):
-    """Another process is at it; another try may succeed."""
+_held: set[Path] = set()  # lock files that this process holds
 
 
 def require(*inputs: Path) -> None:
@@ -54,18 +55,34 @@ def require(*inputs: Path) -> None:
 
 
 @contextmanager
-def only_one(lock_file: str, what: str) -> Iterator[None]:
-    """Hold ``lock_file``, which the end of this process frees, however it ends.
+def only_one(lock_file: str, doing: str, shared: bool = False) -> Iterator[None]:
+    """Hold ``lock_file`` while ``doing`` something; where this process holds it already, nothing.
 
     Raises:
-        BusyError: another process holds it.
+        BusyError: another process holds it; the message names it and how long it has done so.
     """
+    path = (LOCKS_DIR / lock_file).absolute()
+    if path in _held:
+        yield
+        return
     LOCKS_DIR.mkdir(exist_ok=True)
-    with (LOCKS_DIR / lock_file).open("w") as lock:
+    with locked(LOCKS_DIR / lock_file, doing, shared):
+        _held.add(path)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BusyError(f"{LOCKS_DIR / lock_file}: {what}") from error
+            yield
+        finally:
+            _held.remove(path)
+
+
+@contextmanager
+def alone(doing: str) -> Iterator[None]:
+    """:func:`only_one` of all that write results of this project; the nodes of one launch share.
+
+    Raises:
+        BusyError: another process writes; nothing is written here.
+    """
+    nodes = load_settings(PARAMS / "train.yaml", TrainSettings).nodes.count
+    with only_one(PROJECT_LOCK, doing, shared=nodes > 1):
         yield
 
 

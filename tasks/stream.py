@@ -40,7 +40,7 @@ from tasks.versioning import code_version, output_version, settled_stages
 if TYPE_CHECKING:
     from recsys.distill.online_stream import StreamJob
 
-RUN_LOCK, WATCH_LOCK = "stream.lock", "stream-watch.lock"
+WATCH_LOCK = "stream-watch.lock"
 LINEAGE_FILE, EVALUATED_DIR, PUBLISHED = "lineage.json", "evaluated", "published"
 
 

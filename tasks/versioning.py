@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from recsys.config import InputError
+from recsys.files import BusyError
 from tasks.code import CODE_STAGE, write_code
-from tasks.project import BusyError
 
 PIPELINE_FILE, LOCK_FILE = Path("dvc.yaml"), Path("dvc.lock")
 
