@@ -16,6 +16,8 @@ from typing import Any
 from recsys.config import InputError
 
 PARTIAL_SUFFIX = ".partial"
+SUMS_FILE = "sums.json"
+_hashes: dict[tuple[int, ...], str] = {}  # of files that this process has hashed, by their state
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -73,8 +75,13 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text())
-    except ValueError as error:
+    except ValueError as error:  # also bytes that are no UTF-8
         raise InputError(f"{path}: not JSON: {error}") from error
+
+
+def in_one_line(error: BaseException) -> str:
+    """What ``error`` says, or its kind where it says nothing, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def finite(value: Any) -> Any:
@@ -129,6 +136,59 @@ def _owner(path: Path) -> str:
         return f"another run is {owner['doing']} ({process}, for {minutes:.1f} minutes)"
     except (ValueError, KeyError, TypeError):  # it has the lock, and is about to write
         return "another run has just begun"
+
+
+def known_hash(path: Path) -> str:
+    """As :func:`file_hash`; a file that this process has hashed is hashed again only where its
+    device, inode, size or time of change is another."""
+    state = path.stat()
+    key = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
+    if key not in _hashes:
+        _hashes[key] = file_hash(path)
+    return _hashes[key]
+
+
+def check_file(path: Path, digest: str, remedy: str) -> None:
+    """Check that a file is the one that was written.
+
+    Args:
+        digest: its SHA-256 then.
+        remedy: the command that makes it anew.
+
+    Raises:
+        InputError: it is missing, or is another.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: is missing; make it anew with {remedy}")
+    if known_hash(path) != digest:
+        raise InputError(
+            f"{path}: is damaged or of another run (not the SHA-256 that was noted when it was "
+            f"written); make it anew with {remedy}"
+        )
+
+
+def write_sums(folder: Path) -> None:
+    """Note the SHA-256 of each file in ``folder`` in its sums.json."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    sums = {path.relative_to(folder).as_posix(): known_hash(path) for path in files}
+    write_json(folder / SUMS_FILE, sums)
+
+
+def check_sums(folder: Path, remedy: str) -> None:
+    """Check each file that the folder's sums.json names; a folder without one is not checked.
+
+    Raises:
+        InputError: as :func:`check_file`, or sums.json itself is damaged.
+    """
+    path = folder / SUMS_FILE
+    if not path.is_file():
+        return
+    try:
+        sums = dict(read_json(path))
+    except (InputError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: is damaged; make it anew with {remedy}") from error
+    for name, digest in sums.items():
+        check_file(folder / name, digest, remedy)
 
 
 def folder_state(folder: Path) -> list[tuple[str, int, int]]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from recsys.config import InputError, load_settings
-from recsys.files import locked
+from recsys.files import check_sums, locked, write_sums
 from recsys.training.settings import TrainSettings
 
 PARAMS = Path("params")
@@ -32,6 +32,17 @@ STREAM_WORK = Path(".work/stream")  # what a stream has taken and learnt; it goe
 STREAM_REPORT = Path("reports/stream")
 TUNE_WORK = Path(".work/tune")  # studies, and the windows that they may read
 TUNE_REPORT = Path("reports/tune.md")
+MADE_BY = {
+    WINDOWS: "ingest",
+    ORACLE: "ingest",
+    BASELINES: "baselines",
+    PARTITION: "partition",
+    TEACHER: "teacher",
+    SCORES: "augment",
+    STUDENTS: "students",
+    EVALUATION: "evaluate",
+    STREAM: "stream",
+}
 LOCKS_DIR = Path(".work")
 PROJECT_LOCK = "project.lock"  # of whoever writes results
 OLD_SUFFIX = "-old"
@@ -42,16 +53,18 @@ _held: set[Path] = set()  # lock files that this process holds
 
 
 def require(*inputs: Path) -> None:
-    """Check that a stage's inputs are there.
+    """Check that a stage's inputs are there, and are what the stages before it have written.
 
     Raises:
-        InputError: one is missing; the message names it and the command that makes it.
+        InputError: one is missing or damaged; the message names it and the command that makes it.
     """
     for path in inputs:
         if not path.exists():
             raise InputError(
                 f"{path}: no such file or folder; run the stages before it first (dvc repro)"
             )
+        folder = path if path.is_dir() else path.parent
+        check_sums(folder, f"towerflow {MADE_BY[folder]}")
 
 
 @contextmanager
@@ -105,6 +118,8 @@ def replacing(*targets: Path) -> Iterator[list[Path]]:
             folder.chmod(0o755)
             scratch.append(folder)
         yield scratch
+        for folder in scratch:
+            write_sums(folder)
         for folder, target in zip(scratch, targets, strict=True):
             old = folder.with_name(f"{folder.name}{OLD_SUFFIX}")
             if target.exists():

@@ -13,7 +13,7 @@ import polars as pl
 from prefect import task
 
 from recsys.config import InputError
-from recsys.data.schema import Schema
+from recsys.data.schema import Schema, window_parts
 from tasks.project import EVALUATION, REGISTRATION, STUDENTS, WINDOWS, require
 from tasks.tracking import connect, in_one_line
 from tasks.versioning import code_version, output_version
@@ -124,9 +124,7 @@ def _example(predictor: "Predictor") -> pd.DataFrame:
     """A few encoded rows that ``predictor`` serves, of the columns that it reads."""
     schema = Schema.load(WINDOWS)
     newest_first = [
-        path
-        for window in reversed(schema.windows)
-        for path in sorted((WINDOWS / window.name).glob("part-*.parquet"))
+        path for window in reversed(schema.windows) for path in window_parts(WINDOWS, window)
     ]
     rows = pl.scan_parquet(newest_first)
     if predictor.domain is not None:

@@ -116,8 +116,8 @@ def partition_is_due() -> bool:
 def advance_stream() -> Taken:
     """Take the complete new windows through teacher, scores and students and put all results in
     models/stream."""
-    from recsys.distill.online_stream import advance
-    from recsys.files import fingerprint
+    from recsys.distill.online_stream import SCORES_DIR, STUDENTS_DIR, TEACHER_DIR, advance
+    from recsys.files import fingerprint, write_sums
 
     require(WINDOWS)
     job = _job()
@@ -126,6 +126,9 @@ def advance_stream() -> Taken:
         windows = [*done.before, *done.new]
         lineage = _lineage(job.work_dir / done.run, windows)
         (output / LINEAGE_FILE).write_text(lineage)
+        for part in (TEACHER_DIR, SCORES_DIR, STUDENTS_DIR):  # as the batch stages' outputs
+            if (output / part).is_dir():
+                write_sums(output / part)
     key = fingerprint(done.run, sorted(job.withdrawn))
     return Taken(key, job.work_dir / done.run, windows, len(done.new))
 

@@ -91,7 +91,8 @@ def test_a_lock_refuses_a_second_process_in_one_line_and_is_free_after_its_holde
     project: Path,
 ) -> None:
     holder = (
-        "from tasks.project import only_one; c = only_one('project.lock', 'running augment'); c.__enter__(); "
+        "from tasks.project import only_one; "
+        "c = only_one('project.lock', 'running augment'); c.__enter__(); "
         "print(1, flush=True); "
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -109,9 +110,7 @@ def test_a_lock_refuses_a_second_process_in_one_line_and_is_free_after_its_holde
         only_one(PROJECT_LOCK, "running ingest"),
     ):
         pass
-    owner = (
-        f"another run is running augment (process {process.pid} on {socket.gethostname()}, for 0.0"
-    )
+    owner = f"another run is running augment (process {process.pid} on {socket.gethostname()}, for "
     assert owner in str(error.value)
     assert "\n" not in str(error.value)
     process.kill()
