@@ -59,12 +59,12 @@ def require(*inputs: Path) -> None:
         InputError: one is missing or damaged; the message names it and the command that makes it.
     """
     for path in inputs:
+        folder = path if path in MADE_BY else path.parent
+        check_sums(folder, f"towerflow {MADE_BY[folder]}")
         if not path.exists():
             raise InputError(
                 f"{path}: no such file or folder; run the stages before it first (dvc repro)"
             )
-        folder = path if path.is_dir() else path.parent
-        check_sums(folder, f"towerflow {MADE_BY[folder]}")
 
 
 @contextmanager

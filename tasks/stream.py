@@ -260,10 +260,10 @@ def _lineage(work: Path, windows: list[str]) -> str:
     """lineage.json: which windows came with which version of data/windows and of the code, in order
     of their coming."""
     from recsys.distill.online_stream import WINDOWS_DIR
-    from recsys.files import file_hash, write_atomically
+    from recsys.files import file_hash, read_json, write_atomically
 
     path = work / LINEAGE_FILE
-    known = json.loads(path.read_text()) if path.is_file() else []
+    known = read_json(path) if path.is_file() else []
     new = windows[sum(len(entry["windows"]) for entry in known) :]
     if new:
         manifests = {name: file_hash(work / WINDOWS_DIR / name / MANIFEST_FILE) for name in new}
