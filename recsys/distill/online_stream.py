@@ -227,6 +227,7 @@ def _link_window(source: Path, window: Window, taken_dir: Path) -> None:
     partial, target = taken_dir / f"{window.name}{PARTIAL_SUFFIX}", taken_dir / window.name
     for left in (partial, target):
         shutil.rmtree(left, ignore_errors=True)
+    window_parts(source, window)  # whole and as written
     try:
         link_files(source / window.name, partial)
     except OSError as error:
@@ -235,7 +236,7 @@ def _link_window(source: Path, window: Window, taken_dir: Path) -> None:
         ) from error
     found = sum(
         pl.scan_parquet(part).select(pl.len()).collect().item()
-        for part in window_parts(taken_dir, replace(window, name=partial.name))
+        for part in partial.glob("part-*.parquet")
     )
     if found != window.rows:
         raise InputError(
