@@ -5,7 +5,7 @@ LOCK ?= requirements/cpu.lock
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: run test test-fast check bench setup lock serve mlflow prefect clean
+.PHONY: run test coverage test-fast check bench setup lock serve mlflow prefect clean
 
 run: setup
 	$(BIN)/python -m flows.pipeline $(ARGS)
@@ -15,6 +15,10 @@ run: setup
 WORKERS := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: setup
+	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
+
+# Tracing every line makes the tests slower, so it is a target of its own
+coverage: setup
 	$(BIN)/python -m pytest $(WORKERS) --cov --cov-report=term:skip-covered $(ARGS)
 
 test-fast: setup

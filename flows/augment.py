@@ -17,6 +17,7 @@ from tasks.augmentation import (
     score_share,
 )
 from tasks.calling import call
+from tasks.project import alone
 from tasks.runners import task_runner
 
 
@@ -29,12 +30,13 @@ def score_shares(shares: list[list[WindowPlan]]) -> None:
 @flow(name="augment")
 def augment() -> None:
     """Log the teacher's scores for later windows: data/scores."""
-    settings = load_settings(augment_settings_file(), AugmentSettings)
-    if settings.uses_own:
-        _score(settings)
-    if settings.teacher != "own":
-        call(combine_scores)
-    call(publish_scores)
+    with alone("running augment"):
+        settings = load_settings(augment_settings_file(), AugmentSettings)
+        if settings.uses_own:
+            _score(settings)
+        if settings.teacher != "own":
+            call(combine_scores)
+        call(publish_scores)
 
 
 def _score(settings: AugmentSettings) -> None:

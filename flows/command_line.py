@@ -37,11 +37,16 @@ def _override(text: str) -> tuple[str, str]:
 
 
 def apply_overrides(overrides: dict[str, str]) -> None:
-    """:func:`tasks.overrides.apply_overrides`, imported where there is something to write."""
+    """:func:`tasks.overrides.apply_overrides`, imported where there is something to write.
+
+    Nothing is written while another process works: its settings would change under it.
+    """
     if overrides:
         from tasks.overrides import apply_overrides as write
+        from tasks.project import alone
 
-        write(overrides)
+        with alone("writing params"):
+            write(overrides)
 
 
 def run_stage_command(stage_flow: Any) -> NoReturn:

@@ -5,12 +5,14 @@ from prefect import flow
 from flows.command_line import run_stage_command
 from tasks.calling import call
 from tasks.evaluation import evaluate_students
+from tasks.project import alone
 
 
 @flow(name="evaluate")
 def evaluate() -> None:
     """Compare the students, window by window: reports/evaluation."""
-    call(evaluate_students)
+    with alone("running evaluate"):
+        call(evaluate_students)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,14 @@ from prefect import flow
 from flows.command_line import run_stage_command
 from tasks.calling import call
 from tasks.ingest import ingest_windows
+from tasks.project import alone
 
 
 @flow(name="ingest")
 def ingest() -> None:
     """Raw logs to windows of event time: data/windows."""
-    call(ingest_windows)
+    with alone("running ingest"):
+        call(ingest_windows)
 
 
 if __name__ == "__main__":

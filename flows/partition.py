@@ -4,13 +4,15 @@ from prefect import flow
 
 from flows.command_line import run_stage_command
 from tasks.calling import call
+from tasks.project import alone
 from tasks.towers import partition_features
 
 
 @flow(name="partition")
 def partition() -> None:
     """Windows to a partition of the features into towers: models/partition."""
-    call(partition_features)
+    with alone("running partition"):
+        call(partition_features)
 
 
 if __name__ == "__main__":

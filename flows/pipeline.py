@@ -18,6 +18,7 @@ from flows.register import register
 from flows.students import students
 from flows.teacher import teacher
 from tasks.checks import check_before, check_settings_and_data
+from tasks.project import alone
 from tasks.stages import CACHED, check_stage, commit_stage
 from tasks.versioning import settled_stages, stale_stages
 
@@ -31,13 +32,14 @@ def pipeline(overrides: dict[str, str] | None = None) -> None:
     Args:
         overrides: values to write into params/ first, e.g. ``{"data.dataset": "ebnerd_demo"}``.
     """
-    apply_overrides(overrides or {})
-    check_before(ingest.name)
-    stale = settled_stages()
-    for stage_flow in STAGES:
-        if check_stage(stage_flow.name, stale, return_state=True).name != CACHED:
-            stage_flow()
-            commit_stage(stage_flow.name)
-            stale = stale_stages()
-        if stage_flow is ingest:
-            check_settings_and_data()
+    with alone("running the pipeline"):
+        apply_overrides(overrides or {})
+        check_before(ingest.name)
+        stale = settled_stages()
+        for stage_flow in STAGES:
+            if check_stage(stage_flow.name, stale, return_state=True).name != CACHED:
+                stage_flow()
+                commit_stage(stage_flow.name)
+                stale = stale_stages()
+            if stage_flow is ingest:
+                check_settings_and_data()

@@ -4,13 +4,15 @@ from prefect import flow
 
 from flows.command_line import run_stage_command
 from tasks.calling import call
+from tasks.project import alone
 from tasks.registry import register_students
 
 
 @flow(name="register")
 def register() -> None:
     """Register the better arm of each student in MLflow: reports/registration.json."""
-    call(register_students)
+    with alone("running register"):
+        call(register_students)
 
 
 if __name__ == "__main__":

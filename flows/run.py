@@ -17,16 +17,17 @@ def run(options: argparse.Namespace) -> None:
     Prefect, torch and MLflow are imported only where there is something to do.
     """
     from recsys.evaluation.printed import print_report
-    from tasks.project import EVALUATION
+    from tasks.project import EVALUATION, alone
     from tasks.versioning import settled_stages
 
-    apply_overrides(dict(options.overrides))
-    if settled_stages():
-        from flows.pipeline import pipeline
+    with alone("running the pipeline"):
+        apply_overrides(dict(options.overrides))
+        if settled_stages():
+            from flows.pipeline import pipeline
 
-        pipeline()
-    else:
-        print("Nothing to do: every stage is up to date.")
+            pipeline()
+        else:
+            print("Nothing to do: every stage is up to date.")
     print_report(EVALUATION)
     print(
         "Compare the runs:  make mlflow    then open "

@@ -13,13 +13,13 @@ import time
 from prefect import flow
 
 from recsys.config import InputError
+from recsys.files import BusyError
 from tasks.calling import call, run_stage
 from tasks.checks import check_settings
 from tasks.ingest import ingest_windows
-from tasks.project import STREAM, STREAM_REPORT, BusyError, only_one
+from tasks.project import STREAM, STREAM_REPORT, alone, only_one
 from tasks.stages import commit_stage
 from tasks.stream import (
-    RUN_LOCK,
     WATCH_LOCK,
     advance_stream,
     evaluate_stream,
@@ -41,9 +41,9 @@ def stream(overrides: dict[str, str] | None = None) -> None:
     Args:
         overrides: values to write into params/ first, e.g. ``{"stream.finished": "true"}``.
     """
-    apply_overrides(overrides or {})
-    check_settings()
-    with only_one(RUN_LOCK, "another run is taking the stream's windows"):
+    with alone("taking the stream's windows"):
+        apply_overrides(overrides or {})
+        check_settings()
         if call(ingest_is_due):
             call(ingest_windows)
             call(commit_stage, "ingest")
@@ -87,7 +87,7 @@ def watch() -> None:
     A mistake in the log is one line, and the next change of the log is another try.
     """
     seconds = load_stream_settings().poll_seconds
-    with only_one(WATCH_LOCK, "another process is watching"):
+    with only_one(WATCH_LOCK, "watching the log"):
         _say(f"looks at the raw log every {seconds:g} s; Ctrl-C ends it")
         seen = handled = complaint = None
         while True:

@@ -4,13 +4,15 @@ from prefect import flow
 
 from flows.command_line import run_stage_command
 from tasks.calling import call
+from tasks.project import alone
 from tasks.students import train_all_students
 
 
 @flow(name="students")
 def students() -> None:
     """Train the students with and without distillation: models/students."""
-    call(train_all_students)
+    with alone("running students"):
+        call(train_all_students)
 
 
 if __name__ == "__main__":

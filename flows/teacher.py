@@ -4,13 +4,15 @@ from prefect import flow
 
 from flows.command_line import run_stage_command
 from tasks.calling import call
+from tasks.project import alone
 from tasks.teacher import train_teacher_model
 
 
 @flow(name="teacher")
 def teacher() -> None:
     """Train the teacher in time order, with snapshots: models/teacher."""
-    call(train_teacher_model)
+    with alone("running teacher"):
+        call(train_teacher_model)
 
 
 if __name__ == "__main__":

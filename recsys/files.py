@@ -1,16 +1,23 @@
 """Files that are whole or absent, what they hold, and how they are linked."""
 
+import fcntl
 import hashlib
 import json
 import math
 import os
 import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from recsys.config import InputError
 
 PARTIAL_SUFFIX = ".partial"
+SUMS_FILE = "sums.json"
+_hashes: dict[tuple[int, ...], str] = {}  # of files that this process has hashed, by their state
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -68,8 +75,13 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text())
-    except ValueError as error:
+    except ValueError as error:  # also bytes that are no UTF-8
         raise InputError(f"{path}: not JSON: {error}") from error
+
+
+def in_one_line(error: BaseException) -> str:
+    """What ``error`` says, or its kind where it says nothing, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def finite(value: Any) -> Any:
@@ -85,6 +97,98 @@ def file_hash(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class BusyError(InputError):
+    """Another process is at it; another try may succeed."""
+
+
+@contextmanager
+def locked(path: Path, doing: str, shared: bool = False) -> Iterator[None]:
+    """Hold the lock file ``path``, which the end of this process frees, however it ends.
+
+    Args:
+        doing: what this process does while it holds the lock; the file says it, with the process
+            and the time, to whoever finds it locked.
+        shared: others that also share may hold it at the same time.
+
+    Raises:
+        BusyError: another process holds it; the message names what it does, and since when.
+    """
+    with path.open("a+") as lock:
+        try:
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BusyError(f"{path}: {_owner(path)}; wait for its end") from error
+        owner = {"doing": doing, "process": os.getpid(), "host": socket.gethostname()}
+        lock.truncate(0)
+        lock.write(json.dumps(owner | {"since": time.time()}))
+        lock.flush()
+        yield
+
+
+def _owner(path: Path) -> str:
+    """Who holds the lock file, in words."""
+    try:
+        owner = json.loads(path.read_text())
+        minutes = max(time.time() - owner["since"], 0.0) / 60
+        process = f"process {owner['process']} on {owner['host']}"
+        return f"another run is {owner['doing']} ({process}, for {minutes:.1f} minutes)"
+    except (ValueError, KeyError, TypeError):  # it has the lock, and is about to write
+        return "another run has just begun"
+
+
+def known_hash(path: Path) -> str:
+    """As :func:`file_hash`; a file that this process has hashed is hashed again only where its
+    device, inode, size or time of change is another."""
+    state = path.stat()
+    key = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
+    if key not in _hashes:
+        _hashes[key] = file_hash(path)
+    return _hashes[key]
+
+
+def check_file(path: Path, digest: str, remedy: str) -> None:
+    """Check that a file is the one that was written.
+
+    Args:
+        digest: its SHA-256 then.
+        remedy: the command that makes it anew.
+
+    Raises:
+        InputError: it is missing, or is another.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: is missing; make it anew with {remedy}")
+    if known_hash(path) != digest:
+        raise InputError(
+            f"{path}: is damaged or of another run (not the SHA-256 that was noted when it was "
+            f"written); make it anew with {remedy}"
+        )
+
+
+def write_sums(folder: Path) -> None:
+    """Note the SHA-256 of each file in ``folder`` in its sums.json."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    sums = {path.relative_to(folder).as_posix(): known_hash(path) for path in files}
+    write_json(folder / SUMS_FILE, sums)
+
+
+def check_sums(folder: Path, remedy: str) -> None:
+    """Check each file that the folder's sums.json names; a folder without one is not checked.
+
+    Raises:
+        InputError: as :func:`check_file`, or sums.json itself is damaged.
+    """
+    path = folder / SUMS_FILE
+    if not path.is_file():
+        return
+    try:
+        sums = dict(read_json(path))
+    except (InputError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: is damaged; make it anew with {remedy}") from error
+    for name, digest in sums.items():
+        check_file(folder / name, digest, remedy)
 
 
 def folder_state(folder: Path) -> list[tuple[str, int, int]]:

@@ -17,7 +17,7 @@ from recsys.towers.settings import TowersSettings
 from recsys.towers.tower_hosts import check_kinds_inside, tower_ranks
 from recsys.training.settings import TrainSettings
 from tasks.probe_check import check_probe_is_past
-from tasks.project import PARAMS, WINDOWS
+from tasks.project import PARAMS, WINDOWS, require
 from tasks.settings import ProjectSettings, load_project
 
 
@@ -62,6 +62,7 @@ def check_settings_and_data() -> None:
     project = check_settings()
     if not (WINDOWS / SCHEMA_FILE).is_file():
         return
+    require(WINDOWS)  # what a damaged schema says would be called a wrong setting
     schema = Schema.load(WINDOWS)
     check_evaluated(project.evaluate, len(schema.windows))
     tables = [TABLE_PREFIX + feature.name for feature in schema.categorical]

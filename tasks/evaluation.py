@@ -37,7 +37,7 @@ def evaluate_students() -> None:
     """Compare every student with and without distillation and write reports/evaluation."""
     from recsys.evaluation.report import evaluate
 
-    require(WINDOWS, BASELINES, TEACHER, SCORES, STUDENTS)
+    require(WINDOWS, BASELINES, TEACHER, SCORES, STUDENTS, *([ORACLE] if ORACLE.is_dir() else []))
     settings = load_settings(PARAMS / "evaluate.yaml", EvaluateSettings)
     check_probe_is_past(load_settings(PARAMS / "towers.yaml", TowersSettings), settings)
     with replacing(EVALUATION) as (output,):

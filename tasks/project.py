@@ -1,6 +1,5 @@
 """Where the project keeps its files, relative to its root, and its settings."""
 
-import fcntl
 import os
 import shutil
 import socket
@@ -9,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from recsys.config import InputError
+from recsys.config import InputError, load_settings
+from recsys.files import check_sums, locked, write_sums
+from recsys.training.settings import TrainSettings
 
 PARAMS = Path("params")
 WINDOWS = Path("data/windows")
@@ -31,22 +32,35 @@ STREAM_WORK = Path(".work/stream")  # what a stream has taken and learnt; it goe
 STREAM_REPORT = Path("reports/stream")
 TUNE_WORK = Path(".work/tune")  # studies, and the windows that they may read
 TUNE_REPORT = Path("reports/tune.md")
+MADE_BY = {
+    WINDOWS: "ingest",
+    ORACLE: "ingest",
+    BASELINES: "baselines",
+    PARTITION: "partition",
+    TEACHER: "teacher",
+    SCORES: "augment",
+    STUDENTS: "students",
+    EVALUATION: "evaluate",
+    STREAM: "stream",
+}
 LOCKS_DIR = Path(".work")
+PROJECT_LOCK = "project.lock"  # of whoever writes results
 OLD_SUFFIX = "-old"
 _HOST = socket.gethostname()
 
 
-class BusyError(InputError):
-    """Another process is at it; another try may succeed."""
+_held: set[Path] = set()  # lock files that this process holds
 
 
 def require(*inputs: Path) -> None:
-    """Check that a stage's inputs are there.
+    """Check that a stage's inputs are there, and are what the stages before it have written.
 
     Raises:
-        InputError: one is missing; the message names it and the command that makes it.
+        InputError: one is missing or damaged; the message names it and the command that makes it.
     """
     for path in inputs:
+        folder = path if path in MADE_BY else path.parent
+        check_sums(folder, f"towerflow {MADE_BY[folder]}")
         if not path.exists():
             raise InputError(
                 f"{path}: no such file or folder; run the stages before it first (dvc repro)"
@@ -54,18 +68,34 @@ def require(*inputs: Path) -> None:
 
 
 @contextmanager
-def only_one(lock_file: str, what: str) -> Iterator[None]:
-    """Hold ``lock_file``, which the end of this process frees, however it ends.
+def only_one(lock_file: str, doing: str, shared: bool = False) -> Iterator[None]:
+    """Hold ``lock_file`` while ``doing`` something; where this process holds it already, nothing.
 
     Raises:
-        BusyError: another process holds it.
+        BusyError: another process holds it; the message names it and how long it has done so.
     """
+    path = (LOCKS_DIR / lock_file).absolute()
+    if path in _held:
+        yield
+        return
     LOCKS_DIR.mkdir(exist_ok=True)
-    with (LOCKS_DIR / lock_file).open("w") as lock:
+    with locked(LOCKS_DIR / lock_file, doing, shared):
+        _held.add(path)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BusyError(f"{LOCKS_DIR / lock_file}: {what}") from error
+            yield
+        finally:
+            _held.remove(path)
+
+
+@contextmanager
+def alone(doing: str) -> Iterator[None]:
+    """:func:`only_one` of all that write results of this project; the nodes of one launch share.
+
+    Raises:
+        BusyError: another process writes; nothing is written here.
+    """
+    nodes = load_settings(PARAMS / "train.yaml", TrainSettings).nodes.count
+    with only_one(PROJECT_LOCK, doing, shared=nodes > 1):
         yield
 
 
@@ -88,6 +118,8 @@ def replacing(*targets: Path) -> Iterator[list[Path]]:
             folder.chmod(0o755)
             scratch.append(folder)
         yield scratch
+        for folder in scratch:
+            write_sums(folder)
         for folder, target in zip(scratch, targets, strict=True):
             old = folder.with_name(f"{folder.name}{OLD_SUFFIX}")
             if target.exists():

@@ -40,7 +40,7 @@ from tasks.versioning import code_version, output_version, settled_stages
 if TYPE_CHECKING:
     from recsys.distill.online_stream import StreamJob
 
-RUN_LOCK, WATCH_LOCK = "stream.lock", "stream-watch.lock"
+WATCH_LOCK = "stream-watch.lock"
 LINEAGE_FILE, EVALUATED_DIR, PUBLISHED = "lineage.json", "evaluated", "published"
 
 
@@ -116,8 +116,8 @@ def partition_is_due() -> bool:
 def advance_stream() -> Taken:
     """Take the complete new windows through teacher, scores and students and put all results in
     models/stream."""
-    from recsys.distill.online_stream import advance
-    from recsys.files import fingerprint
+    from recsys.distill.online_stream import SCORES_DIR, STUDENTS_DIR, TEACHER_DIR, advance
+    from recsys.files import fingerprint, write_sums
 
     require(WINDOWS)
     job = _job()
@@ -126,6 +126,9 @@ def advance_stream() -> Taken:
         windows = [*done.before, *done.new]
         lineage = _lineage(job.work_dir / done.run, windows)
         (output / LINEAGE_FILE).write_text(lineage)
+        for part in (TEACHER_DIR, SCORES_DIR, STUDENTS_DIR):  # as the batch stages' outputs
+            if (output / part).is_dir():
+                write_sums(output / part)
     key = fingerprint(done.run, sorted(job.withdrawn))
     return Taken(key, job.work_dir / done.run, windows, len(done.new))
 
@@ -257,10 +260,10 @@ def _lineage(work: Path, windows: list[str]) -> str:
     """lineage.json: which windows came with which version of data/windows and of the code, in order
     of their coming."""
     from recsys.distill.online_stream import WINDOWS_DIR
-    from recsys.files import file_hash, write_atomically
+    from recsys.files import file_hash, read_json, write_atomically
 
     path = work / LINEAGE_FILE
-    known = json.loads(path.read_text()) if path.is_file() else []
+    known = read_json(path) if path.is_file() else []
     new = windows[sum(len(entry["windows"]) for entry in known) :]
     if new:
         manifests = {name: file_hash(work / WINDOWS_DIR / name / MANIFEST_FILE) for name in new}

@@ -14,13 +14,15 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from recsys.config import Settings, load_settings
+from recsys.config import InputError, Settings, load_settings
+from recsys.files import read_json, write_atomically
 from tasks.project import PARAMS, WINDOWS
 from tasks.tracking_settings import TrackingSettings, without_credentials
 from tasks.versioning import code_version
 
 logger = logging.getLogger(__name__)
 PENDING = Path(".tracking")
+DAMAGED_SUFFIX = ".damaged"
 GROWS_TAG = "grows"  # names the model of a run that is gone on with
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: its UI shows the run under that one
 METRICS_PER_REQUEST = 1000  # MLflow takes no more
@@ -67,10 +69,17 @@ def record(run: RunRecord) -> None:
     """Log a run to MLflow; if that fails, keep it on disk, to be sent with the next one."""
     PENDING.mkdir(exist_ok=True)
     run.tags["code_version"] = code_version()
-    (PENDING / f"{uuid.uuid4().hex}.json").write_text(json.dumps(asdict(run)))
+    write_atomically(PENDING / f"{uuid.uuid4().hex}.json", json.dumps(asdict(run)).encode())
     for path in sorted(PENDING.glob("*.json"), key=lambda p: p.stat().st_mtime_ns):
         try:
-            _send(RunRecord(**json.loads(path.read_text())))
+            waiting = RunRecord(**read_json(path))
+        except (InputError, TypeError) as error:  # it would stop all that come after it
+            aside = path.with_suffix(DAMAGED_SUFFIX)
+            path.rename(aside)
+            logger.warning("%s is damaged (%s) and is set aside", aside, in_one_line(error))
+            continue
+        try:
+            _send(waiting)
         except Exception as error:  # whatever MLflow raises, training goes on
             reason = in_one_line(error)
             logger.warning("MLflow did not take %s (%s); it waits in %s", run.name, reason, path)

@@ -70,7 +70,7 @@ def tune_students(options: TuneOptions) -> "Outcome":
         require(SCORES)
         check_scores()
         scores = SCORES
-    with only_one("tune.lock", "another run is tuning"):
+    with only_one("tune.lock", "tuning"):
         links = TUNE_WORK / "early"
         shutil.rmtree(links, ignore_errors=True)
         early = early_windows(WINDOWS, scores, project.evaluate, links)

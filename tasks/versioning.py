@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from recsys.config import InputError
+from recsys.files import BusyError, in_one_line
 from tasks.code import CODE_STAGE, write_code
-from tasks.project import BusyError
 
 PIPELINE_FILE, LOCK_FILE = Path("dvc.yaml"), Path("dvc.lock")
 
@@ -76,6 +76,7 @@ def code_version() -> str:
 
 def _changes(*stages: str) -> dict[str, Any]:
     """What DVC finds changed, by stage: ``[{"changed deps": {path: how}}, "changed command"]``."""
+    _lock()  # DVC's own error does not name the file
     return json.loads(_dvc("status", "--json", *stages) or "{}")
 
 
@@ -104,9 +105,17 @@ def _restore(*stages: str) -> None:
 
 
 def _lock() -> dict[str, dict]:
-    """dvc.lock's stages."""
-    return (
-        (yaml.safe_load(LOCK_FILE.read_text()) or {}).get("stages", {})
-        if LOCK_FILE.is_file()
-        else {}
-    )
+    """dvc.lock's stages.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        return dict((yaml.safe_load(LOCK_FILE.read_bytes()) or {}).get("stages", {}))
+    except FileNotFoundError:
+        return {}
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{LOCK_FILE}: is damaged ({in_one_line(error)}); bring it back from Git, or remove it "
+            f"and run dvc repro"
+        ) from error

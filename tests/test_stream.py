@@ -120,7 +120,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_second_watcher_and_a_run_beside_a_running_one_end_with_one_line(project: Path) -> None:
     for name, expected in (
-        ("second.txt", "another process is watching"),
+        ("second.txt", "another run is watching the log"),
         ("busy.txt", "another run is taking"),
     ):
         errors = [

@@ -11,7 +11,7 @@ from recsys.baselines.base_rate import starting_logits
 from recsys.baselines.settings import TreesSettings
 from recsys.baselines.statistics import PastStatistics
 from recsys.data.encoding import dense_values
-from recsys.data.schema import Schema, Window
+from recsys.data.schema import Schema, Window, window_parts
 from recsys.evaluation.predictions import PREDICTION_SCHEMA
 
 
@@ -109,8 +109,7 @@ class Trees:
     def _read(self, window: Window) -> pl.DataFrame:
         columns = ["example_id", "group", "domain", "event_time", "label_time", "label"]
         columns += [*self._schema.dense, *self._ids, *self._lists]
-        parts = sorted((self._windows_dir / window.name).glob("part-*.parquet"))
-        frame = pl.read_parquet(parts, columns=columns)
+        frame = pl.read_parquet(window_parts(self._windows_dir, window), columns=columns)
         return frame if self._domain is None else frame.filter(pl.col("domain") == self._domain)
 
     def _features(self, frame: pl.DataFrame) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ from torchrec.streamable import Pipelineable
 
 from recsys.data.encoding import dense_values
 from recsys.data.rows import Rows
-from recsys.data.schema import Schema, Window, task_columns
+from recsys.data.schema import Schema, Window, task_columns, window_parts
 
 META_COLUMNS = ["example_id", "event_time", "label_time", "domain", "group"]
 
@@ -235,7 +235,7 @@ class WindowReader:
         return frame if standard is None else standard.apply(frame, self.schema.dense)
 
     def _parts(self, window: Window) -> list[Path]:
-        return sorted((self.windows_dir / window.name).glob("part-*.parquet"))
+        return window_parts(self.windows_dir, window)
 
     def _batches(
         self, frame: pl.DataFrame, batch_size: int, rank: int, world_size: int

@@ -9,10 +9,12 @@ from typing import Any
 
 from recsys.config import InputError
 from recsys.data.standardise import Moments, Standard, standards
+from recsys.files import check_file, in_one_line, read_json
 
 SCHEMA_FILE = "schema.json"
 MANIFEST_FILE = "manifest.json"
 MAIN_TASK = "click"
+REMEDY = "towerflow ingest"
 
 
 def window_name(start_ms: int) -> str:
@@ -150,12 +152,17 @@ class Schema:
         """Read ``schema.json`` of ``windows_dir``.
 
         Raises:
-            InputError: there is none.
+            InputError: there is none, or it is damaged.
         """
         path = windows_dir / SCHEMA_FILE
         if not path.is_file():
             raise InputError(f"{path}: no such file; run the ingest stage first (towerflow ingest)")
-        return cls.from_json(json.loads(path.read_text()))
+        try:
+            return cls.from_json(read_json(path))
+        except (InputError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{path}: is damaged ({in_one_line(error)}); make it anew with {REMEDY}"
+            ) from error
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Schema":
@@ -173,3 +180,27 @@ def _window(values: dict[str, Any]) -> Window:
     if values.get("dense") is not None:
         read["dense"] = Moments(**values["dense"])
     return Window(**read)
+
+
+def window_parts(windows_dir: Path, window: Window) -> list[Path]:
+    """The files of a window, in order, checked against its manifest's hashes: each once a process.
+
+    Raises:
+        InputError: one is missing or another than was written, or the manifest is damaged.
+    """
+    folder = windows_dir / window.name
+    found = sorted(folder.glob("part-*.parquet"))
+    manifest = folder / MANIFEST_FILE
+    if not manifest.is_file():  # windows that somebody has made by hand
+        if not found:
+            raise InputError(f"{folder}: has no data; make it anew with {REMEDY}")
+        return found
+    try:
+        parts = dict(read_json(manifest)["parts"])
+    except (InputError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{manifest}: is damaged ({in_one_line(error)}); make it anew with {REMEDY}"
+        ) from error
+    for name, digest in parts.items():
+        check_file(folder / name, digest, REMEDY)
+    return [folder / name for name in sorted(parts)]

@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from recsys.config import InputError
-from recsys.data.schema import Schema, Window, task_columns
+from recsys.data.schema import Schema, Window, task_columns, window_parts
 from recsys.data.sources.files import resolve_files
 from recsys.data.sources.reading import read_tables
 from recsys.distill.augment_settings import WINDOW_START, AugmentSettings, ExternalSettings
@@ -295,9 +295,7 @@ def _logits(scores: GivenScores, settings: ExternalSettings) -> pl.DataFrame:
 
 def examples_of(windows_dir: Path, window: Window, label: str) -> pl.DataFrame:
     columns = ["example_id", "event_time", "label_time", "domain", label]
-    parts = sorted((windows_dir / window.name).glob("part-*.parquet"))
-    if not parts:
-        raise InputError(f"{windows_dir / window.name}: has no data; run the ingest stage again")
+    parts = window_parts(windows_dir, window)
     return pl.concat([pl.read_parquet(part, columns=columns) for part in parts])
 
 

@@ -18,7 +18,14 @@ from recsys.baselines.settings import BaselinesSettings
 from recsys.baselines.training import train_baselines
 from recsys.config import InputError
 from recsys.data.encoder import Encoder
-from recsys.data.schema import MANIFEST_FILE, SCHEMA_FILE, Schema, Window, task_columns
+from recsys.data.schema import (
+    MANIFEST_FILE,
+    SCHEMA_FILE,
+    Schema,
+    Window,
+    task_columns,
+    window_parts,
+)
 from recsys.distill.augment_settings import AugmentSettings
 from recsys.distill.score_log import ScoreLog
 from recsys.distill.scoring import ScoringJob, finish_scoring, plan_scoring, score_part
@@ -37,7 +44,14 @@ from recsys.distill.teacher import (
 )
 from recsys.distill.teacher_settings import TeacherSettings
 from recsys.distill.training_job import S, TrainingJob
-from recsys.files import PARTIAL_SUFFIX, fingerprint, link_file, link_files, write_atomically
+from recsys.files import (
+    PARTIAL_SUFFIX,
+    fingerprint,
+    link_file,
+    link_files,
+    read_json,
+    write_atomically,
+)
 from recsys.training.resume import CHECKPOINTS_DIR, OUTPUT_DIR, Checkpoints, work_folder
 from recsys.training.settings import TrainSettings
 
@@ -206,7 +220,7 @@ def _take(job: StreamJob, offered: Schema, taken_dir: Path) -> list[Window]:
 def _parts(windows_dir: Path, window: Window) -> dict[str, str] | None:
     """SHA-256 by part as the window's manifest has it; None without a manifest."""
     path = windows_dir / window.name / MANIFEST_FILE
-    return json.loads(path.read_text())["parts"] if path.is_file() else None
+    return read_json(path)["parts"] if path.is_file() else None
 
 
 def _link_window(source: Path, window: Window, taken_dir: Path) -> None:
@@ -215,6 +229,7 @@ def _link_window(source: Path, window: Window, taken_dir: Path) -> None:
     partial, target = taken_dir / f"{window.name}{PARTIAL_SUFFIX}", taken_dir / window.name
     for left in (partial, target):
         shutil.rmtree(left, ignore_errors=True)
+    window_parts(source, window)  # whole and as written
     try:
         link_files(source / window.name, partial)
     except OSError as error:
@@ -237,11 +252,7 @@ def _done(folder: Path) -> dict[str, int]:
     """Windows that the teacher and all students have been through, and those that a student may
     have begun."""
     path = folder / DONE_FILE
-    return (
-        json.loads(path.read_text())
-        if path.is_file()
-        else {TEACHER_DIR: 0, STUDENTS_DIR: 0, BEGUN: 0}
-    )
+    return read_json(path) if path.is_file() else {TEACHER_DIR: 0, STUDENTS_DIR: 0, BEGUN: 0}
 
 
 def _mark(folder: Path, **counts: int) -> None:

@@ -1,36 +1,50 @@
 """The score log: append-only, one record an example, written whole or not at all and never changed.
 
 A folder holds ``log.json`` (what the whole log goes by) and, a window, a folder of segments and
-``window.json``, which says that the window is done. A record is late where its segment came after
-the window was done; the segment's name then holds the stream time at which it came. A log made by
-hand may instead hold one ``<window>.parquet`` a window with the columns of :data:`SCORE_SCHEMA`.
+``window.json``, which says that the window is done and holds the segments' hashes: what is read is
+checked against them. A log made by hand may instead hold one ``<window>.parquet`` a window with the
+columns of :data:`SCORE_SCHEMA`; a record's staleness is computed, whatever it says.
 A record has one logit a task: ``logit`` for the data's main one, ``logit_<task>`` for another.
 """
 
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from recsys.config import InputError
 from recsys.data.schema import Window
 from recsys.distill.snapshots import LookAheadError, Snapshot
-from recsys.files import partial_path, publish_file, read_json, write_atomically
+from recsys.files import (
+    check_file,
+    in_one_line,
+    partial_path,
+    publish_file,
+    read_json,
+    write_atomically,
+)
+from recsys.units import MS_PER_HOUR
+
+F = TypeVar("F")
 
 LOG_FILE = "log.json"
 WINDOW_FILE = "window.json"
 SEGMENT_PREFIX = "segment-"
-LATE_PREFIX = "late-"
 LOGIT = "logit"
 OWN = "own"  # of log.json's ``external``: the snapshots whose logits have a part in the scores
 PLACE = "place"  # column of a record's place among the examples that are wanted
+REMEDY = "towerflow augment"
+OLDEST_MS = 10 * 365 * 24 * MS_PER_HOUR  # a mark that lies further back is a time in seconds
+FEWEST_PROBABILITIES = 100  # so many logits of a file made by hand, all in [0, 1], are none
 ROW_GROUP = 131_072  # rows; a reader skips groups whose ids it does not want
 CONSTANT = ["snapshot", "high_water_mark"]  # columns that seldom change from record to record
 # And those that grow slowly
@@ -46,15 +60,6 @@ SCORE_SCHEMA = {
 
 class ScoreConflictError(InputError):
     """Two records of one example by one snapshot with different logits."""
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A file of records; ``arrival_ms`` is the stream time at which a late one came, None for one
-    in time."""
-
-    path: Path
-    arrival_ms: int | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ class WindowFacts:
 @dataclass(frozen=True)
 class _Wanted:
     """Examples to find records of: their ids [M], ascending and distinct, and the time of each, [M]
-    ms."""
+    ms: the first, where several have one id."""
 
     ids: NDArray[np.int64]
     event_time: NDArray[np.int64]
@@ -122,7 +127,7 @@ class ScoreLog:
         """log.json; defaults for a log made by hand that has none."""
         if self._facts is None:
             path = self.folder / LOG_FILE
-            self._facts = LogFacts(**read_json(path)) if path.is_file() else LogFacts()
+            self._facts = _read_facts(path, LogFacts) if path.is_file() else LogFacts()
         return self._facts
 
     def describe(self, wait_ms: int | None, snapshots: list[Snapshot]) -> None:
@@ -139,28 +144,31 @@ class ScoreLog:
         write_atomically(self.folder / LOG_FILE, _json(asdict(facts)))
 
     def window(self, name: str) -> WindowFacts | None:
-        """What is known of a window that is done; None where it is not."""
+        """What is known of a window that is done; None where it is not.
+
+        Raises:
+            InputError: its window.json is damaged.
+        """
         path = self.folder / name / WINDOW_FILE
-        return WindowFacts(**read_json(path)) if path.is_file() else None
+        return _read_facts(path, WindowFacts) if path.is_file() else None
 
     def holds(self, name: str) -> bool:
-        """Whether the window's records are all there (late ones may still come)."""
+        """Whether the window's records are all there."""
         return self._by_hand(name).is_file() or (self.folder / name / WINDOW_FILE).is_file()
 
-    def segments(self, name: str) -> list[Segment]:
-        """The window's segments: those in time in their order, then the late ones by arrival."""
-        if self._by_hand(name).is_file():
-            return [Segment(self._by_hand(name))]
-        in_time = [
-            Segment(path)
-            for path in sorted((self.folder / name).glob(f"{SEGMENT_PREFIX}*.parquet"))
-        ]
-        late = sorted((self.folder / name).glob(f"{LATE_PREFIX}*.parquet"))
-        return in_time + [Segment(path, int(path.name.split("-")[1])) for path in late]
+    def segments(self, name: str) -> list[Path]:
+        """The window's files of records, in their order.
 
-    def chunks(self, name: str) -> int:
-        """How many segments of the window, from the first, are written."""
-        return sum(1 for segment in self.segments(name) if segment.arrival_ms is None)
+        Raises:
+            InputError: window.json names one that is missing or another than was written.
+        """
+        if self._by_hand(name).is_file():
+            return [self._by_hand(name)]
+        folder = self.folder / name
+        facts = self.window(name)
+        for segment, digest in ({} if facts is None else facts.segments).items():
+            check_file(folder / segment, digest, REMEDY)
+        return sorted(folder.glob(f"{SEGMENT_PREFIX}*.parquet"))
 
     def write_chunk(
         self, name: str, index: int, records: pl.DataFrame, domains: dict[str, int] | None = None
@@ -177,24 +185,17 @@ class ScoreLog:
 
         Raises:
             ScoreConflictError: a repetition by the same snapshot has another logit.
+            InputError: there is such a segment already, with more records than these.
         """
         fresh = self._new(name, records)
         path = self.folder / name / f"{SEGMENT_PREFIX}{index:05d}.parquet"
+        there = pq.read_metadata(path).num_rows if path.is_file() else 0
+        if there > fresh.height:
+            raise InputError(
+                f"{path}: holds {there:,} records, and {fresh.height:,} would take their place; "
+                f"another run scores this window, wait for its end"
+            )
         _write_segment(path, fresh, {"domains": json.dumps(domains or {}, sort_keys=True)})
-        return fresh.height
-
-    def add_late(self, name: str, arrival_ms: int, records: pl.DataFrame) -> int:
-        """Add records that came at stream time ``arrival_ms``, after the window was done; how many
-        were new.
-
-        Raises:
-            ScoreConflictError: as :meth:`write_chunk`.
-        """
-        fresh = self._new(name, records)
-        if fresh.height:
-            number = sum(1 for segment in self.segments(name) if segment.arrival_ms is not None)
-            path = self.folder / name / f"{LATE_PREFIX}{arrival_ms:015d}-{number:05d}.parquet"
-            _write_segment(path, fresh, {})
         return fresh.height
 
     def finish(self, facts: WindowFacts) -> None:
@@ -236,7 +237,7 @@ class ScoreLog:
         records = _first_of_each(pl.concat(found)) if found else self._none_found()
         values = [
             *(records[name].alias(_score_name(name)) for name in self.logits),
-            records["staleness_ms"],
+            records["high_water_mark"],
         ]
         if not np.array_equal(
             records[PLACE].to_numpy(), rows
@@ -246,7 +247,8 @@ class ScoreLog:
             of_row = pl.Series(record_of[rows], dtype=pl.Int64)  # -1: no record
             at = pl.when(of_row >= 0).then(of_row)
             values = pl.DataFrame(values).select(pl.all().gather(at)).get_columns()
-        return frame.hstack(values)
+        *scores, mark = values
+        return frame.hstack([*scores, (frame["event_time"] - mark).alias("staleness_ms")])
 
     def windows(self) -> set[str]:
         """Names of the windows of which there is anything."""
@@ -257,7 +259,7 @@ class ScoreLog:
         """Windows by the snapshot that scored them, of windows that are done."""
         by_snapshot: dict[str, list[str]] = {}
         for path in sorted(self.folder.glob(f"*/{WINDOW_FILE}")):
-            snapshot = read_json(path)["snapshot"]
+            snapshot = _read_facts(path, WindowFacts).snapshot
             if snapshot is not None:
                 by_snapshot.setdefault(snapshot, []).append(path.parent.name)
         return by_snapshot
@@ -279,7 +281,7 @@ class ScoreLog:
         fresh = _first_of_each(records.select(list(self.schema)).cast(self.schema))  # type: ignore[arg-type]
         for segment in self.segments(name):
             known = self._read(
-                segment.path, np.unique(fresh["example_id"].drop_nulls().to_numpy())
+                segment, np.unique(fresh["example_id"].drop_nulls().to_numpy())
             ).drop(PLACE)
             known = known.cast(self.schema)  # type: ignore[arg-type]
             if known.height:
@@ -288,15 +290,15 @@ class ScoreLog:
                 fresh = fresh.join(known, on="example_id", how="anti", maintain_order="left")
         return fresh
 
-    def _found(self, segment: Segment, wanted: _Wanted) -> pl.DataFrame:
-        """The segment's records of ``wanted`` examples with their places, checked."""
-        records = self._read(segment.path, wanted.ids)
+    def _found(self, path: Path, wanted: _Wanted) -> pl.DataFrame:
+        """The file's records of ``wanted`` examples with their places, checked."""
+        records = self._read(path, wanted.ids)
         if records["high_water_mark"].null_count():
             unmarked = records.filter(pl.col("high_water_mark").is_null())["example_id"][0]
             raise InputError(
-                f"{segment.path}: example {unmarked} has no high_water_mark; without it nobody "
-                f"knows what its "
-                "snapshot had seen: give the label time (ms) up to which the snapshot was trained"
+                f"{path}: example {unmarked} has no high_water_mark; without it nobody knows what "
+                f"its snapshot had seen: give the label time (ms) up to which the snapshot was "
+                f"trained"
             )
         event_time = pl.Series(wanted.event_time[records[PLACE].to_numpy()], dtype=pl.Int64)
         ahead = (records["high_water_mark"] > event_time).arg_true()
@@ -306,13 +308,17 @@ class ScoreLog:
             ).row(ahead[0])
             event = event_time[ahead[0]]
             raise LookAheadError(
-                f"{segment.path}: example {example} of time {event} is scored by snapshot "
-                f"{snapshot}, whose "
-                f"high-water mark {mark} lies after it"
+                f"{path}: example {example} of time {event} is scored by snapshot {snapshot}, "
+                f"whose high-water mark {mark} lies after it"
             )
-        self._check_snapshots(segment.path, records)
-        if segment.arrival_ms is not None and self.facts.wait_ms is not None:
-            records = records.filter(event_time + self.facts.wait_ms >= segment.arrival_ms)
+        old = (event_time - records["high_water_mark"] > OLDEST_MS).arg_true()
+        if len(old):
+            example, mark = records.select("example_id", "high_water_mark").row(old[0])
+            raise InputError(
+                f"{path}: example {example} of time {event_time[old[0]]} has the high_water_mark "
+                f"{mark}, more than ten years before; give milliseconds since 1970, not seconds"
+            )
+        self._check_snapshots(path, records)
         return records
 
     def _read(self, path: Path, wanted: NDArray[np.int64]) -> pl.DataFrame:
@@ -322,12 +328,14 @@ class ScoreLog:
         Reads only row groups in their range of ids, and holds one of them beside what it has found.
         """
         found: list[pl.DataFrame] = []
-        with pq.ParquetFile(path, read_dictionary=["snapshot"]) as file:
+        with _opened(path) as file:
             missing = [name for name in self.schema if name not in file.schema_arrow.names]
             if missing:
                 raise InputError(
                     f"{path}: no column {missing[0]!r}; a score log has {', '.join(self.schema)}"
                 )
+            if path.parent == self.folder:
+                self._check_by_hand(path, file)
             groups = _groups_between(file, wanted[0], wanted[-1]) if len(wanted) else []
             for batch in file.iter_batches(ROW_GROUP, groups, list(self.schema), use_threads=False):
                 records = pl.DataFrame(batch).drop_nulls("example_id")
@@ -335,12 +343,30 @@ class ScoreLog:
                     records.schema["snapshot"] != pl.Categorical
                 ):  # a log made by hand may number its snapshots
                     records = records.cast({"snapshot": pl.String})
+                _check_marks(path, records)
                 rows, place = _matches(records["example_id"].to_numpy(), wanted)
                 known = records[rows].cast(self._read_schema)  # type: ignore[arg-type]
                 found.append(
                     known.insert_column(known.width, pl.Series(PLACE, place, dtype=pl.Int64))
                 )
         return pl.concat(found) if found else self._none_found()
+
+    def _check_by_hand(self, path: Path, file: pq.ParquetFile) -> None:
+        """Check that the logits of a file made by hand are not probabilities, by what the file's
+        footer knows of them.
+
+        Raises:
+            InputError: all lie between 0 and 1.
+        """
+        for name in self.logits:
+            known = [one for one in _statistics(file, name) if one.num_values]
+            ranges = [(one.min, one.max) for one in known if one.has_min_max]
+            is_probability = bool(ranges) and all(low >= 0 and high <= 1 for low, high in ranges)
+            if is_probability and sum(one.num_values for one in known) >= FEWEST_PROBABILITIES:
+                raise InputError(
+                    f"{path}: all values of {name} lie between 0 and 1, as probabilities do and "
+                    f"logits do not; write log(p / (1 - p))"
+                )
 
     def _none_found(self) -> pl.DataFrame:
         return pl.DataFrame(schema=self._read_schema | {PLACE: pl.Int64})
@@ -387,28 +413,78 @@ def check_snapshots_of_log(log: ScoreLog, snapshots: list[Snapshot], withdrawn: 
             )
 
 
-def staleness_parts(segments: list[Segment]) -> Iterator[pl.Series]:
-    """``staleness_ms`` of each segment in turn."""
+def staleness_parts(segments: list[Path]) -> Iterator[pl.Series]:
+    """``staleness_ms`` of each segment in turn, as their writer has computed it."""
     for segment in segments:
-        yield pl.read_parquet(segment.path, columns=["staleness_ms"])["staleness_ms"]
+        yield pl.read_parquet(segment, columns=["staleness_ms"])["staleness_ms"]
 
 
-def domains_of(segments: list[Segment]) -> dict[str, int]:
+def domains_of(segments: list[Path]) -> dict[str, int]:
     """Records by domain, as the segments' writer has counted them."""
     total: dict[str, int] = {}
     for segment in segments:
-        counted = json.loads(pl.read_parquet_metadata(segment.path).get("domains", "{}"))
+        counted = json.loads(pl.read_parquet_metadata(segment).get("domains", "{}"))
         for domain, rows in counted.items():
             total[domain] = total.get(domain, 0) + rows
     return total
 
 
+def _read_facts(path: Path, kind: type[F]) -> F:
+    """A ``kind`` that the JSON file ``path`` holds.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        return kind(**read_json(path))
+    except (InputError, TypeError) as error:
+        raise InputError(
+            f"{path}: is damaged ({in_one_line(error)}); make it anew with {REMEDY}"
+        ) from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    try:
+        file = pq.ParquetFile(path, read_dictionary=["snapshot"])
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: is no Parquet file ({in_one_line(error)})") from error
+    with file:
+        yield file
+
+
+def _check_marks(path: Path, records: pl.DataFrame) -> None:
+    """Check that high-water marks of a log made by hand are whole milliseconds or null."""
+    marks = records["high_water_mark"]
+    if marks.dtype.is_integer() or marks.dtype == pl.Null:
+        return
+    number = marks.cast(pl.Float64, strict=False)
+    wrong = (
+        marks.is_not_null() & ~(number.is_finite() & (number == number.floor())).fill_null(False)
+    ).arg_true()
+    if len(wrong) or not marks.dtype.is_float():
+        row = wrong[0] if len(wrong) else 0
+        raise InputError(
+            f"{path}: example {records['example_id'][row]} has the high_water_mark {marks[row]}; "
+            f"give whole milliseconds since 1970"
+        )
+
+
 def _wanted(frame: pl.DataFrame) -> tuple[_Wanted, NDArray[np.intp]]:
     """The examples of ``frame``, and the place of each of its rows among them."""
-    ids, first, rows = np.unique(
-        frame["example_id"].to_numpy(), return_index=True, return_inverse=True
-    )
-    return _Wanted(ids, frame["event_time"].to_numpy()[first]), rows
+    examples, times = frame["example_id"].to_numpy(), frame["event_time"].to_numpy()
+    ids, first, rows = np.unique(examples, return_index=True, return_inverse=True)
+    earliest = times[first]
+    if len(ids) < len(examples):
+        np.minimum.at(earliest, rows, times)
+    return _Wanted(ids, earliest), rows
+
+
+def _statistics(file: pq.ParquetFile, name: str) -> list[Any]:
+    """What the file's footer knows of a column: an entry per row group that says anything."""
+    column = [file.schema.column(index).path for index in range(len(file.schema))].index(name)
+    groups = (file.metadata.row_group(index) for index in range(file.num_row_groups))
+    return [known for one in groups if (known := one.column(column).statistics) is not None]
 
 
 def _groups_between(file: pq.ParquetFile, low: int, high: int) -> list[int]:

@@ -244,7 +244,11 @@ def _drop_stale(job: ScoringJob, log: ScoreLog, plan: WindowPlan) -> None:
     else."""
     name = plan.window.name
     marker = None if job.work_dir is None else job.work_dir / KEYS_DIR / name
-    done = log.window(name)
+    try:
+        done = log.window(name)
+    except InputError:  # damaged: scored again
+        done = None
+        log.drop(name)
     same = marker is not None and marker.is_file() and marker.read_text() == plan.key
     if same and (done is None or _is_whole(job, log.folder, done)):
         return
@@ -329,7 +333,7 @@ def score_window(
     else:
         check_no_look_ahead(snapshot, window, reader.schema)
         batches_per_segment = max(1, settings.segment_rows // settings.batch_size)
-        done = ranks.broadcast(log.chunks(window.name))
+        done = ranks.broadcast(len(log.segments(window.name)))
         total = -(-window.rows // settings.batch_size)
         batches = _batches(reader, window, settings, done * batches_per_segment)
         progress.advance(min(done * batches_per_segment * settings.batch_size, window.rows))
@@ -426,7 +430,7 @@ def window_facts(
         max_staleness_ms=largest,
         staleness=counts.tolist(),
         domains=domains_of(segments),
-        segments={segment.path.name: file_hash(segment.path) for segment in segments},
+        segments={segment.name: file_hash(segment) for segment in segments},
     )
 
 

@@ -2,7 +2,6 @@
 over."""
 
 import base64
-import fcntl
 import shutil
 import sys
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from torch import Tensor, distributed
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
 from recsys.config import InputError
-from recsys.files import PARTIAL_SUFFIX
+from recsys.files import PARTIAL_SUFFIX, locked
 from recsys.training.background import BackgroundWriter
 from recsys.training.checkpoints import (
     MANIFEST_FILE,
@@ -277,16 +276,10 @@ def work_folder(resume_dir: Path, run: str, shared: bool = False) -> Iterator[Pa
     ``shared``: a process of each node uses it.
 
     Raises:
-        InputError: another process is using it.
+        BusyError: another process is using it.
     """
     resume_dir.mkdir(parents=True, exist_ok=True)
-    with (resume_dir / LOCK_FILE).open("w") as lock:
-        try:
-            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"{resume_dir}: another run is using this folder; wait for its end"
-            ) from error
+    with locked(resume_dir / LOCK_FILE, "using this folder", shared):
         for path in resume_dir.iterdir():
             if path.is_dir() and path.name != run:
                 shutil.rmtree(path, ignore_errors=shared)  # another node may be removing it

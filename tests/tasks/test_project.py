@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from recsys.config import InputError
+from recsys.files import SUMS_FILE, check_sums, read_json
 from tasks.project import replacing
 
 
@@ -58,3 +60,15 @@ def test_what_a_run_killed_between_two_renames_has_moved_away_is_put_back(tmp_pa
         raise RuntimeError
     assert (tmp_path / "teacher" / "weights").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
+
+
+def test_the_sums_of_an_output_are_those_of_its_files(tmp_path: Path) -> None:
+    target = tmp_path / "teacher"
+    with replacing(target) as (folder,):
+        (folder / "snapshots").mkdir()
+        (folder / "snapshots/weights").write_text("new")
+    check_sums(target, "towerflow teacher")
+    (target / "snapshots/weights").write_text("old")
+    with pytest.raises(InputError, match=r"snapshots/weights: is damaged .*towerflow teacher"):
+        check_sums(target, "towerflow teacher")
+    assert list(read_json(target / SUMS_FILE)) == ["snapshots/weights"]

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 
 from recsys.config import InputError
 from recsys.data.schema import Schema, Window
-from tasks.project import BusyError, only_one
-from tasks.stream import RUN_LOCK, log_state, what_is_missing
+from recsys.files import BusyError
+from tasks.project import PROJECT_LOCK, only_one
+from tasks.stream import log_state, what_is_missing
 from tasks.stream_settings import StreamSettings, load_stream_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,7 +91,8 @@ def test_a_lock_refuses_a_second_process_in_one_line_and_is_free_after_its_holde
     project: Path,
 ) -> None:
     holder = (
-        "from tasks.project import only_one; c = only_one('stream.lock', ''); c.__enter__(); "
+        "from tasks.project import only_one; "
+        "c = only_one('project.lock', 'running augment'); c.__enter__(); "
         "print(1, flush=True); "
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -103,14 +106,16 @@ def test_a_lock_refuses_a_second_process_in_one_line_and_is_free_after_its_holde
     assert process.stdout is not None
     assert process.stdout.readline() == "1\n"
     with (
-        pytest.raises(BusyError, match="another run is taking windows") as error,
-        only_one(RUN_LOCK, "another run is taking windows"),
+        pytest.raises(BusyError) as error,
+        only_one(PROJECT_LOCK, "running ingest"),
     ):
         pass
+    owner = f"another run is running augment (process {process.pid} on {socket.gethostname()}, for "
+    assert owner in str(error.value)
     assert "\n" not in str(error.value)
     process.kill()
     process.communicate()
-    with only_one(RUN_LOCK, "free"):
+    with only_one(PROJECT_LOCK, "running ingest"):
         pass
 
 

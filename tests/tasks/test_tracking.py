@@ -80,6 +80,20 @@ def test_more_values_than_mlflow_takes_at_once(
     assert runs_and_steps("long")[1] == list(enumerate(values))
 
 
+@pytest.mark.parametrize("body", [b"", b'{"name": "half', b"[1]", b'{"colour": 1}', b"\xff\x00"])
+def test_a_damaged_record_is_set_aside_and_those_after_it_are_sent(
+    body: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(made(tmp_path / "project"))
+    PENDING.mkdir()
+    (PENDING / "damaged.json").write_bytes(body)
+    record(grown("a/teacher", 0, [0.5]))
+    assert [path.name for path in PENDING.iterdir()] == ["damaged.damaged"]
+    assert runs_and_steps("a/teacher")[1] == [(0, 0.5)]
+    (warning,) = [one.message for one in caplog.records if "is damaged" in one.message]
+    assert warning.startswith(".tracking/damaged.damaged is damaged (")
+
+
 def test_curves_keep_each_value_at_its_windows_place(tmp_path: Path) -> None:
     common = {"auc": 0.6, "logloss": 0.1, "calibration": None}
     windows = [

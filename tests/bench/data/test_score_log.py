@@ -69,7 +69,7 @@ def test_a_record_that_was_changed_is_counted_as_wrong(small: Case) -> None:
     assert run_step(small, "examples", math.inf)
     assert run_step(small, "append", math.inf)
     window = small.windows[1]
-    segment = ScoreLog(small.folder / LOG_DIR).segments(window.name)[0].path
+    segment = ScoreLog(small.folder / LOG_DIR).segments(window.name)[0]
     pl.read_parquet(segment).with_columns(pl.col("logit") + 1).write_parquet(segment)
     counts = [join(small, one) for one in small.windows]
     assert counts[0].wrong == 0

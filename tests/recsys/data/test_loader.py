@@ -1,5 +1,6 @@
 """The loader's batches: the same global batch on any number of ranks, each example once."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from recsys.data.ingest import IngestReport
 from recsys.data.loader import Batch, WindowReader, batch_of
 from recsys.data.schema import CategoricalFeature, Schema
 from recsys.distill.score_log import ScoreLog
+from tests.support.files import flip_a_bit
 
 Stream = tuple[Path, Path, IngestReport]
 
@@ -119,7 +121,8 @@ def test_scores_meet_their_examples(small_stream: Stream, tmp_path: Path) -> Non
         even = batch.example_id % 2 == 0
         assert torch.isnan(batch.score[~even]).all()
         torch.testing.assert_close(batch.score[even], batch.example_id[even].float() / 10)
-        assert batch.staleness_ms.tolist() == torch.where(even, batch.example_id + 1, 0).tolist()
+        staleness = batch.event_time - window.start_ms  # whatever the log claims
+        assert batch.staleness_ms.tolist() == torch.where(even, staleness, 0).tolist()
     with pytest.raises(InputError, match="augment"):
         list(reader.label_batches(reader.windows[1], 512, 0, 1, scores=ScoreLog(tmp_path)))
 
@@ -172,3 +175,27 @@ def test_log_without_dense_features_has_the_domains_alone() -> None:
 def test_no_schema_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="run the ingest stage"):
         WindowReader(tmp_path)
+
+
+def test_a_part_that_is_not_the_manifests_is_named_before_it_is_read(
+    small_stream: Stream, tmp_path: Path
+) -> None:
+    windows = tmp_path / "windows"
+    shutil.copytree(small_stream[0], windows)
+    reader = WindowReader(windows)
+    first, second, *_ = reader.windows
+    part = windows / first.name / "part-00000.parquet"
+    next(iter(reader.label_batches(first, 512, 0, 1)))
+    flip_a_bit(part)  # after it was read once: its state is another
+    for batches in (reader.label_batches, reader.event_batches):
+        with pytest.raises(InputError, match=r"part-00000.parquet: is damaged.*towerflow ingest"):
+            next(iter(batches(first, 512, 0, 1)))
+    shutil.copyfile(windows / second.name / part.name, part)
+    with pytest.raises(InputError, match=r"part-00000.parquet: is damaged or of another run"):
+        next(iter(reader.event_batches(first, 512, 0, 1)))
+    part.unlink()
+    with pytest.raises(InputError, match=r"part-00000.parquet: is missing"):
+        next(iter(reader.event_batches(first, 512, 0, 1)))
+    (part.parent / "manifest.json").write_text('{"parts": [1]}')
+    with pytest.raises(InputError, match=r"manifest.json: is damaged .*towerflow ingest"):
+        next(iter(reader.event_batches(first, 512, 0, 1)))

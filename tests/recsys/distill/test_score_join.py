@@ -23,12 +23,9 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Written:
-    """What is in a log: files of records in time, each late file's arrival, the wait; ``by_hand``:
-    one file."""
+    """What is in a log: files of records; ``by_hand``: one file."""
 
-    in_time: list[list[Record]]
-    late: list[tuple[int, list[Record]]]
-    wait_ms: int | None
+    files: list[list[Record]]
     by_hand: bool
 
 
@@ -57,14 +54,8 @@ def records(draw: st.DrawFn, snapshots: list[str]) -> list[Record]:
 def logs(draw: st.DrawFn) -> Written:
     snapshots = draw(st.sampled_from([["early"], ["early", "middle"], list(MARKS)]))
     by_hand = draw(st.booleans())
-    in_time = draw(st.lists(records(snapshots), min_size=1, max_size=1 if by_hand else 3))
-    late = (
-        []
-        if by_hand
-        else draw(st.lists(st.tuples(st.integers(100, 140), records(snapshots)), max_size=2))
-    )
     return Written(
-        in_time, sorted(late, key=lambda one: one[0]), draw(st.none() | st.integers(0, 40)), by_hand
+        draw(st.lists(records(snapshots), min_size=1, max_size=1 if by_hand else 3)), by_hand
     )
 
 
@@ -72,19 +63,16 @@ def write(folder: Path, written: Written) -> ScoreLog:
     """The log on disk, as somebody else might have written it: nothing sorted, nothing left out."""
     log = ScoreLog(folder)
     log.describe(
-        written.wait_ms,
+        None,
         [Snapshot(name, "w", mark, None, "hash", False) for name, mark in MARKS.items()],
     )
     (folder / "w").mkdir()
     names = (
         ["w.parquet"]
         if written.by_hand
-        else [f"w/segment-{i:05d}.parquet" for i in range(len(written.in_time))]
+        else [f"w/segment-{i:05d}.parquet" for i in range(len(written.files))]
     )
-    names += [
-        f"w/late-{arrival:015d}-{i:05d}.parquet" for i, (arrival, _) in enumerate(written.late)
-    ]
-    for name, rows in zip(names, written.in_time + [rows for _, rows in written.late], strict=True):
+    for name, rows in zip(names, written.files, strict=True):
         pl.DataFrame(rows, schema=SCORE_SCHEMA).write_parquet(folder / name, row_group_size=3)
     if not written.by_hand:
         log.finish(WindowFacts("w", 0, 0, None, None, None, [], {}))
@@ -95,25 +83,17 @@ def joined_by_hand(
     written: Written, examples: list[int]
 ) -> list[tuple[float | None, int | None]] | type[Exception]:
     """(score, staleness) of each example, or the error's class."""
-    files = [(None, rows) for rows in written.in_time] + list(written.late)
-    in_time: dict[int, list[Record]] = {example: [] for example in examples}
-    for arrival, rows in files:
-        for record in rows:
-            if record["example_id"] not in in_time:
-                continue
-            event_time = 100 + record["example_id"]
-            if record["high_water_mark"] > event_time:
+    known: dict[int, list[Record]] = {example: [] for example in examples}
+    for record in (record for rows in written.files for record in rows):
+        if record["example_id"] in known:
+            if record["high_water_mark"] > 100 + record["example_id"]:
                 return LookAheadError
-            waited_out = (
-                None not in (arrival, written.wait_ms) and event_time + written.wait_ms < arrival
-            )
-            if not waited_out:
-                in_time[record["example_id"]].append(record)
-    for own in in_time.values():
+            known[record["example_id"]].append(record)
+    for own in known.values():
         for name in MARKS:
             if len({str(record["logit"]) for record in own if record["snapshot"] == name}) > 1:
                 return ScoreConflictError
-    first = {example: own[0] for example, own in in_time.items() if own}
+    first = {example: own[0] for example, own in known.items() if own}
     return [
         (first[example]["logit"], first[example]["staleness_ms"])
         if example in first
@@ -179,5 +159,7 @@ def test_own_segment_with_ids_in_a_row_or_with_a_hole_gives_each_row_its_record(
         joined = log.join(frame, WINDOW)
     assert joined.schema == frame.schema | {"score": pl.Float32, "staleness_ms": pl.Int64}
     assert joined.select(frame.columns).equals(frame)
-    expected = [(example + 0.5, example) if example in ids else (None, None) for example in rows]
+    expected = [
+        (example + 0.5, example + 10) if example in ids else (None, None) for example in rows
+    ]
     assert joined.select("score", "staleness_ms").rows() == expected

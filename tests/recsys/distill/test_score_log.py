@@ -1,6 +1,7 @@
 """The score log: once by key, whole or absent, and never of a snapshot that knows its example's
 time."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -17,6 +18,8 @@ from recsys.distill.score_log import (
     check_snapshots_of_log,
 )
 from recsys.distill.snapshots import LookAheadError, Snapshot
+from recsys.files import file_hash
+from tests.support.files import flip_a_bit
 
 WINDOW = Window("w1", 100, 200, 10, 50)
 FACTS = WindowFacts("w1", 10, 10, "w0", 5.0, 9, [10], {})
@@ -72,10 +75,11 @@ def test_first_write_wins_and_repetitions_change_nothing(tmp_path: Path) -> None
     log.finish(FACTS)
     assert log.write_chunk("w1", 0, records([1, 2, 2])) == 2
     before = contents(tmp_path)
-    assert log.add_late("w1", 150, records([2, 1])) == 0
-    assert log.add_late("w1", 150, records([1], logit=9.0, snapshot="other")) == 0
+    again = pl.concat([records([2, 1]), records([1], logit=9.0, snapshot="other")])
+    assert log.write_chunk("w1", 1, again) == 0
+    (tmp_path / "w1/segment-00001.parquet").unlink()
     assert contents(tmp_path) == before
-    assert log.add_late("w1", 150, records([1, 4])) == 1
+    assert log.write_chunk("w1", 1, records([1, 4])) == 1
     assert log.join(examples([1, 4]), WINDOW)["score"].to_list() == [1.5, 4.5]
 
 
@@ -84,7 +88,7 @@ def test_two_logits_by_one_snapshot_are_an_error_that_names_the_example(tmp_path
     log.write_chunk("w1", 0, records([1, 2]))
     before = contents(tmp_path)
     with pytest.raises(ScoreConflictError, match="example 2 has several logits by snapshot w0"):
-        log.add_late("w1", 150, records([3, 2], logit=0.75))
+        log.write_chunk("w1", 1, records([3, 2], logit=0.75))
     with pytest.raises(ScoreConflictError, match="example 4"):
         log.write_chunk("w1", 1, pl.concat([records([4]), records([4], logit=0.25)]))
     assert contents(tmp_path) == before
@@ -106,7 +110,8 @@ def test_hand_made_log_may_nest_columns_miss_ids_and_number_its_snapshots(tmp_pa
     )
     without_id = frame[:1].with_columns(example_id=pl.lit(None, pl.Int64))
     pl.concat([without_id, frame]).write_parquet(tmp_path / "w1.parquet")
-    joined = ScoreLog(tmp_path).join(examples([1, 2, 7, huge, huge - 1]), WINDOW)
+    wanted = examples([1, 2, 7, huge, huge - 1]).with_columns(event_time=pl.lit(200))
+    joined = ScoreLog(tmp_path).join(wanted, WINDOW)
     assert joined["score"].to_list() == [0.75, None, 0.5, 0.25, None]
 
 
@@ -165,15 +170,6 @@ def test_example_waits_for_its_score_so_long_and_then_goes_without(tmp_path: Pat
         ScoreLog(tmp_path).join(examples([1, 2], delay=1000), WINDOW)
 
 
-def test_late_score_counts_within_the_wait_only(tmp_path: Path) -> None:
-    log = ScoreLog(tmp_path)
-    log.describe(30, [snapshot()])
-    log.write_chunk("w1", 0, records([1]))
-    log.finish(FACTS)
-    log.add_late("w1", 135, records([4, 5]))
-    assert log.join(examples([1, 4, 5]), WINDOW)["score"].to_list() == [1.5, None, 5.5]
-
-
 def test_window_that_is_not_done_is_not_read(tmp_path: Path) -> None:
     log = ScoreLog(tmp_path)
     log.write_chunk("w1", 0, records([1]))
@@ -193,7 +189,7 @@ def test_segment_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             log.write_chunk("w1", 0, records([1]))
     assert log.segments("w1") == []
     log.write_chunk("w1", 0, records([1]))
-    assert [segment.path.name for segment in log.segments("w1")] == ["segment-00000.parquet"]
+    assert [segment.name for segment in log.segments("w1")] == ["segment-00000.parquet"]
 
 
 @pytest.mark.parametrize(
@@ -234,9 +230,9 @@ def test_a_record_has_a_logit_per_task_and_readers_take_theirs(tmp_path: Path) -
     assert found["both"]["score_conversion"].to_list() == [-5.5, -7.5]
     assert "score" not in found["conversion"].columns
     with pytest.raises(ScoreConflictError, match="example 2 has several logits"):
-        log.add_late(
+        log.write_chunk(
             "w1",
-            150,
+            1,
             both.filter(pl.col("example_id") == 2).with_columns(logit_conversion=pl.lit(0.0)),
         )
     with pytest.raises(InputError, match="no column 'logit_cart'"):
@@ -249,3 +245,105 @@ def test_look_ahead_is_refused_whichever_task_is_read(tmp_path: Path) -> None:
     )
     with pytest.raises(LookAheadError, match=r"example 4 of time 104"):
         ScoreLog(tmp_path, ["logit_conversion"]).join(examples([4]), WINDOW)
+
+
+def test_a_segment_is_never_replaced_by_a_smaller_one(tmp_path: Path) -> None:
+    """As a second run at once would: it drops what the first has written, and has nothing left."""
+    log = ScoreLog(tmp_path)
+    log.write_chunk("w1", 0, records([1, 2, 3]))
+    before = contents(tmp_path)
+    for again in ([1, 2, 3], [4]):
+        with pytest.raises(InputError, match=r"segment-00000.parquet: holds 3 records, and [01] "):
+            log.write_chunk("w1", 0, records(again))
+    assert contents(tmp_path) == before
+
+
+def done_log(folder: Path) -> Path:
+    """A log of one window that is done, with the hash of its segment; the segment."""
+    log = ScoreLog(folder)
+    log.write_chunk("w1", 0, records([1, 2, 3]))
+    (segment,) = log.segments("w1")
+    log.finish(replace(FACTS, segments={segment.name: file_hash(segment)}))
+    return segment
+
+
+def test_a_segment_that_is_gone_or_changed_is_named_before_it_is_joined(tmp_path: Path) -> None:
+    segment = done_log(tmp_path)
+    assert ScoreLog(tmp_path).join(examples([1]), WINDOW)["score"].to_list() == [1.5]
+    flip_a_bit(segment)
+    with pytest.raises(InputError, match=r"segment-00000.parquet: is damaged.*towerflow augment"):
+        ScoreLog(tmp_path).join(examples([1]), WINDOW)
+    segment.unlink()
+    with pytest.raises(InputError, match=r"segment-00000.parquet: is missing.*towerflow augment"):
+        ScoreLog(tmp_path).join(examples([1]), WINDOW)
+
+
+@pytest.mark.parametrize("name", ["log.json", "w1/window.json"])
+@pytest.mark.parametrize("text", ["", "[1]", '{"window": ', '{"colour": 1}'])
+def test_damaged_json_of_a_log_is_named(name: str, text: str, tmp_path: Path) -> None:
+    done_log(tmp_path)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=f"{name}: is damaged .*towerflow augment"):
+        ScoreLog(tmp_path).join(examples([1]), WINDOW)
+
+
+def test_staleness_is_computed_and_not_believed(tmp_path: Path) -> None:
+    claims = records([5]).with_columns(staleness_ms=pl.lit(-9999, dtype=pl.Int64))
+    claims.write_parquet(tmp_path / "w1.parquet")
+    assert ScoreLog(tmp_path).join(examples([5]), WINDOW)["staleness_ms"].to_list() == [5]
+
+
+@pytest.mark.parametrize("times", [[101, 150], [150, 101]])
+def test_an_id_at_two_times_may_not_be_scored_after_the_first(
+    times: list[int], tmp_path: Path
+) -> None:
+    records([1], mark=120).write_parquet(tmp_path / "w1.parquet")
+    twice = pl.DataFrame({"example_id": [1, 1], "event_time": times, "label_time": [190, 190]})
+    with pytest.raises(LookAheadError, match="example 1 of time 101"):
+        ScoreLog(tmp_path).join(twice, WINDOW)
+    records([1], mark=100).write_parquet(tmp_path / "w1.parquet")
+    joined = ScoreLog(tmp_path).join(twice, WINDOW)
+    assert joined["staleness_ms"].to_list() == [time - 100 for time in times]
+
+
+@pytest.mark.parametrize("mark", [100.5, float("nan"), float("inf"), "100"])
+def test_a_mark_that_is_no_whole_millisecond_is_refused(mark: float | str, tmp_path: Path) -> None:
+    marked = records([5]).with_columns(high_water_mark=pl.lit(mark))
+    marked.write_parquet(tmp_path / "w1.parquet")
+    with pytest.raises(InputError, match=r"example 5 has the high_water_mark .*whole milliseconds"):
+        ScoreLog(tmp_path).join(examples([5]), WINDOW)
+
+
+def test_a_whole_mark_may_be_a_float(tmp_path: Path) -> None:
+    marked = records([5]).with_columns(high_water_mark=pl.lit(100.0))
+    marked.write_parquet(tmp_path / "w1.parquet")
+    assert ScoreLog(tmp_path).join(examples([5]), WINDOW)["score"].to_list() == [5.5]
+
+
+def test_a_mark_in_seconds_is_refused(tmp_path: Path) -> None:
+    now = 1_700_000_000_000
+    records([5], mark=now // 1000).write_parquet(tmp_path / "w1.parquet")
+    example = examples([5]).with_columns(event_time=pl.lit(now))
+    with pytest.raises(InputError, match="high_water_mark 1700000000, more than ten years"):
+        ScoreLog(tmp_path).join(example, WINDOW)
+
+
+@pytest.mark.parametrize(("rows", "refused"), [(100, True), (99, False)])
+def test_probabilities_in_the_place_of_logits_are_refused(
+    rows: int, refused: bool, tmp_path: Path
+) -> None:
+    ids = list(range(rows))
+    probabilities = pl.Series([i / rows for i in ids], dtype=pl.Float32)
+    scored = records(ids).with_columns(logit=probabilities)
+    scored.write_parquet(tmp_path / "w1.parquet", row_group_size=10)
+    if not refused:
+        assert ScoreLog(tmp_path).join(examples([5]), WINDOW)["score"].null_count() == 0
+        return
+    with pytest.raises(InputError, match=r"w1.parquet: all values of logit lie between 0 and 1"):
+        ScoreLog(tmp_path).join(examples([5]), WINDOW)
+
+
+def test_what_is_no_parquet_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "w1.parquet").write_text("example_id,logit")
+    with pytest.raises(InputError, match=r"w1.parquet: is no Parquet file"):
+        ScoreLog(tmp_path).join(examples([5]), WINDOW)

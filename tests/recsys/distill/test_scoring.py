@@ -101,7 +101,7 @@ def test_kill_costs_at_most_one_segment(job: ScoringJob, monkeypatch: pytest.Mon
     # Log.json, four keys, w0's window.json, then three segments of w1
     kill(run_and_die, job, 9, True)
     written = contents(job.log_dir)
-    assert ScoreLog(job.log_dir).chunks("w1") == 3
+    assert len(ScoreLog(job.log_dir).segments("w1")) == 3
     predicted: list[int] = []
     predict = scoring.predict
 

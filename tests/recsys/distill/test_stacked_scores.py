@@ -24,6 +24,7 @@ from recsys.distill.stacked_scores import fit_weights, log_stacked_scores
 from recsys.distill.teacher import train_teacher
 from recsys.distill.training_job import TrainingJob
 from recsys.evaluation.metrics import normalized_entropy
+from recsys.files import file_hash
 from tests.support.files import contents
 from tests.support.toy_stream import ROWS, STUDENTS, TEACHER, TRAIN, WINDOWS
 
@@ -205,6 +206,9 @@ def test_where_a_member_has_no_score_the_others_stand_in(
     segment = half / "w1/segment-00000.parquet"
     kept = pl.read_parquet(segment).filter(pl.col("example_id") % 2 == 0)
     kept.write_parquet(segment)
+    log, facts = ScoreLog(half), ScoreLog(half).window("w1")
+    assert facts is not None
+    log.finish(replace(facts, segments={segment.name: file_hash(segment)}))
     log_stacked_scores(windows_dir, AUGMENT, tmp_path / "log", ScoreLog(half), baselines_dir)
     found = scores(windows_dir, tmp_path / "log")[1]
     paths = [baselines_dir / name / "all/predictions/w1.parquet" for name in ("trees", "logistic")]
