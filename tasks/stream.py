@@ -137,10 +137,11 @@ def advance_stream() -> Taken:
 def evaluate_stream(taken: Taken) -> dict[str, str]:
     """Measure each window that was not measured before and write reports/stream; each student's
     best arm so far."""
-    from recsys.distill.online_stream import STUDENTS_DIR, TEACHER_DIR, WINDOWS_DIR
+    from recsys.distill.online_stream import SCORES_DIR, STUDENTS_DIR, TEACHER_DIR, WINDOWS_DIR
     from recsys.evaluation.online_report import best_arms, evaluate_windows
 
     kept = taken.work / EVALUATED_DIR / taken.key
+    teacher = load_settings(augment_settings_file(), AugmentSettings).teacher
     with replacing(STREAM_REPORT) as (output,):
         rows = evaluate_windows(
             taken.work / WINDOWS_DIR,
@@ -149,6 +150,7 @@ def evaluate_stream(taken: Taken) -> dict[str, str]:
             STREAM / STUDENTS_DIR,
             kept,
             output,
+            None if teacher == "own" else (teacher, STREAM / SCORES_DIR),
         )
     return best_arms(rows)
 

@@ -27,6 +27,7 @@ def evaluate_windows(
     students_dir: Path,
     kept_dir: Path,
     output_dir: Path,
+    scores: tuple[str, Path] | None = None,
 ) -> list[dict[str, Any]]:
     """Measure every student's arms, the teacher and the oracle on each window, on predictions made
     before training.
@@ -36,6 +37,7 @@ def evaluate_windows(
 
     Args:
         kept_dir: a file a window that was measured before; others are measured now and kept there.
+        scores: as in :func:`recsys.evaluation.report.evaluate`.
 
     Returns:
         The rows of windows.csv.
@@ -49,7 +51,7 @@ def evaluate_windows(
     for window in schema.windows:
         kept = kept_dir / f"{window.name}.json"
         if not kept.is_file():
-            found = measure_window(window, schema, oracle_dir, teacher_dir, students_dir)
+            found = measure_window(window, schema, oracle_dir, teacher_dir, students_dir, scores)
             write_atomically(kept, json.dumps(found).encode())
         rows += json.loads(kept.read_text())
     write_windows(rows, output_dir / WINDOWS_FILE)

@@ -412,10 +412,15 @@ def _text(value: float, form: str) -> str:
 
 
 def measure_window(
-    window: Window, schema: Schema, oracle_dir: Path, teacher_dir: Path, students_dir: Path
+    window: Window,
+    schema: Schema,
+    oracle_dir: Path,
+    teacher_dir: Path,
+    students_dir: Path,
+    scores: tuple[str, Path] | None = None,
 ) -> list[dict[str, Any]]:
-    """The rows of windows.csv of one window: each student's arms, the teacher and the oracle on the
-    student's rows.
+    """The rows of windows.csv of one window: each student's arms, the teacher, what students learn
+    from (as in :func:`evaluate`) and the oracle on the student's rows.
 
     Raises:
         InputError: predictions are missing.
@@ -429,7 +434,7 @@ def measure_window(
         )
         for task in tasks_of(only, student / PLAIN / f"seed-{seeds[0]}"):
             predictions = read_predictions(
-                only, task, oracle_dir, teacher_dir, student, arms, seeds
+                only, task, oracle_dir, teacher_dir, student, arms, seeds, scores=scores
             )
             rows += _by_window(student.name, task, predictions, [window])
     return rows
