@@ -17,7 +17,7 @@ from tasks.augmentation import (
     score_share,
 )
 from tasks.calling import call
-from tasks.project import alone
+from tasks.nodes import alone_but_for_nodes
 from tasks.runners import task_runner
 
 
@@ -30,7 +30,7 @@ def score_shares(shares: list[list[WindowPlan]]) -> None:
 @flow(name="augment")
 def augment() -> None:
     """Log the teacher's scores for later windows: data/scores."""
-    with alone("running augment"):
+    with alone_but_for_nodes("running augment"):
         settings = load_settings(augment_settings_file(), AugmentSettings)
         if settings.uses_own:
             _score(settings)

@@ -18,7 +18,7 @@ from flows.register import register
 from flows.students import students
 from flows.teacher import teacher
 from tasks.checks import check_before, check_settings_and_data
-from tasks.project import alone
+from tasks.nodes import alone_but_for_nodes
 from tasks.stages import CACHED, check_stage, commit_stage
 from tasks.versioning import settled_stages, stale_stages
 
@@ -32,7 +32,7 @@ def pipeline(overrides: dict[str, str] | None = None) -> None:
     Args:
         overrides: values to write into params/ first, e.g. ``{"data.dataset": "ebnerd_demo"}``.
     """
-    with alone("running the pipeline"):
+    with alone_but_for_nodes("running the pipeline"):
         apply_overrides(overrides or {})
         check_before(ingest.name)
         stale = settled_stages()

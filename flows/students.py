@@ -4,14 +4,14 @@ from prefect import flow
 
 from flows.command_line import run_stage_command
 from tasks.calling import call
-from tasks.project import alone
+from tasks.nodes import alone_but_for_nodes
 from tasks.students import train_all_students
 
 
 @flow(name="students")
 def students() -> None:
     """Train the students with and without distillation: models/students."""
-    with alone("running students"):
+    with alone_but_for_nodes("running students"):
         call(train_all_students)
 
 

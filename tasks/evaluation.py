@@ -11,7 +11,6 @@ from recsys.data.schema import Schema
 from recsys.distill.augment_settings import AugmentSettings
 from recsys.evaluation.settings import EvaluateSettings
 from recsys.towers.settings import TowersSettings
-from tasks.augmentation import augment_settings_file
 from tasks.probe_check import check_probe_is_past
 from tasks.project import (
     BASELINES,
@@ -62,7 +61,7 @@ def evaluate_students() -> None:
 
 def _scores_beside() -> tuple[str, Path] | None:
     """Whose scores students learn from, and their log, where it is not the teacher alone."""
-    teacher = load_settings(augment_settings_file(), AugmentSettings).teacher
+    teacher = load_settings(PARAMS / "augment.yaml", AugmentSettings).teacher
     return None if teacher == "own" else (teacher, SCORES)
 
 

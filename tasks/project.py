@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from recsys.config import InputError, load_settings
+from recsys.config import InputError
 from recsys.files import check_sums, locked, write_sums
-from recsys.training.settings import TrainSettings
 
 PARAMS = Path("params")
 WINDOWS = Path("data/windows")
@@ -88,14 +87,16 @@ def only_one(lock_file: str, doing: str, shared: bool = False) -> Iterator[None]
 
 
 @contextmanager
-def alone(doing: str) -> Iterator[None]:
-    """:func:`only_one` of all that write results of this project; the nodes of one launch share.
+def alone(doing: str, shared: bool = False) -> Iterator[None]:
+    """:func:`only_one` of all that write results of this project.
+
+    Args:
+        shared: with others that share, as the nodes of one launch do.
 
     Raises:
         BusyError: another process writes; nothing is written here.
     """
-    nodes = load_settings(PARAMS / "train.yaml", TrainSettings).nodes.count
-    with only_one(PROJECT_LOCK, doing, shared=nodes > 1):
+    with only_one(PROJECT_LOCK, doing, shared):
         yield
 
 

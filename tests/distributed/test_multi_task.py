@@ -26,6 +26,7 @@ from recsys.evaluation.settings import EvaluateSettings
 from recsys.models.ranker import log_odds
 from recsys.serving.predictor import Predictor
 from tests.support import toy_stream
+from tests.support.files import digests
 from tests.support.toy_stream import ROWS, TRAIN, WINDOWS
 
 # Two ranks add up in another order than one; of heads that start at 0 Adam makes steps of roundoff
@@ -344,8 +345,9 @@ def test_a_log_without_a_tasks_logits_is_named(
                 pl.read_parquet(path).drop("logit_conversion").write_parquet(
                     tmp_path / window.name / path.name
                 )
-            else:
-                (tmp_path / window.name / path.name).write_bytes(path.read_bytes())
+        facts = json.loads((root / "scores" / window.name / "window.json").read_text())
+        facts["segments"] = digests(tmp_path / window.name)
+        (tmp_path / window.name / "window.json").write_text(json.dumps(facts))
     sales = STUDENTS.model_copy(update={"students": [STUDENTS.students[1]]})
     with pytest.raises(InputError, match="no column 'logit_conversion'"):
         train_students(

@@ -31,8 +31,8 @@ COMMANDS = {one.name: one.fn for one in (*WRITERS, pipeline)} | {
     "--set": lambda: apply_overrides({"data.max_windows": "3"}),
 }
 HOLDER = """
-from tasks.project import alone
-with alone("running augment"):
+from tasks.nodes import alone_but_for_nodes
+with alone_but_for_nodes("running augment"):
     print("held", flush=True)
     input()
 """
@@ -94,7 +94,8 @@ def test_a_stage_inside_the_pipeline_does_not_wait_for_it(
 def test_nodes_of_one_launch_share_and_others_stay_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tasks.project import PROJECT_LOCK, alone, only_one
+    from tasks.nodes import alone_but_for_nodes
+    from tasks.project import PROJECT_LOCK, only_one
 
     shutil.copytree(ROOT / "params", tmp_path / "params")
     monkeypatch.chdir(tmp_path)
@@ -107,7 +108,7 @@ def test_nodes_of_one_launch_share_and_others_stay_out(
     )
     process = holder(tmp_path)
     try:
-        with alone("running teacher"):
+        with alone_but_for_nodes("running teacher"):
             pass
         status = exit_status(only_one(PROJECT_LOCK, "running ingest").__enter__)
     finally:

@@ -150,6 +150,7 @@ def test_what_must_be_there_first_is_named(copy: Path, capsys: pytest.CaptureFix
         {
             "towers.partition.probe_windows": "1",
             "evaluate.first_evaluation_window": "1",
+            "teacher.table_learning_rate": "0.1",
             "students.distillation.rows": "own",
         }
     )

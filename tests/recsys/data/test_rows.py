@@ -28,7 +28,7 @@ def scores(small_stream: Stream, tmp_path_factory: pytest.TempPathFactory) -> Sc
             example_id=ids,
             logit=ids.cast(pl.Float32) / 100,
             snapshot=pl.lit("s"),
-            high_water_mark=pl.lit(0, dtype=pl.Int64),
+            high_water_mark=pl.lit(window.start_ms, dtype=pl.Int64),
             staleness_ms=pl.lit(1, dtype=pl.Int64),
         ).write_parquet(folder / f"{window.name}.parquet")
     return ScoreLog(folder)
