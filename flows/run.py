@@ -17,10 +17,11 @@ def run(options: argparse.Namespace) -> None:
     Prefect, torch and MLflow are imported only where there is something to do.
     """
     from recsys.evaluation.printed import print_report
-    from tasks.project import EVALUATION, alone
+    from tasks.nodes import alone_but_for_nodes
+    from tasks.project import EVALUATION
     from tasks.versioning import settled_stages
 
-    with alone("running the pipeline"):
+    with alone_but_for_nodes("running the pipeline"):
         apply_overrides(dict(options.overrides))
         if settled_stages():
             from flows.pipeline import pipeline

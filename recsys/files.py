@@ -84,6 +84,11 @@ def in_one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
+def damaged(path: Path, remedy: str, error: BaseException) -> InputError:
+    """What to raise where ``path`` does not hold what it should; ``remedy`` makes it anew."""
+    return InputError(f"{path}: is damaged ({in_one_line(error)}); make it anew with {remedy}")
+
+
 def finite(value: Any) -> Any:
     """``value`` with None for every float that JSON cannot hold."""
     if isinstance(value, dict):

@@ -9,7 +9,7 @@ from typing import Any
 
 from recsys.config import InputError
 from recsys.data.standardise import Moments, Standard, standards
-from recsys.files import check_file, in_one_line, read_json
+from recsys.files import check_file, damaged, read_json
 
 SCHEMA_FILE = "schema.json"
 MANIFEST_FILE = "manifest.json"
@@ -160,9 +160,7 @@ class Schema:
         try:
             return cls.from_json(read_json(path))
         except (InputError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{path}: is damaged ({in_one_line(error)}); make it anew with {REMEDY}"
-            ) from error
+            raise damaged(path, REMEDY, error) from error
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Schema":
@@ -198,9 +196,7 @@ def window_parts(windows_dir: Path, window: Window) -> list[Path]:
     try:
         parts = dict(read_json(manifest)["parts"])
     except (InputError, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{manifest}: is damaged ({in_one_line(error)}); make it anew with {REMEDY}"
-        ) from error
+        raise damaged(manifest, REMEDY, error) from error
     for name, digest in parts.items():
         check_file(folder / name, digest, REMEDY)
     return [folder / name for name in sorted(parts)]

@@ -5,8 +5,11 @@ to which the scorer had learnt when it made it.
 """
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -17,14 +20,12 @@ from recsys.data.schema import Schema, Window, task_columns, window_parts
 from recsys.data.sources.files import resolve_files
 from recsys.data.sources.reading import read_tables
 from recsys.distill.augment_settings import WINDOW_START, AugmentSettings, ExternalSettings
-from recsys.distill.score_log import OWN, LogFacts, ScoreLog
+from recsys.distill.score_log import OLDEST_MS, OWN, LogFacts, ScoreLog
 from recsys.distill.scoring import milliseconds, report_scores, window_facts, write_segment
 from recsys.distill.snapshots import LookAheadError
 from recsys.files import PARTIAL_SUFFIX, file_hash
-from recsys.units import MS_PER_HOUR
 
 FORMATS = {".parquet": "parquet", ".csv": "csv", ".csv.gz": "csv", ".csv.zst": "csv"}
-OLDEST_MS = 10 * 365 * 24 * MS_PER_HOUR  # a scorer older than that is a time in seconds
 CERTAIN = 1e-7  # a probability of 0 or 1 has no finite logit
 NAMED = 3  # ids that a message names
 LEARNT = "learnt_until"
@@ -128,61 +129,101 @@ def log_external_scores(
         )
     (logit,), (label,) = schema.columns("logit", [task]), schema.columns("label", [task])
     scores = read_scores(external, project_dir)
-    partial = log_dir.with_name(f"{log_dir.name}{PARTIAL_SUFFIX}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    log = ScoreLog(partial, task_columns("logit", schema.tasks))
     ids = scores.table["example_id"].to_numpy()
     is_known = np.zeros(len(ids), dtype=bool)
     calibration: dict[str, float | None] = {}
     scored, unlearnt = 0, 0
-    for window in schema.windows:
-        examples = examples_of(windows_dir, window, label)
-        _mark_known(ids, examples["example_id"].to_numpy(), is_known)
-        joined = with_scores(scores, examples, window, external)
-        if external.learnt_until == WINDOW_START and window == schema.windows[0]:
-            unlearnt = joined["logit"].count()
-            joined = joined.with_columns(pl.lit(None, dtype=pl.Float32).alias("logit"))
-        calibration[window.name] = _calibration(joined, label)
-        scorer = scorer_of(own, window, settings.teacher)
-        found = records_of(_mean_with(joined, window, logit, log, own), scorer, log, settings)
-        for index, segment in enumerate(found.iter_slices(settings.segment_rows)):
-            write_segment(log, window, index, segment, schema)
-        log.finish(window_facts(log, window, scorer, settings))
-        scored += found.height
-    unknown = ids[~is_known]
-    report = ExternalReport(
-        files=len(scores.files),
-        rows=len(ids),
-        scored=scored,
-        examples=sum(window.rows for window in schema.windows),
-        unknown=len(unknown),
-        named=unknown[:NAMED].tolist(),
-        not_finite=scores.table["logit"].null_count(),
-        unlearnt=unlearnt,
-        calibration=calibration,
-    )
-    if not is_known.any():
-        raise InputError(
-            f"{external.where('key')}: none of the {len(ids):,} ids, such as {ids[0]}, is an "
-            f"example_id of {windows_dir}"
+    with new_log(log_dir, schema) as log:
+        for window in schema.windows:
+            examples = examples_of(windows_dir, window, label)
+            _mark_known(ids, examples["example_id"].to_numpy(), is_known)
+            joined = with_scores(scores, examples, window, external)
+            if external.learnt_until == WINDOW_START and window == schema.windows[0]:
+                unlearnt = joined["logit"].count()
+                joined = joined.with_columns(pl.lit(None, dtype=pl.Float32).alias("logit"))
+            calibration[window.name] = _calibration(joined, label)
+            table = _mean_with(joined, window, logit, log, own)
+            scored += log_window(log, window, table, own, settings, schema)
+        unknown = ids[~is_known]
+        report = ExternalReport(
+            files=len(scores.files),
+            rows=len(ids),
+            scored=scored,
+            examples=sum(window.rows for window in schema.windows),
+            unknown=len(unknown),
+            named=unknown[:NAMED].tolist(),
+            not_finite=scores.table["logit"].null_count(),
+            unlearnt=unlearnt,
+            calibration=calibration,
         )
-    facts = {
-        "read": external.model_dump(),
-        "files": {path.as_posix(): file_hash(path) for path in scores.files},
-        "unknown": report.unknown,
-        "not_finite": report.not_finite,
-        "calibration": calibration,
-        OWN: None if own is None else own.facts.snapshots,
-    }
-    log.write_facts(LogFacts(milliseconds(settings.wait_hours), None, facts))
-    report_scores(windows_dir, partial, settings)
-    shutil.rmtree(log_dir, ignore_errors=True)
-    partial.rename(log_dir)
+        if not is_known.any():
+            raise InputError(
+                f"{external.where('key')}: none of the {len(ids):,} ids, such as {ids[0]}, is an "
+                f"example_id of {windows_dir}"
+            )
+        facts = {
+            "read": external.model_dump(),
+            "files": {path.as_posix(): file_hash(path) for path in scores.files},
+            "unknown": report.unknown,
+            "not_finite": report.not_finite,
+            "calibration": calibration,
+        }
+        finish_log(log, windows_dir, facts, own, settings)
     return report
 
 
+@contextmanager
+def new_log(log_dir: Path, schema: Schema) -> Iterator[ScoreLog]:
+    """An empty score log, which takes the place of ``log_dir`` when the block ends well."""
+    partial = log_dir.with_name(f"{log_dir.name}{PARTIAL_SUFFIX}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield ScoreLog(partial, task_columns("logit", schema.tasks))
+    shutil.rmtree(log_dir, ignore_errors=True)
+    partial.rename(log_dir)
+
+
+def log_window(
+    log: ScoreLog,
+    window: Window,
+    scored: pl.DataFrame,
+    own: ScoreLog | None,
+    settings: AugmentSettings,
+    schema: Schema,
+) -> int:
+    """Write the records of a window's examples, see :func:`_records`; how many they are.
+
+    Args:
+        own: the project's own scores, where they have a part in these.
+    """
+    scorer = _scorer(own, window, settings.teacher)
+    records = _records(scored, scorer, log, settings)
+    for index, segment in enumerate(records.iter_slices(settings.segment_rows)):
+        write_segment(log, window, index, segment, schema)
+    log.finish(window_facts(log, window, scorer, settings))
+    return records.height
+
+
+def finish_log(
+    log: ScoreLog,
+    windows_dir: Path,
+    facts: dict[str, Any],
+    own: ScoreLog | None,
+    settings: AugmentSettings,
+) -> None:
+    """Write log.json, with ``facts`` on where the scores are from, and the report."""
+    external = facts | {OWN: None if own is None else own.facts.snapshots}
+    log.write_facts(LogFacts(milliseconds(settings.wait_hours), None, external))
+    report_scores(windows_dir, log.folder, settings)
+
+
 def read_scores(settings: ExternalSettings, project_dir: Path) -> GivenScores:
+    """All scores that ``settings`` describe.
+
+    Raises:
+        InputError: a file or column is missing, an example is there twice, or numbers are not what
+            the settings say.
+    """
     root = project_dir / settings.root
     # Of a folder its files of this kind; others in it, such as notes, are none
     patterns = [f"{name}/*.parquet" if (root / name).is_dir() else name for name in settings.files]
@@ -294,6 +335,7 @@ def _logits(scores: GivenScores, settings: ExternalSettings) -> pl.DataFrame:
 
 
 def examples_of(windows_dir: Path, window: Window, label: str) -> pl.DataFrame:
+    """Ids, times, domains and the column ``label`` of a window's examples."""
     columns = ["example_id", "event_time", "label_time", "domain", label]
     parts = window_parts(windows_dir, window)
     return pl.concat([pl.read_parquet(part, columns=columns) for part in parts])
@@ -344,7 +386,7 @@ def _calibration(joined: pl.DataFrame, label: str) -> float | None:
     return scored.select(probability.sum()).item() / clicks if clicks else None
 
 
-def records_of(
+def _records(
     scored: pl.DataFrame, scorer: str, log: ScoreLog, settings: AugmentSettings
 ) -> pl.DataFrame:
     """Log records of examples with the columns ``log.logits``, and ``learnt_until``, which is null
@@ -365,7 +407,7 @@ def records_of(
     return records if limit is None else records.filter(pl.col("staleness_ms") <= limit)
 
 
-def scorer_of(own: ScoreLog | None, window: Window, teacher: str) -> str:
+def _scorer(own: ScoreLog | None, window: Window, teacher: str) -> str:
     """The snapshot whose logits have a part in the scores of ``window``; ``teacher`` where there is
     none."""
     facts = None if own is None else own.window(window.name)

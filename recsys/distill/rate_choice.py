@@ -1,10 +1,9 @@
 """The learning rate of the teacher's embedding tables, by what early windows say."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
-from recsys.validation.progressive import mean_ne
+from recsys.distill.early_choice import in_words, lowest_ne
 
 RATE_FILE = "rate.json"
 
@@ -25,24 +24,14 @@ class RateChoice:
     ne: dict[str, float | None]
 
     def __str__(self) -> str:
-        nes = ", ".join(
-            f"{rate} {'-' if ne is None else f'{ne:.4f}'}" for rate, ne in self.ne.items()
-        )
         return (
-            f"table learning rate {self.table_learning_rate:g} (NE of {self.windows[0]} to "
-            f"{self.windows[-1]}: {nes})"
+            f"table learning rate {self.table_learning_rate:g} ({in_words(self.windows, self.ne)})"
         )
 
 
 def lowest_rate(histories: dict[float, list[dict[str, Any]]]) -> RateChoice:
-    """The rate of the lowest NE, the first of those that tie.
-
-    Args:
-        histories: the metrics of each window by rate, as
-            :func:`recsys.validation.progressive.predict_then_train` returns them. The first window
-            is left out: nothing was learnt before it.
-    """
-    nes = {rate: mean_ne(history[1:]) for rate, history in histories.items()}
-    best = min(nes.items(), key=lambda one: math.inf if one[1] is None else one[1])[0]
-    windows = [row["window"] for row in next(iter(histories.values()))[1:]]
-    return RateChoice(best, windows, {f"{rate:g}": ne for rate, ne in nes.items()})
+    """The rate of the lowest NE, see :func:`recsys.distill.early_choice.lowest_ne`."""
+    found = lowest_ne(histories)
+    return RateChoice(
+        found.choice, found.windows, {f"{rate:g}": ne for rate, ne in found.ne.items()}
+    )

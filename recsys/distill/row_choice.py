@@ -1,12 +1,11 @@
 """Which rows a student learns from, by what early windows say: the lowest NE of the choices."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from recsys.data.rows import Rows
 from recsys.distill.distillation_settings import DistillationSettings
-from recsys.validation.progressive import mean_ne
+from recsys.distill.early_choice import in_words, lowest_ne
 
 ROWS_FILE = "rows.json"
 
@@ -27,10 +26,7 @@ class RowChoice:
     ne: dict[Rows, float | None]
 
     def __str__(self) -> str:
-        nes = ", ".join(
-            f"{rows} {'-' if ne is None else f'{ne:.4f}'}" for rows, ne in self.ne.items()
-        )
-        return f"rows {self.rows} (NE of {self.windows[0]} to {self.windows[-1]}: {nes})"
+        return f"rows {self.rows} ({in_words(self.windows, self.ne)})"
 
 
 def candidates(settings: DistillationSettings) -> list[Rows]:
@@ -39,15 +35,6 @@ def candidates(settings: DistillationSettings) -> list[Rows]:
 
 
 def lowest(histories: dict[Rows, list[dict[str, Any]]]) -> RowChoice:
-    """The choice of the lowest NE, the first of those that tie.
-
-    Args:
-        histories: the metrics of each window by choice, as
-            :func:`recsys.validation.progressive.predict_then_train` returns them. The first window
-            is left out: nothing was learnt before it.
-    """
-    nes: dict[Rows, float | None] = {
-        rows: mean_ne(history[1:]) for rows, history in histories.items()
-    }
-    best = min(nes.items(), key=lambda one: math.inf if one[1] is None else one[1])[0]
-    return RowChoice(best, [row["window"] for row in next(iter(histories.values()))[1:]], nes)
+    """The rows of the lowest NE, see :func:`recsys.distill.early_choice.lowest_ne`."""
+    found = lowest_ne(histories)
+    return RowChoice(found.choice, found.windows, found.ne)

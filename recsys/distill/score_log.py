@@ -26,6 +26,7 @@ from recsys.data.schema import Window
 from recsys.distill.snapshots import LookAheadError, Snapshot
 from recsys.files import (
     check_file,
+    damaged,
     in_one_line,
     partial_path,
     publish_file,
@@ -438,9 +439,7 @@ def _read_facts(path: Path, kind: type[F]) -> F:
     try:
         return kind(**read_json(path))
     except (InputError, TypeError) as error:
-        raise InputError(
-            f"{path}: is damaged ({in_one_line(error)}); make it anew with {REMEDY}"
-        ) from error
+        raise damaged(path, REMEDY, error) from error
 
 
 @contextmanager
@@ -480,18 +479,21 @@ def _wanted(frame: pl.DataFrame) -> tuple[_Wanted, NDArray[np.intp]]:
     return _Wanted(ids, earliest), rows
 
 
+def _column(file: pq.ParquetFile, name: str) -> int:
+    """The place of a column in the footer's order."""
+    return [file.schema.column(index).path for index in range(len(file.schema))].index(name)
+
+
 def _statistics(file: pq.ParquetFile, name: str) -> list[Any]:
     """What the file's footer knows of a column: an entry per row group that says anything."""
-    column = [file.schema.column(index).path for index in range(len(file.schema))].index(name)
+    column = _column(file, name)
     groups = (file.metadata.row_group(index) for index in range(file.num_row_groups))
     return [known for one in groups if (known := one.column(column).statistics) is not None]
 
 
 def _groups_between(file: pq.ParquetFile, low: int, high: int) -> list[int]:
     """Row groups of ``file`` that may hold an example_id from ``low`` to ``high``."""
-    column = [file.schema.column(index).path for index in range(len(file.schema))].index(
-        "example_id"
-    )
+    column = _column(file, "example_id")
     groups = []
     for index in range(file.num_row_groups):
         known = file.metadata.row_group(index).column(column).statistics

@@ -7,7 +7,6 @@ Stacked Regressions, 1996): a scorer that adds nothing gets none. What was predi
 learnt from is compared, so a scorer cannot buy weight by overfitting.
 """
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from recsys.config import InputError
-from recsys.data.schema import Schema, Window, task_columns
+from recsys.data.schema import Schema, Window
 from recsys.distill.augment_settings import (
     WINDOW_START,
     AugmentSettings,
@@ -31,15 +30,15 @@ from recsys.distill.external_scores import (
     LEARNT,
     GivenScores,
     examples_of,
+    finish_log,
+    log_window,
+    new_log,
     read_scores,
-    records_of,
-    scorer_of,
     with_own,
     with_scores,
 )
-from recsys.distill.score_log import OWN, LogFacts, ScoreLog
-from recsys.distill.scoring import milliseconds, report_scores, window_facts, write_segment
-from recsys.files import PARTIAL_SUFFIX, file_hash
+from recsys.distill.score_log import ScoreLog
+from recsys.files import file_hash
 
 FORGOTTEN_AFTER = 8  # half-lives; what is older counts less than one in 250
 
@@ -109,50 +108,41 @@ def log_stacked_scores(
         name: read_scores(source, project_dir if name == "external" else Path())
         for name, source in sources.items()
     }
-    partial = log_dir.with_name(f"{log_dir.name}{PARTIAL_SUFFIX}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    log = ScoreLog(partial, task_columns("logit", schema.tasks))
     past = [_Past(settings.stack) for _ in schema.domains]
     weights: dict[str, dict[str, list[float]]] = {}
     scored = 0
-    for index, window in enumerate(schema.windows):
-        examples = examples_of(windows_dir, window, "label")
-        table, logits = _gathered(examples, window, log, own, given, sources, index == 0, members)
-        domain = table["domain"].to_numpy()
-        stacked = np.full(table.height, np.nan)
-        fitted: dict[str, list[float]] = {}
-        for place, (name, known) in enumerate(zip(schema.domains, past, strict=True)):
-            of_domain = domain == place
-            found = known.weights(len(members), window, index)
-            stacked[of_domain] = logits[of_domain] @ found[:-1] + found[-1]
-            known.add(logits[of_domain], table.filter(pl.Series(of_domain)), index)
-            fitted[name] = found.tolist()
-        weights[window.name] = fitted
-        main = pl.Series("logit", stacked, dtype=pl.Float32)
-        has_score = main.is_finite()
-        table = table.with_columns(
-            main.set(~has_score, None), pl.when(has_score).then(LEARNT).alias(LEARNT)
-        )
-        scorer = scorer_of(own, window, settings.teacher)
-        records = records_of(table, scorer, log, settings)
-        for number, segment in enumerate(records.iter_slices(settings.segment_rows)):
-            write_segment(log, window, number, segment, schema)
-        log.finish(window_facts(log, window, scorer, settings))
-        scored += records.height
-    facts = {
-        "stacked": settings.stack.model_dump(),
-        "read": settings.external.model_dump() if "external" in members else None,
-        "files": {
-            name: {path.name: file_hash(path) for path in one.files} for name, one in given.items()
-        },
-        "weights": weights,
-        OWN: None if own is None else own.facts.snapshots,
-    }
-    log.write_facts(LogFacts(milliseconds(settings.wait_hours), None, facts))
-    report_scores(windows_dir, partial, settings)
-    shutil.rmtree(log_dir, ignore_errors=True)
-    partial.rename(log_dir)
+    with new_log(log_dir, schema) as log:
+        for index, window in enumerate(schema.windows):
+            examples = examples_of(windows_dir, window, "label")
+            table, logits = _gathered(
+                examples, window, log, own, given, sources, index == 0, members
+            )
+            domain = table["domain"].to_numpy()
+            stacked = np.full(table.height, np.nan)
+            fitted: dict[str, list[float]] = {}
+            for place, (name, known) in enumerate(zip(schema.domains, past, strict=True)):
+                of_domain = domain == place
+                found = known.weights(len(members), window, index)
+                stacked[of_domain] = logits[of_domain] @ found[:-1] + found[-1]
+                known.add(logits[of_domain], table.filter(pl.Series(of_domain)), index)
+                fitted[name] = found.tolist()
+            weights[window.name] = fitted
+            main = pl.Series("logit", stacked, dtype=pl.Float32)
+            has_score = main.is_finite()
+            table = table.with_columns(
+                main.set(~has_score, None), pl.when(has_score).then(LEARNT).alias(LEARNT)
+            )
+            scored += log_window(log, window, table, own, settings, schema)
+        facts = {
+            "stacked": settings.stack.model_dump(),
+            "read": settings.external.model_dump() if "external" in members else None,
+            "files": {
+                name: {path.name: file_hash(path) for path in one.files}
+                for name, one in given.items()
+            },
+            "weights": weights,
+        }
+        finish_log(log, windows_dir, facts, own, settings)
     rows = sum(window.rows for window in schema.windows)
     return StackedReport(list(members), scored, rows, weights)
 

@@ -189,16 +189,22 @@ def model_size(state: dict[str, Tensor]) -> dict[str, int]:
     }
 
 
+def _fresh(
+    job: TrainingJob[TeacherSettings], partition: Partition | None, reader: WindowReader
+) -> tuple[TrainSettings, Engine, DataView]:
+    """How the teacher is trained, the teacher that has learnt nothing, and what it is shown."""
+    train = with_batch_size(job.train, job.settings.batch_size, reader.windows[0].rows)
+    engine = teacher_engine(reader.schema, partition, job.settings, train)
+    return train, engine, DataView(reader, train.global_batch_size)
+
+
 def _try_rank(
     job: TrainingJob[TeacherSettings], partition: Partition | None
 ) -> list[dict[str, Any]]:
     """The teacher on one rank, through the windows that its rate is chosen on."""
-    settings = job.settings
-    reader = WindowReader(job.windows_dir, first_windows=settings.rate_auto_windows)
-    train = with_batch_size(job.train, settings.batch_size, reader.windows[0].rows)
-    engine = teacher_engine(reader.schema, partition, settings, train)
-    data = DataView(reader, train.global_batch_size)
-    loss = partial(label_loss, weights=settings.task_weights)
+    reader = WindowReader(job.windows_dir, first_windows=job.settings.rate_auto_windows)
+    _, engine, data = _fresh(job, partition, reader)
+    loss = partial(label_loss, weights=job.settings.task_weights)
     with RowProgress("teacher's rate", 2 * data.predicted(), ranks.rank() == 0) as progress:
         return predict_then_train(engine, loss, data, job.output_dir, progress)
 
@@ -209,9 +215,7 @@ def _train_rank(
     """The teacher on one rank."""
     settings, output_dir, checkpoints = job.settings, job.output_dir, job.checkpoints
     reader = WindowReader(job.windows_dir)
-    train = with_batch_size(job.train, settings.batch_size, reader.windows[0].rows)
-    engine = teacher_engine(reader.schema, partition, settings, train)
-    data = DataView(reader, train.global_batch_size)
+    train, engine, data = _fresh(job, partition, reader)
     publisher = _Publisher(engine, settings, output_dir / SNAPSHOTS_DIR, reader.schema.tasks)
     writing = nullcontext() if checkpoints is None else checkpoints.writing()
     with (

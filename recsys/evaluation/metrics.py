@@ -88,6 +88,12 @@ def entropy(rate: float) -> float:
     return float(-sum(p * np.log(p) for p in (rate, 1.0 - rate) if p > 0))
 
 
+def entropies(rates: NDArray[np.float64]) -> NDArray[np.float64]:
+    """As :func:`entropy` of each rate; NaN for 0 and 1, of which there is one class."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return -(rates * np.log(rates) + (1 - rates) * np.log(1 - rates))
+
+
 def normalized_entropy(logits: FloatArray, labels: FloatArray) -> float:
     """Log loss over the entropy of the mean label (He et al. 2014); below 1 beats a constant."""
     if not len(labels):

@@ -15,9 +15,8 @@ from recsys.config import InputError
 from recsys.evaluation.comparison import Comparison, compare_values, holm
 from recsys.evaluation.metrics import compute_metrics
 from recsys.evaluation.predictions import PREDICTIONS_DIR
-from recsys.evaluation.resampling import resample
+from recsys.evaluation.resampling import blocks_of, resample
 from recsys.evaluation.settings import EvaluateSettings
-from recsys.evaluation.slices import HOUR_MS
 from recsys.evaluation.streamed import Rows, stream_metrics
 from recsys.progress import RowProgress
 
@@ -149,11 +148,8 @@ def _compare(
     _check_rows(rows.height, first[0], label, first_window)
     labels, groups = rows[label].to_numpy(), rows["group"].to_numpy()
     models = {side: [one.filter(known).to_numpy() for one in own] for side, own in logits.items()}
-    blocks = {
-        "group": None,
-        "hour": rows["event_time"].to_numpy() // HOUR_MS,
-        "window": rows["window"].to_numpy(),
-    }[settings.blocks]
+    places = (rows[name].to_numpy() for name in ("event_time", "window"))
+    blocks = None if settings.blocks == "group" else blocks_of(settings.blocks, groups, *places)
     measured = {
         side: [compute_metrics(one, labels, groups).as_dict() for one in own]
         for side, own in models.items()
@@ -240,11 +236,12 @@ def _parts(
                         )
             labels = first[label].to_numpy(zero_copy_only=False)
             known = ~np.isnan(labels)
-            block = {
-                "group": first["group"].to_numpy(),
-                "hour": first["event_time"].to_numpy() // HOUR_MS,
-                "window": np.full(len(labels), place),
-            }[blocks]
+            block = blocks_of(
+                blocks,
+                first["group"].to_numpy(),
+                first["event_time"].to_numpy(),
+                np.full(len(labels), place),
+            )
             logits = iter([batch[logit].to_numpy(zero_copy_only=False)[known] for batch in batches])
             yield Rows(
                 labels[known],

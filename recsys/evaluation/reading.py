@@ -1,5 +1,6 @@
 """What the evaluation reads: a student's predictions with every other model's on the same rows."""
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -10,7 +11,6 @@ from numpy.typing import NDArray
 
 from recsys.config import InputError
 from recsys.data.schema import Schema, Window
-from recsys.evaluation.coldness import rows_seen
 from recsys.evaluation.metrics import METRICS, compute_metrics
 from recsys.evaluation.model_table import BASELINES, DISTILLED, ORACLE, PLAIN, SCORERS, TEACHER
 from recsys.evaluation.predictions import PREDICTIONS_DIR
@@ -117,10 +117,14 @@ def read_predictions(
     seeds: list[int],
     baselines_dir: Path | None = None,
     scores: tuple[str, Path] | None = None,
-    windows_dir: Path | None = None,
+    coldness: Mapping[str, pl.DataFrame] | None = None,
 ) -> Predictions:
     """All windows of one student, the baselines, the teacher and the oracle joined by example, of
-    those with a label of ``task``; without ``windows_dir`` how cold examples are is left out."""
+    those with a label of ``task``.
+
+    Args:
+        coldness: as :func:`recsys.evaluation.coldness.rows_seen` gives it; None: left out.
+    """
     label, logit, probability = (
         schema.columns(base, [task])[0] for base in ("label", "logit", "probability")
     )
@@ -128,7 +132,6 @@ def read_predictions(
         {name: baselines_dir / path for name, path in BASELINES.items()} if baselines_dir else {}
     )
     baselines = {name: folder for name, folder in baselines.items() if folder.is_dir()}
-    coldness = rows_seen(schema, windows_dir) if windows_dir else {}
     parts = []
     for index, window in enumerate(schema.windows):
         base = _read_window(
@@ -138,7 +141,7 @@ def read_predictions(
         )
         frame = base.rename({label: "label"}).with_columns(window=pl.lit(index))
         frame = frame.filter(pl.col("label").is_not_nan())
-        seen = coldness.get(window.name)
+        seen = (coldness or {}).get(window.name)
         frame = (
             frame.with_columns(seen=pl.lit(-1, dtype=pl.Int64))
             if seen is None

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from recsys.config import InputError
 from recsys.data.schema import MAIN_TASK, Schema, Window
+from recsys.evaluation.coldness import rows_seen
 from recsys.evaluation.comparison import Comparison, compare_values, holm, interval, p_text, p_value
 from recsys.evaluation.figures import draw_differences, draw_windows
 from recsys.evaluation.gate import Verdict, judge
@@ -36,9 +37,9 @@ from recsys.evaluation.reading import (
     read_predictions,
     tasks_of,
 )
-from recsys.evaluation.resampling import resample
+from recsys.evaluation.resampling import blocks_of, resample
 from recsys.evaluation.settings import EvaluateSettings, check_evaluated
-from recsys.evaluation.slices import HOUR_MS, measure_slices, slices_of
+from recsys.evaluation.slices import measure_slices, slices_of
 from recsys.files import write_json
 from recsys.progress import RowProgress
 
@@ -135,6 +136,7 @@ def evaluate(
         student: tasks_of(schema, students_dir / student / PLAIN / f"seed-{seeds[0]}")
         for student in students
     }
+    coldness = rows_seen(schema, windows_dir)
     for student, task in [(name, task) for name in students for task in tasks[name]]:
         of_main_task = baselines_dir if task == schema.tasks[0] else None
         predictions = read_predictions(
@@ -147,7 +149,7 @@ def evaluate(
             seeds,
             of_main_task,
             scores,
-            windows_dir,
+            coldness,
         )
         evaluated = predictions.select(predictions.window >= settings.first_evaluation_window)
         compared = _compare(student, task, arms, evaluated, settings)
@@ -220,11 +222,8 @@ def _compare(
 
 def _blocks(predictions: Predictions, settings: EvaluateSettings) -> NDArray[np.integer]:
     """What the bootstrap draws, of each row."""
-    return {
-        "group": predictions.groups,
-        "hour": predictions.event_time // HOUR_MS,
-        "window": predictions.window,
-    }[settings.blocks]
+    one = predictions
+    return blocks_of(settings.blocks, one.groups, one.event_time, one.window)
 
 
 def _by_slice(

@@ -14,11 +14,13 @@ from recsys.evaluation.metrics import (
     SortedScores,
     auc_by_group,
     calibration_bins,
+    entropies,
     order_by,
     places_of,
     probabilities,
     row_losses,
 )
+from recsys.units import MS_PER_HOUR
 
 DRAWS_AT_ONCE = 64
 WEIGHTS_AT_ONCE = 1 << 24  # draws times blocks that are held in memory
@@ -85,7 +87,7 @@ def resample(
                     advance(len(labels) * len(draws) // samples)
     shares = seed_shares(seed, seeds, samples)
     return {
-        name: _over_seeds([values[name, place] for place in range(len(model))], shares)
+        name: over_drawn_seeds([values[name, place] for place in range(len(model))], shares)
         for name, model in models.items()
     }
 
@@ -110,10 +112,21 @@ def seed_shares(seed: int, seeds: int, samples: int) -> NDArray[np.float64]:
     return (drawn[:, :, None] == np.arange(seeds)).mean(axis=1)
 
 
-def _over_seeds(
+def blocks_of(
+    kind: str,
+    groups: NDArray[np.integer],
+    event_time: NDArray[np.integer],
+    window: NDArray[np.integer],
+) -> NDArray[np.integer]:
+    """What the bootstrap draws of each row [N], by ``evaluate.blocks``; times are in ms."""
+    return {"group": groups, "hour": event_time // MS_PER_HOUR, "window": window}[kind]
+
+
+def over_drawn_seeds(
     values: Sequence[NDArray[np.float64]], shares: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """The mean over the seeds that are drawn; a model of one seed has it in each draw."""
+    """The mean [draws, metrics] over the seeds that are drawn, of ``values`` [draws, metrics] of
+    each; a model of one seed has it in each draw."""
     weights = shares if len(values) > 1 else np.ones((len(shares), 1))
     return np.einsum("ds,sdm->dm", weights, np.stack(values))
 
@@ -160,10 +173,8 @@ class _Weighted:
         rows, positives, loss, predicted = sums[:, :4].T
         values = dict.fromkeys(METRICS, np.full(len(draws), np.nan))
         with np.errstate(invalid="ignore", divide="ignore"):
-            rate = positives / rows
-            background = -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
             values |= {
-                "ne": loss / rows / background,
+                "ne": loss / rows / entropies(positives / rows),
                 "logloss": loss / rows,
                 "calibration": predicted / positives,
             }

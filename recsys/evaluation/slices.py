@@ -14,15 +14,16 @@ from recsys.evaluation.comparison import interval
 from recsys.evaluation.metrics import (
     FloatArray,
     auc_by_group,
+    entropies,
     places_of,
     probabilities,
     row_losses,
 )
 from recsys.evaluation.reading import Predictions
 from recsys.evaluation.resampling import draws_of, seed_shares
+from recsys.units import MS_PER_HOUR
 
 Values = dict[str, NDArray[np.float64]]
-HOUR_MS = 3_600_000
 MOST_BLOCKS = 4096  # of more blocks, some are drawn together: memory stays bounded
 
 
@@ -30,7 +31,7 @@ def slices_of(
     predictions: Predictions, domains: Sequence[str], windows: Sequence[str]
 ) -> dict[str, tuple[list[str], NDArray[np.integer]]]:
     """By kind of slice, the names of the slices and each row's place [N] in them, where known."""
-    hour = predictions.event_time // HOUR_MS % 24  # UTC
+    hour = predictions.event_time // MS_PER_HOUR % 24  # UTC
     kinds = {
         "domain": (list(domains), predictions.domain),
         "window": (list(windows), predictions.window),
@@ -124,7 +125,7 @@ def _by_slice(
     auc[rows > 0] = auc_by_group(logits, labels, index)[0]
     with np.errstate(invalid="ignore", divide="ignore"):
         return {
-            "ne": loss / rows / _background(positives / rows),
+            "ne": loss / rows / entropies(positives / rows),
             "auc": auc,
             "logloss": loss / rows,
             "calibration": np.where(positives > 0, predicted / positives, np.nan),
@@ -143,13 +144,7 @@ def _drawn_ne(
     drawn = draws @ np.stack(sums, axis=1)
     rows, positives = drawn[:, :1], drawn[:, 1:2]
     with np.errstate(invalid="ignore", divide="ignore"):
-        return drawn[:, 2:] / rows / _background(positives / rows)
-
-
-def _background(rate: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Entropy of a mean label; NaN where there is one class."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
+        return drawn[:, 2:] / rows / entropies(positives / rows)
 
 
 def _over_seeds(values: NDArray[np.float64], shares: NDArray[np.float64]) -> NDArray[np.float64]:

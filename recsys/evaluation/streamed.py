@@ -14,10 +14,11 @@ from recsys.evaluation.metrics import (
     METRICS,
     RECALL_BUDGET,
     FloatArray,
+    entropies,
     probabilities,
     row_losses,
 )
-from recsys.evaluation.resampling import draws_of, seed_shares
+from recsys.evaluation.resampling import draws_of, over_drawn_seeds, seed_shares
 
 BUNDLES = 512  # of blocks, which are drawn together
 LOGIT_BINS = 8192
@@ -107,10 +108,7 @@ def stream_metrics(
         for key, values in zip(sums, pool.map(draw, sums.values()), strict=True):
             drawn.setdefault(key[0], []).append(values)
     shares = seed_shares(seed, max(map(len, drawn.values()), default=1), samples)
-    means = {
-        name: own[0] if len(own) == 1 else np.einsum("ds,sdm->dm", shares, np.stack(own))
-        for name, own in drawn.items()
-    }
+    means = {name: over_drawn_seeds(own, shares) for name, own in drawn.items()}
     return int(rows.sum()), measured, means
 
 
@@ -140,9 +138,8 @@ def _at(
     loss, predicted = weights @ sums.loss[filled], weights @ sums.predicted[filled]
     values = dict.fromkeys(METRICS, np.full(len(draws), np.nan))
     with np.errstate(invalid="ignore", divide="ignore"):
-        rate = hits / total
         values["logloss"] = loss / total
-        values["ne"] = loss / total / -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
+        values["ne"] = loss / total / entropies(hits / total)
         values["calibration"] = predicted / hits
         if sums.is_known:
             # [draws, LOGIT_BINS], the highest logits first

@@ -269,11 +269,3 @@ def train(
         dense = [feature_name(column) for column in data.reader.schema.dense]
         raise error.located(window.name, dense) from None
     return position
-
-
-def mean_ne(history: list[dict[str, Any]]) -> float | None:
-    """The mean NE of windows that :func:`predict_then_train` returned, each weighted by its rows;
-    None where no window defines it."""
-    known = [(row["ne"], row["rows"]) for row in history if math.isfinite(row.get("ne", math.nan))]
-    rows = sum(count for _, count in known)
-    return sum(ne * count for ne, count in known) / rows if rows else None
