@@ -27,6 +27,7 @@ TEACHER = TeacherSettings(
 )
 STUDENTS = StudentsSettings(
     model=MODEL,
+    table_learning_rate=None,
     seeds=[1],
     students=[StudentSettings(name="one", domain="b")],
     distillation=DistillationSettings(loss_weight=1.0, gradient_scale=10.0, label_scale=1.0),
