@@ -26,6 +26,7 @@ from recsys.distill.score_log import ScoreLog
 from recsys.distill.student_checks import check_students, tasks_of
 from recsys.distill.student_settings import AUTO, StudentSettings, StudentsSettings
 from recsys.distill.teacher import CHECKPOINT_KEYS, PLACEMENT_KEYS, model_size
+from recsys.distill.teacher_gate import GATE_FILE, GatedScores, in_words
 from recsys.distill.training_job import TrainingJob, resumable
 from recsys.files import PARTIAL_SUFFIX, fingerprint, folder_state, write_durably, write_json
 from recsys.models.factory import build_ranker
@@ -46,6 +47,7 @@ from recsys.validation.progressive import DataView, predict_then_train
 EXPORT_DIR = "export"
 SIZE_FILE = "size.json"
 ENDED_FILE = "ended.json"
+TRIAL_DIR = "trial"
 
 
 @dataclass(frozen=True)
@@ -254,9 +256,12 @@ def _try_recipes(
         for trial, data in zip(trials, views, strict=True):
             kept = _trial_checkpoints(trial, job)
             engine, loss_function = _engine(trial, data, job.train)
-            with TemporaryDirectory() as folder:
+            with TemporaryDirectory() as temporary:
+                # What is predicted judges the teacher, also after a kill
+                folder = Path(temporary) if kept is None else kept.folder / TRIAL_DIR
+                gated, _ = _gated(trial, data, folder)
                 history = predict_then_train(
-                    engine, loss_function, data, Path(folder), progress, checkpoints=kept
+                    engine, loss_function, gated, folder, progress, checkpoints=kept
                 )
             if kept is not None:
                 _end(kept, history)
@@ -363,6 +368,7 @@ def _train_run(
     seed."""
     schema, folder, checkpoints = data.reader.schema, job.output_dir, job.checkpoints
     engine, loss_function = _engine(run, data, job.train)
+    data, gate = _gated(run, data, folder)
     diagnostics = None
     if job.settings.diagnostics and isinstance(loss_function, DistillationLoss):
         diagnostics = DistillationDiagnostics(loss_function)
@@ -375,6 +381,11 @@ def _train_run(
         checkpoints=checkpoints,
         diagnostics=diagnostics,
     )
+    if gate is not None and ranks.rank() == 0:
+        verdicts = gate.report()
+        write_json(folder / GATE_FILE, {"windows": verdicts})
+        if said := in_words(verdicts):
+            print(f"{_name(run)}: {said}", file=sys.stderr, flush=True)
     if run.seed == job.settings.seeds[0]:
         state = engine.gather_state()
         if ranks.rank() == 0:
@@ -392,6 +403,17 @@ def _train_run(
     if checkpoints is not None:
         _end(checkpoints, history)
     return history
+
+
+def _gated(run: Run, data: DataView, output_dir: Path) -> tuple[DataView, GatedScores | None]:
+    """``data`` without the scores of a teacher that is worse than the student."""
+    settings = run.distillation
+    if settings.gate_windows is None or not isinstance(data.scores, ScoreLog):
+        return data, None
+    gate = GatedScores(
+        data.scores, data.reader, output_dir, settings.gate_windows, settings.gate_deviations
+    )
+    return replace(data, scores=gate), gate
 
 
 def _engine(run: Run, data: DataView, train: TrainSettings) -> tuple[Engine, LossFunction]:
