@@ -74,6 +74,14 @@ def code_version() -> str:
     return result.stdout.strip() or "no-git"
 
 
+def git_commit() -> str:
+    """The Git commit in full; empty where there is none."""
+    result = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return result.stdout.strip() if result.returncode == 0 else ""
+
+
 def _changes(*stages: str) -> dict[str, Any]:
     """What DVC finds changed, by stage: ``[{"changed deps": {path: how}}, "changed command"]``."""
     _lock()  # DVC's own error does not name the file

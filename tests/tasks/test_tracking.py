@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tasks.curves import curves_of
-from tasks.tracking import METRICS_PER_REQUEST, PENDING, RunRecord, connect, record
+from tasks.spool import waiting
+from tasks.tracking import METRICS_PER_REQUEST, RunRecord, connect, record
 from tasks.tracking_settings import without_credentials
 from tests.support.mlflow_stores import empty_store
 
@@ -78,20 +79,6 @@ def test_more_values_than_mlflow_takes_at_once(
     values: list[float | None] = [float(step) for step in range(METRICS_PER_REQUEST + 5)]
     record(grown("long", 0, values))
     assert runs_and_steps("long")[1] == list(enumerate(values))
-
-
-@pytest.mark.parametrize("body", [b"", b'{"name": "half', b"[1]", b'{"colour": 1}', b"\xff\x00"])
-def test_a_damaged_record_is_set_aside_and_those_after_it_are_sent(
-    body: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.chdir(made(tmp_path / "project"))
-    PENDING.mkdir()
-    (PENDING / "damaged.json").write_bytes(body)
-    record(grown("a/teacher", 0, [0.5]))
-    assert [path.name for path in PENDING.iterdir()] == ["damaged.damaged"]
-    assert runs_and_steps("a/teacher")[1] == [(0, 0.5)]
-    (warning,) = [one.message for one in caplog.records if "is damaged" in one.message]
-    assert warning.startswith(".tracking/damaged.damaged is damaged (")
 
 
 def test_curves_keep_each_value_at_its_windows_place(tmp_path: Path) -> None:
@@ -184,11 +171,11 @@ def test_runs_of_a_deleted_experiment_wait_until_it_is_restored(
     record_file("first", "1")
     warning = caplog.records[-1].getMessage()
     assert f"mlflow experiments restore -x {experiment_id}" in warning and "\n" not in warning
-    assert len(list(PENDING.iterdir())) == 1
+    assert len(waiting()) == 1
     mlflow.MlflowClient().restore_experiment(experiment_id)
     record_file("second", "1")
     assert notes_by_run() == {"first": "1", "second": "1"}
-    assert not list(PENDING.iterdir())
+    assert not waiting()
 
 
 @pytest.mark.parametrize(
