@@ -32,6 +32,7 @@ PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: its UI shows the run under th
 NOTE_TAG = "mlflow.note.content"  # MLflow's own: the description, in Markdown
 METRICS_PER_REQUEST = 1000  # MLflow takes no more
 PARAMS_PER_REQUEST = 100
+LONGEST_PARAM = 6000
 HTTP_RETRIES = "1"  # MLflow's 7 take four minutes, for each run while a server is away
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 REFUSED_CODES = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST"}
@@ -244,10 +245,22 @@ def _ended_late(key: str) -> RunRecord:
 
 
 def flatten(settings: Settings) -> dict[str, Any]:
-    """Settings as dotted keys, ``{"model.embedding_dimension": 16}``."""
-    import pandas as pd
+    """Settings as dotted keys, ``{"model.embedding_dimension": 16}``; of a list of sections each
+    has its name, or its place, as a key."""
+    return dict(flat(settings.model_dump(mode="json")))
 
-    return pd.json_normalize(settings.model_dump(mode="json"), sep=".").to_dict("records")[0]
+
+def flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """The values in nested mappings and lists, each with its dotted key; see :func:`flatten`."""
+    parts: dict[str, Any] = {}
+    if isinstance(value, dict):
+        parts = value
+    elif isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+        parts = {str(one.get("name", place)): one for place, one in enumerate(value)}
+    if not parts:
+        yield key, value
+    for name, part in parts.items():
+        yield from flat(part, f"{key}.{name}" if key else name)
 
 
 def in_one_line(error: Exception) -> str:
@@ -269,7 +282,7 @@ def connect() -> tuple[Any, str]:
     settings = load_settings(PARAMS / "tracking.yaml", TrackingSettings)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", HTTP_RETRIES)
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(max(1, round(settings.wait_seconds))))
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, round(settings.wait_seconds)))
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     uri = settings.store
@@ -384,6 +397,8 @@ def _send(run: RunRecord, follow: Callable[[RunRecord, str], None] | None) -> No
             tags={GROWS_TAG if run.grows else KEY_TAG: run.key},
         )
     run_id = found.info.run_id
+    if run.name and run.status == RUNNING and found.info.status != RUNNING:
+        client.update_run(run_id, RUNNING)
     try:
         _fill(client, experiment_id, found, run)
     except mlflow.MlflowException as error:
@@ -423,7 +438,9 @@ def _describe(client: Any, experiment_id: str, found: Any, run: RunRecord) -> No
 
     run_id, known = found.info.run_id, found.data.params
     values = {} if run.grows and known else run.parameters
-    new = [Param(key, str(value)) for key, value in values.items() if key not in known]
+    new = [
+        Param(key, str(value)[:LONGEST_PARAM]) for key, value in values.items() if key not in known
+    ]
     for start in range(0, len(new), PARAMS_PER_REQUEST):
         client.log_batch(run_id, params=new[start : start + PARAMS_PER_REQUEST])
     tags = {"kind": run.kind, "data_version": run.data_version, **run.tags}
@@ -448,7 +465,7 @@ def _describe(client: Any, experiment_id: str, found: Any, run: RunRecord) -> No
 
 def find_run(client: Any, experiment_id: str, key: str) -> Any:
     """The MLflow run that records of ``key`` go on with; None where there is none yet."""
-    for tag in (KEY_TAG, GROWS_TAG):
+    for tag in (KEY_TAG, GROWS_TAG) if key else ():
         found = client.search_runs([experiment_id], f"tags.{tag} = '{key}'", max_results=1)
         if found:
             return found[0]

@@ -66,6 +66,25 @@ def output_version(path: Path) -> str:
     return "uncommitted"
 
 
+def output_hashes() -> dict[str, str]:
+    """The DVC hash of each output that a stage has committed, but those of the code stage."""
+    return {
+        out["path"]: out["md5"]
+        for name, stage in _lock().items()
+        for out in stage.get("outs", [])
+        if name != CODE_STAGE
+    }
+
+
+def used_parameters() -> dict[str, Any]:
+    """The settings of params/ by file with which the stages that are committed have run."""
+    used: dict[str, Any] = {}
+    for stage in _lock().values():
+        for path, values in stage.get("params", {}).items():
+            used.setdefault(Path(path).stem, {}).update(values)
+    return used
+
+
 def code_version() -> str:
     """The Git commit, ``-dirty`` if files differ from it, or ``"no-git"``."""
     result = subprocess.run(

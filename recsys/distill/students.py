@@ -352,6 +352,7 @@ def _train_run(
         progress,
         checkpoints=checkpoints,
         diagnostics=diagnostics,
+        live=None if job.live_dir is None else job.live_dir / f"{_name(run)}.jsonl",
     )
     if run.seed == job.settings.seeds[0]:
         state = engine.gather_state()
