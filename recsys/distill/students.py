@@ -380,6 +380,7 @@ def _train_run(
         progress,
         checkpoints=checkpoints,
         diagnostics=diagnostics,
+        live=None if job.live_dir is None else job.live_dir / f"{_name(run)}.jsonl",
     )
     if gate is not None and ranks.rank() == 0:
         verdicts = gate.report()
