@@ -18,7 +18,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.data.loader import Batch
 from recsys.models.initial_tables import initial_rows
-from recsys.planning.tables import SHARDINGS, computes_exactly
+from recsys.planning.tables import SHARDINGS, Kind, TableOptimizer, computes_exactly
 from recsys.training.engine import Engine
 from tests.support.batches import Features, random_share
 from tests.support.launches import run_cases
@@ -40,8 +40,8 @@ class TableSet:
     sharding, and how they are trained."""
 
     tables: list[tuple[int, int, int, str, PoolingType]]
-    kinds: list[str]
-    optimizer: str
+    kinds: list[Kind]
+    optimizer: TableOptimizer
     ranks_per_host: int
 
     def configs(self) -> list[EmbeddingBagConfig]:
@@ -67,11 +67,12 @@ class TableSet:
 def drawn(world_size: int, number: int) -> TableSet:
     """A table set of two to five tables, the first with one to three rows."""
     draw = random.Random(f"{world_size} {number}")
-    optimizer = draw.choice(["sgd", "adagrad", "rowwise_adagrad"])
-    kinds = [kind for kind in SHARDINGS if computes_exactly(kind, optimizer)]  # type: ignore[arg-type]
-    split_by_rows = [kind for kind in kinds if SHARDINGS[kind].rows]
+    optimizer: TableOptimizer = draw.choice(["sgd", "adagrad", "rowwise_adagrad"])
+    kinds: list[Kind] = [kind for kind in SHARDINGS if computes_exactly(kind, optimizer)]
+    split_by_rows: list[Kind] = [kind for kind in kinds if SHARDINGS[kind].rows]
     count = draw.randint(2, 5)
     one_kind = draw.choice([None, *split_by_rows, *split_by_rows])
+    chosen: list[Kind] = [one_kind or draw.choice(kinds) for _ in range(count)]
     return TableSet(
         tables=[
             (
@@ -83,7 +84,7 @@ def drawn(world_size: int, number: int) -> TableSet:
             )
             for index in range(count)
         ],
-        kinds=[one_kind or draw.choice(kinds) for _ in range(count)],
+        kinds=chosen,
         optimizer=optimizer,
         ranks_per_host=draw.choice([n for n in range(1, world_size + 1) if world_size % n == 0]),
     )
@@ -146,7 +147,7 @@ def reference(case: TableSet) -> dict[str, Tensor]:
     }
     dense = [p.detach().double().requires_grad_() for p in model.layer.parameters()]
     start = train_settings(1).initial_accumulator / train_settings(1).global_batch_size ** 2
-    sums: dict[str, Any] = {name: start for name in tables}
+    sums: dict[str, Any] = dict.fromkeys(tables, start)
     for batch in batches(case, 0, 1):
         inputs = [batch.dense.double()]
         for config in configs:
@@ -178,12 +179,15 @@ def reference(case: TableSet) -> dict[str, Tensor]:
 
 
 WORLDS = [1, 2, 3, 4]
-CASES = {
+CASES: dict[Any, TableSet] = {
     (world_size, number): drawn(world_size, number)
     for world_size in WORLDS
     for number in range(CASES_PER_WORLD)
 }
 # An empty shard before a wider and before a narrower one, and in the middle
+BY_ROWS: list[Kind] = ["row_wise", "table_row_wise"]
+KEEP_SUMS: list[TableOptimizer] = ["adagrad", "rowwise_adagrad"]
+SHAPES = [((2, 101), (4, 24)), ((2, 101), (32, 24)), ((101, 1, 2, 50), (8, 32, 4, 24))]
 CASES |= {
     (3, f"{kind} {rows} {columns} {optimizer}"): TableSet(
         [(n, width, 1, "id", PoolingType.SUM) for n, width in zip(rows, columns, strict=True)],
@@ -191,13 +195,9 @@ CASES |= {
         optimizer,
         3,
     )
-    for kind in ("row_wise", "table_row_wise")
-    for optimizer in ("adagrad", "rowwise_adagrad")
-    for rows, columns in (
-        ((2, 101), (4, 24)),
-        ((2, 101), (32, 24)),
-        ((101, 1, 2, 50), (8, 32, 4, 24)),
-    )
+    for kind in BY_ROWS
+    for optimizer in KEEP_SUMS
+    for rows, columns in SHAPES
 }
 
 
