@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.command_line import PARAMS, STATUS_OF_A_MISTAKE, exit_status
+from recsys import __version__
 
 DESCRIPTION = "From raw click logs to small, served ranking models."
 
@@ -118,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="towerflow COMMAND --help shows a command's options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"towerflow {__version__}")
     parser.add_argument("command", metavar="COMMAND", help=argparse.SUPPRESS)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser

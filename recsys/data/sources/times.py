@@ -253,7 +253,7 @@ def _of_format(
 def _in_utc(
     moments: pl.Series, known: pl.Series, settings: MomentSettings
 ) -> tuple[pl.Series, pl.Series]:
-    """ms of datetimes: those without a zone are in ``settings.zone``, else UTC."""
+    """Datetimes in ms: those without a zone are in ``settings.zone``, else UTC."""
     aware = getattr(moments.dtype, "time_zone", None) is not None
     if aware or settings.zone is None:
         time = moments.dt.epoch("ms")
