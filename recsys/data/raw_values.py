@@ -18,6 +18,7 @@ def _checked_zone(name: str) -> str:
 
 
 def checked_time(text: str) -> str:
+    """``text``, which is a date or time in ISO 8601; for pydantic, else a ValueError."""
     try:
         datetime.fromisoformat(text)
     except ValueError:

@@ -13,7 +13,9 @@ Floats = NDArray[np.floating]
 class CalibrationMap(Protocol):
     """Logits [N] to probabilities [N], never falling."""
 
-    def __call__(self, logits: Floats) -> NDArray[np.float64]: ...
+    def __call__(self, logits: Floats) -> NDArray[np.float64]:
+        """[N] -> [N]."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -65,10 +66,16 @@ def columns_of(rows: Rows, encoder: EncoderFormat) -> tuple[dict[str, list[Any]]
         names, found, count = list(rows.columns), _of_frame(rows, wanted), len(rows)
     else:
         names, count, found = list(rows[0]) if len(rows) else [], len(rows), {}
+        columns = {column.name: column for column in encoder.columns}
         for name in wanted:
-            values = [row.get(name) for row in rows]
-            if name in names or any(name in row for row in rows):
-                found[name] = values
+            values = [row.get(name, ...) for row in rows]
+            lacking = values.count(...)
+            if lacking == count:
+                continue
+            if lacking and (name not in columns or not columns[name].optional):
+                place = values.index(...)
+                raise InputError(f"row {place}: column {name!r} is missing; other rows have it")
+            found[name] = [None if one is ... else one for one in values] if lacking else values
         if count == 0:
             return {name: [] for name in wanted}, 0
     encoder.check_columns([*found, *(name for name in names if isinstance(name, str))])
@@ -358,7 +365,7 @@ def _checked_id(value: Any, one: IdEncoding) -> int:
     where, bound = f"column {one.columns[0]!r}", one.table_rows
     if value is None or (isinstance(value, float) and math.isnan(value)):
         raise InputError(f"{where} holds null; every row needs one id")
-    if isinstance(value, bool | str | list | tuple | np.ndarray):
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number | Decimal):
         raise InputError(f"{where} holds {type(value).__name__}; expected ids in [0, {bound})")
     if not 0 <= value < bound or value != int(value):
         raise InputError(f"{where}: ids must be in [0, {bound}), got {value}")

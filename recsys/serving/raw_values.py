@@ -189,7 +189,7 @@ def _moment(value: Any, settings: MomentSettings) -> int | None:
 
 
 def _in_utc(moment: datetime, settings: MomentSettings) -> int | None:
-    """ms of a moment: one without a zone is in that of the settings, else UTC."""
+    """Milliseconds of a moment: one without a zone is in that of the settings, else UTC."""
     if moment.tzinfo is None:
         if settings.zone is None:
             return (moment - NAIVE_EPOCH) // MILLISECOND
