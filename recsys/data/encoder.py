@@ -135,6 +135,17 @@ class Encoder:
         domains: names in the order of the schema; ``domain`` says how a row's is found.
         vocabularies: by the name of their feature.
         examples: a few raw rows of each domain.
+
+    Example::
+
+        >>> encoder = Encoder(
+        ...     columns=[RawColumn("price", "number"), RawColumn("ad", "integer")],
+        ...     dense=[DenseEncoding("price", "price")],  # signed log1p
+        ...     ids=[IdEncoding("ad", ["ad"], table_rows=100)],  # hashed; row 0: missing
+        ... )
+        >>> rows = pl.DataFrame({"ad": [12, None], "price": [0.0, None], "other": ["x", "y"]})
+        >>> encoder.encode(rows)["price", "ad"].rows()
+        [(0.0, 50), (None, 0)]
     """
 
     columns: list[RawColumn]

@@ -37,10 +37,21 @@ UNUSED_SEED = 0  # every weight is overwritten by the exported one
 class Predictor:
     """Probabilities of raw rows, of each task that the model learnt.
 
+    :meth:`load` reads an exported student, such as models/students/feed/distilled/export.
+
     Example::
 
-        predictor = Predictor.load(Path("artifacts/students/feed/distilled/export"))
-        probabilities = predictor.predict(pandas.read_csv("log.csv"))  # [N]
+        >>> from recsys.data.encoder import DenseEncoding, IdEncoding
+        >>> from recsys.data.schema import CategoricalFeature
+        >>> encoder = Encoder(
+        ...     columns=[RawColumn("price", "number"), RawColumn("ad", "text")],
+        ...     dense=[DenseEncoding("price", "price")],
+        ...     ids=[IdEncoding("ad", ["ad"], table_rows=100)],
+        ... )
+        >>> schema = Schema("toy", ["price"], [CategoricalFeature("ad", 100)], ["all"], [], 0.2, {})
+        >>> predictor = Predictor(build_ranker(schema, ModelSettings()), schema, encoder)
+        >>> predictor.predict(pd.DataFrame({"price": [9.5, None], "ad": ["shoes", "never seen"]}))
+        array([0.2..., 0.2...])
     """
 
     def __init__(
