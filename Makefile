@@ -5,7 +5,7 @@ LOCK ?= requirements/cpu.lock
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: run test coverage test-fast check bench setup lock serve mlflow prefect clean
+.PHONY: run test coverage test-fast check docs bench setup lock serve mlflow prefect clean
 
 run: setup
 	$(BIN)/python -m flows.pipeline $(ARGS)
@@ -30,6 +30,15 @@ check: setup
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 
+# The site, in .site; its tools have a lock and an environment of their own
+docs: .venv-docs/installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+
+.venv-docs/installed: requirements/docs.lock
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs || python3 -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/docs.lock
+	touch $@
+
 bench: setup
 	$(BIN)/python -m bench.training.speed $(ARGS)
 
@@ -49,6 +58,8 @@ lock: setup
 		--override requirements/overrides-cpu.txt --no-emit-package torch --no-header --no-annotate -o requirements/cpu.lock
 	$(BIN)/uv pip compile --quiet pyproject.toml --extra cuda --extra dev --python-version 3.11 \
 		--no-header --no-annotate -o requirements/cuda.lock
+	$(BIN)/uv pip compile --quiet requirements/docs.in --python-version 3.11 \
+		--no-header --no-annotate -o requirements/docs.lock
 
 serve: setup
 	$(BIN)/python -m flows.serve
