@@ -19,6 +19,7 @@ from flows.students import students
 from flows.teacher import teacher
 from tasks.checks import check_before, check_settings_and_data
 from tasks.nodes import alone_but_for_nodes
+from tasks.pipeline_run import pipeline_run
 from tasks.stages import CACHED, check_stage, commit_stage
 from tasks.versioning import settled_stages, stale_stages
 
@@ -36,10 +37,11 @@ def pipeline(overrides: dict[str, str] | None = None) -> None:
         apply_overrides(overrides or {})
         check_before(ingest.name)
         stale = settled_stages()
-        for stage_flow in STAGES:
-            if check_stage(stage_flow.name, stale, return_state=True).name != CACHED:
-                stage_flow()
-                commit_stage(stage_flow.name)
-                stale = stale_stages()
-            if stage_flow is ingest:
-                check_settings_and_data()
+        with pipeline_run("pipeline"):
+            for stage_flow in STAGES:
+                if check_stage(stage_flow.name, stale, return_state=True).name != CACHED:
+                    stage_flow()
+                    commit_stage(stage_flow.name)
+                    stale = stale_stages()
+                if stage_flow is ingest:
+                    check_settings_and_data()

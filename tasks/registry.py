@@ -14,7 +14,7 @@ from prefect import task
 
 from recsys.config import InputError
 from tasks.project import EVALUATION, REGISTRATION, STUDENTS, WINDOWS, require
-from tasks.tracking import connect, in_one_line
+from tasks.tracking import PARENT_TAG, connect, find_run, in_one_line, open_parent
 from tasks.versioning import code_version, output_version
 
 if TYPE_CHECKING:
@@ -106,7 +106,11 @@ def register_models(chosen: dict[str, Served]) -> None:
     left = dict(chosen)
     try:
         mlflow, experiment_id = connect()
-        with mlflow.start_run(experiment_id=experiment_id, run_name="registered models"):
+        parent = find_run(mlflow.MlflowClient(), experiment_id, open_parent())
+        under = {PARENT_TAG: parent.info.run_id} if parent else {}
+        with mlflow.start_run(
+            experiment_id=experiment_id, run_name="registered models", tags=under
+        ):
             versions = {"data_version": output_version(WINDOWS), "code_version": code_version()}
             mlflow.set_tags({"kind": "model", **versions})
             for name, one in chosen.items():

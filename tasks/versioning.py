@@ -66,12 +66,39 @@ def output_version(path: Path) -> str:
     return "uncommitted"
 
 
+def output_hashes() -> dict[str, str]:
+    """The DVC hash of each output that a stage has committed, but those of the code stage."""
+    return {
+        out["path"]: out["md5"]
+        for name, stage in _lock().items()
+        for out in stage.get("outs", [])
+        if name != CODE_STAGE
+    }
+
+
+def used_parameters() -> dict[str, Any]:
+    """The settings of params/ by file with which the stages that are committed have run."""
+    used: dict[str, Any] = {}
+    for stage in _lock().values():
+        for path, values in stage.get("params", {}).items():
+            used.setdefault(Path(path).stem, {}).update(values)
+    return used
+
+
 def code_version() -> str:
     """The Git commit, ``-dirty`` if files differ from it, or ``"no-git"``."""
     result = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     )
     return result.stdout.strip() or "no-git"
+
+
+def git_commit() -> str:
+    """The Git commit in full; empty where there is none."""
+    result = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return result.stdout.strip() if result.returncode == 0 else ""
 
 
 def _changes(*stages: str) -> dict[str, Any]:

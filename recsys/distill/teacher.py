@@ -43,6 +43,7 @@ from recsys.validation.progressive import DataView, predict_then_train
 PLAN_FILE = "plan.json"
 PLAN_FIGURE = "plan.png"
 SIZE_FILE = "size.json"
+LIVE_FILE = "teacher.jsonl"
 TABLE_KEY = "embedding_bags"
 CHECKPOINT_KEYS = {
     "checkpoint_every_batches",
@@ -224,7 +225,14 @@ def _train_rank(
     ):
         loss = partial(label_loss, weights=settings.task_weights)
         history = predict_then_train(
-            engine, loss, data, output_dir, progress, publisher.after_window, checkpoints
+            engine,
+            loss,
+            data,
+            output_dir,
+            progress,
+            publisher.after_window,
+            checkpoints,
+            live=None if job.live_dir is None else job.live_dir / LIVE_FILE,
         )
     plan = engine.plan_summary()
     state = engine.gather_state()

@@ -34,6 +34,7 @@ from recsys.sharding.plan import (
 )
 from recsys.sharding.pooling import sum_split_rows
 from recsys.training.checkpoints import load_checkpoint, save_checkpoint
+from recsys.training.memory import LARGE_BLOCK, map_large_blocks, mapped_blocks
 from recsys.training.non_finite import NonFiniteGuard
 from recsys.training.optimizers import (
     dense_optimizer,
@@ -51,6 +52,7 @@ from recsys.training.settings import TrainSettings
 from recsys.training.side_model import SideModel
 from recsys.training.table_memory import TableFiles, set_table_precision
 from recsys.training.transformed import Transform
+from recsys.units import FLOAT_BYTES
 from recsys.upstream import ShardedTensor, apply_optimizer_in_backward, unwrap_replicated_tables
 
 LossFunction = Callable[[dict[str, Tensor], Batch], Tensor]
@@ -138,12 +140,13 @@ class Engine:
         tables = {config.name: config for config in configs}
         files = self._files.hold_new_tables() if self._files else nullcontext()
         with (
+            mapped_blocks(),
             hosts_of(settings.ranks_per_host, settings.where("ranks_per_host")) as ranks_per_host,
             files,
         ):
             self._model = self._shard(model, ranks_per_host, partition)
-        self._write_tables(tables, seed)
-        self._start_accumulators()
+            self._write_tables(tables, seed)
+            self._start_accumulators()
         self._dense = {
             name: parameter
             for name, parameter in self._model.named_parameters()
@@ -151,6 +154,8 @@ class Engine:
         }
         self._dense_optimizer = dense_optimizer(list(self._dense.values()), settings)
         self._replicated = _replicated_tables(self._model)
+        if sum(table.numel() for table in self._replicated.values()) * FLOAT_BYTES > LARGE_BLOCK:
+            map_large_blocks()
         self._replicated_optimizer = None
         if self._replicated:
             self._replicated_optimizer = replicated_table_optimizer(
@@ -429,9 +434,10 @@ class Engine:
                 count, dimension = config.num_embeddings, config.embedding_dim
                 zeros = config.zero_columns if isinstance(config, RankerBagConfig) else 0
                 for start, stop in row_blocks(row, row + weight.shape[0]):
-                    rows = initial_rows(seed, table, count, dimension, start, stop, zeros)
+                    columns = slice(column, column + weight.shape[1])
+                    # Without a name, so that one block is in memory at a time
                     weight[start - row : stop - row].copy_(
-                        rows[:, column : column + weight.shape[1]]
+                        initial_rows(seed, table, count, dimension, start, stop, zeros)[:, columns]
                     )
                     if self._files:
                         # Clean pages can be taken back; many dirty ones are out of memory
