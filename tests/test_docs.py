@@ -61,6 +61,15 @@ def test_commands_are_there_and_have_the_options_that_are_shown(page: Path) -> N
     assert wrong == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_tests_that_are_named_are_there(page: Path) -> None:
+    text = (ROOT / page).read_text()
+    missing = [path for path in re.findall(r"tests/[\w/]+\.py", text) if not (ROOT / path).exists()]
+    names = {path.name for path in (ROOT / "tests").rglob("*.py")}
+    missing += [name for name in re.findall(r"\btest_\w+\.py", text) if name not in names]
+    assert missing == []
+
+
 def commands_of(text: str) -> list[tuple[str, str]]:
     """Commands in code: (name, what follows)."""
     code = re.findall(r"`([^`\n]+)`", text)
