@@ -5,7 +5,7 @@ LOCK ?= requirements/cpu.lock
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: run test coverage test-fast check docs bench setup lock serve mlflow prefect clean
+.PHONY: run test coverage test-fast check docs bench setup lock deployments mlflow prefect clean
 
 run: setup
 	$(BIN)/python -m flows.pipeline $(ARGS)
@@ -61,8 +61,8 @@ lock: setup
 	$(BIN)/uv pip compile --quiet requirements/docs.in --python-version 3.11 \
 		--no-header --no-annotate -o requirements/docs.lock
 
-serve: setup
-	$(BIN)/python -m flows.serve
+deployments: setup
+	$(BIN)/python -m flows.deployments
 
 mlflow: setup
 	$(BIN)/python -m flows.ui mlflow $(ARGS)

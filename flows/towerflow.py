@@ -50,6 +50,12 @@ COMMANDS: dict[str, tuple[Command, ...]] = {
     ),
     "what came out": (
         Command("compare", "two runs, arms or registered models on the same rows", "flows.compare"),
+        Command(
+            "serve",
+            "answer over HTTP: a student's champion, or an export folder",
+            "flows.serve",
+            needs_project=False,
+        ),
     ),
     "as the log grows": (
         Command(
@@ -88,7 +94,9 @@ COMMANDS: dict[str, tuple[Command, ...]] = {
         ),
     ),
     "servers": (
-        Command("serve", "offer the pipeline and the stream as deployments", "flows.serve"),
+        Command(
+            "deployments", "offer the pipeline and the stream as deployments", "flows.deployments"
+        ),
         Command("ui", "open the user interface of MLflow or Prefect", "flows.ui"),
     ),
 }
@@ -111,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     lines = [DESCRIPTION]
     for title, commands in COMMANDS.items():
-        lines += ["", f"{title}:", *(f"  {one.name:<11} {one.help}" for one in commands)]
+        lines += ["", f"{title}:", *(f"  {one.name:<12} {one.help}" for one in commands)]
     parser = argparse.ArgumentParser(
         prog="towerflow",
         usage="towerflow COMMAND [OPTION ...]",

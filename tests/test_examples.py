@@ -17,7 +17,6 @@ WITH_EXAMPLES = [
     "recsys.distill.score_log",
     "recsys.models.factory",
     "recsys.planning.planner",
-    "recsys.serving.predictor",
     "recsys.training.engine",
 ]
 

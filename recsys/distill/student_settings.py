@@ -15,6 +15,7 @@ from pydantic import (
 from recsys.config import Settings, filled_from
 from recsys.distill.distillation_settings import DistillationSettings, overlaid
 from recsys.models.settings import ModelSettings
+from recsys.serving.settings import ExportSettings
 from recsys.training.batch_size import AUTO_BATCH, BatchSize
 
 PLAIN, DISTILLED, ALL_ROWS = "plain", "distilled", "all_rows"
@@ -81,8 +82,9 @@ class StudentsSettings(Settings):
     ``rates_tried``.
     ``side_by_side``: each rank trains whole students, one after the other; false: all ranks train
     one student together, which tables larger than one rank's memory need. Ranks of several nodes
-    train together. ``diagnostics``: gradients and calibration of the heads, clipped and missing
-    scores, in the metrics of each window.
+    train together. ``export``: how tables are stored and predictions calibrated. ``diagnostics``:
+    gradients and calibration of the heads, clipped and missing scores, in the metrics of each
+    window.
     ``checkpoint_every_batches`` and ``keep_checkpoints`` are as the teacher's, for each
     student.
     """
@@ -109,6 +111,7 @@ class StudentsSettings(Settings):
     )
     auto_windows: int = Field(default=4, ge=2)
     side_by_side: bool = True
+    export: ExportSettings = ExportSettings()
     diagnostics: bool = True
     checkpoint_every_batches: int | None = Field(default=None, ge=1)
     keep_checkpoints: int = Field(default=1, ge=1)

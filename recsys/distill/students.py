@@ -33,6 +33,7 @@ from recsys.models.factory import build_ranker
 from recsys.models.settings import ModelSettings
 from recsys.progress import RowProgress
 from recsys.provenance import code_of
+from recsys.serving.calibrating import calibration_of
 from recsys.serving.export import export_ranker
 from recsys.training import ranks
 from recsys.training.batch_size import with_batch_size
@@ -397,13 +398,41 @@ def _train_run(
             }
             export_dir, domain = folder.parent / EXPORT_DIR, run.student.domain
             encoder = Encoder.load(data.reader.windows_dir)
-            export_ranker(served, schema, run.model, encoder, export_dir, domain=domain)
+            chosen = job.settings.export
+            export_ranker(
+                served,
+                schema,
+                run.model,
+                encoder,
+                export_dir,
+                domain=domain,
+                precision=chosen.tables,
+                calibration=calibration_of(
+                    folder, Schema.load(data.reader.windows_dir), schema.tasks, chosen
+                ),
+                card=_card(run, data, history),
+            )
             is_common = run.student.model is None and len(schema.tasks) == 1
             size_dir = folder.parents[2] if is_common else folder.parents[1]
             write_json(size_dir / SIZE_FILE, model_size(served))
     if checkpoints is not None:
         _end(checkpoints, history)
     return history
+
+
+def _card(run: Run, data: DataView, history: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the export says of where it comes from."""
+    windows = [window.name for window in data.reader.windows]
+    return {
+        "student": run.student.name,
+        "arm": run.arm,
+        "seed": run.seed,
+        "dataset": data.reader.schema.dataset,
+        "windows": {"first": windows[0], "last": windows[-1], "count": len(windows)},
+        "distillation": run.distillation.model_dump(),
+        "last_window": history[-1] if history else {},
+        "code": fingerprint(code_of(__name__)),
+    }
 
 
 def _gated(run: Run, data: DataView, output_dir: Path) -> tuple[DataView, GatedScores | None]:

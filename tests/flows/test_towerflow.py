@@ -47,7 +47,8 @@ def test_help_has_a_line_for_each_subcommand_in_the_order_in_which_a_person_meet
         "run",
         *("ingest", "baselines", "partition", "teacher", "augment", "students"),
         *("evaluate", "register", "compare"),
-        *("stream", "snapshots", "describe", "tune", "plan", "advise", "calibrate", "serve", "ui"),
+        *("stream", "snapshots", "describe", "tune", "plan", "advise", "calibrate"),
+        *("serve", "deployments", "ui"),
         "-h,",
         "--version",
     ]
@@ -61,7 +62,9 @@ def test_help_of_a_subcommand_imports_nothing_slow(name: str) -> None:
     assert not imported & SLOW_TO_IMPORT
 
 
-@pytest.mark.parametrize("module", ["pipeline", "stream", "serve", "snapshots", "ui"])
+@pytest.mark.parametrize(
+    "module", ["pipeline", "stream", "serve", "deployments", "snapshots", "ui"]
+)
 def test_help_of_a_module_imports_nothing_slow(module: str) -> None:
     code = f"import runpy; runpy.run_module('flows.{module}', run_name='__main__')"
     text, imported = helped(code, "--help")

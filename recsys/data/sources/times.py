@@ -8,7 +8,7 @@ import polars as pl
 
 from recsys.config import InputError
 from recsys.data.encoding import milliseconds
-from recsys.data.settings import MomentSettings
+from recsys.data.raw_values import MomentSettings
 
 PER_MILLISECOND = {"s": 1_000, "ms": 1, "us": 1 / 1_000, "ns": 1 / 1_000_000}
 NOT_READ = "missing or unparsable time"
