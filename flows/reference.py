@@ -53,8 +53,8 @@ ABOUT_COMMANDS = """# Commands
 2, Ctrl-C is 130. Each stage is also `python -m flows.STAGE`, as dvc.yaml calls it.
 
 `make run` is `towerflow run`; `make deployments` is `towerflow deployments`; `make mlflow` and
-`make prefect` are `towerflow ui mlflow` and `towerflow ui prefect`. `make test`, `make test-fast`, `make check`,
-`make coverage`, `make bench` and `make docs` are for those who change the code.
+`make prefect` are `towerflow ui mlflow` and `towerflow ui prefect`. `make test`, `make test-fast`,
+`make check`, `make coverage`, `make bench` and `make docs` are for those who change the code.
 """
 
 
