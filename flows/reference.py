@@ -52,9 +52,9 @@ ABOUT_COMMANDS = """# Commands
 `towerflow` is in `.venv/bin` and runs in the project's root. A mistake is one line and exit status
 2, Ctrl-C is 130. Each stage is also `python -m flows.STAGE`, as dvc.yaml calls it.
 
-`make run` is `towerflow run`; `make serve`, `make mlflow` and `make prefect` are `towerflow serve`,
-`towerflow ui mlflow` and `towerflow ui prefect`. `make test`, `make test-fast`, `make check`,
-`make coverage`, `make bench` and `make docs` are for those who change the code.
+`make run` is `towerflow run`; `make deployments` is `towerflow deployments`; `make mlflow` and
+`make prefect` are `towerflow ui mlflow` and `towerflow ui prefect`. `make test`, `make test-fast`,
+`make check`, `make coverage`, `make bench` and `make docs` are for those who change the code.
 """
 
 
