@@ -1,15 +1,18 @@
-"""docs/reference/parameters.md: every parameter, written from the settings classes."""
+"""docs/reference: every parameter and command, written from the settings and the options."""
 
 import argparse
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
 from flows.command_line import PARAMS, run_program
+from flows.towerflow import COMMANDS, parser_of
 
-PAGE = Path("docs/reference/parameters.md")
+PARAMETERS = Path("docs/reference/parameters.md")
+COMMANDS_PAGE = Path("docs/reference/commands.md")
 UNITS = {  # by how a key's name ends
     "_hours": "hours",
     "_minutes": "minutes",
@@ -33,6 +36,7 @@ EXAMPLES = {  # of the files that a person adds
     "clusters/NAME.yaml": "clusters/a100.yaml",
 }
 COMMENTED_KEY = re.compile(r"(?P<indent> *)(?P<hidden># )?(?P<key>[a-z_]+):(?P<rest>.*)")
+HELP_WIDTH = 90
 INTRODUCTION = """# Parameters
 
 <!-- Written by `python -m flows.reference` from the settings classes; edit those. -->
@@ -41,6 +45,17 @@ Every key of params/, with its type, default, unit and meaning. Nested keys stan
 their class. `--set FILE.KEY=VALUE` writes any of them, with dots for nesting:
 `towerflow run --set train.world_size=4 --set students.distillation.mode=shared`.
 """
+ABOUT_COMMANDS = """# Commands
+
+<!-- Written by `python -m flows.reference` from the options of each command; edit those. -->
+
+`towerflow` is in `.venv/bin` and runs in the project's root. A mistake is one line and exit status
+2, Ctrl-C is 130. Each stage is also `python -m flows.STAGE`, as dvc.yaml calls it.
+
+`make run` is `towerflow run`; `make deployments` is `towerflow deployments`; `make mlflow` and
+`make prefect` are `towerflow ui mlflow` and `towerflow ui prefect`. `make test`, `make test-fast`,
+`make check`, `make coverage`, `make bench` and `make docs` are for those who change the code.
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,13 +63,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Write the page."""
+    """Write both pages."""
     from recsys.files import write_atomically
 
-    write_atomically(PAGE, page().encode())
+    write_atomically(PARAMETERS, parameters().encode())
+    write_atomically(COMMANDS_PAGE, commands().encode())
 
 
-def page() -> str:
+def commands() -> str:
+    """The page of every subcommand of `towerflow`, in Markdown."""
+    lines = [ABOUT_COMMANDS]
+    for title, listed in COMMANDS.items():
+        lines.append(f"## {title.capitalize()}\n")
+        for command in listed:
+            parser = parser_of(command)
+            parser.formatter_class = partial(argparse.HelpFormatter, width=HELP_WIDTH)
+            lines.append(f"### towerflow {command.name}\n\n```text\n{parser.format_help()}```\n")
+    return "\n".join(lines)
+
+
+def parameters() -> str:
     """The reference page, in Markdown: a section per file of params/, then one per nested class."""
     from recsys.data.settings import DatasetSettings
     from recsys.planning.hardware import Hardware

@@ -135,14 +135,18 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(name: str, arguments: list[str]) -> None:
     command = _command(name)
-    module = import_module(command.module)
-    parser = argparse.ArgumentParser(prog=f"towerflow {name}", description=command.help)
-    module.add_arguments(parser)
-    parser.set_defaults(**command.defaults)
-    options = parser.parse_args(arguments)
+    options = parser_of(command).parse_args(arguments)
     if command.needs_project:
         _check_project()
-    module.run(options)
+    import_module(command.module).run(options)
+
+
+def parser_of(command: Command) -> argparse.ArgumentParser:
+    """What reads the options of a subcommand."""
+    parser = argparse.ArgumentParser(prog=f"towerflow {command.name}", description=command.help)
+    import_module(command.module).add_arguments(parser)
+    parser.set_defaults(**command.defaults)
+    return parser
 
 
 def _command(name: str) -> Command:

@@ -54,7 +54,20 @@ TYPES: dict[str, pl.DataType] = {
 
 class Encoder(EncoderFormat):
     """The encoder of frames: what ingest writes parts with. Serving's own, of single rows, is held
-    to the same values by a test (recsys/serving/raw_encoder.py)."""
+    to the same values by a test (recsys/serving/raw_encoder.py).
+
+    Example::
+
+        >>> from recsys.data.encoder_format import DenseEncoding, IdEncoding, RawColumn
+        >>> encoder = Encoder(
+        ...     columns=[RawColumn("price", "number"), RawColumn("ad", "integer")],
+        ...     dense=[DenseEncoding("price", "price")],  # signed log1p
+        ...     ids=[IdEncoding("ad", ["ad"], table_rows=100)],  # hashed; row 0: missing
+        ... )
+        >>> rows = pl.DataFrame({"ad": [12, None], "price": [0.0, None], "other": ["x", "y"]})
+        >>> encoder.encode(rows)["price", "ad"].rows()
+        [(0.0, 50), (None, 0)]
+    """
 
     def encode(self, rows: pl.DataFrame, window: str | None = None) -> pl.DataFrame:
         """The features of raw ``rows`` as ingest writes them: dense ones float32, ids int64 and

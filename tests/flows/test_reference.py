@@ -1,10 +1,10 @@
-"""The reference page of parameters is that of the settings classes as they are."""
+"""The reference pages are those of the settings classes and options as they are."""
 
 from pathlib import Path
 
 import pytest
 
-from flows.reference import PAGE, page
+from flows.reference import COMMANDS_PAGE, PARAMETERS, commands, parameters
 from tasks.settings import FILES
 
 ROOT = Path(__file__).parents[2]
@@ -13,12 +13,13 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(ROOT)
-    return page()
+    return parameters()
 
 
-def test_the_page_is_current(written: str) -> None:
-    stale = f"{PAGE} is not that of the settings classes; run python -m flows.reference"
-    assert PAGE.read_text() == written, stale
+def test_the_pages_are_current(written: str) -> None:
+    stale = "is not what the code says; run python -m flows.reference"
+    assert PARAMETERS.read_text() == written, f"{PARAMETERS} {stale}"
+    assert COMMANDS_PAGE.read_text() == commands(), f"{COMMANDS_PAGE} {stale}"
 
 
 def test_every_key_of_every_file_has_a_row(written: str) -> None:
