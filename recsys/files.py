@@ -174,7 +174,8 @@ def check_file(path: Path, digest: str, remedy: str) -> None:
 
 def write_sums(folder: Path) -> None:
     """Note the SHA-256 of each file in ``folder`` in its sums.json."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    own = folder / SUMS_FILE
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != own)
     sums = {path.relative_to(folder).as_posix(): known_hash(path) for path in files}
     write_json(folder / SUMS_FILE, sums)
 

@@ -6,6 +6,7 @@ all that is here: why, and what would replace it. A test per use says which assu
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
@@ -86,19 +87,21 @@ def admit_empty_shards(sharded: ShardedEmbeddingBagCollection) -> None:
     """Let the CPU kernels of ``sharded`` hold tables without a row: of a table with fewer rows
     than ranks the last ones hold none.
 
-    FBGEMM takes a kernel whose host memory is empty for one on a GPU, and seeks the size of an
-    empty table in those behind it, past the end where the last one is empty. A number and a row
-    that belong to no table mend both; they are in no lookup, checkpoint or gradient.
+    FBGEMM takes a kernel whose host memory is empty for one on a GPU; an element that belongs to
+    no table mends that. Its backward pass tells the tables of neighbouring features apart by the
+    number of rows before them, and so takes an empty table for the next one, of whatever width;
+    here every table counts at least one row.
     """
     for kernel in (module for lookup in sharded._lookups for module in lookup.modules()):
         if isinstance(kernel, TableKernel) and kernel.use_cpu:
-            weights, first_rows = kernel.weights_host, kernel.hash_size_cumsum
+            weights, rows_before = kernel.weights_host, kernel.hash_size_cumsum
             assert isinstance(weights, Tensor)
-            assert isinstance(first_rows, Tensor)
+            assert isinstance(rows_before, Tensor)
             if weights.numel() == 0:
                 kernel.weights_host = nn.Parameter(torch.zeros(1, dtype=weights.dtype))
-            if first_rows[-1] == first_rows[-2]:
-                first_rows[-1] += 1
+            starts = [0, *accumulate(max(rows, 1) for rows, _ in table_shapes(kernel))]
+            of_features = [*feature_tables(kernel), len(starts) - 1]
+            rows_before.copy_(torch.tensor([starts[table] for table in of_features]))
 
 
 @contextmanager

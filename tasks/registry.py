@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import polars as pl
 from prefect import task
 
 from recsys.config import InputError
@@ -18,7 +17,7 @@ from tasks.tracking import PARENT_TAG, connect, find_run, in_one_line, open_pare
 from tasks.versioning import code_version, output_version
 
 if TYPE_CHECKING:
-    from recsys.data.encoder import RawColumn
+    from recsys.data.encoder_format import RawColumn
     from recsys.serving.predictor import Predictor
 
 logger = logging.getLogger(__name__)
@@ -126,18 +125,12 @@ def register_models(chosen: dict[str, Served]) -> None:
 
 def _example(predictor: "Predictor") -> pd.DataFrame:
     """A few raw rows that ``predictor`` serves, of the columns that it reads."""
-    encoder, schema = predictor.encoder, predictor.schema
-    rows = pl.DataFrame(encoder.examples, infer_schema_length=None)
-    domain = encoder.domain_of(rows)
-    if domain is not None and predictor.domain is not None:
-        rows = rows.filter(domain == schema.domains.index(predictor.domain))
-    columns = [
-        column
-        for column in predictor.raw_columns
-        if column.name in rows.columns and (column in encoder.columns or predictor.needs_domain)
-    ]
-    times = [pl.col(c.name).str.to_datetime() for c in columns if c.type == "time"]
-    return rows.with_columns(times).select(c.name for c in columns).head(EXAMPLE_ROWS).to_pandas()
+    rows = pd.DataFrame(predictor.example_rows()).head(EXAMPLE_ROWS)
+    types = {column.name: column.type for column in predictor.raw_columns}
+    for name in rows.columns:
+        if types[name] == "time":
+            rows[name] = pd.to_datetime(rows[name])
+    return rows
 
 
 def _log(

@@ -91,7 +91,7 @@ def what_is_missing() -> str | None:
     wanted, why = 1, "the last window of a log that is not finished may still grow"
     students = load_settings(PARAMS / "students.yaml", StudentsSettings)
     if students.windows_to_choose_on > wanted:
-        wanted, why = students.windows_to_choose_on, "students' rows are chosen on them"
+        wanted, why = students.windows_to_choose_on, "students' rows and rates are chosen on them"
     teacher, _ = load_teacher(PARAMS)
     if teacher.windows_to_choose_on > wanted:
         wanted, why = teacher.windows_to_choose_on, "the teacher's rate is chosen on them"

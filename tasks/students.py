@@ -6,8 +6,8 @@ from prefect import task
 
 from recsys.config import load_settings
 from recsys.data.schema import Schema
-from recsys.distill.row_choice import ROWS_FILE
-from recsys.distill.student_settings import AUTO, StudentsSettings
+from recsys.distill.recipe_choice import CHOICES_FILE
+from recsys.distill.student_settings import StudentsSettings
 from recsys.files import read_json
 from recsys.training.settings import TrainSettings
 from tasks.curves import curves_of
@@ -73,13 +73,18 @@ def train_all_students() -> None:
             follower.finish(
                 folder.relative_to(STUDENTS).as_posix(),
                 curves_of(folder),
-                tags={"rows": _rows(settings, student, arm)},
+                tags=_recipe(settings, student, arm),
                 artifacts={str(folder / "metrics.json"): ""},
             )
 
 
-def _rows(settings: StudentsSettings, name: str, arm: str) -> str:
-    """Which rows the student called ``name`` has learnt from in ``arm``: as set, or as chosen."""
+def _recipe(settings: StudentsSettings, name: str, arm: str) -> dict[str, str]:
+    """Which rows the student called ``name`` has learnt from in ``arm``, and the rate of its
+    tables: as set, or as chosen."""
     student = next(one for one in settings.students if one.name == name)
-    rows = settings.distillation_of(student, arm).rows
-    return read_json(STUDENTS / name / ROWS_FILE)[arm]["rows"] if rows == AUTO else rows
+    rows, rate = settings.distillation_of(student, arm).rows, settings.table_learning_rate
+    path = STUDENTS / name / CHOICES_FILE
+    chosen = read_json(path).get(arm) if path.is_file() else None
+    if chosen is not None:
+        rows, rate = chosen["rows"], chosen["table_learning_rate"]
+    return {"rows": rows} | ({} if rate is None else {"table_learning_rate": str(rate)})

@@ -26,7 +26,8 @@ SETTINGS = {
     "teacher.checkpoint_every_batches": "1",
     "students.seeds": "[1]",
     "towers.partition.probe_windows": "2",
-    "students.rows_auto_windows": "2",
+    "students.auto_windows": "2",
+    "students.table_learning_rate": "null",  # rows: auto takes long enough
     "teacher.rate_auto_windows": "2",
     "evaluate.first_evaluation_window": "2",
     "evaluate.bootstrap_samples": "20",

@@ -284,7 +284,7 @@ def _used(plans: list[WindowPlan]) -> list[Snapshot]:
 
 
 def milliseconds(hours: float | None) -> int | None:
-    """ms of ``hours``; None of None."""
+    """``hours`` in ms; None of None."""
     return None if hours is None else int(hours * MS_PER_HOUR)
 
 

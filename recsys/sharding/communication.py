@@ -7,7 +7,7 @@ training diverged; here it ends the run.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -33,6 +33,7 @@ FORMATS = {
     "int8": SparseType.INT8,
 }
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+BUCKET = 2**22  # numbers that one all-reduce of gradients carries: 16 MiB in float32
 OPERATIONS = (CommOp.POOLED_EMBEDDINGS_ALL_TO_ALL, CommOp.POOLED_EMBEDDINGS_REDUCE_SCATTER)
 
 
@@ -156,19 +157,34 @@ def sends_int8(communication: CommunicationSettings) -> bool:
 def average_gradients(
     gradients: Sequence[Tensor], precision: str = "fp32", group: ProcessGroup | None = None
 ) -> None:
-    """Put the mean over the ranks of ``group`` (None: all ranks) in each one's place; one
-    collective.
+    """Put the mean over the ranks of ``group`` (None: all ranks) in each one's place; a collective
+    for every BUCKET numbers, so that what is copied for it stays small.
 
     Raises:
         CommunicationOverflowError: see :func:`mean_over_ranks`.
     """
     if not gradients or distributed.get_world_size(group) == 1:
         return
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    flat = mean_over_ranks(flat, precision, group)
-    sizes = [gradient.numel() for gradient in gradients]
-    for gradient, mean in zip(gradients, flat.split(sizes), strict=True):
-        gradient.copy_(mean.view_as(gradient))
+    for bucket in _buckets(gradients):
+        flat = bucket[0] if len(bucket) == 1 else torch.cat(bucket)
+        means = mean_over_ranks(flat, precision, group).split([part.numel() for part in bucket])
+        for part, mean in zip(bucket, means, strict=True):
+            part.copy_(mean)
+
+
+def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Flat views of ``gradients``, in order, in lists of at most BUCKET numbers."""
+    bucket: list[Tensor] = []
+    for gradient in gradients:
+        # Dense whatever its strides: in the order in which it lies
+        flat = gradient.as_strided((gradient.numel(),), (1,))
+        for part in flat.split(BUCKET):
+            if bucket and sum(one.numel() for one in bucket) + part.numel() > BUCKET:
+                yield bucket
+                bucket = []
+            bucket.append(part)
+    if bucket:
+        yield bucket
 
 
 def mean_over_ranks(

@@ -41,7 +41,7 @@ from recsys.planning.tables import (
 )
 from recsys.sharding.communication import check_kind, sends_int8
 from recsys.sharding.settings import ShardingSettings, check_table_names
-from recsys.sharding.training_plan import collective_plan
+from recsys.sharding.training_plan import collective_plan, needed_bytes
 from recsys.units import BYTES_PER_GIB
 from recsys.upstream import EnumerableShardingSpec, ShardedTensor, ShardMetadata, admit_empty_shards
 
@@ -147,7 +147,7 @@ def make_plan(model: nn.Module, request: PlanRequest, sharder: ModuleSharder[Any
             assert isinstance(placed, EmbeddingModuleShardingPlan)
             assert isinstance(searched, EmbeddingModuleShardingPlan)
             searched.update({name: sharding for name, sharding in placed.items() if name in fixed})
-    _check_memory(plan_rows(model, plan, request.settings), request)
+    _check_memory(model, plan_rows(model, plan, request.settings), request)
     return plan
 
 
@@ -352,21 +352,13 @@ def _searched_plan(
     raise InputError(_too_large(request, "the planner found no plan"))
 
 
-def _check_memory(rows: list[dict[str, Any]], request: PlanRequest) -> None:
+def _check_memory(model: nn.Module, rows: list[dict[str, Any]], request: PlanRequest) -> None:
     """Check what is held in memory; files are checked by reserving them."""
-    in_files = request.settings.table_memory == "file"
-    load = [0.0] * request.world_size
-    for row in rows:
-        if in_files and row["kind"] != ShardingType.DATA_PARALLEL.value:
-            continue
-        for rank in row["ranks"]:
-            load[rank] += row["bytes"] / len(row["ranks"])
-    if max(load) > request.settings.memory_gb * BYTES_PER_GIB:
-        raise InputError(
-            _too_large(
-                request, f"rank {load.index(max(load))} needs {max(load) / BYTES_PER_GIB:.2f} GiB"
-            )
-        )
+    settings = request.settings
+    needed = needed_bytes(model, settings, request.hosts, request.local_size, rows)
+    if max(needed) > settings.memory_gb * BYTES_PER_GIB:
+        what = f"rank {needed.index(max(needed))} needs {max(needed) / BYTES_PER_GIB:.2f} GiB"
+        raise InputError(_too_large(request, what))
 
 
 def _too_large(request: PlanRequest, what: str) -> str:

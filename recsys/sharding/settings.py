@@ -63,8 +63,9 @@ class HostSettings(Settings):
 class ShardingSettings(HostSettings):
     """What a plan is made from, and the tables that it is of.
 
-    ``global_batch_size`` counts examples over all ranks. ``memory_gb`` is what one rank may spend
-    on tables and their optimiser state.
+    ``global_batch_size`` counts examples over all ranks. ``memory_gb`` is what one rank's
+    process may take: ``reserved_gb`` of ``hardware`` by itself, then tables, their optimiser state,
+    the gradients of data_parallel tables, the dense part and buffers.
 
     ``sharding`` is how every table is split; ``table_sharding`` fixes single tables, by name, and
     goes before the towers of a partition. The planner reckons with the bandwidths of

@@ -28,8 +28,33 @@ FLOPS_PER_WEIGHT = 2  # of a sample's forward pass through linear layers
 def training_topology(settings: ShardingSettings, hosts: int, ranks_per_host: int) -> Topology:
     """The ranks of a training run, ``memory_gb`` each of them."""
     found = settings.hardware
-    own = found.model_copy(update={"hbm": found.hbm or found.ddr, "ssd": None, "reserved_gb": 0.0})
+    own = found.model_copy(update={"hbm": found.hbm or found.ddr, "ssd": None})
     return Topology(own, hosts, ranks_per_host, _capacity(settings, ranks_per_host), 0, 0)
+
+
+def needed_bytes(
+    model: nn.Module,
+    settings: ShardingSettings,
+    hosts: int,
+    ranks_per_host: int,
+    rows: Sequence[Mapping[str, Any]],
+) -> list[int]:
+    """Bytes of memory that each rank is predicted to need for the plan ``rows`` of ``model`` (not
+    sharded): what the process itself takes, tables, their state and gradients, buffers.
+
+    With tables in files only data_parallel tables count; 0 where there is none.
+    """
+    planned = planned_model(model, settings, hosts * ranks_per_host)
+    if settings.table_memory == "file":
+        rows = [row for row in rows if row["kind"] == "data_parallel"]
+        if not rows:
+            return [0] * hosts * ranks_per_host
+        names = {row["table"] for row in rows}
+        tables = [table for table in planned.tables if table.name in names]
+        planned = planned.model_copy(update={"tables": tables})
+    topology = training_topology(settings, hosts, ranks_per_host)
+    plan = assess(planned, topology, ways_of(rows, ranks_per_host))
+    return [sum(tiers) for tiers in plan.rank_bytes]
 
 
 def _capacity(settings: ShardingSettings, ranks_per_host: int) -> int:

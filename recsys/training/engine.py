@@ -34,6 +34,7 @@ from recsys.sharding.plan import (
 )
 from recsys.sharding.pooling import sum_split_rows
 from recsys.training.checkpoints import load_checkpoint, save_checkpoint
+from recsys.training.memory import LARGE_BLOCK, map_large_blocks, mapped_blocks
 from recsys.training.non_finite import NonFiniteGuard
 from recsys.training.optimizers import (
     dense_optimizer,
@@ -51,6 +52,7 @@ from recsys.training.settings import TrainSettings
 from recsys.training.side_model import SideModel
 from recsys.training.table_memory import TableFiles, set_table_precision
 from recsys.training.transformed import Transform
+from recsys.units import FLOAT_BYTES
 from recsys.upstream import ShardedTensor, apply_optimizer_in_backward, unwrap_replicated_tables
 
 LossFunction = Callable[[dict[str, Tensor], Batch], Tensor]
@@ -81,6 +83,26 @@ class Engine:
     Raises:
         InputError: no plan fits the settings, the hosts do not fit the towers, or several ranks
             are wanted and there is no process group.
+
+    Example::
+
+        >>> import numpy, polars
+        >>> from recsys.data.loader import batch_of
+        >>> from recsys.data.schema import CategoricalFeature, Schema
+        >>> from recsys.models.factory import build_ranker
+        >>> from recsys.models.settings import ModelSettings
+        >>> schema = Schema("toy", ["price"], [CategoricalFeature("ad", 100)], ["all"], [], 0.5, {})
+        >>> ranker = build_ranker(schema, ModelSettings(), seed=1, table_device="meta")
+        >>> engine = Engine(ranker, TrainSettings(world_size=1), seed=1)
+        >>> rows = polars.DataFrame(
+        ...     {"example_id": [0, 1], "event_time": [0, 1], "domain": [0, 0], "group": [0, 0]}
+        ...     | {"price": [9.5, None], "ad": [7, 8], "label": [1.0, 0.0]}
+        ... )
+        >>> batch = batch_of(rows, schema, weight=numpy.ones(2, numpy.float32), global_rows=2)
+        >>> [engine.train_step(batch, engine.serving_loss) for _ in range(9)][-1] < 0.6
+        True
+        >>> engine.predict(batch).shape
+        torch.Size([2])
     """
 
     def __init__(
@@ -118,12 +140,13 @@ class Engine:
         tables = {config.name: config for config in configs}
         files = self._files.hold_new_tables() if self._files else nullcontext()
         with (
+            mapped_blocks(),
             hosts_of(settings.ranks_per_host, settings.where("ranks_per_host")) as ranks_per_host,
             files,
         ):
             self._model = self._shard(model, ranks_per_host, partition)
-        self._write_tables(tables, seed)
-        self._start_accumulators()
+            self._write_tables(tables, seed)
+            self._start_accumulators()
         self._dense = {
             name: parameter
             for name, parameter in self._model.named_parameters()
@@ -131,6 +154,8 @@ class Engine:
         }
         self._dense_optimizer = dense_optimizer(list(self._dense.values()), settings)
         self._replicated = _replicated_tables(self._model)
+        if sum(table.numel() for table in self._replicated.values()) * FLOAT_BYTES > LARGE_BLOCK:
+            map_large_blocks()
         self._replicated_optimizer = None
         if self._replicated:
             self._replicated_optimizer = replicated_table_optimizer(
@@ -409,9 +434,10 @@ class Engine:
                 count, dimension = config.num_embeddings, config.embedding_dim
                 zeros = config.zero_columns if isinstance(config, RankerBagConfig) else 0
                 for start, stop in row_blocks(row, row + weight.shape[0]):
-                    rows = initial_rows(seed, table, count, dimension, start, stop, zeros)
+                    columns = slice(column, column + weight.shape[1])
+                    # Without a name, so that one block is in memory at a time
                     weight[start - row : stop - row].copy_(
-                        rows[:, column : column + weight.shape[1]]
+                        initial_rows(seed, table, count, dimension, start, stop, zeros)[:, columns]
                     )
                     if self._files:
                         # Clean pages can be taken back; many dirty ones are out of memory

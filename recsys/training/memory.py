@@ -2,10 +2,16 @@
 step."""
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # Parameters of glibc's mallopt, from malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-NEVER, NONE = -1, 0
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
+NEVER, NONE, MANY = -1, 0, 65536
+LARGE_BLOCK = 32 * 2**20  # bytes; the largest threshold that glibc takes
+BLOCK_OF_ROWS = 4 * 2**20  # bytes; below the blocks that initial rows are drawn in
+
+_keeps = False
 
 
 def keep_freed_memory() -> None:
@@ -15,10 +21,33 @@ def keep_freed_memory() -> None:
     By default a block over 32 MiB, as activations of large batches are, is mapped, zeroed and
     unmapped each time. It holds for the life of the process.
     """
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt"):
-        library.mallopt(M_MMAP_MAX, NONE)
-        library.mallopt(M_TRIM_THRESHOLD, NEVER)
+    global _keeps
+    _keeps = True
+    _set(M_MMAP_MAX, NONE)
+    _set(M_TRIM_THRESHOLD, NEVER)
+
+
+@contextmanager
+def mapped_blocks() -> Iterator[None]:
+    """Map the blocks that are allocated in here, so that what is freed of them leaves no holes in
+    the heap: tables, and what their first rows are drawn in."""
+    _set(M_MMAP_THRESHOLD, BLOCK_OF_ROWS)
+    _set(M_MMAP_MAX, MANY)
+    try:
+        yield
+    finally:
+        _set(M_MMAP_THRESHOLD, LARGE_BLOCK)
+        if _keeps:
+            keep_freed_memory()
+
+
+def map_large_blocks() -> None:
+    """Undo :func:`keep_freed_memory` for blocks of over LARGE_BLOCK bytes.
+
+    A gradient as large as a table, allocated and freed in every step, leaves holes in the heap that
+    the next one does not fit into; some steps later the process holds it three times.
+    """
+    _set(M_MMAP_MAX, MANY)
 
 
 def return_freed_memory() -> None:
@@ -26,3 +55,9 @@ def return_freed_memory() -> None:
     library = ctypes.CDLL(None)
     if hasattr(library, "malloc_trim"):
         library.malloc_trim(0)
+
+
+def _set(parameter: int, value: int) -> None:
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(parameter, value)

@@ -21,12 +21,14 @@ from recsys.data.loader import Batch
 from recsys.data.schema import Schema
 from recsys.models.initial_tables import initial_rows
 from recsys.models.ranker import table_configs
+from recsys.planning.hardware import CPU
 from recsys.sharding.communication import CommunicationOverflowError
 from recsys.training import engine as engine_module
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.non_finite import NonFiniteLossError
 from recsys.training.settings import TrainSettings
+from recsys.units import BYTES_PER_GIB, GIGA
 from tests.support import launches
 from tests.support.batches import random_share, schema_of
 
@@ -443,7 +445,8 @@ def test_int8_is_refused_where_a_collective_adds_up(kind: str) -> None:
 
 def test_with_int8_the_planner_splits_no_rows_and_says_so_where_it_had_to() -> None:
     whole = {"table_optimizer": "rowwise_adagrad"}  # which splits no columns
-    tight = {"memory_gb": 0.8 * LARGE_ROWS * DIMENSION * 4 / 2**30, **whole}
+    reserved = CPU.reserved_gb * GIGA / BYTES_PER_GIB
+    tight = {"memory_gb": reserved + 0.8 * LARGE_ROWS * DIMENSION * 4 / BYTES_PER_GIB, **whole}
     fitting = {"neo": tight, "int8": whole}
     cases = {
         name: (2, (recipe_settings(2, "planner", name, **changes),))

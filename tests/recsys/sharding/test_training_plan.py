@@ -26,6 +26,7 @@ from recsys.units import FLOAT_BYTES
 
 HARDWARE = Path(__file__).resolve().parents[3] / "params" / "hardware" / "cpu.yaml"
 GB = 10**9
+BARE = CPU.model_copy(update={"reserved_gb": 0.0})  # all of memory_gb is the model's
 SEED = 1
 FEW_ROUNDS, FEW_STEPS = 3, 2
 
@@ -80,7 +81,7 @@ def test_what_fixed_tables_hold_counts_on_their_ranks(hosts: int) -> None:
     """A rank has room for one of the two large tables; the free one goes where the fixed one is
     not."""
     model = model_of(80_000, 80_000, kinds=["table_wise"])
-    settings = TrainSettings(hardware=CPU, memory_gb=1.5 * 80_000 * 32 * FLOAT_BYTES / 2**30)
+    settings = TrainSettings(hardware=BARE, memory_gb=1.5 * 80_000 * 32 * FLOAT_BYTES / 2**30)
     topology = training_topology(settings, hosts, 2)
     for rank in range(2 * hosts):
         found = find_plan(model, topology, fixed={"t0": Way("table_wise", [rank])})
@@ -148,7 +149,7 @@ def test_one_rank_holds_whole_tables() -> None:
 def test_memory_of_a_rank_is_its_own() -> None:
     """Two tables that fit two ranks only if each takes one."""
     model = model_of(1_000_000, 1_000_000, kinds=["table_wise"])
-    settings = TrainSettings(memory_gb=0.2, hardware=CPU)
+    settings = TrainSettings(memory_gb=0.2, hardware=BARE)
     plan = search(model, training_topology(settings, 1, 2))
     assert plan is not None
     assert sorted(table.ranks for table in plan.tables) == [[0], [1]]
