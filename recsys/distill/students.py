@@ -32,6 +32,7 @@ from recsys.models.factory import build_ranker
 from recsys.models.settings import ModelSettings
 from recsys.progress import RowProgress
 from recsys.provenance import code_of
+from recsys.scratch import scratch
 from recsys.serving.export import export_ranker
 from recsys.training import ranks
 from recsys.training.batch_size import with_batch_size
@@ -232,7 +233,7 @@ def _try_rows(
         for trial, data in zip(trials, views, strict=True):
             kept = _trial_checkpoints(trial, job)
             engine, loss_function = _engine(trial, data, job.train)
-            with TemporaryDirectory() as folder:
+            with TemporaryDirectory(dir=scratch()) as folder:
                 history = predict_then_train(
                     engine, loss_function, data, Path(folder), progress, checkpoints=kept
                 )
