@@ -44,13 +44,17 @@ bench: setup
 
 setup: .venv/installed
 
-# torch first and with its own dependencies, so that pip may use a wheel that it already knows of;
-# the lock is complete, so the rest needs no resolving (torchrec would pull the CUDA fbgemm-gpu).
+# torch first, by pip and with its own dependencies, so that pip may use a wheel that it already knows
+# of; the lock is complete, so uv needs no resolving (torchrec would pull the CUDA fbgemm-gpu). Bytecode
+# is written here, on all cores: PYTHONDONTWRITEBYTECODE may forbid it later.
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+UV_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --no-deps
 .venv/installed: $(LOCK) pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv || python3 -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(LOCK)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(PIP_INSTALL) torch==2.13.0
+	$(PIP_INSTALL) --no-deps --constraint $(LOCK) uv
+	$(UV_INSTALL) --requirements $(LOCK)
+	$(UV_INSTALL) --editable .
 	touch $@
 
 lock: setup

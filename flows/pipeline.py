@@ -38,10 +38,11 @@ def pipeline(overrides: dict[str, str] | None = None) -> None:
         check_before(ingest.name)
         stale = settled_stages()
         with pipeline_run("pipeline"):
-            for stage_flow in STAGES:
+            for place, stage_flow in enumerate(STAGES, start=1):
                 if check_stage(stage_flow.name, stale, return_state=True).name != CACHED:
                     stage_flow()
                     commit_stage(stage_flow.name)
-                    stale = stale_stages()
+                    if place < len(STAGES):
+                        stale = stale_stages(*(one.name for one in STAGES[place:]))
                 if stage_flow is ingest:
                     check_settings_and_data()

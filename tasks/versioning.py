@@ -37,8 +37,8 @@ def settled_stages(*stages: str) -> set[str]:
     targets = (CODE_STAGE, *stages) if stages else ()
     changes = _changes(*targets)
     if CODE_STAGE in changes or CODE_STAGE not in _lock():
-        commit_stage(CODE_STAGE)
-        changes = _changes(*targets)
+        commit_stage(CODE_STAGE)  # what other stages read of it was there before they were asked
+        changes.pop(CODE_STAGE, None)
     deleted = [stage for stage in changes if _lacks_outputs(changes[stage]) and stage in _lock()]
     if deleted:
         _restore(*deleted)
@@ -48,6 +48,8 @@ def settled_stages(*stages: str) -> set[str]:
 def stale_stages(*stages: str) -> set[str]:
     """Those of ``stages`` (none given: all) whose code, inputs, parameters or outputs are not those
     of dvc.lock; those after them become so when they have run."""
+    if stages and _lock().keys().isdisjoint(stages):  # a first run: DVC need not be asked
+        return set(stages)
     return _stale(_changes(*stages), stages)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OF_RANKS = ("tests.distributed.", "tests.recsys.distill.", "tests.recsys.training.")
+WARM = "tests.support.warm"
 LONGEST = {"test_pipeline.py", "test_stream.py"}
 # Modules whose functions start ranks or other processes, or run a whole stage
 STARTERS = {
@@ -56,7 +57,8 @@ def _ranks_start_from_a_server(request: pytest.FixtureRequest) -> None:
             for item in request.session.items
             if isinstance(item, pytest.Function) and item.module is not None
         }
-        launch.start_server("pytest", *sorted(name for name in names if name.startswith(OF_RANKS)))
+        of_ranks = sorted(name for name in names if name.startswith(OF_RANKS))
+        launch.start_server("pytest", *of_ranks, WARM)
 
 
 @pytest.fixture(scope="session")

@@ -58,7 +58,7 @@ class Encoder(EncoderFormat):
 
     Example::
 
-        >>> from recsys.data.collisions import DenseEncoding, IdEncoding, RawColumn
+        >>> from recsys.data.encoder_format import DenseEncoding, IdEncoding, RawColumn
         >>> encoder = Encoder(
         ...     columns=[RawColumn("price", "number"), RawColumn("ad", "integer")],
         ...     dense=[DenseEncoding("price", "price")],  # signed log1p
