@@ -195,7 +195,7 @@ def model_size(state: dict[str, Tensor]) -> dict[str, int]:
 def _fresh(
     job: TrainingJob[TeacherSettings], partition: Partition | None, reader: WindowReader
 ) -> tuple[TrainSettings, Engine, DataView]:
-    """How the teacher is trained, the teacher that has learnt nothing, and what it is shown."""
+    """How the teacher is trained, the untrained teacher, and the data it is shown."""
     train = with_batch_size(job.train, job.settings.batch_size, reader.windows[0].rows)
     engine = teacher_engine(reader.schema, partition, job.settings, train)
     return train, engine, DataView(reader, train.global_batch_size)
