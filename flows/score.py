@@ -1,6 +1,7 @@
 """Score Parquet files of raw rows with an export: a file of probabilities for each."""
 
 import argparse
+import os
 from pathlib import Path
 
 from flows.command_line import run_program
@@ -20,6 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Score each file as a task of one flow."""
+    # Prefect's own server, started for the run, has 20 s where no project's settings say more
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
     from tasks.batch_scoring import score
 
     rows = score(options.export, options.files, options.output, options.keep)

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 
@@ -48,7 +48,7 @@ def evaluate_students() -> None:
         dataset=Schema.load(WINDOWS).dataset,
         tags={"students_version": output_version(STUDENTS)},
         description=(
-            "All models on the same rows, before any of them learnt from them. Select the runs "
+            "All models on the same rows, before any of them trained on them. Select the runs "
             "below it and press *Compare*; `evaluation/report.html` has the tables and figures."
         ),
     )
@@ -85,6 +85,11 @@ def _record_model(report: "Report", model: str, comparison: RunRecord) -> None:
         for metric, value in row.metrics.items():
             values[metric + ending] = value
             curves[f"window/{metric}{ending}"] = [one[metric] for one in windows]
+    values |= _gains(report.slices[student], arm)
+    observed = [row["observed"] for row in report.calibration if row["model"] == model]
+    if observed:
+        predicted = [row["predicted"] for row in report.calibration if row["model"] == model]
+        curves |= {"calibration/predicted": predicted, "calibration/observed": observed}
     record(
         RunRecord(
             name=f"{student}: {arm}",
@@ -99,6 +104,18 @@ def _record_model(report: "Report", model: str, comparison: RunRecord) -> None:
             started_ms=comparison.started_ms,
         )
     )
+
+
+def _gains(slices: dict[str, dict[str, Any]], arm: str) -> dict[str, float]:
+    """How far ``arm`` lies below plain in % of its NE, by domain and by how cold an example is."""
+    gains = {}
+    for kind in ("domain", "coldness"):
+        for name, values in slices.get(kind, {}).items():
+            own, plain = values["models"][arm], values["models"]["plain"]
+            gain = -100 * own.get("difference", 0.0) / plain["ne"]
+            if math.isfinite(gain):
+                gains[f"gain_percent/{kind} {name}"] = gain
+    return gains
 
 
 def _headline(report: "Report") -> dict[str, float]:

@@ -3,6 +3,7 @@
 import getpass
 import logging
 import os
+import re
 import socket
 import sqlite3
 import sys
@@ -33,6 +34,7 @@ NOTE_TAG = "mlflow.note.content"  # MLflow's own: the description, in Markdown
 METRICS_PER_REQUEST = 1000  # MLflow takes no more
 PARAMS_PER_REQUEST = 100
 LONGEST_PARAM = 6000
+NOT_IN_NAMES = re.compile(r"[^\w\-. :/]")  # of metrics: MLflow refuses them
 HTTP_RETRIES = "1"  # MLflow's 7 take four minutes, for each run while a server is away
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 REFUSED_CODES = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST"}
@@ -197,7 +199,7 @@ def _origin() -> dict[str, str]:
     tags = {
         "code_version": code_version(),
         "host": socket.gethostname(),
-        "mlflow.user": getpass.getuser() if os.environ.get("USER") else str(os.getuid()),
+        "mlflow.user": _user(),
         "mlflow.source.name": Path(sys.argv[0] or sys.executable).name,
         "mlflow.source.type": "LOCAL",
     }
@@ -205,6 +207,13 @@ def _origin() -> dict[str, str]:
     tags |= {"mlflow.source.git.commit": commit} if commit else {}
     url = _flow_run_url()
     return tags | ({"prefect_flow_run": url} if url else {})
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return str(os.getuid())
 
 
 def _flow_run_url() -> str:
@@ -481,11 +490,14 @@ def _metrics(run: RunRecord, first_step: int) -> list[Any]:
     """The record's metrics, curves and points; of curves, what the run has is left out."""
     from mlflow.entities import Metric
 
-    values = [Metric(key, value, run.written_ms, 0) for key, value in run.metrics.items()]
+    values = [(key, 0, value, run.written_ms) for key, value in run.metrics.items()]
     for key, curve in run.curves.items():
         values += [
-            Metric(key, value, run.written_ms, step)
+            (key, step, value, run.written_ms)
             for step, value in enumerate(curve, start=run.first_step)
             if value is not None and step >= first_step
         ]
-    return values + [Metric(key, value, time_ms, step) for key, step, value, time_ms in run.points]
+    return [
+        Metric(NOT_IN_NAMES.sub("_", key), value, time_ms, step)
+        for key, step, value, time_ms in (*values, *run.points)
+    ]
