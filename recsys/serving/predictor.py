@@ -257,7 +257,7 @@ class Predictor:
         count = len(domains)
         if count == 0:
             return np.zeros((0, len(self.tasks)), np.float32)
-        inputs = {
+        inputs: dict[str, NDArray[Any]] = {
             DENSE_INPUT: self._dense(encoded.dense, domains),
             EMBEDDINGS_INPUT: self._embeddings(encoded, count),
         }

@@ -26,6 +26,7 @@ STUDENTS = StudentsSettings(
     model=MODEL,
     seeds=[1],
     students=[StudentSettings(name="one", domain="feed")],
+    table_learning_rate=None,
     arms={"plain": DistillationSettings(mode="none")},
 )
 SECTION: dict[str, Any] = {
