@@ -80,7 +80,7 @@ def onnx_of(network: Network) -> bytes:
             torch.onnx.export(
                 network.eval(),
                 tuple(inputs),
-                written,  # type: ignore[arg-type]  # torch says a path, and takes a file
+                written,  # type: ignore[arg-type]  # its stub knows of paths alone
                 input_names=names,
                 output_names=[LOGITS_OUTPUT],
                 dynamic_axes={name: {0: "rows"} for name in [*names, LOGITS_OUTPUT]},

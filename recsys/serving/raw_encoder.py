@@ -62,8 +62,9 @@ def columns_of(rows: Rows, encoder: EncoderFormat) -> tuple[dict[str, list[Any]]
         if len(lengths) > 1:
             raise InputError(f"columns differ in length: {', '.join(map(str, lengths))}")
         count = lengths[0] if lengths else 0
-    elif (frame_columns := getattr(rows, "columns", None)) is not None:
-        names, found, count = list(frame_columns), _of_frame(rows, wanted), len(rows)
+    elif hasattr(rows, "columns"):
+        frame: Any = rows
+        names, found, count = list(frame.columns), _of_frame(frame, wanted), len(frame)
     else:
         names, count, found = list(rows[0]) if len(rows) else [], len(rows), {}
         columns = {column.name: column for column in encoder.columns}

@@ -22,7 +22,7 @@ class Tables:
     :meth:`put` writes stays in this process.
     """
 
-    def __init__(self, values: NDArray[np.generic], scales: NDArray[np.float32] | None) -> None:
+    def __init__(self, values: NDArray[Any], scales: NDArray[Any] | None) -> None:
         self.values, self.scales = values, scales
         self.dimension = values.shape[1]
 

@@ -46,7 +46,7 @@ def test_help_has_a_line_for_each_subcommand_in_the_order_in_which_a_person_meet
     assert first_words == [
         "run",
         *("ingest", "baselines", "partition", "teacher", "augment", "students"),
-        *("evaluate", "register", "compare", "serve"),
+        *("evaluate", "register", "compare", "serve", "score"),
         *("stream", "snapshots", "describe", "tune", "plan", "advise", "calibrate"),
         *("deployments", "ui"),
         "-h,",
@@ -114,7 +114,7 @@ def test_a_wrong_option_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     [
         [name, *{"compare": ["a", "b"], "snapshots": ["list"], "ui": ["mlflow"]}.get(name, [])]
         for name in NAMES
-        if name not in ("plan", "advise", "describe", "serve")
+        if name not in ("plan", "advise", "describe", "serve", "score")
     ],
     ids=" ".join,
 )
