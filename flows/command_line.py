@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from flows.stopping import end, signal_of, stoppable
+
 PARAMS = Path("params")
 STATUS_OF_A_MISTAKE = 2
-STATUS_OF_AN_INTERRUPT = 130
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
@@ -79,19 +80,27 @@ def run_program(
 
 
 def exit_status(command: Callable[[], Any]) -> int:
-    """Run ``command``; its exit status. A user's mistake is one line and status 2, Ctrl-C 130."""
-    for name in ("prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(name).addFilter(_without_traceback_of_mistakes)
+    """Run ``command``; its exit status. A user's mistake is one line and status 2, Ctrl-C 130,
+    SIGTERM 143."""
+    hide_tracebacks_of_mistakes()
     try:
-        command()
-    except KeyboardInterrupt:
-        return STATUS_OF_AN_INTERRUPT
-    except Exception as error:
+        with stoppable():
+            command()
+    except BaseException as error:  # Prefect's signals are no Exception
+        number = signal_of(error)
+        if number is not None:
+            return end(number)
         if not _is_a_mistake(error):
             raise
         print(f"error: {error}", file=sys.stderr)
         return STATUS_OF_A_MISTAKE
     return 0
+
+
+def hide_tracebacks_of_mistakes() -> None:
+    """Let Prefect log a user's mistake as one line."""
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(_without_traceback_of_mistakes)
 
 
 def _without_traceback_of_mistakes(record: logging.LogRecord) -> bool:

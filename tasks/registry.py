@@ -36,7 +36,7 @@ class Served:
     why: str
 
 
-@task
+@task(task_run_name="register the students", tags=["registry"])
 def register_students() -> None:
     """Register each student's arm of the lowest NE and write reports/registration.json.
 
