@@ -12,17 +12,19 @@ run: setup
 
 # A worker per core, at most 4: most tests start processes of their own. A file stays on one worker,
 # and the longest files, which tests/conftest.py puts first, begin first.
+# One thread each: a second one per worker would spin while it waits for a core.
 WORKERS := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS)
 
 test: setup
-	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
+	$(PYTEST) $(ARGS)
 
 # Tracing every line makes the tests slower, so it is a target of its own
 coverage: setup
-	$(BIN)/python -m pytest $(WORKERS) --cov --cov-report=term:skip-covered $(ARGS)
+	$(PYTEST) --cov --cov-report=term:skip-covered $(ARGS)
 
 test-fast: setup
-	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not ranks" $(ARGS)
+	$(PYTEST) -m "not slow and not ranks" $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .

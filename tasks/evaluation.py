@@ -49,7 +49,7 @@ def evaluate_students() -> None:
         dataset=Schema.load(WINDOWS).dataset,
         tags={"students_version": output_version(STUDENTS)},
         description=(
-            "All models on the same rows, before any of them learnt from them. Select the runs "
+            "All models on the same rows, before any of them trained on them. Select the runs "
             "below it and press *Compare*; `evaluation/report.html` has the tables and figures."
         ),
     )

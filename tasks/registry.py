@@ -6,17 +6,22 @@ import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from prefect import task
 
 from recsys.config import InputError
+from recsys.evaluation.gate import Verdict
+from tasks.gating import JUDGED_FILE, MODEL_TAG, gated, judged_rows, known_version, model_hash
 from tasks.project import EVALUATION, REGISTRATION, STUDENTS, WINDOWS, require
 from tasks.tracking import PARENT_TAG, connect, find_run, in_one_line, open_parent
 from tasks.versioning import code_version, output_version
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from recsys.data.encoder_format import RawColumn
     from recsys.serving.predictor import Predictor
 
@@ -28,27 +33,38 @@ EXAMPLE_ROWS = 3
 @dataclass(frozen=True)
 class Served:
     """A served model: the arm that it is of, its folder, the alias that its version takes, and why
-    in words."""
+    in words.
+
+    ``judged``: its predictions on the rows that judge it, which the next one is compared on; None:
+    there are none.
+    """
 
     arm: str
     folder: Path
     alias: str
     why: str
+    judged: "pl.DataFrame | None" = None
 
 
 @task(task_run_name="register the students", tags=["registry"])
 def register_students() -> None:
     """Register each student's arm of the lowest NE and write reports/registration.json.
 
-    It gets the alias ``champion``; one that loses to the baseline of evaluate.yaml's ``gate`` gets
-    ``challenger``, and the champion of before stays.
+    It gets the alias ``champion``; one that fails the ``gate`` of evaluate.yaml (the baseline, the
+    present champion on the same rows, calibration, its budget) gets ``challenger``, and the
+    champion of before stays. A model that is registered already is not registered again.
 
     If MLflow is away, the models stay in models/students and the run says so; training results are
     not lost.
     """
     require(WINDOWS, STUDENTS, EVALUATION)
     report = json.loads((EVALUATION / "report.json").read_text())
-    verdicts = {name: report["verdicts"][name] for name in sorted(report["verdicts"])}
+    found = {name: Verdict(**report["verdicts"][name]) for name in sorted(report["verdicts"])}
+    judged = {name: judged_rows(name, verdict.arm) for name, verdict in found.items()}
+    verdicts = {
+        name: gated(name, verdict, _export(name, verdict.arm), judged[name]).as_json()
+        for name, verdict in found.items()
+    }
     registration = {
         name: {
             "arm": verdict["arm"],
@@ -64,7 +80,9 @@ def register_students() -> None:
             logger.warning("%s is registered as challenger only: %s", name, one["why"])
     register_models(
         {
-            name: Served(one["arm"], _export(name, one["arm"]), one["alias"], one["why"])
+            name: Served(
+                one["arm"], _export(name, one["arm"]), one["alias"], one["why"], judged[name]
+            )
             for name, one in registration.items()
         }
     )
@@ -147,22 +165,28 @@ def _log(
 
     from tasks import served_model
 
+    client, registered = mlflow.MlflowClient(), f"towerflow-{name}"
+    same = known_version(client, registered, one.folder)
+    if same is not None:
+        client.set_registered_model_alias(registered, one.alias, same)
+        logger.info("%s: version %s is this model already: %s", registered, same, one.why)
+        return
     outputs = infer_signature(model_output=served_model.probabilities(predictor, example)).outputs
-    registered = f"towerflow-{name}"
-    with warnings.catch_warnings(
-        action="ignore", category=UserWarning
+    with (
+        TemporaryDirectory() as scratch,
+        warnings.catch_warnings(action="ignore", category=UserWarning),
     ):  # a hint that integer columns hold no missing
         logged = mlflow.pyfunc.log_model(
             name=name,
             python_model=served_model.__file__,
-            artifacts={"student": str(one.folder)},
+            artifacts={"student": str(one.folder)} | _judged_file(one, Path(scratch)),
             code_paths=["recsys"],
             input_example=example,
             signature=ModelSignature(_inputs(predictor), outputs),
             registered_model_name=registered,
             pip_requirements="requirements/cpu.lock",
         )
-    client, version = mlflow.MlflowClient(), str(logged.registered_model_version)
+    version = str(logged.registered_model_version)
     domain = "all domains" if predictor.domain is None else predictor.domain
     client.update_model_version(
         registered,
@@ -170,9 +194,17 @@ def _log(
         f"Student {name}, serves {domain}, arm {one.arm}; registered as {one.alias}: {one.why}.",
     )
     tags = {"student": name, "domain": domain, "arm": one.arm, **versions}
+    tags[MODEL_TAG] = model_hash(one.folder)
     for key, value in tags.items():
         client.set_model_version_tag(registered, version, key, value)
     client.set_registered_model_alias(registered, one.alias, version)
+
+
+def _judged_file(one: Served, folder: Path) -> dict[str, str]:
+    if one.judged is None:
+        return {}
+    one.judged.write_parquet(folder / JUDGED_FILE)
+    return {"judged": str(folder / JUDGED_FILE)}
 
 
 def _inputs(predictor: "Predictor") -> Any:

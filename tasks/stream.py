@@ -1,4 +1,4 @@
-"""The stream: new windows as they come, evaluated, scored, learnt from and published as
+"""The stream: new windows as they come, evaluated, scored, trained on and published as
 models/stream."""
 
 import json
@@ -98,7 +98,7 @@ def what_is_missing() -> str | None:
     if _lacks_partition():
         probed = load_settings(PARAMS / "towers.yaml", TowersSettings).partition.probe_windows
         if probed >= wanted:
-            wanted, why = probed, "the teacher's towers are learnt from them"
+            wanted, why = probed, "the teacher's towers are computed from them"
     return (
         None
         if complete >= wanted
@@ -108,7 +108,7 @@ def what_is_missing() -> str | None:
 
 @task
 def partition_is_due() -> bool:
-    """Whether the teacher's towers are still to be learnt."""
+    """Whether the teacher's towers are still to be computed."""
     return _lacks_partition()
 
 

@@ -48,7 +48,7 @@ def train_all_students() -> None:
             },
             description=(
                 f"The student {student}, {arm}, of training seed {number}. `window/ne` is of "
-                "predictions made before it learnt from the window; a step is a window."
+                "predictions made before it trained on the window; a step is a window."
             ),
         )
 
@@ -79,7 +79,7 @@ def train_all_students() -> None:
 
 
 def _recipe(settings: StudentsSettings, name: str, arm: str) -> dict[str, str]:
-    """Which rows the student called ``name`` has learnt from in ``arm``, and the rate of its
+    """Which rows the student called ``name`` trained on in ``arm``, and the rate of its
     tables: as set, or as chosen."""
     student = next(one for one in settings.students if one.name == name)
     rows, rate = settings.distillation_of(student, arm).rows, settings.table_learning_rate

@@ -31,7 +31,7 @@ def train_teacher_model() -> None:
         tags={"partition_version": output_version(PARTITION_FILE.parent)},
         description=(
             "The teacher, trained once through all windows in order. `window/ne` is of predictions "
-            "made before it learnt from the window; a step is a window."
+            "made before it trained on the window; a step is a window."
         ),
         loads=True,
     )

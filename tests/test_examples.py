@@ -17,6 +17,7 @@ WITH_EXAMPLES = [
     "recsys.distill.score_log",
     "recsys.models.factory",
     "recsys.planning.planner",
+    "recsys.serving.export",
     "recsys.training.engine",
 ]
 

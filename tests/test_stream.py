@@ -130,7 +130,7 @@ def test_a_killed_run_goes_on_and_all_windows_but_the_last_are_taken_until_the_l
 ) -> None:
     assert len(json.loads((project / "taken_when_killed.json").read_text())) == 2
     after = (project / "after_kill.txt").read_text()
-    assert "checkpoints: goes on at window 3, batch" in after
+    assert "checkpoints: resumes at window 3, batch" in after
     assert "2 new windows, 4 in all" in after
     assert "1 new windows, 5 in all" in (project / "finished.txt").read_text()
 

@@ -39,10 +39,15 @@ def _checked_name(name: str, what: str) -> str:
 
 class BudgetSettings(Settings):
     """The most that a student may cost to serve: ``parameters``, tables included, and
-    ``training_flops`` a sample (forward and backward; a third of them are served)."""
+    ``training_flops`` a sample (forward and backward; a third of them are served): more is refused
+    before it trains. ``memory_mb`` of the exported weights, and the median ``latency_ms`` of one
+    row and ``latency_512_ms`` of 512: with more it does not become champion."""
 
     parameters: PositiveInt | None = None
     training_flops: PositiveInt | None = None
+    memory_mb: PositiveFloat | None = None
+    latency_ms: PositiveFloat | None = None
+    latency_512_ms: PositiveFloat | None = None
 
 
 class StudentSettings(Settings):

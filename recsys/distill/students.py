@@ -33,6 +33,7 @@ from recsys.models.factory import build_ranker
 from recsys.models.settings import ModelSettings
 from recsys.progress import RowProgress
 from recsys.provenance import code_of
+from recsys.scratch import scratch
 from recsys.serving.calibrating import calibration_of
 from recsys.serving.export import export_ranker
 from recsys.training import ranks
@@ -257,7 +258,7 @@ def _try_recipes(
         for trial, data in zip(trials, views, strict=True):
             kept = _trial_checkpoints(trial, job)
             engine, loss_function = _engine(trial, data, job.train)
-            with TemporaryDirectory() as temporary:
+            with TemporaryDirectory(dir=scratch()) as temporary:
                 # What is predicted judges the teacher, also after a kill
                 folder = Path(temporary) if kept is None else kept.folder / TRIAL_DIR
                 gated, _ = _gated(trial, data, folder)

@@ -28,6 +28,7 @@ from recsys.models.settings import ModelSettings
 from recsys.planning.plan_report import draw_plan
 from recsys.progress import RowProgress
 from recsys.provenance import Code, code_of, file_of, modules_named
+from recsys.scratch import scratch
 from recsys.sharding.training_plan import predict_training
 from recsys.towers.engine import tower_engine
 from recsys.training import ranks
@@ -54,6 +55,7 @@ CHECKPOINT_KEYS = {
 PLACEMENT_KEYS = {
     *LaunchSettings.model_fields,
     "memory_gb",
+    "host_memory_gb",
     "table_memory",
     "table_file_dir",
     "sharding",
@@ -128,7 +130,7 @@ def _tried(
 ) -> list[dict[str, Any]]:
     """The metrics of the first windows with tables trained at ``rate``."""
     train = job.train.model_copy(update={"table_learning_rate": rate})
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory(dir=scratch()) as folder:
         trial = replace(job, train=train, output_dir=Path(folder), checkpoints=None)
         return launch(_try_rank, (trial, partition), train)[0]
 
@@ -193,7 +195,7 @@ def model_size(state: dict[str, Tensor]) -> dict[str, int]:
 def _fresh(
     job: TrainingJob[TeacherSettings], partition: Partition | None, reader: WindowReader
 ) -> tuple[TrainSettings, Engine, DataView]:
-    """How the teacher is trained, the teacher that has learnt nothing, and what it is shown."""
+    """How the teacher is trained, the untrained teacher, and the data it is shown."""
     train = with_batch_size(job.train, job.settings.batch_size, reader.windows[0].rows)
     engine = teacher_engine(reader.schema, partition, job.settings, train)
     return train, engine, DataView(reader, train.global_batch_size)

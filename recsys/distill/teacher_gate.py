@@ -27,7 +27,7 @@ class Verdict:
         rows: predicted by both, with labels known before the window.
         teacher: its mean log loss over them; None where there are none.
         student: the student's.
-        teaches: whether the window's scores are learnt from.
+        teaches: whether students train on the window's scores.
     """
 
     window: str
@@ -74,7 +74,7 @@ class GatedScores:
         return joined.with_columns(pl.lit(None, joined.schema[name]).alias(name) for name in new)
 
     def verdict(self, window: Window) -> Verdict:
-        """Whether the scores of ``window`` are learnt from."""
+        """Whether students train on the scores of ``window``."""
         place = self._reader.windows.index(window)
         past = self._reader.windows[max(place - self._windows, 0) : place]
         self._losses = {one.name: self._of_window(one) for one in past}

@@ -19,7 +19,7 @@ S = TypeVar("S", "TeacherSettings", "StudentsSettings")
 
 @dataclass(frozen=True)
 class TrainingJob(Generic[S]):
-    """What is learnt from, how, and where the results go.
+    """The data to train on, how, and where the results go.
 
     Attributes:
         settings: the teacher's, or those of all students.

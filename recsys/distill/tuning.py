@@ -1,7 +1,7 @@
 """Tuning: search the settings of students on the windows before those that judge them.
 
 A trial trains every student, as the students stage does, on the early windows alone and is worth
-the mean NE of the windows after the first, each predicted before it was learnt. Optuna's TPE
+the mean NE of the windows after the first, each predicted before training on it. Optuna's TPE
 proposes the trials. The best of them and the present settings are trained again with other seeds,
 and a change counts only if it is better beyond its interval.
 """

@@ -7,7 +7,7 @@ import numpy as np
 
 from recsys.planning.hardware import Topology
 from recsys.planning.planner import Plan, PlannedTable, Way, plan_table, shard_geometry
-from recsys.planning.table_costs import base_bytes, base_ms, plain_option
+from recsys.planning.table_costs import base_bytes, base_ms, kernel_options
 from recsys.planning.tables import (
     SHARDINGS,
     PlannedModel,
@@ -20,14 +20,17 @@ GIVEN = "given"
 
 
 def ways_of(rows: Iterable[Mapping[str, Any]], ranks_per_host: int) -> dict[str, Way]:
-    """The ways of an engine's plan: its rows have table, kind and ranks."""
+    """The ways of an engine's plan: its rows have table, kind and ranks, and the kernel where rows
+    are in the host's memory."""
     ways = {}
     for row in rows:
         kind, ranks = row["kind"], list(row["ranks"])
         sharding = SHARDINGS[kind]
         row_shards = ranks_per_host if sharding.rows else 1
         column_shards = len(ranks) // row_shards if sharding.columns else 1
-        ways[row["table"]] = Way(kind, ranks, column_shards)
+        ways[row["table"]] = Way(
+            kind, ranks, column_shards, row.get("kernel"), row.get("load_factor")
+        )
     return ways
 
 
@@ -35,9 +38,9 @@ def assess(model: PlannedModel, topology: Topology, ways: Mapping[str, Way]) -> 
     """Predicted milliseconds and bytes of the plan that splits each table of ``model`` as ``ways``
     says.
 
-    Kernels are the ones with the table in the device's own memory. Shards of a kind count alike, as
-    in :mod:`recsys.planning.table_costs`; :func:`held_bytes` counts the last, shorter row shards as
-    they are.
+    Where a way names no kernel, the table is in the device's own memory. Shards of a kind count
+    alike, as in :mod:`recsys.planning.table_costs`; :func:`held_bytes` counts the last, shorter row
+    shards as they are.
 
     Raises:
         KeyError: ``ways`` lacks a table.
@@ -51,7 +54,11 @@ def assess(model: PlannedModel, topology: Topology, ways: Mapping[str, Way]) -> 
     rows: list[PlannedTable] = []
     for table in tables:
         way = ways[table.name]
-        option = plain_option(table, way.kind, way.column_shards, model, topology)
+        kernels = kernel_options(table, way.kind, way.column_shards, model, topology)
+        option = next(
+            (o for o in kernels if (o.kernel, o.load_factor) == (way.kernel, way.load_factor)),
+            kernels[0],
+        )
         rank_bytes[way.ranks] += np.array(option.bytes, dtype=np.int64)
         rank_ms[way.ranks] += option.ms
         rows.append(plan_table(table, option, way.kind, way.ranks))

@@ -2,9 +2,10 @@
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -80,6 +81,28 @@ CPU = Hardware(
     cores=2,
     source="fitted to 27 plans on 2 gloo ranks (python -m bench.planner.validation --fit)",
 )
+
+
+# A rank that is an H100 SXM: what training on GPUs plans with unless it is told otherwise
+GPU = Hardware(
+    device="cuda",
+    hbm=Tier(gb_s=3350.0, access_bytes=32),  # H100 SXM5 data sheet; a DRAM sector
+    ddr=Tier(gb_s=63.0, access_bytes=128),  # PCIe 5.0 x16, one direction
+    ssd=None,
+    intra_gb_s=450.0,  # NVLink 4, 900 GB/s in both directions
+    cross_gb_s=30.0,  # assumed: 0.6 of a ConnectX-7 of 400 Gb/s, one a GPU (DGX H100)
+    reduce_gb_s=40.0,  # assumed: 0.8 of it
+    collective_ms=0.05,  # assumed
+    shard_ms=0.005,  # assumed
+    dense_tflops=50.0,  # three quarters of 67, fp32 without TF32, which is torch's default
+    reserved_gb=3.0,  # assumed: CUDA context, NCCL buffers, allocator slack
+    source="NVIDIA H100 and DGX H100 data sheets, and assumptions; not measured",
+)
+
+
+def hardware_of(settings: Mapping[str, Any]) -> Hardware:
+    """What a rank of ``settings``' device is, unless a person says so."""
+    return GPU if settings.get("device") == "cuda" else CPU
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from recsys.planning.hardware import TIERS, Topology
 from recsys.planning.placement import Array, Bins, Item, Placement, place
-from recsys.planning.table_costs import Option, base_bytes, base_ms, options, plain_option
+from recsys.planning.table_costs import Option, base_bytes, base_ms, kernel_options, options
 from recsys.planning.tables import Kind, PlannedModel, Table, WeightType, expand_tables
 
 # Largest shard allowed, over the mean load of a rank
@@ -30,11 +30,14 @@ TINY = 1e-12
 @dataclass(frozen=True)
 class Way:
     """How one table is split: ``ranks`` holds a rank a shard, as :class:`PlannedTable` orders
-    them."""
+    them. ``kernel`` (None: the rows are in the device's own memory) and ``load_factor`` are what
+    :func:`recsys.planning.assess.assess` reckons with; a search chooses its own."""
 
     kind: Kind
     ranks: list[int]
     column_shards: int = 1
+    kernel: str | None = None
+    load_factor: float | None = None
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ def _menu(
         way = fixed.get(table.name)
         if way is None:
             return fitting(replace(table, name=""))
-        return [plain_option(table, way.kind, way.column_shards, model, topology)]
+        return kernel_options(table, way.kind, way.column_shards, model, topology)
 
     menu = [options_of(table) for table in tables]
     if not all(menu):

@@ -88,23 +88,19 @@ class _Kernel:
 
 def options(table: Table, model: PlannedModel, topology: Topology) -> list[Option]:
     """Every way to shard ``table`` that ``model`` and the machine allow, in a fixed order."""
-    found = []
-    for split in _splits(table, model, topology):
-        kernels = [_Kernel("dense", topology.hardware.device_tier)]
-        if split.kind != "data_parallel":
-            kernels = _kernels(model, topology)
-        found += [_price(table, split, kernel, model, topology) for kernel in kernels]
-    return found
+    return [
+        option
+        for split in _splits(table, model, topology)
+        for option in _priced(table, split, model, topology)
+    ]
 
 
-def plain_option(
+def kernel_options(
     table: Table, kind: Kind, column_shards: int, model: PlannedModel, topology: Topology
-) -> Option:
-    """``kind`` with the whole shard in the device's own memory."""
-    kernel = _Kernel("dense" if kind == "data_parallel" else "fused", topology.hardware.device_tier)
-    return _price(
-        table, _split(table, kind, column_shards, model, topology), kernel, model, topology
-    )
+) -> list[Option]:
+    """``kind`` with every kernel that the machine allows; the first has the whole shard in the
+    device's own memory."""
+    return _priced(table, _split(table, kind, column_shards, model, topology), model, topology)
 
 
 def base_bytes(
@@ -215,6 +211,14 @@ def _kernels(model: PlannedModel, topology: Topology) -> list[_Kernel]:
     if topology.ssd and hardware.ssd:
         found += [_Kernel("key_value", SSD, factor) for factor in factors]
     return found
+
+
+def _priced(table: Table, split: _Split, model: PlannedModel, topology: Topology) -> list[Option]:
+    """``split`` with every kernel."""
+    kernels = [_Kernel("dense", topology.hardware.device_tier)]
+    if split.kind != "data_parallel":
+        kernels = _kernels(model, topology)
+    return [_price(table, split, kernel, model, topology) for kernel in kernels]
 
 
 def _price(

@@ -54,13 +54,28 @@ def export_ranker(
     Args:
         state: full unsharded weights of a plain :class:`Ranker`, without distillation heads.
         schema: what :meth:`Schema.for_serving` keeps of it is written.
-        encoder: of the data that the model has learnt from.
+        encoder: of the data that the model was trained on.
         partition: of a model with towers.
         domain: the only one of ``schema.domains`` that the model serves; None: all of them.
         precision: of the tables.
         calibration: as :func:`recsys.serving.calibrating.calibration_of` gives it; None: there is
             none.
         card: what the model is and where it comes from, for people.
+
+    Example::
+
+        >>> from tempfile import mkdtemp
+        >>> from recsys.data.encoder_format import DenseEncoding, IdEncoding, RawColumn
+        >>> from recsys.data.schema import CategoricalFeature
+        >>> from recsys.serving.predictor import Predictor
+        >>> schema = Schema("toy", ["price"], [CategoricalFeature("ad", 100)], ["all"], [], 0.2, {})
+        >>> columns = [RawColumn("price", "number", optional=True), RawColumn("ad", "text")]
+        >>> dense, ids = [DenseEncoding("price", "price")], [IdEncoding("ad", ["ad"], 100)]
+        >>> encoder = Encoder(columns, dense, ids, examples=[{"price": 9.5, "ad": "shoes"}])
+        >>> ranker, folder = build_ranker(schema, ModelSettings()), Path(mkdtemp()) / "export"
+        >>> export_ranker(ranker.state_dict(), schema, ModelSettings(), encoder, folder)
+        >>> Predictor.load(folder).predict([{"price": 9.5, "ad": "shoes"}, {"ad": "new"}])
+        array([0.2..., 0.2...])
     """
     directory.mkdir(parents=True, exist_ok=True)
     ranker = build_ranker(schema, settings, partition, UNUSED_SEED, table_device="meta")

@@ -42,7 +42,7 @@ Probabilities = dict[str, NDArray[np.float64]]
 
 
 class Predictor:
-    """Probabilities of raw rows, of each task that the model learnt.
+    """Probabilities of raw rows, of each task that the model was trained on.
 
     Rows are a list of rows by name, lists by name, or a frame of pandas or polars.
 
@@ -109,7 +109,7 @@ class Predictor:
                 f"students again"
             )
         if not (directory / SUMS_FILE).is_file():
-            raise InputError(f"{directory / SUMS_FILE}: is missing; make it anew with {REMEDY}")
+            raise InputError(f"{directory / SUMS_FILE}: is missing; rebuild it with {REMEDY}")
         check_sums(directory, REMEDY)
         description = read_json(path)
         encoder = EncoderFormat.load(directory)
@@ -173,7 +173,7 @@ class Predictor:
             calibrated: False: what the network says, as training reports it.
 
         Raises:
-            InputError: a column is missing, stands twice or holds something else than in the log,
+            InputError: a column is missing, appears twice or holds something else than in the log,
                 or a row is of a domain that the model does not serve.
         """
         return self._predicted(*columns_of(rows, self.format), self._encoder, calibrated)

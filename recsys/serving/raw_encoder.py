@@ -53,7 +53,7 @@ def columns_of(rows: Rows, encoder: EncoderFormat) -> tuple[dict[str, list[Any]]
         rows: a list of rows by name, lists by name, or a frame of pandas or polars.
 
     Raises:
-        InputError: a column is missing, stands twice, or is longer than another.
+        InputError: a column is missing, appears twice, or is longer than another.
     """
     wanted = encoder.read_names
     if isinstance(rows, Mapping):
@@ -88,7 +88,7 @@ def _of_frame(frame: Any, wanted: Iterable[str]) -> dict[str, list[Any]]:
     for name in wanted:
         count = names.count(name)
         if count > 1:
-            raise InputError(f"column {name!r} stands twice")
+            raise InputError(f"column {name!r} appears twice")
         if count == 0:
             continue
         column = frame[name]

@@ -24,7 +24,7 @@ from torchrec.distributed.types import (
 
 from recsys.config import InputError
 from recsys.planning.tables import SHARDINGS, SMALLEST_COLUMN_SHARD, Kind
-from recsys.sharding.settings import CommunicationSettings, ShardingSettings
+from recsys.sharding.settings import CommunicationSettings, ShardingSettings, no_int8
 
 FORMATS = {
     "fp32": SparseType.FP32,
@@ -141,10 +141,7 @@ def check_kind(settings: ShardingSettings, table: str, kind: Kind) -> None:
     for direction in ("forward", "backward"):
         if getattr(settings.communication, direction) == "int8":
             raise InputError(
-                f"{settings.where(f'communication.{direction}')}: int8 does not work with {kind} "
-                f"of {table}, whose parts are added up on the way (reduce-scatter); use fp16 or "
-                "bf16, "
-                "or split the table table_wise, column_wise, table_column_wise or data_parallel"
+                f"{settings.where(f'communication.{direction}')}: {no_int8(kind, table)}"
             )
 
 

@@ -40,7 +40,7 @@ from recsys.planning.tables import (
     shard_bytes,
 )
 from recsys.sharding.communication import check_kind, sends_int8
-from recsys.sharding.settings import ShardingSettings, check_table_names
+from recsys.sharding.settings import ShardingSettings, check_table_names, inexact
 from recsys.sharding.training_plan import collective_plan, needed_bytes
 from recsys.units import BYTES_PER_GIB
 from recsys.upstream import EnumerableShardingSpec, ShardedTensor, ShardMetadata, admit_empty_shards
@@ -51,13 +51,13 @@ ParameterShardingGenerator = Callable[
 
 # With the optimiser in the backward pass. On a GPU also with rows in the host's memory, all or all
 # but a cache; not key_value, which needs a folder on a disk.
+IN_HOST_MEMORY = [
+    EmbeddingComputeKernel.FUSED_UVM.value,
+    EmbeddingComputeKernel.FUSED_UVM_CACHING.value,
+]
 COMPUTE_KERNELS = {
     "cpu": [EmbeddingComputeKernel.FUSED.value],
-    "cuda": [
-        EmbeddingComputeKernel.FUSED.value,
-        EmbeddingComputeKernel.FUSED_UVM.value,
-        EmbeddingComputeKernel.FUSED_UVM_CACHING.value,
-    ],
+    "cuda": [EmbeddingComputeKernel.FUSED.value, *IN_HOST_MEMORY],
 }
 ON_ONE_HOST = [
     kind
@@ -134,20 +134,27 @@ def make_plan(model: nn.Module, request: PlanRequest, sharder: ModuleSharder[Any
     fixed = _fixed_shards(
         [config for config in configs if request.kind(config.name) is not None], request
     )
-    plan = _fixed_plan(model, request, sharder, fixed) if fixed else ShardingPlan({})
-    if len(fixed) < len(configs):
-        rows = (
-            [row for row in plan_rows(model, plan, request.settings) if row["table"] in fixed]
-            if fixed
-            else []
-        )
-        given, plan = plan, _searched_plan(model, request, rows)
-        for path, placed in given.plan.items():
-            searched = plan.plan[path]
-            assert isinstance(placed, EmbeddingModuleShardingPlan)
-            assert isinstance(searched, EmbeddingModuleShardingPlan)
-            searched.update({name: sharding for name, sharding in placed.items() if name in fixed})
-    _check_memory(model, plan_rows(model, plan, request.settings), request)
+    given = _fixed_plan(model, request, sharder, fixed) if fixed else ShardingPlan({})
+    # Where rows may be in the host's memory, the search chooses the kernels of all tables
+    if len(fixed) == len(configs) and not request.settings.host_memory_gb:
+        _check_memory(model, plan_rows(model, given, request.settings), request)
+        return given
+    rows = [
+        row
+        for row in (plan_rows(model, given, request.settings) if fixed else [])
+        if row["table"] in fixed
+    ]
+    plan = _searched_plan(model, request, rows)
+    for path, placed in given.plan.items():
+        searched = plan.plan[path]
+        assert isinstance(placed, EmbeddingModuleShardingPlan)
+        assert isinstance(searched, EmbeddingModuleShardingPlan)
+        for name in fixed.keys() & placed.keys():
+            searched[name] = replace(
+                placed[name],
+                compute_kernel=searched[name].compute_kernel,
+                cache_params=searched[name].cache_params,
+            )
     return plan
 
 
@@ -182,9 +189,7 @@ def _check_kinds(tables: list[str], request: PlanRequest) -> None:
         if not computes_exactly(kind, settings.table_optimizer):
             key = "table_sharding" if table in settings.table_sharding else "sharding"
             raise InputError(
-                f"{settings.where(key)}: {kind} changes what rowwise_adagrad computes for {table}; "
-                "use table_wise, row_wise, table_row_wise or data_parallel, or table_optimizer "
-                "adagrad"
+                f"{settings.where(key)}: {inexact(kind, settings.table_optimizer, table)}"
             )
 
 
@@ -196,7 +201,8 @@ def bag_collections(model: nn.Module) -> dict[str, EmbeddingBagCollection]:
 def plan_rows(
     model: nn.Module, plan: ShardingPlan, settings: ShardingSettings
 ) -> list[dict[str, Any]]:
-    """One row per table: table, kind, ranks, bytes (weights and optimiser state over all ranks)."""
+    """One row per table: table, kind, ranks, bytes (weights and optimiser state over all ranks);
+    kernel and load_factor where the rows are in the host's memory."""
     rows = []
     for path, module in bag_collections(model).items():
         placed = plan.plan[path]
@@ -208,14 +214,19 @@ def plan_rows(
                 if sharding.sharding_type == ShardingType.DATA_PARALLEL.value
                 else 1
             )
-            rows.append(
-                {
-                    "table": config.name,
-                    "kind": sharding.sharding_type,
-                    "ranks": list(sharding.ranks or []),
-                    "bytes": table_bytes(config, settings) * copies,
+            row = {
+                "table": config.name,
+                "kind": sharding.sharding_type,
+                "ranks": list(sharding.ranks or []),
+                "bytes": table_bytes(config, settings) * copies,
+            }
+            if sharding.compute_kernel in IN_HOST_MEMORY:
+                cache = sharding.cache_params
+                row |= {
+                    "kernel": sharding.compute_kernel,
+                    "load_factor": cache.load_factor if cache else None,
                 }
-            )
+            rows.append(row)
     return rows
 
 

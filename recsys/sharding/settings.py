@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     BeforeValidator,
     Field,
+    NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     ValidationInfo,
@@ -14,8 +15,8 @@ from pydantic import (
 )
 
 from recsys.config import InputError, Settings, load_settings, nearest_hint
-from recsys.planning.hardware import CPU, Hardware
-from recsys.planning.tables import Kind
+from recsys.planning.hardware import Hardware, hardware_of
+from recsys.planning.tables import SHARDINGS, Kind, TableOptimizer, computes_exactly
 
 Sharding = Literal["planner", Kind]
 
@@ -69,7 +70,9 @@ class ShardingSettings(HostSettings):
 
     ``sharding`` is how every table is split; ``table_sharding`` fixes single tables, by name, and
     goes before the towers of a partition. The planner reckons with the bandwidths of
-    ``hardware`` (or the YAML file of that path) and with ``ids_per_list`` ids an example of a list.
+    ``hardware`` (or the YAML file of that path; left out, it follows ``device``) and with
+    ``ids_per_list`` ids an example of a list. On a GPU it may also put rows into ``host_memory_gb``
+    GiB of the host's memory a rank, all or all but a cache (UVM).
 
     ``table_precision`` is that of the tables' rows; what they give out, gradients and optimiser
     state stay float32. FBGEMM rounds fp16 rows to nearest on the CPU: its stochastic rounding does
@@ -79,16 +82,102 @@ class ShardingSettings(HostSettings):
     """
 
     global_batch_size: PositiveInt = 256
-    table_optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "adagrad"
+    table_optimizer: TableOptimizer = "adagrad"
     sharding: Sharding = "planner"
     table_sharding: dict[str, Kind] = Field(default_factory=dict)
     memory_gb: PositiveFloat = Field(default=4.0, description="GiB a rank")
-    hardware: HardwareOrFile = CPU
+    host_memory_gb: NonNegativeFloat = Field(default=0.0, description="GiB a rank, beside a GPU")
+    hardware: HardwareOrFile = Field(default_factory=hardware_of)
     ids_per_list: PositiveFloat = 5.0
     table_precision: Literal["fp32", "fp16"] = "fp32"
     table_memory: Literal["ram", "file"] = "ram"
     table_file_dir: Path = Path()
     communication: CommunicationSettings = CommunicationSettings()
+
+    @field_validator("table_optimizer")
+    @classmethod
+    def _has_a_kernel(cls, optimizer: str, info: ValidationInfo) -> str:
+        if optimizer == "adam" and info.data.get("device") == "cpu":
+            raise ValueError(
+                "adam has no kernel on the CPU; there are: rowwise_adagrad, adagrad, sgd"
+            )
+        return optimizer
+
+    @field_validator("sharding", "table_sharding")
+    @classmethod
+    def _computes_exactly(cls, kinds: Any, info: ValidationInfo) -> Any:
+        optimizer = info.data.get("table_optimizer")
+        for table, kind in _by_table(kinds).items():
+            if optimizer is not None and not computes_exactly(kind, optimizer):
+                raise ValueError(inexact(kind, optimizer, table))
+            if kind == "data_parallel" and optimizer == "adam":
+                raise ValueError(f"{kind} of {table} has no adam; use another kind")
+        return kinds
+
+    @field_validator("host_memory_gb")
+    @classmethod
+    def _is_beside_a_gpu(cls, size: float, info: ValidationInfo) -> float:
+        if size and info.data.get("device") == "cpu":
+            raise ValueError("is for device: cuda; on the CPU memory_gb is the host's memory")
+        return size
+
+    @field_validator("hardware")
+    @classmethod
+    def _is_of_the_device(cls, hardware: Hardware, info: ValidationInfo) -> Hardware:
+        device = info.data.get("device", hardware.device)
+        if hardware.device != device:
+            raise ValueError(
+                f"describes ranks of device {hardware.device}, and device is {device}; name the "
+                "file of such a rank, or leave hardware out"
+            )
+        return hardware
+
+    @field_validator("table_precision")
+    @classmethod
+    def _has_such_rows(cls, precision: str, info: ValidationInfo) -> str:
+        kinds = _by_table(info.data.get("sharding")) | _by_table(info.data.get("table_sharding"))
+        if precision == "fp16" and "data_parallel" in kinds.values():
+            raise ValueError(
+                "fp16 has no kernel for data_parallel tables; use fp32, or split them another way "
+                "in sharding and table_sharding"
+            )
+        return precision
+
+    @field_validator("communication")
+    @classmethod
+    def _can_add_up(
+        cls, communication: CommunicationSettings, info: ValidationInfo
+    ) -> CommunicationSettings:
+        kinds = _by_table(info.data.get("sharding")) | _by_table(info.data.get("table_sharding"))
+        for table, kind in kinds.items():
+            for direction in ("forward", "backward"):
+                if getattr(communication, direction) == "int8" and SHARDINGS[kind].rows:
+                    raise ValueError(f"{direction}: {no_int8(kind, table)}")
+        return communication
+
+
+def inexact(kind: Kind, optimizer: str, table: str) -> str:
+    """Why ``table`` is not split as ``kind``."""
+    return (
+        f"{kind} changes what {optimizer} computes for {table}; use table_wise, row_wise, "
+        "table_row_wise or data_parallel, or table_optimizer adagrad"
+    )
+
+
+def no_int8(kind: Kind, table: str) -> str:
+    """Why ``table``, split as ``kind``, is not sent as int8."""
+    return (
+        f"int8 does not work with {kind} of {table}, whose parts are added up on the way "
+        "(reduce-scatter); use fp16 or bf16, or split the table table_wise, column_wise, "
+        "table_column_wise or data_parallel"
+    )
+
+
+def _by_table(kinds: str | dict[str, Kind] | None) -> dict[str, Kind]:
+    """The kinds that are given, by the tables that they are for."""
+    if isinstance(kinds, dict):
+        return kinds
+    return {"every table": cast(Kind, kinds)} if kinds in SHARDINGS else {}
 
 
 def check_table_names(settings: ShardingSettings, tables: Sequence[str]) -> None:

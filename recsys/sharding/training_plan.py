@@ -26,10 +26,12 @@ FLOPS_PER_WEIGHT = 2  # of a sample's forward pass through linear layers
 
 
 def training_topology(settings: ShardingSettings, hosts: int, ranks_per_host: int) -> Topology:
-    """The ranks of a training run, ``memory_gb`` each of them."""
+    """The ranks of a training run: ``memory_gb`` each of them, and ``host_memory_gb`` beside a
+    GPU's."""
     found = settings.hardware
     own = found.model_copy(update={"hbm": found.hbm or found.ddr, "ssd": None})
-    return Topology(own, hosts, ranks_per_host, _capacity(settings, ranks_per_host), 0, 0)
+    in_hosts = int(settings.host_memory_gb * BYTES_PER_GIB) * ranks_per_host
+    return Topology(own, hosts, ranks_per_host, _capacity(settings, ranks_per_host), in_hosts, 0)
 
 
 def needed_bytes(

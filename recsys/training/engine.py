@@ -47,6 +47,7 @@ from recsys.training.optimizers import (
     table_optimizer,
     tensors,
 )
+from recsys.training.precision import computes_in_bf16
 from recsys.training.rank_process import join_if_alone
 from recsys.training.settings import TrainSettings
 from recsys.training.side_model import SideModel
@@ -121,6 +122,7 @@ class Engine:
         self.device = torch.device(settings.device)
         if settings.device == "cuda":
             self.device = torch.device("cuda", torch.cuda.current_device())
+        self._bf16 = computes_in_bf16(settings)
         self._guard = NonFiniteGuard(settings.skip_non_finite_batches)
         self._files = (
             TableFiles(settings.table_file_dir, settings.where("table_file_dir"))
@@ -414,7 +416,7 @@ class Engine:
         return sharded
 
     def _precision(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.bf16)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16)
 
     def _set_table_optimizer(self, model: nn.Module) -> None:
         optimizer = table_optimizer(self.settings)

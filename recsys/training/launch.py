@@ -19,6 +19,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousError, Rendezvous
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from recsys.config import InputError
+from recsys.scratch import temporary_files_in_scratch
 from recsys.training.failures import (
     HungRankError,
     LostPeerError,
@@ -126,7 +127,7 @@ def start_server(*modules: str) -> None:
     It does so beside its caller: started early it is ready when ranks are wanted.
     """
     multiprocessing.set_forkserver_preload([*PRELOAD, *modules])
-    with _environment(RANK_ENVIRONMENT):
+    with _environment(RANK_ENVIRONMENT), temporary_files_in_scratch(for_sockets=True):
         forkserver.ensure_running()
 
 
@@ -192,6 +193,7 @@ def _elastic(
     several = settings.nodes.count > 1
     environment = RANK_ENVIRONMENT | (SEVERAL_NODES_ENVIRONMENT if several else {})
     with (
+        temporary_files_in_scratch(),
         tempfile.TemporaryDirectory(prefix="ranks-") as name,
         _environment(environment),
         quiet_libraries(),

@@ -63,8 +63,9 @@ class ScheduleSettings(Settings):
 class TrainSettings(LaunchSettings, ShardingSettings):
     """Settings of the engine, shared by the probe, the teacher and the students.
 
-    ``bf16`` runs the dense part of the forward pass in
-    bfloat16; weights and optimiser state stay float32.
+    ``bf16`` runs the dense part of the forward pass in bfloat16; weights and optimiser state stay
+    float32. ``auto`` does so where every rank has instructions for it, so the same settings may
+    give other bits on another machine.
 
     ``tower_transform``, which the settings of towers set, keeps each tower of a model on
     ``hosts_per_tower`` hosts, where ``sharding`` and ``table_sharding`` split its tables (planner:
@@ -93,7 +94,7 @@ class TrainSettings(LaunchSettings, ShardingSettings):
     skip_non_finite_batches: bool = False
     tower_transform: bool = False
     hosts_per_tower: PositiveInt = 1
-    bf16: bool = False
+    bf16: bool | Literal["auto"] = False
     overlap: bool = True
     prefetch_batches: PositiveInt = 2
 

@@ -19,7 +19,17 @@ from recsys.towers.engine import tower_engine
 from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.settings import TrainSettings
-from tests.support.engines import FEATURES, SCHEMA, SEED, model_settings, share, train_settings
+from tests.support.engines import (
+    FEATURES,
+    SCHEMA,
+    SEED,
+    STEPS,
+    make_engine,
+    model_settings,
+    share,
+    train_settings,
+    train_steps,
+)
 from tests.support.launches import Case, run_cases
 
 TOLERANCE = 1e-6
@@ -208,3 +218,17 @@ def test_plan_refusals() -> None:
     mixed = train_settings(1, sharding="column_wise", table_optimizer="rowwise_adagrad")
     with pytest.raises(InputError, match="column_wise"):
         run_on_ranks(train, (mixed, model_settings(), None), 1, 1)
+
+
+def clipped(limit: float) -> dict[str, Tensor]:
+    """On every rank: weights after STEPS whose gradients are over ``limit``."""
+    settings = train_settings(distributed.get_world_size(), dense_clip_norm=limit)
+    engine = make_engine(settings)
+    train_steps(engine, 0, STEPS)
+    return engine.gather_state()
+
+
+def test_the_mean_gradient_over_ranks_is_what_is_clipped() -> None:
+    found = {ranks: run_on_ranks(clipped, (0.01,), ranks, 1)[0] for ranks in (1, 2)}
+    for name, value in found[1].items():
+        torch.testing.assert_close(found[2][name], value, rtol=0, atol=1e-6, msg=name)

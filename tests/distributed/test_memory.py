@@ -15,8 +15,8 @@ from recsys.training.engine import Engine
 from recsys.training.launch import run_on_ranks
 from recsys.training.memory import return_freed_memory
 from recsys.units import GIGA
-from tests.distributed.test_random_tables import SEED, Linear, TableSet, batches
 from tests.support.sharded import train_settings
+from tests.support.table_sets import SEED, Linear, TableSet, batches
 
 ROWS, COLUMNS = 250_000, 64  # 64 MB
 RANKS, STEPS = 2, 3

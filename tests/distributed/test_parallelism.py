@@ -287,7 +287,9 @@ def test_a_fixed_table_leaves_its_tower_and_the_others_stay_together() -> None:
 @pytest.mark.parametrize("kind", COLUMN_KINDS)
 def test_split_columns_with_rowwise_adagrad_are_refused(kind: str) -> None:
     for changes in ({"sharding": kind}, {"table_sharding": {"table_shop": kind}}):
-        settings = train_settings(1, table_optimizer="rowwise_adagrad", **changes)
+        settings = train_settings(1).model_copy(
+            update={"table_optimizer": "rowwise_adagrad", **changes}  # settings refuse it, too
+        )
         with pytest.raises(
             InputError, match=rf"{kind} changes what rowwise_adagrad computes.*table_row_wise"
         ):
@@ -297,11 +299,6 @@ def test_split_columns_with_rowwise_adagrad_are_refused(kind: str) -> None:
 def test_other_refusals() -> None:
     with pytest.raises(InputError, match=r"no table 'table_shp'; did you mean 'table_shop'\?$"):
         run_on_ranks(build, (train_settings(1, table_sharding={"table_shp": "row_wise"}),), 1, 1)
-    with pytest.raises(
-        InputError,
-        match=r"key 'table_optimizer': adam has no kernel.*rowwise_adagrad, adagrad, sgd",
-    ):
-        run_on_ranks(build, (train_settings(1, table_optimizer="adam"),), 1, 1)
     with pytest.raises(InputError, match="memory_gb"):
         run_on_ranks(build, (train_settings(1, sharding="data_parallel", memory_gb=1e-6),), 1, 1)
 

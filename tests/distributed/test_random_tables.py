@@ -5,63 +5,26 @@ find the table of a feature by where its rows begin, which an empty shard shares
 """
 
 import random
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 from torch.nn.functional import binary_cross_entropy_with_logits, embedding_bag
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.modules.embedding_configs import PoolingType
 
-from recsys.data.loader import Batch
 from recsys.models.initial_tables import initial_rows
 from recsys.planning.tables import SHARDINGS, Kind, TableOptimizer, computes_exactly
 from recsys.training.engine import Engine
-from tests.support.batches import Features, random_share
 from tests.support.launches import run_cases
 from tests.support.sharded import train_settings
+from tests.support.table_sets import SEED, Linear, TableSet, batches
 
-STEPS = 8
-SEED = 9
-WIDTH = 3  # dense inputs
 RATE, DENSE_RATE, EPSILON = 0.1, 0.05, 1e-8
 TOLERANCE = 2e-6  # float32 beside float64, after eight steps
 ROWS = [1, 2, 3, 5, 101]
 COLUMNS = [4, 8, 24, 32]
 CASES_PER_WORLD = 6
-
-
-@dataclass(frozen=True)
-class TableSet:
-    """Tables as (rows, columns, number of features, kind of the features, pooling), their kinds of
-    sharding, and how they are trained."""
-
-    tables: list[tuple[int, int, int, str, PoolingType]]
-    kinds: list[Kind]
-    optimizer: TableOptimizer
-    ranks_per_host: int
-
-    def configs(self) -> list[EmbeddingBagConfig]:
-        return [
-            EmbeddingBagConfig(
-                name=f"table_{index}",
-                num_embeddings=rows,
-                embedding_dim=columns,
-                feature_names=[f"feature_{index}_{one}" for one in range(features)],
-                pooling=pooling,
-            )
-            for index, (rows, columns, features, _, pooling) in enumerate(self.tables)
-        ]
-
-    def features(self) -> Features:
-        return {
-            name: (config.num_embeddings, table[3])
-            for config, table in zip(self.configs(), self.tables, strict=True)
-            for name in config.feature_names
-        }
 
 
 def drawn(world_size: int, number: int) -> TableSet:
@@ -71,7 +34,7 @@ def drawn(world_size: int, number: int) -> TableSet:
     kinds: list[Kind] = [kind for kind in SHARDINGS if computes_exactly(kind, optimizer)]
     split_by_rows: list[Kind] = [kind for kind in kinds if SHARDINGS[kind].rows]
     count = draw.randint(2, 5)
-    one_kind = draw.choice([None, *split_by_rows, *split_by_rows])
+    one_kind: Kind | None = draw.choice([None, *split_by_rows, *split_by_rows])
     chosen: list[Kind] = [one_kind or draw.choice(kinds) for _ in range(count)]
     return TableSet(
         tables=[
@@ -88,32 +51,6 @@ def drawn(world_size: int, number: int) -> TableSet:
         optimizer=optimizer,
         ranks_per_host=draw.choice([n for n in range(1, world_size + 1) if world_size % n == 0]),
     )
-
-
-class Linear(nn.Module):
-    """A linear layer over the dense inputs and the pooled embeddings."""
-
-    def __init__(self, configs: list[EmbeddingBagConfig]) -> None:
-        super().__init__()
-        width = WIDTH + sum(c.embedding_dim * len(c.feature_names) for c in configs)
-        self.layer = nn.Linear(width, 1)
-        with torch.no_grad():
-            self.layer.weight.copy_(torch.linspace(-0.7, 0.7, width).sin())
-            self.layer.bias.fill_(0.1)
-        self.names = [name for config in configs for name in config.feature_names]
-        self.embeddings = EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
-
-    def forward(self, dense: Tensor, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
-        pooled = self.embeddings(sparse).to_dict()
-        inputs = torch.cat([dense, *(pooled[name] for name in self.names)], dim=1)
-        return {"serving": self.layer(inputs).squeeze(1)}
-
-
-def batches(case: TableSet, rank: int, world_size: int) -> list[Batch]:
-    features = case.features()
-    return [
-        random_share(features, WIDTH, 12 + step, step, rank, world_size) for step in range(STEPS)
-    ]
 
 
 def train(case: TableSet) -> dict[str, Tensor]:

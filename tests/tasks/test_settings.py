@@ -9,7 +9,7 @@ import yaml
 from recsys.config import InputError, load_settings, parse_settings
 from recsys.data.settings import DatasetSettings, SyntheticSettings
 from recsys.distill.student_settings import StudentsSettings
-from recsys.planning.hardware import CPU, Hardware
+from recsys.planning.hardware import CPU, GPU, Hardware
 from tasks.settings import FILES, load_project
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +35,7 @@ def test_every_file_of_params_has_a_class() -> None:
 
 def test_the_hardware_and_the_stream_that_is_generated_are_the_defaults() -> None:
     assert load_settings(PARAMS / "hardware/cpu.yaml", Hardware) == CPU
+    assert load_settings(PARAMS / "hardware/h100.yaml", Hardware) == GPU
     dataset = load_settings(PARAMS / "datasets/synthetic.yaml", DatasetSettings)
     assert dataset.synthetic == SyntheticSettings()
 
@@ -110,6 +111,6 @@ def test_a_message_names_the_file_that_a_value_is_from(monkeypatch: pytest.Monke
     train, model = project.train_teacher, project.teacher.model
     assert train.where("hosts_per_tower") == ("params/towers.yaml: key 'transform.hosts_per_tower'")
     assert train.where("memory_gb") == "params/train.yaml: key 'memory_gb'"
-    assert train.where("hardware.cores") == "params/hardware/cpu.yaml: key 'cores'"
+    assert train.where("hardware.cores") == "params/train.yaml: key 'hardware.cores'"
     assert model.where("tower_module.kind") == "params/towers.yaml: key 'module.kind'"
     assert model.where("cross_rank") == "params/teacher.yaml: key 'model.cross_rank'"

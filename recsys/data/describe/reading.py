@@ -15,6 +15,7 @@ from recsys.data.settings import LabelSettings, MomentSettings
 from recsys.data.sources.files import blocks, lines, uncompressed
 from recsys.data.sources.labels import binary_labels
 from recsys.data.sources.times import whole_times
+from recsys.scratch import scratch
 
 BATCH_ROWS = 50_000
 SAMPLE_ROWS = 100_000
@@ -152,7 +153,7 @@ def batches(
             scan = pl.scan_parquet if log.file_format == "parquet" else pl.scan_ipc
             yield from _collected(scan(file, glob=False), columns, first_column)
             return
-        with TemporaryDirectory() as folder, uncompressed(file, Path(folder)) as text:
+        with TemporaryDirectory(dir=scratch()) as folder, uncompressed(file, Path(folder)) as text:
             if log.file_format == "jsonl":
                 table = pl.scan_ndjson(text, infer_schema_length=None)
             else:

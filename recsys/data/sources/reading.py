@@ -10,6 +10,7 @@ import polars as pl
 
 from recsys.config import InputError
 from recsys.data.sources.files import blocks, lines, uncompressed
+from recsys.scratch import scratch
 
 SEPARATORS = {"csv": ",", "tsv": "\t"}
 BATCH_ROWS = 10_000
@@ -145,7 +146,7 @@ def read_tables(
     Raises:
         InputError: as :func:`open_tables`.
     """
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory(dir=scratch()) as folder:
         tables = open_tables(files, file_format, wanted, also, quotes, Path(folder))
         of_file = [[pl.DataFrame(schema=tables.types)] for _ in files]
         for index, frame in tables.batches():

@@ -62,6 +62,17 @@ def test_auxiliary_tower_also_learns_the_hard_label_and_without_a_score_only_tha
     assert torch.allclose(values, expected, atol=1e-6)
 
 
+def test_the_peers_probability_is_scaled_and_clamped_as_a_teachers_is() -> None:
+    settings = DistillationSettings(mode="co_distillation", label_scale=2.0)
+    one, peer = batch(), torch.linspace(-3, 3, ROWS)
+    outputs = OUTPUTS | {"peer": peer}
+    soft = (2.0 * torch.sigmoid(peer)).clamp(max=1.0)
+    assert torch.allclose(DistillationLoss(settings).target(outputs, one), soft)
+    entropy = binary_cross_entropy_with_logits(OUTPUTS["distillation"], soft, reduction="none")
+    found = DistillationLoss(settings).distillation(outputs, one)
+    assert torch.allclose(found, settings.loss_weight * entropy, atol=1e-6)
+
+
 @pytest.mark.parametrize("mode", ["shared", "affine", "auxiliary"])
 def test_the_teacher_gets_no_gradient(mode: str) -> None:
     one = batch()

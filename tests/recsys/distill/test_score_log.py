@@ -83,6 +83,18 @@ def test_first_write_wins_and_repetitions_change_nothing(tmp_path: Path) -> None
     assert log.join(examples([1, 4]), WINDOW)["score"].to_list() == [1.5, 4.5]
 
 
+def test_of_several_records_of_an_example_the_first_counts(tmp_path: Path) -> None:
+    twice = pl.concat([records([2, 1]), records([1, 2], logit=9.0, snapshot="other")])
+    log = ScoreLog(tmp_path / "written")
+    assert log.write_chunk("w1", 0, twice) == 2
+    log.finish(FACTS)
+    by_hand = tmp_path / "by hand"
+    by_hand.mkdir()
+    twice.write_parquet(by_hand / "w1.parquet")
+    for one in (log, ScoreLog(by_hand)):
+        assert one.join(examples([1, 2]), WINDOW)["score"].to_list() == [1.5, 2.5]
+
+
 def test_two_logits_by_one_snapshot_are_an_error_that_names_the_example(tmp_path: Path) -> None:
     log = ScoreLog(tmp_path)
     log.write_chunk("w1", 0, records([1, 2]))

@@ -39,6 +39,8 @@ def test_initial_rows_do_not_depend_on_the_shard() -> None:
     part = initial_rows(0, "t", ROWS_PER_BLOCK + 10, 4, ROWS_PER_BLOCK - 3, ROWS_PER_BLOCK + 5)
     assert torch.equal(whole[ROWS_PER_BLOCK - 3 : ROWS_PER_BLOCK + 5], part)
     assert torch.equal(initial_rows(0, "t", ROWS_PER_BLOCK + 10, 4, 3, 10), whole[3:10])
+    behind = initial_rows(0, "t", ROWS_PER_BLOCK + 10, 4, ROWS_PER_BLOCK + 2, ROWS_PER_BLOCK + 9)
+    assert torch.equal(whole[ROWS_PER_BLOCK + 2 : ROWS_PER_BLOCK + 9], behind)
     assert not torch.equal(
         part, initial_rows(1, "t", ROWS_PER_BLOCK + 10, 4, ROWS_PER_BLOCK - 3, ROWS_PER_BLOCK + 5)
     )

@@ -79,6 +79,16 @@ def test_bytes_of_one_table_on_one_rank_by_hand() -> None:
     assert plan.rank_bytes == [(weights + state + ids + outputs + outputs + dense, 0, 0)]
 
 
+def test_what_every_rank_holds_whatever_the_plan_takes_memory_from_the_tables() -> None:
+    model = model_of(table_of("t", 1000), kinds=["table_wise"], dense_parameters=10**6)
+    plan = find_plan(model, machine(gpus=1))
+    assert plan is not None
+    needed = plan.rank_bytes[0][0]
+    assert needed > plan.tables[0].bytes + 10**6 * 4 * 4
+    assert find_plan(model, machine(gpus=1, hbm=needed)) is not None
+    assert find_plan(model, machine(gpus=1, hbm=needed - 1)) is None
+
+
 def test_ms_of_one_table_on_one_rank_by_hand() -> None:
     model = model_of(table_of("t", 1000, pooling=2.0), kinds=["table_wise"], table_optimizer="sgd")
     plan = find_plan(model, machine(gpus=1, shard_ms=0.0))
@@ -282,7 +292,7 @@ def test_sizes_that_are_none(text: str) -> None:
 
 
 def test_two_tables_of_one_name() -> None:
-    with pytest.raises(InputError, match="'a' stands twice"):
+    with pytest.raises(InputError, match="'a' appears twice"):
         expand_tables(model_of(table_of("a", 10), table_of("a", 20)))
 
 

@@ -291,7 +291,7 @@ def test_a_wrong_frame_is_named(tmp_path: Path, predictor: Predictor, rows: pl.D
     with pytest.raises(InputError, match="'ad' is missing; did you mean 'ads'"):
         predictor.predict_encoded(rows.rename({"ad": "ads"}))
     table = rows.to_pandas()
-    with pytest.raises(InputError, match="'ad' stands twice"):
+    with pytest.raises(InputError, match="'ad' appears twice"):
         predictor.predict_encoded(pd.concat([table, table[["ad"]]], axis=1))
     table["price"] = [1.5, "a", *[None] * (ROWS - 2)]
     with pytest.raises(InputError, match=r"'price' holds 'a'; expected numbers"):

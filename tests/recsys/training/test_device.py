@@ -43,7 +43,7 @@ def test_adam_for_tables_needs_a_gpu_and_sharded_tables() -> None:
     with pytest.raises(
         InputError, match=r"^TrainSettings: key 'table_optimizer': adam has no kernel on the CPU"
     ):
-        table_optimizer(TrainSettings(table_optimizer="adam"))
+        table_optimizer(TrainSettings().model_copy(update={"table_optimizer": "adam"}))
     with pytest.raises(
         InputError, match=r"^TrainSettings: key 'table_optimizer': adam has no data_parallel form"
     ):
