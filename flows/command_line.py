@@ -98,14 +98,15 @@ def exit_status(command: Callable[[], Any]) -> int:
 
 
 def hide_tracebacks_of_mistakes() -> None:
-    """Let Prefect log a user's mistake as one line."""
+    """Let Prefect log a user's mistake, or a signal, as one line."""
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_without_traceback_of_mistakes)
 
 
 def _without_traceback_of_mistakes(record: logging.LogRecord) -> bool:
-    """Let a log record pass without the traceback of an InputError: its message says it all."""
-    if record.exc_info and _is_a_mistake(record.exc_info[1]):
+    """Let a log record pass without the traceback of what its message says in full."""
+    error = record.exc_info[1] if record.exc_info else None
+    if error is not None and (_is_a_mistake(error) or signal_of(error) is not None):
         record.exc_info = None
     return True
 
