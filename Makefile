@@ -5,24 +5,26 @@ LOCK ?= requirements/cpu.lock
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: run test coverage test-fast check bench setup lock serve mlflow prefect clean
+.PHONY: run test coverage test-fast check docs bench setup lock deployments mlflow prefect clean
 
 run: setup
 	$(BIN)/python -m flows.pipeline $(ARGS)
 
 # A worker per core, at most 4: most tests start processes of their own. A file stays on one worker,
 # and the longest files, which tests/conftest.py puts first, begin first.
+# One thread each: a second one per worker would spin while it waits for a core.
 WORKERS := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS)
 
 test: setup
-	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
+	$(PYTEST) $(ARGS)
 
 # Tracing every line makes the tests slower, so it is a target of its own
 coverage: setup
-	$(BIN)/python -m pytest $(WORKERS) --cov --cov-report=term:skip-covered $(ARGS)
+	$(PYTEST) --cov --cov-report=term:skip-covered $(ARGS)
 
 test-fast: setup
-	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not ranks" $(ARGS)
+	$(PYTEST) -m "not slow and not ranks" $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .
@@ -30,18 +32,31 @@ check: setup
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 
+# The site, in .site; its tools have a lock and an environment of their own
+docs: .venv-docs/installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+
+.venv-docs/installed: requirements/docs.lock
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs || python3 -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/docs.lock
+	touch $@
+
 bench: setup
 	$(BIN)/python -m bench.training.speed $(ARGS)
 
 setup: .venv/installed
 
-# torch first and with its own dependencies, so that pip may use a wheel that it already knows of;
-# the lock is complete, so the rest needs no resolving (torchrec would pull the CUDA fbgemm-gpu).
+# torch first, by pip and with its own dependencies, so that pip may use a wheel that it already knows
+# of; the lock is complete, so uv needs no resolving (torchrec would pull the CUDA fbgemm-gpu). Bytecode
+# is written here, on all cores: PYTHONDONTWRITEBYTECODE may forbid it later.
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+UV_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --no-deps
 .venv/installed: $(LOCK) pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv || python3 -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(LOCK)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(PIP_INSTALL) torch==2.13.0
+	$(PIP_INSTALL) --no-deps --constraint $(LOCK) uv
+	$(UV_INSTALL) --requirements $(LOCK)
+	$(UV_INSTALL) --editable .
 	touch $@
 
 lock: setup
@@ -49,9 +64,11 @@ lock: setup
 		--override requirements/overrides-cpu.txt --no-emit-package torch --no-header --no-annotate -o requirements/cpu.lock
 	$(BIN)/uv pip compile --quiet pyproject.toml --extra cuda --extra dev --python-version 3.11 \
 		--no-header --no-annotate -o requirements/cuda.lock
+	$(BIN)/uv pip compile --quiet requirements/docs.in --python-version 3.11 \
+		--no-header --no-annotate -o requirements/docs.lock
 
-serve: setup
-	$(BIN)/python -m flows.serve
+deployments: setup
+	$(BIN)/python -m flows.deployments
 
 mlflow: setup
 	$(BIN)/python -m flows.ui mlflow $(ARGS)

@@ -18,6 +18,7 @@ from tasks.augmentation import (
 )
 from tasks.calling import call
 from tasks.nodes import alone_but_for_nodes
+from tasks.pipeline_run import stage_run
 from tasks.runners import task_runner
 
 
@@ -30,7 +31,7 @@ def score_shares(shares: list[list[WindowPlan]]) -> None:
 @flow(name="augment")
 def augment() -> None:
     """Log the teacher's scores for later windows: data/scores."""
-    with alone_but_for_nodes("running augment"):
+    with alone_but_for_nodes("running augment"), stage_run():
         settings = load_settings(augment_settings_file(), AugmentSettings)
         if settings.uses_own:
             _score(settings)

@@ -5,13 +5,14 @@ from prefect import flow
 from flows.command_line import run_stage_command
 from tasks.baselines import train_all_baselines
 from tasks.calling import call
+from tasks.pipeline_run import stage_run
 from tasks.project import alone
 
 
 @flow(name="baselines")
 def baselines() -> None:
     """Train what the students have to beat: models/baselines."""
-    with alone("running baselines"):
+    with alone("running baselines"), stage_run():
         call(train_all_baselines)
 
 

@@ -5,13 +5,14 @@ from prefect import flow
 from flows.command_line import run_stage_command
 from tasks.calling import call
 from tasks.evaluation import evaluate_students
+from tasks.pipeline_run import stage_run
 from tasks.project import alone
 
 
 @flow(name="evaluate")
 def evaluate() -> None:
     """Compare the students, window by window: reports/evaluation."""
-    with alone("running evaluate"):
+    with alone("running evaluate"), stage_run():
         call(evaluate_students)
 
 

@@ -5,13 +5,14 @@ from prefect import flow
 from flows.command_line import run_stage_command
 from tasks.calling import call
 from tasks.nodes import alone_but_for_nodes
+from tasks.pipeline_run import stage_run
 from tasks.towers import partition_features
 
 
 @flow(name="partition")
 def partition() -> None:
     """Windows to a partition of the features into towers: models/partition."""
-    with alone_but_for_nodes("running partition"):
+    with alone_but_for_nodes("running partition"), stage_run():
         call(partition_features)
 
 

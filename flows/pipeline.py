@@ -19,6 +19,7 @@ from flows.students import students
 from flows.teacher import teacher
 from tasks.checks import check_before, check_settings_and_data
 from tasks.nodes import alone_but_for_nodes
+from tasks.pipeline_run import pipeline_run
 from tasks.stages import CACHED, check_stage, commit_stage
 from tasks.versioning import settled_stages, stale_stages
 
@@ -36,10 +37,12 @@ def pipeline(overrides: dict[str, str] | None = None) -> None:
         apply_overrides(overrides or {})
         check_before(ingest.name)
         stale = settled_stages()
-        for stage_flow in STAGES:
-            if check_stage(stage_flow.name, stale, return_state=True).name != CACHED:
-                stage_flow()
-                commit_stage(stage_flow.name)
-                stale = stale_stages()
-            if stage_flow is ingest:
-                check_settings_and_data()
+        with pipeline_run("pipeline"):
+            for place, stage_flow in enumerate(STAGES, start=1):
+                if check_stage(stage_flow.name, stale, return_state=True).name != CACHED:
+                    stage_flow()
+                    commit_stage(stage_flow.name)
+                    if place < len(STAGES):
+                        stale = stale_stages(*(one.name for one in STAGES[place:]))
+                if stage_flow is ingest:
+                    check_settings_and_data()

@@ -4,6 +4,7 @@ from prefect import flow
 
 from flows.command_line import run_stage_command
 from tasks.calling import call
+from tasks.pipeline_run import stage_run
 from tasks.project import alone
 from tasks.registry import register_students
 
@@ -11,7 +12,7 @@ from tasks.registry import register_students
 @flow(name="register")
 def register() -> None:
     """Register the better arm of each student in MLflow: reports/registration.json."""
-    with alone("running register"):
+    with alone("running register"), stage_run():
         call(register_students)
 
 

@@ -1,35 +1,47 @@
-"""Offer the deployments pipeline/served and stream/served, and run them when asked or, the stream,
-on its schedule."""
+"""Serve a student over HTTP: the champion of the registry, or an export folder alone."""
 
 import argparse
-from typing import cast
+from pathlib import Path
+from typing import Any
 
-from flows.command_line import run_program
+from flows.command_line import PARAMS, run_program
+
+MODEL_FILE = "model.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """There are none: params/ and prefect.yaml say it all."""
+    """Add what is served, and where."""
+    parser.add_argument(
+        "name",
+        metavar="NAME",
+        help="a student (feed), whose registered champion is served and followed, or an export "
+        "folder (models/students/feed/distilled/export), which needs neither MLflow nor a project",
+    )
+    parser.add_argument("--alias", default="champion", help="of the registered model")
+    parser.add_argument("--host", help="else serve.host: 127.0.0.1")
+    parser.add_argument("--port", type=int, help="else serve.port: 8000")
 
 
 def run(options: argparse.Namespace) -> None:
     """Serve until stopped."""
-    from prefect import serve
-    from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
-    from prefect.deployments.runner import RunnerDeployment
+    from recsys.serving.server import folder_source, serve
+    from recsys.serving.settings import ServeSettings
 
-    from flows.pipeline import pipeline
-    from flows.stream import stream
-    from tasks.stream_settings import load_stream_settings
+    path = PARAMS / "serve.yaml"
+    settings = ServeSettings()
+    if path.is_file():
+        from recsys.config import load_settings
 
-    one_at_a_time = ConcurrencyLimitConfig(
-        limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW
-    )
-    schedule = load_stream_settings().schedule()
-    deployments = [
-        pipeline.to_deployment("served"),
-        stream.to_deployment("served", concurrency_limit=one_at_a_time, **schedule),
-    ]
-    serve(*cast(list[RunnerDeployment], deployments))  # coroutines only where a loop is running
+        settings = load_settings(path, ServeSettings)
+    given: dict[str, Any] = {"host": options.host, "port": options.port}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    settings = settings.with_values(chosen, {})
+    folder = Path(options.name)
+    if (folder / MODEL_FILE).is_file() or "/" in options.name:
+        serve(folder_source(folder), settings)
+    from tasks.serving import registered_source
+
+    serve(registered_source(options.name, options.alias), settings)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@ from prefect import flow
 from flows.command_line import run_stage_command
 from tasks.calling import call
 from tasks.nodes import alone_but_for_nodes
+from tasks.pipeline_run import stage_run
 from tasks.students import train_all_students
 
 
 @flow(name="students")
 def students() -> None:
     """Train the students with and without distillation: models/students."""
-    with alone_but_for_nodes("running students"):
+    with alone_but_for_nodes("running students"), stage_run():
         call(train_all_students)
 
 

@@ -5,13 +5,14 @@ from prefect import flow
 from flows.command_line import run_stage_command
 from tasks.calling import call
 from tasks.nodes import alone_but_for_nodes
+from tasks.pipeline_run import stage_run
 from tasks.teacher import train_teacher_model
 
 
 @flow(name="teacher")
 def teacher() -> None:
     """Train the teacher in time order, with snapshots: models/teacher."""
-    with alone_but_for_nodes("running teacher"):
+    with alone_but_for_nodes("running teacher"), stage_run():
         call(train_teacher_model)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.command_line import PARAMS, STATUS_OF_A_MISTAKE, exit_status
+from recsys import __version__
 
 DESCRIPTION = "From raw click logs to small, served ranking models."
 
@@ -49,6 +50,12 @@ COMMANDS: dict[str, tuple[Command, ...]] = {
     ),
     "what came out": (
         Command("compare", "two runs, arms or registered models on the same rows", "flows.compare"),
+        Command(
+            "serve",
+            "answer over HTTP: a student's champion, or an export folder",
+            "flows.serve",
+            needs_project=False,
+        ),
     ),
     "as the log grows": (
         Command(
@@ -87,7 +94,9 @@ COMMANDS: dict[str, tuple[Command, ...]] = {
         ),
     ),
     "servers": (
-        Command("serve", "offer the pipeline and the stream as deployments", "flows.serve"),
+        Command(
+            "deployments", "offer the pipeline and the stream as deployments", "flows.deployments"
+        ),
         Command("ui", "open the user interface of MLflow or Prefect", "flows.ui"),
     ),
 }
@@ -110,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     lines = [DESCRIPTION]
     for title, commands in COMMANDS.items():
-        lines += ["", f"{title}:", *(f"  {one.name:<11} {one.help}" for one in commands)]
+        lines += ["", f"{title}:", *(f"  {one.name:<12} {one.help}" for one in commands)]
     parser = argparse.ArgumentParser(
         prog="towerflow",
         usage="towerflow COMMAND [OPTION ...]",
@@ -118,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="towerflow COMMAND --help shows a command's options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"towerflow {__version__}")
     parser.add_argument("command", metavar="COMMAND", help=argparse.SUPPRESS)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
@@ -125,14 +135,18 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(name: str, arguments: list[str]) -> None:
     command = _command(name)
-    module = import_module(command.module)
-    parser = argparse.ArgumentParser(prog=f"towerflow {name}", description=command.help)
-    module.add_arguments(parser)
-    parser.set_defaults(**command.defaults)
-    options = parser.parse_args(arguments)
+    options = parser_of(command).parse_args(arguments)
     if command.needs_project:
         _check_project()
-    module.run(options)
+    import_module(command.module).run(options)
+
+
+def parser_of(command: Command) -> argparse.ArgumentParser:
+    """What reads the options of a subcommand."""
+    parser = argparse.ArgumentParser(prog=f"towerflow {command.name}", description=command.help)
+    import_module(command.module).add_arguments(parser)
+    parser.set_defaults(**command.defaults)
+    return parser
 
 
 def _command(name: str) -> Command:

@@ -49,7 +49,7 @@ def open_interface(name: str, port: int) -> None:
         from recsys.config import InputError, load_settings
         from tasks.tracking_settings import TrackingSettings, without_credentials
 
-        uri = load_settings(PARAMS / "tracking.yaml", TrackingSettings).uri
+        uri = load_settings(PARAMS / "tracking.yaml", TrackingSettings).store
         if "://" in uri and not uri.startswith("sqlite"):
             raise InputError(
                 f"{PARAMS / 'tracking.yaml'}: runs are on a server; open "

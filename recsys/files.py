@@ -86,7 +86,7 @@ def in_one_line(error: BaseException) -> str:
 
 def damaged(path: Path, remedy: str, error: BaseException) -> InputError:
     """What to raise where ``path`` does not hold what it should; ``remedy`` makes it anew."""
-    return InputError(f"{path}: is damaged ({in_one_line(error)}); make it anew with {remedy}")
+    return InputError(f"{path}: is damaged ({in_one_line(error)}); rebuild it with {remedy}")
 
 
 def finite(value: Any) -> Any:
@@ -105,7 +105,7 @@ def file_hash(path: Path) -> str:
 
 
 class BusyError(InputError):
-    """Another process is at it; another try may succeed."""
+    """Another process holds it; another try may succeed."""
 
 
 @contextmanager
@@ -164,17 +164,18 @@ def check_file(path: Path, digest: str, remedy: str) -> None:
         InputError: it is missing, or is another.
     """
     if not path.is_file():
-        raise InputError(f"{path}: is missing; make it anew with {remedy}")
+        raise InputError(f"{path}: is missing; rebuild it with {remedy}")
     if known_hash(path) != digest:
         raise InputError(
             f"{path}: is damaged or of another run (not the SHA-256 that was noted when it was "
-            f"written); make it anew with {remedy}"
+            f"written); rebuild it with {remedy}"
         )
 
 
 def write_sums(folder: Path) -> None:
     """Note the SHA-256 of each file in ``folder`` in its sums.json."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    own = folder / SUMS_FILE
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != own)
     sums = {path.relative_to(folder).as_posix(): known_hash(path) for path in files}
     write_json(folder / SUMS_FILE, sums)
 
@@ -191,7 +192,7 @@ def check_sums(folder: Path, remedy: str) -> None:
     try:
         sums = dict(read_json(path))
     except (InputError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: is damaged; make it anew with {remedy}") from error
+        raise InputError(f"{path}: is damaged; rebuild it with {remedy}") from error
     for name, digest in sums.items():
         check_file(folder / name, digest, remedy)
 

@@ -1,8 +1,13 @@
-"""Progress of a long step: a bar on a terminal, an occasional line elsewhere."""
+"""Progress of a long step: a bar on a terminal, an occasional line elsewhere, and a file for those
+who watch."""
 
+import json
 import logging
+import math
 import sys
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
@@ -10,6 +15,25 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 logger = logging.getLogger(__name__)
 LINE_INTERVAL_S = 10.0
+
+
+def note_live(path: Path | None, step: int, values: Mapping[str, object]) -> None:
+    """Add a line to the file ``path`` that others read while a model trains; None: nobody does.
+
+    A line is ``{"time_ms": since 1970, "step": the window's place, "values": {name: number}}``;
+    what is no finite number is left out.
+    """
+    if path is None:
+        return
+    numbers = {
+        name: float(value)
+        for name, value in values.items()
+        if isinstance(value, int | float) and math.isfinite(value)
+    }
+    line = {"time_ms": time.time_ns() // 1_000_000, "step": step, "values": numbers}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 class RowProgress:

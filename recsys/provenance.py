@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import PathFinder
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import Distribution, distributions
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
 
@@ -122,8 +122,8 @@ def _file(module: str, homes: dict[str, Path]) -> Path | None:
     home = homes.get(_top(module))
     if home is None:
         return None
-    path = home.joinpath(*module.split("."))
-    files = (path / "__init__.py", path.with_name(f"{path.name}.py"))
+    stem = f"{home}/{module.replace('.', '/')}"
+    files = (Path(f"{stem}/__init__.py"), Path(f"{stem}.py"))
     return next((file for file in files if file.is_file()), None)
 
 
@@ -176,11 +176,27 @@ class _Imports(ast.NodeVisitor):
 
 def _versions(imported: Iterable[str]) -> dict[str, str]:
     """The version of each distribution that gives one of the ``imported`` names."""
-    distributions = _distributions()
-    found = {one for name in imported for one in distributions.get(name, ())}
-    return {one.lower().replace("_", "-"): version(one) for one in sorted(found)}
+    installed = _installed()
+    found = {_named(one) for name in imported for one in installed.get(name, ())}
+    return {name.lower().replace("_", "-"): version for name, version in sorted(found)}
 
 
 @cache
-def _distributions() -> dict[str, list[str]]:
-    return dict(packages_distributions())
+def _installed() -> dict[str, list[Distribution]]:
+    """What gives each top-level name: as ``importlib.metadata.packages_distributions`` has it, but
+    without a path of each file of every distribution, which takes most of that one's time."""
+    found: dict[str, list[Distribution]] = {}
+    for one in distributions():
+        files = (line.partition(",")[0] for line in (one.read_text("RECORD") or "").splitlines())
+        declared = (one.read_text("top_level.txt") or "").split()
+        for name in declared or {
+            file.partition("/")[0].removesuffix(".py") for file in files if file.endswith(".py")
+        }:
+            found.setdefault(name, []).append(one)
+    return found
+
+
+@cache
+def _named(distribution: Distribution) -> tuple[str, str]:
+    """Name and version, which are parsed anew each time they are asked for."""
+    return distribution.metadata["Name"], distribution.version

@@ -8,7 +8,7 @@ from recsys.data.schema import Schema
 from recsys.evaluation.model_table import BASELINES as NAMES
 from tasks.curves import curves_of
 from tasks.project import BASELINES, PARAMS, WINDOWS, replacing, require
-from tasks.tracking import RunRecord, flatten, record
+from tasks.tracking import RunRecord, flatten, open_run, record
 from tasks.versioning import output_version
 
 
@@ -19,19 +19,30 @@ def train_all_baselines() -> None:
 
     require(WINDOWS)
     settings = load_settings(PARAMS / "baselines.yaml", BaselinesSettings)
-    with replacing(BASELINES) as (output,):
-        train_baselines(WINDOWS, settings, output)
-    for name, path in NAMES.items():
-        folder = BASELINES / path
-        if folder.is_dir():
-            record(
-                RunRecord(
-                    name=name,
-                    kind="baseline",
-                    parameters=flatten(settings),
-                    data_version=output_version(WINDOWS),
-                    dataset=Schema.load(WINDOWS).dataset,
-                    curves=curves_of(folder),
-                    artifacts={str(folder / "metrics.json"): ""},
+    data_version, dataset = output_version(WINDOWS), Schema.load(WINDOWS).dataset
+    stage = RunRecord(
+        name="baselines",
+        kind="baselines",
+        parameters=flatten(settings),
+        data_version=data_version,
+        dataset=dataset,
+        description="What students have to beat; below it a run for each.",
+    )
+    with open_run(stage):
+        with replacing(BASELINES) as (output,):
+            train_baselines(WINDOWS, settings, output)
+        for name, path in NAMES.items():
+            folder = BASELINES / path
+            if folder.is_dir():
+                record(
+                    RunRecord(
+                        name=name,
+                        kind="baseline",
+                        parameters=flatten(settings),
+                        data_version=data_version,
+                        dataset=dataset,
+                        curves=curves_of(folder),
+                        artifacts={str(folder / "metrics.json"): ""},
+                        started_ms=stage.started_ms,
+                    )
                 )
-            )

@@ -77,7 +77,7 @@ def _check_chosen_on_the_past(
 ) -> None:
     first = evaluate.first_evaluation_window
     for settings, key, what in (
-        (students, "rows_auto_windows", "rows: auto"),
+        (students, "auto_windows", "what students leave to auto"),
         (teacher, "rate_auto_windows", "the teacher's table_learning_rate"),
     ):
         windows = settings.windows_to_choose_on

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 
@@ -24,8 +24,8 @@ from tasks.project import (
     replacing,
     require,
 )
-from tasks.tracking import RunRecord, flatten, record
-from tasks.versioning import output_version
+from tasks.tracking import RunRecord, flat, open_run, record
+from tasks.versioning import output_version, used_parameters
 
 if TYPE_CHECKING:
     from recsys.evaluation.report import Report
@@ -39,24 +39,28 @@ def evaluate_students() -> None:
     require(WINDOWS, BASELINES, TEACHER, SCORES, STUDENTS, *([ORACLE] if ORACLE.is_dir() else []))
     settings = load_settings(PARAMS / "evaluate.yaml", EvaluateSettings)
     check_probe_is_past(load_settings(PARAMS / "towers.yaml", TowersSettings), settings)
-    with replacing(EVALUATION) as (output,):
-        report = evaluate(
-            WINDOWS, ORACLE, TEACHER, STUDENTS, settings, output, BASELINES, _scores_beside()
-        )
-    for model in sorted({row["model"] for row in report.windows}):
-        _record_model(report, model, settings)
-    record(
-        RunRecord(
-            name="comparison",
-            kind="comparison",
-            parameters=flatten(settings),
-            data_version=output_version(WINDOWS),
-            dataset=Schema.load(WINDOWS).dataset,
-            metrics=_headline(report),
-            tags={"students_version": output_version(STUDENTS)},
-            artifacts={str(EVALUATION): "evaluation"},
-        )
+    comparison = RunRecord(
+        name="comparison",
+        kind="comparison",
+        # Of all stages: what dvc.lock says that they have run with
+        parameters=dict(flat(used_parameters() | {"evaluate": settings.model_dump(mode="json")})),
+        data_version=output_version(WINDOWS),
+        dataset=Schema.load(WINDOWS).dataset,
+        tags={"students_version": output_version(STUDENTS)},
+        description=(
+            "All models on the same rows, before any of them trained on them. Select the runs "
+            "below it and press *Compare*; `evaluation/report.html` has the tables and figures."
+        ),
     )
+    with open_run(comparison):
+        with replacing(EVALUATION) as (output,):
+            report = evaluate(
+                WINDOWS, ORACLE, TEACHER, STUDENTS, settings, output, BASELINES, _scores_beside()
+            )
+        for model in sorted({row["model"] for row in report.windows}):
+            _record_model(report, model, comparison)
+        comparison.metrics = _headline(report)
+        comparison.artifacts = {str(EVALUATION): "evaluation"}
 
 
 def _scores_beside() -> tuple[str, Path] | None:
@@ -65,7 +69,7 @@ def _scores_beside() -> tuple[str, Path] | None:
     return None if teacher == "own" else (teacher, SCORES)
 
 
-def _record_model(report: "Report", model: str, settings: EvaluateSettings) -> None:
+def _record_model(report: "Report", model: str, comparison: RunRecord) -> None:
     """One run a student and model (each baseline, arm, teacher, oracle), on the same rows, to
     compare side by side."""
     student, arm = model.split("/")
@@ -81,19 +85,37 @@ def _record_model(report: "Report", model: str, settings: EvaluateSettings) -> N
         for metric, value in row.metrics.items():
             values[metric + ending] = value
             curves[f"window/{metric}{ending}"] = [one[metric] for one in windows]
+    values |= _gains(report.slices[student], arm)
+    observed = [row["observed"] for row in report.calibration if row["model"] == model]
+    if observed:
+        predicted = [row["predicted"] for row in report.calibration if row["model"] == model]
+        curves |= {"calibration/predicted": predicted, "calibration/observed": observed}
     record(
         RunRecord(
             name=f"{student}: {arm}",
             kind="evaluation",
-            parameters=flatten(settings) | {"student": student, "arm": arm},
-            data_version=output_version(WINDOWS),
-            dataset=Schema.load(WINDOWS).dataset,
+            parameters=comparison.parameters | {"student": student, "arm": arm},
+            data_version=comparison.data_version,
+            dataset=comparison.dataset,
             metrics={f"eval/{metric}": value for metric, value in values.items()},
             curves=curves,
-            tags={"student": student, "arm": arm, "students_version": output_version(STUDENTS)},
+            tags={"student": student, "arm": arm, **comparison.tags},
             artifacts={str(EVALUATION / "figures" / f"ne_{student}.png"): "figures"},
+            started_ms=comparison.started_ms,
         )
     )
+
+
+def _gains(slices: dict[str, dict[str, Any]], arm: str) -> dict[str, float]:
+    """How far ``arm`` lies below plain in % of its NE, by domain and by how cold an example is."""
+    gains = {}
+    for kind in ("domain", "coldness"):
+        for name, values in slices.get(kind, {}).items():
+            own, plain = values["models"][arm], values["models"]["plain"]
+            gain = -100 * own.get("difference", 0.0) / plain["ne"]
+            if math.isfinite(gain):
+                gains[f"gain_percent/{kind} {name}"] = gain
+    return gains
 
 
 def _headline(report: "Report") -> dict[str, float]:

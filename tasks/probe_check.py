@@ -1,4 +1,4 @@
-"""The towers are learnt from windows before those that judge the models."""
+"""The towers are computed from windows before those that judge the models."""
 
 from recsys.config import InputError
 from recsys.evaluation.settings import EvaluateSettings

@@ -6,19 +6,23 @@ import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import polars as pl
 from prefect import task
 
 from recsys.config import InputError
+from recsys.evaluation.gate import Verdict
+from tasks.gating import JUDGED_FILE, MODEL_TAG, gated, judged_rows, known_version, model_hash
 from tasks.project import EVALUATION, REGISTRATION, STUDENTS, WINDOWS, require
-from tasks.tracking import connect, in_one_line
+from tasks.tracking import PARENT_TAG, connect, find_run, in_one_line, open_parent
 from tasks.versioning import code_version, output_version
 
 if TYPE_CHECKING:
-    from recsys.data.encoder import RawColumn
+    import polars as pl
+
+    from recsys.data.encoder_format import RawColumn
     from recsys.serving.predictor import Predictor
 
 logger = logging.getLogger(__name__)
@@ -29,27 +33,38 @@ EXAMPLE_ROWS = 3
 @dataclass(frozen=True)
 class Served:
     """A served model: the arm that it is of, its folder, the alias that its version takes, and why
-    in words."""
+    in words.
+
+    ``judged``: its predictions on the rows that judge it, which the next one is compared on; None:
+    there are none.
+    """
 
     arm: str
     folder: Path
     alias: str
     why: str
+    judged: "pl.DataFrame | None" = None
 
 
 @task
 def register_students() -> None:
     """Register each student's arm of the lowest NE and write reports/registration.json.
 
-    It gets the alias ``champion``; one that loses to the baseline of evaluate.yaml's ``gate`` gets
-    ``challenger``, and the champion of before stays.
+    It gets the alias ``champion``; one that fails the ``gate`` of evaluate.yaml (the baseline, the
+    present champion on the same rows, calibration, its budget) gets ``challenger``, and the
+    champion of before stays. A model that is registered already is not registered again.
 
     If MLflow is away, the models stay in models/students and the run says so; training results are
     not lost.
     """
     require(WINDOWS, STUDENTS, EVALUATION)
     report = json.loads((EVALUATION / "report.json").read_text())
-    verdicts = {name: report["verdicts"][name] for name in sorted(report["verdicts"])}
+    found = {name: Verdict(**report["verdicts"][name]) for name in sorted(report["verdicts"])}
+    judged = {name: judged_rows(name, verdict.arm) for name, verdict in found.items()}
+    verdicts = {
+        name: gated(name, verdict, _export(name, verdict.arm), judged[name]).as_json()
+        for name, verdict in found.items()
+    }
     registration = {
         name: {
             "arm": verdict["arm"],
@@ -65,7 +80,9 @@ def register_students() -> None:
             logger.warning("%s is registered as challenger only: %s", name, one["why"])
     register_models(
         {
-            name: Served(one["arm"], _export(name, one["arm"]), one["alias"], one["why"])
+            name: Served(
+                one["arm"], _export(name, one["arm"]), one["alias"], one["why"], judged[name]
+            )
             for name, one in registration.items()
         }
     )
@@ -106,7 +123,11 @@ def register_models(chosen: dict[str, Served]) -> None:
     left = dict(chosen)
     try:
         mlflow, experiment_id = connect()
-        with mlflow.start_run(experiment_id=experiment_id, run_name="registered models"):
+        parent = find_run(mlflow.MlflowClient(), experiment_id, open_parent())
+        under = {PARENT_TAG: parent.info.run_id} if parent else {}
+        with mlflow.start_run(
+            experiment_id=experiment_id, run_name="registered models", tags=under
+        ):
             versions = {"data_version": output_version(WINDOWS), "code_version": code_version()}
             mlflow.set_tags({"kind": "model", **versions})
             for name, one in chosen.items():
@@ -122,18 +143,12 @@ def register_models(chosen: dict[str, Served]) -> None:
 
 def _example(predictor: "Predictor") -> pd.DataFrame:
     """A few raw rows that ``predictor`` serves, of the columns that it reads."""
-    encoder, schema = predictor.encoder, predictor.schema
-    rows = pl.DataFrame(encoder.examples, infer_schema_length=None)
-    domain = encoder.domain_of(rows)
-    if domain is not None and predictor.domain is not None:
-        rows = rows.filter(domain == schema.domains.index(predictor.domain))
-    columns = [
-        column
-        for column in predictor.raw_columns
-        if column.name in rows.columns and (column in encoder.columns or predictor.needs_domain)
-    ]
-    times = [pl.col(c.name).str.to_datetime() for c in columns if c.type == "time"]
-    return rows.with_columns(times).select(c.name for c in columns).head(EXAMPLE_ROWS).to_pandas()
+    rows = pd.DataFrame(predictor.example_rows()).head(EXAMPLE_ROWS)
+    types = {column.name: column.type for column in predictor.raw_columns}
+    for name in rows.columns:
+        if types[name] == "time":
+            rows[name] = pd.to_datetime(rows[name])
+    return rows
 
 
 def _log(
@@ -150,22 +165,28 @@ def _log(
 
     from tasks import served_model
 
+    client, registered = mlflow.MlflowClient(), f"towerflow-{name}"
+    same = known_version(client, registered, one.folder)
+    if same is not None:
+        client.set_registered_model_alias(registered, one.alias, same)
+        logger.info("%s: version %s is this model already: %s", registered, same, one.why)
+        return
     outputs = infer_signature(model_output=served_model.probabilities(predictor, example)).outputs
-    registered = f"towerflow-{name}"
-    with warnings.catch_warnings(
-        action="ignore", category=UserWarning
+    with (
+        TemporaryDirectory() as scratch,
+        warnings.catch_warnings(action="ignore", category=UserWarning),
     ):  # a hint that integer columns hold no missing
         logged = mlflow.pyfunc.log_model(
             name=name,
             python_model=served_model.__file__,
-            artifacts={"student": str(one.folder)},
+            artifacts={"student": str(one.folder)} | _judged_file(one, Path(scratch)),
             code_paths=["recsys"],
             input_example=example,
             signature=ModelSignature(_inputs(predictor), outputs),
             registered_model_name=registered,
             pip_requirements="requirements/cpu.lock",
         )
-    client, version = mlflow.MlflowClient(), str(logged.registered_model_version)
+    version = str(logged.registered_model_version)
     domain = "all domains" if predictor.domain is None else predictor.domain
     client.update_model_version(
         registered,
@@ -173,9 +194,17 @@ def _log(
         f"Student {name}, serves {domain}, arm {one.arm}; registered as {one.alias}: {one.why}.",
     )
     tags = {"student": name, "domain": domain, "arm": one.arm, **versions}
+    tags[MODEL_TAG] = model_hash(one.folder)
     for key, value in tags.items():
         client.set_model_version_tag(registered, version, key, value)
     client.set_registered_model_alias(registered, one.alias, version)
+
+
+def _judged_file(one: Served, folder: Path) -> dict[str, str]:
+    if one.judged is None:
+        return {}
+    one.judged.write_parquet(folder / JUDGED_FILE)
+    return {"judged": str(folder / JUDGED_FILE)}
 
 
 def _inputs(predictor: "Predictor") -> Any:

@@ -14,6 +14,7 @@ from recsys.distill.teacher_settings import TeacherLadderSettings, TeacherSettin
 from recsys.distill.tuning_settings import TuneSettings
 from recsys.distill.withdrawn_settings import WithdrawnSettings
 from recsys.evaluation.settings import EvaluateSettings
+from recsys.serving.settings import ServeSettings
 from recsys.towers.settings import TowersSettings
 from recsys.training.settings import TrainSettings
 from tasks.project import PARAMS
@@ -38,6 +39,7 @@ FILES: dict[str, type[Settings]] = {
     "stream": StreamSettings,
     "withdrawn": WithdrawnSettings,
     "tune": TuneSettings,
+    "serve": ServeSettings,
 }
 
 

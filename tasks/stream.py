@@ -1,4 +1,4 @@
-"""The stream: new windows as they come, evaluated, scored, learnt from and published as
+"""The stream: new windows as they come, evaluated, scored, trained on and published as
 models/stream."""
 
 import json
@@ -91,14 +91,14 @@ def what_is_missing() -> str | None:
     wanted, why = 1, "the last window of a log that is not finished may still grow"
     students = load_settings(PARAMS / "students.yaml", StudentsSettings)
     if students.windows_to_choose_on > wanted:
-        wanted, why = students.windows_to_choose_on, "students' rows are chosen on them"
+        wanted, why = students.windows_to_choose_on, "students' rows and rates are chosen on them"
     teacher, _ = load_teacher(PARAMS)
     if teacher.windows_to_choose_on > wanted:
         wanted, why = teacher.windows_to_choose_on, "the teacher's rate is chosen on them"
     if _lacks_partition():
         probed = load_settings(PARAMS / "towers.yaml", TowersSettings).partition.probe_windows
         if probed >= wanted:
-            wanted, why = probed, "the teacher's towers are learnt from them"
+            wanted, why = probed, "the teacher's towers are computed from them"
     return (
         None
         if complete >= wanted
@@ -108,7 +108,7 @@ def what_is_missing() -> str | None:
 
 @task
 def partition_is_due() -> bool:
-    """Whether the teacher's towers are still to be learnt."""
+    """Whether the teacher's towers are still to be computed."""
     return _lacks_partition()
 
 

@@ -6,14 +6,15 @@ from prefect import task
 
 from recsys.config import load_settings
 from recsys.data.schema import Schema
-from recsys.distill.row_choice import ROWS_FILE
-from recsys.distill.student_settings import AUTO, StudentsSettings
+from recsys.distill.recipe_choice import CHOICES_FILE
+from recsys.distill.student_settings import StudentsSettings
 from recsys.files import read_json
 from recsys.training.settings import TrainSettings
 from tasks.curves import curves_of
+from tasks.live import following
 from tasks.project import PARAMS, SCORES, STUDENTS, STUDENTS_WORK, WINDOWS, replacing, require
 from tasks.snapshots import check_scores
-from tasks.tracking import RunRecord, flatten, record
+from tasks.tracking import RunRecord, flatten, open_run
 from tasks.versioning import output_version
 
 
@@ -27,36 +28,63 @@ def train_all_students() -> None:
     check_scores()
     settings = load_settings(PARAMS / "students.yaml", StudentsSettings)
     train = load_settings(PARAMS / "train.yaml", TrainSettings)
-    with replacing(STUDENTS) as (output,):
-        train_students(
-            TrainingJob(WINDOWS, settings, train, output, scores_dir=SCORES), STUDENTS_WORK
+    data_version, dataset = output_version(WINDOWS), Schema.load(WINDOWS).dataset
+    parameters = flatten(settings) | flatten(train)
+
+    def run_of(name: str) -> RunRecord:
+        student, arm, seed = name.split("/")
+        number = seed.removeprefix("seed-")
+        return RunRecord(
+            name=f"{student}: {arm}, seed {number}",
+            kind="student",
+            parameters=parameters | {"student": student, "arm": arm, "seed": number},
+            data_version=data_version,
+            dataset=dataset,
+            tags={
+                "student": student,
+                "arm": arm,
+                "seed": number,
+                "scores_version": output_version(SCORES),
+            },
+            description=(
+                f"The student {student}, {arm}, of training seed {number}. `window/ne` is of "
+                "predictions made before it trained on the window; a step is a window."
+            ),
         )
-    shutil.rmtree(STUDENTS_WORK, ignore_errors=True)
-    for folder in sorted(STUDENTS.glob("*/*/seed-*")):
-        student, arm, seed = folder.parts[-3:]
-        record(
-            RunRecord(
-                name=f"{student}-{arm}-{seed}",
-                kind="student",
-                parameters=flatten(settings)
-                | flatten(train)
-                | {"seed": seed.removeprefix("seed-")},
-                data_version=output_version(WINDOWS),
-                dataset=Schema.load(WINDOWS).dataset,
-                curves=curves_of(folder),
-                tags={
-                    "student": student,
-                    "arm": arm,
-                    "rows": _rows(settings, student, arm),
-                    "scores_version": output_version(SCORES),
-                },
+
+    stage = RunRecord(
+        name="students",
+        kind="students",
+        parameters=parameters,
+        data_version=data_version,
+        dataset=dataset,
+        description="Below it a run for each student, arm and seed.",
+        loads=True,
+    )
+    with open_run(stage), following("students", run_of) as follower:
+        with replacing(STUDENTS) as (output,):
+            job = TrainingJob(
+                WINDOWS, settings, train, output, scores_dir=SCORES, live_dir=follower.folder
+            )
+            train_students(job, STUDENTS_WORK)
+        shutil.rmtree(STUDENTS_WORK, ignore_errors=True)
+        for folder in sorted(STUDENTS.glob("*/*/seed-*")):
+            student, arm, _ = folder.parts[-3:]
+            follower.finish(
+                folder.relative_to(STUDENTS).as_posix(),
+                curves_of(folder),
+                tags=_recipe(settings, student, arm),
                 artifacts={str(folder / "metrics.json"): ""},
             )
-        )
 
 
-def _rows(settings: StudentsSettings, name: str, arm: str) -> str:
-    """Which rows the student called ``name`` has learnt from in ``arm``: as set, or as chosen."""
+def _recipe(settings: StudentsSettings, name: str, arm: str) -> dict[str, str]:
+    """Which rows the student called ``name`` trained on in ``arm``, and the rate of its
+    tables: as set, or as chosen."""
     student = next(one for one in settings.students if one.name == name)
-    rows = settings.distillation_of(student, arm).rows
-    return read_json(STUDENTS / name / ROWS_FILE)[arm]["rows"] if rows == AUTO else rows
+    rows, rate = settings.distillation_of(student, arm).rows, settings.table_learning_rate
+    path = STUDENTS / name / CHOICES_FILE
+    chosen = read_json(path).get(arm) if path.is_file() else None
+    if chosen is not None:
+        rows, rate = chosen["rows"], chosen["table_learning_rate"]
+    return {"rows": rows} | ({} if rate is None else {"table_learning_rate": str(rate)})

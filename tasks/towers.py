@@ -7,7 +7,7 @@ from recsys.data.schema import Schema
 from recsys.towers.settings import TowersSettings
 from recsys.training.settings import TrainSettings
 from tasks.project import PARAMS, PARTITION, WINDOWS, replacing, require
-from tasks.tracking import RunRecord, flatten, record
+from tasks.tracking import RunRecord, flatten, open_run
 from tasks.versioning import output_version
 
 
@@ -19,16 +19,16 @@ def partition_features() -> None:
     require(WINDOWS)
     settings = load_settings(PARAMS / "towers.yaml", TowersSettings).partition
     train = load_settings(PARAMS / "train.yaml", TrainSettings)
-    with replacing(PARTITION) as (output,):
-        partition = learn_partition(WINDOWS, settings, train, output)
-    record(
-        RunRecord(
-            name="partition",
-            kind="partition",
-            parameters=flatten(settings),
-            data_version=output_version(WINDOWS),
-            dataset=Schema.load(WINDOWS).dataset,
-            metrics={"towers": float(len(partition.towers))},
-            artifacts={str(PARTITION): "partition"},
-        )
+    run = RunRecord(
+        name="partition",
+        kind="partition",
+        parameters=flatten(settings),
+        data_version=output_version(WINDOWS),
+        dataset=Schema.load(WINDOWS).dataset,
+        description="Which features go into which tower, learnt from a probe on the first windows.",
     )
+    with open_run(run):
+        with replacing(PARTITION) as (output,):
+            partition = learn_partition(WINDOWS, settings, train, output)
+        run.metrics = {"towers": float(len(partition.towers))}
+        run.artifacts = {str(PARTITION): "partition"}

@@ -1,32 +1,43 @@
-"""MLflow: one record a run, written to disk first, so that tracking never stops training."""
+"""MLflow: what a run is, written to disk first, so that tracking never stops training."""
 
-import json
+import getpass
 import logging
 import os
+import re
+import socket
 import sqlite3
+import sys
+import time
 import uuid
 import warnings
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
-import pandas as pd
-
-from recsys.config import InputError, Settings, load_settings
-from recsys.files import read_json, write_atomically
+from recsys.config import Settings, load_settings
+from tasks import spool
 from tasks.project import PARAMS, WINDOWS
+from tasks.spool import SPOOL as PENDING
+from tasks.spool import RefusedError
 from tasks.tracking_settings import TrackingSettings, without_credentials
-from tasks.versioning import code_version
+from tasks.versioning import code_version, git_commit
 
 logger = logging.getLogger(__name__)
-PENDING = Path(".tracking")
-DAMAGED_SUFFIX = ".damaged"
 GROWS_TAG = "grows"  # names the model of a run that is gone on with
+NEXT_STEP_TAG = "next_step"  # of such a run: the first step that it lacks
+KEY_TAG = "run_key"  # names a run for those of its records that come later
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: its UI shows the run under that one
+NOTE_TAG = "mlflow.note.content"  # MLflow's own: the description, in Markdown
 METRICS_PER_REQUEST = 1000  # MLflow takes no more
-HTTP_RETRIES = "3"  # about 15 s; MLflow's 7 take four minutes, for each run while a server is away
+PARAMS_PER_REQUEST = 100
+LONGEST_PARAM = 6000
+NOT_IN_NAMES = re.compile(r"[^\w\-. :/]")  # of metrics: MLflow refuses them
+HTTP_RETRIES = "1"  # MLflow's 7 take four minutes, for each run while a server is away
+RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
+REFUSED_CODES = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST"}
 SQLITE = "sqlite:///"
 PATHS_IN_STORE = [
     ("experiments", "artifact_location"),
@@ -37,17 +48,24 @@ PATHS_IN_STORE = [
 ]
 # The UI opens runs and curves, not chats
 MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+_parents: list[str] = []  # keys of the runs that are open around what is recorded
+_couriers: list[bool] = []  # a process of its own delivers; see tasks.courier
 
 
 @dataclass
 class RunRecord:
-    """What one MLflow run holds.
+    """What one MLflow run holds, or a part of it.
 
     ``curves`` maps a metric name to its values, one a window, in order; None where it is not
-    defined. ``artifacts`` maps a local file or folder to its folder in the run. ``data_version`` is
-    the DVC hash of the windows. ``grows`` names a model that grows: its records go on with one
-    MLflow run, each from step ``first_step`` on. ``parent`` is what such a run, under which this
-    one is shown, ``grows``. ``source`` is the folder of the windows.
+    defined. ``points`` are (name, step, value, ms since 1970). ``artifacts`` maps a local file or
+    folder to its folder in the run. ``data_version`` is the DVC hash of the windows. ``source`` is
+    the folder of the windows.
+
+    ``key`` names the run for later records, which go on with it; while ``status`` is RUNNING there
+    are more to come. ``grows`` names a model that grows: its records go on with one MLflow run,
+    each from step ``first_step`` on. ``parent`` is the ``key``, or what ``grows``, of the run
+    under which this one is shown. ``loads``: the machine's load is noted until the run ends.
+    ``started_ms`` and ``written_ms``: when the run began, and when this was recorded.
     """
 
     name: str
@@ -63,33 +81,195 @@ class RunRecord:
     first_step: int = 0
     parent: str = ""
     source: str = str(WINDOWS)
+    key: str = ""
+    status: str = FINISHED
+    points: list[tuple[str, int, float, int]] = field(default_factory=list)
+    description: str = ""
+    loads: bool = False
+    started_ms: int = 0
+    written_ms: int = 0
 
 
 def record(run: RunRecord) -> None:
-    """Log a run to MLflow; if that fails, keep it on disk, to be sent with the next one."""
-    PENDING.mkdir(exist_ok=True)
-    run.tags["code_version"] = code_version()
-    write_atomically(PENDING / f"{uuid.uuid4().hex}.json", json.dumps(asdict(run)).encode())
-    for path in sorted(PENDING.glob("*.json"), key=lambda p: p.stat().st_mtime_ns):
+    """Write a run to disk, to be delivered to MLflow: by the process that :mod:`tasks.courier` has
+    started, or, where there is none, now. If MLflow does not take it, it waits for the next one.
+
+    It is shown under the innermost run that is open here, unless it names its parent.
+    """
+    now = now_ms()
+    run.written_ms = run.written_ms or now
+    run.started_ms = run.started_ms or now
+    run.key = run.key or run.grows or uuid.uuid4().hex
+    run.parent = run.parent or next((one for one in reversed(_parents) if one != run.key), "")
+    if run.name:
+        run.tags = {**_origin(), **run.tags}
+    spool.put(asdict(run), run.artifacts)
+    if not _couriers:
+        trouble = deliver()
+        if trouble:
+            logger.warning(
+                "MLflow did not take %s (%s); it waits in %s", run.name, trouble, PENDING
+            )
+
+
+def record_points(key: str, points: list[tuple[str, int, float, int]]) -> None:
+    """Add metric values (name, step, value, ms since 1970) to the run ``key``, which goes on."""
+    record(_part(key, RUNNING, points=points))
+
+
+def end_run(key: str, status: str) -> None:
+    """End the run ``key``."""
+    spool.close_run(key)
+    record(_part(key, status))
+
+
+@contextmanager
+def open_run(run: RunRecord) -> Iterator[RunRecord]:
+    """An MLflow run that goes on while the block does, and is the parent of those recorded in it.
+
+    What the block adds to the record's metrics, curves, tags and artifacts is sent at its end. A
+    block that ends with an error leaves a run that FAILED, or was KILLED where it was interrupted;
+    so does the end of this process, however it ends.
+    """
+    with running(run):
+        _parents.append(run.key)
         try:
-            waiting = RunRecord(**read_json(path))
-        except (InputError, TypeError) as error:  # it would stop all that come after it
-            aside = path.with_suffix(DAMAGED_SUFFIX)
-            path.rename(aside)
-            logger.warning("%s is damaged (%s) and is set aside", aside, in_one_line(error))
-            continue
-        try:
-            _send(waiting)
-        except Exception as error:  # whatever MLflow raises, training goes on
-            reason = in_one_line(error)
-            logger.warning("MLflow did not take %s (%s); it waits in %s", run.name, reason, path)
-            return
-        path.unlink()
+            yield run
+        finally:
+            _parents.remove(run.key)
+
+
+@contextmanager
+def running(run: RunRecord) -> Iterator[RunRecord]:
+    """As :func:`open_run`, but not the parent of others."""
+    start_run(run)
+    try:
+        yield run
+    except BaseException as error:
+        failed = isinstance(error, Exception)
+        end_run(run.key, FAILED if failed else KILLED)
+        raise
+    finish_run(run)
+
+
+def start_run(run: RunRecord) -> None:
+    """Record that the run begins now."""
+    run.key = run.key or uuid.uuid4().hex
+    run.started_ms = run.started_ms or now_ms()
+    spool.open_run(run.key)
+    first = RunRecord(**{**asdict(run), "artifacts": {}, "status": RUNNING, "written_ms": 0})
+    record(first)
+    run.parent = first.parent
+
+
+def finish_run(run: RunRecord) -> None:
+    """Record all that a run that was started holds, and that it has ended well."""
+    spool.close_run(run.key)
+    run.status, run.loads, run.written_ms = FINISHED, False, 0
+    record(run)
+
+
+def courier_at_work() -> bool:
+    """Whether another process delivers what is recorded here."""
+    return bool(_couriers)
+
+
+@contextmanager
+def by_courier() -> Iterator[None]:
+    """While the block runs, :func:`record` only writes to disk."""
+    _couriers.append(True)
+    try:
+        yield
+    finally:
+        _couriers.pop()
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def _part(key: str, status: str, **content: Any) -> RunRecord:
+    """A record that adds to the run ``key`` and says nothing else of it."""
+    return RunRecord("", "", {}, "", "", key=key, status=status, **content)
+
+
+def _origin() -> dict[str, str]:
+    """Tags that say where a run comes from."""
+    tags = {
+        "code_version": code_version(),
+        "host": socket.gethostname(),
+        "mlflow.user": _user(),
+        "mlflow.source.name": Path(sys.argv[0] or sys.executable).name,
+        "mlflow.source.type": "LOCAL",
+    }
+    commit = git_commit()
+    tags |= {"mlflow.source.git.commit": commit} if commit else {}
+    url = _flow_run_url()
+    return tags | ({"prefect_flow_run": url} if url else {})
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return str(os.getuid())
+
+
+def _flow_run_url() -> str:
+    """Where a Prefect server shows the flow run that this is in; empty where none does."""
+    if "prefect" not in sys.modules:
+        return ""
+    from prefect.runtime import flow_run
+    from prefect.settings import get_current_settings
+
+    is_served = bool(get_current_settings().api.url)  # a temporary server shows nothing later
+    return (flow_run.ui_url or "") if is_served else ""
+
+
+def deliver(follow: Callable[[RunRecord, str], None] | None = None) -> str:
+    """Give MLflow what waits; what is wrong, in one line, where it does not take it.
+
+    Runs whose process was killed are ended first.
+
+    Args:
+        follow: is told of each record once it is taken, with its run's id.
+    """
+    for key in spool.lost_runs():
+        spool.close_run(key)
+        spool.put(asdict(_ended_late(key)))
+    if not spool.waiting():
+        return ""
+    try:
+        spool.deliver(_parse, lambda run: _send(run, follow))
+    except Exception as error:  # whatever MLflow raises, training goes on
+        return in_one_line(error)
+    return ""
+
+
+def _ended_late(key: str) -> RunRecord:
+    run = _part(key, KILLED)
+    run.written_ms = run.started_ms = now_ms()
+    return run
 
 
 def flatten(settings: Settings) -> dict[str, Any]:
-    """Settings as dotted keys, ``{"model.embedding_dimension": 16}``."""
-    return pd.json_normalize(settings.model_dump(mode="json"), sep=".").to_dict("records")[0]
+    """Settings as dotted keys, ``{"model.embedding_dimension": 16}``; of a list of sections each
+    has its name, or its place, as a key."""
+    return dict(flat(settings.model_dump(mode="json")))
+
+
+def flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """The values in nested mappings and lists, each with its dotted key; see :func:`flatten`."""
+    parts: dict[str, Any] = {}
+    if isinstance(value, dict):
+        parts = value
+    elif isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+        parts = {str(one.get("name", place)): one for place, one in enumerate(value)}
+    if not parts:
+        yield key, value
+    for name, part in parts.items():
+        yield from flat(part, f"{key}.{name}" if key else name)
 
 
 def in_one_line(error: Exception) -> str:
@@ -108,19 +288,22 @@ def connect() -> tuple[Any, str]:
         MlflowException: MLflow is away, or the experiment was deleted. Much else that MLflow lets
             through: an error of the database, of a store of artifacts, a driver that is missing.
     """
+    settings = load_settings(PARAMS / "tracking.yaml", TrackingSettings)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", HTTP_RETRIES)
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, round(settings.wait_seconds)))
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    uri = settings.store
+    _check_answers(uri, settings.wait_seconds)
     import mlflow  # about 2 s: only where a run is sent
 
-    settings = load_settings(PARAMS / "tracking.yaml", TrackingSettings)
-    shown_uri = without_credentials(settings.uri)
-    if shown_uri != settings.uri:  # MLflow prints the address of each run with them
+    shown_uri = without_credentials(uri)
+    if shown_uri != uri:  # MLflow prints the address of each run with them
         os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-    database = _own_database(settings.uri)
+    database = _own_database(uri)
     # One store a URI and process: a relative one would stay that of the first folder
-    mlflow.set_tracking_uri(settings.uri if database is None else f"sqlite:///{database}")
+    _set_uri(mlflow, uri if database is None else f"sqlite:///{database}")
     experiment = mlflow.get_experiment_by_name(settings.experiment)
     if experiment is None:
         is_uri = "://" in settings.artifacts
@@ -137,6 +320,37 @@ def connect() -> tuple[Any, str]:
     if database is not None:
         _follow_the_project(database, settings.artifacts, experiment.artifact_location)
     return mlflow, experiment.experiment_id
+
+
+def _check_answers(uri: str, seconds: float) -> None:
+    """Check that something accepts connections at a server's ``uri``, before MLflow is imported.
+
+    Raises:
+        OSError: nothing does.
+    """
+    parts = urlsplit(uri)
+    port = {"http": 80, "https": 443}.get(parts.scheme)
+    try:
+        port = parts.port or port
+    except ValueError:
+        return  # MLflow says what is wrong with it
+    if parts.hostname is None or port is None:
+        return
+    try:
+        socket.create_connection((parts.hostname, port), timeout=seconds).close()
+    except OSError as error:
+        raise OSError(f"{without_credentials(uri)} does not answer: {error}") from error
+
+
+def _set_uri(mlflow: Any, uri: str) -> None:
+    """MLflow writes the URI into the environment, where it would pass for the user's own."""
+    name = "MLFLOW_TRACKING_URI"
+    before = os.environ.get(name)
+    mlflow.set_tracking_uri(uri)
+    if before is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = before
 
 
 def _own_database(uri: str) -> Path | None:
@@ -168,59 +382,122 @@ def _follow_the_project(database: Path, artifacts: str, location: str) -> None:
     logger.warning("the project was at %s: MLflow's paths follow it to %s", old, new)
 
 
-def _send(run: RunRecord) -> None:
-    """Write one record as one finished MLflow run, or as what follows in the run of a model that
-    grows."""
+def _parse(content: dict[str, Any], entry: Path) -> RunRecord:
+    copies = {str(entry / path): folder for path, folder in content.pop("copies")}
+    return RunRecord(**{**content, "artifacts": copies})
+
+
+def _send(run: RunRecord, follow: Callable[[RunRecord, str], None] | None) -> None:
+    """Let MLflow have one record; a second time it adds nothing.
+
+    Raises:
+        RefusedError: MLflow will never take it.
+    """
     mlflow, experiment_id = connect()
+    client = mlflow.MlflowClient()
+    found = find_run(client, experiment_id, run.key)
+    if found is None:
+        if not run.name:
+            return  # a part of a run that somebody has deleted
+        found = client.create_run(
+            experiment_id,
+            start_time=run.started_ms,
+            run_name=run.name,
+            tags={GROWS_TAG if run.grows else KEY_TAG: run.key},
+        )
+    run_id = found.info.run_id
+    if run.name and run.status == RUNNING and found.info.status != RUNNING:
+        client.update_run(run_id, RUNNING)
+    try:
+        _fill(client, experiment_id, found, run)
+    except mlflow.MlflowException as error:
+        if error.error_code not in REFUSED_CODES:
+            raise
+        if run.status != RUNNING:
+            client.set_terminated(run_id, FAILED, run.written_ms)
+        raise RefusedError(in_one_line(error)) from error
+    if follow is not None:
+        follow(run, run_id)
+    if run.status != RUNNING:
+        client.set_terminated(run_id, run.status, run.written_ms)
+
+
+def _fill(client: Any, experiment_id: str, found: Any, run: RunRecord) -> None:
+    """Add what the record holds to the run that was found."""
+    run_id = found.info.run_id
+    first_step = int(found.data.tags.get(NEXT_STEP_TAG, 0)) if run.grows else 0
+    metrics = _metrics(run, first_step)
+    for start in range(0, len(metrics), METRICS_PER_REQUEST):
+        client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_REQUEST])
+    if run.name:
+        _describe(client, experiment_id, found, run)
+    for local, folder in run.artifacts.items():
+        path = Path(local)
+        if path.is_dir():
+            client.log_artifacts(run_id, str(path), folder or None)
+        else:
+            client.log_artifact(run_id, str(path), folder or None)
+
+
+def _describe(client: Any, experiment_id: str, found: Any, run: RunRecord) -> None:
+    """Parameters, tags and data of a run."""
     from mlflow.data.dataset_source_registry import resolve_dataset_source
     from mlflow.data.meta_dataset import MetaDataset
-    from mlflow.entities import Param, RunTag
+    from mlflow.entities import DatasetInput, InputTag, Param, RunTag
 
-    client = mlflow.MlflowClient()
-    grown = _run_that_grows(client, experiment_id, run.grows) if run.grows else None
-    with mlflow.start_run(run_id=grown, experiment_id=experiment_id, run_name=run.name) as active:
-        run_id = active.info.run_id
-        metrics = _metrics(run, active.info.start_time)
-        for start in range(0, len(metrics), METRICS_PER_REQUEST):
-            client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_REQUEST])
-        tags = {"kind": run.kind, "data_version": run.data_version, **run.tags}
-        tags |= {GROWS_TAG: run.grows} if run.grows else {}
-        parent = _run_that_grows(client, experiment_id, run.parent) if run.parent else None
-        tags |= {PARENT_TAG: parent} if parent else {}
-        client.log_batch(
-            run_id,
-            params=[]
-            if grown
-            else [Param(key, str(value)) for key, value in run.parameters.items()],
-            tags=[RunTag(key, value) for key, value in tags.items()],
-        )
-        # Two names of one source class
-        with warnings.catch_warnings(action="ignore", category=UserWarning):
-            source = resolve_dataset_source(Path(run.source).resolve().as_uri())
-        mlflow.log_input(
-            MetaDataset(source, name=run.dataset, digest=run.data_version[:36]), context="training"
-        )
-        for local, folder in run.artifacts.items():
-            path = Path(local)
-            if path.is_dir():
-                mlflow.log_artifacts(str(path), folder)
-            elif path.is_file():
-                mlflow.log_artifact(str(path), folder)
+    run_id, known = found.info.run_id, found.data.params
+    values = {} if run.grows and known else run.parameters
+    new = [
+        Param(key, str(value)[:LONGEST_PARAM]) for key, value in values.items() if key not in known
+    ]
+    for start in range(0, len(new), PARAMS_PER_REQUEST):
+        client.log_batch(run_id, params=new[start : start + PARAMS_PER_REQUEST])
+    tags = {"kind": run.kind, "data_version": run.data_version, **run.tags}
+    tags |= {"dataset": run.dataset} if run.dataset else {}
+    tags |= {NOTE_TAG: run.description} if run.description else {}
+    if run.grows:
+        longest = max((len(curve) for curve in run.curves.values()), default=0)
+        before = int(found.data.tags.get(NEXT_STEP_TAG, 0))
+        tags[NEXT_STEP_TAG] = str(max(before, run.first_step + longest))
+    parent = find_run(client, experiment_id, run.parent) if run.parent else None
+    tags |= {PARENT_TAG: parent.info.run_id} if parent else {}
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items() if value])
+    if not run.dataset:
+        return
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # two names of one class
+        source = resolve_dataset_source(Path(run.source).resolve().as_uri())
+    data = MetaDataset(source, name=run.dataset, digest=run.data_version[:36])
+    entity = data._to_mlflow_entity()
+    context = [InputTag("mlflow.data.context", "training")]
+    client.log_inputs(run_id, [DatasetInput(entity, context)])
 
 
-def _run_that_grows(client: Any, experiment_id: str, name: str) -> str | None:
-    """The id of the run of the growing model ``name``; None where there is none yet."""
-    found = client.search_runs([experiment_id], f"tags.{GROWS_TAG} = '{name}'", max_results=1)
-    return found[0].info.run_id if found else None
+def find_run(client: Any, experiment_id: str, key: str) -> Any:
+    """The MLflow run that records of ``key`` go on with; None where there is none yet."""
+    for tag in (KEY_TAG, GROWS_TAG) if key else ():
+        found = client.search_runs([experiment_id], f"tags.{tag} = '{key}'", max_results=1)
+        if found:
+            return found[0]
+    return None
 
 
-def _metrics(run: RunRecord, time_ms: int) -> list[Any]:
-    """The record's metrics and curves; with the time of the run's start, so that one sent twice is
-    kept once."""
+def open_parent() -> str:
+    """The key of the innermost run that is open here; empty where there is none."""
+    return _parents[-1] if _parents else ""
+
+
+def _metrics(run: RunRecord, first_step: int) -> list[Any]:
+    """The record's metrics, curves and points; of curves, what the run has is left out."""
     from mlflow.entities import Metric
 
-    values = [Metric(key, value, time_ms, 0) for key, value in run.metrics.items()]
+    values = [(key, 0, value, run.written_ms) for key, value in run.metrics.items()]
     for key, curve in run.curves.items():
-        steps = enumerate(curve, start=run.first_step)
-        values += [Metric(key, value, time_ms, step) for step, value in steps if value is not None]
-    return values
+        values += [
+            (key, step, value, run.written_ms)
+            for step, value in enumerate(curve, start=run.first_step)
+            if value is not None and step >= first_step
+        ]
+    return [
+        Metric(NOT_IN_NAMES.sub("_", key), value, time_ms, step)
+        for key, step, value, time_ms in (*values, *run.points)
+    ]

@@ -1,19 +1,36 @@
 """Settings of MLflow."""
 
+import os
 import re
+
+from pydantic import Field
 
 from recsys.config import Settings
 
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
+OWN_STORE = "sqlite:///mlflow.db"
 USER_IN_URI = re.compile(r"(?<=://)[^/\s]+@")
 PASSWORD_IN_QUERY = re.compile(r"(?i)((?:password|passwd|token)=)[^&\s]+")
 
 
 class TrackingSettings(Settings):
-    """params/tracking.yaml: the MLflow tracking URI, the experiment, and where artifacts go."""
+    """params/tracking.yaml: the MLflow tracking URI, the experiment, and where artifacts go.
 
-    uri: str = "sqlite:///mlflow.db"
+    ``uri`` null: MLFLOW_TRACKING_URI where that is set, else a file in the project's folder.
+    ``wait_seconds``: how long MLflow may take to answer, and how long a run's end waits for it.
+    ``system_metrics``: whether the load of this machine is noted while models train.
+    """
+
+    uri: str | None = None
     experiment: str = "towerflow"
     artifacts: str = "mlartifacts"
+    wait_seconds: float = Field(default=10.0, gt=0)
+    system_metrics: bool = True
+
+    @property
+    def store(self) -> str:
+        """The URI of the store."""
+        return self.uri or os.environ.get(URI_VARIABLE) or OWN_STORE
 
 
 def without_credentials(text: str) -> str:

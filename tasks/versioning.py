@@ -37,8 +37,8 @@ def settled_stages(*stages: str) -> set[str]:
     targets = (CODE_STAGE, *stages) if stages else ()
     changes = _changes(*targets)
     if CODE_STAGE in changes or CODE_STAGE not in _lock():
-        commit_stage(CODE_STAGE)
-        changes = _changes(*targets)
+        commit_stage(CODE_STAGE)  # what other stages read of it was there before they were asked
+        changes.pop(CODE_STAGE, None)
     deleted = [stage for stage in changes if _lacks_outputs(changes[stage]) and stage in _lock()]
     if deleted:
         _restore(*deleted)
@@ -48,6 +48,8 @@ def settled_stages(*stages: str) -> set[str]:
 def stale_stages(*stages: str) -> set[str]:
     """Those of ``stages`` (none given: all) whose code, inputs, parameters or outputs are not those
     of dvc.lock; those after them become so when they have run."""
+    if stages and _lock().keys().isdisjoint(stages):  # a first run: DVC need not be asked
+        return set(stages)
     return _stale(_changes(*stages), stages)
 
 
@@ -66,12 +68,39 @@ def output_version(path: Path) -> str:
     return "uncommitted"
 
 
+def output_hashes() -> dict[str, str]:
+    """The DVC hash of each output that a stage has committed, but those of the code stage."""
+    return {
+        out["path"]: out["md5"]
+        for name, stage in _lock().items()
+        for out in stage.get("outs", [])
+        if name != CODE_STAGE
+    }
+
+
+def used_parameters() -> dict[str, Any]:
+    """The settings of params/ by file with which the stages that are committed have run."""
+    used: dict[str, Any] = {}
+    for stage in _lock().values():
+        for path, values in stage.get("params", {}).items():
+            used.setdefault(Path(path).stem, {}).update(values)
+    return used
+
+
 def code_version() -> str:
     """The Git commit, ``-dirty`` if files differ from it, or ``"no-git"``."""
     result = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     )
     return result.stdout.strip() or "no-git"
+
+
+def git_commit() -> str:
+    """The Git commit in full; empty where there is none."""
+    result = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return result.stdout.strip() if result.returncode == 0 else ""
 
 
 def _changes(*stages: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ OF_RANKS = (
     "tests.recsys.distill.",
     "tests.recsys.training.",
 )
+WARM = "tests.support.warm"
 LONGEST = {"test_pipeline.py", "test_stream.py"}
 # Modules whose functions start ranks or other processes, or run a whole stage
 STARTERS = {
@@ -61,7 +62,8 @@ def _ranks_start_from_a_server(request: pytest.FixtureRequest) -> None:
             for item in request.session.items
             if isinstance(item, pytest.Function) and item.module is not None
         }
-        launch.start_server("pytest", *sorted(name for name in names if name.startswith(OF_RANKS)))
+        of_ranks = sorted(name for name in names if name.startswith(OF_RANKS))
+        launch.start_server("pytest", *of_ranks, WARM)
 
 
 @pytest.fixture(scope="session")

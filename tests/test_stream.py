@@ -26,7 +26,8 @@ SETTINGS = {
     "teacher.checkpoint_every_batches": "1",
     "students.seeds": "[1]",
     "towers.partition.probe_windows": "2",
-    "students.rows_auto_windows": "2",
+    "students.auto_windows": "2",
+    "students.table_learning_rate": "null",  # rows: auto takes long enough
     "teacher.rate_auto_windows": "2",
     "evaluate.first_evaluation_window": "2",
     "evaluate.bootstrap_samples": "20",
@@ -129,7 +130,7 @@ def test_a_killed_run_goes_on_and_all_windows_but_the_last_are_taken_until_the_l
 ) -> None:
     assert len(json.loads((project / "taken_when_killed.json").read_text())) == 2
     after = (project / "after_kill.txt").read_text()
-    assert "checkpoints: goes on at window 3, batch" in after
+    assert "checkpoints: resumes at window 3, batch" in after
     assert "2 new windows, 4 in all" in after
     assert "1 new windows, 5 in all" in (project / "finished.txt").read_text()
 

@@ -1,4 +1,4 @@
-"""Logistic regression on ids and dense features: main effects alone, learnt once, in time order."""
+"""Logistic regression on ids and dense features: main effects, one pass, in time order."""
 
 from itertools import pairwise
 

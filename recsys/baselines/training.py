@@ -34,7 +34,7 @@ SCOPES: dict[BaselineName, tuple[str, ...]] = {
 
 
 class Baseline(Protocol):
-    """What predicts a window by what it has learnt so far."""
+    """A model that predicts a window from what it was trained on so far."""
 
     def predict(self, window: Window) -> pl.DataFrame:
         """Predictions of the examples whose event lies in ``window``, as PREDICTION_SCHEMA."""
@@ -109,7 +109,7 @@ def train_baselines(
 def make(
     name: BaselineName, reader: WindowReader, domain: int | None, settings: BaselinesSettings
 ) -> Baseline:
-    """A baseline that has learnt nothing yet and sees ``domain`` alone (None: all)."""
+    """An untrained baseline that sees ``domain`` alone (None: all)."""
     schema = reader.schema
     if name == "trees":
         return Trees(reader.windows_dir, schema, domain, settings.trees)
@@ -143,7 +143,7 @@ class OnBatches:
         return pl.concat(frames)
 
     def skip(self, window: Window) -> None:
-        """Nothing: batches are read where they are learnt."""
+        """Does nothing: batches are read where they are trained on."""
 
     def learn(self, window: Window) -> None:
         """Take in the examples whose labels have become known in ``window``."""

@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> None:
 
     Raises:
         InputError: a file cannot be read, the log has no time or nothing to learn from, or the
-            file to write is there already.
+            file to write already exists.
     """
     from recsys.config import InputError, parse_settings
     from recsys.data.describe import (
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
 
     output = options.output
     if output is not None and output.exists():
-        raise InputError(f"{output}: is there already; give another --output, or remove it")
+        raise InputError(f"{output}: already exists; give another --output, or remove it")
     if output is not None and (output.suffix != ".yaml" or not output.parent.is_dir()):
         where = f"there is no folder {output.parent}" if output.suffix == ".yaml" else "no .yaml"
         raise InputError(f"{output}: {where}; expected such as params/datasets/my_log.yaml")

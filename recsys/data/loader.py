@@ -203,7 +203,7 @@ class WindowReader:
                 names.fill_null(float("nan")), pl.col("staleness_ms").fill_null(0)
             )
         if rows == "scores_elsewhere":
-            assert scores is not None, "nothing is learnt from rows without labels and scores"
+            assert scores is not None, "rows without labels and scores teach nothing"
             ordered = self._with_labels_of(ordered, domain)
         yield from self._batches(ordered, batch_size, rank, world_size)
 

@@ -191,7 +191,7 @@ def window_parts(windows_dir: Path, window: Window) -> list[Path]:
     manifest = folder / MANIFEST_FILE
     if not manifest.is_file():  # windows that somebody has made by hand
         if not found:
-            raise InputError(f"{folder}: has no data; make it anew with {REMEDY}")
+            raise InputError(f"{folder}: has no data; rebuild it with {REMEDY}")
         return found
     try:
         parts = dict(read_json(manifest)["parts"])

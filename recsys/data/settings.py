@@ -1,18 +1,16 @@
 """Settings of the data stage: which log, described how."""
 
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from zoneinfo import available_timezones
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, model_validator
 
 from recsys.config import InputError, Settings, load_settings
 from recsys.data.conversions import ConversionSettings
+from recsys.data.raw_values import NULL_VALUES, MomentSettings, checked_time
 from recsys.data.schema import MAIN_TASK
 
 TASK_PATTERN = r"^[a-z][a-z0-9_]*$"
-NULL_VALUES = ("NA", "NaN", "nan", "NULL", "null", "\\N", "None", "-")
 OUTPUT_NAMES = ("serving", "distillation", "adapted", "peer")  # a model's outputs that are no task
 
 
@@ -23,20 +21,6 @@ def _checked_task(name: str) -> str:
 
 
 TaskName = Annotated[str, Field(pattern=TASK_PATTERN), AfterValidator(_checked_task)]
-
-
-def _checked_zone(name: str) -> str:
-    if name not in available_timezones():
-        raise ValueError("no such time zone; give one such as UTC, Europe/Berlin or Asia/Shanghai")
-    return name
-
-
-def _checked_time(text: str) -> str:
-    try:
-        datetime.fromisoformat(text)
-    except ValueError:
-        raise ValueError("expected a date or time like 2024-01-31") from None
-    return text
 
 
 class DataSettings(Settings):
@@ -133,34 +117,10 @@ class CriteoSettings(Settings):
     """
 
     files: Annotated[list[str], Field(min_length=1)]
-    start: Annotated[str, AfterValidator(_checked_time)]
+    start: Annotated[str, AfterValidator(checked_time)]
     rows_per_second: Annotated[float, Field(gt=0)]
     table_rows: Annotated[int, Field(gt=1)]
     chunk_rows: Annotated[int, Field(gt=0)]
-
-
-class MomentSettings(Settings):
-    """A column of times.
-
-    ``unit`` is s, ms, us or ns for numbers since 1970, datetime for dates and for text: ISO 8601,
-    or what ``format`` says (as in strptime). Times without an offset are UTC, or local times of
-    ``zone`` (such as Asia/Shanghai). A row before ``earliest`` or from ``latest`` on is a bad one.
-    """
-
-    column: str
-    unit: Literal["s", "ms", "us", "ns", "datetime"]
-    format: str | None = None
-    zone: Annotated[str, AfterValidator(_checked_zone)] | None = None
-    earliest: Annotated[str, AfterValidator(_checked_time)] = "1990-01-01"
-    latest: Annotated[str, AfterValidator(_checked_time)] = "2100-01-01"
-
-    @model_validator(mode="after")
-    def _text_has_a_format(self) -> "MomentSettings":
-        if self.unit != "datetime":
-            given = [name for name in ("format", "zone") if getattr(self, name) is not None]
-            if given:
-                raise ValueError(f"{given[0]} needs unit: datetime; numbers count from 1970 in UTC")
-        return self
 
 
 class TimeSettings(MomentSettings):

@@ -24,11 +24,13 @@ from recsys.config import InputError
 from recsys.data.click_history import HISTORY, ClickHistory
 from recsys.data.conversions import CONVERSION, Conversions, intercept
 from recsys.data.encoder import (
-    DOMAIN_COLUMN,
     EXAMPLES_PER_DOMAIN,
     Encoder,
     encoder_of_ids,
     plain_rows,
+)
+from recsys.data.encoder_format import (
+    DOMAIN_COLUMN,
 )
 from recsys.data.encoding import milliseconds, signed_log1p
 from recsys.data.schema import MAIN_TASK, CategoricalFeature

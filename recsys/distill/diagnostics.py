@@ -19,8 +19,10 @@ TABLES_PREFIX, HEAD_PREFIXES = ("embeddings.", ("output.", "further_output."))
 
 
 class DistillationDiagnostics:
-    """``missing_scores`` and ``clip_rate`` of all examples of a window, and on its middle batch,
-    after training:
+    """How the two losses of a distilled student act on it, window by window.
+
+    ``missing_scores`` and ``clip_rate`` of all examples of a window, and on its middle batch, after
+    training:
 
     - ``gradient_ratio``: norm of the distillation loss's gradient in the backbone over the serving
         loss's;

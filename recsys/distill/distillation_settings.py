@@ -54,6 +54,10 @@ class DistillationSettings(Settings):
     An example whose score is older than ``max_staleness_hours`` (event time less the snapshot's
     high-water mark) counts as unscored; its distillation term halves every
     ``staleness_half_life_hours``.
+
+    ``gate_windows``: a window's scores are not learnt from if, over so many windows before it, the
+    teacher's log loss was larger than the student's by more than ``gate_deviations`` standard
+    errors; null: they always are. See :mod:`recsys.distill.teacher_gate`.
     """
 
     mode: Annotated[str, AfterValidator(known_mode)] = "auxiliary"
@@ -65,6 +69,8 @@ class DistillationSettings(Settings):
     hard_label_weight: float = Field(default=0.0, ge=0)
     max_staleness_hours: PositiveFloat | None = None
     staleness_half_life_hours: PositiveFloat | None = None
+    gate_windows: PositiveInt | None = 3
+    gate_deviations: float = Field(default=2.0, ge=0)
     adapter: AdapterSettings = AdapterSettings()
     peer_model: ModelSettings | None = None
 

@@ -30,7 +30,7 @@ def lowest_ne(histories: Mapping[C, list[dict[str, Any]]]) -> Lowest[C]:
     Args:
         histories: the metrics of each window by choice, as
             :func:`recsys.validation.progressive.predict_then_train` returns them. The first window
-            is left out: nothing was learnt before it.
+            is left out: nothing was trained before it.
     """
     nes = {choice: _mean_ne(history[1:]) for choice, history in histories.items()}
     best = min(nes.items(), key=lambda one: math.inf if one[1] is None else one[1])[0]

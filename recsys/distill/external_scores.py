@@ -1,7 +1,7 @@
 """Scores that something else has made, checked as a snapshot's are and written as a score log.
 
 A file has one row per example: its example_id as data/windows has it, the score, and the time up
-to which the scorer had learnt when it made it.
+to which the scorer knew labels when it made it.
 """
 
 import shutil
@@ -74,7 +74,7 @@ class ExternalReport:
         if self.unlearnt:
             found.append(
                 f"external scores: {self.unlearnt:,} of the first window are left out: nothing was "
-                f"learnt before it"
+                f"trained before it"
             )
         ratios = ["-" if one is None else f"{one:.2f}" for one in self.calibration.values()]
         found.append(
@@ -112,7 +112,7 @@ def log_external_scores(
 
     Args:
         own: the project's own scores; where an example has one too, its logit is the mean of
-            both, and the time that the later of the two scorers had learnt until holds.
+            both, and the later of the two scorers' times holds.
         project_dir: that ``external.root`` is relative to.
 
     Raises:

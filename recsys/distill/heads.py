@@ -198,7 +198,7 @@ def _seeded_head(inputs: int, hidden: list[int], seed: int) -> nn.Sequential:
 
 
 def _identity() -> nn.Linear:
-    """logit [B, 1] -> logit [B, 1], unchanged until it has learnt."""
+    """Logit [B, 1] -> logit [B, 1]; the identity until it is trained."""
     layer = nn.Linear(1, 1)
     nn.init.ones_(layer.weight)
     nn.init.zeros_(layer.bias)

@@ -110,7 +110,26 @@ class _Wanted:
 
 
 class ScoreLog:
-    """The log in ``folder``; ``logits`` are its columns of logits that are read or written."""
+    """The log in ``folder``; ``logits`` are its columns of logits that are read or written.
+
+    Example::
+
+        >>> from tempfile import mkdtemp
+        >>> log = ScoreLog(Path(mkdtemp()))
+        >>> records = pl.DataFrame(
+        ...     {"example_id": [1, 2], "logit": [0.5, -2.0], "snapshot": ["first", "first"]}
+        ...     | {"high_water_mark": [1_000, 1_000], "staleness_ms": [200, 300]}
+        ... )
+        >>> log.write_chunk("w1", 0, records)
+        2
+        >>> log.finish(WindowFacts("w1", 2, 2, "first", 250.0, 300, [2], {"feed": 2}))
+        >>> window = Window("w1", start_ms=1_000, end_ms=2_000, rows=2, max_label_delay_ms=0)
+        >>> examples = pl.DataFrame(
+        ...     {"example_id": [2, 3], "event_time": [1_300, 1_400], "label_time": [1_300, 1_400]}
+        ... )
+        >>> log.join(examples, window)["score", "staleness_ms"].rows()
+        [(-2.0, 300), (None, None)]
+    """
 
     def __init__(self, folder: Path, logits: Sequence[str] = (LOGIT,)) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""Fill the score log: every example scored once, by a teacher that knew nothing of its time."""
+"""Fill the score log: every example scored once, by a teacher from before its time."""
 
 import json
 import time
@@ -117,7 +117,7 @@ def score_windows(
     Writes the score log (see :mod:`recsys.distill.score_log`) and scoring.json, the report.
 
     Raises:
-        LookAheadError: a snapshot that claims to be older than what it has learnt from.
+        LookAheadError: a snapshot that claims to be older than its training data.
         InputError: no data or no snapshots, or the snapshots are of another model.
     """
     job = ScoringJob(windows_dir, partition_file, teacher_dir, teacher, settings, train, output_dir)
@@ -284,7 +284,7 @@ def _used(plans: list[WindowPlan]) -> list[Snapshot]:
 
 
 def milliseconds(hours: float | None) -> int | None:
-    """ms of ``hours``; None of None."""
+    """``hours`` in ms; None of None."""
     return None if hours is None else int(hours * MS_PER_HOUR)
 
 

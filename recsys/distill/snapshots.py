@@ -22,14 +22,14 @@ WEIGHTS_DIR = "weights"
 
 
 class LookAheadError(InputError):
-    """A window would be scored by a teacher that had learnt from labels of its time or later."""
+    """A window would be scored by a teacher trained on labels of its time or later."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """One published teacher.
 
-    ``high_water_mark`` (ms): every label it has learnt from was known before. ``ne`` is that of its
+    ``high_water_mark`` (ms): every label it was trained on was known before. ``ne`` is that of its
     last window, predicted before it was trained on; None where it is not defined. ``held_back``
     snapshots never score. ``weights_hash`` is the SHA-256 of all weights by name. ``metrics`` are
     all those of that window; a value that is not defined is None.
@@ -98,7 +98,7 @@ def check_no_look_ahead(snapshot: Snapshot, window: Window, schema: Schema) -> N
 
     Raises:
         LookAheadError: its high-water mark lies after the window's start, or before the end of the
-            window that it says it has learnt from.
+            window that it says it was trained on.
         InputError: it names a window that the data does not hold.
     """
     learnt = next((w for w in schema.windows if w.name == snapshot.window), None)

@@ -244,7 +244,7 @@ def _gathered(
         joined = with_scores(scores, examples, window, sources[name])
         known = joined["logit"].is_not_null()
         if is_first and sources[name].learnt_until == WINDOW_START:
-            known = known & False  # nothing was learnt before it
+            known = known & False  # nothing was trained before it
         mark = joined[LEARNT].set(~known, None)
         table = table.with_columns(pl.max_horizontal(LEARNT, mark).alias(LEARNT))
         found[name] = joined["logit"].set(~known, None).cast(pl.Float64).to_numpy()

@@ -1,13 +1,21 @@
 """Settings of the students stage."""
 
 from pathlib import PurePath
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from recsys.config import Settings, filled_from
 from recsys.distill.distillation_settings import DistillationSettings, overlaid
 from recsys.models.settings import ModelSettings
+from recsys.serving.settings import ExportSettings
 from recsys.training.batch_size import AUTO_BATCH, BatchSize
 
 PLAIN, DISTILLED, ALL_ROWS = "plain", "distilled", "all_rows"
@@ -31,10 +39,15 @@ def _checked_name(name: str, what: str) -> str:
 
 class BudgetSettings(Settings):
     """The most that a student may cost to serve: ``parameters``, tables included, and
-    ``training_flops`` a sample (forward and backward; a third of them are served)."""
+    ``training_flops`` a sample (forward and backward; a third of them are served): more is refused
+    before it trains. ``memory_mb`` of the exported weights, and the median ``latency_ms`` of one
+    row and ``latency_512_ms`` of 512: with more it does not become champion."""
 
     parameters: PositiveInt | None = None
     training_flops: PositiveInt | None = None
+    memory_mb: PositiveFloat | None = None
+    latency_ms: PositiveFloat | None = None
+    latency_512_ms: PositiveFloat | None = None
 
 
 class StudentSettings(Settings):
@@ -66,20 +79,25 @@ class StudentsSettings(Settings):
     ``arms``: by name, what an arm changes in the distillation of each student; ``plain`` changes
     the mode to none, and the report compares the others with it. An arm that sets the mode to none
     has its own domain's rows, whatever ``distillation`` says, unless it sets ``rows`` itself.
-    ``rows_auto_windows``: where ``rows`` is ``auto``, a student's arm is first trained with each
-    choice on so many windows, with the first seed, and takes the one of the lowest NE on all of
-    them but the first; then it starts anew.
+    ``auto_windows``: where ``rows`` or ``table_learning_rate`` is ``auto``, a student's arm is
+    first trained with each choice on so many windows, with the first seed, and takes the one of the
+    lowest NE on all of them but the first; then it starts anew.
     ``batch_size``: see :func:`recsys.training.batch_size.with_batch_size`.
+    ``table_learning_rate``: of the embedding tables; null: that of all training; auto: one of
+    ``rates_tried``.
     ``side_by_side``: each rank trains whole students, one after the other; false: all ranks train
     one student together, which tables larger than one rank's memory need. Ranks of several nodes
-    train together. ``diagnostics``: gradients and calibration of the heads, clipped and missing
-    scores, in the metrics of each window.
+    train together. ``export``: how tables are stored and predictions calibrated. ``diagnostics``:
+    gradients and calibration of the heads, clipped and missing scores, in the metrics of each
+    window.
     ``checkpoint_every_batches`` and ``keep_checkpoints`` are as the teacher's, for each
     student.
     """
 
     model: Annotated[ModelSettings, filled_from(STUDENT_MODEL)] = STUDENT_MODEL
     batch_size: BatchSize = AUTO_BATCH
+    table_learning_rate: PositiveFloat | Literal["auto"] | None = "auto"
+    rates_tried: list[PositiveFloat] = Field(default=[0.1, 0.03], min_length=1)
     seeds: list[int] = Field(default=[1, 2, 3], min_length=1)
     students: list[StudentSettings] = Field(
         default=[
@@ -96,8 +114,9 @@ class StudentsSettings(Settings):
             ALL_ROWS: DistillationSettings(mode="none", rows="all"),
         }
     )
-    rows_auto_windows: int = Field(default=4, ge=2)
+    auto_windows: int = Field(default=4, ge=2)
     side_by_side: bool = True
+    export: ExportSettings = ExportSettings()
     diagnostics: bool = True
     checkpoint_every_batches: int | None = Field(default=None, ge=1)
     keep_checkpoints: int = Field(default=1, ge=1)
@@ -129,15 +148,21 @@ class StudentsSettings(Settings):
         return self
 
     @property
+    def table_learning_rates(self) -> tuple[float | None, ...]:
+        """Those that a student may take; None is the rate of all training."""
+        rate = self.table_learning_rate
+        return tuple(self.rates_tried) if rate == AUTO else (rate,)
+
+    @property
     def windows_to_choose_on(self) -> int:
-        """How many windows there must be before any student can be trained: 0 where no ``rows`` is
-        to be chosen."""
-        chosen = any(
+        """How many windows there must be before any student can be trained: 0 where nothing is to
+        be chosen."""
+        chosen = len(self.table_learning_rates) > 1 or any(
             self.distillation_of(student, arm).rows == AUTO
             for student in self.students
             for arm in self.arms
         )
-        return self.rows_auto_windows if chosen else 0
+        return self.auto_windows if chosen else 0
 
     def model_of(self, student: StudentSettings) -> ModelSettings:
         """The student's model."""

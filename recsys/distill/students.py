@@ -5,7 +5,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,11 +21,12 @@ from recsys.distill.diagnostics import DistillationDiagnostics
 from recsys.distill.distillation_settings import DistillationSettings, overlaid
 from recsys.distill.heads import PEER_TABLE_PREFIX, RANKER_PREFIX, DistilledRanker
 from recsys.distill.losses import DistillationLoss
-from recsys.distill.row_choice import ROWS_FILE, RowChoice, candidates, lowest
+from recsys.distill.recipe_choice import CHOICES_FILE, Recipe, RecipeChoice, lowest
 from recsys.distill.score_log import ScoreLog
 from recsys.distill.student_checks import check_students, tasks_of
 from recsys.distill.student_settings import AUTO, StudentSettings, StudentsSettings
 from recsys.distill.teacher import CHECKPOINT_KEYS, PLACEMENT_KEYS, model_size
+from recsys.distill.teacher_gate import GATE_FILE, GatedScores, in_words
 from recsys.distill.training_job import TrainingJob, resumable
 from recsys.files import PARTIAL_SUFFIX, fingerprint, folder_state, write_durably, write_json
 from recsys.models.factory import build_ranker
@@ -33,6 +34,7 @@ from recsys.models.settings import ModelSettings
 from recsys.progress import RowProgress
 from recsys.provenance import code_of
 from recsys.scratch import scratch
+from recsys.serving.calibrating import calibration_of
 from recsys.serving.export import export_ranker
 from recsys.training import ranks
 from recsys.training.batch_size import with_batch_size
@@ -47,27 +49,44 @@ from recsys.validation.progressive import DataView, predict_then_train
 EXPORT_DIR = "export"
 SIZE_FILE = "size.json"
 ENDED_FILE = "ended.json"
+TRIAL_DIR = "trial"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One student x arm x seed, with the student's own settings."""
+    """One student x arm x seed, with the student's own settings.
+
+    ``table_learning_rates``: those that may be taken, the first where early windows do not choose;
+    None is the rate of all training.
+    """
 
     student: StudentSettings
     arm: str
     seed: int
     model: ModelSettings
     distillation: DistillationSettings
+    table_learning_rates: tuple[float | None, ...] = (None,)
 
     @property
     def is_distilled(self) -> bool:
         """Whether there is more to it than the ranker."""
         return not self.distillation.is_plain
 
-    def with_rows(self, rows: Rows) -> "Run":
-        """The same, trained on ``rows``."""
-        changed = overlaid(self.distillation, DistillationSettings(rows=rows))
-        return replace(self, distillation=changed)
+    @property
+    def recipes(self) -> list[Recipe]:
+        """What early windows choose among, the simplest first; one where nothing is to be
+        chosen."""
+        settings = self.distillation
+        choices: list[Rows] = [settings.rows] if settings.rows != AUTO else ["own", "all"]
+        if settings.rows == AUTO and settings.reads_scores:
+            choices.insert(1, "scores_elsewhere")
+        return [Recipe(rows, rate) for rows in choices for rate in self.table_learning_rates]
+
+    def with_recipe(self, recipe: Recipe) -> "Run":
+        """The same, trained by ``recipe``."""
+        changed = overlaid(self.distillation, DistillationSettings(rows=recipe.rows))
+        rates = (recipe.table_learning_rate,)
+        return replace(self, distillation=changed, table_learning_rates=rates)
 
     def folder(self, output_dir: Path) -> Path:
         """Where its predictions and metrics go."""
@@ -82,8 +101,9 @@ def train_students(
     The arms of a seed start from the same weights and, of the same ``rows``, see the same batches;
     what they add is not served. Writes <student>/<arm>/seed-<n>/{predictions,metrics.json}, for
     the first seed <student>/<arm>/export/, and size.json (parameters of a served student), for a
-    student with a model of its own or several tasks in <student>/. Where ``rows`` is ``auto`` they
-    are chosen first, and <student>/rows.json says which by what NE.
+    student with a model of its own or several tasks in <student>/. Where ``rows`` or
+    ``table_learning_rate`` is ``auto`` they are chosen first, and <student>/chosen.json says which
+    by what NE.
 
     With ``resume_dir`` a killed run goes on at the student and window it was at, as
     :func:`recsys.distill.teacher.train_teacher` does. The caller removes ``resume_dir``.
@@ -93,7 +113,7 @@ def train_students(
 
     Raises:
         InputError: a student's domain or task is not in the data, a model has towers or breaks its
-            budget, there are too few windows to choose rows on, or ``resume_dir`` is in use.
+            budget, there are too few windows to choose on, or ``resume_dir`` is in use.
     """
     check_students(Schema.load(job.windows_dir), job.settings)
     if resume_dir is None:
@@ -110,10 +130,10 @@ def run_students(job: TrainingJob[StudentsSettings]) -> dict[str, list[dict[str,
     needed, windows = job.settings.windows_to_choose_on, len(schema.windows)
     if windows < needed:
         raise InputError(
-            f"{job.settings.where('rows_auto_windows')}: rows: auto is chosen on {needed} windows, "
-            f"the data have {windows}; set fewer, or rows: own"
+            f"{job.settings.where('auto_windows')}: what is auto is chosen on {needed} windows, "
+            f"the data have {windows}; set fewer, or rows: own and a table_learning_rate"
         )
-    runs = _with_rows(runs_of(job.settings), job)
+    runs = _with_recipes(runs_of(job.settings), job)
     return _launch(train_runs, runs, job)
 
 
@@ -153,7 +173,14 @@ def students_checkpoints(
 def runs_of(settings: StudentsSettings) -> list[Run]:
     """All students x seeds x arms, in the order in which they are trained."""
     return [
-        Run(student, arm, seed, settings.model_of(student), settings.distillation_of(student, arm))
+        Run(
+            student,
+            arm,
+            seed,
+            settings.model_of(student),
+            settings.distillation_of(student, arm),
+            settings.table_learning_rates,
+        )
         for student in settings.students
         for seed in settings.seeds
         for arm in settings.arms
@@ -185,57 +212,58 @@ def train_runs(
     return results
 
 
-def _with_rows(runs: list[Run], job: TrainingJob[StudentsSettings]) -> list[Run]:
-    """``runs`` with the rows that are chosen for those of ``auto``, one choice for all seeds of a
-    student's arm; what it is goes into each student's rows.json."""
-    trials: dict[tuple[str, str], dict[Rows, Run]] = {
-        (run.student.name, run.arm): {
-            rows: run.with_rows(rows) for rows in candidates(run.distillation)
-        }
+def _with_recipes(runs: list[Run], job: TrainingJob[StudentsSettings]) -> list[Run]:
+    """``runs`` with the recipes that are chosen, one choice for all seeds of a student's arm; what
+    it is goes into each student's chosen.json."""
+    trials: dict[tuple[str, str], dict[Recipe, Run]] = {
+        (run.student.name, run.arm): {recipe: run.with_recipe(recipe) for recipe in run.recipes}
         for run in runs
-        if run.distillation.rows == AUTO and run.seed == job.settings.seeds[0]
+        if len(run.recipes) > 1 and run.seed == job.settings.seeds[0]
     }
     asked = {_trial_name(one): one for tried in trials.values() for one in tried.values()}
     histories = {name: _tried(trial, job) for name, trial in asked.items()}
     new = [trial for name, trial in asked.items() if not histories[name]]
     if new:
-        histories |= _launch(_try_rows, new, job)
-    chosen: dict[str, dict[str, RowChoice]] = {}
+        histories |= _launch(_try_recipes, new, job)
+    chosen: dict[str, dict[str, RecipeChoice]] = {}
     for (student, arm), tried in trials.items():
-        choice = lowest({rows: histories[_trial_name(trial)] for rows, trial in tried.items()})
+        choice = lowest({recipe: histories[_trial_name(trial)] for recipe, trial in tried.items()})
         chosen.setdefault(student, {})[arm] = choice
         if new:
-            print(f"{student}, {arm}: {choice}", file=sys.stderr, flush=True)
+            print(f"{student}, {arm}: rows {choice}", file=sys.stderr, flush=True)
     for student, arms in chosen.items():
         (job.output_dir / student).mkdir(exist_ok=True)
         write_json(
-            job.output_dir / student / ROWS_FILE,
-            {arm: asdict(choice) for arm, choice in arms.items()},
+            job.output_dir / student / CHOICES_FILE,
+            {arm: choice.as_json() for arm, choice in arms.items()},
         )
     return [
-        run.with_rows(chosen[run.student.name][run.arm].rows)
-        if run.distillation.rows == AUTO
-        else run
+        run.with_recipe(
+            chosen[run.student.name][run.arm].recipe if len(run.recipes) > 1 else run.recipes[0]
+        )
         for run in runs
     ]
 
 
-def _try_rows(
+def _try_recipes(
     trials: list[Run], shown: bool, job: TrainingJob[StudentsSettings]
 ) -> dict[str, list[dict[str, Any]]]:
     """Train ``trials`` on the first windows, each from the last of its checkpoints; keeps nothing
     of them but their metrics."""
-    schema, count = Schema.load(job.windows_dir), job.settings.rows_auto_windows
+    schema, count = Schema.load(job.windows_dir), job.settings.auto_windows
     views = [_data(schema, trial, job, count) for trial in trials]
     examples = [_examples(view, trial, None) for view, trial in zip(views, trials, strict=True)]
     histories = {}
-    with RowProgress("students' rows", sum(examples), shown and ranks.rank() == 0) as progress:
+    with RowProgress("students' choices", sum(examples), shown and ranks.rank() == 0) as progress:
         for trial, data in zip(trials, views, strict=True):
             kept = _trial_checkpoints(trial, job)
             engine, loss_function = _engine(trial, data, job.train)
-            with TemporaryDirectory(dir=scratch()) as folder:
+            with TemporaryDirectory(dir=scratch()) as temporary:
+                # What is predicted judges the teacher, also after a kill
+                folder = Path(temporary) if kept is None else kept.folder / TRIAL_DIR
+                gated, _ = _gated(trial, data, folder)
                 history = predict_then_train(
-                    engine, loss_function, data, Path(folder), progress, checkpoints=kept
+                    engine, loss_function, gated, folder, progress, checkpoints=kept
                 )
             if kept is not None:
                 _end(kept, history)
@@ -260,7 +288,7 @@ def _trial_checkpoints(trial: Run, job: TrainingJob[StudentsSettings]) -> Checkp
 
 
 def _trial_name(run: Run) -> str:
-    return f"{run.student.name}/{run.arm}/{run.distillation.rows}"
+    return f"{run.student.name}/{run.arm}/{run.recipes[0]}"
 
 
 def _name(run: Run) -> str:
@@ -342,6 +370,7 @@ def _train_run(
     seed."""
     schema, folder, checkpoints = data.reader.schema, job.output_dir, job.checkpoints
     engine, loss_function = _engine(run, data, job.train)
+    data, gate = _gated(run, data, folder)
     diagnostics = None
     if job.settings.diagnostics and isinstance(loss_function, DistillationLoss):
         diagnostics = DistillationDiagnostics(loss_function)
@@ -353,7 +382,13 @@ def _train_run(
         progress,
         checkpoints=checkpoints,
         diagnostics=diagnostics,
+        live=None if job.live_dir is None else job.live_dir / f"{_name(run)}.jsonl",
     )
+    if gate is not None and ranks.rank() == 0:
+        verdicts = gate.report()
+        write_json(folder / GATE_FILE, {"windows": verdicts})
+        if said := in_words(verdicts):
+            print(f"{_name(run)}: {said}", file=sys.stderr, flush=True)
     if run.seed == job.settings.seeds[0]:
         state = engine.gather_state()
         if ranks.rank() == 0:
@@ -364,7 +399,20 @@ def _train_run(
             }
             export_dir, domain = folder.parent / EXPORT_DIR, run.student.domain
             encoder = Encoder.load(data.reader.windows_dir)
-            export_ranker(served, schema, run.model, encoder, export_dir, domain=domain)
+            chosen = job.settings.export
+            export_ranker(
+                served,
+                schema,
+                run.model,
+                encoder,
+                export_dir,
+                domain=domain,
+                precision=chosen.tables,
+                calibration=calibration_of(
+                    folder, Schema.load(data.reader.windows_dir), schema.tasks, chosen
+                ),
+                card=_card(run, data, history),
+            )
             is_common = run.student.model is None and len(schema.tasks) == 1
             size_dir = folder.parents[2] if is_common else folder.parents[1]
             write_json(size_dir / SIZE_FILE, model_size(served))
@@ -373,9 +421,37 @@ def _train_run(
     return history
 
 
+def _card(run: Run, data: DataView, history: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the export says of where it comes from."""
+    windows = [window.name for window in data.reader.windows]
+    return {
+        "student": run.student.name,
+        "arm": run.arm,
+        "seed": run.seed,
+        "dataset": data.reader.schema.dataset,
+        "windows": {"first": windows[0], "last": windows[-1], "count": len(windows)},
+        "distillation": run.distillation.model_dump(),
+        "last_window": history[-1] if history else {},
+        "code": fingerprint(code_of(__name__)),
+    }
+
+
+def _gated(run: Run, data: DataView, output_dir: Path) -> tuple[DataView, GatedScores | None]:
+    """``data`` without the scores of a teacher that is worse than the student."""
+    settings = run.distillation
+    if settings.gate_windows is None or not isinstance(data.scores, ScoreLog):
+        return data, None
+    gate = GatedScores(
+        data.scores, data.reader, output_dir, settings.gate_windows, settings.gate_deviations
+    )
+    return replace(data, scores=gate), gate
+
+
 def _engine(run: Run, data: DataView, train: TrainSettings) -> tuple[Engine, LossFunction]:
     schema = data.reader.schema
-    train = train.model_copy(update={"global_batch_size": data.batch_size})
+    [rate] = run.table_learning_rates
+    update = {} if rate is None else {"table_learning_rate": rate}
+    train = train.model_copy(update={"global_batch_size": data.batch_size, **update})
     ranker = build_ranker(schema, run.model, None, run.seed, table_device="meta")
     if not run.is_distilled:
         engine = Engine(ranker, train, run.seed)

@@ -44,6 +44,7 @@ from recsys.validation.progressive import DataView, predict_then_train
 PLAN_FILE = "plan.json"
 PLAN_FIGURE = "plan.png"
 SIZE_FILE = "size.json"
+LIVE_FILE = "teacher.jsonl"
 TABLE_KEY = "embedding_bags"
 CHECKPOINT_KEYS = {
     "checkpoint_every_batches",
@@ -194,7 +195,7 @@ def model_size(state: dict[str, Tensor]) -> dict[str, int]:
 def _fresh(
     job: TrainingJob[TeacherSettings], partition: Partition | None, reader: WindowReader
 ) -> tuple[TrainSettings, Engine, DataView]:
-    """How the teacher is trained, the teacher that has learnt nothing, and what it is shown."""
+    """How the teacher is trained, the untrained teacher, and the data it is shown."""
     train = with_batch_size(job.train, job.settings.batch_size, reader.windows[0].rows)
     engine = teacher_engine(reader.schema, partition, job.settings, train)
     return train, engine, DataView(reader, train.global_batch_size)
@@ -226,7 +227,14 @@ def _train_rank(
     ):
         loss = partial(label_loss, weights=settings.task_weights)
         history = predict_then_train(
-            engine, loss, data, output_dir, progress, publisher.after_window, checkpoints
+            engine,
+            loss,
+            data,
+            output_dir,
+            progress,
+            publisher.after_window,
+            checkpoints,
+            live=None if job.live_dir is None else job.live_dir / LIVE_FILE,
         )
     plan = engine.plan_summary()
     state = engine.gather_state()

@@ -19,7 +19,7 @@ S = TypeVar("S", "TeacherSettings", "StudentsSettings")
 
 @dataclass(frozen=True)
 class TrainingJob(Generic[S]):
-    """What is learnt from, how, and where the results go.
+    """The data to train on, how, and where the results go.
 
     Attributes:
         settings: the teacher's, or those of all students.
@@ -27,6 +27,8 @@ class TrainingJob(Generic[S]):
         partition_file: the towers of a teacher that has any.
         scores_dir: the score log that students read.
         checkpoints: where to go on from; None: neither read nor written.
+        live_dir: gets a file a model, ``teacher.jsonl`` or ``<student>/<arm>/seed-<n>.jsonl``, with
+            what is known of each window as it ends (:func:`recsys.progress.note_live`).
     """
 
     windows_dir: Path
@@ -36,6 +38,7 @@ class TrainingJob(Generic[S]):
     partition_file: Path | None = None
     scores_dir: Path | None = None
     checkpoints: Checkpoints | None = None
+    live_dir: Path | None = None
 
 
 @contextmanager

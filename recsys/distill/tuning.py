@@ -1,7 +1,7 @@
 """Tuning: search the settings of students on the windows before those that judge them.
 
 A trial trains every student, as the students stage does, on the early windows alone and is worth
-the mean NE of the windows after the first, each predicted before it was learnt. Optuna's TPE
+the mean NE of the windows after the first, each predicted before training on it. Optuna's TPE
 proposes the trials. The best of them and the present settings are trained again with other seeds,
 and a change counts only if it is better beyond its interval.
 """
@@ -35,10 +35,10 @@ from scipy import stats
 from recsys.config import InputError, Settings, nearest_hint
 from recsys.data.encoder import Encoder
 from recsys.data.schema import Schema
-from recsys.distill.row_choice import candidates, lowest
+from recsys.distill.recipe_choice import lowest
 from recsys.distill.score_log import LOG_FILE, ScoreLog
 from recsys.distill.student_checks import check_students
-from recsys.distill.student_settings import AUTO, PLAIN, StudentsSettings
+from recsys.distill.student_settings import PLAIN, StudentsSettings
 from recsys.distill.students import Run, runs_of, train_runs
 from recsys.distill.teacher import CHECKPOINT_KEYS, PLACEMENT_KEYS
 from recsys.distill.training_job import TrainingJob
@@ -275,14 +275,13 @@ def measure_run(run: Run, job: TrainingJob[StudentsSettings]) -> Measured:
     """Train one student on all windows of ``job``; nothing of it stays in ``job.output_dir``."""
     started = time.monotonic()
     # The progress of single students would hide that of the search
-    choices = candidates(run.distillation) if run.distillation.rows == AUTO else []
-    tried = {rows: run.with_rows(rows) for rows in choices} or {run.distillation.rows: run}
     histories = {}
-    for rows, one in tried.items():
+    for recipe in run.recipes:
+        one = run.with_recipe(recipe)
         with tempfile.TemporaryDirectory(dir=job.output_dir) as folder, redirect_stderr(StringIO()):
             own = replace(job, output_dir=Path(folder))
-            [histories[rows]] = launch(train_runs, ([one], False, own), job.train)[0].values()
-    best = histories[lowest(histories).rows]
+            [histories[recipe]] = launch(train_runs, ([one], False, own), job.train)[0].values()
+    best = histories[lowest(histories).recipe]
     ne = [math.nan if row.get("ne") is None else float(row["ne"]) for row in best[1:]]
     return Measured(ne, time.monotonic() - started)
 

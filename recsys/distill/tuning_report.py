@@ -17,9 +17,9 @@ def report(search: Search, outcome: Outcome) -> str:
     students = ", ".join(student.name for student in search.present.students.students)
     counts = ", ".join(f"{count} {state}" for state, count in search.counts().items())
     lines = ["# Tuning", "", f"Students {students}, arm {search.present.arm}; trials: {counts}."]
-    lines += [f"NE of windows {early[1].name} to {early[-1].name}, each predicted before it was"]
+    lines += [f"NE of windows {early[1].name} to {early[-1].name}, each predicted before"]
     lines[-1] += (
-        f" learnt, mean of {settings.seeds} seeds other than the search's; lower is better."
+        f" training on it, mean of {settings.seeds} seeds other than the search's; lower is better."
     )
     lines.append("")
     if outcome.difference is None:

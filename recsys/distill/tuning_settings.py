@@ -44,7 +44,7 @@ def _choices(*choices: Any) -> DimensionSettings:
 
 
 MODEL_SPACE: Space = {
-    "train.table_learning_rate": _range(0.005, 0.5),
+    "students.table_learning_rate": _choices("auto", 0.01, 0.02, 0.05, 0.1, 0.2),
     "train.dense_learning_rate": _range(0.0003, 0.02),
     "train.global_batch_size": _choices(64, 128, 256, 512),
     "train.initial_accumulator": _range(0.01, 10.0),

@@ -1,11 +1,13 @@
 """Figures of the report; the same numbers give the same bytes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from recsys.evaluation.comparison import Comparison
+from recsys.evaluation.model_table import BASELINES
 
 NO_VERSION = {"Software": None}  # the PNG would otherwise name Matplotlib's version
 # Okabe and Ito's colours, which the colour-blind can tell apart; baselines are thin and broken,
@@ -35,13 +37,7 @@ def draw_windows(student: str, rows: list[dict[str, Any]], path: Path) -> None:
     """NE of each model over windows; ``rows`` as in windows.csv."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots()
-    models = list(dict.fromkeys(row["model"].removeprefix(f"{student}/") for row in rows))
-    further = [model for model in models if model not in LINES]
-    lines: dict[str, dict[str, Any]] = LINES | {
-        model: {"color": FURTHER_COLOUR, "marker": FURTHER_MARKERS[index % len(FURTHER_MARKERS)]}
-        for index, model in enumerate(further)
-    }
-    for model, line in lines.items():
+    for model, line in _lines(student, rows).items():
         own = [row for row in rows if row["model"] == f"{student}/{model}"]
         if own:
             windows = [row["window"].removesuffix(MIDNIGHT) for row in own]
@@ -54,6 +50,64 @@ def draw_windows(student: str, rows: list[dict[str, Any]], path: Path) -> None:
     axes.tick_params(axis="x", rotation=45)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    figure.savefig(path, dpi=DOTS_PER_INCH, metadata=NO_VERSION)
+
+
+def draw_calibration(student: str, rows: list[dict[str, Any]], path: Path) -> None:
+    """Observed against predicted rate of each model but the baselines, whose lines would hide the
+    others'; ``rows`` as in calibration.csv."""
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    highest = max((max(row["predicted"], row["observed"]) for row in rows), default=1.0)
+    axes.plot([0, highest], [0, highest], color="black", linewidth=0.8)
+    for model, line in _lines(student, rows).items():
+        own = [row for row in rows if row["model"] == f"{student}/{model}"]
+        if own and model not in BASELINES:
+            predicted = [row["predicted"] for row in own]
+            axes.plot(predicted, [row["observed"] for row in own], label=model, **line)
+    axes.set(
+        title=f"{student}: predicted and observed rate",
+        xlabel="predicted probability (mean of a bin)",
+        ylabel="observed rate (share of positives in the bin)",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    figure.savefig(path, dpi=DOTS_PER_INCH, metadata=NO_VERSION)
+
+
+def draw_gains(
+    student: str, slices: dict[str, dict[str, Any]], models: Sequence[str], path: Path
+) -> None:
+    """How far each of ``models`` lies below plain in % of its NE, by domain and coldness.
+
+    ``slices`` is one student's, as in report.json.
+    """
+    kinds = [kind for kind in ("domain", "coldness") if slices.get(kind)]
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    panels = figure.subplots(1, len(kinds), squeeze=False)[0]
+    lines = _lines(student, [{"model": f"{student}/{model}"} for model in models])
+    for axes, kind in zip(panels, kinds, strict=True):
+        names = list(slices[kind])
+        for place, model in enumerate(models):
+            shift = 0.6 * (place + 0.5) / len(models) - 0.3
+            for height, name in enumerate(names):
+                own, plain = (
+                    slices[kind][name]["models"][model],
+                    slices[kind][name]["models"]["plain"],
+                )
+                scale = -100 / plain["ne"]
+                gain, low, high = (scale * own[key] for key in ("difference", "high", "low"))
+                line = {key: lines[model][key] for key in ("color", "marker")}
+                label = model if height == 0 else None
+                axes.plot([low, high], [height + shift] * 2, color=line["color"], linewidth=1.5)
+                axes.plot(gain, height + shift, linestyle="none", label=label, **line)
+        axes.axvline(0.0, color="black", linewidth=0.8)
+        rows = [f"{name}\n({slices[kind][name]['rows']:,} rows)" for name in names]
+        axes.set_yticks(range(len(names)), rows)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set(title=f"{student}: gain over plain by {kind}", xlabel="NE below plain's (%)")
+        axes.grid(alpha=0.3, axis="x")
+    panels[-1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     figure.savefig(path, dpi=DOTS_PER_INCH, metadata=NO_VERSION)
 
 
@@ -72,3 +126,13 @@ def draw_differences(comparisons: list[tuple[str, Comparison]], arm: str, path: 
         axes.margins(y=0.3)
         axes.set_title(f"{metric}: {arm} - plain")
     figure.savefig(path, dpi=DOTS_PER_INCH, metadata=NO_VERSION)
+
+
+def _lines(student: str, rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """How each model's line is drawn, those that LINES does not know included."""
+    models = list(dict.fromkeys(row["model"].removeprefix(f"{student}/") for row in rows))
+    further = [model for model in models if model not in LINES]
+    return LINES | {
+        model: {"color": FURTHER_COLOUR, "marker": FURTHER_MARKERS[index % len(FURTHER_MARKERS)]}
+        for index, model in enumerate(further)
+    }

@@ -24,10 +24,16 @@ class GateSettings(Settings):
 
     ``baseline``: as it is called in the table; null: there is no gate. ``largest_ne_increase``: the
     fraction by which its NE may lie above the baseline's (0.01 is 1 %).
+    ``largest_calibration_error``: how far its mean prediction, calibrated, may lie off the click
+    rate of the last window, as a fraction; null: any. ``largest_cheaper_ne_increase``: against the
+    present champion the interval of the paired difference must lie below 0; of a smaller model its
+    upper end may lie above by this fraction of NE.
     """
 
     baseline: BaselineLabel | None = "logistic (own rows)"
     largest_ne_increase: float = Field(default=0.0, ge=0)
+    largest_calibration_error: float | None = Field(default=0.15, gt=0)
+    largest_cheaper_ne_increase: float = Field(default=0.001, ge=0)
 
 
 @dataclass(frozen=True)
@@ -59,3 +65,67 @@ def judge(rows: Sequence[ModelRow], settings: GateSettings) -> Verdict:
     side = "above" if apart > 0 else "below"
     why = f"{arm} has NE {ne:.4f}, {abs(apart):.1f} % {side} {settings.baseline}"
     return Verdict(arm, ne, ne <= baseline * (1 + settings.largest_ne_increase), why)
+
+
+@dataclass(frozen=True)
+class Against:
+    """A student beside the present champion on the rows that both have predicted: the difference of
+    NE, its interval, and whether the student is the smaller one."""
+
+    champion: str
+    rows: int
+    champion_ne: float
+    difference: float
+    low: float
+    high: float
+    is_smaller: bool
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Something that a student costs, and the most that it may; None: anything."""
+
+    name: str
+    value: float
+    most: float | None
+
+
+def decide(
+    verdict: Verdict,
+    settings: GateSettings,
+    calibration: float | None,
+    limits: Sequence[Limit],
+    against: Against | None,
+) -> Verdict:
+    """``verdict``, which compares with the baseline, with all else that a champion must be.
+
+    Args:
+        calibration: mean prediction over click rate on the last window; None: not known.
+        limits: of the student's budget.
+        against: None: there is no champion, or it has predicted none of these rows.
+    """
+    failed: list[str] = []
+    said: list[str] = []
+    bound = settings.largest_calibration_error
+    if calibration is not None and bound is not None and abs(calibration - 1) > bound:
+        failed.append(
+            f"its mean prediction is {calibration:.3f} of the click rate, at most {bound:.0%} off "
+            f"is allowed"
+        )
+    failed += [
+        f"{one.name} is {one.value:,.4g}, the budget {one.most:,.4g}"
+        for one in limits
+        if one.most is not None and one.value > one.most
+    ]
+    if against is not None:
+        text = (
+            f"NE {against.difference:+.5f} [{against.low:+.5f}, {against.high:+.5f}] against "
+            f"{against.champion} on {against.rows:,} rows"
+        )
+        slack = settings.largest_cheaper_ne_increase * against.champion_ne
+        if against.high < 0 or (against.is_smaller and against.high <= slack):
+            said.append(text)
+        else:
+            failed.append(f"{text}, which is not surely better")
+    why = "; ".join([verdict.why, *said, *failed])
+    return Verdict(verdict.arm, verdict.ne, verdict.passes and not failed, why)

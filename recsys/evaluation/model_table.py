@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from recsys.evaluation.printed import number
+
 PLAIN, DISTILLED, TEACHER, ORACLE = "plain", "distilled", "teacher", "oracle"
 # What students learn from where that is not the teacher alone
 SCORERS = {
@@ -63,9 +65,9 @@ def model_table(rows: Sequence[ModelRow]) -> str:
     ]
     for row in rows:
         cells = [row.student, *([row.task] if shown else []), row.model]
-        cells += [_text(row.metrics[metric], ".4f") for metric in ("ne", "auc")]
-        low, high = _text(row.low, "+.5f"), _text(row.high, "+.5f")
-        apart = f"{_text(row.difference, '+.5f')} [{low}, {high}]"
+        cells += [number(row.metrics[metric], ".4f") for metric in ("ne", "auc")]
+        low, high = number(row.low, "+.5f"), number(row.high, "+.5f")
+        apart = f"{number(row.difference, '+.5f')} [{low}, {high}]"
         cells.append("" if row.model == PLAIN else apart)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -97,7 +99,3 @@ def _against(row: ModelRow, plain: ModelRow) -> str:
     if high < 0:
         return f"loses to plain by {-gain:.1f} % [{-high:.1f}, {-low:.1f}]"
     return f"cannot be told from plain: {gain:+.1f} % {interval}"
-
-
-def _text(value: float, form: str) -> str:
-    return format(value, form) if math.isfinite(value) else "-"

@@ -1,6 +1,7 @@
 """The table of an evaluation on the terminal: apart, so that it is shown before what computes it is
 imported."""
 
+import math
 from pathlib import Path
 
 from rich.console import Console
@@ -10,6 +11,11 @@ from recsys.files import read_json
 
 TABLE_FILE = "table.md"
 TABLE_WIDTH = 110  # characters, so that no cell of the table is cut
+
+
+def number(value: float, form: str) -> str:
+    """``value`` in the format ``form``; a dash where it is not defined."""
+    return format(value, form) if math.isfinite(value) else "-"
 
 
 def print_report(folder: Path) -> None:

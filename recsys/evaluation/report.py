@@ -13,9 +13,15 @@ from numpy.typing import NDArray
 
 from recsys.config import InputError
 from recsys.data.schema import MAIN_TASK, Schema, Window
+from recsys.evaluation.calibration_curve import calibration_rows
 from recsys.evaluation.coldness import rows_seen
 from recsys.evaluation.comparison import Comparison, compare_values, holm, interval, p_text, p_value
-from recsys.evaluation.figures import draw_differences, draw_windows
+from recsys.evaluation.figures import (
+    draw_calibration,
+    draw_differences,
+    draw_gains,
+    draw_windows,
+)
 from recsys.evaluation.gate import Verdict, judge
 from recsys.evaluation.metrics import LABELS, METRICS, TABLE_METRICS
 from recsys.evaluation.model_table import (
@@ -28,7 +34,7 @@ from recsys.evaluation.model_table import (
     in_words,
     model_table,
 )
-from recsys.evaluation.printed import TABLE_FILE
+from recsys.evaluation.printed import TABLE_FILE, number
 from recsys.evaluation.reading import (
     Predictions,
     common_arms,
@@ -40,6 +46,7 @@ from recsys.evaluation.reading import (
 from recsys.evaluation.resampling import blocks_of, resample
 from recsys.evaluation.settings import EvaluateSettings, check_evaluated
 from recsys.evaluation.slices import measure_slices, slices_of
+from recsys.evaluation.web_report import web_page
 from recsys.files import write_json
 from recsys.progress import RowProgress
 
@@ -68,7 +75,8 @@ class Report:
     """What evaluate found: ``arms`` are those beside plain; ``windows`` is windows.csv, a row a
     model, task and window; ``models`` has every model of each student and task, ``verdicts``
     whether each student may be served. ``slices`` has the main task's parts by student, kind and
-    slice, as :func:`recsys.evaluation.slices.measure_slices` gives them.
+    slice, as :func:`recsys.evaluation.slices.measure_slices` gives them, and ``calibration`` the
+    rows of calibration.csv.
 
     ``tasks`` are each student's, its main one first; ``rows_by_student`` counts the main one's.
     """
@@ -83,6 +91,7 @@ class Report:
     verdicts: dict[str, Verdict]
     windows: list[dict[str, Any]]
     slices: dict[str, dict[str, Any]]
+    calibration: list[dict[str, Any]]
 
     @property
     def shows_tasks(self) -> bool:
@@ -107,7 +116,8 @@ def evaluate(
     """Compare every arm of every student with the plain one, on the evaluation windows, all their
     rows pooled.
 
-    Writes report.json, table.md, windows.csv and figures/*.png in ``output_dir``.
+    Writes report.json, metrics.json (its numbers in short), table.md, windows.csv, calibration.csv,
+    figures/*.png and report.html, which holds tables and figures, in ``output_dir``.
 
     Args:
         baselines_dir: baselines of the data's main task, which stand beside the models of each
@@ -132,6 +142,7 @@ def evaluate(
     window_rows: list[dict[str, Any]] = []
     rows_by_student: dict[str, int] = {}
     slices: dict[str, dict[str, Any]] = {}
+    calibrated: list[dict[str, Any]] = []
     tasks = {
         student: tasks_of(schema, students_dir / student / PLAIN / f"seed-{seeds[0]}")
         for student in students
@@ -159,6 +170,7 @@ def evaluate(
         if student not in slices:  # the main task's
             rows_by_student[student] = len(evaluated.labels)
             slices[student] = _by_slice(evaluated, schema, settings)
+            calibrated += calibration_rows(student, evaluated)
     first = schema.windows[settings.first_evaluation_window].name
     metrics, models = _corrected(metrics, models)
     verdicts = {
@@ -168,7 +180,17 @@ def evaluate(
         for student, own in tasks.items()
     }
     report = Report(
-        first, rows_by_student, seeds, arms, tasks, metrics, models, verdicts, window_rows, slices
+        first,
+        rows_by_student,
+        seeds,
+        arms,
+        tasks,
+        metrics,
+        models,
+        verdicts,
+        window_rows,
+        slices,
+        calibrated,
     )
     _write(report, output_dir)
     return report
@@ -281,6 +303,12 @@ def _write(report: Report, output_dir: Path) -> None:
         "\n".join([_markdown(report), model_table(report.models), _sentences(report)])
     )
     write_windows(report.windows, output_dir / WINDOWS_FILE)
+    write_json(output_dir / "metrics.json", _in_short(report))
+    with (output_dir / "calibration.csv").open("w", newline="") as file:
+        names = ["model", "bin", "rows", "predicted", "observed"]
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(report.calibration)
     figures = output_dir / "figures"
     figures.mkdir(exist_ok=True)
     for student, task in [(name, task) for name, tasks in report.tasks.items() for task in tasks]:
@@ -294,6 +322,52 @@ def _write(report: Report, output_dir: Path) -> None:
     arm = report.arms[0] if len(report.arms) == 1 else "arm"
     differences = [(": ".join(_names(row, report)), row.comparison) for row in report.metrics]
     draw_differences(differences, arm, figures / "differences.png")
+    (output_dir / "report.html").write_text(_web_page(report, figures))
+
+
+def _in_short(report: Report) -> dict[str, Any]:
+    """NE and AUC of each student's arms and of the teacher; of an arm its NE less plain's in % of
+    that, and how much of the teacher's gain over plain it has."""
+    found: dict[str, Any] = {}
+    for student, tasks in report.tasks.items():
+        rows = {
+            row.model: row
+            for row in report.models
+            if (row.student, row.task) == (student, tasks[0])
+        }
+        own = found[student] = {
+            model: {"ne": rows[model].metrics["ne"], "auc": rows[model].metrics["auc"]}
+            for model in (PLAIN, *report.arms, TEACHER)
+        }
+        gain_of_teacher = rows[TEACHER].difference
+        for arm in report.arms:
+            own[arm]["ne_change_percent"] = 100 * rows[arm].difference / own[PLAIN]["ne"]
+            if gain_of_teacher < 0:
+                own[arm]["transfer"] = rows[arm].difference / gain_of_teacher
+    return found
+
+
+def _web_page(report: Report, figures: Path) -> str:
+    """report.html; draws the figures that it has beside those of the folder."""
+    models, drawn = {}, {}
+    for student, tasks in report.tasks.items():
+        models[student] = [
+            row for row in report.models if (row.student, row.task) == (student, tasks[0])
+        ]
+        drawn[student] = {
+            what: figures / f"{what}_{student}.png" for what in ("ne", "calibration", "gain")
+        }
+        rows = [row for row in report.calibration if row["model"].startswith(f"{student}/")]
+        draw_calibration(student, rows, drawn[student]["calibration"])
+        shown = [*report.arms, TEACHER]
+        draw_gains(student, report.slices[student], shown, drawn[student]["gain"])
+    counted = ", ".join(f"{name} {rows:,}" for name, rows in report.rows_by_student.items())
+    judged = (
+        f"All models on the same rows, predicted before they learnt from them: windows from "
+        f"{report.first_window} on; rows: {counted}; training seeds: {len(report.seeds)}."
+    )
+    refusals = {name: one.why for name, one in report.verdicts.items() if not one.passes}
+    return web_page("Students, teacher and baselines", judged, models, refusals, drawn)
 
 
 def _sentences(report: Report) -> str:
@@ -393,21 +467,17 @@ def _cells(row: MetricRow) -> list[str]:
     """The row's values as text; one that is not defined (gAUC of a log without groups) is a
     dash."""
     one = row.comparison
-    oracle = "" if row.oracle is None else _text(row.oracle, ".4f")
-    signed = [_text(value, "+.5f") for value in (one.difference, one.low, one.high)]
+    oracle = "" if row.oracle is None else number(row.oracle, ".4f")
+    signed = [number(value, "+.5f") for value in (one.difference, one.low, one.high)]
     return [
         LABELS[one.metric],
-        _text(one.first, ".4f"),
-        _text(one.second, ".4f"),
+        number(one.first, ".4f"),
+        number(one.second, ".4f"),
         *signed,
         p_text(one.p_holm),
-        _text(row.teacher, ".4f"),
+        number(row.teacher, ".4f"),
         oracle,
     ]
-
-
-def _text(value: float, form: str) -> str:
-    return format(value, form) if math.isfinite(value) else "-"
 
 
 def measure_window(

@@ -219,7 +219,7 @@ class _GroupedScores:
         self._first, self._last = np.repeat(first, length), np.repeat(first + length, length)
 
     def auc(self, weights: NDArray[np.int64]) -> float:
-        """gAUC with ``weights`` of blocks."""
+        """Grouped AUC with ``weights`` of blocks."""
         if not self._defined:
             return float("nan")
         weight = weights.take(self._block)

@@ -28,6 +28,18 @@ def build_ranker(
     Raises:
         InputError: the settings ask for towers and there is no partition, or it does not fit the
             schema.
+
+    Example::
+
+        >>> from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+        >>> from recsys.data.schema import CategoricalFeature
+        >>> schema = Schema("toy", ["price"], [CategoricalFeature("ad", 100)], ["all"], [], 0.2, {})
+        >>> ranker = build_ranker(schema, ModelSettings(architecture="dcn"), seed=1)
+        >>> lengths = torch.tensor([1, 1])  # one id an example
+        >>> ids = KeyedJaggedTensor(["ad"], torch.tensor([7, 8]), lengths=lengths)
+        >>> logits = ranker(torch.zeros(2, schema.dense_width), ids)  # price, missing, domain
+        >>> torch.sigmoid(logits["serving"]).tolist()  # a new ranker predicts the base rate
+        [0.2..., 0.2...]
     """
     towers, pieces = None, None
     if settings.towers and partition is None:

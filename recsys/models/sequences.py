@@ -72,12 +72,18 @@ class SequencePooling(nn.Module):
         self, columns: Tensor, features: Sequence[str], sparse: KeyedJaggedTensor
     ) -> Tensor:
         """Embeddings [B, C, N] of :meth:`columns` of F ``features``, and their ids -> [B, F, N]."""
-        widths = [len(self._columns_of(name)) for name in features]
-        # [B, 1 or L, N] each
-        vectors = dict(zip(features, columns.split(widths, dim=1), strict=True))
         counts = dict(
             zip(sparse.keys(), sparse.lengths().view(len(sparse.keys()), -1), strict=True)
         )  # [B] each
+        return self.pooled(columns, features, counts)
+
+    def pooled(
+        self, columns: Tensor, features: Sequence[str], counts: Mapping[str, Tensor]
+    ) -> Tensor:
+        """As :meth:`forward`, with how many ids each example has [B] by sequence."""
+        widths = [len(self._columns_of(name)) for name in features]
+        # [B, 1 or L, N] each
+        vectors = dict(zip(features, columns.split(widths, dim=1), strict=True))
         pooled = []
         for name in features:
             vector = vectors[name]

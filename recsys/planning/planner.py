@@ -106,6 +106,17 @@ def find_plan(
     prices raised until memory suffices, then mended and filled one table at a time. This is done
     for several limits on the largest single shard, as a long shard makes a slow rank; every choice
     is placed by :func:`recsys.planning.placement.place`. ``quick`` stops at the first that fits.
+
+    Example::
+
+        >>> from recsys.planning.hardware import CPU
+        >>> from recsys.planning.tables import TableGroup
+        >>> tables = [TableGroup(name="ad", count=4, rows=1_000_000, dimension=64)]
+        >>> model = PlannedModel(batch_size=512, table_optimizer="adagrad", tables=tables)
+        >>> two_ranks = Topology(CPU, nodes=1, gpus=2, hbm=0, ddr=8 << 30, ssd=0)
+        >>> plan = find_plan(model, two_ranks)
+        >>> [(table.table, table.kind, table.ranks) for table in plan.tables[:2]]
+        [('ad_0', 'table_wise', [0]), ('ad_1', 'table_wise', [1])]
     """
     tables = expand_tables(model)
     menu = _menu(tables, model, topology, fixed or {})

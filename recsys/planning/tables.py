@@ -185,7 +185,7 @@ def expand_tables(model: PlannedModel) -> list[Table]:
     twice = sorted(name for name, count in counts.items() if count > 1)
     if twice:
         raise InputError(
-            f"tables: the name {twice[0]!r} stands twice; give each group of tables its own name"
+            f"tables: the name {twice[0]!r} appears twice; give each group of tables its own name"
         )
     return tables
 

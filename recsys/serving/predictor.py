@@ -1,115 +1,209 @@
-"""Serve an exported ranker in one process."""
+"""Serve an exported ranker with numpy and ONNX Runtime: raw rows in, probabilities out."""
 
-import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pandas as pd
-import polars as pl
-import pyarrow as pa
-import torch
+import onnxruntime
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 
 from recsys.config import InputError
-from recsys.data.encoder import (
+from recsys.data.encoder_format import (
     DOMAIN_COLUMN,
     ENCODER_FILE,
-    Encoder,
+    DenseEncoding,
+    DomainEncoding,
+    EncoderFormat,
+    IdEncoding,
     RawColumn,
-    encoder_of_ids,
 )
-from recsys.data.loader import META_COLUMNS, batch_of
-from recsys.data.names import OWN
-from recsys.data.schema import Schema, task_columns
-from recsys.models.factory import build_ranker
-from recsys.models.partition_file import Partition
-from recsys.models.ranker import Ranker
-from recsys.models.settings import ModelSettings
-from recsys.serving.export import FORMAT_VERSION, MODEL_FILE, WEIGHTS_FILE
+from recsys.files import SUMS_FILE, check_sums, damaged, read_json
+from recsys.serving.calibration import UNCALIBRATED, CalibrationMap, map_of, sigmoid
+from recsys.serving.export_format import (
+    CALIBRATION_FILE,
+    CARD_FILE,
+    COUNTS_INPUT,
+    DENSE_INPUT,
+    EMBEDDINGS_INPUT,
+    FORMAT_VERSION,
+    MODEL_FILE,
+    NETWORK_FILE,
+    REMEDY,
+    WEIGHTS_FILE,
+)
+from recsys.serving.raw_encoder import Encoded, RawEncoder, Rows, columns_of
+from recsys.serving.tables import Tables
 
-ROW, SERVED_DOMAIN = f"{OWN}row", f"{OWN}domain"
-ROWS_AT_ONCE = 65_536  # bounds the memory of a large frame
-UNUSED_SEED = 0  # every weight is overwritten by the exported one
+ROWS_AT_ONCE = 16_384  # bounds the memory of a large frame
+Probabilities = dict[str, NDArray[np.float64]]
 
 
 class Predictor:
-    """Probabilities of raw rows, of each task that the model learnt.
+    """Probabilities of raw rows, of each task that the model was trained on.
+
+    Rows are a list of rows by name, lists by name, or a frame of pandas or polars.
 
     Example::
 
-        predictor = Predictor.load(Path("artifacts/students/feed/distilled/export"))
-        probabilities = predictor.predict(pandas.read_csv("log.csv"))  # [N]
+        predictor = Predictor.load(Path("models/students/feed/distilled/export"))
+        probabilities = predictor.predict([{"user_id": 17, "ad_id": "a3", "price": 2.5}])  # [1]
     """
 
     def __init__(
-        self, ranker: Ranker, schema: Schema, encoder: Encoder, domain: str | None = None
+        self,
+        description: Mapping[str, Any],
+        encoder: EncoderFormat,
+        tables: Tables,
+        session: onnxruntime.InferenceSession,
+        maps: Mapping[str, Mapping[str, CalibrationMap]],
+        card: Mapping[str, Any],
     ) -> None:
-        self.ranker, self.schema, self.encoder = ranker.eval(), schema, encoder
-        self.domain = domain
+        schema = description["schema"]
+        self.format, self.tables, self.session, self.card = encoder, tables, session, card
+        self.domain: str | None = description["domain"]
+        self.domains: list[str] = schema["domains"]
+        self.tasks: list[str] = schema["tasks"]
+        self._schema, self._maps = schema, maps
+        self._encoder = RawEncoder(encoder)
+        self._sequences: dict[str, int] = description["sequences"]
+        self._first_rows: dict[str, int] = description["first_rows"]
+        standard = schema.get("serving_standard")
+        self._standard = None
+        if standard is not None:
+            mean, deviation = np.array(standard["mean"]), np.array(standard["deviation"])
+            self._standard = mean, deviation, float(standard["clip"])
+        place, self._single, self._places = 0, [], {}
+        for feature in schema["categorical"]:
+            name, width = feature["name"], self._sequences.get(feature["name"], 1)
+            self._places[name] = slice(place, place + width)
+            if feature["kind"] == "id":
+                self._single.append(name)
+            place += width
+        self._width = place
+        self._single_places = [self._places[name].start for name in self._single]
+        self._single_rows = np.array([self._first_rows[name] for name in self._single], np.int64)
 
     @classmethod
-    def load(cls, directory: Path) -> "Predictor":
-        """Read what :func:`export_ranker` wrote.
+    def load(cls, directory: Path, threads: int = 1) -> "Predictor":
+        """Read what :func:`recsys.serving.export.export_ranker` wrote.
+
+        Args:
+            threads: that the network of one call may use.
 
         Raises:
-            InputError: ``directory`` holds no export, one of another version, or another encoder.
+            InputError: ``directory`` holds no export, one of another version, or a damaged one.
         """
         path = directory / MODEL_FILE
         if not path.is_file():
             raise InputError(f"{path}: no such file; expected the export folder of a student")
-        description = json.loads(path.read_text())
-        if description["version"] != FORMAT_VERSION:
+        try:
+            version = read_json(path)["version"]
+        except (InputError, KeyError, TypeError) as error:
+            raise damaged(path, REMEDY, error) from error
+        if version != FORMAT_VERSION:
             raise InputError(
-                f"{path}: export version {description['version']}, this code reads "
-                f"{FORMAT_VERSION}; train the students again"
+                f"{path}: export version {version}, this code reads {FORMAT_VERSION}; train the "
+                f"students again"
             )
-        encoder = Encoder.load(directory)
+        if not (directory / SUMS_FILE).is_file():
+            raise InputError(f"{directory / SUMS_FILE}: is missing; rebuild it with {REMEDY}")
+        check_sums(directory, REMEDY)
+        description = read_json(path)
+        encoder = EncoderFormat.load(directory)
         if encoder.hash != description["encoder"]:
             raise InputError(
                 f"{directory / ENCODER_FILE}: is not the encoder that the model was exported with"
             )
-        schema = Schema.from_json(description["schema"])
-        settings = ModelSettings.model_validate(description["model"])
-        partition = (
-            None if description["partition"] is None else Partition(**description["partition"])
+        maps = {
+            domain: {task: map_of(one) for task, one in by_task.items()}
+            for domain, by_task in read_json(directory / CALIBRATION_FILE)["maps"].items()
+        }
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(
+            str(directory / NETWORK_FILE), options, providers=["CPUExecutionProvider"]
         )
-        ranker = build_ranker(schema, settings, partition, UNUSED_SEED)
-        ranker.load_state_dict(load_file(directory / WEIGHTS_FILE))
-        return cls(ranker, schema, encoder, description["domain"])
+        tables = Tables.map(directory / WEIGHTS_FILE)
+        return cls(description, encoder, tables, session, maps, read_json(directory / CARD_FILE))
 
     @property
     def needs_domain(self) -> bool:
         """Whether rows must say their domain: the model serves several."""
-        return self.domain is None and len(self.schema.domains) > 1
+        return self.domain is None and len(self.domains) > 1
 
     @property
     def raw_columns(self) -> list[RawColumn]:
         """The columns of raw rows that are read; that of the domain, if it is no other, last."""
-        columns, domain = self.encoder.columns, self.encoder.domain_column
+        columns, domain = self.format.columns, self.format.domain_column
         if domain is None or domain in columns:
             return columns
         return [*columns, replace(domain, optional=not self.needs_domain)]
 
-    def predict(self, frame: pl.DataFrame | pd.DataFrame) -> NDArray[np.float64]:
-        """Probabilities [N] of the main task; see :meth:`predict_tasks`."""
-        return self.predict_tasks(frame)[self.schema.tasks[0]]
+    def example_rows(self) -> list[dict[str, Any]]:
+        """A few raw rows of the log that the model serves, with the columns that it reads."""
+        rows = [dict(row) for row in self.format.examples]
+        columns, count = columns_of(rows, self.format)
+        found = self._encoder.domains_of(columns, count) if rows else None
+        if found is not None and self.domain is not None:
+            own = self.domains.index(self.domain)
+            rows = [row for row, place in zip(rows, found, strict=True) if place == own]
+        names = [
+            column.name
+            for column in self.raw_columns
+            if column in self.format.columns or self.needs_domain
+        ]
+        return [{name: row[name] for name in names if name in row} for row in rows]
 
-    def predict_tasks(self, frame: pl.DataFrame | pd.DataFrame) -> dict[str, NDArray[np.float64]]:
+    def predict(self, rows: Rows, calibrated: bool = True) -> NDArray[np.float64]:
+        """Probabilities [N] of the main task; see :meth:`predict_tasks`."""
+        return self.predict_tasks(rows, calibrated)[self.tasks[0]]
+
+    def predict_tasks(self, rows: Rows, calibrated: bool = True) -> Probabilities:
         """Probabilities [N] by task of raw rows, with the columns and values that the log has.
 
         :attr:`raw_columns` says which are read, and which of them may be left out; other columns
         are not looked at. A value that the log never had is what training calls unknown. The domain
         is given as the log has it or by its name.
 
+        Args:
+            calibrated: False: what the network says, as training reports it.
+
         Raises:
-            InputError: a column is missing, stands twice or holds something else than in the log,
+            InputError: a column is missing, appears twice or holds something else than in the log,
                 or a row is of a domain that the model does not serve.
         """
-        return self._predict(frame, self.encoder)
+        return self._predicted(*columns_of(rows, self.format), self._encoder, calibrated)
 
-    def predict_encoded(self, frame: pl.DataFrame | pd.DataFrame) -> NDArray[np.float64]:
+    def rank(
+        self,
+        shared: Mapping[str, Any],
+        candidates: Sequence[Mapping[str, Any]],
+        calibrated: bool = True,
+    ) -> Probabilities:
+        """Probabilities [N] by task of N ``candidates`` for one user and context, whose ``shared``
+        columns are encoded once.
+
+        Raises:
+            InputError: as :meth:`predict_tasks`; or a column is given in both.
+        """
+        twice = next((name for row in candidates for name in row if name in shared), None)
+        if twice is not None:
+            raise InputError(f"column {twice!r} is given for all and for each candidate")
+        columns: dict[str, list[Any]] = {}
+        for name in self.format.read_names:
+            if name in shared:
+                columns[name] = [shared[name]]
+            elif any(name in row for row in candidates):
+                columns[name] = [row.get(name) for row in candidates]
+        self.format.check_columns([*shared, *(name for row in candidates[:1] for name in row)])
+        count = len(candidates)
+        return self._predicted(columns, count, self._encoder, calibrated)
+
+    def predict_encoded(self, rows: Rows, calibrated: bool = True) -> NDArray[np.float64]:
         """Probabilities [N] of the main task of rows as ingest encodes them.
 
         They hold the features and, if the model serves several domains, ``domain``, an index or a
@@ -118,89 +212,129 @@ class Predictor:
         Raises:
             InputError: as :meth:`predict_tasks`; or an id lies outside its table.
         """
-        schema = self.schema
-        encoder = encoder_of_ids(schema.dense, schema.categorical, schema.domains, given=True)
-        return self._predict(frame, encoder)[schema.tasks[0]]
+        given = self._encoder_of_encoded
+        columns, count = columns_of(rows, given.format)
+        return self._predicted(columns, count, given, calibrated)[self.tasks[0]]
 
-    def _predict(
-        self, frame: pl.DataFrame | pd.DataFrame, encoder: Encoder
-    ) -> dict[str, NDArray[np.float64]]:
-        present = list(frame.columns)
-        encoder.check_columns([name for name in present if isinstance(name, str)])
-        read = [column.name for column in encoder.columns]
-        if encoder.domain is not None:
-            read = list(dict.fromkeys([*read, encoder.domain.column, DOMAIN_COLUMN]))
-        read = [name for name in read if name in present]
-        twice = next((name for name in read if present.count(name) > 1), None)
-        if twice is not None:
-            raise InputError(f"column {twice!r} stands twice")
-        numbered = pl.Series(ROW, np.arange(len(frame)))  # a frame may have no column that is read
-        rows = pl.DataFrame([numbered, *(_column(frame, name) for name in read)])
-        rows = rows.with_columns(self._domains(encoder.domain_of(rows), len(frame)))
-        parts = []
-        for part in rows.iter_slices(ROWS_AT_ONCE):
-            encoded = encoder.encode(part.drop(SERVED_DOMAIN))
-            parts.append(
-                self._predict_part(encoded.with_columns(part[SERVED_DOMAIN].alias("domain")))
+    @cached_property
+    def _encoder_of_encoded(self) -> RawEncoder:
+        dense, features = self._schema["dense"], self._schema["categorical"]
+        columns = [RawColumn(name, "number") for name in dense]
+        ids: list[IdEncoding] = []
+        for one in features:
+            name, is_list = one["name"], one["kind"] == "list"
+            columns.append(RawColumn(name, "integer", is_list, optional=is_list))
+            ids.append(IdEncoding(name, [name], one["num_embeddings"], "id", is_list))
+        domains = {str(place): name for place, name in enumerate(self.domains)}
+        return RawEncoder(
+            EncoderFormat(
+                columns,
+                [DenseEncoding(name, name, given=True) for name in dense],
+                ids,
+                domains=self.domains,
+                domain=DomainEncoding(DOMAIN_COLUMN, domains),
             )
-        return {
-            task: np.concatenate([np.zeros(0), *(part[task] for part in parts)])
-            for task in self.schema.tasks
-        }
+        )
 
-    @torch.inference_mode()
-    def _predict_part(self, rows: pl.DataFrame) -> dict[str, NDArray[np.float64]]:
-        unread = [*META_COLUMNS, *task_columns("label", self.schema.tasks)]
-        filled = rows.with_columns(pl.lit(0).alias(name) for name in unread if name != "domain")
-        standard = self.schema.serving_standard
-        if standard is not None:
-            filled = standard.apply(filled, self.schema.dense)
-        batch = batch_of(filled, self.schema, np.ones(rows.height, np.float32), rows.height)
-        logits = self.ranker(
-            batch.dense, batch.sparse
-        ).values()  # of [N], in the order of the tasks
-        return {
-            task: torch.sigmoid(one.double()).numpy()
-            for task, one in zip(self.schema.tasks, logits, strict=True)
-        }
+    def _predicted(
+        self, columns: Mapping[str, list[Any]], count: int, encoder: RawEncoder, calibrated: bool
+    ) -> Probabilities:
+        domains = self._domains(encoder.domains_of(columns, count), count)
+        parts = []
+        for start in range(0, max(count, 1), ROWS_AT_ONCE):
+            end = min(start + ROWS_AT_ONCE, count)
+            part = {
+                name: values if len(values) == 1 else values[start:end]
+                for name, values in columns.items()
+            }
+            encoded = encoder.encode(part, end - start)
+            parts.append(self.logits(encoded, domains[start:end]))
+        logits = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return self._probabilities(logits, domains, calibrated)
 
-    def _domains(self, given: pl.Series | None, rows: int) -> pl.Series:
-        """Index in ``schema.domains`` of each row, int64."""
-        domains = self.schema.domains
-        own = 0 if self.domain is None else domains.index(self.domain)
+    def logits(self, encoded: Encoded, domains: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits [N, T] of encoded rows, whose domains are indices in :attr:`domains`."""
+        count = len(domains)
+        if count == 0:
+            return np.zeros((0, len(self.tasks)), np.float32)
+        inputs = {
+            DENSE_INPUT: self._dense(encoded.dense, domains),
+            EMBEDDINGS_INPUT: self._embeddings(encoded, count),
+        }
+        if self._sequences:
+            counts = [encoded.lists[name][1] for name in self._sequences]
+            inputs[COUNTS_INPUT] = np.stack(counts, axis=1)
+        return self.session.run(None, inputs)[0]  # type: ignore[return-value]
+
+    def _dense(
+        self, values: NDArray[np.float32], domains: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """[N, D] -> [N, W]: the values (missing as 0), the missing indicators, the domain."""
+        if self._standard is not None:
+            mean, deviation, clip = self._standard
+            values = ((values - mean) / deviation).clip(-clip, clip).astype(np.float32)
+        width = values.shape[1]
+        dense = np.zeros((len(values), 2 * width + len(self.domains)), np.float32)
+        missing = np.isnan(values)
+        dense[:, :width] = np.where(missing, 0.0, values)
+        dense[:, width : 2 * width] = missing
+        dense[np.arange(len(values)), 2 * width + domains] = 1.0
+        return dense
+
+    def _embeddings(self, encoded: Encoded, count: int) -> NDArray[np.float32]:
+        """[N, C, dimension]: what is looked up."""
+        ids = np.empty((count, len(self._single)), np.int64)
+        for place, name in enumerate(self._single):
+            ids[:, place] = encoded.ids[name]
+        single = self.tables.look_up(ids + self._single_rows)
+        if not encoded.lists:
+            return single
+        found = np.zeros((count, self._width, self.tables.dimension), np.float32)
+        found[:, self._single_places] = single
+        for name, (rows, counts) in encoded.lists.items():
+            places, first = self._places[name], self._first_rows[name]
+            if len(rows) == 0:
+                continue
+            if name in self._sequences:
+                back = np.arange(self._sequences[name])
+                there = back < counts[:, None]  # [N, L]
+                newest = np.where(there, np.cumsum(counts)[:, None] - 1 - back, 0)
+                found[:, places] = self.tables.look_up(rows[newest] + first) * there[:, :, None]
+            else:
+                filled = counts > 0
+                starts = (np.cumsum(counts) - counts)[filled]
+                sums = np.add.reduceat(self.tables.look_up(rows + first), starts, axis=0)
+                found[filled, places.start] = sums / counts[filled, None].astype(np.float32)
+        return found
+
+    def _probabilities(
+        self, logits: NDArray[np.float32], domains: NDArray[np.int64], calibrated: bool
+    ) -> Probabilities:
+        if not calibrated or not self._maps:
+            return {task: sigmoid(logits[:, place]) for place, task in enumerate(self.tasks)}
+        found = {task: np.empty(len(logits)) for task in self.tasks}
+        for index in np.unique(domains):
+            own, maps = domains == index, self._maps.get(self.domains[index], {})
+            for place, task in enumerate(self.tasks):
+                found[task][own] = maps.get(task, UNCALIBRATED)(logits[own, place])
+        return found
+
+    def _domains(self, given: NDArray[np.int64] | None, count: int) -> NDArray[np.int64]:
+        """Index in :attr:`domains` of each row."""
+        own = 0 if self.domain is None else self.domains.index(self.domain)
         if given is None and self.needs_domain:
-            column = self.encoder.domain_column
+            column = self.format.domain_column
             assert column is not None, "there are several domains"
             raise InputError(
-                f"column {column.name!r} is missing: the model serves {', '.join(domains)}, and "
-                f"each row says of which it is"
+                f"column {column.name!r} is missing: the model serves {', '.join(self.domains)}, "
+                f"and each row says of which it is"
             )
         if given is None:
-            return pl.Series(SERVED_DOMAIN, np.full(rows, own, dtype=np.int64))
-        others = given.filter(given != own) if self.domain is not None else []
+            return np.full(count, own)
+        others = given[given != own] if self.domain is not None else []
         if len(others):
             raise InputError(
-                f"{len(others)} of {rows} rows are of other domains, such as {domains[others[0]]}; "
-                f"this model serves {self.domain}"
+                f"{len(others)} of {len(given)} rows are of other domains, such as "
+                f"{self.domains[others[0]]}; this model serves {self.domain}"
             )
-        return given.cast(pl.Int64).alias(SERVED_DOMAIN)
-
-
-def _column(frame: pl.DataFrame | pd.DataFrame, name: str) -> pl.Series:
-    """One column; of the type Null where all is missing, whatever its type says."""
-    if isinstance(frame, pl.DataFrame):
-        found = frame[name]
-    else:
-        column = frame[name]
-        if isinstance(column.dtype, pd.CategoricalDtype):
-            column = column.astype(object)
-        try:
-            found = pl.from_pandas(pd.Series(column)).alias(name)
-        except (pa.ArrowException, pl.exceptions.PolarsError, TypeError, ValueError, OverflowError):
-            kinds = ", ".join(sorted({type(value).__name__ for value in column}))
-            raise InputError(
-                f"column {name!r} mixes values that are of no one type: {kinds}"
-            ) from None
-    if found.null_count() == len(found):
-        return pl.Series(name, [None], dtype=pl.Null).new_from_index(0, len(found))
-    return found
+        return np.broadcast_to(given, count) if len(given) != count else given

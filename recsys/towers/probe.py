@@ -125,12 +125,12 @@ def proxy_ne(
 ) -> float:
     """On every rank: NE of ``probe_model`` with towers over the probe's windows from the second on.
 
-    Each window is predicted before it is learnt from. The windows that judge the teacher come later
-    (``first_evaluation_window`` of the evaluation is at least ``probe_windows``), so the choice has
-    not seen them.
+    Each window is predicted before the probe trains on it. The windows that judge the teacher come
+    later (``first_evaluation_window`` is at least ``probe_windows``), so the choice has not seen
+    them.
 
     Raises:
-        InputError: one window, so nothing is predicted by a model that has learnt anything.
+        InputError: one window, so nothing is predicted by a trained model.
     """
     reader = WindowReader(windows_dir)
     windows = reader.windows[: settings.probe_windows]

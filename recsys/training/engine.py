@@ -85,6 +85,26 @@ class Engine:
     Raises:
         InputError: no plan fits the settings, the hosts do not fit the towers, or several ranks
             are wanted and there is no process group.
+
+    Example::
+
+        >>> import numpy, polars
+        >>> from recsys.data.loader import batch_of
+        >>> from recsys.data.schema import CategoricalFeature, Schema
+        >>> from recsys.models.factory import build_ranker
+        >>> from recsys.models.settings import ModelSettings
+        >>> schema = Schema("toy", ["price"], [CategoricalFeature("ad", 100)], ["all"], [], 0.5, {})
+        >>> ranker = build_ranker(schema, ModelSettings(), seed=1, table_device="meta")
+        >>> engine = Engine(ranker, TrainSettings(world_size=1), seed=1)
+        >>> rows = polars.DataFrame(
+        ...     {"example_id": [0, 1], "event_time": [0, 1], "domain": [0, 0], "group": [0, 0]}
+        ...     | {"price": [9.5, None], "ad": [7, 8], "label": [1.0, 0.0]}
+        ... )
+        >>> batch = batch_of(rows, schema, weight=numpy.ones(2, numpy.float32), global_rows=2)
+        >>> [engine.train_step(batch, engine.serving_loss) for _ in range(9)][-1] < 0.6
+        True
+        >>> engine.predict(batch).shape
+        torch.Size([2])
     """
 
     def __init__(

@@ -239,7 +239,7 @@ class Checkpoints:
         position, ranks = Position(**facts["position"]), facts["ranks"]
         _say(
             engine,
-            f"goes on at window {position.window + 1}, batch {position.batches + 1}, from {path}",
+            f"resumes at window {position.window + 1}, batch {position.batches + 1}, from {path}",
         )
         if len(ranks) != engine.world_size:
             counts = {

@@ -1,4 +1,4 @@
-"""What trains beside an engine's model, on the same batches, by an optimiser of its own."""
+"""A small model that trains beside an engine's, on the same batches, with its own optimiser."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from recsys.data.loader import Batch
 
 
 class SideModel:
-    """Nothing; subclasses train a small model that every rank holds whole.
+    """Base class; does nothing by default. Subclasses train a model that every rank holds whole.
 
     The engine calls :meth:`begin` before the forward pass of each batch and :meth:`end` after its
     optimisers, on every rank, so both may be collective. Checkpoints hold :meth:`state`.

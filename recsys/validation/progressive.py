@@ -2,6 +2,7 @@
 known."""
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -24,10 +25,11 @@ from recsys.evaluation.predictions import (
 )
 from recsys.files import write_json
 from recsys.models.ranker import SERVING
-from recsys.progress import RowProgress
+from recsys.progress import RowProgress, note_live
 from recsys.training import ranks
 from recsys.training.engine import Engine, LossFunction
 from recsys.training.non_finite import NonFiniteError
+from recsys.training.optimizers import rate_factor
 from recsys.training.overlap import load_ahead, train_batches
 from recsys.training.resume import Checkpoints, Position
 
@@ -83,6 +85,7 @@ def predict_then_train(
     after_window: Callable[[Window, list[dict[str, Any]]], None] | None = None,
     checkpoints: Checkpoints | None = None,
     diagnostics: WindowDiagnostics | None = None,
+    live: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Predict and train ``engine`` over all windows; called by every rank.
 
@@ -97,6 +100,8 @@ def predict_then_train(
             windows so far.
         diagnostics: adds to the metrics of each window, after training on it. It reads the window's
             labels once more.
+        live: a file to which each window's metrics are added as soon as they are known, with
+            examples a second and learning rates.
 
     Returns:
         Metrics of each window, as in metrics.json; the same on every rank.
@@ -106,11 +111,16 @@ def predict_then_train(
     position = Position() if checkpoints is None else checkpoints.restore(engine)
     progress.advance(max(position.progress_rows - progress.rows, 0))
     history = list(position.history)
+    live = live if ranks.rank() == 0 else None
+    for index, row in enumerate(history):
+        note_live(live, index, row)
     for index, window in enumerate(data.reader.windows[position.window :], start=position.window):
         position = replace(position, window=index)
         if position.batches == 0:
             measured = _predict_window(engine, window, data, output_dir, progress)
             position = replace(position, measured=measured)
+            note_live(live, index, measured)
+        begun, rows_before = time.monotonic(), position.rows
         position = train(
             engine, loss_function, window, data, progress, position, checkpoints, diagnostics
         )
@@ -128,6 +138,8 @@ def predict_then_train(
                 **found,
             }
         )
+        speed = (position.rows - rows_before) / max(time.monotonic() - begun, 1e-6)
+        note_live(live, index, history[-1] | _rates(engine) | {"examples_per_second": speed})
         if after_window is not None:
             after_window(window, history)
         position = Position(window=index + 1, history=list(history), progress_rows=progress.rows)
@@ -136,6 +148,16 @@ def predict_then_train(
     if ranks.rank() == 0:
         write_json(output_dir / METRICS_FILE, {"windows": history})
     return history
+
+
+def _rates(engine: Engine) -> dict[str, float]:
+    """The learning rates of the step to come, by what they are of."""
+    settings = engine.settings
+    factor = rate_factor(engine.steps, settings.schedule)
+    return {
+        "learning_rate": factor * settings.dense_learning_rate,
+        "table_learning_rate": factor * settings.table_learning_rate,
+    }
 
 
 def _skipped(engine: Engine, history: list[dict[str, Any]]) -> dict[str, int]:

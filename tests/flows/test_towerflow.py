@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -46,8 +47,10 @@ def test_help_has_a_line_for_each_subcommand_in_the_order_in_which_a_person_meet
         "run",
         *("ingest", "baselines", "partition", "teacher", "augment", "students"),
         *("evaluate", "register", "compare"),
-        *("stream", "snapshots", "describe", "tune", "plan", "advise", "calibrate", "serve", "ui"),
+        *("stream", "snapshots", "describe", "tune", "plan", "advise", "calibrate"),
+        *("serve", "deployments", "ui"),
         "-h,",
+        "--version",
     ]
     assert not imported & SLOW_TO_IMPORT
 
@@ -59,7 +62,9 @@ def test_help_of_a_subcommand_imports_nothing_slow(name: str) -> None:
     assert not imported & SLOW_TO_IMPORT
 
 
-@pytest.mark.parametrize("module", ["pipeline", "stream", "serve", "snapshots", "ui"])
+@pytest.mark.parametrize(
+    "module", ["pipeline", "stream", "serve", "deployments", "snapshots", "ui"]
+)
 def test_help_of_a_module_imports_nothing_slow(module: str) -> None:
     code = f"import runpy; runpy.run_module('flows.{module}', run_name='__main__')"
     text, imported = helped(code, "--help")
@@ -69,6 +74,14 @@ def test_help_of_a_module_imports_nothing_slow(module: str) -> None:
 
 def test_the_installed_program_is_this_one() -> None:
     assert 'towerflow = "flows.towerflow:main"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_the_version_is_that_of_the_project(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["--version"])
+    assert exit_info.value.code == 0
+    stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert capsys.readouterr().out == f"towerflow {stated}\n"
 
 
 def test_no_subcommand_shows_the_help_and_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:

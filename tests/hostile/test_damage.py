@@ -25,7 +25,8 @@ SETTINGS = {
     "teacher.model.over_layers": "[16]",
     "students.seeds": "[1]",
     "towers.partition.probe_windows": "2",
-    "students.rows_auto_windows": "2",
+    "students.auto_windows": "2",
+    "students.table_learning_rate": "null",  # rows: auto takes long enough
     "teacher.rate_auto_windows": "2",
     "evaluate.first_evaluation_window": "2",
     "evaluate.bootstrap_samples": "20",
@@ -198,7 +199,7 @@ def test_damage_is_one_line_that_names_the_file_and_what_makes_it_anew(
     # One file of a swapped pair is as wrong as the other; a flipped list of hashes accuses its file
     named = [one for one in (name, other) if one is not None and one in said]
     assert named or name.endswith("sums.json"), said
-    assert said.rstrip().endswith(f"make it anew with towerflow {maker}")
+    assert said.rstrip().endswith(f"rebuild it with towerflow {maker}")
 
 
 def state(project: Path) -> list[list[tuple[str, int, int]]]:

@@ -1,6 +1,7 @@
 """What counts as the code of a module, on small packages."""
 
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     install(tmp_path, "Fancy_Library", "fancy", "1.0")
     install(tmp_path, "plain_fancy", "plain_fancy", "2.0")
     yield tmp_path
-    provenance._distributions.cache_clear()
+    provenance._installed.cache_clear()
 
 
 def install(folder: Path, distribution: str, imported: str, version: str) -> None:
@@ -56,7 +57,7 @@ def install(folder: Path, distribution: str, imported: str, version: str) -> Non
     described.mkdir(parents=True, exist_ok=True)
     (described / "METADATA").write_text(f"Name: {distribution}\nVersion: {version}\n")
     (described / "top_level.txt").write_text(f"{imported}\n")
-    provenance._distributions.cache_clear()
+    provenance._installed.cache_clear()
 
 
 def change(folder: Path, name: str, old: str, new: str) -> None:
@@ -131,6 +132,11 @@ def test_the_library_that_the_teacher_computes_with_is_found_under_either_of_its
     libraries = code_of("recsys.distill.teacher").libraries
     assert {"numpy", "polars", "torch", "torchrec"} < libraries.keys()
     assert len({"fbgemm-gpu", "fbgemm-gpu-cpu"} & libraries.keys()) == 1
+
+
+def test_names_and_what_gives_them_are_those_of_the_standard_library() -> None:
+    ours = {name: {one.name for one in found} for name, found in provenance._installed().items()}
+    assert ours == {name: set(found) for name, found in packages_distributions().items()}
 
 
 def test_mistakes_are_one_line(folder: Path) -> None:

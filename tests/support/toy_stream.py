@@ -27,9 +27,12 @@ TEACHER = TeacherSettings(
 )
 STUDENTS = StudentsSettings(
     model=MODEL,
+    table_learning_rate=None,
     seeds=[1],
     students=[StudentSettings(name="one", domain="b")],
-    distillation=DistillationSettings(loss_weight=1.0, gradient_scale=10.0, label_scale=1.0),
+    distillation=DistillationSettings(
+        loss_weight=1.0, gradient_scale=10.0, label_scale=1.0, gate_windows=None
+    ),
     arms={"plain": DistillationSettings(mode="none"), "distilled": DistillationSettings()},
 )
 

@@ -51,8 +51,8 @@ def test_the_projects_own_settings_pass(project: Path) -> None:
             r"params/towers.yaml: key 'partition.probe_windows': .* at most 4",
         ),
         (
-            {"students.rows_auto_windows": "5"},
-            r"params/students.yaml: key 'rows_auto_windows': .* at most 4 \(params/evaluate.yaml",
+            {"students.auto_windows": "5"},
+            r"params/students.yaml: key 'auto_windows': .* at most 4 \(params/evaluate.yaml",
         ),
         (
             {"students.arms.wide": "{mode: none, rows: scores_elsewhere}"},

@@ -161,7 +161,7 @@ def test_it_waits_for_the_windows_that_the_teacher_is_learnt_from_then_for_one_t
     teacher.write_text(text.replace("table_learning_rate: auto", "table_learning_rate: 0.1"))
     windows(project, 3)
     assert what_is_missing.fn() == (
-        "waits for 3 complete windows (the teacher's towers are learnt from them); there are 2"
+        "waits for 3 complete windows (the teacher's towers are computed from them); there are 2"
     )
     windows(project, 4)
     assert what_is_missing.fn() is None

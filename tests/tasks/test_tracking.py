@@ -1,16 +1,35 @@
 """One MLflow run a model that grows: gone on with, each value at its window's step, a value sent
-twice kept once. A store that fails, or was moved, costs no run."""
+twice kept once. Runs go on while their block does, under their parents. A store that fails, hangs
+or was moved costs no run, and little time."""
 
 import json
 import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tasks.courier import main as run_courier
 from tasks.curves import curves_of
-from tasks.tracking import METRICS_PER_REQUEST, PENDING, RunRecord, connect, record
-from tasks.tracking_settings import without_credentials
+from tasks.live import following
+from tasks.spool import waiting
+from tasks.tracking import (
+    METRICS_PER_REQUEST,
+    NOTE_TAG,
+    PARENT_TAG,
+    RunRecord,
+    connect,
+    deliver,
+    open_run,
+    record,
+)
+from tasks.tracking_settings import URI_VARIABLE, TrackingSettings, without_credentials
 from tests.support.mlflow_stores import empty_store
 
 
@@ -78,20 +97,6 @@ def test_more_values_than_mlflow_takes_at_once(
     values: list[float | None] = [float(step) for step in range(METRICS_PER_REQUEST + 5)]
     record(grown("long", 0, values))
     assert runs_and_steps("long")[1] == list(enumerate(values))
-
-
-@pytest.mark.parametrize("body", [b"", b'{"name": "half', b"[1]", b'{"colour": 1}', b"\xff\x00"])
-def test_a_damaged_record_is_set_aside_and_those_after_it_are_sent(
-    body: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.chdir(made(tmp_path / "project"))
-    PENDING.mkdir()
-    (PENDING / "damaged.json").write_bytes(body)
-    record(grown("a/teacher", 0, [0.5]))
-    assert [path.name for path in PENDING.iterdir()] == ["damaged.damaged"]
-    assert runs_and_steps("a/teacher")[1] == [(0, 0.5)]
-    (warning,) = [one.message for one in caplog.records if "is damaged" in one.message]
-    assert warning.startswith(".tracking/damaged.damaged is damaged (")
 
 
 def test_curves_keep_each_value_at_its_windows_place(tmp_path: Path) -> None:
@@ -184,11 +189,182 @@ def test_runs_of_a_deleted_experiment_wait_until_it_is_restored(
     record_file("first", "1")
     warning = caplog.records[-1].getMessage()
     assert f"mlflow experiments restore -x {experiment_id}" in warning and "\n" not in warning
-    assert len(list(PENDING.iterdir())) == 1
+    assert len(waiting()) == 1
     mlflow.MlflowClient().restore_experiment(experiment_id)
     record_file("second", "1")
     assert notes_by_run() == {"first": "1", "second": "1"}
-    assert not list(PENDING.iterdir())
+    assert not waiting()
+
+
+def named(name: str, **content: Any) -> RunRecord:
+    return RunRecord(name, "test", {"rate": 0.1}, "d0", "toy", **content)
+
+
+def runs() -> dict[str, Any]:
+    """MLflow's runs by name."""
+    mlflow, experiment_id = connect()
+    return {run.info.run_name: run for run in mlflow.MlflowClient().search_runs([experiment_id])}
+
+
+@contextmanager
+def nobody_answers() -> Iterator[str]:
+    """The URI of a server that takes connections and never says a word."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(16)
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@contextmanager
+def nobody_there() -> Iterator[str]:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and does not listen
+        yield f"http://127.0.0.1:{closed.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("server", [nobody_there, nobody_answers])
+def test_a_server_that_is_away_or_hangs_costs_seconds_and_its_runs_go_later_as_they_were(
+    server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with server() as uri:
+        monkeypatch.chdir(made(tmp_path / "project", uri))
+        settings = Path("params/tracking.yaml")
+        settings.write_text(settings.read_text() + "wait_seconds: 1\n")
+        before, begun = time.time(), time.monotonic()
+        record_file("first", "old")
+        assert time.monotonic() - begun < 20  # of a machine that is busy; MLflow alone: minutes
+        after = time.time()
+    assert "MLflow did not take first" in caplog.text
+    record_of_later = Path("note.txt")
+    record_of_later.write_text("new")
+    settings.write_text(settings.read_text().replace(uri, "sqlite:///mlflow.db"))
+    assert deliver() == ""
+    assert notes_by_run() == {"first": "old"}
+    info = runs()["first"].info
+    assert 1000 * before - 1 <= info.start_time <= info.end_time <= 1000 * after
+
+
+def test_a_run_goes_on_while_its_block_does_and_holds_those_recorded_in_it(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    with open_run(named("outer", description="**Why.**")) as outer:
+        with open_run(named("inner", tags={"colour": "red"})) as inner:
+            assert runs()["inner"].info.status == "RUNNING"
+            record(named("leaf"))
+            inner.metrics = {"ne": 0.5}
+        record(named("beside"))
+        outer.tags = {"late": "yes"}
+    found = runs()
+    parents = {name: found[name].data.tags.get(PARENT_TAG) for name in found}
+    ids = {name: run.info.run_id for name, run in found.items()}
+    assert parents["inner"] == parents["beside"] == ids["outer"]
+    assert parents["leaf"] == ids["inner"]
+    assert {found[name].info.status for name in ("outer", "inner", "leaf")} == {"FINISHED"}
+    assert found["inner"].data.metrics == {"ne": 0.5}
+    assert found["inner"].data.params == {"rate": "0.1"}
+    assert found["outer"].data.tags["late"] == "yes"
+    assert found["outer"].data.tags[NOTE_TAG] == "**Why.**"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")]
+)
+def test_a_block_that_ends_with_an_error_leaves_no_run_that_runs(
+    project: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], status: str
+) -> None:
+    monkeypatch.chdir(project)
+    with pytest.raises(error), open_run(named(f"fails by {error.__name__}")):
+        raise error
+    assert runs()[f"fails by {error.__name__}"].info.status == status
+
+
+KILLED_AT_WORK = """
+import os, signal
+from tasks.tracking import RunRecord, by_courier, open_run
+with by_courier(), open_run(RunRecord("killed at work", "test", {}, "d0", "toy")):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_run_of_a_killed_process_is_ended_by_the_courier(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    process = subprocess.Popen([sys.executable, "-c", KILLED_AT_WORK])
+    process.wait()
+    run_courier(process.pid, time.time())
+    assert runs()["killed at work"].info.status == "KILLED"
+
+
+def test_what_mlflow_refuses_does_not_hold_up_what_comes_after_it(
+    project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(project)
+    record(named("refused", metrics={"long " * 100: 1.0}))
+    record(named("taken", metrics={"ne [%]": 1.0}))
+    found = runs()
+    assert found["taken"].data.metrics == {"ne ___": 1.0}
+    assert found["refused"].info.status == "FAILED"
+    (warning,) = [one.getMessage() for one in caplog.records if "is refused" in one.getMessage()]
+    assert "long long" in warning
+
+
+def line(step: int, time_ms: int, **values: float) -> str:
+    return json.dumps({"time_ms": time_ms, "step": step, "values": values}) + "\n"
+
+
+def test_a_model_that_trains_is_a_run_with_each_windows_metrics_at_their_time(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    began = 1_700_000_000_000
+    with following("models", lambda name: named(f"model {name}")) as follower:
+        path = follower.folder / "feed/plain.jsonl"
+        path.parent.mkdir(parents=True)
+        path.write_text(line(0, began, ne=0.9) + line(0, began + 500, ne=0.9, speed=7.0) + '{"ti')
+        follower.look()
+        run = runs()["model feed/plain"]
+        assert run.info.status == "RUNNING"
+        assert run.info.start_time == began
+        assert run.data.metrics == {"window/ne": 0.9, "window/speed": 7.0}
+        path.write_text(path.read_text()[: -len('{"ti')] + line(1, began + 900, ne=0.8))
+        follower.finish("feed/plain", {"window/ne": [0.9, 0.8, 0.7]}, tags={"rows": "own"})
+    mlflow, _ = connect()
+    run = runs()["model feed/plain"]
+    history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "window/ne")
+    assert [(one.step, one.value) for one in history] == [(0, 0.9), (1, 0.8), (2, 0.7)]
+    assert [one.timestamp for one in history][:2] == [began, began + 900]
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["rows"] == "own"
+
+
+def test_a_model_whose_training_fails_is_a_failed_run(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    with (
+        pytest.raises(RuntimeError),
+        following("models", lambda name: named(f"fails, {name}")) as follower,
+    ):
+        (follower.folder / "a.jsonl").write_text(line(0, 1_700_000_000_000, ne=0.9))
+        follower.look()
+        raise RuntimeError
+    assert runs()["fails, a"].info.status == "FAILED"
+
+
+def test_the_environment_names_the_store_where_the_settings_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other.db").write_bytes(empty_store())
+    monkeypatch.chdir(made(tmp_path / "a", uri="null"))
+    monkeypatch.setenv(URI_VARIABLE, f"sqlite:///{tmp_path / 'other.db'}")
+    record(named("elsewhere"))
+    monkeypatch.delenv(URI_VARIABLE)
+    record(named("here"))
+    assert set(runs()) == {"here"}
+    assert TrackingSettings(uri="http://host:5000").store == "http://host:5000"
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 RATE: "1e-6",
                 "train.global_batch_size": "64",
                 "evaluate.first_evaluation_window": "3",
-                "students.rows_auto_windows": "3",
+                "students.auto_windows": "3",
                 "teacher.rate_auto_windows": "3",
                 "students.model.embedding_dimension": "4",
                 "students.model.over_layers": "[8]",

@@ -16,6 +16,7 @@ LABELLED_ELEMENTS = r"^\s*\S+-[01](\s+\S+-[01])*\s*$"  # as MIND has them
 
 
 def find_explode(columns: list[Column]) -> ExplodeSettings | None:
+    """How the log lists impressions, if it does: by labelled elements, or shown and clicked."""
     lists = [column for column in columns if column.kind == "list"]
     for column in columns:
         if column.values.dtype == pl.String and column.kind in ("list", "text"):
@@ -102,6 +103,7 @@ def _texts(column: Column) -> set[str]:
 
 
 def is_binary(column: Column) -> bool:
+    """Whether the values are labels as they stand: 1/0, true/false, yes/no or 1/-1."""
     if column.kind not in ("whole", "text", "boolean") or column.distinct > 5:
         return False
     found = _texts(column)

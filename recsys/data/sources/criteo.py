@@ -10,11 +10,13 @@ import polars as pl
 from recsys.data.collisions import TableUse
 from recsys.data.encoder import (
     EXAMPLES_PER_DOMAIN,
-    DenseEncoding,
     Encoder,
+    plain_rows,
+)
+from recsys.data.encoder_format import (
+    DenseEncoding,
     IdEncoding,
     RawColumn,
-    plain_rows,
 )
 from recsys.data.encoding import (
     RESPELT,

@@ -9,17 +9,19 @@ import polars as pl
 from recsys.config import InputError
 from recsys.data.collisions import TableUse, auto_rows
 from recsys.data.encoder import (
+    EXAMPLES_PER_DOMAIN,
+    Encoder,
+    category_values,
+    plain_rows,
+)
+from recsys.data.encoder_format import (
     EVENT_HOUR,
     EVENT_WEEKDAY,
-    EXAMPLES_PER_DOMAIN,
     DenseEncoding,
     DomainEncoding,
-    Encoder,
     IdEncoding,
     RawColumn,
     Type,
-    category_values,
-    plain_rows,
 )
 from recsys.data.encoding import (
     canonical_text,

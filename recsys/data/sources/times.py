@@ -8,7 +8,7 @@ import polars as pl
 
 from recsys.config import InputError
 from recsys.data.encoding import milliseconds
-from recsys.data.settings import MomentSettings
+from recsys.data.raw_values import MomentSettings
 
 PER_MILLISECOND = {"s": 1_000, "ms": 1, "us": 1 / 1_000, "ns": 1 / 1_000_000}
 NOT_READ = "missing or unparsable time"
@@ -253,7 +253,7 @@ def _of_format(
 def _in_utc(
     moments: pl.Series, known: pl.Series, settings: MomentSettings
 ) -> tuple[pl.Series, pl.Series]:
-    """ms of datetimes: those without a zone are in ``settings.zone``, else UTC."""
+    """Datetimes in ms: those without a zone are in ``settings.zone``, else UTC."""
     aware = getattr(moments.dtype, "time_zone", None) is not None
     if aware or settings.zone is None:
         time = moments.dt.epoch("ms")

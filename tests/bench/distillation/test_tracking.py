@@ -18,7 +18,8 @@ from bench.distillation.tracking import (
     tracking_folder,
 )
 from recsys.data.schema import Schema
-from tasks.tracking import PENDING, connect
+from tasks.spool import waiting
+from tasks.tracking import connect
 
 ROWS, SEEDS = 600, (1, 2)
 STUDENTS_ARMS = {name: ARMS[name] for name in ("plain", "AH")}
@@ -72,7 +73,7 @@ def runs(labs: list[Lab], tmp_path_factory: pytest.TempPathFactory) -> list[Any]
             for lab, one in zip(labs, found, strict=True):
                 track_seed("compare", lab, STUDENTS_ARMS, one, figures=[figure])
             track_comparison("compare", labs, found, ["| a | b |"], [figure])
-        assert not list(PENDING.glob("*.json"))
+        assert not waiting()
         mlflow, experiment_id = connect()
         client = mlflow.MlflowClient()
         held = client.search_runs([experiment_id])

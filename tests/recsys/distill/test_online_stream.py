@@ -180,7 +180,7 @@ def test_changed_and_incomplete_windows_are_one_clear_line(
     short = arrive(windows_dir, WINDOWS[:2], tmp_path)
     shutil.rmtree(short / "w0")
     (short / "w0").mkdir()
-    with pytest.raises(InputError, match="w0: has no data; make it anew with towerflow ingest"):
+    with pytest.raises(InputError, match="w0: has no data; rebuild it with towerflow ingest"):
         advance(job_of(short, tmp_path), tmp_path / "output")
     advance(job_of(arrive(windows_dir, WINDOWS[:2], tmp_path), tmp_path), tmp_path / "first")
     grown = [replace(WINDOWS[0], rows=301), *WINDOWS[1:]]

@@ -148,7 +148,7 @@ def test_run_killed_in_steps_or_writes_ends_with_the_same_bytes(
     agent, folder = killed[name]
     left, said = agent.outcome(BOUND_S)
     assert left == [{}] * len(KILLED[name].deaths)
-    assert "goes on at window" in said
+    assert "resumes at window" in said
     assert contents(folder / "output") == undisturbed
 
 

@@ -138,7 +138,7 @@ def test_each_score_is_the_weighted_sum_that_log_json_tells(
     told = json.loads((stacked_dir / "log.json").read_text())["external"]
     assert told["stacked"]["members"] == ["own", "logistic", "trees"]
     found, own = scores(windows_dir, stacked_dir), scores(windows_dir, own_dir)
-    assert found[0]["score"].null_count() == ROWS  # nothing was learnt before the first window
+    assert found[0]["score"].null_count() == ROWS  # nothing was trained before the first window
     for index, window in enumerate(WINDOWS[1:], start=1):
         members = [own[index]["score"].to_numpy()]
         for name in ("logistic", "trees"):

@@ -7,6 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 from recsys.config import InputError, load_settings
 from recsys.data.loader import WindowReader
@@ -19,7 +20,6 @@ from recsys.distill.students import train_students
 from recsys.distill.training_job import TrainingJob
 from recsys.evaluation.report import evaluate
 from recsys.evaluation.settings import EvaluateSettings
-from recsys.models.cost import ranker_cost
 from recsys.serving.predictor import Predictor
 from tests.support.files import contents
 from tests.support.killing import kill
@@ -71,16 +71,13 @@ def students_dir(
 def test_an_arm_is_served_by_the_plain_student(
     arm: str, students_dir: Path, windows_dir: Path
 ) -> None:
-    """The same description, weights of the same names and shapes, modules, parameters and FLOPs."""
+    """The same description, weights of the same names and shapes, as large a network."""
     folders = [students_dir / "one" / name / "export" for name in ("plain", arm)]
     assert len({(folder / "model.json").read_bytes() for folder in folders}) == 1
-    plain, own = (Predictor.load(folder).ranker for folder in folders)
-    shapes = [
-        {name: value.shape for name, value in one.state_dict().items()} for one in (plain, own)
-    ]
+    weights = [load_file(folder / "weights.safetensors") for folder in folders]
+    shapes = [{name: value.shape for name, value in one.items()} for one in weights]
     assert shapes[0] == shapes[1]
-    assert ranker_cost(plain) == ranker_cost(own)
-    assert str(plain) == str(own)
+    assert len({(folder / "network.onnx").stat().st_size for folder in folders}) == 1
     frame = pl.read_parquet(windows_dir / "w3" / "part-00000.parquet").filter(pl.col("domain") == 1)
     differs = (
         Predictor.load(folders[0]).predict(frame) != Predictor.load(folders[1]).predict(frame)
@@ -92,7 +89,8 @@ def test_a_distillation_of_no_weight_exports_the_plain_students_bytes(students_d
     plain, weightless = (
         contents(students_dir / "one" / arm / "export") for arm in ("plain", "weightless")
     )
-    assert plain == weightless
+    told = {name for name in plain if plain[name] != weightless[name]}
+    assert told == {"card.json", "sums.json"}  # which arm it is
 
 
 def test_every_arm_starts_alike_and_its_diagnostics_are_in_its_metrics(students_dir: Path) -> None:

@@ -93,8 +93,13 @@ def test_outputs_are_reproducible(run_dir: Path) -> None:
         path.relative_to(run_dir / "first") for path in (run_dir / "first").rglob("*.*")
     )
     names = [
+        "calibration.csv",
+        "figures/calibration_feed.png",
         "figures/differences.png",
+        "figures/gain_feed.png",
         "figures/ne_feed.png",
+        "metrics.json",
+        "report.html",
         "report.json",
         "table.md",
         "windows.csv",
@@ -102,6 +107,39 @@ def test_outputs_are_reproducible(run_dir: Path) -> None:
     assert [path.as_posix() for path in written] == names
     for path in written:
         assert (run_dir / "first" / path).read_bytes() == (run_dir / "second" / path).read_bytes()
+
+
+def test_the_page_holds_every_model_and_figure_and_needs_nothing_else(run_dir: Path) -> None:
+    report = run(run_dir, "report")
+    page = (run_dir / "report" / "report.html").read_text()
+    assert page.count("<td>") == 9 * len(report.models)
+    assert page.count('src="data:image/png;base64,') == page.count("<img") == 3
+    assert "http" not in page
+
+
+def test_the_numbers_in_short_are_those_of_the_report(run_dir: Path) -> None:
+    report = run(run_dir, "report")
+    short = json.loads((run_dir / "report" / "metrics.json").read_text())["feed"]
+    ne = {row.model: row.metrics["ne"] for row in report.models}
+    assert {name: one["ne"] for name, one in short.items()} == {
+        name: pytest.approx(ne[name]) for name in ("plain", "distilled", "teacher")
+    }
+    change = 100 * (ne["distilled"] / ne["plain"] - 1)
+    assert short["distilled"]["ne_change_percent"] == pytest.approx(change)
+    transfer = (ne["plain"] - ne["distilled"]) / (ne["plain"] - ne["teacher"])
+    assert short["distilled"]["transfer"] == pytest.approx(transfer)
+
+
+def test_the_calibration_of_bins_adds_up_to_all_rows(run_dir: Path) -> None:
+    report = run(run_dir, "report")
+    own = [row for row in report.calibration if row["model"] == "feed/plain"]
+    assert sum(row["rows"] for row in own) == report.rows_by_student["feed"]
+    assert [row["predicted"] for row in own] == sorted(row["predicted"] for row in own)
+    predicted = sum(row["rows"] * row["predicted"] for row in own)
+    observed = sum(row["rows"] * row["observed"] for row in own)
+    plain = next(row for row in report.models if row.model == "plain")
+    if len(report.seeds) == 1:
+        assert predicted / observed == pytest.approx(plain.metrics["calibration"])
 
 
 def test_real_logs_have_no_oracle(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

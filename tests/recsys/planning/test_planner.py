@@ -292,7 +292,7 @@ def test_sizes_that_are_none(text: str) -> None:
 
 
 def test_two_tables_of_one_name() -> None:
-    with pytest.raises(InputError, match="'a' stands twice"):
+    with pytest.raises(InputError, match="'a' appears twice"):
         expand_tables(model_of(table_of("a", 10), table_of("a", 20)))
 
 

@@ -16,6 +16,7 @@ from recsys.data.encoder import encoder_of_ids
 from recsys.data.loader import batch_of
 from recsys.data.schema import CategoricalFeature, Schema, Window
 from recsys.data.standardise import Standard
+from recsys.files import write_sums
 from recsys.models.factory import build_ranker
 from recsys.models.partition_file import Partition
 from recsys.models.settings import ModelSettings
@@ -73,9 +74,8 @@ def test_predictor_equals_the_ranker(
         expected = torch.sigmoid(ranker(batch.dense, batch.sparse)["serving"].double()).numpy()
     predictor = Predictor.load(tmp_path)
     assert predictor.predict_encoded(frame.with_columns(domain=pl.lit(0))) == pytest.approx(
-        expected, abs=1e-12
+        expected, abs=1e-6
     )
-    assert predictor.schema.windows == []
 
 
 def test_export_is_reproducible(tmp_path: Path) -> None:
@@ -179,11 +179,14 @@ def test_a_student_serves_its_own_domain_alone(
 def test_exports_of_another_version_or_encoder_are_refused(tmp_path: Path) -> None:
     exported(tmp_path, "video")
     encoder_of_ids(["price"], FEATURES, ["feed", "films"]).save(tmp_path)
+    with pytest.raises(InputError, match=r"encoder.json: is damaged .* towerflow students"):
+        Predictor.load(tmp_path)
+    write_sums(tmp_path)
     with pytest.raises(InputError, match=r"encoder.json: is not the encoder that the model"):
         Predictor.load(tmp_path)
     description = json.loads((tmp_path / "model.json").read_text())
     (tmp_path / "model.json").write_text(json.dumps(description | {"version": 1}))
-    with pytest.raises(InputError, match=r"version 1, .* reads 2; train the students again"):
+    with pytest.raises(InputError, match=r"version 1, .* reads 3; train the students again"):
         Predictor.load(tmp_path)
 
 
@@ -265,13 +268,13 @@ def test_a_large_frame_is_predicted_in_parts(predictor: Predictor, rows: pl.Data
         ({"user": pl.lit(2**64 - 1, dtype=pl.UInt64)}, "got 18446744073709551615"),
         ({"user": pl.lit(None)}, "'user' holds null; every row needs one id"),
         ({"user": pl.lit(float("nan"))}, "'user' holds null"),
-        ({"user": pl.lit("5")}, "'user' holds String"),
-        ({"user": pl.lit(True)}, "'user' holds Boolean"),
-        ({"price": pl.lit("5")}, "'price' holds String; expected numbers"),
+        ({"user": pl.lit("5")}, "'user' holds str"),
+        ({"user": pl.lit(True)}, "'user' holds bool"),
+        ({"price": pl.lit("5")}, "'price' holds '5'; expected numbers"),
         ({"history": pl.lit(5)}, "'history' holds .*; expected lists"),
         ({"history": pl.lit([20])}, r"'history': ids must be in \[0, 20\), got 20"),
         ({"history": pl.lit([1, None], dtype=pl.List(pl.Int64))}, "'history' holds null"),
-        ({"history": pl.lit(["a"])}, "'history' holds String"),
+        ({"history": pl.lit(["a"])}, "'history' holds str; expected ids"),
     ],
 )
 def test_a_wrong_value_is_named(
@@ -288,10 +291,10 @@ def test_a_wrong_frame_is_named(tmp_path: Path, predictor: Predictor, rows: pl.D
     with pytest.raises(InputError, match="'ad' is missing; did you mean 'ads'"):
         predictor.predict_encoded(rows.rename({"ad": "ads"}))
     table = rows.to_pandas()
-    with pytest.raises(InputError, match="'ad' stands twice"):
+    with pytest.raises(InputError, match="'ad' appears twice"):
         predictor.predict_encoded(pd.concat([table, table[["ad"]]], axis=1))
     table["price"] = [1.5, "a", *[None] * (ROWS - 2)]
-    with pytest.raises(InputError, match=r"'price' mixes values .* NoneType, float, str"):
+    with pytest.raises(InputError, match=r"'price' holds 'a'; expected numbers"):
         predictor.predict_encoded(table)
     with pytest.raises(InputError, match="expected the export folder"):
         Predictor.load(tmp_path / "nowhere")

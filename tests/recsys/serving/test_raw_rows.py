@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from recsys.config import InputError
+from recsys.data.encoder import Encoder
 from recsys.data.schema import Schema
 from recsys.data.settings import DataSettings
 from recsys.distill.distillation_settings import DistillationSettings
@@ -33,13 +34,11 @@ SECTION: dict[str, Any] = {
     "time": {"column": "ts", "unit": "s"},
     "label": "clicked",
     "domain": {"column": "site", "values": {"f": "feed"}, "other": "rest"},
-    "columns": {"long": "CASE WHEN LENGTH(query) > 2 THEN 'yes' ELSE 'no' END"},
     "dense": ["price"],
     "categorical": [
         {"column": "user", "table_rows": 40},
         {"column": "query", "table_rows": 9, "encoding": {"kind": "vocabulary", "min_count": 20}},
         {"column": "tags", "table_rows": 20, "kind": "list"},
-        {"column": "long", "table_rows": 5},
         {"column": "event_hour", "table_rows": 30},
     ],
     "crosses": [{"columns": ["user", "query"], "table_rows": 90}],
@@ -114,11 +113,12 @@ def test_predictions_are_those_of_training(
     expected = 1 / (1 + np.exp(-trained["logit"].cast(pl.Float64).to_numpy()))
     assert raw.height == trained.height > 30
     table = raw.to_pandas()
-    assert predictor.predict(raw) == pytest.approx(expected, abs=1e-6)
-    assert predictor.predict(table) == pytest.approx(expected, abs=1e-6)
-    alone = [predictor.predict(table.iloc[[place]])[0] for place in range(raw.height)]
+    rows = raw.to_dicts()
+    for given in (raw, table, rows, raw.to_dict(as_series=False)):
+        assert predictor.predict(given, calibrated=False) == pytest.approx(expected, abs=1e-6)
+    alone = [predictor.predict([row], calibrated=False)[0] for row in rows]
     assert alone == pytest.approx(expected, abs=1e-6)
-    records = [predictor.predict(pd.DataFrame([row]))[0] for row in raw.head(20).to_dicts()]
+    records = [predictor.predict(pd.DataFrame([row]), calibrated=False)[0] for row in rows[:20]]
     assert records == pytest.approx(expected[:20], abs=1e-6)
 
 
@@ -134,12 +134,13 @@ def test_what_may_be_missing_may_be_left_out(predictor: Predictor, raw: pl.DataF
 
 
 def test_a_new_category_is_what_training_calls_unknown(
-    predictor: Predictor, raw: pl.DataFrame
+    root: Path, predictor: Predictor, raw: pl.DataFrame
 ) -> None:
     new, newer = (raw.with_columns(query=pl.lit(text)) for text in ("never met", "neither"))
-    place = next(one.name for one in predictor.encoder.ids if one.columns == ["query"])
-    assert predictor.encoder.encode(new)[place].unique().to_list() == [1]
-    assert predictor.encoder.encode(newer)[place].unique().to_list() == [1]
+    place = next(one.name for one in predictor.format.ids if one.columns == ["query"])
+    encoder = Encoder.load(root / "before/windows")
+    assert encoder.encode(new)[place].unique().to_list() == [1]
+    assert encoder.encode(newer)[place].unique().to_list() == [1]
     assert (predictor.predict(new) != predictor.predict(raw)).any()
 
 

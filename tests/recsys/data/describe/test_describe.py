@@ -441,7 +441,7 @@ def test_a_file_that_is_there_is_not_overwritten(
     (tmp_path / "mine.yaml").write_text("mine")
     log, output = str(tmp_path / "log.csv"), str(tmp_path / "mine.yaml")
     assert main(["describe", log, "--output", output]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert (tmp_path / "mine.yaml").read_text() == "mine"
 
 

@@ -1,4 +1,4 @@
-"""``rows: auto``: what has the lowest NE on early windows, whatever comes after them."""
+"""What is auto of rows and rates: the lowest NE on early windows, whatever comes after them."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from recsys.config import InputError, parse_settings
 from recsys.distill.augment_settings import AugmentSettings
 from recsys.distill.distillation_settings import DistillationSettings
 from recsys.distill.online_stream import StreamJob, advance
-from recsys.distill.row_choice import lowest
+from recsys.distill.recipe_choice import Recipe, lowest
 from recsys.distill.scoring import score_windows
 from recsys.distill.student_settings import StudentsSettings
 from recsys.distill.students import train_students
@@ -29,7 +29,9 @@ SETTINGS = STUDENTS.model_copy(
             "chosen": DistillationSettings(mode="shared", rows="auto"),
             "bare": DistillationSettings(mode="none", rows="auto"),
         },
-        "rows_auto_windows": 3,
+        "auto_windows": 3,
+        "table_learning_rate": "auto",
+        "rates_tried": [0.3, 0.001],
     }
 )
 
@@ -50,44 +52,49 @@ def history(*nes: float) -> list[dict]:
 def test_the_lowest_mean_ne_by_rows_wins_and_the_first_window_says_nothing() -> None:
     found = lowest(
         {
-            "own": history(0.1, 0.9, 0.9),
-            "scores_elsewhere": history(1.0, 0.7, 1.1),
-            "all": history(1.0, 1.1, 0.75),
+            Recipe("own", 0.1): history(0.1, 0.9, 0.9),
+            Recipe("own", 0.03): history(1.0, 0.7, 1.1),
+            Recipe("all", 0.1): history(1.0, 1.1, 0.75),
         }
     )
-    assert found.rows == "all"
+    assert found.recipe == Recipe("all", 0.1)
     assert found.windows == ["w1", "w2"]
-    assert found.ne["all"] == pytest.approx((1.1 * 20 + 0.75 * 30) / 50)
+    assert found.ne["all at 0.1"] == pytest.approx((1.1 * 20 + 0.75 * 30) / 50)
     assert str(found) == (
-        "rows all (NE of w1 to w2: own 0.9000, scores_elsewhere 0.9400, all 0.8900)"
+        "all at 0.1 (NE of w1 to w2: own at 0.1 0.9000, own at 0.03 0.9400, all at 0.1 0.8900)"
     )
 
 
 def test_of_a_tie_or_of_nothing_known_the_simplest_is_chosen() -> None:
-    assert lowest({"own": history(1, 0.9), "all": history(1, 0.9)}).rows == "own"
-    unknown = lowest({"own": history(1, math.nan), "all": history(1, math.nan)})
-    assert (unknown.rows, unknown.ne["own"]) == ("own", None)
-    assert lowest({"own": history(1, math.nan), "all": history(1, 2.0)}).rows == "all"
+    own, others = Recipe("own", None), Recipe("all", None)
+    assert lowest({own: history(1, 0.9), others: history(1, 0.9)}).recipe == own
+    unknown = lowest({own: history(1, math.nan), others: history(1, math.nan)})
+    assert (unknown.recipe, unknown.ne["own"]) == (own, None)
+    assert lowest({own: history(1, math.nan), others: history(1, 2.0)}).recipe == others
 
 
-def test_each_arm_is_trained_on_what_rows_json_says(
+def test_each_arm_is_trained_on_what_chosen_json_says(
     students_dir: Path, windows_dir: Path, scores_dir: Path, tmp_path: Path
 ) -> None:
-    said = json.loads((students_dir / "one/rows.json").read_text())
-    assert list(said) == ["bare", "chosen"]
-    assert set(said["chosen"]["ne"]) == {"own", "scores_elsewhere", "all"}
-    assert set(said["bare"]["ne"]) == {"own", "all"}
+    said = json.loads((students_dir / "one/chosen.json").read_text())
+    assert list(said) == ["bare", "chosen", "plain"]
+    rates = ("0.3", "0.001")
+    assert set(said["plain"]["ne"]) == {f"own at {rate}" for rate in rates}
+    for arm, rows in (("chosen", ["own", "scores_elsewhere", "all"]), ("bare", ["own", "all"])):
+        assert set(said[arm]["ne"]) == {f"{one} at {rate}" for one in rows for rate in rates}
     for one in said.values():
         assert one["windows"] == ["w1", "w2"]
-        assert one["ne"][one["rows"]] == min(one["ne"].values())
+        chosen = f"{one['rows']} at {one['table_learning_rate']:g}"
+        assert one["ne"][chosen] == min(one["ne"].values())
     arms = {
-        name: spec.model_copy(update={"rows": said[name]["rows"]}) if name in said else spec
+        name: spec.model_copy(update={"rows": said[name]["rows"]})
         for name, spec in SETTINGS.arms.items()
     }
-    fixed = SETTINGS.model_copy(update={"arms": arms})
+    assert {one["table_learning_rate"] for one in said.values()} == {0.3}  # 0.001 learns nothing
+    fixed = SETTINGS.model_copy(update={"arms": arms, "table_learning_rate": 0.3})
     train_students(TrainingJob(windows_dir, fixed, TRAIN, tmp_path, scores_dir=scores_dir))
     assert contents(tmp_path) == {
-        name: value for name, value in contents(students_dir).items() if "rows.json" not in name
+        name: value for name, value in contents(students_dir).items() if "chosen.json" not in name
     }
 
 
@@ -105,7 +112,7 @@ def test_the_choice_knows_nothing_of_later_windows(
     frame.with_columns(label=1.0 - pl.col("label")).write_parquet(part)
     train_students(TrainingJob(windows, SETTINGS, TRAIN, output, scores_dir=scores_dir))
     files = [contents(folder) for folder in (output, students_dir)]
-    assert files[0]["one/rows.json"] == files[1]["one/rows.json"]
+    assert files[0]["one/chosen.json"] == files[1]["one/chosen.json"]
     weights = "one/chosen/export/weights.safetensors"
     assert files[0][weights] != files[1][weights]
 
@@ -153,7 +160,7 @@ def test_a_stream_waits_for_the_windows_and_ends_with_the_batch_bytes(
     assert taken == [["w0", "w1", "w2"], ["w3"]]
     assert contents(tmp_path / "out-1" / "students") == contents(students)
 
-    too_few = SETTINGS.model_copy(update={"rows_auto_windows": 4})
+    too_few = SETTINGS.model_copy(update={"auto_windows": 4})
     waiting = StreamJob(
         windows_dir,
         None,
@@ -167,11 +174,11 @@ def test_a_stream_waits_for_the_windows_and_ends_with_the_batch_bytes(
 
 
 def test_too_few_windows_are_refused(windows_dir: Path, scores_dir: Path, tmp_path: Path) -> None:
-    text = "students: [{name: a, domain: a}]\nrows_auto_windows: 5\n"
+    text = "students: [{name: a, domain: a}]\nauto_windows: 5\n"
     settings = parse_settings(text, "students.yaml", StudentsSettings)
     with pytest.raises(
         InputError,
-        match=r"students.yaml: key 'rows_auto_windows': .* on 5 windows, the data have 4",
+        match=r"students.yaml: key 'auto_windows': .* on 5 windows, the data have 4",
     ):
         train_students(TrainingJob(windows_dir, settings, TRAIN, tmp_path, scores_dir=scores_dir))
     assert not list(tmp_path.iterdir())
@@ -182,5 +189,10 @@ def test_what_a_yaml_leaves_out_is_chosen_but_for_arms_without_a_teacher() -> No
     rows = {arm: settings.distillation_of(settings.students[0], arm).rows for arm in settings.arms}
     assert rows == {"plain": "own", "distilled": "auto", "all_rows": "all"}
     assert settings.windows_to_choose_on == 4
-    own = parse_settings("distillation: {rows: own}", "students.yaml", StudentsSettings)
-    assert own.windows_to_choose_on == 0
+    own = "distillation: {rows: own}"
+    rates = parse_settings(own, "students.yaml", StudentsSettings)
+    assert rates.windows_to_choose_on == 4
+    assert rates.table_learning_rates == (0.1, 0.03)
+    nothing = f"{own}\ntable_learning_rate: 0.05"
+    given = parse_settings(nothing, "students.yaml", StudentsSettings)
+    assert (given.windows_to_choose_on, given.table_learning_rates) == (0, (0.05,))

@@ -1,0 +1,226 @@
+"""What ``encoder.json`` says: how raw rows become model inputs. Serving reads it without polars."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from recsys.config import InputError, nearest_hint
+from recsys.data.raw_values import NULL_VALUES, MomentSettings
+from recsys.data.vocabulary import Step, Vocabulary
+from recsys.files import write_atomically
+
+if TYPE_CHECKING:
+    from recsys.data.schema import CategoricalFeature
+
+ENCODER_FILE = "encoder.json"
+FORMAT_VERSION = 1
+DOMAIN_COLUMN = "domain"  # names a row's domain where no raw column is called so
+EVENT_HOUR, EVENT_WEEKDAY = "event_hour", "event_weekday"
+HOURS_PER_DAY, DAYS_PER_WEEK = 24, 7
+FIRST_WEEKDAY = 3  # 1 January 1970 was a Thursday; Monday is 0
+CROSSED = "\x1f"  # stands between the texts of a cross
+
+Type = Literal["integer", "number", "boolean", "text", "time"]
+
+
+@dataclass(frozen=True)
+class RawColumn:
+    """A column of raw rows that the encoder reads.
+
+    Attributes:
+        type: of its values, or of those in its lists, as the log has them; of a log of text alone,
+            what all values can be read as.
+        is_list: it holds lists.
+        is_text: the log holds it as text, so expressions see text.
+        optional: it may be left out, and its values may be missing: the log lacked some, too.
+        origin: ``log``: as the log has it. The others are made by ingest and given by the caller:
+            ``impressions`` (the item and the number of items shown, raw), ``counters`` (log1p of
+            counts, log of rates, as ingest computes them) and ``history`` (lists of ids, as ingest
+            writes them).
+    """
+
+    name: str
+    type: Type
+    is_list: bool = False
+    is_text: bool = False
+    optional: bool = False
+    origin: Literal["log", "impressions", "counters", "history"] = "log"
+
+
+@dataclass(frozen=True)
+class DenseEncoding:
+    """A dense feature ``name`` (its column in a part): the signed log1p of the raw ``column``, or,
+    if ``given``, its values as they are."""
+
+    name: str
+    column: str
+    given: bool = False
+
+
+@dataclass(frozen=True)
+class IdEncoding:
+    """A categorical feature ``name``: rows in [0, ``table_rows``) of the values of ``columns``.
+
+    ``way``: ``hash`` and ``vocabulary`` of canonical texts, those of several columns together;
+    ``id``: the values are rows already. Lists as text are split at ``separator``.
+    """
+
+    name: str
+    columns: list[str]
+    table_rows: int
+    way: Literal["hash", "vocabulary", "id"] = "hash"
+    is_list: bool = False
+    separator: str | None = None
+
+
+@dataclass(frozen=True)
+class DomainEncoding:
+    """The raw ``column`` of domains: the name by canonical raw value; ``other`` of all others."""
+
+    column: str
+    values: dict[str, str]
+    other: str | None = None
+
+
+@dataclass(frozen=True)
+class EncoderFormat:
+    """What makes model inputs of raw rows, as it is written.
+
+    Attributes:
+        columns: raw columns that are read.
+        dense: dense features in the order of the schema; standardised later, by the schema.
+        ids: categorical features in the order of the schema.
+        null_values: texts that are missing values, beside empty and blank ones.
+        derived: columns made by SQL expressions of one row, by name, in the order of their making.
+        time: the column of event times, where features of the clock are read.
+        clock: which ones: event_hour (UTC), event_weekday (UTC, Monday is 0).
+        stripped: text columns of numbers and times: blanks around a value do not count.
+        domains: names in the order of the schema; ``domain`` says how a row's is found.
+        vocabularies: by the name of their feature.
+        examples: a few raw rows of each domain.
+    """
+
+    columns: list[RawColumn]
+    dense: list[DenseEncoding]
+    ids: list[IdEncoding]
+    null_values: list[str] = field(default_factory=lambda: list(NULL_VALUES))
+    derived: list[tuple[str, str]] = field(default_factory=list)
+    time: MomentSettings | None = None
+    clock: list[str] = field(default_factory=list)
+    stripped: list[str] = field(default_factory=list)
+    domains: list[str] = field(default_factory=lambda: ["all"])
+    domain: DomainEncoding | None = None
+    vocabularies: dict[str, Vocabulary] = field(default_factory=dict)
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+    def check_columns(self, names: Sequence[str]) -> None:
+        """Check that none is missing that has to be among ``names``.
+
+        Raises:
+            InputError: one is; the message names the nearest.
+        """
+        for column in self.columns:
+            if not column.optional and column.name not in names:
+                raise InputError(
+                    f"column {column.name!r} is missing; {nearest_hint(column.name, names)}"
+                )
+
+    @cached_property
+    def read_names(self) -> list[str]:
+        """Names of all columns that are looked at, those that may say the domain among them."""
+        domain = [] if self.domain is None else [self.domain.column, DOMAIN_COLUMN]
+        return list(dict.fromkeys([*(column.name for column in self.columns), *domain]))
+
+    @property
+    def domain_column(self) -> RawColumn | None:
+        """The raw column that says a row's domain; None where there is one domain only, or where an
+        expression says it."""
+        if self.domain is None or self.domain.column in dict(self.derived):
+            return None
+        name = self.domain.column
+        read = next((column for column in self.columns if column.name == name), None)
+        return read or RawColumn(name, "text", optional=True)
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of what :meth:`save` writes."""
+        return hashlib.sha256(self._text().encode()).hexdigest()
+
+    def _text(self) -> str:
+        values = asdict(self) | {
+            "version": FORMAT_VERSION,
+            "time": None if self.time is None else self.time.model_dump(),
+            "vocabularies": {
+                name: [asdict(step) for step in one.steps]
+                for name, one in self.vocabularies.items()
+            },
+        }
+        return json.dumps(values, indent=1, sort_keys=True) + "\n"
+
+    def save(self, folder: Path) -> None:
+        """Write ``encoder.json`` in ``folder``."""
+        write_atomically(folder / ENCODER_FILE, self._text().encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read ``encoder.json`` of ``folder``.
+
+        Raises:
+            InputError: there is none, or one of another version.
+        """
+        path = folder / ENCODER_FILE
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; run the ingest stage first (towerflow ingest)")
+        values = json.loads(path.read_text())
+        if values.pop("version") != FORMAT_VERSION:
+            raise InputError(f"{path}: of another version; run the ingest stage again")
+        time, domain = values["time"], values["domain"]
+        return cls(
+            **values
+            | {
+                "columns": [RawColumn(**one) for one in values["columns"]],
+                "dense": [DenseEncoding(**one) for one in values["dense"]],
+                "ids": [IdEncoding(**one) for one in values["ids"]],
+                "derived": [(name, text) for name, text in values["derived"]],
+                "time": None if time is None else MomentSettings.model_validate(time),
+                "domain": None if domain is None else DomainEncoding(**domain),
+                "vocabularies": {
+                    name: Vocabulary([Step(**step) for step in steps])
+                    for name, steps in values["vocabularies"].items()
+                },
+            }
+        )
+
+
+def format_of_ids(
+    dense: Sequence[str],
+    categorical: Sequence["CategoricalFeature"],
+    domains: Sequence[str],
+    given: bool = False,
+) -> EncoderFormat:
+    """The encoder of rows whose categories are table rows already, and whose domain is an index or
+    a name in the column ``domain``.
+
+    Args:
+        given: the dense features are encoded already, too.
+    """
+    return EncoderFormat(
+        columns=[
+            *(RawColumn(name, "number", optional=not given) for name in dense),
+            *(
+                RawColumn(one.name, "integer", one.kind == "list", optional=one.kind == "list")
+                for one in categorical
+            ),
+        ],
+        dense=[DenseEncoding(name, name, given) for name in dense],
+        ids=[
+            IdEncoding(one.name, [one.name], one.num_embeddings, "id", one.kind == "list")
+            for one in categorical
+        ],
+        domains=list(domains),
+        domain=DomainEncoding(DOMAIN_COLUMN, {str(i): name for i, name in enumerate(domains)}),
+    )

@@ -1,0 +1,50 @@
+"""What stands for a missing value in a log, and how its times are written."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+from zoneinfo import available_timezones
+
+from pydantic import AfterValidator, model_validator
+
+from recsys.config import Settings
+
+NULL_VALUES = ("NA", "NaN", "nan", "NULL", "null", "\\N", "None", "-")
+
+
+def _checked_zone(name: str) -> str:
+    if name not in available_timezones():
+        raise ValueError("no such time zone; give one such as UTC, Europe/Berlin or Asia/Shanghai")
+    return name
+
+
+def checked_time(text: str) -> str:
+    """``text``, which is a date or time in ISO 8601; for pydantic, else a ValueError."""
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError("expected a date or time like 2024-01-31") from None
+    return text
+
+
+class MomentSettings(Settings):
+    """A column of times.
+
+    ``unit`` is s, ms, us or ns for numbers since 1970, datetime for dates and for text: ISO 8601,
+    or what ``format`` says (as in strptime). Times without an offset are UTC, or local times of
+    ``zone`` (such as Asia/Shanghai). A row before ``earliest`` or from ``latest`` on is a bad one.
+    """
+
+    column: str
+    unit: Literal["s", "ms", "us", "ns", "datetime"]
+    format: str | None = None
+    zone: Annotated[str, AfterValidator(_checked_zone)] | None = None
+    earliest: Annotated[str, AfterValidator(checked_time)] = "1990-01-01"
+    latest: Annotated[str, AfterValidator(checked_time)] = "2100-01-01"
+
+    @model_validator(mode="after")
+    def _text_has_a_format(self) -> "MomentSettings":
+        if self.unit != "datetime":
+            given = [name for name in ("format", "zone") if getattr(self, name) is not None]
+            if given:
+                raise ValueError(f"{given[0]} needs unit: datetime; numbers count from 1970 in UTC")
+        return self

@@ -1,0 +1,128 @@
+"""Whether the teacher is worth learning from: where it predicts worse than its student it teaches
+nothing."""
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from recsys.data.loader import WindowReader
+from recsys.data.schema import Window, window_parts
+from recsys.distill.score_log import ScoreLog
+from recsys.evaluation.predictions import PREDICTIONS_DIR
+
+GATE_FILE = "gate.json"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the windows before one say of the teacher.
+
+    Attributes:
+        window: whose scores are judged.
+        rows: predicted by both, with labels known before the window.
+        teacher: its mean log loss over them; None where there are none.
+        student: the student's.
+        teaches: whether students train on the window's scores.
+    """
+
+    window: str
+    rows: int
+    teacher: float | None
+    student: float | None
+    teaches: bool
+
+
+class GatedScores:
+    """A score log as one student sees it: without the scores of windows before which its own
+    predictions were better than the teacher's.
+
+    A window's scores are judged by the examples of the ``windows`` before it whose labels were
+    known at its start: they are left out where the teacher's log loss on the main task was larger
+    than the student's by more than ``deviations`` standard errors of the paired difference. So the
+    verdict knows nothing of the window itself, and is the same after a restart.
+
+    Args:
+        log: read on every rank.
+        reader: of the student's tasks.
+        output_dir: where the student's predictions are, of all windows before the one that is
+            judged.
+    """
+
+    def __init__(
+        self,
+        log: ScoreLog,
+        reader: WindowReader,
+        output_dir: Path,
+        windows: int,
+        deviations: float,
+    ) -> None:
+        self._log, self._reader, self._output_dir = log, reader, output_dir
+        self._windows, self._deviations = windows, deviations
+        self._losses: dict[str, NDArray[np.float64]] = {}  # by window, the newest few
+
+    def join(self, frame: pl.DataFrame, window: Window) -> pl.DataFrame:
+        """As :meth:`recsys.distill.score_log.ScoreLog.join`."""
+        joined = self._log.join(frame, window)
+        if self.verdict(window).teaches:
+            return joined
+        new = [name for name in joined.columns if name not in frame.columns]
+        return joined.with_columns(pl.lit(None, joined.schema[name]).alias(name) for name in new)
+
+    def verdict(self, window: Window) -> Verdict:
+        """Whether students train on the scores of ``window``."""
+        place = self._reader.windows.index(window)
+        past = self._reader.windows[max(place - self._windows, 0) : place]
+        self._losses = {one.name: self._of_window(one) for one in past}
+        known = np.concatenate([np.empty((3, 0)), *self._losses.values()], axis=1)
+        known = known[:, known[0] < window.start_ms]
+        rows = known.shape[1]
+        if rows < 2:
+            return Verdict(window.name, rows, None, None, True)
+        worse = known[1] - known[2]
+        error = float(worse.std(ddof=1)) / math.sqrt(rows)
+        teaches = float(worse.mean()) <= self._deviations * error
+        return Verdict(window.name, rows, float(known[1].mean()), float(known[2].mean()), teaches)
+
+    def report(self) -> list[dict[str, Any]]:
+        """The verdicts on all windows."""
+        return [asdict(self.verdict(window)) for window in self._reader.windows]
+
+    def _of_window(self, window: Window) -> NDArray[np.float64]:
+        """[3, rows]: label time, log loss of the teacher and of the student, of the examples that
+        both have predicted."""
+        if window.name in self._losses:
+            return self._losses[window.name]
+        logit = self._reader.logits[0]
+        label = logit.replace("logit", "label", 1)
+        path = self._output_dir / PREDICTIONS_DIR / f"{window.name}.parquet"
+        columns = ["example_id", "event_time", "label_time"]
+        times = pl.read_parquet(window_parts(self._reader.windows_dir, window), columns=columns)
+        own = pl.read_parquet(path, columns=["example_id", label, logit])
+        both = self._log.join(times.join(own, on="example_id"), window)
+        score = logit.replace("logit", "score", 1)
+        both = both.filter(pl.col(score).is_finite() & pl.col(label).is_not_nan())
+        y = both[label].to_numpy().astype(np.float64)
+        losses = [_log_loss(both[name].to_numpy().astype(np.float64), y) for name in (score, logit)]
+        return np.stack([both["label_time"].to_numpy().astype(np.float64), *losses])
+
+
+def in_words(verdicts: list[dict[str, Any]]) -> str:
+    """A line on the windows in which the teacher taught nothing; empty where it always taught."""
+    closed = [one for one in verdicts if not one["teaches"]]
+    if not closed:
+        return ""
+    last = closed[-1]
+    return (
+        f"the teacher was worse than the student before {len(closed)} of {len(verdicts)} windows "
+        f"and taught it nothing there (before {last['window']}: log loss {last['teacher']:.4f}, "
+        f"the student's {last['student']:.4f})"
+    )
+
+
+def _log_loss(logit: NDArray[np.float64], label: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.logaddexp(0.0, logit) - label * logit

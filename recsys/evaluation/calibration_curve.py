@@ -1,0 +1,37 @@
+"""How often what a model gives a probability comes true, by predicted probability."""
+
+from typing import Any
+
+import numpy as np
+
+from recsys.evaluation.metrics import CALIBRATION_BINS, calibration_bins, probabilities
+from recsys.evaluation.reading import Predictions
+
+
+def calibration_rows(student: str, predictions: Predictions) -> list[dict[str, Any]]:
+    """Rows of calibration.csv: model, bin (of equally many rows, the lowest predictions first),
+    rows, predicted and observed rate; of each model's first seed.
+
+    A model whose logits hold a NaN has none.
+    """
+    found = []
+    for model, seeds in predictions.logits.items():
+        logits = seeds[0]
+        if not len(logits) or np.isnan(logits).any():
+            continue
+        bins = calibration_bins(logits)
+        columns = (np.ones(len(logits)), probabilities(logits), predictions.labels)
+        rows, predicted, observed = (
+            np.bincount(bins, weights=one, minlength=CALIBRATION_BINS) for one in columns
+        )
+        found += [
+            {
+                "model": f"{student}/{model}",
+                "bin": place,
+                "rows": int(rows[place]),
+                "predicted": float(predicted[place] / rows[place]),
+                "observed": float(observed[place] / rows[place]),
+            }
+            for place in np.flatnonzero(rows)
+        ]
+    return found

@@ -1,0 +1,136 @@
+"""Fit a calibration on predictions that were made before their labels were known."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from recsys.data.schema import Schema
+from recsys.evaluation.metrics import calibration, normalized_entropy
+from recsys.evaluation.predictions import PREDICTIONS_DIR
+from recsys.serving.calibration import UNCALIBRATED, CalibrationMap, Isotonic, Platt
+from recsys.serving.settings import ExportSettings
+
+SMALLEST_CLASS = 20  # clicks, and rows without one; of fewer nothing is fitted
+STEPS, ENOUGH = 50, 1e-10  # of Newton's method
+TO_ITSELF = 1.0  # rows that speak for the network as it is, so that few labels change it little
+SMALLEST_PROBABILITY = 1e-12
+
+
+def calibration_of(
+    model_dir: Path, schema: Schema, tasks: Sequence[str], settings: ExportSettings
+) -> dict[str, Any]:
+    """What calibration.json holds: a map by domain and task, and what it did on the last window.
+
+    Fitted on the windows before the last, the first one (which a model meets untrained) left out;
+    the last one alone reports. A domain or task with too few labels has no map.
+
+    Args:
+        model_dir: holds predictions/<window>.parquet of every window.
+        schema: of the data, with its windows.
+        tasks: those that the model predicts.
+    """
+    names = [window.name for window in schema.windows]
+    fitted_on = names[:-1][1:][-settings.calibration_windows :]
+    if settings.calibration == "off" or not fitted_on:
+        return {"maps": {}}
+    past = pl.concat([_read(model_dir, name) for name in fitted_on])
+    last = _read(model_dir, names[-1])
+    maps: dict[str, dict[str, dict[str, Any]]] = {}
+    reported: list[dict[str, Any]] = []
+    for index, domain in enumerate(schema.domains):
+        for task in tasks:
+            logits, labels = _of(past, schema, index, task)
+            if min(labels.sum(), (1 - labels).sum()) < SMALLEST_CLASS:
+                continue
+            isotonic = settings.calibration == "isotonic" or (
+                settings.calibration == "auto" and len(labels) >= settings.isotonic_rows
+            )
+            fitted = fit_isotonic(logits, labels) if isotonic else fit_platt(logits, labels)
+            kind = "isotonic" if isotonic else "platt"
+            maps.setdefault(domain, {})[task] = {"kind": kind, **asdict(fitted)}
+            judged = _of(last, schema, index, task)
+            before, after = (_measured(one, *judged) for one in (UNCALIBRATED, fitted))
+            reported.append(
+                {"domain": domain, "task": task, "rows": len(judged[1])}
+                | {"before": before, "after": after}
+            )
+    return {
+        "maps": maps,
+        "fitted_on": fitted_on,
+        "reported_on": names[-1],
+        "report": reported,
+    }
+
+
+def fit_platt(logits: NDArray[np.floating], labels: NDArray[np.floating]) -> Platt:
+    """Slope and intercept of the largest likelihood, by Newton's method.
+
+    A slope that would not be positive is left at 1, with the intercept alone fitted.
+
+    Args:
+        logits: [N].
+        labels: [N], 0 or 1.
+    """
+    inputs = np.stack([logits.astype(np.float64), np.ones(len(logits))], axis=1)
+    both = _newton(inputs, labels, np.array([1.0, 0.0]), [True, True])
+    if both[0] <= 0:
+        both = _newton(inputs, labels, np.array([1.0, 0.0]), [False, True])
+    return Platt(float(both[0]), float(both[1]))
+
+
+def _newton(
+    inputs: NDArray[np.float64],
+    labels: NDArray[np.floating],
+    start: NDArray[np.float64],
+    free: list[bool],
+) -> NDArray[np.float64]:
+    found = start.copy()
+    for _ in range(STEPS):
+        chance = Platt(found[0], found[1])(inputs[:, 0])
+        gradient = inputs.T @ (chance - labels) + TO_ITSELF * (found - start)
+        weights = chance * (1 - chance)
+        curvature = (inputs * weights[:, None]).T @ inputs + TO_ITSELF * np.eye(2)
+        step = np.zeros(2)
+        step[free] = np.linalg.solve(curvature[np.ix_(free, free)], gradient[free])
+        found -= step * min(1.0, 1.0 / max(np.abs(step).max(), 1e-300))
+        if np.abs(step).max() < ENOUGH:
+            break
+    return found
+
+
+def fit_isotonic(logits: NDArray[np.floating], labels: NDArray[np.floating]) -> Isotonic:
+    """The rising steps of the least squares (scikit-learn's), kept off 0 and 1 by half a row."""
+    from sklearn.isotonic import IsotonicRegression
+
+    off = 0.5 / len(labels)
+    fitted = IsotonicRegression(y_min=off, y_max=1 - off).fit(logits, labels)
+    return Isotonic(
+        np.asarray(fitted.X_thresholds_, np.float64).tolist(),
+        np.asarray(fitted.y_thresholds_, np.float64).tolist(),
+    )
+
+
+def _read(model_dir: Path, window: str) -> pl.DataFrame:
+    return pl.read_parquet(model_dir / PREDICTIONS_DIR / f"{window}.parquet")
+
+
+def _of(
+    frame: pl.DataFrame, schema: Schema, domain: int, task: str
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Logits and labels [N] of the rows of a domain whose label is known."""
+    label, logit = (schema.columns(base, [task])[0] for base in ("label", "logit"))
+    own = frame.filter((pl.col("domain") == domain) & pl.col(label).is_not_nan())
+    return own[logit].to_numpy(), own[label].to_numpy()
+
+
+def _measured(
+    one: CalibrationMap, logits: NDArray[np.float32], labels: NDArray[np.float32]
+) -> dict[str, float]:
+    chance = one(logits).clip(SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)
+    made = np.log(chance / (1 - chance))
+    return {"ne": normalized_entropy(made, labels), "calibration": calibration(made, labels)}

@@ -1,0 +1,372 @@
+"""Raw rows to model inputs by ``encoder.json``, with numpy alone: what ingest's encoder gives, for
+one row in microseconds."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.config import InputError
+from recsys.data.encoder_format import (
+    CROSSED,
+    DAYS_PER_WEEK,
+    DOMAIN_COLUMN,
+    EVENT_HOUR,
+    EVENT_WEEKDAY,
+    FIRST_WEEKDAY,
+    HOURS_PER_DAY,
+    EncoderFormat,
+    IdEncoding,
+    RawColumn,
+)
+from recsys.serving.raw_values import BLANK, canonical, milliseconds_of, number_of, row_of, text_of
+from recsys.units import MS_PER_HOUR
+
+REMEMBERED = 100_000  # values by feature whose rows are kept
+Rows = Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]] | Any
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """N encoded rows.
+
+    Attributes:
+        dense: [N, D] float32, not standardised; NaN is missing.
+        ids: [N] int64 by feature of one id.
+        lists: by list feature its rows one after the other, and how many each example has [N].
+    """
+
+    dense: NDArray[np.float32]
+    ids: dict[str, NDArray[np.int64]]
+    lists: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]
+
+
+def columns_of(rows: Rows, encoder: EncoderFormat) -> tuple[dict[str, list[Any]], int]:
+    """The columns that ``encoder`` reads of the rows, and how many rows there are.
+
+    Args:
+        rows: a list of rows by name, lists by name, or a frame of pandas or polars.
+
+    Raises:
+        InputError: a column is missing, appears twice, or is longer than another.
+    """
+    wanted = encoder.read_names
+    if isinstance(rows, Mapping):
+        names, found = list(rows), {name: list(rows[name]) for name in wanted if name in rows}
+        lengths = sorted({len(values) for values in rows.values()})
+        if len(lengths) > 1:
+            raise InputError(f"columns differ in length: {', '.join(map(str, lengths))}")
+        count = lengths[0] if lengths else 0
+    elif hasattr(rows, "columns"):
+        names, found, count = list(rows.columns), _of_frame(rows, wanted), len(rows)
+    else:
+        names, count, found = list(rows[0]) if len(rows) else [], len(rows), {}
+        columns = {column.name: column for column in encoder.columns}
+        for name in wanted:
+            values = [row.get(name, ...) for row in rows]
+            lacking = values.count(...)
+            if lacking == count:
+                continue
+            if lacking and (name not in columns or not columns[name].optional):
+                place = values.index(...)
+                raise InputError(f"row {place}: column {name!r} is missing; other rows have it")
+            found[name] = [None if one is ... else one for one in values] if lacking else values
+        if count == 0:
+            return {name: [] for name in wanted}, 0
+    encoder.check_columns([*found, *(name for name in names if isinstance(name, str))])
+    return found, count
+
+
+def _of_frame(frame: Any, wanted: Iterable[str]) -> dict[str, list[Any]]:
+    names = list(frame.columns)
+    found: dict[str, list[Any]] = {}
+    for name in wanted:
+        count = names.count(name)
+        if count > 1:
+            raise InputError(f"column {name!r} appears twice")
+        if count == 0:
+            continue
+        column = frame[name]
+        if hasattr(column, "isna"):  # pandas: NaN, NA and NaT are missing
+            column = column.astype(object).where(column.notna().to_numpy(), None)
+        found[name] = column.to_list()
+    return found
+
+
+class RawEncoder:
+    """Encodes raw rows as the encoder that ingest wrote, as it stands after the last window.
+
+    Raises:
+        InputError: it has expressions or a time format, which polars alone can evaluate, and polars
+            is not installed here.
+    """
+
+    def __init__(self, encoder: EncoderFormat) -> None:
+        self.format = encoder
+        self._null_values = frozenset(encoder.null_values)
+        self._columns = {column.name: column for column in encoder.columns}
+        self._dense_columns = {one.column for one in encoder.dense}
+        self._stripped = frozenset(encoder.stripped)
+        self._known: dict[tuple[str, type], dict[Any, int]] = {}
+        self._domains: dict[Any, int] = {}
+        self._by_value: dict[str, int] = {}
+        if encoder.domain is not None:
+            names = {name: name for name in encoder.domains} | encoder.domain.values
+            self._by_value = {value: encoder.domains.index(name) for value, name in names.items()}
+        self._frames = None
+        if encoder.derived or (encoder.time is not None and encoder.time.format is not None):
+            self._frames = _encoder_of_frames(encoder)
+
+    def encode(self, columns: Mapping[str, list[Any]], count: int) -> Encoded:
+        """The features of ``count`` rows, given as lists of raw values by column; a list of one
+        value is that of all rows.
+
+        Raises:
+            InputError: a column is missing or holds something else than the log's.
+        """
+        self.format.check_columns(list(columns))
+        if self._frames is not None:
+            return self._encoded_by_frames(columns, count)
+        values = {
+            name: self._given(columns[name], column) if name in columns else [None]
+            for name, column in self._columns.items()
+        }
+        values |= self._clock(values)
+        dense = np.empty((count, len(self.format.dense)), np.float32)
+        for place, one in enumerate(self.format.dense):
+            numbers = self._numbers(values[one.column], one.column)
+            with np.errstate(over="ignore"):  # beyond float32 is infinite: missing
+                made = numbers if one.given else np.sign(numbers) * np.log1p(np.abs(numbers))
+                dense[:, place] = np.where(np.isfinite(numbers), made, np.nan)
+        dense[~np.isfinite(dense)] = np.nan
+        ids: dict[str, NDArray[np.int64]] = {}
+        lists: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+        for one in self.format.ids:
+            if one.is_list:
+                lists[one.name] = self._lists(values[one.columns[0]], one, count)
+            else:
+                found = self._crossed(values, one) if len(one.columns) > 1 else None
+                known = self._rows(values[one.columns[0]] if found is None else found, one)
+                ids[one.name] = np.array(known, dtype=np.int64)  # [N], or [1] of all rows
+        return Encoded(dense, ids, lists)
+
+    def domains_of(self, columns: Mapping[str, list[Any]], count: int) -> NDArray[np.int64] | None:
+        """Index of each row's domain [N]; None where the rows do not say it.
+
+        Raises:
+            InputError: a value is no domain.
+        """
+        domain = self.format.domain
+        if domain is None:
+            return np.zeros(count, np.int64)
+        if domain.column in dict(self.format.derived):
+            assert self._frames is not None
+            found = self._frames.domain_of(_frame(columns, count))
+            return None if found is None else found.to_numpy().astype(np.int64)
+        free = DOMAIN_COLUMN not in self._columns
+        names = [domain.column, *([DOMAIN_COLUMN] if free else [])]
+        name = next((name for name in names if name in columns), None)
+        if name is None:
+            return None
+        other = None if domain.other is None else self.format.domains.index(domain.other)
+        places = []
+        for value in columns[name]:
+            text = canonical(text_of(value, name), ())
+            place = other if text is None else self._by_value.get(text, other)
+            if place is None:
+                raise InputError(
+                    f"column {name!r} holds {value!r}, which is no domain; domains: "
+                    f"{', '.join(self.format.domains)} (in the log: {', '.join(domain.values)})"
+                )
+            places.append(place)
+        return np.array(places, dtype=np.int64)
+
+    def _given(self, values: list[Any], column: RawColumn) -> list[Any]:
+        """Raw values in types of the log's, with None where they are missing."""
+        name, is_number = column.name, column.name in self._dense_columns
+        kinds = set(map(type, values))
+        if kinds <= {int, type(None)} and column.type != "boolean" and not column.is_text:
+            return values
+        if column.is_text:
+            return [self._cleaned(value, column) for value in values]
+        if kinds <= {float, int, type(None)} and is_number and column.type != "boolean":
+            return values
+        found = []
+        for value in values:
+            if isinstance(value, str):
+                if is_number:
+                    raise InputError(f"column {name!r} holds {value!r}; expected numbers")
+                value = self._cleaned(value, column)
+                if column.type == "time" and value is not None and self.format.time is None:
+                    value = _moment(value, name)
+            elif column.type == "boolean" and isinstance(value, int | float):
+                value = None if value != value else bool(value)
+            elif isinstance(value, float | np.floating) and value != value:
+                value = None
+            found.append(value)
+        return found
+
+    def _cleaned(self, value: Any, column: RawColumn) -> Any:
+        if isinstance(value, list | tuple | np.ndarray):
+            return value
+        text = text_of(value, column.name)
+        if text is None or column.name not in self._stripped:
+            return canonical(text, self._null_values)
+        text = text.strip(BLANK)
+        return None if text == "" or text in self._null_values else text
+
+    def _clock(self, values: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        moment = self.format.time
+        if moment is None:
+            return {}
+        hours = [milliseconds_of(one, moment) // MS_PER_HOUR for one in values[moment.column]]
+        made: dict[str, list[Any]] = {
+            EVENT_HOUR: [hour % HOURS_PER_DAY for hour in hours],
+            EVENT_WEEKDAY: [
+                (hour // HOURS_PER_DAY + FIRST_WEEKDAY) % DAYS_PER_WEEK for hour in hours
+            ],
+        }
+        return {name: made[name] for name in self.format.clock}
+
+    def _numbers(self, values: list[Any], name: str) -> NDArray[np.float64]:
+        if set(map(type, values)) <= {int, float, type(None)}:
+            try:
+                return np.array(values, dtype=np.float64)
+            except OverflowError:
+                pass  # the value is named below
+        return np.array([number_of(value, name) for value in values], dtype=np.float64)
+
+    def _crossed(self, values: Mapping[str, list[Any]], one: IdEncoding) -> list[str | None]:
+        texts = [[self._text(value, name) for value in values[name]] for name in one.columns]
+        longest = max(map(len, texts))
+        texts = [one if len(one) == longest else one * longest for one in texts]
+        return [
+            None if None in parts else CROSSED.join(part for part in parts if part is not None)
+            for parts in zip(*texts, strict=True)
+        ]
+
+    def _text(self, value: Any, name: str) -> str | None:
+        if isinstance(value, list | tuple | np.ndarray):
+            raise InputError(f"column {name!r} holds a list; expected one value per row")
+        return canonical(text_of(value, name), self._null_values)
+
+    def _rows(self, values: list[Any], one: IdEncoding) -> list[int]:
+        """Rows of single values; what was met before is remembered."""
+        kinds = set(map(type, values))
+        if len(kinds) != 1 or not kinds <= {str, int}:
+            return [self._row(value, one) for value in values]
+        known = self._known.setdefault((one.name, kinds.pop()), {})
+        found = [known.get(value, -1) for value in values]
+        if min(found) < 0:
+            for place, row in enumerate(found):
+                if row < 0:
+                    row = found[place] = self._row(values[place], one)
+                    if len(known) < REMEMBERED:
+                        known[values[place]] = row
+        return found
+
+    def _row(self, value: Any, one: IdEncoding) -> int:
+        if one.way == "id":
+            return _checked_id(value, one)
+        text = self._text(value, one.columns[0])
+        if one.way == "hash":
+            return row_of(text, one.table_rows)
+        return 0 if text is None else int(self.format.vocabularies[one.name].rows_of([text])[0])
+
+    def _lists(
+        self, values: list[Any], one: IdEncoding, count: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        elements: list[Any] = []
+        counts = np.empty(len(values), np.int64)
+        for place, value in enumerate(values):
+            split = self._elements(value, one)
+            counts[place] = len(split)
+            elements += split
+        rows = np.array(self._rows(elements, one) if elements else [], dtype=np.int64)
+        times = count // len(values) if values else 1  # one list of all rows
+        return np.tile(rows, times), np.tile(counts, times)
+
+    def _elements(self, value: Any, one: IdEncoding) -> list[Any]:
+        if value is None:
+            return []
+        if isinstance(value, list):
+            return value
+        if isinstance(value, np.ndarray | tuple):
+            return value.tolist() if isinstance(value, np.ndarray) else list(value)
+        if isinstance(value, str) and one.separator is not None and one.way != "id":
+            parts = value.strip(" []()\t").split(one.separator)
+            stripped = [part.strip(" '\"") for part in parts]
+            return [part for part in stripped if part]
+        if isinstance(value, float) and math.isnan(value):
+            return []
+        raise InputError(f"column {one.columns[0]!r} holds {type(value).__name__}; expected lists")
+
+    def _encoded_by_frames(self, columns: Mapping[str, list[Any]], count: int) -> Encoded:
+        assert self._frames is not None
+        names = [name for name in self._columns if name in columns]
+        frame = self._frames.encode(_frame({name: columns[name] for name in names}, count))
+        dense = np.empty((count, len(self.format.dense)), np.float32)
+        for place, one in enumerate(self.format.dense):
+            dense[:, place] = frame[one.name].to_numpy()
+        lists = {}
+        for one in self.format.ids:
+            if one.is_list:
+                lengths = frame[one.name].list.len().to_numpy().astype(np.int64)
+                flat = frame[one.name].list.explode(keep_nulls=False, empty_as_null=False)
+                lists[one.name] = flat.to_numpy().astype(np.int64), lengths
+        ids = {one.name: frame[one.name].to_numpy() for one in self.format.ids if not one.is_list}
+        return Encoded(dense, ids, lists)
+
+
+def _encoder_of_frames(encoder: EncoderFormat) -> Any:
+    try:
+        from recsys.data.encoder import Encoder
+    except ImportError as error:
+        raise InputError(
+            f"encoder.json: columns made by SQL expressions, and times in a format of their own, "
+            f"need polars, polars-hash and pyarrow at serving, too ({error}); install them, or "
+            f"leave these columns out"
+        ) from error
+    fields = {name: getattr(encoder, name) for name in EncoderFormat.__dataclass_fields__}
+    return Encoder(**fields)
+
+
+def _frame(columns: Mapping[str, list[Any]], count: int) -> Any:
+    import polars as pl
+
+    row = pl.Series("own:row", np.arange(count))  # rows may have no column that is read
+    columns = {
+        name: [value.tolist() if isinstance(value, np.ndarray) else value for value in values]
+        * (1 if len(values) == count else count)
+        for name, values in columns.items()
+    }
+    try:
+        return pl.DataFrame([row, *(pl.Series(name, one) for name, one in columns.items())])
+    except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"a column mixes values that are of no one type: {reason}") from None
+
+
+def _moment(text: str, name: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise InputError(
+            f"column {name!r} holds {text!r}; expected a time like 2024-01-31T00:00:00"
+        ) from None
+
+
+def _checked_id(value: Any, one: IdEncoding) -> int:
+    where, bound = f"column {one.columns[0]!r}", one.table_rows
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        raise InputError(f"{where} holds null; every row needs one id")
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number | Decimal):
+        raise InputError(f"{where} holds {type(value).__name__}; expected ids in [0, {bound})")
+    if not 0 <= value < bound or value != int(value):
+        raise InputError(f"{where}: ids must be in [0, {bound}), got {value}")
+    return int(value)

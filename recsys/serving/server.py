@@ -1,0 +1,347 @@
+"""The server: rows over HTTP to probabilities, and a new model without a lost request."""
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import orjson
+import uvicorn
+from anyio import to_thread
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from recsys.config import InputError, nearest_hint
+from recsys.data.encoder_format import RawColumn
+from recsys.files import SUMS_FILE, file_hash, in_one_line
+from recsys.serving.predictor import Predictor, Probabilities
+from recsys.serving.settings import ServeSettings
+
+logger = logging.getLogger(__name__)
+MEGABYTE = 1 << 20
+ROWS_INLINE = 64  # more are predicted beside the loop, so that others are answered meanwhile
+BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
+JSON_TYPES = {
+    "integer": {"type": "integer"},
+    "number": {"type": "number"},
+    "boolean": {"type": "boolean"},
+    "text": {"type": "string"},
+    "time": {"type": "string", "format": "date-time"},
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model that can be served: its version, as the answers name it, and its export folder."""
+
+    version: str
+    folder: Path
+
+
+Source = Callable[[], Found]  # the model that should be served now
+
+
+class RefusedError(Exception):
+    """A request that is wrong: the status and one clear line."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status, self.message = status, message
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is being served since ``since`` (seconds since 1970)."""
+
+    version: str
+    predictor: Predictor
+    since: float
+
+
+class Models:
+    """Holds the model that is served; a request keeps the one that it began with.
+
+    Raises:
+        InputError: ``source`` has no model, or a damaged one.
+    """
+
+    def __init__(
+        self, source: Source, settings: ServeSettings, registry: CollectorRegistry
+    ) -> None:
+        self._source, self._settings = source, settings
+        self._stop = threading.Event()
+        self._switches = Counter(
+            "model_switches", "Models taken after the first", registry=registry
+        )
+        self._failures = Counter(
+            "model_failures", "Looks for a new model that failed", registry=registry
+        )
+        self._refused = ""
+        self.current = self._load(source())
+
+    def _load(self, found: Found) -> Loaded:
+        predictor = Predictor.load(found.folder, self._settings.threads)
+        examples = predictor.example_rows()
+        if examples:
+            predictor.predict_tasks(
+                examples
+            )  # what is slow the first time is done before a request
+        return Loaded(found.version, predictor, time.time())
+
+    def look(self) -> None:
+        """Take the source's model if it is another; where it cannot be loaded the present one
+        stays."""
+        try:
+            found = self._source()
+            if found.version == self.current.version:
+                return
+            self.current = self._load(found)
+            self._switches.inc()
+            self._refused = ""
+            logger.warning("serves %s from now on", found.version)
+        except Exception as error:  # whatever a registry or a half-written folder raises
+            self._failures.inc()
+            reason = in_one_line(error)
+            if reason != self._refused:  # said once, not every few seconds
+                logger.warning("stays with %s: %s", self.current.version, reason)
+            self._refused = reason
+
+    def watch(self) -> None:
+        """:meth:`look` every ``poll_seconds`` until :meth:`stop`."""
+        while not self._stop.wait(self._settings.poll_seconds):
+            self.look()
+
+    def stop(self) -> None:
+        """End :meth:`watch`."""
+        self._stop.set()
+
+
+def folder_source(folder: Path) -> Source:
+    """An export folder, under the hash of its sums: another export in its place is a new model."""
+
+    def find() -> Found:
+        sums = folder / SUMS_FILE
+        if not sums.is_file():
+            raise InputError(f"{sums}: no such file; expected the export folder of a student")
+        return Found(f"{folder.as_posix()}@{file_hash(sums)[:12]}", folder)
+
+    return find
+
+
+def create_app(source: Source, settings: ServeSettings) -> FastAPI:
+    """The application: /predict, /rank, /health, /metrics and /docs.
+
+    Raises:
+        InputError: ``source`` has no model, or a damaged one.
+    """
+    registry = CollectorRegistry()
+    models = Models(source, settings, registry)
+    requests = Counter("requests", "Requests answered", ["path", "status"], registry=registry)
+    seconds = Histogram(
+        "request_seconds", "Time to answer", ["path"], buckets=BUCKETS, registry=registry
+    )
+    rows_predicted = Counter("rows", "Rows predicted", registry=registry)
+    since = Gauge("model_since_seconds", "When the model was taken", registry=registry)
+    since.set_function(lambda: models.current.since)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> Any:
+        watcher = threading.Thread(target=models.watch, name="models", daemon=True)
+        watcher.start()
+        yield
+        models.stop()
+
+    app = FastAPI(title="towerflow", version=models.current.version, lifespan=lifespan)
+
+    async def answered(
+        request: Request, predict: Callable[[Loaded, dict[str, Any]], tuple[int, Any]]
+    ) -> Response:
+        began, path, model = time.perf_counter(), request.url.path, models.current
+        try:
+            body = await _body(request, int(settings.largest_body_mb * MEGABYTE))
+            rows = max((len(one) for one in body.values() if isinstance(one, list)), default=0)
+            if rows > ROWS_INLINE:
+                count, answer = await to_thread.run_sync(predict, model, body)
+            else:
+                count, answer = predict(model, body)
+            rows_predicted.inc(count)
+            status, content = 200, {"model": model.version, **answer}
+        except RefusedError as error:
+            status, content = error.status, {"error": error.message}
+        except InputError as error:
+            status, content = 422, {"error": str(error)}
+        except Exception:
+            logger.exception("%s failed", path)
+            status, content = 500, {"error": "the server failed at this request; its log says why"}
+        requests.labels(path, str(status)).inc()
+        seconds.labels(path).observe(time.perf_counter() - began)
+        return Response(
+            orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY),
+            status,
+            media_type="application/json",
+        )
+
+    def predicted(model: Loaded, body: dict[str, Any]) -> tuple[int, Any]:
+        _check_keys(body, ["rows"])
+        rows = _checked_rows(body, "rows", settings)
+        _check_columns(rows, model.predictor, settings)
+        return len(rows), {"probabilities": _plain(model.predictor.predict_tasks(rows))}
+
+    def ranked(model: Loaded, body: dict[str, Any]) -> tuple[int, Any]:
+        _check_keys(body, ["shared", "candidates"])
+        candidates = _checked_rows(body, "candidates", settings)
+        shared = body.get("shared", {})
+        if not isinstance(shared, dict):
+            raise RefusedError(422, "'shared' holds no object; expected columns by name")
+        _check_columns([shared, *candidates], model.predictor, settings)
+        found = _plain(model.predictor.rank(shared, candidates))
+        first = found[model.predictor.tasks[0]]
+        order = sorted(range(len(first)), key=lambda place: -first[place])
+        return len(candidates), {"probabilities": found, "order": order}
+
+    @app.post("/predict", openapi_extra=_documented(models.current.predictor, "predict"))
+    async def predict(request: Request) -> Response:
+        """Calibrated probabilities of raw rows, by task."""
+        return await answered(request, predicted)
+
+    @app.post("/rank", openapi_extra=_documented(models.current.predictor, "rank"))
+    async def rank(request: Request) -> Response:
+        """Candidates for one user and context: probabilities, and their order, the best first."""
+        return await answered(request, ranked)
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        """Which model is served, since when, what it reads and gives."""
+        model = models.current
+        predictor = model.predictor
+        return {
+            "status": "ok",
+            "model": model.version,
+            "since": model.since,
+            "domain": predictor.domain,
+            "tasks": predictor.tasks,
+            "columns": {
+                one.name: {"type": one.type, "list": one.is_list, "required": not one.optional}
+                for one in predictor.raw_columns
+            },
+        }
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """For Prometheus."""
+        return Response(generate_latest(registry), media_type="text/plain; version=0.0.4")
+
+    app.state.models = models
+    return app
+
+
+def serve(source: Source, settings: ServeSettings) -> NoReturn:
+    """Serve until stopped.
+
+    Raises:
+        InputError: there is no model, or the port is in use.
+        SystemExit: when the server has ended.
+    """
+    app = create_app(source, settings)
+    listening = socket.socket()
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((settings.host, settings.port))
+    except OSError as error:
+        raise InputError(
+            f"{settings.where('port')}: {settings.host}:{settings.port}: {error.strerror}; choose "
+            f"another with --port"
+        ) from error
+    host, port = listening.getsockname()[:2]
+    print(f"serves {app.version} on http://{host}:{port} (/docs shows how)", flush=True)
+    config = uvicorn.Config(app, log_level="warning", access_log=False)
+    uvicorn.Server(config).run(sockets=[listening])
+    raise SystemExit(0)
+
+
+async def _body(request: Request, limit: int) -> dict[str, Any]:
+    told = request.headers.get("content-length", "0")
+    too_large = RefusedError(413, f"the body is larger than {limit} bytes, serve.largest_body_mb")
+    if told.isdigit() and int(told) > limit:
+        raise too_large
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > limit:
+            raise too_large
+    try:
+        values = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise RefusedError(400, f"the body is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise RefusedError(422, "the body is no JSON object; GET /docs shows one")
+    return values
+
+
+def _check_keys(body: Mapping[str, Any], known: list[str]) -> None:
+    wrong = next((key for key in body if key not in known), None)
+    if wrong is not None:
+        raise RefusedError(422, f"unknown key {wrong!r}; {nearest_hint(wrong, known)}")
+
+
+def _checked_rows(
+    body: Mapping[str, Any], key: str, settings: ServeSettings
+) -> list[dict[str, Any]]:
+    rows = body.get(key)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise RefusedError(422, f"{key!r} is missing or no list of objects; GET /docs shows one")
+    if not rows:
+        raise RefusedError(422, f"{key!r} is empty; give at least one")
+    if len(rows) > settings.largest_batch:
+        raise RefusedError(
+            413, f"{key!r} has {len(rows)}; at most {settings.largest_batch}, serve.largest_batch"
+        )
+    return rows
+
+
+def _check_columns(
+    rows: list[dict[str, Any]], predictor: Predictor, settings: ServeSettings
+) -> None:
+    if settings.unknown_columns == "ignore":
+        return
+    known = set(predictor.format.read_names)
+    for row in rows:
+        if not row.keys() <= known:
+            wrong = next(name for name in row if name not in known)
+            hint = nearest_hint(wrong, [column.name for column in predictor.raw_columns])
+            raise RefusedError(422, f"unknown column {wrong!r}; {hint}")
+
+
+def _plain(found: Probabilities) -> dict[str, list[float]]:
+    return {task: values.tolist() for task, values in found.items()}
+
+
+def _documented(predictor: Predictor, path: str) -> dict[str, Any]:
+    """What OpenAPI shows of a request: the columns' types, and rows of the log."""
+    row = {
+        "type": "object",
+        "properties": {column.name: _type(column) for column in predictor.raw_columns},
+        "required": [column.name for column in predictor.raw_columns if not column.optional],
+    }
+    examples = predictor.example_rows()
+    rows = {"type": "array", "items": row}
+    if path == "predict":
+        schema = {"type": "object", "properties": {"rows": rows}, "required": ["rows"]}
+        example: dict[str, Any] = {"rows": examples}
+    else:
+        columns = {"type": "object", "description": "columns that are the same for all candidates"}
+        schema = {"type": "object", "properties": {"shared": columns, "candidates": rows}}
+        example = {"shared": {}, "candidates": examples}
+    content = {"application/json": {"schema": schema, "example": example}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _type(column: RawColumn) -> dict[str, Any]:
+    found = JSON_TYPES[column.type]
+    return {"type": "array", "items": found} if column.is_list else found

@@ -1,0 +1,69 @@
+"""Embedding tables as they lie in weights.safetensors, mapped into memory."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.config import InputError
+from recsys.files import damaged
+from recsys.serving.export_format import REMEDY, SCALES, TABLES
+
+DTYPES = {"F32": np.float32, "F16": np.float16, "I8": np.int8}
+HEADER_BYTES = 8
+
+
+class Tables:
+    """All tables of a model, one after the other: R rows of N.
+
+    They are mapped: only pages that are looked up take memory, shared by all processes. What
+    :meth:`put` writes stays in this process.
+    """
+
+    def __init__(self, values: NDArray[np.generic], scales: NDArray[np.float32] | None) -> None:
+        self.values, self.scales = values, scales
+        self.dimension = values.shape[1]
+
+    @classmethod
+    def map(cls, path: Path) -> "Tables":
+        """Those of a weights.safetensors.
+
+        Raises:
+            InputError: it is no such file.
+        """
+        try:
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(HEADER_BYTES), "little")
+                header = json.loads(file.read(length))
+            return cls(
+                _mapped(path, header[TABLES], HEADER_BYTES + length),
+                _mapped(path, header[SCALES], HEADER_BYTES + length) if SCALES in header else None,
+            )
+        except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
+            raise damaged(path, REMEDY, error) from error
+
+    def look_up(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Rows of any shape [...] -> their embeddings [..., N] float32."""
+        found = self.values[rows]
+        if self.scales is not None:
+            return found * self.scales[rows][..., None]
+        return found.astype(np.float32, copy=False)
+
+    def put(self, rows: NDArray[np.int64], embeddings: NDArray[np.float32]) -> None:
+        """Change ``rows`` [K] to ``embeddings`` [K, N], in this process.
+
+        Raises:
+            InputError: the tables hold int8, whose scales would change, too.
+        """
+        if self.scales is not None:
+            raise InputError("tables: int8 rows are not changed in place; export fp32 or fp16")
+        self.values[rows] = embeddings
+
+
+def _mapped(path: Path, described: dict[str, object], start: int) -> NDArray[np.generic]:
+    dtype, shape = DTYPES[str(described["dtype"])], tuple(described["shape"])  # type: ignore[arg-type]
+    first, last = described["data_offsets"]  # type: ignore[misc]
+    if first == last:
+        return np.zeros(shape, dtype)
+    return np.memmap(path, dtype, mode="c", offset=start + first, shape=shape)
