@@ -143,18 +143,6 @@ class ShardingSettings(HostSettings):
             )
         return precision
 
-    @field_validator("communication")
-    @classmethod
-    def _can_add_up(
-        cls, communication: CommunicationSettings, info: ValidationInfo
-    ) -> CommunicationSettings:
-        kinds = _by_table(info.data.get("sharding")) | _by_table(info.data.get("table_sharding"))
-        for table, kind in kinds.items():
-            for direction in ("forward", "backward"):
-                if getattr(communication, direction) == "int8" and SHARDINGS[kind].rows:
-                    raise ValueError(f"{direction}: {no_int8(kind, table)}")
-        return communication
-
 
 def inexact(kind: Kind, optimizer: str, table: str) -> str:
     """Why ``table`` is not split as ``kind``."""
