@@ -3,14 +3,15 @@
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from recsys.evaluation.metrics import METRICS, FloatArray
+from recsys.evaluation.metrics import METRICS, FloatArray, compute_metrics
+from recsys.evaluation.resampling import resample
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,51 @@ class Comparison:
     wilcoxon_p: float | None
     p: float = math.nan
     p_holm: float = math.nan
+
+
+def compare(
+    first: Sequence[FloatArray],
+    second: Sequence[FloatArray],
+    labels: FloatArray,
+    groups: NDArray[np.integer],
+    samples: int,
+    confidence: float,
+    seed: int,
+    blocks: NDArray[np.integer] | None = None,
+) -> list[Comparison]:
+    """Compare two arms on the same rows.
+
+    Args:
+        first: logits [N] of the first arm, one array a seed.
+        second: logits [N] of the second arm, paired by seed with ``first``.
+        labels: [N], 0 or 1.
+        groups: [N], what gAUC groups by (the user).
+        samples: bootstrap resamples.
+        confidence: two-sided coverage of the interval, 0.95 for 95 %.
+        seed: of the resampling.
+        blocks: [N], the unit that is resampled: rows of one block are not independent; None: the
+            group.
+
+    Returns:
+        One comparison a metric, in the order of ``METRICS``; ``p_holm`` is corrected for these.
+
+    Raises:
+        ValueError: the arms have different numbers of seeds, or none.
+    """
+    if len(first) != len(second) or not first:
+        raise ValueError(
+            f"arms must have the same number of seeds, got {len(first)} and {len(second)}"
+        )
+    values = {
+        name: [compute_metrics(logits, labels, groups).as_dict() for logits in arm]
+        for name, arm in (("first", first), ("second", second))
+    }
+    drawn = resample({"first": first, "second": second}, labels, groups, samples, seed, blocks)
+    found = compare_values(
+        values["first"], values["second"], drawn["second"] - drawn["first"], confidence
+    )
+    corrected = holm([one.p for one in found])
+    return [replace(one, p_holm=p) for one, p in zip(found, corrected, strict=True)]
 
 
 def compare_values(

@@ -1,20 +1,10 @@
 """The bootstrap resamples whole groups and both arms alike."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
-from recsys.evaluation.comparison import (
-    Comparison,
-    compare_values,
-    holm,
-    p_text,
-    p_value,
-    seed_tests,
-)
-from recsys.evaluation.metrics import compute_metrics, probabilities
-from recsys.evaluation.resampling import resample
+from recsys.evaluation.comparison import compare, holm, p_text, p_value, seed_tests
+from recsys.evaluation.metrics import probabilities
 
 
 def stream(rows: int = 2000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -24,26 +14,9 @@ def stream(rows: int = 2000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return truth, labels, generator.integers(0, 200, size=rows)
 
 
-def compare(
-    first: np.ndarray,
-    second: np.ndarray,
-    labels: np.ndarray,
-    groups: np.ndarray,
-    samples: int,
-    confidence: float,
-    seed: int,
-) -> list[Comparison]:
-    """Two arms of one seed on the same rows, as the report compares them."""
-    drawn = resample({"first": [first], "second": [second]}, labels, groups, samples, seed)
-    values = [[compute_metrics(arm, labels, groups).as_dict()] for arm in (first, second)]
-    found = compare_values(*values, drawn["second"] - drawn["first"], confidence)
-    corrected = holm([one.p for one in found])
-    return [replace(one, p_holm=p) for one, p in zip(found, corrected, strict=True)]
-
-
 def test_identical_arms_have_interval_zero() -> None:
     logits, labels, groups = stream()
-    for one in compare(logits, logits, labels, groups, samples=50, confidence=0.95, seed=1):
+    for one in compare([logits], [logits], labels, groups, samples=50, confidence=0.95, seed=1):
         assert one.difference == one.low == one.high == 0.0
         assert one.t_test_p is None
 
@@ -52,8 +25,8 @@ def test_equally_good_arms_cover_zero_and_better_arm_does_not() -> None:
     truth, labels, groups = stream()
     generator = np.random.default_rng(6)
     noisy, other = (truth + generator.normal(size=len(truth)) for _ in range(2))
-    same = {c.metric: c for c in compare(noisy, other, labels, groups, 200, 0.99, seed=1)}
-    better = {c.metric: c for c in compare(noisy, truth, labels, groups, 200, 0.99, seed=1)}
+    same = {c.metric: c for c in compare([noisy], [other], labels, groups, 200, 0.99, seed=1)}
+    better = {c.metric: c for c in compare([noisy], [truth], labels, groups, 200, 0.99, seed=1)}
     assert same["ne"].low < 0 < same["ne"].high
     assert same["auc"].low < 0 < same["auc"].high
     assert better["ne"].high < 0
@@ -92,14 +65,14 @@ def test_equal_arms_are_rarely_called_different() -> None:
         truth = generator.normal(-1, 1, size=600)
         labels = (generator.random(600) < probabilities(truth)).astype(np.float32)
         first, second = (truth + generator.normal(size=600) for _ in range(2))
-        arms = compare(first, second, labels, np.arange(600) // 3, 60, 0.95, seed=trial)
+        arms = compare([first], [second], labels, np.arange(600) // 3, 60, 0.95, seed=trial)
         found.append(min(one.p_holm for one in arms if not np.isnan(one.p_holm)) < 0.05)
     assert sum(found) <= 4  # 1 expected; above 4 once in 400
 
 
 def test_same_seed_same_interval() -> None:
     truth, labels, groups = stream(500)
-    runs = [compare(truth, truth / 2, labels, groups, 20, 0.9, seed=4) for _ in range(2)]
+    runs = [compare([truth], [truth / 2], labels, groups, 20, 0.9, seed=4) for _ in range(2)]
     assert runs[0] == runs[1]
 
 
@@ -108,3 +81,8 @@ def test_seed_tests_see_a_steady_difference() -> None:
     t_test_p, wilcoxon_p = seed_tests(first, first - np.array([0.010, 0.011, 0.009, 0.012]))
     assert t_test_p is not None and t_test_p < 0.01
     assert wilcoxon_p == pytest.approx(0.125)
+
+
+def test_unpaired_arms_are_refused() -> None:
+    with pytest.raises(ValueError, match="same number of seeds"):
+        compare([np.zeros(2)], [], np.array([0, 1]), np.arange(2), 10, 0.95, 1)
