@@ -64,5 +64,5 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Drop the names of reStructuredText's roles from docstrings."""
-    return ROLE.sub("", html)
+    """Drop reStructuredText's roles and double colons from docstrings."""
+    return ROLE.sub("", html).replace("Example::", "Example:")
