@@ -56,6 +56,12 @@ COMMANDS: dict[str, tuple[Command, ...]] = {
             "flows.serve",
             needs_project=False,
         ),
+        Command(
+            "score",
+            "Parquet files of raw rows to probabilities",
+            "flows.score",
+            needs_project=False,
+        ),
     ),
     "as the log grows": (
         Command(

@@ -263,7 +263,7 @@ class Predictor:
         }
         if self._sequences:
             counts = [encoded.lists[name][1] for name in self._sequences]
-            inputs[COUNTS_INPUT] = np.stack(counts, axis=1)
+            inputs[COUNTS_INPUT] = np.stack(counts, axis=1)  # type: ignore[assignment]
         return self.session.run(None, inputs)[0]  # type: ignore[return-value]
 
     def _dense(
@@ -277,7 +277,7 @@ class Predictor:
         dense = np.zeros((len(values), 2 * width + len(self.domains)), np.float32)
         missing = np.isnan(values)
         dense[:, :width] = np.where(missing, 0.0, values)
-        dense[:, width : 2 * width] = missing
+        dense[:, width : 2 * width] = missing.astype(np.float32)
         dense[np.arange(len(values)), 2 * width + domains] = 1.0
         return dense
 

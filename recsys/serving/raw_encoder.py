@@ -63,7 +63,8 @@ def columns_of(rows: Rows, encoder: EncoderFormat) -> tuple[dict[str, list[Any]]
             raise InputError(f"columns differ in length: {', '.join(map(str, lengths))}")
         count = lengths[0] if lengths else 0
     elif hasattr(rows, "columns"):
-        names, found, count = list(rows.columns), _of_frame(rows, wanted), len(rows)
+        frame: Any = rows
+        names, found, count = list(frame.columns), _of_frame(frame, wanted), len(frame)
     else:
         names, count, found = list(rows[0]) if len(rows) else [], len(rows), {}
         columns = {column.name: column for column in encoder.columns}
@@ -192,6 +193,8 @@ class RawEncoder:
         kinds = set(map(type, values))
         if kinds <= {int, type(None)} and column.type != "boolean" and not column.is_text:
             return values
+        if kinds <= {str, type(None)} and column.type != "time" and not is_number:
+            return values  # cleaned by whoever reads a value that was not met before
         if column.is_text:
             return [self._cleaned(value, column) for value in values]
         if kinds <= {float, int, type(None)} and is_number and column.type != "boolean":
@@ -253,11 +256,16 @@ class RawEncoder:
     def _text(self, value: Any, name: str) -> str | None:
         if isinstance(value, list | tuple | np.ndarray):
             raise InputError(f"column {name!r} holds a list; expected one value per row")
-        return canonical(text_of(value, name), self._null_values)
+        return self._canonical(text_of(value, name), name)
+
+    def _canonical(self, text: str | None, name: str) -> str | None:
+        if text is not None and name in self._stripped:
+            text = text.strip(BLANK)
+        return canonical(text, self._null_values)
 
     def _rows(self, values: list[Any], one: IdEncoding) -> list[int]:
         """Rows of single values; what was met before is remembered."""
-        kinds = set(map(type, values))
+        kinds = set(map(type, values)) - {type(None)}
         if len(kinds) != 1 or not kinds <= {str, int}:
             return [self._row(value, one) for value in values]
         known = self._known.setdefault((one.name, kinds.pop()), {})
@@ -299,6 +307,9 @@ class RawEncoder:
         if isinstance(value, np.ndarray | tuple):
             return value.tolist() if isinstance(value, np.ndarray) else list(value)
         if isinstance(value, str) and one.separator is not None and one.way != "id":
+            value = self._canonical(value, one.columns[0])
+            if value is None:
+                return []
             parts = value.strip(" []()\t").split(one.separator)
             stripped = [part.strip(" '\"") for part in parts]
             return [part for part in stripped if part]

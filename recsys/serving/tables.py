@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ class Tables:
     :meth:`put` writes stays in this process.
     """
 
-    def __init__(self, values: NDArray[np.generic], scales: NDArray[np.float32] | None) -> None:
+    def __init__(self, values: NDArray[Any], scales: NDArray[Any] | None) -> None:
         self.values, self.scales = values, scales
         self.dimension = values.shape[1]
 
@@ -47,7 +48,7 @@ class Tables:
         """Rows of any shape [...] -> their embeddings [..., N] float32."""
         found = self.values[rows]
         if self.scales is not None:
-            return found * self.scales[rows][..., None]
+            return np.multiply(found, self.scales[rows][..., None], dtype=np.float32)
         return found.astype(np.float32, copy=False)
 
     def put(self, rows: NDArray[np.int64], embeddings: NDArray[np.float32]) -> None:
@@ -61,7 +62,7 @@ class Tables:
         self.values[rows] = embeddings
 
 
-def _mapped(path: Path, described: dict[str, object], start: int) -> NDArray[np.generic]:
+def _mapped(path: Path, described: dict[str, object], start: int) -> NDArray[Any]:
     dtype, shape = DTYPES[str(described["dtype"])], tuple(described["shape"])  # type: ignore[arg-type]
     first, last = described["data_offsets"]  # type: ignore[misc]
     if first == last:

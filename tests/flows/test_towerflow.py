@@ -46,9 +46,9 @@ def test_help_has_a_line_for_each_subcommand_in_the_order_in_which_a_person_meet
     assert first_words == [
         "run",
         *("ingest", "baselines", "partition", "teacher", "augment", "students"),
-        *("evaluate", "register", "compare"),
+        *("evaluate", "register", "compare", "serve", "score"),
         *("stream", "snapshots", "describe", "tune", "plan", "advise", "calibrate"),
-        *("serve", "deployments", "ui"),
+        *("deployments", "ui"),
         "-h,",
         "--version",
     ]
@@ -114,7 +114,7 @@ def test_a_wrong_option_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     [
         [name, *{"compare": ["a", "b"], "snapshots": ["list"], "ui": ["mlflow"]}.get(name, [])]
         for name in NAMES
-        if name not in ("plan", "advise", "describe")
+        if name not in ("plan", "advise", "describe", "serve", "score")
     ],
     ids=" ".join,
 )

@@ -170,7 +170,7 @@ def test_killed_students_that_see_all_rows_end_with_the_same_bytes(
         kill(run_and_die, windows_dir, scores_dir, KILLED, steps, tmp_path)
     run(windows_dir, scores_dir, KILLED, tmp_path)
     written, undisturbed = contents(tmp_path / "output"), contents(students_dir)
-    assert len(written) == 25
+    assert len(written) == 37
     assert all(undisturbed[name] == value for name, value in written.items())
 
 

@@ -164,7 +164,7 @@ def test_killed_students_with_an_adapter_end_with_the_same_bytes(
     run(windows_dir, scores_dir, KILLED, tmp_path)
     written = contents(tmp_path / "output")
     undisturbed = contents(students_dir)
-    assert len(written) == 25
+    assert len(written) == 40
     assert all(undisturbed[name] == value for name, value in written.items())
 
 

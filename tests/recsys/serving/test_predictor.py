@@ -13,7 +13,7 @@ import torch
 
 from recsys.config import InputError
 from recsys.data.encoder import encoder_of_ids
-from recsys.data.loader import batch_of
+from recsys.data.loader import META_COLUMNS, batch_of
 from recsys.data.schema import CategoricalFeature, Schema, Window
 from recsys.data.standardise import Standard
 from recsys.files import write_sums
@@ -33,6 +33,9 @@ SCHEMA = Schema(
     "toy", ["price"], FEATURES, ["all"], [Window("w0", 0, 10, ROWS, 0)], 0.1, {"user": "a"}
 )
 ENCODER = encoder_of_ids(["price"], FEATURES, ["all"], given=True)
+SLICED = Partition(
+    "manual", [["user:1of2", "ad"], ["user:2of2", "history"]], ["user", "ad", "history"]
+)
 PARTITION = Partition("manual", [["user"], ["ad", "history"]], ["user", "ad", "history"])
 
 
@@ -49,33 +52,41 @@ def frame() -> pl.DataFrame:
     return pl.DataFrame(columns)
 
 
-@pytest.mark.parametrize(
-    ("architecture", "towers"), [("dlrm", False), ("dcn", False), ("dlrm", True), ("dcn", True)]
-)
+@pytest.mark.parametrize("architecture", ["dlrm", "dcn", "wukong"])
+@pytest.mark.parametrize("partition", [None, PARTITION, SLICED])
 def test_predictor_equals_the_ranker(
-    tmp_path: Path, frame: pl.DataFrame, architecture: Literal["dlrm", "dcn"], towers: bool
+    tmp_path: Path,
+    frame: pl.DataFrame,
+    architecture: Literal["dlrm", "dcn", "wukong"],
+    partition: Partition | None,
 ) -> None:
+    """Of two tasks, flat, with towers, and with towers of column slices."""
     settings = ModelSettings(
         architecture=architecture,
-        towers=towers,
-        embedding_dimension=4,
+        towers=partition is not None,
+        embedding_dimension=8,
         dense_layers=[8],
         over_layers=[8],
     )
-    partition = PARTITION if towers else None
-    ranker = build_ranker(SCHEMA, settings, partition, seed=7)
-    export_ranker(ranker.state_dict(), SCHEMA, settings, ENCODER, tmp_path, partition)
-    meta = {
-        name: pl.lit(0)
-        for name in ("example_id", "event_time", "label_time", "domain", "group", "label")
+    schema = replace(SCHEMA, tasks=["click", "sale"], further_base_rates=[0.02])
+    ranker = build_ranker(schema, settings, partition, seed=7)
+    generator = torch.Generator().manual_seed(3)
+    state = {
+        name: torch.normal(0, 0.3, value.shape, generator=generator)
+        for name, value in ranker.state_dict().items()
     }
-    batch = batch_of(frame.with_columns(**meta), SCHEMA, np.ones(ROWS, np.float32), ROWS)
+    ranker.load_state_dict(state)
+    export_ranker(state, schema, settings, ENCODER, tmp_path, partition)
+    meta = {name: pl.lit(0) for name in (*META_COLUMNS, "label", "label_sale")}
+    batch = batch_of(frame.with_columns(**meta), schema, np.ones(ROWS, np.float32), ROWS)
     with torch.no_grad():
-        expected = torch.sigmoid(ranker(batch.dense, batch.sparse)["serving"].double()).numpy()
+        logits = ranker(batch.dense, batch.sparse)
+    expected = {"click": logits["serving"], "sale": logits["sale"]}
     predictor = Predictor.load(tmp_path)
-    assert predictor.predict_encoded(frame.with_columns(domain=pl.lit(0))) == pytest.approx(
-        expected, abs=1e-6
-    )
+    found = predictor.predict_tasks(frame)
+    for task, one in expected.items():
+        assert one.std() > 0.1
+        assert found[task] == pytest.approx(torch.sigmoid(one.double()).numpy(), abs=1e-6)
 
 
 def test_export_is_reproducible(tmp_path: Path) -> None:

@@ -1,0 +1,33 @@
+"""Score Parquet files of raw rows with an export: a file of probabilities for each."""
+
+import argparse
+import os
+from pathlib import Path
+
+from flows.command_line import run_program
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the export, the files and where the scores go."""
+    parser.add_argument("export", type=Path, metavar="EXPORT", help="an export folder")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="Parquet, raw rows")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FOLDER", help="a file of the same name each"
+    )
+    parser.add_argument(
+        "--keep", nargs="*", default=[], metavar="COLUMN", help="columns to write beside the scores"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Score each file as a task of one flow."""
+    # Prefect's own server, started for the run, has 20 s where no project's settings say more
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
+    from tasks.batch_scoring import score
+
+    rows = score(options.export, options.files, options.output, options.keep)
+    print(f"{sum(rows):,} rows of {len(rows)} files in {options.output}")
+
+
+if __name__ == "__main__":
+    run_program(__doc__, add_arguments, run)

@@ -1,0 +1,130 @@
+"""Calibration is fitted on windows before the last, is monotone, and mends what is off; tables of
+fewer bits cost little."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from recsys.config import InputError
+from recsys.data.schema import Window
+from recsys.serving.calibrating import calibration_of, fit_isotonic, fit_platt
+from recsys.serving.calibration import UNCALIBRATED, Isotonic, Platt, map_of, sigmoid
+from recsys.serving.predictor import Predictor
+from recsys.serving.settings import ExportSettings, Precision
+from tests.support.exports import ROW, SCHEMA, toy_export
+
+WINDOWS = [Window(f"w{place}", place, place + 1, 0, 0) for place in range(5)]
+DATA = replace(SCHEMA, windows=WINDOWS)
+ROWS = 4000
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Predictions whose logits are twice the true ones and 0.5 too high, in feed alone; the first
+    window's say nothing, and the last one's labels are all clicks."""
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "predictions").mkdir()
+    draw = np.random.default_rng(4)
+    for place, window in enumerate(WINDOWS):
+        truth = draw.normal(-1, 1, ROWS)
+        clicked = draw.random(ROWS) < sigmoid(truth)
+        frame = pl.DataFrame(
+            {
+                "domain": np.zeros(ROWS, np.int64),
+                "label": np.where(place == 4, 1.0, clicked).astype(np.float32),
+                "logit": (2 * truth + 0.5 if place else 0 * truth).astype(np.float32),
+            }
+        )
+        frame.write_parquet(folder / f"predictions/{window.name}.parquet")
+    return folder
+
+
+def test_it_is_fitted_before_the_last_window_and_reported_on_it(model_dir: Path) -> None:
+    found = calibration_of(model_dir, DATA, ["click"], ExportSettings())
+    assert found["fitted_on"] == ["w1", "w2", "w3"] and found["reported_on"] == "w4"
+    assert list(found["maps"]) == ["feed"]
+    fitted = map_of(found["maps"]["feed"]["click"])
+    assert isinstance(fitted, Platt)  # clicks alone in the last window have not moved it
+    assert (fitted.slope, fitted.intercept) == pytest.approx((0.5, -0.25), abs=0.05)
+    report = found["report"][0]
+    assert (report["domain"], report["task"], report["rows"]) == ("feed", "click", ROWS)
+    assert report["before"]["calibration"] != report["after"]["calibration"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        (ExportSettings(calibration="isotonic"), "isotonic"),
+        (ExportSettings(isotonic_rows=3 * ROWS), "isotonic"),
+        (ExportSettings(isotonic_rows=3 * ROWS + 1), "platt"),
+        (ExportSettings(calibration="platt", isotonic_rows=1), "platt"),
+        (ExportSettings(calibration="off"), None),
+    ],
+)
+def test_isotonic_with_enough_rows_or_off(
+    model_dir: Path, settings: ExportSettings, kind: str | None
+) -> None:
+    maps = calibration_of(model_dir, DATA, ["click"], settings)["maps"]
+    assert maps.get("feed", {}).get("click", {}).get("kind") == kind
+
+
+def test_a_map_never_falls_and_brings_the_mean_to_the_click_rate() -> None:
+    draw = np.random.default_rng(6)
+    logits = draw.normal(-2, 2, 3000).astype(np.float32)
+    labels = (draw.random(3000) < sigmoid(0.3 * logits - 1)).astype(np.float32)
+    ordered = np.sort(logits)
+    assert abs(UNCALIBRATED(logits).mean() / labels.mean() - 1) > 0.05
+    for fitted in (fit_platt(logits, labels), fit_isotonic(logits, labels)):
+        assert (np.diff(fitted(ordered)) >= 0).all()
+        assert fitted(logits).mean() == pytest.approx(labels.mean(), rel=0.01)
+        beyond = fitted(np.array([-1e30, 1e30], np.float32))
+        assert (beyond >= 0).all() and (beyond <= 1).all()
+    against = fit_platt(-logits, labels)
+    assert against.slope == 1.0  # a model that is worse than none is not turned round
+
+
+def test_few_labels_change_nothing(model_dir: Path) -> None:
+    short = replace(DATA, windows=WINDOWS[:2])
+    assert calibration_of(model_dir, short, ["click"], ExportSettings())["maps"] == {}
+
+
+def test_the_predictor_applies_the_domains_own_map(tmp_path: Path) -> None:
+    own = {"kind": "isotonic", "logits": [-9.0, 9.0], "probabilities": [0.1, 0.3]}
+    maps: dict[str, Any] = {"video": {"click": own}}
+    toy_export(tmp_path, domain=None, calibration={"maps": maps})
+    predictor = Predictor.load(tmp_path)
+    rows = [ROW, ROW | {"site": "v"}]
+    plain, found = predictor.predict(rows, calibrated=False), predictor.predict(rows)
+    logit = np.log(plain / (1 - plain))
+    assert found[0] == pytest.approx(plain[0])
+    assert found[1] == pytest.approx(Isotonic([-9.0, 9.0], [0.1, 0.3])(logit)[1], abs=1e-6)
+
+
+@pytest.mark.parametrize(("precision", "largest"), [("fp16", 1e-3), ("int8", 0.02)])
+def test_tables_of_fewer_bits_are_smaller_and_close(
+    tmp_path: Path, precision: Precision, largest: float
+) -> None:
+    rows = [ROW | {"user": f"u{place}", "ad": place} for place in range(40)]
+    toy_export(tmp_path / "whole")
+    toy_export(tmp_path / "small", precision=precision)
+    whole, small = (Predictor.load(tmp_path / name) for name in ("whole", "small"))
+    assert small.tables.values.nbytes < whole.tables.values.nbytes
+    apart = np.abs(small.predict(rows) - whole.predict(rows))
+    assert 0 < apart.max() < largest
+
+
+def test_rows_are_changed_in_this_process_alone(tmp_path: Path) -> None:
+    toy_export(tmp_path)
+    first, second = Predictor.load(tmp_path), Predictor.load(tmp_path)
+    before = first.predict([ROW])
+    everything = np.arange(len(first.tables.values))
+    first.tables.put(everything, np.zeros((len(everything), first.tables.dimension), np.float32))
+    assert first.predict([ROW]) != before
+    np.testing.assert_array_equal(second.predict([ROW]), before)
+    toy_export(tmp_path, precision="int8")
+    with pytest.raises(InputError, match="int8 rows are not changed in place"):
+        Predictor.load(tmp_path).tables.put(everything[:1], np.zeros((1, 4), np.float32))
