@@ -112,6 +112,8 @@ def _without_traceback_of_mistakes(record: logging.LogRecord) -> bool:
 
 
 def _is_a_mistake(error: BaseException | None) -> bool:
+    if isinstance(error, SystemExit):  # as --help ends
+        return False
     from recsys.config import InputError  # with pydantic: only once something has gone wrong
 
     return isinstance(error, InputError)
