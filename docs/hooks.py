@@ -20,13 +20,18 @@ ROLE = re.compile(r":(?:class|func|meth|data|attr|mod):(?=<code>)")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """List every benchmark in the navigation."""
-    pages = sorted((ROOT / "docs/benchmarks").glob("*.md"))
-    listed = [f"benchmarks/{page.name}" for page in pages]
+    """List every benchmark in the navigation, and pages that it forgets under How-to."""
+    benchmarks = sorted((ROOT / "docs/benchmarks").glob("*.md"))
+    named = (ROOT / "mkdocs.yml").read_text()
+    forgotten = [
+        page.name for page in sorted((ROOT / "docs").glob("*.md")) if page.name not in named
+    ]
     assert config.nav is not None
     for entry in config.nav:
-        if isinstance(entry, dict) and entry.get("Benchmarks") == "benchmarks":
-            entry["Benchmarks"] = listed
+        if isinstance(entry, dict) and "Benchmarks" in entry:
+            entry["Benchmarks"] = [f"benchmarks/{page.name}" for page in benchmarks]
+        elif isinstance(entry, dict) and "How-to" in entry:
+            entry["How-to"] += forgotten
     return config
 
 
@@ -59,5 +64,5 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Drop the names of reStructuredText's roles from docstrings."""
-    return ROLE.sub("", html)
+    """Drop reStructuredText's roles and double colons from docstrings."""
+    return ROLE.sub("", html).replace("Example::", "Example:")

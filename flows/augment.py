@@ -20,6 +20,7 @@ from tasks.calling import call
 from tasks.nodes import alone_but_for_nodes
 from tasks.pipeline_run import stage_run
 from tasks.runners import task_runner
+from tasks.shown import flow_run_name
 
 
 @flow(name="score windows")
@@ -28,7 +29,7 @@ def score_shares(shares: list[list[WindowPlan]]) -> None:
     score_share.map(shares).result()
 
 
-@flow(name="augment")
+@flow(name="augment", flow_run_name=flow_run_name("augment"))
 def augment() -> None:
     """Log the teacher's scores for later windows: data/scores."""
     with alone_but_for_nodes("running augment"), stage_run():

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from flows.stopping import end, signal_of, stoppable
+
 PARAMS = Path("params")
 STATUS_OF_A_MISTAKE = 2
-STATUS_OF_AN_INTERRUPT = 130
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
@@ -79,14 +80,16 @@ def run_program(
 
 
 def exit_status(command: Callable[[], Any]) -> int:
-    """Run ``command``; its exit status. A user's mistake is one line and status 2, Ctrl-C 130."""
-    for name in ("prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(name).addFilter(_without_traceback_of_mistakes)
+    """Run ``command``; its exit status. A user's mistake is one line and status 2, Ctrl-C 130,
+    SIGTERM 143."""
+    hide_tracebacks_of_mistakes()
     try:
-        command()
-    except KeyboardInterrupt:
-        return STATUS_OF_AN_INTERRUPT
-    except Exception as error:
+        with stoppable():
+            command()
+    except BaseException as error:  # Prefect's signals are no Exception
+        number = signal_of(error)
+        if number is not None:
+            return end(number)
         if not _is_a_mistake(error):
             raise
         print(f"error: {error}", file=sys.stderr)
@@ -94,14 +97,23 @@ def exit_status(command: Callable[[], Any]) -> int:
     return 0
 
 
+def hide_tracebacks_of_mistakes() -> None:
+    """Let Prefect log a user's mistake, or a signal, as one line."""
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(_without_traceback_of_mistakes)
+
+
 def _without_traceback_of_mistakes(record: logging.LogRecord) -> bool:
-    """Let a log record pass without the traceback of an InputError: its message says it all."""
-    if record.exc_info and _is_a_mistake(record.exc_info[1]):
+    """Let a log record pass without the traceback of what its message says in full."""
+    error = record.exc_info[1] if record.exc_info else None
+    if error is not None and (_is_a_mistake(error) or signal_of(error) is not None):
         record.exc_info = None
     return True
 
 
 def _is_a_mistake(error: BaseException | None) -> bool:
+    if isinstance(error, SystemExit):  # as --help ends
+        return False
     from recsys.config import InputError  # with pydantic: only once something has gone wrong
 
     return isinstance(error, InputError)

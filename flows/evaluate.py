@@ -7,9 +7,10 @@ from tasks.calling import call
 from tasks.evaluation import evaluate_students
 from tasks.pipeline_run import stage_run
 from tasks.project import alone
+from tasks.shown import flow_run_name
 
 
-@flow(name="evaluate")
+@flow(name="evaluate", flow_run_name=flow_run_name("evaluate"))
 def evaluate() -> None:
     """Compare the students, window by window: reports/evaluation."""
     with alone("running evaluate"), stage_run():

@@ -1,13 +1,16 @@
 """The main job: raw logs to compared, registered students; stages that are up to date are
 skipped. As a command it is flows/run.py."""
 
-from flows.command_line import apply_overrides, run_program
+from flows.command_line import apply_overrides, hide_tracebacks_of_mistakes, run_program
 from flows.run import add_arguments, run
 
 if __name__ == "__main__":  # before Prefect and torch are imported: most calls need neither
     run_program(__doc__, add_arguments, run)
 
+from typing import Annotated
+
 from prefect import flow
+from pydantic import Field
 
 from flows.augment import augment
 from flows.baselines import baselines
@@ -20,21 +23,35 @@ from flows.teacher import teacher
 from tasks.checks import check_before, check_settings_and_data
 from tasks.nodes import alone_but_for_nodes
 from tasks.pipeline_run import pipeline_run
+from tasks.shown import flow_run_name
 from tasks.stages import CACHED, check_stage, commit_stage
 from tasks.versioning import settled_stages, stale_stages
 
+hide_tracebacks_of_mistakes()  # also where a worker runs the flow
 STAGES = (ingest, baselines, partition, teacher, augment, students, evaluate, register)
 
 
-@flow(name="pipeline")
-def pipeline(overrides: dict[str, str] | None = None) -> None:
+@flow(name="pipeline", flow_run_name=flow_run_name("pipeline"))
+def pipeline(
+    dataset: str | None = None,
+    max_windows: Annotated[int | None, Field(ge=1)] = None,
+    seeds: list[int] | None = None,
+    overrides: dict[str, str] | None = None,
+) -> None:
     """Run every stage that is not up to date, in order, and record each in dvc.lock.
 
+    What is given is written into params/ first; what is not stays as it is there.
+
     Args:
-        overrides: values to write into params/ first, e.g. ``{"data.dataset": "ebnerd_demo"}``.
+        dataset: the data set, a file of params/datasets without its .yaml
+        max_windows: at most so many windows of it, the first ones
+        seeds: of the students' training
+        overrides: other settings by file and key, e.g. ``{"evaluate.confidence": "0.9"}``
     """
+    given = {"data.dataset": dataset, "data.max_windows": max_windows, "students.seeds": seeds}
+    changes = {key: str(value) for key, value in given.items() if value is not None}
     with alone_but_for_nodes("running the pipeline"):
-        apply_overrides(overrides or {})
+        apply_overrides(changes | (overrides or {}))
         check_before(ingest.name)
         stale = settled_stages()
         with pipeline_run("pipeline"):

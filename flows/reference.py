@@ -138,7 +138,9 @@ def _section(
     for key, field in schema["properties"].items():
         default = "required" if key in required else _value(field.get("default"))
         unit = next((UNITS[end] for end in sorted(UNITS, key=len)[::-1] if key.endswith(end)), "")
-        meaning = comments.get(key) or _sentences_on(key, text) or _first_sentence(field, nested)
+        described = field.get("description", "") if "$ref" not in field else ""
+        meaning = comments.get(key) or _sentences_on(key, text) or described
+        meaning = meaning or _first_sentence(field, nested)
         cells = (f"`{key}`", _type(field), default, unit, meaning)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"

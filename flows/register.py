@@ -7,9 +7,10 @@ from tasks.calling import call
 from tasks.pipeline_run import stage_run
 from tasks.project import alone
 from tasks.registry import register_students
+from tasks.shown import flow_run_name
 
 
-@flow(name="register")
+@flow(name="register", flow_run_name=flow_run_name("register"))
 def register() -> None:
     """Register the better arm of each student in MLflow: reports/registration.json."""
     with alone("running register"), stage_run():

@@ -30,6 +30,11 @@ def run(options: argparse.Namespace) -> None:
         else:
             print("Nothing to do: every stage is up to date.")
     print_report(EVALUATION)
+    print(f"The report:       {EVALUATION / 'report.html'} (one file, with figures)")
+    print(
+        "Keep this result: git add dvc.lock params && git commit   (dvc.lock names the data, "
+        "settings and code that made it)"
+    )
     print(
         "Compare the runs:  make mlflow    then open "
         "http://127.0.0.1:5000/#/experiments/1/runs?compareRunsMode=CHART"

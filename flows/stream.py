@@ -1,7 +1,7 @@
 """Take new windows as they come: evaluate on them, score them, learn from them, publish:
 models/stream."""
 
-from flows.command_line import apply_overrides, run_program
+from flows.command_line import apply_overrides, hide_tracebacks_of_mistakes, run_program
 from flows.stream_command import add_arguments, run
 
 if __name__ == "__main__":  # before Prefect and torch are imported, so that --help answers at once
@@ -18,6 +18,7 @@ from tasks.calling import call, run_stage
 from tasks.checks import check_settings
 from tasks.ingest import ingest_windows
 from tasks.project import STREAM, STREAM_REPORT, alone, only_one
+from tasks.shown import flow_run_name
 from tasks.stages import commit_stage
 from tasks.stream import (
     WATCH_LOCK,
@@ -32,8 +33,10 @@ from tasks.stream import (
 from tasks.stream_settings import load_stream_settings
 from tasks.towers import partition_features
 
+hide_tracebacks_of_mistakes()  # also where a worker runs the flow
 
-@flow(name="stream")
+
+@flow(name="stream", flow_run_name=flow_run_name("stream"))
 def stream(overrides: dict[str, str] | None = None) -> None:
     """Take all complete windows that are new; a run that is stopped anywhere is gone on with by the
     next one.

@@ -6,10 +6,11 @@ from flows.command_line import run_stage_command
 from tasks.calling import call
 from tasks.nodes import alone_but_for_nodes
 from tasks.pipeline_run import stage_run
+from tasks.shown import flow_run_name
 from tasks.students import train_all_students
 
 
-@flow(name="students")
+@flow(name="students", flow_run_name=flow_run_name("students"))
 def students() -> None:
     """Train the students with and without distillation: models/students."""
     with alone_but_for_nodes("running students"), stage_run():

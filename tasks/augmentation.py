@@ -42,7 +42,7 @@ def augment_settings_file() -> Path:
     return PARAMS / "augment.yaml"
 
 
-@task
+@task(task_run_name="plan what is scored", tags=["scores"])
 def plan_scores() -> "list[list[WindowPlan]]":
     """The windows still to be scored, in shares for mapped tasks; what a killed run has scored is
     not among them."""
@@ -67,7 +67,7 @@ def score_share(share: "list[WindowPlan]") -> None:
         own.submit(score_part, job, share).result()
 
 
-@task
+@task(task_run_name="combine the scores", tags=["scores"])
 def combine_scores() -> None:
     """Write the scores that params/augment.yaml names as a log of their own, and say what they are;
     with ``teacher: mean`` or ``stacked`` together with those of the teacher."""
@@ -88,7 +88,7 @@ def combine_scores() -> None:
     print("\n".join(report.lines()), flush=True)
 
 
-@task
+@task(task_run_name="publish the scores", tags=["scores"])
 def publish_scores() -> None:
     """Write the report, put the log in the place of data/scores, and log speed and savings to
     MLflow."""

@@ -12,7 +12,7 @@ from tasks.tracking import RunRecord, flatten, open_run, record
 from tasks.versioning import output_version
 
 
-@task
+@task(task_run_name="train the baselines", tags=["training"])
 def train_all_baselines() -> None:
     """Train each baseline on its own domain's rows and on all domains' into models/baselines."""
     from recsys.baselines.training import train_baselines

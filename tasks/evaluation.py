@@ -24,6 +24,7 @@ from tasks.project import (
     replacing,
     require,
 )
+from tasks.shown import show_report
 from tasks.tracking import RunRecord, flat, open_run, record
 from tasks.versioning import output_version, used_parameters
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from recsys.evaluation.report import Report
 
 
-@task
+@task(task_run_name="compare the models", tags=["evaluation"])
 def evaluate_students() -> None:
     """Compare every student with and without distillation and write reports/evaluation."""
     from recsys.evaluation.report import evaluate
@@ -59,6 +60,7 @@ def evaluate_students() -> None:
             )
         for model in sorted({row["model"] for row in report.windows}):
             _record_model(report, model, comparison)
+        show_report(EVALUATION)
         comparison.metrics = _headline(report)
         comparison.artifacts = {str(EVALUATION): "evaluation"}
 

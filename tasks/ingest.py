@@ -8,7 +8,7 @@ from recsys.data.settings import DatasetSettings, DataSettings
 from tasks.project import ORACLE, PARAMS, WINDOWS, replacing
 
 
-@task
+@task(task_run_name="cut the log into windows", tags=["data"])
 def ingest_windows() -> IngestReport:
     """Write data/windows, and data/oracle where the true probabilities are known."""
     settings = load_settings(PARAMS / "data.yaml", DataSettings)

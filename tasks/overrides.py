@@ -131,7 +131,9 @@ class _Setting:
             field = kind.model_fields.get(key)
             if field is None:
                 raise self._mistake(nearest_hint(key, kind.model_fields))
-            return key, field.annotation, field.get_default(call_default_factory=True)
+            given = node if isinstance(node, dict) else {}  # some defaults depend on other keys
+            default = field.get_default(call_default_factory=True, validated_data=given)
+            return key, field.annotation, default
         return key, Any, PydanticUndefined  # what a class of one's own reads: validation judges
 
     def _mistake(self, hint: str) -> InputError:

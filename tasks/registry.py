@@ -46,7 +46,7 @@ class Served:
     judged: "pl.DataFrame | None" = None
 
 
-@task
+@task(task_run_name="register the students", tags=["registry"])
 def register_students() -> None:
     """Register each student's arm of the lowest NE and write reports/registration.json.
 

@@ -5,11 +5,12 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from tasks import versioning
+from tasks.shown import WHILE_BUSY, is_busy
 
 CACHED = "Cached"
 
 
-@task(task_run_name="check {stage}")
+@task(task_run_name="check {stage}", tags=["dvc"])
 def check_stage(stage: str, stale: set[str]) -> State:
     """A completed state whose name is ``Cached`` if the stage is not among those that have to
     run."""
@@ -18,7 +19,7 @@ def check_stage(stage: str, stale: set[str]) -> State:
     return Completed(name=CACHED, message=f"{stage} is up to date")
 
 
-@task(task_run_name="commit {stage}")
+@task(task_run_name="commit {stage}", tags=["dvc"], retry_condition_fn=is_busy, **WHILE_BUSY)
 def commit_stage(stage: str) -> None:
     """Write the stage's inputs and outputs to dvc.lock and DVC's cache."""
     versioning.commit_stage(stage)

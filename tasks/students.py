@@ -18,7 +18,7 @@ from tasks.tracking import RunRecord, flatten, open_run
 from tasks.versioning import output_version
 
 
-@task
+@task(task_run_name="train the students", tags=["training"])
 def train_all_students() -> None:
     """Train each student once an arm and seed into models/students; a killed run goes on."""
     from recsys.distill.students import train_students

@@ -13,7 +13,7 @@ from tasks.tracking import RunRecord, flatten
 from tasks.versioning import output_version
 
 
-@task
+@task(task_run_name="train the teacher", tags=["training"])
 def train_teacher_model() -> None:
     """Train the teacher over all domains in time order and write models/teacher; goes on where a
     killed run stopped."""

@@ -11,7 +11,7 @@ from tasks.tracking import RunRecord, flatten, open_run
 from tasks.versioning import output_version
 
 
-@task
+@task(task_run_name="partition the features", tags=["training"])
 def partition_features() -> None:
     """Train the probe model and write models/partition."""
     from recsys.towers.probe import learn_partition

@@ -6,7 +6,12 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-OF_RANKS = ("tests.distributed.", "tests.recsys.distill.", "tests.recsys.training.")
+OF_RANKS = (
+    "tests.bench.faults.",
+    "tests.distributed.",
+    "tests.recsys.distill.",
+    "tests.recsys.training.",
+)
 WARM = "tests.support.warm"
 LONGEST = {"test_pipeline.py", "test_stream.py"}
 # Modules whose functions start ranks or other processes, or run a whole stage

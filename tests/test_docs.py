@@ -70,6 +70,22 @@ def test_tests_that_are_named_are_there(page: Path) -> None:
     assert missing == []
 
 
+def test_what_the_library_page_shows_is_there() -> None:
+    page = (ROOT / "docs/reference/library.md").read_text()
+    shown = re.findall(r"^::: ([\w.]+)\.(\w+)$", page, flags=re.MULTILINE)
+    assert len(shown) > 20
+    missing = [
+        f"{module}.{name}"
+        for module, name in shown
+        if not re.search(
+            rf"^(?:def|class) {name}\b",
+            (ROOT / module.replace(".", "/")).with_suffix(".py").read_text(),
+            flags=re.MULTILINE,
+        )
+    ]
+    assert missing == []
+
+
 def commands_of(text: str) -> list[tuple[str, str]]:
     """Commands in code: (name, what follows)."""
     code = re.findall(r"`([^`\n]+)`", text)

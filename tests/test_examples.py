@@ -53,6 +53,7 @@ def test_a_ranker_learns_a_table(tmp_path: Path) -> None:
     assert last < 0.95
 
 
+@pytest.mark.slow
 def test_a_student_is_distilled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = distil_a_student.main(tmp_path, rows=2_400)
     assert found.keys() == {"plain", "distilled"}

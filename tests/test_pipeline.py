@@ -108,7 +108,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_ends_with_the_comparison_and_the_two_commands(project: Path) -> None:
     output = (project / "output.txt").read_text()
-    for expected in ("NE", "AUC", "gAUC", "LogLoss", "make mlflow", "make prefect"):
+    said = ("make mlflow", "make prefect", "reports/evaluation/report.html", "git add dvc.lock")
+    for expected in ("NE", "AUC", "gAUC", "LogLoss", *said):
         assert expected in output
 
 
@@ -147,6 +148,18 @@ def test_each_stage_depends_on_every_settings_file_that_it_opens(project: Path) 
         }
         assert opened[name]
         assert unknown <= OF_NO_RESULT, name
+
+
+def test_dvcs_verbs_answer_with_the_students_numbers(project: Path, tmp_path: Path) -> None:
+    shown = json.loads(run(project, "dvc", "metrics", "show", "--json").stdout)
+    (numbers,) = shown[""]["data"].values()
+    report = json.loads((project / "reports/evaluation/report.json").read_text())
+    ne = report["models"]["feed"]["distilled"]["ne"]["value"]
+    assert numbers["data"]["feed"]["distilled"]["ne"] == pytest.approx(ne)
+    run(project, "dvc", "plots", "show", "--out", str(tmp_path))
+    page = (tmp_path / "index.html").read_text()
+    assert '"field": "student"' in page  # by the template of .dvc/plots
+    assert "feed/distilled" in page
 
 
 def processor_seconds(folder: Path, *command: str) -> float:

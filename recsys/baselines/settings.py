@@ -39,7 +39,7 @@ class TreesSettings(Settings):
     largest_category: PositiveInt = 60
     smoothing: PositiveFloat = 20.0
     threads: PositiveInt = 1
-    seed: int = Field(default=1, ge=0)
+    seed: int = Field(default=1, ge=0, lt=2**63)
 
 
 class BaselinesSettings(Settings):

@@ -30,7 +30,7 @@ class Settings(BaseModel):
     and pickles, and seen by neither equality, hash nor dumps.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     _place: _Place | None = PrivateAttr(default=None)
 
     def __eq__(self, other: object) -> bool:
@@ -175,6 +175,8 @@ def read_yaml(text: str, file: str) -> Any:
         return yaml.load(text, _KeysOnce)
     except (yaml.YAMLError, ValueError) as error:  # a date such as 2024-13-01 is a ValueError
         raise InputError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise InputError(f"{file}: not valid YAML: nested too deeply") from error
 
 
 def _first_error(error: ValidationError, model: type[BaseModel]) -> str:
@@ -191,6 +193,8 @@ def _first_error(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "missing":
         return f"missing key {location!r}"
     messages = [one["msg"] for one in error.errors() if _location(one["loc"]) == location]
+    if not location:  # of the whole file: the message says what is wrong
+        return " or ".join(dict.fromkeys(messages)).removeprefix("Value error, ")
     return f"key {location!r}: {' or '.join(dict.fromkeys(messages))}, got {first['input']!r}"
 
 

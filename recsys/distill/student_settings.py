@@ -34,6 +34,8 @@ STUDENT_MODEL = ModelSettings(
 def _checked_name(name: str, what: str) -> str:
     if not name or PurePath(name).name != name or name in {".", ".."}:
         raise ValueError(f"{what} must be usable as a folder name")
+    if name.endswith(".json"):
+        raise ValueError(f"{what} must not end in .json, as files of the stage do")
     return name
 
 
@@ -98,7 +100,7 @@ class StudentsSettings(Settings):
     batch_size: BatchSize = AUTO_BATCH
     table_learning_rate: PositiveFloat | Literal["auto"] | None = "auto"
     rates_tried: list[PositiveFloat] = Field(default=[0.1, 0.03], min_length=1)
-    seeds: list[int] = Field(default=[1, 2, 3], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field(default=[1, 2, 3], min_length=1)
     students: list[StudentSettings] = Field(
         default=[
             StudentSettings(name="feed", domain="feed"),

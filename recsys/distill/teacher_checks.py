@@ -5,6 +5,7 @@ from recsys.config import InputError
 from recsys.data.schema import Schema
 from recsys.distill.teacher_settings import TeacherSettings
 from recsys.models.names import check_sequences
+from recsys.sharding.communication import check_kinds
 from recsys.training.settings import TrainSettings
 from recsys.training.task_weights import check_task_weights
 
@@ -15,6 +16,8 @@ def check_teacher(settings: TeacherSettings, train: TrainSettings) -> None:
     Raises:
         InputError: it cannot.
     """
+    if not train.tower_transform:  # whose communication is between hosts, where nothing is added up
+        check_kinds(train)
     if settings.checkpoint_asynchronously and train.table_memory == "file":
         raise InputError(
             f"{settings.where('checkpoint_asynchronously')}: copies the tables into memory, and "

@@ -47,7 +47,7 @@ class TeacherSettings(Settings):
     checkpoint_asynchronously: bool = False
     full_checkpoint_every: int = Field(default=1, ge=1)
     quantise_checkpoints: Quantisation = "none"
-    seed: int = Field(default=1, ge=0)
+    seed: int = Field(default=1, ge=0, lt=2**63)
 
     @property
     def windows_to_choose_on(self) -> int:

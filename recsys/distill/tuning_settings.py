@@ -83,7 +83,7 @@ class TuneSettings(Settings):
     finalists: PositiveInt = 2
     seeds: int = Field(default=3, ge=2)
     confidence: float = Field(default=0.95, gt=0, lt=1)
-    seed: int = Field(default=1, ge=0)
+    seed: int = Field(default=1, ge=0, lt=2**63)
     spaces: dict[str, Space] = Field(
         default={"model": MODEL_SPACE, "distillation": DISTILLATION_SPACE}
     )

@@ -22,7 +22,7 @@ class EvaluateSettings(Settings):
     bootstrap_samples: int = Field(default=500, ge=10)
     blocks: Literal["group", "hour", "window"] = "group"
     confidence: float = Field(default=0.95, gt=0, lt=1)
-    seed: int = Field(default=1, ge=0)
+    seed: int = Field(default=1, ge=0, lt=2**63)
     gate: GateSettings = GateSettings()
 
 

@@ -17,6 +17,8 @@ table { border-collapse: collapse; margin: 1rem 0; }
 caption { text-align: left; color: #555; padding-bottom: .3rem; }
 th, td { padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: right; }
 th:first-child, td:first-child { text-align: left; }
+th, td { white-space: nowrap; }
+.wide { overflow-x: auto; }
 tr.plain { background: #f4f4f4; }
 figure { margin: 1.5rem 0; } img { max-width: 100%; } figcaption { color: #555; }
 .refused { border-left: .3rem solid #d55e00; padding-left: .8rem; }
@@ -82,8 +84,8 @@ def _table(rows: Sequence[ModelRow]) -> str:
         lines.append(f"<tr{style}>{inner}</tr>")
     caption = "Lower is better for NE and LogLoss; calibration 1 is right on average. p: Holm."
     return (
-        f"<table><caption>{caption}</caption><thead><tr>{heads}</tr></thead>"
-        f"<tbody>{''.join(lines)}</tbody></table>"
+        f'<div class="wide"><table><caption>{caption}</caption><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 
 

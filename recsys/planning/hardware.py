@@ -2,10 +2,9 @@
 
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -98,11 +97,6 @@ GPU = Hardware(
     reserved_gb=3.0,  # assumed: CUDA context, NCCL buffers, allocator slack
     source="NVIDIA H100 and DGX H100 data sheets, and assumptions; not measured",
 )
-
-
-def hardware_of(settings: Mapping[str, Any]) -> Hardware:
-    """What a rank of ``settings``' device is, unless a person says so."""
-    return GPU if settings.get("device") == "cuda" else CPU
 
 
 @dataclass(frozen=True)

@@ -263,7 +263,7 @@ class Predictor:
         }
         if self._sequences:
             counts = [encoded.lists[name][1] for name in self._sequences]
-            inputs[COUNTS_INPUT] = np.stack(counts, axis=1)
+            inputs[COUNTS_INPUT] = np.stack(counts, axis=1)  # type: ignore[assignment]
         return self.session.run(None, inputs)[0]  # type: ignore[return-value]
 
     def _dense(

@@ -48,7 +48,7 @@ class Tables:
         """Rows of any shape [...] -> their embeddings [..., N] float32."""
         found = self.values[rows]
         if self.scales is not None:
-            return found * self.scales[rows][..., None]
+            return np.multiply(found, self.scales[rows][..., None], dtype=np.float32)
         return found.astype(np.float32, copy=False)
 
     def put(self, rows: NDArray[np.int64], embeddings: NDArray[np.float32]) -> None:

@@ -145,6 +145,19 @@ def check_kind(settings: ShardingSettings, table: str, kind: Kind) -> None:
             )
 
 
+def check_kinds(settings: ShardingSettings) -> None:
+    """:func:`check_kind` for every kind that ``settings`` fix.
+
+    Raises:
+        InputError: as it does.
+    """
+    kinds: dict[str, Kind] = dict(settings.table_sharding)
+    if settings.sharding != "planner":
+        kinds["every table"] = settings.sharding
+    for table, kind in kinds.items():
+        check_kind(settings, table, kind)
+
+
 def sends_int8(communication: CommunicationSettings) -> bool:
     """Whether a direction is int8, so that the planner has to leave out the kinds of
     :func:`check_kind`."""

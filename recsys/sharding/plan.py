@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, distributed, nn
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import (
     EmbeddingBagCollectionSharder,
@@ -43,7 +44,13 @@ from recsys.sharding.communication import check_kind, sends_int8
 from recsys.sharding.settings import ShardingSettings, check_table_names, inexact
 from recsys.sharding.training_plan import collective_plan, needed_bytes
 from recsys.units import BYTES_PER_GIB
-from recsys.upstream import EnumerableShardingSpec, ShardedTensor, ShardMetadata, admit_empty_shards
+from recsys.upstream import (
+    EnumerableShardingSpec,
+    RemoteDevice,
+    ShardedTensor,
+    ShardMetadata,
+    admit_empty_shards,
+)
 
 ParameterShardingGenerator = Callable[
     [nn.Parameter, int, int, str, ModuleSharder[Any]], ParameterSharding
@@ -395,3 +402,26 @@ def local_shards(value: Tensor) -> list[tuple[Tensor, int, int]]:
             for s in value.local_shards()
         ]
     return [(value, 0, 0)]
+
+
+def gather_shards(value: ShardedTensor) -> Tensor | None:
+    """The whole of ``value`` in the memory of rank 0's host, None on the other ranks; collective.
+
+    One shard at a time: no GPU has to hold a table that several are needed for.
+    """
+    rank, mine = distributed.get_rank(), iter(value.local_shards())
+    whole = torch.empty(value.metadata().size, dtype=value.dtype) if rank == 0 else None
+    for part in value.metadata().shards_metadata:
+        assert isinstance(part.placement, RemoteDevice)
+        owner = part.placement.rank()
+        tensor = next(mine).tensor.detach().cpu() if owner == rank else None
+        if whole is None:
+            if tensor is not None:
+                distributed.send(tensor.contiguous(), dst=0)
+            continue
+        if tensor is None:
+            tensor = torch.empty(part.shard_sizes, dtype=value.dtype)
+            distributed.recv(tensor, src=owner)
+        slices = zip(part.shard_offsets, part.shard_sizes, strict=True)
+        whole[tuple(slice(start, start + size) for start, size in slices)] = tensor
+    return whole

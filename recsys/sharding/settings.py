@@ -12,10 +12,11 @@ from pydantic import (
     PositiveInt,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from recsys.config import InputError, Settings, load_settings, nearest_hint
-from recsys.planning.hardware import Hardware, hardware_of
+from recsys.planning.hardware import CPU, GPU, Hardware
 from recsys.planning.tables import SHARDINGS, Kind, TableOptimizer, computes_exactly
 
 Sharding = Literal["planner", Kind]
@@ -87,12 +88,19 @@ class ShardingSettings(HostSettings):
     table_sharding: dict[str, Kind] = Field(default_factory=dict)
     memory_gb: PositiveFloat = Field(default=4.0, description="GiB a rank")
     host_memory_gb: NonNegativeFloat = Field(default=0.0, description="GiB a rank, beside a GPU")
-    hardware: HardwareOrFile = Field(default_factory=hardware_of)
+    hardware: HardwareOrFile = CPU
     ids_per_list: PositiveFloat = 5.0
     table_precision: Literal["fp32", "fp16"] = "fp32"
     table_memory: Literal["ram", "file"] = "ram"
     table_file_dir: Path = Path()
     communication: CommunicationSettings = CommunicationSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hardware_follows_the_device(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("device") == "cuda":
+            return {"hardware": GPU, **values}
+        return values
 
     @field_validator("table_optimizer")
     @classmethod
@@ -142,18 +150,6 @@ class ShardingSettings(HostSettings):
                 "in sharding and table_sharding"
             )
         return precision
-
-    @field_validator("communication")
-    @classmethod
-    def _can_add_up(
-        cls, communication: CommunicationSettings, info: ValidationInfo
-    ) -> CommunicationSettings:
-        kinds = _by_table(info.data.get("sharding")) | _by_table(info.data.get("table_sharding"))
-        for table, kind in kinds.items():
-            for direction in ("forward", "backward"):
-                if getattr(communication, direction) == "int8" and SHARDINGS[kind].rows:
-                    raise ValueError(f"{direction}: {no_int8(kind, table)}")
-        return communication
 
 
 def inexact(kind: Kind, optimizer: str, table: str) -> str:

@@ -79,7 +79,7 @@ class TouchedRows:
         """Count ``rows`` (of the whole table) among the touched."""
         table = self._tables.get(name)
         if table is not None:
-            local = rows - table.first_row
+            local = rows.to(table.touched.device) - table.first_row
             table.touched[local[(local >= 0) & (local < len(table.touched))]] = True
 
     def clear(self) -> None:
@@ -97,7 +97,9 @@ class TouchedRows:
                 continue
             (shard, first_row, _), *_ = shards  # shards of other columns have the same rows
             copies = 1 if isinstance(weight, ShardedTensor) else distributed.get_world_size()
-            local = _LocalTable(torch.zeros(len(shard), dtype=torch.bool), first_row, copies)
+            # On the device of the ids, which index it in every step
+            none = torch.zeros(len(shard), dtype=torch.bool, device=shard.device)
+            local = _LocalTable(none, first_row, copies)
             self._tables[_weight_name(path, table)] = local
             for feature in config.feature_names:
                 by_feature.setdefault(feature, []).append(local.touched)
@@ -127,12 +129,11 @@ def take_rows(
     """
     taken: dict[str, Tensor] = {}
     for name, rows, first_row in touched.rows(all_rows):
-        taken[f"0|{ROWS}|{name}"] = (
-            rows.to(torch.int32) if state["model"][name].size(0) < SMALL_IDS else rows
-        )
+        small = state["model"][name].size(0) < SMALL_IDS
+        taken[f"0|{ROWS}|{name}"] = (rows.to(torch.int32) if small else rows).cpu()
         for kind, value in _values(state, name).items():
             for shard, _, column in _shards(value):
-                part = shard[rows - first_row]
+                part = shard[rows - first_row].cpu()
                 taken[f"{column}|{kind}|{name}"] = (
                     _quantise(part, quantisation) if kind == WEIGHT else part
                 )
@@ -221,7 +222,7 @@ def _put_rows(state: dict[str, Any], touched: TouchedRows | None, path: Path) ->
 def _overlay(shard: Tensor, rows: Tensor, values: Tensor, column: int) -> None:
     """Write ``values`` over ``shard`` at ``rows`` from ``column``, as far as they lie in it."""
     inside = (rows >= 0) & (rows < len(shard))
-    rows, values = rows[inside], values[inside]
+    rows, values = rows[inside].to(shard.device), values[inside].to(shard.device)
     if shard.dim() == 1:
         shard[rows] = values
         return

@@ -28,6 +28,7 @@ from recsys.sharding.plan import (
     BagSharder,
     PlanRequest,
     bag_collections,
+    gather_shards,
     local_shards,
     make_plan,
     plan_rows,
@@ -321,15 +322,9 @@ class Engine:
         gathered: dict[str, Tensor] = {}
         for name, value in self._model.state_dict().items():
             if isinstance(value, ShardedTensor):
-                size = value.metadata().size
-                whole = (
-                    torch.empty(size, dtype=value.dtype, device=self.device)
-                    if self.rank == 0
-                    else None
-                )
-                value.gather(dst=0, out=whole)
+                whole = gather_shards(value)
                 if whole is not None:
-                    gathered[name] = self._files.copy(whole) if self._files else whole.cpu().float()
+                    gathered[name] = self._files.copy(whole) if self._files else whole.float()
             elif self.rank == 0:
                 gathered[name] = value.detach().cpu().float().clone()
         return gathered

@@ -49,7 +49,13 @@ __all__ = [
 PRELOAD = ["torch", "torchrec", "recsys.training.engine"]
 # Set by the operating system's loader for the ranks; spinning OpenMP threads make a shared host 30
 # times slower.
-RANK_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+# FBGEMM asks for GPUs as it is imported; unless torch asks NVML instead of CUDA, no process that is
+# forked from the server could use one.
+RANK_ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "0",
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+}
 # A fresh store each time nodes meet; a shared one stays at the address of a node that may have been
 # lost.
 SEVERAL_NODES_ENVIRONMENT = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}

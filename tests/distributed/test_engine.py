@@ -215,9 +215,6 @@ def test_plan_refusals() -> None:
         run_on_ranks(train, (too_small, model_settings(), None), 1, 1)
     with pytest.raises(InputError, match="memory_gb"):
         run_on_ranks(train, (train_settings(1, memory_gb=1e-6), model_settings(), None), 1, 1)
-    mixed = train_settings(1, sharding="column_wise", table_optimizer="rowwise_adagrad")
-    with pytest.raises(InputError, match="column_wise"):
-        run_on_ranks(train, (mixed, model_settings(), None), 1, 1)
 
 
 def clipped(limit: float) -> dict[str, Tensor]:

@@ -465,5 +465,5 @@ def test_replicated_fp16_tables_are_refused() -> None:
         {"sharding": "data_parallel"},
         {"table_sharding": {"table_shop": "data_parallel"}},
     ):
-        with pytest.raises(InputError, match="fp16 has no kernel for data_parallel"):
+        with pytest.raises(ValueError, match="fp16 has no kernel for data_parallel"):
             run_on_ranks(build, ({**changes, "table_precision": "fp16"},), 1, 1)

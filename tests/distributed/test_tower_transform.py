@@ -519,11 +519,6 @@ def build(changes: dict[str, Any], towers: bool) -> None:
             True,
             r"no table 'table_shp'; did you mean 'table_shop'",
         ),
-        (
-            {"sharding": "column_wise", "table_optimizer": "rowwise_adagrad"},
-            True,
-            r"changes what rowwise_adagrad",
-        ),
         ({}, False, r"the model has no towers; set module.enabled: true"),
     ],
 )

@@ -1,10 +1,17 @@
 """The command line writes parameters as asked, all or none, and says what is wrong in one line."""
 
 import argparse
+import signal
+import subprocess
+import sys
 
+import psutil
 import pytest
+from prefect.exceptions import TerminationSignal
+from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from flows.command_line import add_overrides, exit_status
+from flows.stopping import signal_of
 from recsys.config import InputError
 
 
@@ -16,12 +23,62 @@ def test_a_mistake_becomes_one_line_and_status_2(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == "error: params/data.yaml: no such file\n"
 
 
-def test_an_interrupt_is_status_130_and_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupt() -> None:
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(
+    ("number", "line", "status"),
+    [(signal.SIGINT, "stopped by Ctrl-C\n", 130), (signal.SIGTERM, "stopped by SIGTERM\n", 143)],
+)
+def test_a_signal_is_one_line_and_its_status(
+    number: signal.Signals, line: str, status: int
+) -> None:
+    code = (
+        "import sys, time; from flows.command_line import exit_status; "
+        "sys.exit(exit_status(lambda: (print('ready', flush=True), time.sleep(60))))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    _, said = process.communicate(timeout=30)
+    assert (said, process.returncode) == (line, status)
 
-    assert exit_status(interrupt) == 130
-    assert capsys.readouterr().err == ""
+
+def test_a_command_that_does_not_end_by_itself_is_ended_with_what_it_has_started() -> None:
+    code = (
+        "import subprocess, sys, time, flows.stopping as s; s.LONGEST_S = 0.5\n"
+        "from flows.command_line import exit_status\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "def stay():\n"
+        "    print(child.pid, flush=True)\n"
+        "    while True:\n"
+        "        try:\n"
+        "            time.sleep(60)\n"
+        "        except KeyboardInterrupt:\n"
+        "            pass\n"
+        "exit_status(stay)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 143
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == "zombie"
+
+
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [
+        (KeyboardInterrupt(), signal.SIGINT),
+        (SignalException("the agent was stopped", signal.SIGTERM), signal.SIGTERM),
+        (TerminationSignal(signal.SIGTERM), signal.SIGTERM),
+        (ValueError("15"), None),
+    ],
+)
+def test_the_signal_is_known_whoever_has_caught_it(
+    error: BaseException, number: int | None
+) -> None:
+    assert signal_of(error) == number
 
 
 def test_a_fault_of_ours_keeps_its_traceback() -> None:

@@ -37,7 +37,7 @@ def test_an_override_changes_one_line_and_keeps_the_rest(params: Path) -> None:
     before = (params / "data.yaml").read_text()
     assert list(changed(params, {"data.window_hours": "12"})) == ["data.yaml"]
     text = (params / "data.yaml").read_text()
-    assert text == before.replace("window_hours: 24.0", "window_hours: 12")
+    assert text == before.replace("window_hours: 24.0  ", "window_hours: 12    ")
 
 
 @pytest.mark.parametrize(

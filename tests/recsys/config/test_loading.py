@@ -5,6 +5,10 @@ from pathlib import Path
 import pytest
 
 from recsys.config import InputError, Settings, load_settings
+from recsys.data.settings import DataSettings
+from recsys.distill.student_settings import StudentsSettings
+from recsys.distill.teacher_settings import TeacherSettings
+from recsys.training.settings import TrainSettings
 
 
 class Inner(Settings):
@@ -73,3 +77,35 @@ def test_a_missing_file_names_the_nearest_one(tmp_path: Path) -> None:
     write(tmp_path, "rows: 1\n")
     with pytest.raises(InputError, match=r"no such file; did you mean 'train'\?"):
         load_settings(tmp_path / "trian.yaml", Outer)
+
+
+@pytest.mark.parametrize(
+    ("model", "text", "message"),
+    [
+        (TrainSettings, "a: " + "[" * 3000 + "]" * 3000, "not valid YAML: nested too deeply"),
+        (TrainSettings, "memory_gb: .inf", "key 'memory_gb': Input should be a finite number"),
+        (TrainSettings, "table_learning_rate: 1.0e+400", "key 'table_learning_rate': .*finite"),
+        (DataSettings, "window_hours: .inf", "key 'window_hours': .*finite"),
+        (TeacherSettings, f"seed: {2**64}", "key 'seed': Input should be less than"),
+        (StudentsSettings, f"seeds: [{2**64}]", r"key 'seeds.0': Input should be less than"),
+        (
+            StudentsSettings,
+            "students: [{name: a, domain: feed}, {name: a, domain: video}]",
+            r"student names must differ, got \['a', 'a'\]$",
+        ),
+        (
+            StudentsSettings,
+            "students: [{name: size.json, domain: feed}]",
+            r"key 'students.0.name': .*must not end in \.json",
+        ),
+    ],
+)
+def test_what_no_machine_can_use_is_one_short_line(
+    model: type[Settings], text: str, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "one.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        load_settings(path, model)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 
 from recsys.config import InputError, load_settings
+from recsys.distill.teacher_checks import check_teacher
+from recsys.distill.teacher_settings import TeacherSettings
 from recsys.planning.hardware import CPU, GPU
 from recsys.planning.tables import SHARDINGS
 from recsys.training.settings import TrainSettings
 
 COLUMN_KINDS = [kind for kind, split in SHARDINGS.items() if split.columns]
-ROW_KINDS = [kind for kind, split in SHARDINGS.items() if split.rows]
 PARAMS = Path(__file__).resolve().parents[3] / "params"
 REFUSED = [
     ("table_optimizer: adam", r"key 'table_optimizer': .*adam has no kernel on the CPU; there are"),
@@ -21,17 +22,6 @@ REFUSED = [
     (
         "{table_optimizer: rowwise_adagrad, table_sharding: {table_shop: column_wise}}",
         r"key 'table_sharding': .*column_wise changes .* for table_shop; use table_wise",
-    ),
-    *(
-        (
-            f"{{sharding: {kind}, communication: {{forward: int8}}}}",
-            rf"key 'communication': .*forward: int8 does not work with {kind}",
-        )
-        for kind in ROW_KINDS
-    ),
-    (
-        "{table_sharding: {table_shop: row_wise}, communication: {backward: int8}}",
-        r"key 'communication': .*backward: int8 .* of table_shop",
     ),
     (
         "{table_precision: fp16, sharding: data_parallel}",
@@ -62,6 +52,15 @@ def test_settings_that_no_engine_takes_are_refused_where_they_are_read(
     with pytest.raises(InputError, match=message) as caught:
         load_settings(path, TrainSettings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [kind for kind, split in SHARDINGS.items() if split.rows])
+def test_int8_and_split_rows_are_refused_before_a_teacher_is_launched(kind: str) -> None:
+    for fixed in ({"sharding": kind}, {"table_sharding": {"table_shop": kind}}):
+        train = TrainSettings.model_validate({"communication": {"forward": "int8"}, **fixed})
+        with pytest.raises(InputError, match=rf"'communication.forward': int8 .* with {kind} of"):
+            check_teacher(TeacherSettings(), train)
+        check_teacher(TeacherSettings(), train.model_copy(update={"tower_transform": True}))
 
 
 def test_what_an_engine_takes_is_read() -> None:

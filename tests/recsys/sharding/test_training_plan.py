@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torchrec.distributed.types import EmbeddingModuleShardingPlan
 
 from bench.planner.cases import JUDGED, plans
 from bench.planner.report import Compared, clear_pairs
@@ -17,6 +18,7 @@ from recsys.planning.plan_report import draw_plan
 from recsys.planning.planner import find_plan
 from recsys.planning.table_costs import LENGTH_BYTES
 from recsys.planning.tables import Kind, PlannedModel, TableGroup
+from recsys.sharding.torchrec_plan import to_torchrec_plan
 from recsys.sharding.training_plan import planned_model, predict_training, search, training_topology
 from recsys.training import ranks
 from recsys.training.engine import Engine
@@ -74,6 +76,30 @@ def test_what_fixed_tables_take_counts_on_their_ranks() -> None:
     )
     assert laden.rank_ms == pytest.approx(given.rank_ms)
     assert laden.rank_bytes == given.rank_bytes
+
+
+@pytest.mark.parametrize("fixed", [None, Way("table_wise", [1]), Way("row_wise", [0, 1])])
+def test_on_a_gpu_rows_without_room_go_into_the_hosts_memory(fixed: Way | None) -> None:
+    model = model_of(20_000_000, 1_000)  # 2.6 GB, and little
+    fixed_ways = {} if fixed is None else {"t0": fixed}
+    settings = TrainSettings(device="cuda", memory_gb=3.5, table_optimizer="rowwise_adagrad")
+    assert find_plan(model, training_topology(settings, 1, 2), fixed=fixed_ways) is None
+    beside = settings.model_copy(update={"host_memory_gb": 4.0})
+    topology = training_topology(beside, 1, 2)
+    plan = find_plan(model, topology, fixed=fixed_ways)
+    assert plan is not None
+    large, small = plan.tables
+    assert large.kernel in ("fused_uvm", "fused_uvm_caching")
+    assert small.kernel in ("fused", "dense")
+    torchrec = to_torchrec_plan(plan, topology, {"t0": "embeddings", "t1": "embeddings"})
+    placed = torchrec.plan["embeddings"]
+    assert isinstance(placed, EmbeddingModuleShardingPlan)
+    assert placed["t0"].compute_kernel == large.kernel
+    cache = placed["t0"].cache_params
+    assert (cache.load_factor if cache else None) == large.load_factor
+    way = Way(large.kind, large.ranks, large.column_shards, large.kernel, large.load_factor)
+    other = Way(small.kind, small.ranks, small.column_shards)
+    assert assess(model, topology, {"t0": way, "t1": other}).rank_bytes == plan.rank_bytes
 
 
 @pytest.mark.parametrize("hosts", [1, 2])
