@@ -1,5 +1,6 @@
 """MLflow stores for tests."""
 
+import os
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,5 +14,7 @@ def empty_store() -> bytes:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "mlflow.db"
         mlflow.set_tracking_uri(f"sqlite:///{path}")
+        # MLflow writes the URI there, where it would pass for the user's own
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
         mlflow.get_experiment_by_name("none")
         return path.read_bytes()
