@@ -141,7 +141,7 @@ def test_state_changes_with_the_log_its_settings_and_the_windows(project: Path) 
 def test_it_waits_for_the_windows_that_students_rows_are_chosen_on(project: Path) -> None:
     windows(project, 4)
     assert what_is_missing.fn() == (
-        "waits for 4 complete windows (students' rows are chosen on them); there are 3"
+        "waits for 4 complete windows (students' rows and rates are chosen on them); there are 3"
     )
     windows(project, 5)
     assert what_is_missing.fn() is None
@@ -151,7 +151,8 @@ def test_it_waits_for_the_windows_that_the_teacher_is_learnt_from_then_for_one_t
     project: Path,
 ) -> None:
     path = project / "params/students.yaml"
-    path.write_text(path.read_text().replace("rows: auto ", "rows: own "))
+    text = path.read_text().replace("rows: auto ", "rows: own ")
+    path.write_text(text.replace("table_learning_rate: auto", "table_learning_rate: 0.1"))
     teacher = project / "params/teacher.yaml"
     windows(project, 4)
     assert what_is_missing.fn() == (
