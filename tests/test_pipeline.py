@@ -138,7 +138,7 @@ def test_each_stage_depends_on_every_settings_file_that_it_opens(project: Path) 
         current = stage or current  # a rank or a thread of the stage that is running
         if current in opened:
             opened[current].add(path)
-    assert "params/hardware/cpu.yaml" in opened["teacher"]
+    assert "params/teacher.yaml" in opened["teacher"]
     assert "params/datasets/synthetic.yaml" in opened["ingest"]
     for name, spec in stages(project).items():
         known = [Path(dep.replace("${dataset}", "synthetic")) for dep in spec["deps"]]
