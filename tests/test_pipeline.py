@@ -225,7 +225,7 @@ READERS = {"baselines", "partition", "teacher", "augment", "students"}
 
 
 EDITS = [
-    (LOADER, FORMULA, "np.where(missing, 0.0, 10.0 * values)", READERS | {"register"}),
+    (LOADER, FORMULA, "np.where(missing, 0.0, 10.0 * values)", READERS),
     (LOADER, FORMULA, f"({FORMULA})", set()),
     ("tasks/served_model.py", "len(found) > 1", "len(found) > 2", {"register"}),
     ("recsys/distill/losses.py", "\nimport torch", "\nimport torch\n\nA = 1", {"students"}),
