@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, fields
 from itertools import pairwise
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from recsys.config import Settings
 from recsys.units import FLOAT_BYTES, GIGA, MS_PER_SECOND
@@ -49,6 +49,8 @@ class TowerCluster(Settings):
             copies: ranks that share cores come to an exchange one after the other.
         source: where the numbers are from.
     """
+
+    model_config = ConfigDict(allow_inf_nan=True)  # a link may cost nothing
 
     ranks_per_host: PositiveInt
     compute_tflops: PositiveFloat

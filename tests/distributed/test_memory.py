@@ -23,6 +23,7 @@ RANKS, STEPS = 2, 3
 WATCH_S = 0.003
 # Beside the model: two blocks of initial rows, what Python and the allocator keep
 ASIDE_GB = 0.04
+PAGES = 2**20
 CASES: list[tuple[Kind, TableOptimizer]] = [
     *((kind, "adagrad") for kind in SHARDINGS),
     ("data_parallel", "sgd"),
@@ -100,4 +101,4 @@ def test_the_prediction_is_an_upper_bound_within_a_tenth(
         idle, most, predicted = by_case[case]
         assert most <= predicted
         model = predicted - idle - ASIDE_GB * GIGA
-        assert most - idle >= 0.9 * model
+        assert most - idle >= 0.9 * model - PAGES  # a rank without the table holds next to nothing
