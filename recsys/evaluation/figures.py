@@ -80,9 +80,11 @@ def draw_gains(
 ) -> None:
     """How far each of ``models`` lies below plain in % of its NE, by domain and coldness.
 
-    ``slices`` is one student's, as in report.json.
+    ``slices`` is one student's, as in report.json; nothing is drawn where no row has a label.
     """
     kinds = [kind for kind in ("domain", "coldness") if slices.get(kind)]
+    if not kinds:
+        return
     figure = Figure(figsize=(10, 4), layout="constrained")
     panels = figure.subplots(1, len(kinds), squeeze=False)[0]
     lines = _lines(student, [{"model": f"{student}/{model}"} for model in models])

@@ -361,6 +361,7 @@ def _web_page(report: Report, figures: Path) -> str:
         draw_calibration(student, rows, drawn[student]["calibration"])
         shown = [*report.arms, TEACHER]
         draw_gains(student, report.slices[student], shown, drawn[student]["gain"])
+        drawn[student] = {what: path for what, path in drawn[student].items() if path.is_file()}
     counted = ", ".join(f"{name} {rows:,}" for name, rows in report.rows_by_student.items())
     judged = (
         f"All models on the same rows, predicted before they learnt from them: windows from "
