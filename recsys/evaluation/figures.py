@@ -71,7 +71,8 @@ def draw_calibration(student: str, rows: list[dict[str, Any]], path: Path) -> No
         ylabel="observed rate (share of positives in the bin)",
     )
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    if rows:
+        axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     figure.savefig(path, dpi=DOTS_PER_INCH, metadata=NO_VERSION)
 
 
