@@ -38,6 +38,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "train.global_batch_size": "64",
                 "evaluate.first_evaluation_window": "3",
                 "students.auto_windows": "3",
+                "students.table_learning_rate": "null",
                 "teacher.rate_auto_windows": "3",
                 "students.model.embedding_dimension": "4",
                 "students.model.over_layers": "[8]",
@@ -119,7 +120,7 @@ def test_without_mlflow_it_tunes_all_the_same(copy: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     assert main(["tune", "--trials", "2"]) == 0
     assert TUNE_REPORT.is_file()
-    assert len(list(Path(".tracking").glob("*.json"))) == 4
+    assert len(list(Path(".tracking").glob("*/record.json"))) == 4
 
 
 @pytest.mark.parametrize(

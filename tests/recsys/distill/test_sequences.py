@@ -68,6 +68,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     students = StudentsSettings(
         model=STUDENT_MODEL,
+        table_learning_rate=None,
         seeds=[1],
         students=[StudentSettings(name="feed", domain="feed")],
         distillation=DistillationSettings(mode="auxiliary", head_layers=[8]),
