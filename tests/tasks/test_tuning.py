@@ -91,8 +91,12 @@ def test_it_mends_a_bad_default_and_keeps_all_else(
         )
         if old != new
     ]
-    assert [key for key, _ in changed] == ["table_learning_rate: 1e-6"]
-    assert changed[0][1] == f"table_learning_rate: {rate}"
+    [(old, new)] = [[line.split("#") for line in both] for both in changed]
+    assert (old[0].strip(), new[0].strip()) == (
+        "table_learning_rate: 1e-6",
+        f"table_learning_rate: {rate}",
+    )
+    assert old[1] == new[1]  # the comment
     printed = capsys.readouterr().out
     assert "git diff params" in printed
     assert f"| {RATE} | 1e-06 | {rate} |" in first
