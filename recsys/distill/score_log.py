@@ -246,7 +246,7 @@ class ScoreLog:
         """
         if not self.holds(window.name):
             self._check_waited(frame, window)
-            missing = [_none(_score_name(name), pl.Float32) for name in self.logits]
+            missing = [_none(score_name(name), pl.Float32) for name in self.logits]
             return frame.with_columns(*missing, _none("staleness_ms", pl.Int64))
         wanted, rows = _wanted(frame)
         found = (
@@ -256,7 +256,7 @@ class ScoreLog:
         )
         records = _first_of_each(pl.concat(found)) if found else self._none_found()
         values = [
-            *(records[name].alias(_score_name(name)) for name in self.logits),
+            *(records[name].alias(score_name(name)) for name in self.logits),
             records["high_water_mark"],
         ]
         if not np.array_equal(
@@ -581,8 +581,8 @@ def _write_segment(path: Path, records: pl.DataFrame, metadata: dict[str, str]) 
     publish_file(partial, path)
 
 
-def _score_name(logit: str) -> str:
-    """score, score_<task>."""
+def score_name(logit: str) -> str:
+    """The column of a log's ``logit`` (logit, logit_<task>) once it is joined."""
     return f"score{logit.removeprefix(LOGIT)}"
 
 

@@ -38,6 +38,7 @@ from recsys.distill.external_scores import (
     with_scores,
 )
 from recsys.distill.score_log import ScoreLog
+from recsys.evaluation.metrics import row_losses
 from recsys.files import file_hash
 
 FORGOTTEN_AFTER = 8  # half-lives; what is older counts less than one in 250
@@ -169,7 +170,7 @@ def fit_weights(
     def loss(weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         found = inputs @ weights
         apart = weights - prior
-        losses = np.logaddexp(0.0, found) - labels * found
+        losses = row_losses(found, labels)
         gradient = inputs.T @ (counted * (expit(found) - labels)) + prior_strength * apart
         return float(counted @ losses + 0.5 * prior_strength * (apart @ apart)), gradient
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from recsys.data.loader import WindowReader
 from recsys.data.schema import Window, window_parts
-from recsys.distill.score_log import ScoreLog
+from recsys.distill.score_log import ScoreLog, score_name
+from recsys.evaluation.metrics import row_losses
 from recsys.evaluation.predictions import PREDICTIONS_DIR
 
 GATE_FILE = "gate.json"
@@ -64,6 +65,7 @@ class GatedScores:
         self._log, self._reader, self._output_dir = log, reader, output_dir
         self._windows, self._deviations = windows, deviations
         self._losses: dict[str, NDArray[np.float64]] = {}  # by window, the newest few
+        self._verdicts: dict[str, Verdict] = {}
 
     def join(self, frame: pl.DataFrame, window: Window) -> pl.DataFrame:
         """As :meth:`recsys.distill.score_log.ScoreLog.join`."""
@@ -75,6 +77,15 @@ class GatedScores:
 
     def verdict(self, window: Window) -> Verdict:
         """Whether students train on the scores of ``window``."""
+        if window.name not in self._verdicts:  # late labels ask again
+            self._verdicts[window.name] = self._judge(window)
+        return self._verdicts[window.name]
+
+    def report(self) -> list[dict[str, Any]]:
+        """The verdicts on all windows."""
+        return [asdict(self.verdict(window)) for window in self._reader.windows]
+
+    def _judge(self, window: Window) -> Verdict:
         place = self._reader.windows.index(window)
         past = self._reader.windows[max(place - self._windows, 0) : place]
         self._losses = {one.name: self._of_window(one) for one in past}
@@ -88,10 +99,6 @@ class GatedScores:
         teaches = float(worse.mean()) <= self._deviations * error
         return Verdict(window.name, rows, float(known[1].mean()), float(known[2].mean()), teaches)
 
-    def report(self) -> list[dict[str, Any]]:
-        """The verdicts on all windows."""
-        return [asdict(self.verdict(window)) for window in self._reader.windows]
-
     def _of_window(self, window: Window) -> NDArray[np.float64]:
         """[3, rows]: label time, log loss of the teacher and of the student, of the examples that
         both have predicted."""
@@ -104,10 +111,10 @@ class GatedScores:
         times = pl.read_parquet(window_parts(self._reader.windows_dir, window), columns=columns)
         own = pl.read_parquet(path, columns=["example_id", label, logit])
         both = self._log.join(times.join(own, on="example_id"), window)
-        score = logit.replace("logit", "score", 1)
+        score = score_name(logit)
         both = both.filter(pl.col(score).is_finite() & pl.col(label).is_not_nan())
-        y = both[label].to_numpy().astype(np.float64)
-        losses = [_log_loss(both[name].to_numpy().astype(np.float64), y) for name in (score, logit)]
+        labels = both[label].to_numpy()
+        losses = [row_losses(both[name].to_numpy(), labels) for name in (score, logit)]
         return np.stack([both["label_time"].to_numpy().astype(np.float64), *losses])
 
 
@@ -122,7 +129,3 @@ def in_words(verdicts: list[dict[str, Any]]) -> str:
         f"and taught it nothing there (before {last['window']}: log loss {last['teacher']:.4f}, "
         f"the student's {last['student']:.4f})"
     )
-
-
-def _log_loss(logit: NDArray[np.float64], label: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.logaddexp(0.0, logit) - label * logit
