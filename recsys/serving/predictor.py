@@ -34,7 +34,14 @@ from recsys.serving.export_format import (
     REMEDY,
     WEIGHTS_FILE,
 )
-from recsys.serving.raw_encoder import Encoded, RawEncoder, Rows, columns_of
+from recsys.serving.raw_encoder import (
+    Columns,
+    Encoded,
+    RawEncoder,
+    Rows,
+    columns_of,
+    columns_of_rows,
+)
 from recsys.serving.tables import Tables
 
 ROWS_AT_ONCE = 16_384  # bounds the memory of a large frame
@@ -193,12 +200,12 @@ class Predictor:
         twice = next((name for row in candidates for name in row if name in shared), None)
         if twice is not None:
             raise InputError(f"column {twice!r} is given for all and for each candidate")
-        columns: dict[str, list[Any]] = {}
-        for name in self.format.read_names:
-            if name in shared:
-                columns[name] = [shared[name]]
-            elif any(name in row for row in candidates):
-                columns[name] = [row.get(name) for row in candidates]
+        wanted = [name for name in self.format.read_names if name not in shared]
+        columns: dict[str, Sequence[Any]] = {
+            name: [shared[name]] for name in self.format.read_names if name in shared
+        }
+        if candidates:
+            columns |= columns_of_rows(candidates, wanted, self.format)
         self.format.check_columns([*shared, *(name for row in candidates[:1] for name in row)])
         count = len(candidates)
         return self._predicted(columns, count, self._encoder, calibrated)
@@ -237,7 +244,7 @@ class Predictor:
         )
 
     def _predicted(
-        self, columns: Mapping[str, list[Any]], count: int, encoder: RawEncoder, calibrated: bool
+        self, columns: Columns, count: int, encoder: RawEncoder, calibrated: bool
     ) -> Probabilities:
         domains = self._domains(encoder.domains_of(columns, count), count)
         parts = []

@@ -313,12 +313,11 @@ def _check_columns(
 ) -> None:
     if settings.unknown_columns == "ignore":
         return
-    known = set(predictor.format.read_names)
-    for row in rows:
-        if not row.keys() <= known:
-            wrong = next(name for name in row if name not in known)
-            hint = nearest_hint(wrong, [column.name for column in predictor.raw_columns])
-            raise RefusedError(422, f"unknown column {wrong!r}; {hint}")
+    unknown = set().union(*rows) - set(predictor.format.read_names)
+    if unknown:
+        wrong = next(name for row in rows for name in row if name in unknown)
+        hint = nearest_hint(wrong, [column.name for column in predictor.raw_columns])
+        raise RefusedError(422, f"unknown column {wrong!r}; {hint}")
 
 
 def _plain(found: Probabilities) -> dict[str, list[float]]:

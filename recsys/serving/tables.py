@@ -46,9 +46,9 @@ class Tables:
 
     def look_up(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Rows of any shape [...] -> their embeddings [..., N] float32."""
-        found = self.values[rows]
+        found = self.values.take(rows, axis=0)
         if self.scales is not None:
-            return np.multiply(found, self.scales[rows][..., None], dtype=np.float32)
+            return np.multiply(found, self.scales.take(rows)[..., None], dtype=np.float32)
         return found.astype(np.float32, copy=False)
 
     def put(self, rows: NDArray[np.int64], embeddings: NDArray[np.float32]) -> None:
@@ -67,4 +67,5 @@ def _mapped(path: Path, described: dict[str, object], start: int) -> NDArray[Any
     first, last = described["data_offsets"]  # type: ignore[misc]
     if first == last:
         return np.zeros(shape, dtype)
-    return np.memmap(path, dtype, mode="c", offset=start + first, shape=shape)
+    mapped = np.memmap(path, dtype, mode="c", offset=start + first, shape=shape)
+    return mapped.view(np.ndarray)  # whose look-up is faster
