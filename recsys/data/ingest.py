@@ -220,7 +220,7 @@ def open_source(settings: DataSettings, dataset: DatasetSettings, folder: Path) 
         source.chunks = map(_truth_apart, source.chunks)
         return source
     if dataset.criteo is not None and dataset.format == "criteo":
-        return criteo_source(dataset.criteo, Path(settings.root))
+        return criteo_source(dataset.criteo, settings.root, folder)
     assert dataset.table is not None  # checked by DatasetSettings
     return table_source(dataset.table, settings, folder)
 

@@ -1,5 +1,6 @@
 """Settings of the data stage: which log, described how."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -130,6 +131,17 @@ class TimeSettings(MomentSettings):
     """
 
     label_delay_s: Annotated[float, Field(ge=0)] = 0.0
+
+
+class RowClockSettings(Settings):
+    """The order of the rows as the clock, for logs without times: ``rows_per_window`` rows, in the
+    order of the files, make a window; the first one is that of ``start``.
+
+    Rows that are filtered out or bad count. A row's label is known at once.
+    """
+
+    rows_per_window: Annotated[int, Field(gt=0)]
+    start: Annotated[str, AfterValidator(checked_time)] = "2024-01-01"
 
 
 class LabelSettings(Settings):
@@ -309,6 +321,30 @@ def _listed_columns(value: Any) -> Any:
 Cross = Annotated[CrossSettings, BeforeValidator(_listed_columns)]
 
 
+def _distinct(names: list[str]) -> list[str]:
+    if len(set(names)) < len(names):
+        raise ValueError("two columns have one name")
+    return names
+
+
+Header = Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)] | None
+
+
+def _check_header(header: list[str] | None, file_format: str) -> None:
+    if header is not None and file_format not in ("csv", "tsv"):
+        raise ValueError(f"header is for csv and tsv; files of {file_format} name their columns")
+
+
+def _checked_expression(text: str) -> str:
+    try:
+        groups = re.compile(text).groups
+    except re.error as error:
+        raise ValueError(f"no regular expression: {error}") from None
+    if groups != 1:
+        raise ValueError(f"expected one group in parentheses, got {groups}")
+    return text
+
+
 class HistorySettings(Settings):
     """A list feature ``name``: the last ``length`` values of ``item`` that the row's ``user``
     clicked, oldest first.
@@ -334,14 +370,17 @@ class JoinSettings(Settings):
     gets the newest not after its event. Without it a key may have one row only, and that it knows
     the future is for you to judge. Where ``keys`` have the item of ``explode`` or
     ``sample_negatives``, ``columns`` and ``filter`` of the table cannot use what is joined. Side
-    tables are held in memory.
+    tables are held in memory; of what ``derived`` makes by SQL expressions of a row (by name, after
+    ``prefix``, too), only the results. ``header``: see :class:`TableSettings`.
     """
 
     files: Annotated[list[str], Field(min_length=1)]
     file_format: Literal["csv", "tsv", "jsonl", "parquet", "arrow"]
     quotes: Literal["checked", "yes", "no"] = "checked"
+    header: Header = None
     keys: Annotated[dict[str, str], Field(min_length=1)]
     columns: list[str] = Field(default_factory=list)
+    derived: dict[str, str] = Field(default_factory=dict)
     prefix: str = ""
     matched: str | None = None
     time: MomentSettings | None = None
@@ -349,13 +388,14 @@ class JoinSettings(Settings):
     @property
     def names(self) -> list[str]:
         """The columns that the log gets."""
-        joined = [self.prefix + name for name in self.columns]
+        joined = [self.prefix + name for name in [*self.columns, *self.derived]]
         return joined + ([self.matched] if self.matched is not None else [])
 
     @model_validator(mode="after")
     def _joins_something(self) -> "JoinSettings":
         if not self.names:
             raise ValueError("give columns or matched; a join without either does nothing")
+        _check_header(self.header, self.file_format)
         return self
 
 
@@ -378,15 +418,25 @@ class TableSettings(Settings):
     by name; rows for which the expression ``filter`` is not true are left out. ``label_time``: the
     column of the time from which a row's label is known (a conversion's); where it is empty,
     ``time.label_delay_s`` after the event.
+
+    ``row_clock`` in place of ``time``: the log has no times. ``header``: the names of the columns
+    of CSV and TSV that have no line of names. ``file_columns``: columns of text by name, made of
+    the files' paths by a regular expression with one group; folders called ``key=value`` make such
+    columns by themselves.
     """
 
     files: Annotated[list[str], Field(min_length=1)]
     file_format: Literal["csv", "tsv", "jsonl", "parquet", "arrow"]
     quotes: Literal["checked", "yes", "no"] = "checked"
+    header: Header = None
+    file_columns: dict[str, Annotated[str, AfterValidator(_checked_expression)]] = Field(
+        default_factory=dict
+    )
     joins: list[JoinSettings] = Field(default_factory=list)
     columns: dict[str, str] = Field(default_factory=dict)
     filter: str | None = None
-    time: TimeSettings
+    time: TimeSettings | None = None
+    row_clock: RowClockSettings | None = None
     label_time: MomentSettings | None = None
     label: LabelColumn | None = None
     labels: dict[TaskName, LabelColumn] = Field(default_factory=dict)
@@ -405,6 +455,19 @@ class TableSettings(Settings):
     def label_columns(self) -> dict[str, LabelSettings]:
         """The column of each task's labels that the log holds, the main task's first."""
         return ({MAIN_TASK: self.label} if self.label is not None else {}) | self.labels
+
+    @model_validator(mode="after")
+    def _one_clock(self) -> "TableSettings":
+        if (self.time is None) == (self.row_clock is None):
+            raise ValueError(
+                "give exactly one of time, the column of event times, and row_clock, for a log "
+                "without times"
+            )
+        needs_times = self.label_time is not None or any(one.time is not None for one in self.joins)
+        if self.row_clock is not None and needs_times:
+            raise ValueError("label_time and joins with time need time; row_clock knows no hours")
+        _check_header(self.header, self.file_format)
+        return self
 
     @model_validator(mode="after")
     def _one_source_of_labels(self) -> "TableSettings":

@@ -56,7 +56,7 @@ from recsys.data.sources.table_encoder import (
     table_features,
     table_tasks,
 )
-from recsys.data.sources.times import TimesSeen, event_times
+from recsys.data.sources.times import TimesSeen, event_times, row_times
 from recsys.progress import RowProgress
 from recsys.units import MS_PER_HOUR, MS_PER_SECOND
 
@@ -81,12 +81,11 @@ def table_source(settings: TableSettings, data: DataSettings, folder: Path) -> S
         InputError: a file is missing or unreadable, a column is not there (the message names the
             nearest) or is not what the settings say.
     """
-    files = resolve_files(settings.files, Path(data.root))
+    files = resolve_files(settings.files, data.root, folder)
     table_features(settings)  # refuses names that stand twice before anything is read
-    memory = data.memory_gb * 2**30
     with _one_line(files[0]):
-        joins = Joins.of(settings, Path(data.root))
-        log = _parsed_log(_open(settings, files, folder), joins, folder, memory)
+        joins = Joins.of(settings, data.root, folder)
+        log = _parsed_log(_open(settings, files, folder), joins, folder, data)
         if settings.sample_negatives is not None and log.values:
             for examples in _all_examples(log, settings):  # only the draw says which they are
                 _count(examples.frame, settings, log.values)
@@ -148,7 +147,7 @@ class _Seen:
     labels: defaultdict[str, LabelsSeen] = field(default_factory=lambda: defaultdict(LabelsSeen))
 
 
-def _parsed_log(tables: Tables, joins: Joins, folder: Path, memory: float) -> _Log:
+def _parsed_log(tables: Tables, joins: Joins, folder: Path, data: DataSettings) -> _Log:
     """The first pass, and again where a label's first 0 came after rows of -1."""
     settings = joins.settings
     zeros: list[str] = []
@@ -158,10 +157,11 @@ def _parsed_log(tables: Tables, joins: Joins, folder: Path, memory: float) -> _L
             seen.labels[task].zero = True
         attempt = folder / f"rows-{len(zeros)}"
         attempt.mkdir()
-        log = _first_pass(tables, joins, seen, attempt, memory)
+        log = _first_pass(tables, joins, seen, attempt, data)
         again = [task for task, one in seen.labels.items() if one.zero and one.negative]
         if not again:
-            seen.time.check(settings.time)
+            if settings.time is not None:
+                seen.time.check(settings.time)
             if settings.label_time is not None:
                 seen.label_time.check(settings.label_time)
             return log
@@ -169,8 +169,11 @@ def _parsed_log(tables: Tables, joins: Joins, folder: Path, memory: float) -> _L
         shutil.rmtree(attempt)
 
 
-def _first_pass(tables: Tables, joins: Joins, seen: _Seen, folder: Path, memory: float) -> _Log:
-    settings = joins.settings
+def _first_pass(
+    tables: Tables, joins: Joins, seen: _Seen, folder: Path, data: DataSettings
+) -> _Log:
+    settings, memory = joins.settings, data.memory_gb * 2**30
+    window_ms = round(data.window_hours * MS_PER_HOUR)
     runs, bad = SortedRuns(folder), BadRows(folder)
     values = _counted(settings)
     file_rows = np.zeros(len(tables.files), dtype=np.int64)
@@ -184,7 +187,7 @@ def _first_pass(tables: Tables, joins: Joins, seen: _Seen, folder: Path, memory:
             types = dict(raw.schema)
             used.update(read_columns(settings, types))
             starts = np.cumsum(file_rows) - file_rows
-            parsed = _parse(raw, settings, tables.files, starts, seen)
+            parsed = _parse(raw, settings, tables.files, starts, seen, window_ms)
             if any(one.zero and one.negative for one in seen.labels.values()):
                 break
             read, kept = read + block.height, kept + raw.height
@@ -341,8 +344,11 @@ def _open(settings: TableSettings, files: list[Path], folder: Path) -> Tables:
         InputError: see :func:`open_tables`; or a name is taken.
     """
     explode = settings.explode
-    raw = [settings.time.column, *(one.column for one in settings.label_columns.values())]
-    made = [*CLOCK]
+    raw = [one.column for one in settings.label_columns.values()]
+    made: list[str] = []
+    if settings.time is not None:
+        raw.insert(0, settings.time.column)
+        made += CLOCK
     if settings.domain is not None:
         raw.append(settings.domain.column)
     if settings.label_time is not None:
@@ -369,6 +375,8 @@ def _open(settings: TableSettings, files: list[Path], folder: Path) -> Tables:
         lambda name: name in named or name == item or (name != "" and name in expressions),
         settings.quotes,
         folder,
+        settings.header,
+        settings.file_columns,
     )
     columns = tables.types
     if explode is not None and item in columns and item not in (explode.shown, explode.clicked):
@@ -413,13 +421,19 @@ def _parse(
     files: list[Path],
     starts: NDArray[np.int64],
     seen: _Seen,
+    window_ms: int,
 ) -> _Parsed:
     domain = _domain(raw, settings)
     numbers = [name for name in dict.fromkeys(settings.dense) if name in raw.columns]
     times = [one.column for one in (settings.time, settings.label_time) if one is not None]
     clean = raw.with_columns(cleaned(raw, settings.null_values, [*numbers, *times]))
-    time, no_time = event_times(clean[settings.time.column], settings.time, seen.time)
-    reason = pl.coalesce(pl.lit(no_time), pl.lit(None, dtype=pl.String))
+    reason: pl.Expr = pl.lit(None, dtype=pl.String)
+    if settings.row_clock is not None:
+        time = row_times(raw[ROW], settings.row_clock, window_ms)
+    else:
+        assert settings.time is not None  # checked by TableSettings
+        time, no_time = event_times(clean[settings.time.column], settings.time, seen.time)
+        reason = pl.coalesce(pl.lit(no_time), reason)
     parsed: dict[str, pl.Series] = {}
     for name in numbers:
         parsed[name] = _number(clean[name])
@@ -451,12 +465,12 @@ def _parse(
     marked = clean.with_columns(*own, reason.alias(REASON))
     bad = marked.filter(pl.col(REASON).is_not_null())
     good = marked.with_columns(
-        *clock(name for name in CLOCK if name not in raw.columns),
+        *clock(name for name in CLOCK if settings.time is not None and name not in raw.columns),
         *(one.alias(NUMBER + name) for name, one in parsed.items()),
     )
     good = good.filter(pl.col(REASON).is_null()).drop(REASON)
     labels = [one.column for one in settings.label_columns.values()]
-    shown = dict.fromkeys([settings.time.column, *labels, *numbers])
+    shown = dict.fromkeys([*times[:1], *labels, *numbers])
     content = raw.filter(marked[REASON].is_not_null()).select(
         pl.struct(
             pl.col(name).cast(pl.String, strict=False) if raw.schema[name] == pl.Binary else name
@@ -480,7 +494,8 @@ def _label_times(
     clean: pl.DataFrame, time: pl.Series, settings: TableSettings, seen: TimesSeen
 ) -> tuple[pl.Series, pl.Series]:
     """When each row's label is known, Int64 ms, and why it cannot be told, where it cannot."""
-    default = time + round(settings.time.label_delay_s * MS_PER_SECOND)
+    delay_s = 0.0 if settings.time is None else settings.time.label_delay_s
+    default = time + round(delay_s * MS_PER_SECOND)
     if settings.label_time is None:
         return default, pl.Series("reason", [None] * clean.height, dtype=pl.String)
     column = clean[settings.label_time.column]
