@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 
 from recsys.config import InputError
 from recsys.data.collisions import crowded, write_uses
+from recsys.data.drift import Drift, WindowCounts
 from recsys.data.encoding import dense_values
 from recsys.data.schema import MANIFEST_FILE, SCHEMA_FILE, Schema, Window, task_columns, window_name
 from recsys.data.settings import DatasetSettings, DataSettings
@@ -108,7 +110,8 @@ def _ingest(
             if writer.rows == 0:
                 raise InputError(f"dataset {settings.dataset!r}: no good rows; {balance.line()}")
             balance.check(writer)
-            for note in [*source.notes, *quarantine.lines(balance.read), *crowded(source.uses)]:
+            notes = [*source.notes, *quarantine.lines(balance.read), *crowded(source.uses)]
+            for note in [*notes, *writer.drift.notes, *writer.drift.unknown_lines()]:
                 progress.note(note)
             if source.files:
                 progress.note(balance.line())
@@ -236,9 +239,15 @@ class _Done:
     """A written window."""
 
     window: Window
-    clicks: float
     quarantined: int
+    counts: WindowCounts
+    summary: dict[str, Any] = field(default_factory=dict)
     parts: dict[str, str] = field(default_factory=dict)  # file name -> sha256
+
+    @property
+    def clicks(self) -> float:
+        """The sum of the labels."""
+        return self.counts.clicks
 
 
 class _WindowWriter:
@@ -259,7 +268,8 @@ class _WindowWriter:
             "group",
             *task_columns("label", source.tasks),
         ]
-        self.dense = source.dense
+        self.dense, self.categorical = source.dense, source.categorical
+        self.vocabularies, self.drift = source.vocabularies, Drift(settings.drift)
         self.columns = names + source.dense + [feature.name for feature in source.categorical]
         self.done: list[_Done] = []
         self.rows = 0
@@ -292,13 +302,13 @@ class _WindowWriter:
     def _open(self, start: int) -> None:
         self._start = start
         self._delay = 0
-        self._done = _Done(Window(window_name(start), start, start + self.window_ms, 0, 0), 0.0, 0)
+        window = Window(window_name(start), start, start + self.window_ms, 0, 0)
+        self._done = _Done(window, 0, WindowCounts(self.dense, self.categorical, self.vocabularies))
         (self.windows_dir / self._done.window.name).mkdir()
 
     def _take(self, piece: pl.DataFrame, truth: pl.DataFrame | None) -> None:
         delay = (piece["label_time"] - piece["event_time"]).max()
         self._delay = max(self._delay, int(delay) if isinstance(delay, int) else 0)
-        self._done.clicks += float(piece["label"].cast(pl.Float64).sum())
         if truth is not None:
             table = truth.insert_column(0, piece["example_id"]).to_arrow()
             if self._oracle is None:
@@ -320,6 +330,7 @@ class _WindowWriter:
         with path.open("rb") as file:
             self._done.parts[name] = hashlib.file_digest(file, "sha256").hexdigest()
         self.rows += frame.height
+        self._done.counts.add(frame)
         window = self._done.window
         moments = Moments.of(dense_values(frame, self.dense, "F"))
         self._done.window = replace(
@@ -337,6 +348,7 @@ class _WindowWriter:
         if self._oracle is not None:
             self._oracle.close()
         self._done.window = replace(self._done.window, max_label_delay_ms=self._delay)
+        self._done.summary = self.drift.check(self._done.window.name, self._done.counts)
         self._done.quarantined, self._bad = self._bad, 0
         self.done.append(self._done)
         self._start, self._pending, self._oracle = None, [], None
@@ -407,6 +419,7 @@ def _write_manifests(done: list[_Done], encoder_hash: str, windows_dir: Path) ->
             "schema": schema_hash,
             "encoder": encoder_hash,
             "quarantined_rows": one.quarantined,
+            "statistics": one.summary,
             "parts": one.parts,
         }
         path = windows_dir / one.window.name / MANIFEST_FILE

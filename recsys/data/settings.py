@@ -24,13 +24,29 @@ def _checked_task(name: str) -> str:
 TaskName = Annotated[str, Field(pattern=TASK_PATTERN), AfterValidator(_checked_task)]
 
 
+class DriftSettings(Settings):
+    """How far a window may be from the mean of those before; beyond it, ingest stops. null: any.
+
+    ``base_rate``: by which factor the mean label may rise or fall. ``missing``: by how much a
+    feature's share of missing values may change. ``distinct``: by which factor a feature's distinct
+    ids may grow, beyond what more rows explain. ``unknown``: the largest share of a vocabulary's
+    values that it does not know. Shares that chance explains do not count.
+    """
+
+    base_rate: Annotated[float, Field(gt=1)] | None = None
+    missing: Annotated[float, Field(gt=0, le=1)] | None = None
+    distinct: Annotated[float, Field(gt=1)] | None = None
+    unknown: Annotated[float, Field(ge=0, le=1)] | None = None
+
+
 class DataSettings(Settings):
     """Which log, and how it is cut into windows.
 
     ``dataset`` names a description (:class:`DatasetSettings`); ``root`` is the folder that the
     relative paths of real logs are under. A window is at least a minute long. Ingest stops when
     more than ``quarantine_limit`` of the rows are bad. ``memory_gb`` bounds what tables are read
-    and sorted with, in GiB; what does not fit waits on disk.
+    and sorted with, in GiB; what does not fit waits on disk. ``drift`` bounds how windows may
+    differ.
 
     Dense features are standardised by the windows before, each counting half as much as the one
     ``dense_half_life_windows`` after it, and clipped to ``dense_clip`` deviations; null: left as
@@ -44,6 +60,7 @@ class DataSettings(Settings):
     rows_per_part: Annotated[int, Field(gt=0)] = 200_000
     memory_gb: Annotated[float, Field(gt=0)] = 2.0
     quarantine_limit: Annotated[float, Field(ge=0, le=1)] = 0.01
+    drift: DriftSettings = Field(default_factory=DriftSettings)
     dense_half_life_windows: Annotated[float, Field(gt=0)] | None = 3.0
     dense_clip: Annotated[float, Field(gt=0)] = 5.0
 

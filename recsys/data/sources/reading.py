@@ -1,6 +1,7 @@
 """Table files, batch by batch: the columns that are asked for, one type each."""
 
 import difflib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from recsys.scratch import scratch
 
 SEPARATORS = {"csv": ",", "tsv": "\t"}
 BATCH_ROWS = 10_000
+PARTIAL_SHOWN = 10
 DUPLICATED = "_duplicated_0"  # what polars adds to a name that a header holds again
 
 
@@ -54,6 +56,19 @@ class Tables:
                 file, [name for name in self.types if name in columns], rows
             ):
                 yield index, frame.select(chosen)
+
+    def partial_columns(self) -> list[str]:
+        """A line for each column that some files have and others do not, whether it is used or
+        not; at most ten."""
+        if self.header is not None:
+            return []
+        found = Counter(name for schema in self.schemas.values() for name in schema)
+        files = len(self.schemas)
+        return [
+            f"column {name!r} is in {count:,} of {files:,} files, missing in the others"
+            for name, count in found.items()
+            if count < files
+        ][:PARTIAL_SHOWN]
 
     def rows(self) -> int:
         """Rows of all files; 0 where only reading them would tell."""

@@ -85,13 +85,14 @@ def table_source(settings: TableSettings, data: DataSettings, folder: Path) -> S
     table_features(settings)  # refuses names that stand twice before anything is read
     with _one_line(files[0]):
         joins = Joins.of(settings, data.root, folder)
-        log = _parsed_log(_open(settings, files, folder), joins, folder, data)
+        tables = _open(settings, files, folder)
+        log = _parsed_log(tables, joins, folder, data)
         if settings.sample_negatives is not None and log.values:
             for examples in _all_examples(log, settings):  # only the draw says which they are
                 _count(examples.frame, settings, log.values)
         distinct = {name: values.count for name, values in log.values.items()}
         encoding = TableEncoding(settings, log.types, distinct, log.examples)
-    notes: list[str] = []
+    notes = tables.partial_columns()
     one_each = settings.explode is None and settings.sample_negatives is None
     return Source(
         dense=encoding.dense,
@@ -105,6 +106,7 @@ def table_source(settings: TableSettings, data: DataSettings, folder: Path) -> S
         uses=encoding.uses,
         notes=notes,
         rows_left=lambda: log.rows_left,
+        vocabularies=encoding.vocabularies,
     )
 
 
@@ -274,10 +276,10 @@ def _chunks(
     """The second pass; bad rows come first."""
     counters = [CounterState() for _ in settings.counters]
     history = HistoryState()
-    first, unseen = 0, 0
+    first, unseen, kept = 0, 0, len(notes)
     window_ms = round(data.window_hours * MS_PER_HOUR)
     with _one_line(log.files[0]):
-        if encoding.has_vocabularies:
+        if encoding.vocabularies:
             _learn_first_window(log, settings, window_ms, encoding)
         for index, examples in enumerate(_all_examples(log, settings, data)):
             order = pl.int_range(first, first + pl.len(), dtype=pl.Int64).alias(EXAMPLE)
@@ -296,9 +298,8 @@ def _chunks(
             log.rows_left -= examples.rows
             unseen += examples.unseen_clicks
             if unseen:
-                notes[:] = [
-                    f"{unseen:,} clicked items were not among those shown; they give no example"
-                ]
+                text = "clicked items were not among those shown; they give no example"
+                notes[kept:] = [f"{unseen:,} {text}"]
             yield Chunk(encoded, read=examples.rows, dropped=examples.dropped, made=examples.made)
 
 
@@ -317,7 +318,7 @@ def _learn_first_window(
 
 def _encoded(frame: pl.DataFrame, encoding: TableEncoding, window_ms: int) -> pl.DataFrame:
     """The columns of parts; window by window where that matters."""
-    if not encoding.has_vocabularies or frame.is_empty():
+    if not encoding.vocabularies or frame.is_empty():
         return encoding.part(frame)
     parts: list[pl.DataFrame] = []
     for rows, window in (frame[EVENT_TIME] // window_ms).rle().struct.unnest().iter_rows():

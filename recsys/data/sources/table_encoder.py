@@ -235,9 +235,9 @@ class TableEncoding:
         return self.uses[-1]
 
     @property
-    def has_vocabularies(self) -> bool:
-        """Whether it matters which window a row is in."""
-        return bool(self._growing)
+    def vocabularies(self) -> list[str]:
+        """The features with a vocabulary; with one it matters which window a row is in."""
+        return list(self._growing)
 
     def count(self, frame: pl.DataFrame) -> None:
         """Count the values of a window's examples, for the vocabularies of windows after it."""
