@@ -111,6 +111,11 @@ def _ingest(
                 raise InputError(f"dataset {settings.dataset!r}: no good rows; {balance.line()}")
             balance.check(writer)
             notes = [*source.notes, *quarantine.lines(balance.read), *crowded(source.uses)]
+            if source.negative_rates:
+                notes.append(
+                    "negative_rate: training and reports are of the log as it is, served "
+                    "probabilities of all rows"
+                )
             for note in [*notes, *writer.drift.notes, *writer.drift.unknown_lines()]:
                 progress.note(note)
             if source.files:
@@ -137,6 +142,7 @@ def _ingest(
         ),
         dense_half_life_windows=settings.dense_half_life_windows,
         dense_clip=settings.dense_clip,
+        negative_rates=source.negative_rates,
     )
     schema.save(windows_dir)
     _write_manifests(writer.done, encoder.hash, windows_dir)

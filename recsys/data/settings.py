@@ -128,10 +128,14 @@ class SyntheticSettings(Settings):
     history: ClickHistorySettings | None = None
 
 
+Rate = Annotated[float, Field(gt=0, le=1)]
+
+
 class CriteoSettings(Settings):
     """Criteo logs: label, 13 integers, 26 hexadecimal categories, tab-separated, plain or .gz.
 
     The log holds no times: the order of the rows is time. ``rows_per_second`` fixes the clock.
+    ``negative_rate``: see :class:`TableSettings`.
     """
 
     files: Annotated[list[str], Field(min_length=1)]
@@ -139,6 +143,7 @@ class CriteoSettings(Settings):
     rows_per_second: Annotated[float, Field(gt=0)]
     table_rows: Annotated[int, Field(gt=1)]
     chunk_rows: Annotated[int, Field(gt=0)]
+    negative_rate: Rate | None = None
 
 
 class TimeSettings(MomentSettings):
@@ -440,6 +445,10 @@ class TableSettings(Settings):
     of CSV and TSV that have no line of names. ``file_columns``: columns of text by name, made of
     the files' paths by a regular expression with one group; folders called ``key=value`` make such
     columns by themselves.
+
+    ``negative_rate``: the share of rows with label 0 that this log has kept, of all or by domain
+    (1 for those left out); those with label 1 are all there. Served probabilities are corrected for
+    it.
     """
 
     files: Annotated[list[str], Field(min_length=1)]
@@ -455,6 +464,7 @@ class TableSettings(Settings):
     time: TimeSettings | None = None
     row_clock: RowClockSettings | None = None
     label_time: MomentSettings | None = None
+    negative_rate: Rate | dict[str, Rate] | None = None
     label: LabelColumn | None = None
     labels: dict[TaskName, LabelColumn] = Field(default_factory=dict)
     null_values: list[str] = Field(default_factory=lambda: list(NULL_VALUES))
@@ -497,6 +507,11 @@ class TableSettings(Settings):
             raise ValueError("give exactly one of label, explode and sample_negatives")
         if not self.categorical and self.history is None:
             raise ValueError("categorical: give at least one column; models look up at least one")
+        if self.negative_rate is not None and (self.labels or self.sample_negatives is not None):
+            raise ValueError(
+                "negative_rate is of a log with one task and its own negatives; leave out labels "
+                "and sample_negatives"
+            )
         if self.labels and self.label is None:
             raise ValueError(
                 "labels needs label: explode and sample_negatives know of no further task"

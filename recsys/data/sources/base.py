@@ -48,7 +48,8 @@ class Source:
     how values share the rows of their tables, and ``encoder`` gives what encodes raw rows like
     those of the chunks; ``notes`` are lines for the person. ``rows_left`` are rows of the log that
     were read and are in no chunk so far. ``vocabularies`` are those categorical features that have
-    one.
+    one, ``negative_rates`` the shares of rows with label 0 that the log has kept, by domain; empty:
+    all.
     """
 
     dense: list[str]
@@ -65,3 +66,4 @@ class Source:
     notes: list[str] = field(default_factory=list)
     rows_left: Callable[[], int] = lambda: 0
     vocabularies: list[str] = field(default_factory=list)
+    negative_rates: list[float] = field(default_factory=list)

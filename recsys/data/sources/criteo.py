@@ -60,6 +60,7 @@ def criteo_source(settings: CriteoSettings, root: Path | str, folder: Path) -> S
         origin_ms=milliseconds(settings.start, "criteo.start"),
         files=files,
         uses=uses,
+        negative_rates=[] if settings.negative_rate is None else [settings.negative_rate],
     )
 
 

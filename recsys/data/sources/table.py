@@ -51,6 +51,7 @@ from recsys.data.sources.table_encoder import (
     categories,
     domain_encoding,
     feature_values,
+    negative_rates,
     read_columns,
     table_domains,
     table_features,
@@ -83,6 +84,7 @@ def table_source(settings: TableSettings, data: DataSettings, folder: Path) -> S
     """
     files = resolve_files(settings.files, data.root, folder)
     table_features(settings)  # refuses names that stand twice before anything is read
+    rates = negative_rates(settings)
     with _one_line(files[0]):
         joins = Joins.of(settings, data.root, folder)
         tables = _open(settings, files, folder)
@@ -107,6 +109,7 @@ def table_source(settings: TableSettings, data: DataSettings, folder: Path) -> S
         notes=notes,
         rows_left=lambda: log.rows_left,
         vocabularies=encoding.vocabularies,
+        negative_rates=rates,
     )
 
 

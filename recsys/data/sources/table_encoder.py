@@ -68,6 +68,26 @@ def table_domains(settings: TableSettings) -> list[str]:
     return list(dict.fromkeys([*settings.domain.values.values(), *other]))
 
 
+def negative_rates(settings: TableSettings) -> list[float]:
+    """``negative_rate`` of each domain, in their order; empty where no rows were left out.
+
+    Raises:
+        InputError: a name is no domain's.
+    """
+    rate, domains = settings.negative_rate, table_domains(settings)
+    if rate is None:
+        return []
+    if isinstance(rate, float):
+        return [rate] * len(domains)
+    unknown = next((name for name in rate if name not in domains), None)
+    if unknown is not None:
+        raise InputError(
+            f"{settings.where('negative_rate')}: {unknown!r} is no domain; domains: "
+            f"{', '.join(domains)}"
+        )
+    return [rate.get(name, 1.0) for name in domains]
+
+
 def domain_encoding(settings: TableSettings) -> DomainEncoding | None:
     """How a row's domain is found; None where there is one domain."""
     if settings.domain is None:
