@@ -66,7 +66,13 @@ class DataSettings(Settings):
 
 
 class DomainSettings(Settings):
-    """One domain of the generated stream."""
+    """One domain of the generated stream.
+
+    Attributes:
+        name: of the domain, as students name it.
+        share: of all rows.
+        base_rate: of clicks in this domain.
+    """
 
     name: str
     share: Annotated[float, Field(gt=0, le=1)]
@@ -136,6 +142,12 @@ class CriteoSettings(Settings):
 
     The log holds no times: the order of the rows is time. ``rows_per_second`` fixes the clock.
     ``negative_rate``: see :class:`TableSettings`.
+
+    Attributes:
+        files: paths or patterns, in the order of time.
+        start: time of the first row, ISO 8601.
+        table_rows: of every hashed table.
+        chunk_rows: rows read at a time.
     """
 
     files: Annotated[list[str], Field(min_length=1)]
@@ -150,6 +162,14 @@ class TimeSettings(MomentSettings):
     """The column of event times, as :class:`MomentSettings`.
 
     A row's label is known ``label_delay_s`` after its event, where no ``label_time`` says when.
+
+    Attributes:
+        column: of the log that holds the time of a row.
+        unit: of a number; datetime: a time type or text.
+        format: of text, as strptime writes it; null: ISO 8601.
+        zone: of times that name none, as Europe/Paris; null: UTC.
+        earliest: a row before it is bad.
+        latest: a row after it is bad.
     """
 
     label_delay_s: Annotated[float, Field(ge=0)] = 0.0
@@ -172,6 +192,9 @@ class LabelSettings(Settings):
     In YAML the column's name alone will do.
 
     ``positive``: the column holds numbers, and the label is 1 from this one on (1 for counts).
+
+    Attributes:
+        column: of the log that holds the label.
     """
 
     column: str
@@ -213,6 +236,10 @@ class NegativeSettings(Settings):
 
     ``per_click`` items a click are drawn in proportion to the clicks of the ``popularity_hours``
     whole hours before, never an item already clicked in the same ``session`` up to that time.
+
+    Attributes:
+        item: column of the item that was clicked.
+        seed: of the draw; another seed draws other negatives.
     """
 
     item: str
@@ -230,6 +257,9 @@ class CounterSettings(Settings):
     its smoothed click rate (``prior_rows`` rows at ``prior_rate`` are added); and log1p of the
     hours since it was first seen. A click counts from the bin in which its label is known. The
     features' names start with ``name``, by default the columns ``by`` joined by ``_``.
+
+    Attributes:
+        bin_minutes: counts are kept by bins of this length; a row sees complete bins only.
     """
 
     by: Annotated[list[str], Field(min_length=1)]
@@ -245,6 +275,9 @@ class DomainColumnSettings(Settings):
     """The column that holds the domain; ``values`` maps its raw value, as text, to a domain name.
 
     Rows of another value get the domain ``other``; without it they are bad rows.
+
+    Attributes:
+        column: of the log whose values name the domain.
     """
 
     column: str
@@ -268,6 +301,10 @@ class EncodingSettings(Settings):
     A vocabulary keeps row 0 for missing values and row 1 for all that are not in it; the first
     window, which has none before it, is encoded with its own. Where more values than ``table_rows``
     are frequent the first ones stay.
+
+    Attributes:
+        kind: hash: ids are hashed into the table's rows; vocabulary: a row per value seen often
+            enough.
     """
 
     kind: Literal["hash", "vocabulary"] = "hash"
@@ -287,6 +324,10 @@ class CategoricalColumnSettings(Settings):
     whole log, so that about one value in ten shares its id, and more, up to 10,000, where there are
     few; the size of a table tells no label. ``name`` of the feature is that of the column by
     default. Lists as text are split at ``separator``.
+
+    Attributes:
+        column: of the log, by its own name.
+        kind: id: one value; list: several values in one cell.
     """
 
     column: str
@@ -313,6 +354,9 @@ class CrossSettings(Settings):
 
     In YAML the list of columns alone will do. ``name`` of the feature is theirs joined by ``_x_``
     by default.
+
+    Attributes:
+        table_rows: rows of the crossed table; auto: by the pairs seen in the first window.
     """
 
     columns: Annotated[list[str], Field(min_length=2)]
@@ -394,6 +438,12 @@ class JoinSettings(Settings):
     ``sample_negatives``, ``columns`` and ``filter`` of the table cannot use what is joined. Side
     tables are held in memory; of what ``derived`` makes by SQL expressions of a row (by name, after
     ``prefix``, too), only the results. ``header``: see :class:`TableSettings`.
+
+    Attributes:
+        files: paths or patterns of the side table.
+        file_format: of the side table.
+        quotes: checked: quotes may hold separators and every row is checked; yes: without the
+            check; no: quotes are letters.
     """
 
     files: Annotated[list[str], Field(min_length=1)]
@@ -449,6 +499,11 @@ class TableSettings(Settings):
     ``negative_rate``: the share of rows with label 0 that this log has kept, of all or by domain
     (1 for those left out); those with label 1 are all there. Served probabilities are corrected for
     it.
+
+    Attributes:
+        files: paths or patterns; ** reaches into folders.
+        file_format: of all files.
+        dense: numeric columns.
     """
 
     files: Annotated[list[str], Field(min_length=1)]

@@ -46,7 +46,7 @@ from recsys.distill.tuning_settings import DimensionSettings, Space, TuneSetting
 from recsys.evaluation.settings import EvaluateSettings
 from recsys.files import fingerprint, folder_state, link_file, link_files
 from recsys.provenance import code_of
-from recsys.training.launch import launch, start_server
+from recsys.training.launch import launch, main_module_stays_here, start_server
 from recsys.training.launch_settings import NodeSettings
 from recsys.training.non_finite import NonFiniteError
 from recsys.training.rank_process import die_with_parent
@@ -323,7 +323,8 @@ class Bench:
         scores = self.early.scores_dir if run.distillation.reads_scores else None
         job = TrainingJob(self.early.windows_dir, students, train, self.folder, scores_dir=scores)
         if self._pool is not None:
-            future = self._pool.submit(measure_run, run, job)
+            with main_module_stays_here(run, job):
+                future = self._pool.submit(measure_run, run, job)
         else:
             try:
                 future.set_result(measure_run(run, job))
