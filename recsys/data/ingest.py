@@ -52,13 +52,22 @@ class IngestReport:
 
 
 def ingest(
-    settings: DataSettings, dataset: DatasetSettings, windows_dir: Path, oracle_dir: Path
+    settings: DataSettings,
+    dataset: DatasetSettings,
+    windows_dir: Path,
+    oracle_dir: Path,
+    work_dir: Path | None = None,
 ) -> IngestReport:
     """Write ``dataset`` as windows in ``windows_dir``; true probabilities, if known, in
     ``oracle_dir``.
 
     The folders are made if need be. The same settings and logs give the same bytes. What is worth a
     person's look is said in lines on standard error. An error leaves the folders as they were.
+
+    Args:
+        work_dir: takes temporary files, and keeps them where this process is killed: the next call
+            for the same log does not read again what this one has read of a table. None: a folder
+            in ``windows_dir``, which a killed process leaves there.
 
     Raises:
         InputError: a log is missing or wrong, holds no good row, or holds too many bad ones; or
@@ -71,8 +80,16 @@ def ingest(
     for folder in there:
         folder.mkdir(parents=True, exist_ok=True)
     try:
-        return _ingest(settings, dataset, windows_dir, oracle_dir)
-    except BaseException:
+        if work_dir is None:
+            with TemporaryDirectory(prefix=".rows-", dir=windows_dir) as folder:
+                return _ingest(settings, dataset, windows_dir, oracle_dir, Path(folder))
+        work_dir.mkdir(parents=True, exist_ok=True)
+        report = _ingest(settings, dataset, windows_dir, oracle_dir, work_dir)
+        shutil.rmtree(work_dir)
+        return report
+    except BaseException as error:
+        if work_dir is not None and isinstance(error, InputError):
+            shutil.rmtree(work_dir, ignore_errors=True)
         for path in [*windows_dir.iterdir(), *(set(oracle_dir.iterdir()) - truths)]:
             if path.is_dir():
                 shutil.rmtree(path)
@@ -85,41 +102,44 @@ def ingest(
 
 
 def _ingest(
-    settings: DataSettings, dataset: DatasetSettings, windows_dir: Path, oracle_dir: Path
+    settings: DataSettings,
+    dataset: DatasetSettings,
+    windows_dir: Path,
+    oracle_dir: Path,
+    folder: Path,
 ) -> IngestReport:
     balance = _Balance()
-    with TemporaryDirectory(prefix=".rows-", dir=windows_dir) as folder:
-        source = open_source(settings, dataset, Path(folder))
-        with RowProgress("ingest", source.expected_rows) as progress:
-            if source.files:
-                progress.note(order_shown(source.files))
-            quarantine = _Quarantine(windows_dir)
-            writer = _WindowWriter(source, settings, windows_dir, oracle_dir)
-            for chunk in source.chunks:
-                quarantine.add(chunk.bad)
-                writer.add(chunk)
-                balance.add(chunk)
-                progress.advance(chunk.frame.height)
-                if writer.full:
-                    break
-            writer.left_out += source.rows_left()
-            balance.read += source.rows_left()
-            writer.close_window()
-            quarantine.close()
-            quarantine.check(writer.rows, settings.quarantine_limit)
-            if writer.rows == 0:
-                raise InputError(f"dataset {settings.dataset!r}: no good rows; {balance.line()}")
-            balance.check(writer)
-            notes = [*source.notes, *quarantine.lines(balance.read), *crowded(source.uses)]
-            if source.negative_rates:
-                notes.append(
-                    "negative_rate: training and reports are of the log as it is, served "
-                    "probabilities of all rows"
-                )
-            for note in [*notes, *writer.drift.notes, *writer.drift.unknown_lines()]:
-                progress.note(note)
-            if source.files:
-                progress.note(balance.line())
+    source = open_source(settings, dataset, folder)
+    with RowProgress("ingest", source.expected_rows) as progress:
+        if source.files:
+            progress.note(order_shown(source.files))
+        quarantine = _Quarantine(windows_dir)
+        writer = _WindowWriter(source, settings, windows_dir, oracle_dir)
+        for chunk in source.chunks:
+            quarantine.add(chunk.bad)
+            writer.add(chunk)
+            balance.add(chunk)
+            progress.advance(chunk.frame.height)
+            if writer.full:
+                break
+        writer.left_out += source.rows_left()
+        balance.read += source.rows_left()
+        writer.close_window()
+        quarantine.close()
+        quarantine.check(writer.rows, settings.quarantine_limit)
+        if writer.rows == 0:
+            raise InputError(f"dataset {settings.dataset!r}: no good rows; {balance.line()}")
+        balance.check(writer)
+        notes = [*source.notes, *quarantine.lines(balance.read), *crowded(source.uses)]
+        if source.negative_rates:
+            notes.append(
+                "negative_rate: training and reports are of the log as it is, served "
+                "probabilities of all rows"
+            )
+        for note in [*notes, *writer.drift.notes, *writer.drift.unknown_lines()]:
+            progress.note(note)
+        if source.files:
+            progress.note(balance.line())
     encoder = source.encoder()
     encoder.save(windows_dir)
     if source.uses:

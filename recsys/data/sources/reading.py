@@ -36,15 +36,20 @@ class Tables:
     header: Sequence[str] | None = None
     of_paths: dict[Path, dict[str, str | None]] = field(default_factory=dict)
 
-    def batches(self, rows: int = BATCH_ROWS) -> Iterator[tuple[int, pl.DataFrame]]:
+    def batches(
+        self, rows: int = BATCH_ROWS, first_file: int = 0, first_row: int = 0
+    ) -> Iterator[tuple[int, pl.DataFrame]]:
         """At most ``rows`` rows at a time, in their order, and the index of their file; the first
-        one may be empty.
+        one may be empty. From ``first_row`` of ``first_file`` on.
 
         Raises:
             InputError: a file cannot be read.
         """
-        yield 0, pl.DataFrame(schema=self.types)
+        yield first_file, pl.DataFrame(schema=self.types)
         for index, file in enumerate(self.files):
+            if index < first_file:
+                continue
+            skipped = first_row if index == first_file else 0
             columns, of_path = self.schemas[file], self.of_paths.get(file, {})
             chosen = [
                 pl.col(name).cast(dtype)
@@ -53,7 +58,7 @@ class Tables:
                 for name, dtype in self.types.items()
             ]
             for frame in self._of_file(
-                file, [name for name in self.types if name in columns], rows
+                file, [name for name in self.types if name in columns], rows, skipped
             ):
                 yield index, frame.select(chosen)
 
@@ -77,14 +82,17 @@ class Tables:
         counts = (_scan(file, self.file_format).select(pl.len()) for file in self.files)
         return sum(count.collect().item() for count in counts)
 
-    def _of_file(self, file: Path, columns: list[str], rows: int) -> Iterator[pl.DataFrame]:
+    def _of_file(
+        self, file: Path, columns: list[str], rows: int, skipped: int
+    ) -> Iterator[pl.DataFrame]:
         if self.file_format in ("parquet", "arrow"):
-            yield from _batches(_scan(file, self.file_format).select(columns), self, file, rows)
+            log = _scan(file, self.file_format).select(columns).slice(skipped)
+            yield from _batches(log, self, file, rows)
             return
         with uncompressed(file, self.folder) as text:
             if self.file_format == "jsonl":
                 log = pl.scan_ndjson(text, schema=self.schemas[file])
-                yield from _batches(log.select(columns), self, file, rows)
+                yield from _batches(log.select(columns).slice(skipped), self, file, rows)
                 return
             separator = SEPARATORS[self.file_format]
             log = pl.scan_csv(
@@ -97,8 +105,8 @@ class Tables:
                 glob=False,
                 raise_if_empty=self.header is None,
             )
-            found = 0
-            for frame in _batches(log.select(columns), self, file, rows):
+            found = skipped
+            for frame in _batches(log.select(columns).slice(skipped), self, file, rows):
                 found += frame.height
                 yield frame
             width = len(self.schemas[file])

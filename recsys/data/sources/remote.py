@@ -16,8 +16,8 @@ EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hdfs": "hdfs"}
 def fetched(url: str, folder: Path) -> list[Path]:
     """Copies in ``folder`` of the files behind ``url``, which may be a glob, in no order.
 
-    A copy's path ends in the file's own, so the folders that it lay in are seen. What is there
-    already is not fetched again.
+    A copy's path ends in the file's own, so the folders that it lay in are seen. What a killed call
+    has fetched is not fetched again, unless the file has changed since.
 
     Raises:
         InputError: there is no such file, it cannot be reached, or what reads such URLs is not
@@ -59,7 +59,9 @@ def _system(url: str) -> tuple[Any, str]:
 
 
 def _fetch(system: Any, name: str, copy: Path) -> None:
-    if copy.is_file():
+    mark = copy.with_name(f"{copy.name}.fetched")
+    state = str(system.ukey(name))
+    if copy.is_file() and mark.is_file() and mark.read_text() == state:
         return
     copy.parent.mkdir(parents=True, exist_ok=True)
     partial = copy.with_name(f"{copy.name}.partial")
@@ -67,3 +69,4 @@ def _fetch(system: Any, name: str, copy: Path) -> None:
         failed.callback(partial.unlink, missing_ok=True)
         system.get_file(name, str(partial))
         partial.rename(copy)
+    mark.write_text(state)

@@ -31,6 +31,13 @@ from recsys.data.sources.base import (
 from recsys.data.sources.counters import CounterState, add_counters
 from recsys.data.sources.expressions import with_expressions
 from recsys.data.sources.files import resolve_files, short_names
+from recsys.data.sources.first_pass import (
+    PassState,
+    labels_state,
+    restored,
+    times_seen,
+    times_state,
+)
 from recsys.data.sources.history import HistoryState, add_history
 from recsys.data.sources.joins import Joins
 from recsys.data.sources.labels import (
@@ -58,7 +65,9 @@ from recsys.data.sources.table_encoder import (
     table_tasks,
 )
 from recsys.data.sources.times import TimesSeen, event_times, row_times
+from recsys.files import fingerprint
 from recsys.progress import RowProgress
+from recsys.provenance import code_of
 from recsys.units import MS_PER_HOUR, MS_PER_SECOND
 
 # Of memory_gb, for the raw values of a block and for those of a range; what is made of them on the
@@ -71,12 +80,13 @@ REASON = f"{OWN}reason"
 def table_source(settings: TableSettings, data: DataSettings, folder: Path) -> Source:
     """The described log as a source, in two passes.
 
-    The first reads the files block by block, parses the rows and leaves them in ``folder``, sorted.
+    The first reads the files block by block, parses the rows and leaves them in ``folder``, sorted;
+    where a killed call for the same log has left some there, it goes on after them.
     The second, of the chunks, takes them in event time, range by range, as many windows as ``data``
     asks for.
 
     Args:
-        folder: an empty one for temporary files, as long as the chunks are taken.
+        folder: for temporary files, as long as the chunks are taken.
 
     Raises:
         InputError: a file is missing or unreadable, a column is not there (the message names the
@@ -88,7 +98,8 @@ def table_source(settings: TableSettings, data: DataSettings, folder: Path) -> S
     with _one_line(files[0]):
         joins = Joins.of(settings, data.root, folder)
         tables = _open(settings, files, folder)
-        log = _parsed_log(tables, joins, folder, data)
+        state = PassState(_fingerprint(tables, settings, data, folder))
+        log = _parsed_log(tables, joins, folder, data, state)
         if settings.sample_negatives is not None and log.values:
             for examples in _all_examples(log, settings):  # only the draw says which they are
                 _count(examples.frame, settings, log.values)
@@ -152,17 +163,35 @@ class _Seen:
     labels: defaultdict[str, LabelsSeen] = field(default_factory=lambda: defaultdict(LabelsSeen))
 
 
-def _parsed_log(tables: Tables, joins: Joins, folder: Path, data: DataSettings) -> _Log:
+def _fingerprint(tables: Tables, settings: TableSettings, data: DataSettings, folder: Path) -> str:
+    """Of all that decides what the first pass leaves."""
+    joined = [
+        file for one in settings.joins for file in resolve_files(one.files, data.root, folder)
+    ]
+    states = [(str(file), file.stat()) for file in [*tables.files, *joined]]
+    files = [(name, state.st_size, state.st_mtime_ns) for name, state in states]
+    return fingerprint(files, settings.model_dump(), data.model_dump(), code_of(__name__))
+
+
+def _parsed_log(
+    tables: Tables, joins: Joins, folder: Path, data: DataSettings, state: PassState
+) -> _Log:
     """The first pass, and again where a label's first 0 came after rows of -1."""
     settings = joins.settings
-    zeros: list[str] = []
+    left = restored(folder, state.fingerprint)
+    if left is not None:
+        state = left[1]
     while True:
         seen = _Seen()
-        for task in zeros:
+        for name, one in state.times.items():
+            setattr(seen, name, times_seen(one))
+        for task, flags in state.labels.items():
+            seen.labels[task] = LabelsSeen(**flags)
+        for task in state.zeros:
             seen.labels[task].zero = True
-        attempt = folder / f"rows-{len(zeros)}"
-        attempt.mkdir()
-        log = _first_pass(tables, joins, seen, attempt, data)
+        attempt = folder / f"rows-{len(state.zeros)}"
+        attempt.mkdir(exist_ok=True)
+        log = _first_pass(tables, joins, seen, attempt, data, state)
         again = [task for task, one in seen.labels.items() if one.zero and one.negative]
         if not again:
             if settings.time is not None:
@@ -170,50 +199,60 @@ def _parsed_log(tables: Tables, joins: Joins, folder: Path, data: DataSettings) 
             if settings.label_time is not None:
                 seen.label_time.check(settings.label_time)
             return log
-        zeros += again
+        state = PassState(state.fingerprint, [*state.zeros, *again])
         shutil.rmtree(attempt)
 
 
 def _first_pass(
-    tables: Tables, joins: Joins, seen: _Seen, folder: Path, data: DataSettings
+    tables: Tables,
+    joins: Joins,
+    seen: _Seen,
+    folder: Path,
+    data: DataSettings,
+    state: PassState,
 ) -> _Log:
     settings, memory = joins.settings, data.memory_gb * 2**30
     window_ms = round(data.window_hours * MS_PER_HOUR)
     runs, bad = SortedRuns(folder), BadRows(folder)
-    values = _counted(settings)
+    found = _Found(_counted(settings))
     file_rows = np.zeros(len(tables.files), dtype=np.int64)
+    file_rows[: len(state.file_rows)] = state.file_rows
     used = {*_used(settings), *(key for one in joins.examples for key in one.settings.keys)}
-    types: dict[str, pl.DataType] = {}
-    read = kept = count = 0
-    row_bytes = 0.0
+    bad.take(state.bad, state.bad_rows)
     with RowProgress("read", tables.rows()) as progress:
-        for block in _blocks(tables, memory * BLOCK_SHARE, file_rows):
-            raw = _filtered(joins.of_rows(block), settings, read)
-            types = dict(raw.schema)
-            used.update(read_columns(settings, types))
+        if state.read:
+            progress.note(f"goes on after {state.read:,} rows that a killed run has read")
+            progress.advance(state.read)
+        for good in runs.take(state.runs):
+            found.add(good, joins, len(used))
+        for block in _blocks(tables, memory * BLOCK_SHARE, file_rows, state.read):
+            raw = _filtered(joins.of_rows(block), settings, state.read)
+            found.types |= raw.schema
+            used.update(read_columns(settings, raw.schema))
             starts = np.cumsum(file_rows) - file_rows
             parsed = _parse(raw, settings, tables.files, starts, seen, window_ms)
             if any(one.zero and one.negative for one in seen.labels.values()):
                 break
-            read, kept = read + block.height, kept + raw.height
             bad.add(parsed.bad)
             good = parsed.good.select(
                 name for name in parsed.good.columns if name.startswith(OWN) or name in used
             )
             runs.add(good)
-            examples = good
-            if settings.explode is not None:
-                examples = _examples(good, settings, NegativeState()).frame
-                types[settings.explode.item] = examples.schema[settings.explode.item]
-            examples = joins.of_examples(examples)
-            types |= {
-                name: examples.schema[name] for one in joins.examples for name in one.settings.names
-            }
-            count += examples.height
-            row_bytes += _bytes(examples) + ENCODED_BYTES * examples.height * len(used)
-            if settings.sample_negatives is None:
-                _count(examples, settings, values)
+            found.add(good, joins, len(used))
+            state = replace(
+                state,
+                file_rows=file_rows.tolist(),
+                read=state.read + block.height,
+                kept=state.kept + raw.height,
+                runs=runs.files,
+                bad=bad.files,
+                bad_rows=bad.rows,
+                times={name: times_state(getattr(seen, name)) for name in ("time", "label_time")},
+                labels=labels_state(seen.labels),
+            )
+            state.save(folder)
             progress.advance(block.height)
+    row_bytes, count = found.row_bytes, found.examples
     per_row = row_bytes / max(runs.rows, 1)
     if settings.sample_negatives is not None:
         per_row *= 1 + settings.sample_negatives.per_click
@@ -221,18 +260,60 @@ def _first_pass(
     range_rows = max(1, int(memory * RANGE_SHARE / max(per_row, 1.0)))
     rows = runs.rows
     return _Log(
-        tables.files, runs, bad, read, read - kept, values, range_rows, rows, types, count, joins
+        tables.files,
+        runs,
+        bad,
+        state.read,
+        state.read - state.kept,
+        found.values,
+        range_rows,
+        rows,
+        found.types,
+        count,
+        joins,
     )
 
 
+@dataclass
+class _Found:
+    """What the good rows tell: distinct values of features by name, types of columns, examples, and
+    the bytes that they take in memory."""
+
+    values: dict[str, DistinctValues]
+    types: dict[str, pl.DataType] = field(default_factory=dict)
+    examples: int = 0
+    row_bytes: float = 0.0
+
+    def add(self, good: pl.DataFrame, joins: Joins, columns: int) -> None:
+        """Count the rows of a run; each has as many ``columns``."""
+        settings, examples = joins.settings, good
+        if settings.explode is not None:
+            examples = _examples(good, settings, NegativeState()).frame
+            self.types[settings.explode.item] = examples.schema[settings.explode.item]
+        examples = joins.of_examples(examples)
+        for one in joins.examples:
+            self.types |= {name: examples.schema[name] for name in one.settings.names}
+        self.examples += examples.height
+        self.row_bytes += _bytes(examples) + ENCODED_BYTES * examples.height * columns
+        if settings.sample_negatives is None:
+            _count(examples, settings, self.values)
+
+
 def _blocks(
-    tables: Tables, block_bytes: float, file_rows: NDArray[np.int64]
+    tables: Tables, block_bytes: float, file_rows: NDArray[np.int64], first: int
 ) -> Iterator[pl.DataFrame]:
-    """The rows of all files, about ``block_bytes`` at a time; ``file_rows`` counts those of each
-    file that have been taken."""
+    """The rows of all files from the row ``first`` on, about ``block_bytes`` at a time;
+    ``file_rows`` counts those of each file that have been taken."""
     block: list[pl.DataFrame] = []
     size = 0.0
-    for index, batch in tables.batches():
+    # Of the last file that was begun it is not known whether it was read to its end
+    ends = np.cumsum(file_rows)
+    begun = int(np.flatnonzero(file_rows)[-1]) if first else 0
+    first_file = min(int(np.searchsorted(ends, first, side="right")), begun)
+    first_row = first - int(ends[first_file] - file_rows[first_file])
+    file_rows[first_file] = first_row
+    file_rows[first_file + 1 :] = 0
+    for index, batch in tables.batches(first_file=first_file, first_row=first_row):
         file_rows[index] += batch.height
         row_bytes = max(_bytes(batch) / max(batch.height, 1), 1.0)
         for piece in batch.iter_slices(max(1, int(block_bytes / row_bytes))):
