@@ -101,7 +101,7 @@ def predict_then_train(
         diagnostics: adds to the metrics of each window, after training on it. It reads the window's
             labels once more.
         live: a file to which each window's metrics are added as soon as they are known, with
-            examples a second and learning rates.
+            examples per second and learning rates.
 
     Returns:
         Metrics of each window, as in metrics.json; the same on every rank.
