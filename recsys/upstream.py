@@ -97,7 +97,7 @@ class LookUpAlone:
     def __init__(self, sharded: ShardedEmbeddingBagCollection) -> None:
         self._sharded = sharded
         (self._lookup,) = sharded._lookups
-        configs = self._lookup.grouped_configs
+        configs = cast(Any, self._lookup).grouped_configs
         self._features = [name for config in configs for name in config.feature_names()]
         self._checked = False
 

@@ -420,7 +420,7 @@ class Engine:
         for module in sharded_collections(sharded).values():
             unwrap_replicated_tables(module)
             if self.is_alone and sends_whole and LookUpAlone.fits(module):
-                module.forward = LookUpAlone(module)
+                module.forward = LookUpAlone(module)  # pyright: ignore[reportAttributeAccessIssue]
         for path, mean in means.items():
             if mean is not None:
                 sharded.module.get_submodule(path).register_forward_hook(mean)
