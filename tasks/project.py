@@ -14,6 +14,7 @@ from recsys.files import check_sums, locked, write_sums
 PARAMS = Path("params")
 WINDOWS = Path("data/windows")
 ORACLE = Path("data/oracle")
+INGEST_WORK = Path(".work/ingest")  # rows that a run which has not ended has read of the log
 BASELINES = Path("models/baselines")
 SCORES = Path("data/scores")
 SCORES_WORK = Path(".work/scores")  # the score log as it grows, and when each segment was scored
@@ -27,6 +28,7 @@ STUDENTS_WORK = Path(".work/students")
 EVALUATION = Path("reports/evaluation")
 REGISTRATION = Path("reports/registration.json")
 STREAM = Path("models/stream")
+PUBLISHED = Path("models/published")  # a publication folder per student of the stream
 STREAM_WORK = Path(".work/stream")  # what a stream has taken and learnt; it goes on from there
 STREAM_REPORT = Path("reports/stream")
 TUNE_WORK = Path(".work/tune")  # studies, and the windows that they may read

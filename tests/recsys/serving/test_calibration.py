@@ -9,7 +9,6 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recsys.config import InputError
 from recsys.data.schema import Window
 from recsys.serving.calibrating import calibration_of, fit_isotonic, fit_platt
 from recsys.serving.calibration import UNCALIBRATED, Isotonic, Platt, map_of, sigmoid
@@ -72,6 +71,38 @@ def test_isotonic_with_enough_rows_or_off(
     assert maps.get("feed", {}).get("click", {}).get("kind") == kind
 
 
+@pytest.mark.parametrize("way", ["platt", "isotonic", "off"])
+def test_probabilities_are_of_all_rows_where_negatives_were_left_out(
+    tmp_path: Path, way: Any
+) -> None:
+    draw = np.random.default_rng(5)
+    (tmp_path / "predictions").mkdir()
+    kept_truth = []
+    for window in WINDOWS:
+        truth = draw.normal(-2, 1, 20_000)
+        clicked = draw.random(20_000) < sigmoid(truth)
+        kept = clicked | (draw.random(20_000) < 0.1)
+        kept_truth.append(truth[kept])
+        frame = pl.DataFrame(
+            {
+                "domain": np.zeros(kept.sum(), np.int64),
+                "label": clicked[kept].astype(np.float32),
+                "logit": (truth[kept] - np.log(0.1)).astype(np.float32),  # as the kept rows say
+            }
+        )
+        frame.write_parquet(tmp_path / f"predictions/{window.name}.parquet")
+    data = replace(DATA, negative_rates=[0.1, 0.5])
+    found = calibration_of(tmp_path, data, ["click"], ExportSettings(calibration=way))
+    served = map_of(found["maps"]["feed"]["click"])
+    truth = kept_truth[-1]
+    logits = (truth - np.log(0.1)).astype(np.float32)
+    assert served(logits).mean() / sigmoid(truth).mean() == pytest.approx(1, abs=0.03)
+    # Video, which has no rows, is corrected by its own rate
+    assert map_of(found["maps"]["video"]["click"])(np.zeros(1)) == pytest.approx(1 / 3)
+    for one in found.get("report", []):  # of the rows that are there
+        assert one["after"]["calibration"] == pytest.approx(1, abs=0.05)
+
+
 def test_a_map_never_falls_and_brings_the_mean_to_the_click_rate() -> None:
     draw = np.random.default_rng(6)
     logits = draw.normal(-2, 2, 3000).astype(np.float32)
@@ -117,14 +148,18 @@ def test_tables_of_fewer_bits_are_smaller_and_close(
     assert 0 < apart.max() < largest
 
 
-def test_rows_are_changed_in_this_process_alone(tmp_path: Path) -> None:
-    toy_export(tmp_path)
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_rows_are_changed_in_this_process_alone(tmp_path: Path, precision: Precision) -> None:
+    toy_export(tmp_path, precision=precision)
     first, second = Predictor.load(tmp_path), Predictor.load(tmp_path)
-    before = first.predict([ROW])
-    everything = np.arange(len(first.tables.values))
-    first.tables.put(everything, np.zeros((len(everything), first.tables.dimension), np.float32))
+    before, tables = first.predict([ROW]), first.tables
+    rows = np.arange(len(tables.values))
+    scales = None if tables.scales is None else np.ones(len(rows), np.float32)
+    values = np.zeros_like(tables.values)
+    assert tables.takes(rows, values, scales)
+    assert not tables.takes(rows + 1, values, scales)  # one lies beyond
+    assert not tables.takes(rows, values[:, :-1], scales)
+    assert not tables.takes(rows, values.astype(np.float64), scales)
+    tables.put(rows, values, scales)
     assert first.predict([ROW]) != before
     np.testing.assert_array_equal(second.predict([ROW]), before)
-    toy_export(tmp_path, precision="int8")
-    with pytest.raises(InputError, match="int8 rows are not changed in place"):
-        Predictor.load(tmp_path).tables.put(everything[:1], np.zeros((1, 4), np.float32))
