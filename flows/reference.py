@@ -19,7 +19,7 @@ UNITS = {  # by how a key's name ends
     "_s": "seconds",
     "_ms": "ms",
     "_gb": "GiB",
-    "_gb_s": "GB per second",
+    "gb_s": "GB per second",
     "_tflops": "TFLOPS",
     "_flops": "FLOPs per example",
     "_windows": "windows",

@@ -39,8 +39,7 @@ def partial_path(path: Path) -> Path:
 
 def publish_file(partial: Path, path: Path) -> None:
     """Give ``partial`` its final name once the disk has its content."""
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
+    flush_file(partial)
     partial.rename(path)
     flush_folder(path.parent)
 
@@ -50,6 +49,12 @@ def write_durably(path: Path, text: str) -> None:
     with path.open("w") as file:
         file.write(text)
         file.flush()
+        os.fsync(file.fileno())
+
+
+def flush_file(path: Path) -> None:
+    """Wait until the disk has the content of ``path``."""
+    with path.open("rb") as file:
         os.fsync(file.fileno())
 
 

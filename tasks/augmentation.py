@@ -58,13 +58,17 @@ def score_share(share: "list[WindowPlan]") -> None:
     """Score some windows; in a process of its own where others do the same at once, since ranks
     share nothing."""
     from recsys.distill.scoring import score_part
+    from recsys.training.launch import main_module_stays_here, start_server
 
     job = _job()
     if job.settings.parallel_tasks == 1:
         score_part(job, share)
         return
+    start_server()
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver")) as own:
-        own.submit(score_part, job, share).result()
+        with main_module_stays_here(job, share):
+            scored = own.submit(score_part, job, share)
+        scored.result()
 
 
 @task(task_run_name="combine the scores", tags=["scores"])

@@ -5,7 +5,7 @@ from prefect import task
 from recsys.config import load_settings
 from recsys.data.ingest import IngestReport, ingest
 from recsys.data.settings import DatasetSettings, DataSettings
-from tasks.project import ORACLE, PARAMS, WINDOWS, replacing
+from tasks.project import INGEST_WORK, ORACLE, PARAMS, WINDOWS, replacing
 
 
 @task(task_run_name="cut the log into windows", tags=["data"])
@@ -14,4 +14,4 @@ def ingest_windows() -> IngestReport:
     settings = load_settings(PARAMS / "data.yaml", DataSettings)
     dataset = load_settings(PARAMS / "datasets" / f"{settings.dataset}.yaml", DatasetSettings)
     with replacing(WINDOWS, ORACLE) as (windows, oracle):
-        return ingest(settings, dataset, windows, oracle)
+        return ingest(settings, dataset, windows, oracle, INGEST_WORK)

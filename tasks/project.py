@@ -14,6 +14,7 @@ from recsys.files import check_sums, locked, write_sums
 PARAMS = Path("params")
 WINDOWS = Path("data/windows")
 ORACLE = Path("data/oracle")
+INGEST_WORK = Path(".work/ingest")  # rows that a run which has not ended has read of the log
 BASELINES = Path("models/baselines")
 SCORES = Path("data/scores")
 SCORES_WORK = Path(".work/scores")  # the score log as it grows, and when each segment was scored

@@ -228,7 +228,7 @@ def _files(dataset: DatasetSettings, settings: DataSettings) -> list[Path]:
     if described is None:
         return []
     try:
-        return resolve_files(described.files, Path(settings.root))
+        return resolve_files(described.files, settings.root)
     except InputError:
         return []
 

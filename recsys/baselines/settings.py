@@ -14,6 +14,9 @@ class LogisticSettings(Settings):
 
     ``initial_accumulator`` is what AdaGrad's sums start at, in units of squared gradients that are
     summed over a batch of ``batch_size`` examples.
+
+    Attributes:
+        learning_rate: of AdaGrad, per weight.
     """
 
     learning_rate: PositiveFloat = 0.1
@@ -27,6 +30,13 @@ class TreesSettings(Settings):
     ``refit_every_windows``: how often. ``max_rows``: the newest of the past that it is trained on.
     ``largest_category``: ids of larger tables are seen through their statistics alone.
     ``smoothing``: examples at the mean rate that each id's click rate starts with.
+
+    Attributes:
+        trees: boosting rounds.
+        learning_rate: shrinkage of each tree.
+        leaves: of each tree.
+        bins: per feature.
+        seed: of LightGBM.
     """
 
     trees: PositiveInt = 100

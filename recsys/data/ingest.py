@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 
 from recsys.config import InputError
 from recsys.data.collisions import crowded, write_uses
+from recsys.data.drift import Drift, WindowCounts
 from recsys.data.encoding import dense_values
 from recsys.data.schema import MANIFEST_FILE, SCHEMA_FILE, Schema, Window, task_columns, window_name
 from recsys.data.settings import DatasetSettings, DataSettings
@@ -50,13 +52,22 @@ class IngestReport:
 
 
 def ingest(
-    settings: DataSettings, dataset: DatasetSettings, windows_dir: Path, oracle_dir: Path
+    settings: DataSettings,
+    dataset: DatasetSettings,
+    windows_dir: Path,
+    oracle_dir: Path,
+    work_dir: Path | None = None,
 ) -> IngestReport:
     """Write ``dataset`` as windows in ``windows_dir``; true probabilities, if known, in
     ``oracle_dir``.
 
     The folders are made if need be. The same settings and logs give the same bytes. What is worth a
     person's look is said in lines on standard error. An error leaves the folders as they were.
+
+    Args:
+        work_dir: takes temporary files, and keeps them where this process is killed: the next call
+            for the same log does not read again what this one has read of a table. None: a folder
+            in ``windows_dir``, which a killed process leaves there.
 
     Raises:
         InputError: a log is missing or wrong, holds no good row, or holds too many bad ones; or
@@ -69,8 +80,16 @@ def ingest(
     for folder in there:
         folder.mkdir(parents=True, exist_ok=True)
     try:
-        return _ingest(settings, dataset, windows_dir, oracle_dir)
-    except BaseException:
+        if work_dir is None:
+            with TemporaryDirectory(prefix=".rows-", dir=windows_dir) as folder:
+                return _ingest(settings, dataset, windows_dir, oracle_dir, Path(folder))
+        work_dir.mkdir(parents=True, exist_ok=True)
+        report = _ingest(settings, dataset, windows_dir, oracle_dir, work_dir)
+        shutil.rmtree(work_dir)
+        return report
+    except BaseException as error:
+        if work_dir is not None and isinstance(error, InputError):
+            shutil.rmtree(work_dir, ignore_errors=True)
         for path in [*windows_dir.iterdir(), *(set(oracle_dir.iterdir()) - truths)]:
             if path.is_dir():
                 shutil.rmtree(path)
@@ -83,35 +102,44 @@ def ingest(
 
 
 def _ingest(
-    settings: DataSettings, dataset: DatasetSettings, windows_dir: Path, oracle_dir: Path
+    settings: DataSettings,
+    dataset: DatasetSettings,
+    windows_dir: Path,
+    oracle_dir: Path,
+    folder: Path,
 ) -> IngestReport:
     balance = _Balance()
-    with TemporaryDirectory(prefix=".rows-", dir=windows_dir) as folder:
-        source = open_source(settings, dataset, Path(folder))
-        with RowProgress("ingest", source.expected_rows) as progress:
-            if source.files:
-                progress.note(order_shown(source.files))
-            quarantine = _Quarantine(windows_dir)
-            writer = _WindowWriter(source, settings, windows_dir, oracle_dir)
-            for chunk in source.chunks:
-                quarantine.add(chunk.bad)
-                writer.add(chunk)
-                balance.add(chunk)
-                progress.advance(chunk.frame.height)
-                if writer.full:
-                    break
-            writer.left_out += source.rows_left()
-            balance.read += source.rows_left()
-            writer.close_window()
-            quarantine.close()
-            quarantine.check(writer.rows, settings.quarantine_limit)
-            if writer.rows == 0:
-                raise InputError(f"dataset {settings.dataset!r}: no good rows; {balance.line()}")
-            balance.check(writer)
-            for note in [*source.notes, *quarantine.lines(balance.read), *crowded(source.uses)]:
-                progress.note(note)
-            if source.files:
-                progress.note(balance.line())
+    source = open_source(settings, dataset, folder)
+    with RowProgress("ingest", source.expected_rows) as progress:
+        if source.files:
+            progress.note(order_shown(source.files))
+        quarantine = _Quarantine(windows_dir)
+        writer = _WindowWriter(source, settings, windows_dir, oracle_dir)
+        for chunk in source.chunks:
+            quarantine.add(chunk.bad)
+            writer.add(chunk)
+            balance.add(chunk)
+            progress.advance(chunk.frame.height)
+            if writer.full:
+                break
+        writer.left_out += source.rows_left()
+        balance.read += source.rows_left()
+        writer.close_window()
+        quarantine.close()
+        quarantine.check(writer.rows, settings.quarantine_limit)
+        if writer.rows == 0:
+            raise InputError(f"dataset {settings.dataset!r}: no good rows; {balance.line()}")
+        balance.check(writer)
+        notes = [*source.notes, *quarantine.lines(balance.read), *crowded(source.uses)]
+        if source.negative_rates:
+            notes.append(
+                "negative_rate: training and reports are of the log as it is, served "
+                "probabilities of all rows"
+            )
+        for note in [*notes, *writer.drift.notes, *writer.drift.unknown_lines()]:
+            progress.note(note)
+        if source.files:
+            progress.note(balance.line())
     encoder = source.encoder()
     encoder.save(windows_dir)
     if source.uses:
@@ -134,6 +162,7 @@ def _ingest(
         ),
         dense_half_life_windows=settings.dense_half_life_windows,
         dense_clip=settings.dense_clip,
+        negative_rates=source.negative_rates,
     )
     schema.save(windows_dir)
     _write_manifests(writer.done, encoder.hash, windows_dir)
@@ -220,7 +249,7 @@ def open_source(settings: DataSettings, dataset: DatasetSettings, folder: Path) 
         source.chunks = map(_truth_apart, source.chunks)
         return source
     if dataset.criteo is not None and dataset.format == "criteo":
-        return criteo_source(dataset.criteo, Path(settings.root))
+        return criteo_source(dataset.criteo, settings.root, folder)
     assert dataset.table is not None  # checked by DatasetSettings
     return table_source(dataset.table, settings, folder)
 
@@ -236,9 +265,15 @@ class _Done:
     """A written window."""
 
     window: Window
-    clicks: float
     quarantined: int
+    counts: WindowCounts
+    summary: dict[str, Any] = field(default_factory=dict)
     parts: dict[str, str] = field(default_factory=dict)  # file name -> sha256
+
+    @property
+    def clicks(self) -> float:
+        """The sum of the labels."""
+        return self.counts.clicks
 
 
 class _WindowWriter:
@@ -259,7 +294,8 @@ class _WindowWriter:
             "group",
             *task_columns("label", source.tasks),
         ]
-        self.dense = source.dense
+        self.dense, self.categorical = source.dense, source.categorical
+        self.vocabularies, self.drift = source.vocabularies, Drift(settings.drift)
         self.columns = names + source.dense + [feature.name for feature in source.categorical]
         self.done: list[_Done] = []
         self.rows = 0
@@ -292,13 +328,13 @@ class _WindowWriter:
     def _open(self, start: int) -> None:
         self._start = start
         self._delay = 0
-        self._done = _Done(Window(window_name(start), start, start + self.window_ms, 0, 0), 0.0, 0)
+        window = Window(window_name(start), start, start + self.window_ms, 0, 0)
+        self._done = _Done(window, 0, WindowCounts(self.dense, self.categorical, self.vocabularies))
         (self.windows_dir / self._done.window.name).mkdir()
 
     def _take(self, piece: pl.DataFrame, truth: pl.DataFrame | None) -> None:
         delay = (piece["label_time"] - piece["event_time"]).max()
         self._delay = max(self._delay, int(delay) if isinstance(delay, int) else 0)
-        self._done.clicks += float(piece["label"].cast(pl.Float64).sum())
         if truth is not None:
             table = truth.insert_column(0, piece["example_id"]).to_arrow()
             if self._oracle is None:
@@ -320,6 +356,7 @@ class _WindowWriter:
         with path.open("rb") as file:
             self._done.parts[name] = hashlib.file_digest(file, "sha256").hexdigest()
         self.rows += frame.height
+        self._done.counts.add(frame)
         window = self._done.window
         moments = Moments.of(dense_values(frame, self.dense, "F"))
         self._done.window = replace(
@@ -337,6 +374,7 @@ class _WindowWriter:
         if self._oracle is not None:
             self._oracle.close()
         self._done.window = replace(self._done.window, max_label_delay_ms=self._delay)
+        self._done.summary = self.drift.check(self._done.window.name, self._done.counts)
         self._done.quarantined, self._bad = self._bad, 0
         self.done.append(self._done)
         self._start, self._pending, self._oracle = None, [], None
@@ -407,6 +445,7 @@ def _write_manifests(done: list[_Done], encoder_hash: str, windows_dir: Path) ->
             "schema": schema_hash,
             "encoder": encoder_hash,
             "quarantined_rows": one.quarantined,
+            "statistics": one.summary,
             "parts": one.parts,
         }
         path = windows_dir / one.window.name / MANIFEST_FILE

@@ -32,6 +32,9 @@ class MomentSettings(Settings):
     ``unit`` is s, ms, us or ns for numbers since 1970, datetime for dates and for text: ISO 8601,
     or what ``format`` says (as in strptime). Times without an offset are UTC, or local times of
     ``zone`` (such as Asia/Shanghai). A row before ``earliest`` or from ``latest`` on is a bad one.
+
+    Attributes:
+        column: of the log that holds the time.
     """
 
     column: str

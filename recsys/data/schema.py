@@ -71,7 +71,8 @@ class Schema:
 
     Dense features are stored as they are and standardised when they are read, by the windows
     before: ``dense_half_life_windows`` and ``dense_clip`` say how; None: not at all.
-    ``serving_standard`` is what comes after the last window, in an exported schema that has no
+    ``negative_rates``, by domain, are the shares of rows with label 0 that the log has kept; empty:
+    all. ``serving_standard`` is what comes after the last window, in an exported schema that has no
     windows.
     """
 
@@ -88,6 +89,7 @@ class Schema:
     dense_half_life_windows: float | None = None
     dense_clip: float = 5.0
     serving_standard: Standard | None = None
+    negative_rates: list[float] = field(default_factory=list)
 
     @property
     def base_rates(self) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Settings of the data stage: which log, described how."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,13 +24,29 @@ def _checked_task(name: str) -> str:
 TaskName = Annotated[str, Field(pattern=TASK_PATTERN), AfterValidator(_checked_task)]
 
 
+class DriftSettings(Settings):
+    """How far a window may be from the mean of those before; beyond it, ingest stops. null: any.
+
+    ``base_rate``: by which factor the mean label may rise or fall. ``missing``: by how much a
+    feature's share of missing values may change. ``distinct``: by which factor a feature's distinct
+    ids may grow, beyond what more rows explain. ``unknown``: the largest share of a vocabulary's
+    values that it does not know. Shares that chance explains do not count.
+    """
+
+    base_rate: Annotated[float, Field(gt=1)] | None = None
+    missing: Annotated[float, Field(gt=0, le=1)] | None = None
+    distinct: Annotated[float, Field(gt=1)] | None = None
+    unknown: Annotated[float, Field(ge=0, le=1)] | None = None
+
+
 class DataSettings(Settings):
     """Which log, and how it is cut into windows.
 
     ``dataset`` names a description (:class:`DatasetSettings`); ``root`` is the folder that the
     relative paths of real logs are under. A window is at least a minute long. Ingest stops when
     more than ``quarantine_limit`` of the rows are bad. ``memory_gb`` bounds what tables are read
-    and sorted with, in GiB; what does not fit waits on disk.
+    and sorted with, in GiB; what does not fit waits on disk. ``drift`` bounds how windows may
+    differ.
 
     Dense features are standardised by the windows before, each counting half as much as the one
     ``dense_half_life_windows`` after it, and clipped to ``dense_clip`` deviations; null: left as
@@ -43,12 +60,19 @@ class DataSettings(Settings):
     rows_per_part: Annotated[int, Field(gt=0)] = 200_000
     memory_gb: Annotated[float, Field(gt=0)] = 2.0
     quarantine_limit: Annotated[float, Field(ge=0, le=1)] = 0.01
+    drift: DriftSettings = Field(default_factory=DriftSettings)
     dense_half_life_windows: Annotated[float, Field(gt=0)] | None = 3.0
     dense_clip: Annotated[float, Field(gt=0)] = 5.0
 
 
 class DomainSettings(Settings):
-    """One domain of the generated stream."""
+    """One domain of the generated stream.
+
+    Attributes:
+        name: of the domain, as students name it.
+        share: of all rows.
+        base_rate: of clicks in this domain.
+    """
 
     name: str
     share: Annotated[float, Field(gt=0, le=1)]
@@ -110,10 +134,20 @@ class SyntheticSettings(Settings):
     history: ClickHistorySettings | None = None
 
 
+Rate = Annotated[float, Field(gt=0, le=1)]
+
+
 class CriteoSettings(Settings):
     """Criteo logs: label, 13 integers, 26 hexadecimal categories, tab-separated, plain or .gz.
 
     The log holds no times: the order of the rows is time. ``rows_per_second`` fixes the clock.
+    ``negative_rate``: see :class:`TableSettings`.
+
+    Attributes:
+        files: paths or patterns, in the order of time.
+        start: time of the first row, ISO 8601.
+        table_rows: of every hashed table.
+        chunk_rows: rows read at a time.
     """
 
     files: Annotated[list[str], Field(min_length=1)]
@@ -121,15 +155,35 @@ class CriteoSettings(Settings):
     rows_per_second: Annotated[float, Field(gt=0)]
     table_rows: Annotated[int, Field(gt=1)]
     chunk_rows: Annotated[int, Field(gt=0)]
+    negative_rate: Rate | None = None
 
 
 class TimeSettings(MomentSettings):
     """The column of event times, as :class:`MomentSettings`.
 
     A row's label is known ``label_delay_s`` after its event, where no ``label_time`` says when.
+
+    Attributes:
+        column: of the log that holds the time of a row.
+        unit: of a number; datetime: a time type or text.
+        format: of text, as strptime writes it; null: ISO 8601.
+        zone: of times that name none, as Europe/Paris; null: UTC.
+        earliest: a row before it is bad.
+        latest: a row after it is bad.
     """
 
     label_delay_s: Annotated[float, Field(ge=0)] = 0.0
+
+
+class RowClockSettings(Settings):
+    """The order of the rows as the clock, for logs without times: ``rows_per_window`` rows, in the
+    order of the files, make a window; the first one is that of ``start``.
+
+    Rows that are filtered out or bad count. A row's label is known at once.
+    """
+
+    rows_per_window: Annotated[int, Field(gt=0)]
+    start: Annotated[str, AfterValidator(checked_time)] = "2024-01-01"
 
 
 class LabelSettings(Settings):
@@ -138,6 +192,9 @@ class LabelSettings(Settings):
     In YAML the column's name alone will do.
 
     ``positive``: the column holds numbers, and the label is 1 from this one on (1 for counts).
+
+    Attributes:
+        column: of the log that holds the label.
     """
 
     column: str
@@ -179,6 +236,10 @@ class NegativeSettings(Settings):
 
     ``per_click`` items a click are drawn in proportion to the clicks of the ``popularity_hours``
     whole hours before, never an item already clicked in the same ``session`` up to that time.
+
+    Attributes:
+        item: column of the item that was clicked.
+        seed: of the draw; another seed draws other negatives.
     """
 
     item: str
@@ -196,6 +257,9 @@ class CounterSettings(Settings):
     its smoothed click rate (``prior_rows`` rows at ``prior_rate`` are added); and log1p of the
     hours since it was first seen. A click counts from the bin in which its label is known. The
     features' names start with ``name``, by default the columns ``by`` joined by ``_``.
+
+    Attributes:
+        bin_minutes: counts are kept by bins of this length; a row sees complete bins only.
     """
 
     by: Annotated[list[str], Field(min_length=1)]
@@ -211,6 +275,9 @@ class DomainColumnSettings(Settings):
     """The column that holds the domain; ``values`` maps its raw value, as text, to a domain name.
 
     Rows of another value get the domain ``other``; without it they are bad rows.
+
+    Attributes:
+        column: of the log whose values name the domain.
     """
 
     column: str
@@ -234,6 +301,10 @@ class EncodingSettings(Settings):
     A vocabulary keeps row 0 for missing values and row 1 for all that are not in it; the first
     window, which has none before it, is encoded with its own. Where more values than ``table_rows``
     are frequent the first ones stay.
+
+    Attributes:
+        kind: hash: ids are hashed into the table's rows; vocabulary: a row per value seen often
+            enough.
     """
 
     kind: Literal["hash", "vocabulary"] = "hash"
@@ -253,6 +324,10 @@ class CategoricalColumnSettings(Settings):
     whole log, so that about one value in ten shares its id, and more, up to 10,000, where there are
     few; the size of a table tells no label. ``name`` of the feature is that of the column by
     default. Lists as text are split at ``separator``.
+
+    Attributes:
+        column: of the log, by its own name.
+        kind: id: one value; list: several values in one cell.
     """
 
     column: str
@@ -279,6 +354,9 @@ class CrossSettings(Settings):
 
     In YAML the list of columns alone will do. ``name`` of the feature is theirs joined by ``_x_``
     by default.
+
+    Attributes:
+        table_rows: rows of the crossed table; auto: by the pairs seen in the first window.
     """
 
     columns: Annotated[list[str], Field(min_length=2)]
@@ -309,6 +387,30 @@ def _listed_columns(value: Any) -> Any:
 Cross = Annotated[CrossSettings, BeforeValidator(_listed_columns)]
 
 
+def _distinct(names: list[str]) -> list[str]:
+    if len(set(names)) < len(names):
+        raise ValueError("two columns have one name")
+    return names
+
+
+Header = Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)] | None
+
+
+def _check_header(header: list[str] | None, file_format: str) -> None:
+    if header is not None and file_format not in ("csv", "tsv"):
+        raise ValueError(f"header is for csv and tsv; files of {file_format} name their columns")
+
+
+def _checked_expression(text: str) -> str:
+    try:
+        groups = re.compile(text).groups
+    except re.error as error:
+        raise ValueError(f"no regular expression: {error}") from None
+    if groups != 1:
+        raise ValueError(f"expected one group in parentheses, got {groups}")
+    return text
+
+
 class HistorySettings(Settings):
     """A list feature ``name``: the last ``length`` values of ``item`` that the row's ``user``
     clicked, oldest first.
@@ -334,14 +436,23 @@ class JoinSettings(Settings):
     gets the newest not after its event. Without it a key may have one row only, and that it knows
     the future is for you to judge. Where ``keys`` have the item of ``explode`` or
     ``sample_negatives``, ``columns`` and ``filter`` of the table cannot use what is joined. Side
-    tables are held in memory.
+    tables are held in memory; of what ``derived`` makes by SQL expressions of a row (by name, after
+    ``prefix``, too), only the results. ``header``: see :class:`TableSettings`.
+
+    Attributes:
+        files: paths or patterns of the side table.
+        file_format: of the side table.
+        quotes: checked: quotes may hold separators and every row is checked; yes: without the
+            check; no: quotes are letters.
     """
 
     files: Annotated[list[str], Field(min_length=1)]
     file_format: Literal["csv", "tsv", "jsonl", "parquet", "arrow"]
     quotes: Literal["checked", "yes", "no"] = "checked"
+    header: Header = None
     keys: Annotated[dict[str, str], Field(min_length=1)]
     columns: list[str] = Field(default_factory=list)
+    derived: dict[str, str] = Field(default_factory=dict)
     prefix: str = ""
     matched: str | None = None
     time: MomentSettings | None = None
@@ -349,13 +460,14 @@ class JoinSettings(Settings):
     @property
     def names(self) -> list[str]:
         """The columns that the log gets."""
-        joined = [self.prefix + name for name in self.columns]
+        joined = [self.prefix + name for name in [*self.columns, *self.derived]]
         return joined + ([self.matched] if self.matched is not None else [])
 
     @model_validator(mode="after")
     def _joins_something(self) -> "JoinSettings":
         if not self.names:
             raise ValueError("give columns or matched; a join without either does nothing")
+        _check_header(self.header, self.file_format)
         return self
 
 
@@ -378,16 +490,36 @@ class TableSettings(Settings):
     by name; rows for which the expression ``filter`` is not true are left out. ``label_time``: the
     column of the time from which a row's label is known (a conversion's); where it is empty,
     ``time.label_delay_s`` after the event.
+
+    ``row_clock`` in place of ``time``: the log has no times. ``header``: the names of the columns
+    of CSV and TSV that have no line of names. ``file_columns``: columns of text by name, made of
+    the files' paths by a regular expression with one group; folders called ``key=value`` make such
+    columns by themselves.
+
+    ``negative_rate``: the share of rows with label 0 that this log has kept, of all or by domain
+    (1 for those left out); those with label 1 are all there. Served probabilities are corrected for
+    it.
+
+    Attributes:
+        files: paths or patterns; ** reaches into folders.
+        file_format: of all files.
+        dense: numeric columns.
     """
 
     files: Annotated[list[str], Field(min_length=1)]
     file_format: Literal["csv", "tsv", "jsonl", "parquet", "arrow"]
     quotes: Literal["checked", "yes", "no"] = "checked"
+    header: Header = None
+    file_columns: dict[str, Annotated[str, AfterValidator(_checked_expression)]] = Field(
+        default_factory=dict
+    )
     joins: list[JoinSettings] = Field(default_factory=list)
     columns: dict[str, str] = Field(default_factory=dict)
     filter: str | None = None
-    time: TimeSettings
+    time: TimeSettings | None = None
+    row_clock: RowClockSettings | None = None
     label_time: MomentSettings | None = None
+    negative_rate: Rate | dict[str, Rate] | None = None
     label: LabelColumn | None = None
     labels: dict[TaskName, LabelColumn] = Field(default_factory=dict)
     null_values: list[str] = Field(default_factory=lambda: list(NULL_VALUES))
@@ -407,6 +539,19 @@ class TableSettings(Settings):
         return ({MAIN_TASK: self.label} if self.label is not None else {}) | self.labels
 
     @model_validator(mode="after")
+    def _one_clock(self) -> "TableSettings":
+        if (self.time is None) == (self.row_clock is None):
+            raise ValueError(
+                "give exactly one of time, the column of event times, and row_clock, for a log "
+                "without times"
+            )
+        needs_times = self.label_time is not None or any(one.time is not None for one in self.joins)
+        if self.row_clock is not None and needs_times:
+            raise ValueError("label_time and joins with time need time; row_clock knows no hours")
+        _check_header(self.header, self.file_format)
+        return self
+
+    @model_validator(mode="after")
     def _one_source_of_labels(self) -> "TableSettings":
         given = [
             self.label is not None,
@@ -417,6 +562,11 @@ class TableSettings(Settings):
             raise ValueError("give exactly one of label, explode and sample_negatives")
         if not self.categorical and self.history is None:
             raise ValueError("categorical: give at least one column; models look up at least one")
+        if self.negative_rate is not None and (self.labels or self.sample_negatives is not None):
+            raise ValueError(
+                "negative_rate is of a log with one task and its own negatives; leave out labels "
+                "and sample_negatives"
+            )
         if self.labels and self.label is None:
             raise ValueError(
                 "labels needs label: explode and sample_negatives know of no further task"

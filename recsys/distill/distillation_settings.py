@@ -19,6 +19,10 @@ class AdapterSettings(Settings):
     of the teacher's (``replace``). ``update``: it learns from a batch ``before`` the student does,
     as in the paper's Algorithm 1, or ``after``, so that its target does not know the batch's
     labels. ``loss_weight`` and ``label_scale`` are the extra head's w and α.
+
+    Attributes:
+        hidden_layers: widths of the adapter's hidden layers.
+        learning_rate: of the adapter.
     """
 
     kind: Literal["extra_head", "replace"] = "extra_head"
@@ -58,6 +62,9 @@ class DistillationSettings(Settings):
     ``gate_windows``: a window's scores are not learnt from if, over so many windows before it, the
     teacher's log loss was larger than the student's by more than ``gate_deviations`` standard
     errors; null: they always are. See :mod:`recsys.distill.teacher_gate`.
+
+    Attributes:
+        head_layers: widths of the auxiliary head's hidden layers.
     """
 
     mode: Annotated[str, AfterValidator(known_mode)] = "auxiliary"

@@ -59,6 +59,10 @@ class StudentSettings(Settings):
     ``tasks``: what it predicts, its main task first; null: the data's main one. ``task_weights``:
     of the losses of those beside its main one, whose weight is 1; 1 where none is given. What
     ``model`` and ``distillation`` give goes before what :class:`StudentsSettings` gives for all.
+
+    Attributes:
+        name: of the student; its model is registered as towerflow-NAME.
+        domain: whose rows it is trained for, evaluated on and served for.
     """
 
     name: str

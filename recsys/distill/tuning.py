@@ -35,7 +35,7 @@ from scipy import stats
 from recsys.config import InputError, Settings, nearest_hint
 from recsys.data.encoder import Encoder
 from recsys.data.schema import Schema
-from recsys.distill.recipe_choice import lowest
+from recsys.distill.early_choice import ne_by_other_windows
 from recsys.distill.score_log import LOG_FILE, ScoreLog
 from recsys.distill.student_checks import check_students
 from recsys.distill.student_settings import PLAIN, StudentsSettings
@@ -46,7 +46,7 @@ from recsys.distill.tuning_settings import DimensionSettings, Space, TuneSetting
 from recsys.evaluation.settings import EvaluateSettings
 from recsys.files import fingerprint, folder_state, link_file, link_files
 from recsys.provenance import code_of
-from recsys.training.launch import launch, start_server
+from recsys.training.launch import launch, main_module_stays_here, start_server
 from recsys.training.launch_settings import NodeSettings
 from recsys.training.non_finite import NonFiniteError
 from recsys.training.rank_process import die_with_parent
@@ -272,7 +272,11 @@ class Measured:
 
 
 def measure_run(run: Run, job: TrainingJob[StudentsSettings]) -> Measured:
-    """Train one student on all windows of ``job``; nothing of it stays in ``job.output_dir``."""
+    """Train one student on all windows of ``job``; nothing of it stays in ``job.output_dir``.
+
+    Where the settings leave its recipe open, a window's NE is of the recipe that the other windows
+    choose, so that a recipe that is chosen and one that is given are judged alike.
+    """
     started = time.monotonic()
     # The progress of single students would hide that of the search
     histories = {}
@@ -281,9 +285,7 @@ def measure_run(run: Run, job: TrainingJob[StudentsSettings]) -> Measured:
         with tempfile.TemporaryDirectory(dir=job.output_dir) as folder, redirect_stderr(StringIO()):
             own = replace(job, output_dir=Path(folder))
             [histories[recipe]] = launch(train_runs, ([one], False, own), job.train)[0].values()
-    best = histories[lowest(histories).recipe]
-    ne = [math.nan if row.get("ne") is None else float(row["ne"]) for row in best[1:]]
-    return Measured(ne, time.monotonic() - started)
+    return Measured(ne_by_other_windows(histories), time.monotonic() - started)
 
 
 class Bench:
@@ -323,7 +325,8 @@ class Bench:
         scores = self.early.scores_dir if run.distillation.reads_scores else None
         job = TrainingJob(self.early.windows_dir, students, train, self.folder, scores_dir=scores)
         if self._pool is not None:
-            future = self._pool.submit(measure_run, run, job)
+            with main_module_stays_here(run, job):
+                future = self._pool.submit(measure_run, run, job)
         else:
             try:
                 future.set_result(measure_run(run, job))

@@ -6,7 +6,12 @@ from recsys.config import Settings
 
 
 class Withdrawal(Settings):
-    """One withdrawn snapshot: of its name, exactly the one with these weights."""
+    """One withdrawn snapshot: of its name, exactly the one with these weights.
+
+    Attributes:
+        snapshot: of the teacher, by its window.
+        weights_hash: of that snapshot's weights.
+    """
 
     snapshot: str
     weights_hash: str

@@ -83,6 +83,11 @@ class ModelSettings(Settings):
 
     ``first_order``: the logit also has a weight of each id's own, the first column of its embedding
     (a column per task), and a linear term of the dense features. The deep part starts at 0 then.
+
+    Attributes:
+        cross_layers: of a dcn.
+        cross_rank: of each cross layer's low-rank weight.
+        towers: whether features are grouped by towers of the partition.
     """
 
     architecture: Literal["dlrm", "dcn", "wukong"] = "dlrm"

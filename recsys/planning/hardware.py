@@ -20,7 +20,12 @@ UNITS = {"": 1, "B": 1} | {
 
 class Tier(Settings):
     """One kind of memory as a rank sees it: bandwidth, and the bytes that one access moves at
-    least."""
+    least.
+
+    Attributes:
+        gb_s: bandwidth of the memory.
+        access_bytes: smallest access; a narrower row costs as much.
+    """
 
     gb_s: PositiveFloat
     access_bytes: PositiveInt
@@ -35,6 +40,11 @@ class Hardware(Settings):
     lookup kernels. ``reserved_gb`` of each rank's memory is not for the model. ``step_ms`` is a
     step's cost on each rank beside all that is counted. ``cores`` are those that the ranks of a
     node share (None: each has its own).
+
+    Attributes:
+        device: cpu or cuda.
+        dense_tflops: matrix multiplication rate that a step reaches.
+        source: where the figures come from.
     """
 
     device: Literal["cuda", "cpu"]

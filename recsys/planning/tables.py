@@ -66,7 +66,12 @@ SHARDINGS: dict[Kind, ShardingKind] = {
 
 
 class Spread(Settings):
-    """Values spread evenly in their logarithm over [low, high], without a random number."""
+    """Values spread evenly in their logarithm over [low, high], without a random number.
+
+    Attributes:
+        low: smallest value.
+        high: largest value.
+    """
 
     low: PositiveFloat
     high: PositiveFloat
@@ -82,6 +87,11 @@ class TableGroup(Settings):
     ``pooling`` is the mean number of ids per sample, over all ``features`` that share a table, each
     with an output of its own. ``skew`` is the exponent of the ids' power law, which says what a
     cache of hot rows is worth.
+
+    Attributes:
+        name: of the group; its tables are numbered.
+        dimension: columns of each table, or a list to choose from.
+        dtype: of the weights.
     """
 
     name: str
@@ -118,6 +128,13 @@ class PlannedModel(Settings):
     that compute exactly what the unsharded optimiser does, so none that splits columns with
     row-wise AdaGrad (each column shard would keep a moment of its own). ``load_factors`` are
     the shares of a table's rows tried as the size of its cache.
+
+    Attributes:
+        table_optimizer: of the embedding tables; its state counts as memory.
+        forward_comm: precision of embeddings between ranks.
+        backward_comm: precision of their gradients between ranks.
+        dense_optimizer: of the dense part; its state counts as memory.
+        dense_mflops_per_sample: of the dense part, forward, in MFLOPs.
     """
 
     batch_size: PositiveInt

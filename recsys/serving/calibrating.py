@@ -1,6 +1,6 @@
 """Fit a calibration on predictions that were made before their labels were known."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,9 @@ def calibration_of(
     Fitted on the windows before the last, the first one (which a model meets untrained) left out;
     the last one alone reports. A domain or task with too few labels has no map.
 
+    Where the log has kept a share of the rows with label 0 alone, fit and report are of the rows
+    that are there, and the maps give probabilities over all rows (He et al. 2014, section 6.3).
+
     Args:
         model_dir: holds predictions/<window>.parquet of every window.
         schema: of the data, with its windows.
@@ -37,10 +40,10 @@ def calibration_of(
     names = [window.name for window in schema.windows]
     fitted_on = names[:-1][1:][-settings.calibration_windows :]
     if settings.calibration == "off" or not fitted_on:
-        return {"maps": {}}
+        return {"maps": _of_all_rows({}, schema)}
     past = pl.concat([_read(model_dir, name) for name in fitted_on])
     last = _read(model_dir, names[-1])
-    maps: dict[str, dict[str, dict[str, Any]]] = {}
+    maps: dict[str, dict[str, Platt | Isotonic]] = {}
     reported: list[dict[str, Any]] = []
     for index, domain in enumerate(schema.domains):
         for task in tasks:
@@ -51,8 +54,7 @@ def calibration_of(
                 settings.calibration == "auto" and len(labels) >= settings.isotonic_rows
             )
             fitted = fit_isotonic(logits, labels) if isotonic else fit_platt(logits, labels)
-            kind = "isotonic" if isotonic else "platt"
-            maps.setdefault(domain, {})[task] = {"kind": kind, **asdict(fitted)}
+            maps.setdefault(domain, {})[task] = fitted
             judged = _of(last, schema, index, task)
             before, after = (_measured(one, *judged) for one in (UNCALIBRATED, fitted))
             reported.append(
@@ -60,11 +62,28 @@ def calibration_of(
                 | {"before": before, "after": after}
             )
     return {
-        "maps": maps,
+        "maps": _of_all_rows(maps, schema),
         "fitted_on": fitted_on,
         "reported_on": names[-1],
         "report": reported,
     }
+
+
+def _of_all_rows(
+    maps: Mapping[str, Mapping[str, Platt | Isotonic]], schema: Schema
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """The maps as calibration.json has them, corrected for rows with label 0 that were left out."""
+    rates = schema.negative_rates or [1.0] * len(schema.domains)
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for domain, rate in zip(schema.domains, rates, strict=True):
+        own = dict(maps.get(domain, {}))
+        if rate < 1.0:
+            own.setdefault(schema.tasks[0], UNCALIBRATED)
+        for task, one in own.items():
+            kind = "isotonic" if isinstance(one, Isotonic) else "platt"
+            whole = one.at_negative_rate(rate)
+            found.setdefault(domain, {})[task] = {"kind": kind, **asdict(whole)}
+    return found
 
 
 def fit_platt(logits: NDArray[np.floating], labels: NDArray[np.floating]) -> Platt:

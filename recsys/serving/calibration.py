@@ -1,5 +1,6 @@
 """Calibration at serving: a monotone map from a logit to a probability, per domain and task."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -29,6 +30,11 @@ class Platt:
         """[N] -> [N]."""
         return sigmoid(self.slope * logits.astype(np.float64) + self.intercept)
 
+    def at_negative_rate(self, rate: float) -> "Platt":
+        """The probability over all rows, where this one is over a log that has kept the share
+        ``rate`` of the rows with label 0: its odds are 1 / ``rate`` of the true ones."""
+        return Platt(self.slope, self.intercept + math.log(rate))
+
 
 @dataclass(frozen=True)
 class Isotonic:
@@ -40,6 +46,11 @@ class Isotonic:
     def __call__(self, logits: Floats) -> NDArray[np.float64]:
         """[N] -> [N]."""
         return np.interp(logits.astype(np.float64), self.logits, self.probabilities)
+
+    def at_negative_rate(self, rate: float) -> "Isotonic":
+        """As :meth:`Platt.at_negative_rate`, at the points."""
+        here = self.probabilities
+        return Isotonic(self.logits, [rate * one / (rate * one + 1 - one) for one in here])
 
 
 def sigmoid(values: Floats) -> NDArray[np.float64]:

@@ -40,6 +40,14 @@ class PartitionSettings(Settings):
     (the paper leaves it open), of embeddings less their mean if ``affinity_centred``.
     ``stretch_distances`` maps the distances of pairs onto [0, 1] before the map is drawn: what all
     pairs share has no place in few dimensions.
+
+    Attributes:
+        towers: how many.
+        affinity_mean: how interactions of two features are averaged: |cosine|, root mean square, or
+            |mean of cosine|.
+        learning_rate: of the search for coordinates.
+        restarts: of the search; the best is kept.
+        seed: of the search.
     """
 
     towers: PositiveInt = 4

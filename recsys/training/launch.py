@@ -2,9 +2,11 @@
 
 import multiprocessing
 import os
+import pickle
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import forkserver
@@ -46,7 +48,8 @@ __all__ = [
     "start_server",
 ]
 
-PRELOAD = ["torch", "torchrec", "recsys.training.engine"]
+LIBRARY = __name__.partition(".")[0]
+PRELOAD = ["torch", "torchrec", f"{LIBRARY}.training.engine"]
 # Set by the operating system's loader for the ranks; spinning OpenMP threads make a shared host 30
 # times slower.
 # FBGEMM asks for GPUs as it is imported; unless torch asks NVML instead of CUDA, no process that is
@@ -59,6 +62,7 @@ RANK_ENVIRONMENT = {
 # A fresh store each time nodes meet; a shared one stays at the address of a node that may have been
 # lost.
 SEVERAL_NODES_ENVIRONMENT = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+_MAIN_MODULE = threading.RLock()
 
 
 class OtherNodeEnd(SystemExit):
@@ -127,14 +131,36 @@ def launch(
 
 
 def start_server(*modules: str) -> None:
-    """Start, if there is none, the process that ranks are forked from; it imports what they need,
-    and ``modules``.
+    """Start, if there is none, the process that ranks are forked from; it imports what they need:
+    what its caller has imported of this library, and ``modules``.
 
     It does so beside its caller: started early it is ready when ranks are wanted.
     """
-    multiprocessing.set_forkserver_preload([*PRELOAD, *modules])
+    imported = sorted(name for name in sys.modules if name.startswith(f"{LIBRARY}."))
+    multiprocessing.set_forkserver_preload([*PRELOAD, *imported, *modules])
     with _environment(RANK_ENVIRONMENT), temporary_files_in_scratch(for_sockets=True):
         forkserver.ensure_running()
+
+
+@contextmanager
+def main_module_stays_here(*sent: Any) -> Iterator[None]:
+    """Processes that are started inside do not import the program's main module anew.
+
+    ``multiprocessing`` imports it in each, with all that it needs: for a Prefect flow two seconds
+    per rank. They need it only if ``sent``, what they are given, has something of it. Threads take
+    turns.
+    """
+    main = vars(sys.modules["__main__"])
+    if b"__main__" in pickle.dumps(sent):
+        yield
+        return
+    with _MAIN_MODULE:
+        saved = {name: main.get(name) for name in ("__spec__", "__file__")}
+        main |= dict.fromkeys(saved)
+        try:
+            yield
+        finally:
+            main |= saved
 
 
 def _one_host(world_size: int) -> dict[str, Any]:
@@ -203,6 +229,7 @@ def _elastic(
         tempfile.TemporaryDirectory(prefix="ranks-") as name,
         _environment(environment),
         quiet_libraries(),
+        main_module_stays_here(function, arguments),
     ):
         folder = Path(name)
         options: dict[str, Any] = {

@@ -44,6 +44,9 @@ class ScheduleSettings(Settings):
 
     They rise linearly over ``warmup_steps``, then fall over ``decay_steps`` to ``final_fraction``
     of their value and stay there. ``power`` is the exponent of the polynomial decay.
+
+    Attributes:
+        decay: of the dense learning rate after the warm-up.
     """
 
     warmup_steps: NonNegativeInt = 0

@@ -47,7 +47,9 @@ class Source:
     those of the log, in the order in which they are read. ``uses`` say, once the chunks have come,
     how values share the rows of their tables, and ``encoder`` gives what encodes raw rows like
     those of the chunks; ``notes`` are lines for the person. ``rows_left`` are rows of the log that
-    were read and are in no chunk so far.
+    were read and are in no chunk so far. ``vocabularies`` are those categorical features that have
+    one, ``negative_rates`` the shares of rows with label 0 that the log has kept, by domain; empty:
+    all.
     """
 
     dense: list[str]
@@ -63,3 +65,5 @@ class Source:
     uses: list[TableUse] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     rows_left: Callable[[], int] = lambda: 0
+    vocabularies: list[str] = field(default_factory=list)
+    negative_rates: list[float] = field(default_factory=list)

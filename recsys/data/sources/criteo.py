@@ -40,13 +40,15 @@ DOMAIN = "all"
 NOT_UTF8 = "\ufffd"  # what stands for bytes that are no UTF-8
 
 
-def criteo_source(settings: CriteoSettings, root: Path) -> Source:
+def criteo_source(settings: CriteoSettings, root: Path | str, folder: Path) -> Source:
     """Criteo files, in the order given, as one stream; each row is its own group.
+
+    ``folder`` takes copies of those behind URLs.
 
     Raises:
         InputError: a file is missing.
     """
-    files = resolve_files(settings.files, root)
+    files = resolve_files(settings.files, root, folder)
     uses = [TableUse(name, settings.table_rows) for name in CATEGORIES]
     encoder, examples = _encoder(settings), list[pl.DataFrame]()
     return Source(
@@ -58,6 +60,7 @@ def criteo_source(settings: CriteoSettings, root: Path) -> Source:
         origin_ms=milliseconds(settings.start, "criteo.start"),
         files=files,
         uses=uses,
+        negative_rates=[] if settings.negative_rate is None else [settings.negative_rate],
     )
 
 

@@ -23,8 +23,7 @@ def with_expressions(
     Raises:
         InputError: an expression is none, or needs more than one row, and so could know the future.
     """
-    for name, text in columns.items():
-        frame = frame.with_columns(_evaluated(frame, text, f"{place}.columns.{name}").alias(name))
+    frame = with_derived(frame, columns, f"{place}.columns")
     if condition is None:
         return frame
     kept = _evaluated(frame, condition, f"{place}.filter")
@@ -33,6 +32,13 @@ def with_expressions(
             f"{place}.filter: {condition!r} gives {kept.dtype}, neither true nor false"
         )
     return frame.filter(kept.cast(pl.Boolean).fill_null(False))
+
+
+def with_derived(frame: pl.DataFrame, columns: Mapping[str, str], place: str) -> pl.DataFrame:
+    """``frame`` with the derived ``columns`` alone; see :func:`with_expressions`."""
+    for name, text in columns.items():
+        frame = frame.with_columns(_evaluated(frame, text, f"{place}.{name}").alias(name))
+    return frame
 
 
 def _evaluated(frame: pl.DataFrame, text: str, place: str) -> pl.Series:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 
@@ -21,33 +22,77 @@ SUFFIXES = {".gz": "gzip", ".zst": "zstd"}
 BLOCK_BYTES = 1 << 20
 LONGEST_LINE_BYTES = 16 << 20
 SHOWN_CHARACTERS = 160
+HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+URL = "://"
 
 
-def resolve_files(patterns: list[str], root: Path) -> list[Path]:
+def resolve_files(patterns: list[str], root: Path | str, folder: Path | None = None) -> list[Path]:
     """The files of ``patterns`` (paths or globs, ``**`` too; relative ones under ``root``).
 
     In the order of the patterns; those of one pattern in natural order: numbers in names count as
     numbers.
+
+    Args:
+        folder: takes copies of those files that are behind URLs (see :func:`recsys.data.sources.
+            remote.fetched`), which ``root`` may be, too; None: no URL is read.
 
     Raises:
         InputError: a pattern matches no file, or two match the same one.
     """
     found: list[Path] = []
     for pattern in patterns:
-        path = root / pattern
-        # pathlib's own glob finds no files with a ** at the end
-        names = glob.glob(pattern, root_dir=root, recursive=True)  # noqa: PTH207
-        globbed = [root / name for name in names]
-        matches = [path] if path.is_file() else [match for match in globbed if match.is_file()]
-        if globbed and not matches:
-            raise InputError(f"{path}: is a folder; give its files, for example {pattern}/**/*.csv")
-        if not matches:
-            raise InputError(f"{path}: no such file; check 'files' and 'root', its folder")
+        url = pattern if URL in pattern else f"{str(root).rstrip('/')}/{pattern}"
+        matches = _fetched(url, folder) if URL in url else _matches(pattern, Path(root))
         twice = next((match for match in matches if match in found), None)
         if twice is not None:
             raise InputError(f"{twice}: matched twice by 'files'; its rows would count twice")
         found.extend(sorted(matches, key=natural_key))
     return found
+
+
+def _fetched(url: str, folder: Path | None) -> list[Path]:
+    if folder is None:
+        raise InputError(f"{url}: only ingest reads URLs; fetch the files and give their paths")
+    from recsys.data.sources.remote import fetched  # fsspec is seldom needed
+
+    return fetched(url, folder)
+
+
+def _matches(pattern: str, root: Path) -> list[Path]:
+    path = root / pattern
+    # pathlib's own glob finds no files with a ** at the end
+    names = glob.glob(pattern, root_dir=root, recursive=True)  # noqa: PTH207
+    globbed = [root / name for name in names]
+    matches = [path] if path.is_file() else [match for match in globbed if match.is_file()]
+    if globbed and not matches:
+        raise InputError(f"{path}: is a folder; give its files, for example {pattern}/**/*.csv")
+    if not matches:
+        raise InputError(f"{path}: no such file; check 'files' and 'root', its folder")
+    return matches
+
+
+def hive_keys(path: Path) -> dict[str, str | None]:
+    """What the folders of a path called ``key=value`` say, as Hive and Spark write them.
+
+    Example::
+
+        hive_keys(Path("logs/date=2024-01-01/hour=03/part-0.parquet"))
+        # {"date": "2024-01-01", "hour": "03"}
+    """
+    pairs = [part.split("=", 1) for part in path.parent.parts if "=" in part[1:]]
+    return {key: None if value == HIVE_NULL else unquote(value) for key, value in pairs}
+
+
+def of_name(path: Path, expression: str, column: str) -> str:
+    """The text that the group of a regular expression finds in a file's path.
+
+    Raises:
+        InputError: it finds nothing; the message names the ``column`` that it is for.
+    """
+    match = re.search(expression, path.as_posix())
+    if match is None or match[1] is None:
+        raise InputError(f"{path}: file_columns.{column}: {expression!r} fits no part of this path")
+    return match[1]
 
 
 def natural_key(path: Path) -> tuple[list[list[str | int]], str]:

@@ -4,6 +4,7 @@ held in memory, the log is not."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import polars as pl
 
@@ -11,9 +12,11 @@ from recsys.config import InputError
 from recsys.data.encoding import canonical_text, category_text
 from recsys.data.names import EVENT_TIME, OWN
 from recsys.data.settings import JoinSettings, MomentSettings, TableSettings
+from recsys.data.sources.expressions import with_derived
 from recsys.data.sources.files import resolve_files
-from recsys.data.sources.reading import read_tables
+from recsys.data.sources.reading import open_tables
 from recsys.data.sources.times import whole_times
+from recsys.scratch import scratch
 
 KEY, SINCE, PLACE, MATCHED = f"{OWN}key_", f"{OWN}since", f"{OWN}place", f"{OWN}matched"
 
@@ -45,13 +48,13 @@ class Joins:
     examples: list[SideTable]
 
     @staticmethod
-    def of(settings: TableSettings, root: Path) -> "Joins":
-        """Read the side tables of ``settings``.
+    def of(settings: TableSettings, root: Path | str, folder: Path) -> "Joins":
+        """Read the side tables of ``settings``; ``folder`` takes copies of those behind URLs.
 
         Raises:
             InputError: see :func:`read_side_tables`.
         """
-        tables = read_side_tables(settings.joins, root, settings.null_values)
+        tables = read_side_tables(settings.joins, root, settings.null_values, folder)
         late = [needs_item(table.settings, settings) for table in tables]
         return Joins(
             settings,
@@ -78,28 +81,50 @@ def needs_item(join: JoinSettings, settings: TableSettings) -> bool:
 
 
 def read_side_tables(
-    joins: Sequence[JoinSettings], root: Path, null_values: Sequence[str]
+    joins: Sequence[JoinSettings],
+    root: Path | str,
+    null_values: Sequence[str],
+    folder: Path | None = None,
 ) -> list[SideTable]:
     """The side tables; relative paths are under ``root``. Rows without a key are left out.
+
+    ``folder`` takes copies of files behind URLs; None: none is read.
 
     Raises:
         InputError: a file cannot be read, has no such column, or has two rows of one key (and of
             one time, if it has times); the message names the key.
     """
-    return [_read(settings, root, null_values) for settings in joins]
+    return [_read(settings, root, null_values, folder) for settings in joins]
 
 
-def _read(settings: JoinSettings, root: Path, null_values: Sequence[str]) -> SideTable:
-    files = resolve_files(settings.files, root)
+def _read(
+    settings: JoinSettings, root: Path | str, null_values: Sequence[str], folder: Path | None
+) -> SideTable:
+    files = resolve_files(settings.files, root, folder)
     time = [] if settings.time is None else [settings.time.column]
-    wanted = [*settings.keys.values(), *settings.columns, *time]
-    raw = pl.concat(
-        read_tables(files, settings.file_format, wanted, lambda _: False, settings.quotes)
-    )
+    wanted = list(dict.fromkeys([*settings.keys.values(), *settings.columns, *time]))
+    made = [*settings.columns, *settings.derived]
+    expressions = " ".join(settings.derived.values())
+    with TemporaryDirectory(dir=scratch()) as unpacked:
+        tables = open_tables(
+            files,
+            settings.file_format,
+            wanted,
+            lambda name: name != "" and name in expressions,
+            settings.quotes,
+            Path(unpacked),
+            settings.header,
+        )
+        raw = pl.concat(
+            with_derived(frame, settings.derived, settings.where("derived")).select(
+                list(dict.fromkeys([*wanted, *made]))
+            )
+            for _, frame in tables.batches()
+        )
     rows = pl.DataFrame(
         [
             *_keys(raw, list(settings.keys.values()), null_values),
-            *(raw[name].alias(settings.prefix + name) for name in settings.columns),
+            *(raw[name].alias(settings.prefix + name) for name in made),
         ]
     ).with_columns(pl.lit(True).alias(settings.matched or MATCHED))
     table = SideTable(settings, rows)
@@ -155,7 +180,7 @@ def _times(frame: pl.DataFrame, time: MomentSettings, null_values: Sequence[str]
 def with_joined(
     frame: pl.DataFrame,
     tables: Sequence[SideTable],
-    time: MomentSettings,
+    time: MomentSettings | None,
     null_values: Sequence[str],
 ) -> pl.DataFrame:
     """``frame``, a block of a log, with the columns of each side table: those of the row of its
@@ -171,8 +196,11 @@ def with_joined(
         if table.settings.time is None:
             found = keyed.join(table.rows, on=table.keys, how="left", maintain_order="left")
         else:
-            known = EVENT_TIME in frame.columns
-            moment = frame[EVENT_TIME] if known else _times(frame, time, null_values)
+            if EVENT_TIME in frame.columns:
+                moment = frame[EVENT_TIME]
+            else:
+                assert time is not None  # checked by TableSettings
+                moment = _times(frame, time, null_values)
             found = _as_of(keyed, moment, table)
         named = table.settings.matched
         found = found.drop(*table.keys, SINCE, *([] if named else [MATCHED]), strict=False)

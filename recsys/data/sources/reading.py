@@ -1,19 +1,21 @@
 """Table files, batch by batch: the columns that are asked for, one type each."""
 
 import difflib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import polars as pl
 
 from recsys.config import InputError
-from recsys.data.sources.files import blocks, lines, uncompressed
+from recsys.data.sources.files import blocks, hive_keys, lines, of_name, uncompressed
 from recsys.scratch import scratch
 
 SEPARATORS = {"csv": ",", "tsv": "\t"}
 BATCH_ROWS = 10_000
+PARTIAL_SHOWN = 10
 DUPLICATED = "_duplicated_0"  # what polars adds to a name that a header holds again
 
 
@@ -21,7 +23,8 @@ DUPLICATED = "_duplicated_0"  # what polars adds to a name that a header holds a
 class Tables:
     """Files that are read as one log: the used columns of each, and their types in all of them.
 
-    Compressed text is unpacked into a file of ``folder`` as long as it is read.
+    Compressed text is unpacked into a file of ``folder`` as long as it is read. ``of_paths`` are
+    columns that a file's path says, one text for all of its rows.
     """
 
     files: list[Path]
@@ -30,27 +33,47 @@ class Tables:
     folder: Path
     schemas: dict[Path, dict[str, pl.DataType]]
     types: dict[str, pl.DataType]
+    header: Sequence[str] | None = None
+    of_paths: dict[Path, dict[str, str | None]] = field(default_factory=dict)
 
-    def batches(self, rows: int = BATCH_ROWS) -> Iterator[tuple[int, pl.DataFrame]]:
+    def batches(
+        self, rows: int = BATCH_ROWS, first_file: int = 0, first_row: int = 0
+    ) -> Iterator[tuple[int, pl.DataFrame]]:
         """At most ``rows`` rows at a time, in their order, and the index of their file; the first
-        one may be empty.
+        one may be empty. From ``first_row`` of ``first_file`` on.
 
         Raises:
             InputError: a file cannot be read.
         """
-        yield 0, pl.DataFrame(schema=self.types)
+        yield first_file, pl.DataFrame(schema=self.types)
         for index, file in enumerate(self.files):
-            columns = self.schemas[file]
+            if index < first_file:
+                continue
+            skipped = first_row if index == first_file else 0
+            columns, of_path = self.schemas[file], self.of_paths.get(file, {})
             chosen = [
                 pl.col(name).cast(dtype)
                 if name in columns
-                else pl.lit(None, dtype=dtype).alias(name)
+                else pl.lit(of_path.get(name), dtype=dtype).alias(name)
                 for name, dtype in self.types.items()
             ]
             for frame in self._of_file(
-                file, [name for name in self.types if name in columns], rows
+                file, [name for name in self.types if name in columns], rows, skipped
             ):
                 yield index, frame.select(chosen)
+
+    def partial_columns(self) -> list[str]:
+        """A line for each column that some files have and others do not, whether it is used or
+        not; at most ten."""
+        if self.header is not None:
+            return []
+        found = Counter(name for schema in self.schemas.values() for name in schema)
+        files = len(self.schemas)
+        return [
+            f"column {name!r} is in {count:,} of {files:,} files, missing in the others"
+            for name, count in found.items()
+            if count < files
+        ][:PARTIAL_SHOWN]
 
     def rows(self) -> int:
         """Rows of all files; 0 where only reading them would tell."""
@@ -59,29 +82,36 @@ class Tables:
         counts = (_scan(file, self.file_format).select(pl.len()) for file in self.files)
         return sum(count.collect().item() for count in counts)
 
-    def _of_file(self, file: Path, columns: list[str], rows: int) -> Iterator[pl.DataFrame]:
+    def _of_file(
+        self, file: Path, columns: list[str], rows: int, skipped: int
+    ) -> Iterator[pl.DataFrame]:
         if self.file_format in ("parquet", "arrow"):
-            yield from _batches(_scan(file, self.file_format).select(columns), self, file, rows)
+            log = _scan(file, self.file_format).select(columns).slice(skipped)
+            yield from _batches(log, self, file, rows)
             return
         with uncompressed(file, self.folder) as text:
             if self.file_format == "jsonl":
                 log = pl.scan_ndjson(text, schema=self.schemas[file])
-                yield from _batches(log.select(columns), self, file, rows)
+                yield from _batches(log.select(columns).slice(skipped), self, file, rows)
                 return
             separator = SEPARATORS[self.file_format]
             log = pl.scan_csv(
                 text,
                 separator=separator,
+                has_header=self.header is None,
+                schema=None if self.header is None else dict.fromkeys(self.header, pl.String),
                 infer_schema=False,
                 quote_char=None if self.quotes == "no" else '"',
                 glob=False,
+                raise_if_empty=self.header is None,
             )
-            found = 0
-            for frame in _batches(log.select(columns), self, file, rows):
+            found = skipped
+            for frame in _batches(log.select(columns).slice(skipped), self, file, rows):
                 found += frame.height
                 yield frame
             width = len(self.schemas[file])
-            _check_lines(file, text, separator.encode(), width, found, self.quotes)
+            names = int(self.header is None)
+            _check_lines(file, text, separator.encode(), width, found, self.quotes, names)
 
 
 def _batches(log: pl.LazyFrame, tables: Tables, file: Path, rows: int) -> Iterator[pl.DataFrame]:
@@ -103,21 +133,36 @@ def open_tables(
     also: Callable[[str], bool],
     quotes: str,
     folder: Path,
+    header: Sequence[str] | None = None,
+    file_columns: Mapping[str, str] | None = None,
 ) -> Tables:
     """The columns ``wanted`` of the files, and those of which ``also`` is true.
 
-    A column that a file lacks is missing in its rows.
+    A column that a file lacks is missing in its rows. Folders of a file's path that are called
+    ``key=value`` give it the column ``key``, unless it has one of that name.
 
     Args:
         quotes: of CSV and TSV, see :class:`recsys.data.settings.TableSettings`.
         folder: for temporary files.
+        header: the names of the columns of CSV and TSV that have no line of names.
+        file_columns: by the column's name a regular expression, whose group is the text that a
+            file's path gives to its rows.
 
     Raises:
         InputError: a file cannot be read, no file has a column that is wanted (the message names
             the nearest), or two files hold a column in types that do not go together.
     """
-    schemas = {file: _schema(file, file_format, quotes, folder) for file in files}
-    names = list(dict.fromkeys(name for schema in schemas.values() for name in schema))
+    schemas = {file: _schema(file, file_format, quotes, folder, header) for file in files}
+    of_paths: dict[Path, dict[str, str | None]] = {}
+    for file, schema in schemas.items():
+        named = {name: of_name(file, way, name) for name, way in (file_columns or {}).items()}
+        own = next((name for name in named if name in schema), None)
+        if own is not None:
+            raise InputError(f"{file}: has a column {own!r} of its own; give file_columns another")
+        keys = {name: value for name, value in hive_keys(file).items() if name not in schema}
+        of_paths[file] = keys | named
+    both = [*schemas.values(), *of_paths.values()]
+    names = list(dict.fromkeys(name for one in both for name in one))
     columns = list(dict.fromkeys(wanted))
     for name in columns:
         if name not in names:
@@ -129,8 +174,8 @@ def open_tables(
         twice = next((name for name in columns if name + DUPLICATED in schema), None)
         if twice is not None:
             raise InputError(f"{file}: its header holds the column {twice!r} twice")
-    types = {name: _common_type(name, schemas, file_format) for name in columns}
-    return Tables(list(files), file_format, quotes, folder, schemas, types)
+    types = {name: _common_type(name, schemas, of_paths, file_format) for name in columns}
+    return Tables(list(files), file_format, quotes, folder, schemas, types, header, of_paths)
 
 
 def read_tables(
@@ -139,6 +184,7 @@ def read_tables(
     wanted: Iterable[str],
     also: Callable[[str], bool],
     quotes: str = "checked",
+    header: Sequence[str] | None = None,
 ) -> list[pl.DataFrame]:
     """Each file's rows, in memory; see :func:`open_tables`. All frames have the same columns and
     types.
@@ -147,14 +193,16 @@ def read_tables(
         InputError: as :func:`open_tables`.
     """
     with TemporaryDirectory(dir=scratch()) as folder:
-        tables = open_tables(files, file_format, wanted, also, quotes, Path(folder))
+        tables = open_tables(files, file_format, wanted, also, quotes, Path(folder), header)
         of_file = [[pl.DataFrame(schema=tables.types)] for _ in files]
         for index, frame in tables.batches():
             of_file[index].append(frame)
     return [pl.concat(frames) for frames in of_file]
 
 
-def _schema(file: Path, file_format: str, quotes: str, folder: Path) -> dict[str, pl.DataType]:
+def _schema(
+    file: Path, file_format: str, quotes: str, folder: Path, header: Sequence[str] | None
+) -> dict[str, pl.DataType]:
     try:
         if file_format in ("parquet", "arrow"):
             return dict(_scan(file, file_format).collect_schema())
@@ -163,23 +211,33 @@ def _schema(file: Path, file_format: str, quotes: str, folder: Path) -> dict[str
                 # All lines decide the types: an id may first be null, or be a float once
                 return dict(pl.scan_ndjson(text, infer_schema_length=None).collect_schema())
         first = next(lines(file), b"")
-        return dict(
-            pl.read_csv(
-                first + b"\n",
-                n_rows=0,
-                separator=SEPARATORS[file_format],
-                infer_schema=False,
-                quote_char=None if quotes == "no" else '"',
-            ).schema
+        found = pl.read_csv(
+            first + b"\n",
+            has_header=header is None,
+            n_rows=0 if header is None else 1,
+            separator=SEPARATORS[file_format],
+            infer_schema=False,
+            quote_char=None if quotes == "no" else '"',
+            raise_if_empty=header is None,
         )
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _unreadable(file, file_format, error) from error
+    if header is None:
+        return dict(found.schema)
+    if first and found.width != len(header):
+        raise InputError(
+            f"{file}: its first line has {found.width} fields, but header names {len(header)}"
+        )
+    return dict.fromkeys(header, pl.String())
 
 
 def _check_lines(
-    file: Path, text: Path, separator: bytes, width: int, rows: int, quotes: str
+    file: Path, text: Path, separator: bytes, width: int, rows: int, quotes: str, names: int
 ) -> None:
     """Check what the reader passes over: rows with too few fields, and quotes that swallow lines.
+
+    Args:
+        names: lines of names at the start, 1 or 0.
 
     Raises:
         InputError: there are such; the message names ``file``, whose contents are in ``text``.
@@ -192,13 +250,13 @@ def _check_lines(
         blank += block.count(b"\n\n") + block.count(b"\n\r\n")
         quoted += block.count(b'"')
         last = block[-1:]
-    count = ends + (last != b"\n") - 1  # without the header
+    count = ends + (last != b"\n") - names
     if quotes == "checked" and quoted and count - blank > rows:
         raise InputError(
             f"{file}: {count:,} lines are {rows:,} rows, since quotes span lines; set quotes: no "
             f"if they are plain characters, quotes: yes if fields hold line ends"
         )
-    if (quoted and quotes != "no") or separators >= (count + 1) * (width - 1):
+    if (quoted and quotes != "no") or separators >= (count + names) * (width - 1):
         return
     for number, line in enumerate(lines(text)):
         fields = line.count(separator) + 1
@@ -213,14 +271,18 @@ def _unreadable(file: Path, file_format: str, error: Exception) -> InputError:
 
 
 def _common_type(
-    name: str, schemas: Mapping[Path, Mapping[str, pl.DataType]], file_format: str
+    name: str,
+    schemas: Mapping[Path, Mapping[str, pl.DataType]],
+    of_paths: Mapping[Path, Mapping[str, str | None]],
+    file_format: str,
 ) -> pl.DataType:
     """The type that holds the column ``name`` of every file; where they differ, one that is all
-    null decides nothing."""
-    found: pl.DataType = pl.Null()
+    null decides nothing. What a path says is text."""
+    of_path = next((file for file, columns in of_paths.items() if name in columns), None)
+    found: pl.DataType = pl.Null() if of_path is None else pl.String()
     types = {file: schema[name] for file, schema in schemas.items() if name in schema}
-    differ = len(set(types.values())) > 1
-    first = next(iter(types))
+    differ = len(set(types.values())) > 1 or (of_path is not None and len(types) > 0)
+    first = next(iter(types)) if of_path is None else of_path
     for file, dtype in types.items():
         if differ and file_format in ("parquet", "arrow") and _all_null(file, file_format, name):
             continue

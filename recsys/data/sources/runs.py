@@ -8,6 +8,7 @@ import polars as pl
 
 from recsys.data.names import EVENT_TIME, OWN
 from recsys.data.sources.base import ROW
+from recsys.files import flush_file
 
 KEY_EVERY_ROWS = 200  # one key in memory for so many rows
 GROUP_ROWS = 16_384  # of a run, read together: a range reads little more than its own
@@ -43,16 +44,37 @@ class SortedRuns:
         if frame.is_empty():
             return
         ordered = frame.sort(EVENT_TIME, ROW)
-        path = self.folder / f"run-{len(self._runs):06d}.parquet"
+        path = self._path(len(self._runs))
         ordered.write_parquet(path, compression="lz4", row_group_size=GROUP_ROWS)
+        flush_file(path)
+        self._note(path, ordered.select(EVENT_TIME, ROW))
+
+    def take(self, runs: int) -> Iterator[pl.DataFrame]:
+        """Take the first ``runs`` of those that another has left in the folder, one by one."""
+        for index in range(runs):
+            path = self._path(index)
+            found = pl.read_parquet(path, glob=False)
+            self.empty = found.clear()
+            self._note(path, found.select(EVENT_TIME, ROW))
+            yield found
+
+    @property
+    def files(self) -> int:
+        """How many runs there are."""
+        return len(self._runs)
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"run-{index:06d}.parquet"
+
+    def _note(self, path: Path, ordered: pl.DataFrame) -> None:
         times = ordered[EVENT_TIME]
         self._runs.append(_Run(path, times[0], times[-1]))
-        keys = ordered.select(EVENT_TIME, ROW).gather_every(KEY_EVERY_ROWS)
-        after = (pl.lit(frame.height) - pl.int_range(pl.len()) * KEY_EVERY_ROWS).clip(
+        keys = ordered.gather_every(KEY_EVERY_ROWS)
+        after = (pl.lit(ordered.height) - pl.int_range(pl.len()) * KEY_EVERY_ROWS).clip(
             upper_bound=KEY_EVERY_ROWS
         )
         self._keys.append(keys.with_columns(after.alias(ROWS_AFTER)))
-        self.rows += frame.height
+        self.rows += ordered.height
 
     def ranges(self, rows: int, whole_ms: int = 1) -> Iterator[pl.DataFrame]:
         """All rows in their order, about ``rows`` at a time; an empty frame where there are none.
@@ -101,10 +123,24 @@ class BadRows:
     def add(self, bad: pl.DataFrame) -> None:
         """Take rows."""
         if bad.height:
-            path = self.folder / f"bad-{len(self._paths):06d}.parquet"
+            path = self._path(len(self._paths))
             bad.write_parquet(path, compression="lz4")
+            flush_file(path)
             self._paths.append(path)
             self.rows += bad.height
+
+    def take(self, files: int, rows: int) -> None:
+        """Take those ``rows`` that another has left in the first ``files`` files of the folder."""
+        self._paths += [self._path(index) for index in range(files)]
+        self.rows += rows
+
+    @property
+    def files(self) -> int:
+        """How many files there are."""
+        return len(self._paths)
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"bad-{index:06d}.parquet"
 
     def batches(self) -> Iterator[pl.DataFrame]:
         """All rows, as many at a time however many were added at once."""

@@ -31,6 +31,13 @@ from recsys.data.sources.base import (
 from recsys.data.sources.counters import CounterState, add_counters
 from recsys.data.sources.expressions import with_expressions
 from recsys.data.sources.files import resolve_files, short_names
+from recsys.data.sources.first_pass import (
+    PassState,
+    labels_state,
+    restored,
+    times_seen,
+    times_state,
+)
 from recsys.data.sources.history import HistoryState, add_history
 from recsys.data.sources.joins import Joins
 from recsys.data.sources.labels import (
@@ -51,13 +58,16 @@ from recsys.data.sources.table_encoder import (
     categories,
     domain_encoding,
     feature_values,
+    negative_rates,
     read_columns,
     table_domains,
     table_features,
     table_tasks,
 )
-from recsys.data.sources.times import TimesSeen, event_times
+from recsys.data.sources.times import TimesSeen, event_times, row_times
+from recsys.files import fingerprint
 from recsys.progress import RowProgress
+from recsys.provenance import code_of
 from recsys.units import MS_PER_HOUR, MS_PER_SECOND
 
 # Of memory_gb, for the raw values of a block and for those of a range; what is made of them on the
@@ -70,29 +80,32 @@ REASON = f"{OWN}reason"
 def table_source(settings: TableSettings, data: DataSettings, folder: Path) -> Source:
     """The described log as a source, in two passes.
 
-    The first reads the files block by block, parses the rows and leaves them in ``folder``, sorted.
+    The first reads the files block by block, parses the rows and leaves them in ``folder``, sorted;
+    where a killed call for the same log has left some there, it goes on after them.
     The second, of the chunks, takes them in event time, range by range, as many windows as ``data``
     asks for.
 
     Args:
-        folder: an empty one for temporary files, as long as the chunks are taken.
+        folder: for temporary files, as long as the chunks are taken.
 
     Raises:
         InputError: a file is missing or unreadable, a column is not there (the message names the
             nearest) or is not what the settings say.
     """
-    files = resolve_files(settings.files, Path(data.root))
+    files = resolve_files(settings.files, data.root, folder)
     table_features(settings)  # refuses names that stand twice before anything is read
-    memory = data.memory_gb * 2**30
+    rates = negative_rates(settings)
     with _one_line(files[0]):
-        joins = Joins.of(settings, Path(data.root))
-        log = _parsed_log(_open(settings, files, folder), joins, folder, memory)
+        joins = Joins.of(settings, data.root, folder)
+        tables = _open(settings, files, folder)
+        state = PassState(_fingerprint(tables, settings, data, folder))
+        log = _parsed_log(tables, joins, folder, data, state)
         if settings.sample_negatives is not None and log.values:
             for examples in _all_examples(log, settings):  # only the draw says which they are
                 _count(examples.frame, settings, log.values)
         distinct = {name: values.count for name, values in log.values.items()}
         encoding = TableEncoding(settings, log.types, distinct, log.examples)
-    notes: list[str] = []
+    notes = tables.partial_columns()
     one_each = settings.explode is None and settings.sample_negatives is None
     return Source(
         dense=encoding.dense,
@@ -106,6 +119,8 @@ def table_source(settings: TableSettings, data: DataSettings, folder: Path) -> S
         uses=encoding.uses,
         notes=notes,
         rows_left=lambda: log.rows_left,
+        vocabularies=encoding.vocabularies,
+        negative_rates=rates,
     )
 
 
@@ -148,64 +163,96 @@ class _Seen:
     labels: defaultdict[str, LabelsSeen] = field(default_factory=lambda: defaultdict(LabelsSeen))
 
 
-def _parsed_log(tables: Tables, joins: Joins, folder: Path, memory: float) -> _Log:
+def _fingerprint(tables: Tables, settings: TableSettings, data: DataSettings, folder: Path) -> str:
+    """Of all that decides what the first pass leaves."""
+    joined = [
+        file for one in settings.joins for file in resolve_files(one.files, data.root, folder)
+    ]
+    states = [(str(file), file.stat()) for file in [*tables.files, *joined]]
+    files = [(name, state.st_size, state.st_mtime_ns) for name, state in states]
+    return fingerprint(files, settings.model_dump(), data.model_dump(), code_of(__name__))
+
+
+def _parsed_log(
+    tables: Tables, joins: Joins, folder: Path, data: DataSettings, state: PassState
+) -> _Log:
     """The first pass, and again where a label's first 0 came after rows of -1."""
     settings = joins.settings
-    zeros: list[str] = []
+    left = restored(folder, state.fingerprint)
+    if left is not None:
+        state = left[1]
     while True:
         seen = _Seen()
-        for task in zeros:
+        for name, one in state.times.items():
+            setattr(seen, name, times_seen(one))
+        for task, flags in state.labels.items():
+            seen.labels[task] = LabelsSeen(**flags)
+        for task in state.zeros:
             seen.labels[task].zero = True
-        attempt = folder / f"rows-{len(zeros)}"
-        attempt.mkdir()
-        log = _first_pass(tables, joins, seen, attempt, memory)
+        attempt = folder / f"rows-{len(state.zeros)}"
+        attempt.mkdir(exist_ok=True)
+        log = _first_pass(tables, joins, seen, attempt, data, state)
         again = [task for task, one in seen.labels.items() if one.zero and one.negative]
         if not again:
-            seen.time.check(settings.time)
+            if settings.time is not None:
+                seen.time.check(settings.time)
             if settings.label_time is not None:
                 seen.label_time.check(settings.label_time)
             return log
-        zeros += again
+        state = PassState(state.fingerprint, [*state.zeros, *again])
         shutil.rmtree(attempt)
 
 
-def _first_pass(tables: Tables, joins: Joins, seen: _Seen, folder: Path, memory: float) -> _Log:
-    settings = joins.settings
+def _first_pass(
+    tables: Tables,
+    joins: Joins,
+    seen: _Seen,
+    folder: Path,
+    data: DataSettings,
+    state: PassState,
+) -> _Log:
+    settings, memory = joins.settings, data.memory_gb * 2**30
+    window_ms = round(data.window_hours * MS_PER_HOUR)
     runs, bad = SortedRuns(folder), BadRows(folder)
-    values = _counted(settings)
+    found = _Found(_counted(settings))
     file_rows = np.zeros(len(tables.files), dtype=np.int64)
+    file_rows[: len(state.file_rows)] = state.file_rows
     used = {*_used(settings), *(key for one in joins.examples for key in one.settings.keys)}
-    types: dict[str, pl.DataType] = {}
-    read = kept = count = 0
-    row_bytes = 0.0
+    bad.take(state.bad, state.bad_rows)
     with RowProgress("read", tables.rows()) as progress:
-        for block in _blocks(tables, memory * BLOCK_SHARE, file_rows):
-            raw = _filtered(joins.of_rows(block), settings, read)
-            types = dict(raw.schema)
-            used.update(read_columns(settings, types))
+        if state.read:
+            progress.note(f"goes on after {state.read:,} rows that a killed run has read")
+            progress.advance(state.read)
+        for good in runs.take(state.runs):
+            found.add(good, joins, len(used))
+        for block in _blocks(tables, memory * BLOCK_SHARE, file_rows, state.read):
+            raw = _filtered(joins.of_rows(block), settings, state.read)
+            found.types |= raw.schema
+            used.update(read_columns(settings, raw.schema))
             starts = np.cumsum(file_rows) - file_rows
-            parsed = _parse(raw, settings, tables.files, starts, seen)
+            parsed = _parse(raw, settings, tables.files, starts, seen, window_ms)
             if any(one.zero and one.negative for one in seen.labels.values()):
                 break
-            read, kept = read + block.height, kept + raw.height
             bad.add(parsed.bad)
             good = parsed.good.select(
                 name for name in parsed.good.columns if name.startswith(OWN) or name in used
             )
             runs.add(good)
-            examples = good
-            if settings.explode is not None:
-                examples = _examples(good, settings, NegativeState()).frame
-                types[settings.explode.item] = examples.schema[settings.explode.item]
-            examples = joins.of_examples(examples)
-            types |= {
-                name: examples.schema[name] for one in joins.examples for name in one.settings.names
-            }
-            count += examples.height
-            row_bytes += _bytes(examples) + ENCODED_BYTES * examples.height * len(used)
-            if settings.sample_negatives is None:
-                _count(examples, settings, values)
+            found.add(good, joins, len(used))
+            state = replace(
+                state,
+                file_rows=file_rows.tolist(),
+                read=state.read + block.height,
+                kept=state.kept + raw.height,
+                runs=runs.files,
+                bad=bad.files,
+                bad_rows=bad.rows,
+                times={name: times_state(getattr(seen, name)) for name in ("time", "label_time")},
+                labels=labels_state(seen.labels),
+            )
+            state.save(folder)
             progress.advance(block.height)
+    row_bytes, count = found.row_bytes, found.examples
     per_row = row_bytes / max(runs.rows, 1)
     if settings.sample_negatives is not None:
         per_row *= 1 + settings.sample_negatives.per_click
@@ -213,18 +260,60 @@ def _first_pass(tables: Tables, joins: Joins, seen: _Seen, folder: Path, memory:
     range_rows = max(1, int(memory * RANGE_SHARE / max(per_row, 1.0)))
     rows = runs.rows
     return _Log(
-        tables.files, runs, bad, read, read - kept, values, range_rows, rows, types, count, joins
+        tables.files,
+        runs,
+        bad,
+        state.read,
+        state.read - state.kept,
+        found.values,
+        range_rows,
+        rows,
+        found.types,
+        count,
+        joins,
     )
 
 
+@dataclass
+class _Found:
+    """What the good rows tell: distinct values of features by name, types of columns, examples, and
+    the bytes that they take in memory."""
+
+    values: dict[str, DistinctValues]
+    types: dict[str, pl.DataType] = field(default_factory=dict)
+    examples: int = 0
+    row_bytes: float = 0.0
+
+    def add(self, good: pl.DataFrame, joins: Joins, columns: int) -> None:
+        """Count the rows of a run; each has as many ``columns``."""
+        settings, examples = joins.settings, good
+        if settings.explode is not None:
+            examples = _examples(good, settings, NegativeState()).frame
+            self.types[settings.explode.item] = examples.schema[settings.explode.item]
+        examples = joins.of_examples(examples)
+        for one in joins.examples:
+            self.types |= {name: examples.schema[name] for name in one.settings.names}
+        self.examples += examples.height
+        self.row_bytes += _bytes(examples) + ENCODED_BYTES * examples.height * columns
+        if settings.sample_negatives is None:
+            _count(examples, settings, self.values)
+
+
 def _blocks(
-    tables: Tables, block_bytes: float, file_rows: NDArray[np.int64]
+    tables: Tables, block_bytes: float, file_rows: NDArray[np.int64], first: int
 ) -> Iterator[pl.DataFrame]:
-    """The rows of all files, about ``block_bytes`` at a time; ``file_rows`` counts those of each
-    file that have been taken."""
+    """The rows of all files from the row ``first`` on, about ``block_bytes`` at a time;
+    ``file_rows`` counts those of each file that have been taken."""
     block: list[pl.DataFrame] = []
     size = 0.0
-    for index, batch in tables.batches():
+    # Of the last file that was begun it is not known whether it was read to its end
+    ends = np.cumsum(file_rows)
+    begun = int(np.flatnonzero(file_rows)[-1]) if first else 0
+    first_file = min(int(np.searchsorted(ends, first, side="right")), begun)
+    first_row = first - int(ends[first_file] - file_rows[first_file])
+    file_rows[first_file] = first_row
+    file_rows[first_file + 1 :] = 0
+    for index, batch in tables.batches(first_file=first_file, first_row=first_row):
         file_rows[index] += batch.height
         row_bytes = max(_bytes(batch) / max(batch.height, 1), 1.0)
         for piece in batch.iter_slices(max(1, int(block_bytes / row_bytes))):
@@ -271,10 +360,10 @@ def _chunks(
     """The second pass; bad rows come first."""
     counters = [CounterState() for _ in settings.counters]
     history = HistoryState()
-    first, unseen = 0, 0
+    first, unseen, kept = 0, 0, len(notes)
     window_ms = round(data.window_hours * MS_PER_HOUR)
     with _one_line(log.files[0]):
-        if encoding.has_vocabularies:
+        if encoding.vocabularies:
             _learn_first_window(log, settings, window_ms, encoding)
         for index, examples in enumerate(_all_examples(log, settings, data)):
             order = pl.int_range(first, first + pl.len(), dtype=pl.Int64).alias(EXAMPLE)
@@ -293,9 +382,8 @@ def _chunks(
             log.rows_left -= examples.rows
             unseen += examples.unseen_clicks
             if unseen:
-                notes[:] = [
-                    f"{unseen:,} clicked items were not among those shown; they give no example"
-                ]
+                text = "clicked items were not among those shown; they give no example"
+                notes[kept:] = [f"{unseen:,} {text}"]
             yield Chunk(encoded, read=examples.rows, dropped=examples.dropped, made=examples.made)
 
 
@@ -314,7 +402,7 @@ def _learn_first_window(
 
 def _encoded(frame: pl.DataFrame, encoding: TableEncoding, window_ms: int) -> pl.DataFrame:
     """The columns of parts; window by window where that matters."""
-    if not encoding.has_vocabularies or frame.is_empty():
+    if not encoding.vocabularies or frame.is_empty():
         return encoding.part(frame)
     parts: list[pl.DataFrame] = []
     for rows, window in (frame[EVENT_TIME] // window_ms).rle().struct.unnest().iter_rows():
@@ -341,8 +429,11 @@ def _open(settings: TableSettings, files: list[Path], folder: Path) -> Tables:
         InputError: see :func:`open_tables`; or a name is taken.
     """
     explode = settings.explode
-    raw = [settings.time.column, *(one.column for one in settings.label_columns.values())]
-    made = [*CLOCK]
+    raw = [one.column for one in settings.label_columns.values()]
+    made: list[str] = []
+    if settings.time is not None:
+        raw.insert(0, settings.time.column)
+        made += CLOCK
     if settings.domain is not None:
         raw.append(settings.domain.column)
     if settings.label_time is not None:
@@ -369,6 +460,8 @@ def _open(settings: TableSettings, files: list[Path], folder: Path) -> Tables:
         lambda name: name in named or name == item or (name != "" and name in expressions),
         settings.quotes,
         folder,
+        settings.header,
+        settings.file_columns,
     )
     columns = tables.types
     if explode is not None and item in columns and item not in (explode.shown, explode.clicked):
@@ -413,13 +506,19 @@ def _parse(
     files: list[Path],
     starts: NDArray[np.int64],
     seen: _Seen,
+    window_ms: int,
 ) -> _Parsed:
     domain = _domain(raw, settings)
     numbers = [name for name in dict.fromkeys(settings.dense) if name in raw.columns]
     times = [one.column for one in (settings.time, settings.label_time) if one is not None]
     clean = raw.with_columns(cleaned(raw, settings.null_values, [*numbers, *times]))
-    time, no_time = event_times(clean[settings.time.column], settings.time, seen.time)
-    reason = pl.coalesce(pl.lit(no_time), pl.lit(None, dtype=pl.String))
+    reason: pl.Expr = pl.lit(None, dtype=pl.String)
+    if settings.row_clock is not None:
+        time = row_times(raw[ROW], settings.row_clock, window_ms)
+    else:
+        assert settings.time is not None  # checked by TableSettings
+        time, no_time = event_times(clean[settings.time.column], settings.time, seen.time)
+        reason = pl.coalesce(pl.lit(no_time), reason)
     parsed: dict[str, pl.Series] = {}
     for name in numbers:
         parsed[name] = _number(clean[name])
@@ -451,12 +550,12 @@ def _parse(
     marked = clean.with_columns(*own, reason.alias(REASON))
     bad = marked.filter(pl.col(REASON).is_not_null())
     good = marked.with_columns(
-        *clock(name for name in CLOCK if name not in raw.columns),
+        *clock(name for name in CLOCK if settings.time is not None and name not in raw.columns),
         *(one.alias(NUMBER + name) for name, one in parsed.items()),
     )
     good = good.filter(pl.col(REASON).is_null()).drop(REASON)
     labels = [one.column for one in settings.label_columns.values()]
-    shown = dict.fromkeys([settings.time.column, *labels, *numbers])
+    shown = dict.fromkeys([*times[:1], *labels, *numbers])
     content = raw.filter(marked[REASON].is_not_null()).select(
         pl.struct(
             pl.col(name).cast(pl.String, strict=False) if raw.schema[name] == pl.Binary else name
@@ -480,7 +579,8 @@ def _label_times(
     clean: pl.DataFrame, time: pl.Series, settings: TableSettings, seen: TimesSeen
 ) -> tuple[pl.Series, pl.Series]:
     """When each row's label is known, Int64 ms, and why it cannot be told, where it cannot."""
-    default = time + round(settings.time.label_delay_s * MS_PER_SECOND)
+    delay_s = 0.0 if settings.time is None else settings.time.label_delay_s
+    default = time + round(delay_s * MS_PER_SECOND)
     if settings.label_time is None:
         return default, pl.Series("reason", [None] * clean.height, dtype=pl.String)
     column = clean[settings.label_time.column]

@@ -68,6 +68,26 @@ def table_domains(settings: TableSettings) -> list[str]:
     return list(dict.fromkeys([*settings.domain.values.values(), *other]))
 
 
+def negative_rates(settings: TableSettings) -> list[float]:
+    """``negative_rate`` of each domain, in their order; empty where no rows were left out.
+
+    Raises:
+        InputError: a name is no domain's.
+    """
+    rate, domains = settings.negative_rate, table_domains(settings)
+    if rate is None:
+        return []
+    if isinstance(rate, float):
+        return [rate] * len(domains)
+    unknown = next((name for name in rate if name not in domains), None)
+    if unknown is not None:
+        raise InputError(
+            f"{settings.where('negative_rate')}: {unknown!r} is no domain; domains: "
+            f"{', '.join(domains)}"
+        )
+    return [rate.get(name, 1.0) for name in domains]
+
+
 def domain_encoding(settings: TableSettings) -> DomainEncoding | None:
     """How a row's domain is found; None where there is one domain."""
     if settings.domain is None:
@@ -235,9 +255,9 @@ class TableEncoding:
         return self.uses[-1]
 
     @property
-    def has_vocabularies(self) -> bool:
-        """Whether it matters which window a row is in."""
-        return bool(self._growing)
+    def vocabularies(self) -> list[str]:
+        """The features with a vocabulary; with one it matters which window a row is in."""
+        return list(self._growing)
 
     def count(self, frame: pl.DataFrame) -> None:
         """Count the values of a window's examples, for the vocabularies of windows after it."""
@@ -374,11 +394,14 @@ def _encoder(
     if domain is not None and domain.column in settings.columns:
         read.append(domain.column)
     clock = [name for name in CLOCK if name in read and name not in types]
+    moment = settings.time
     read = _with_inputs(read, settings, types)
     derived = [(name, text) for name, text in settings.columns.items() if name in read]
     made = {*clock, *settings.columns}
     times = [one.column for one in (settings.time, settings.label_time) if one is not None]
-    moment = settings.time.model_dump(include=set(MomentSettings.model_fields))
+    if clock and moment is not None:
+        values = moment.model_dump(include=set(MomentSettings.model_fields))
+        moment = MomentSettings(**values)
     return Encoder(
         columns=[
             _raw_column(name, settings, types) for name in dict.fromkeys(read) if name not in made
@@ -387,7 +410,7 @@ def _encoder(
         ids=ids,
         null_values=settings.null_values,
         derived=derived,
-        time=MomentSettings(**moment) if clock else None,
+        time=moment if clock else None,
         clock=clock,
         stripped=[name for name in dict.fromkeys([*settings.dense, *times]) if name in read],
         domains=table_domains(settings),
@@ -398,8 +421,9 @@ def _encoder(
 def _with_inputs(read: list[str], settings: TableSettings, names: Collection[str]) -> list[str]:
     """``read`` with the columns among ``names`` that features of the clock and expressions are made
     of."""
-    has_clock = any(name in read for name in CLOCK if name not in names)
-    found = [*read, settings.time.column] if has_clock else list(read)
+    found = list(read)
+    if settings.time is not None and any(name in read for name in CLOCK if name not in names):
+        found.append(settings.time.column)
     for name, text in reversed(settings.columns.items()):
         if name in found:
             found += [column for column in names if _is_read(column, text)]

@@ -9,6 +9,7 @@ import polars as pl
 from recsys.config import InputError
 from recsys.data.encoding import milliseconds
 from recsys.data.raw_values import MomentSettings
+from recsys.data.settings import RowClockSettings
 
 PER_MILLISECOND = {"s": 1_000, "ms": 1, "us": 1 / 1_000, "ns": 1 / 1_000_000}
 NOT_READ = "missing or unparsable time"
@@ -132,6 +133,13 @@ def _keep_first(kept: list[pl.Series], more: Callable[[], pl.Series]) -> None:
     room = MEDIAN_OF - sum(len(one) for one in kept)
     if room > 0:
         kept.append(more().head(room))
+
+
+def row_times(rows: pl.Series, clock: RowClockSettings, window_ms: int) -> pl.Series:
+    """Times of rows, Int64 ms, by their places [N] in the log: each window has as many."""
+    start_ms = milliseconds(clock.start, clock.where("start")) // window_ms * window_ms
+    window, place = rows // clock.rows_per_window, rows % clock.rows_per_window
+    return start_ms + window * window_ms + place * window_ms // clock.rows_per_window
 
 
 def whole_times(column: pl.Series, settings: MomentSettings) -> pl.Series:

@@ -122,15 +122,32 @@ def kuairand_pure(root: Path) -> None:
 
 
 def mind(root: Path) -> None:
-    """As published, without names, and then with them as the YAML's first lines say."""
     lines = [
         f"{row + 1}\tU{row % 3}\t11/{13 + row // 6}/2019 8:{row:02d}:58 {'AP'[row % 2]}M\t"
         f"{'' if row % 3 == 2 else 'N55189 N42782'}\tN{row}-0 N{row + 1}-{int(row % 3 != 0)}"
         for row in range(ROWS // 2)
     ]
-    names = "impression_id\tuser_id\ttime\thistory\timpressions"
-    put(root / "mind/train/named.tsv", names, *lines[:3])
-    put(root / "mind/dev/named.tsv", names, *lines[3:])
+    put(root / "mind/train/behaviors.tsv", *lines[:3])
+    put(root / "mind/dev/behaviors.tsv", *lines[3:])
+
+
+def ali_ccp(root: Path) -> None:
+    """Without names; the last row is a conversion without a click."""
+
+    def features(*pairs: tuple[str, str]) -> str:
+        return "\x01".join(f"{field}\x02{value}\x031.0" for field, value in pairs)
+
+    lines = [
+        f"{row + 1},{row % 4 // 3},{row % 8 // 7},user{row % 3},4,"
+        + features(("216", "9"), ("205", f"41{row % 5}"), ("210", "7"), ("210", "8"))
+        for row in range(ROWS)
+    ]
+    put(root / "ali_ccp/sample_skeleton_train.csv", *lines, f"{ROWS + 1},0,1,user0,0,")
+    users = [
+        f"user{user},3," + features(("101", f"3{user}"), ("110_14", "5"), ("110_14", "6"))
+        for user in range(2)
+    ]
+    put(root / "ali_ccp/common_features_train.csv", *users)
 
 
 def ebnerd(root: Path) -> None:
@@ -241,6 +258,7 @@ DATASETS = [
         ["tab_0", "tab_1", "tab_4", "other"],
     ),
     Published("mind", mind, [0, 0, 0, 1, 0, 1, 0, 0, 0, 1, 0, 1], "2019-11-13T08:00:58", ["all"]),
+    Published("ali_ccp", ali_ccp, EVERY_FOURTH, "2024-01-01", ["all"]),
     Published(
         "ebnerd_demo", ebnerd, [0, 0, 0, 1] * 3, "2023-05-18T07:00", ["desktop", "mobile", "other"]
     ),
@@ -300,6 +318,19 @@ def test_taobao_s_rows_have_their_ad_s_and_user_s_columns(
     ages = hash_to_rows(pl.Series(["5", "2", None], dtype=pl.String), 100).to_list()
     assert rows["age_level"].to_list() == ages * (ROWS // 3), "user 2 has no profile"
     assert rows["new_user_class_level"].n_unique() == 2
+
+
+def test_ali_ccp_s_fields_are_columns_and_conversions_have_clicks(
+    data_settings: DataSettings, tmp_path: Path
+) -> None:
+    dataset = next(one for one in DATASETS if one.name == "ali_ccp")
+    rows = ingested(dataset, data_settings, tmp_path)
+    assert rows["field_205"].n_unique() == 5 and rows["field_216"].n_unique() == 1
+    assert rows["field_301"].to_list() == [0] * ROWS  # no row has it
+    # The third user has no common features
+    assert [value == 0 for value in rows["field_101"]] == [False, False, True] * (ROWS // 3)
+    assert rows["label_conversion"].to_list() == [row % 8 // 7 for row in range(ROWS)]
+    assert rows["event_time"].is_sorted()
 
 
 def test_a_conversion_of_criteo_is_known_at_its_own_time(

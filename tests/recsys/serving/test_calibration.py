@@ -71,6 +71,38 @@ def test_isotonic_with_enough_rows_or_off(
     assert maps.get("feed", {}).get("click", {}).get("kind") == kind
 
 
+@pytest.mark.parametrize("way", ["platt", "isotonic", "off"])
+def test_probabilities_are_of_all_rows_where_negatives_were_left_out(
+    tmp_path: Path, way: Any
+) -> None:
+    draw = np.random.default_rng(5)
+    (tmp_path / "predictions").mkdir()
+    kept_truth = []
+    for window in WINDOWS:
+        truth = draw.normal(-2, 1, 20_000)
+        clicked = draw.random(20_000) < sigmoid(truth)
+        kept = clicked | (draw.random(20_000) < 0.1)
+        kept_truth.append(truth[kept])
+        frame = pl.DataFrame(
+            {
+                "domain": np.zeros(kept.sum(), np.int64),
+                "label": clicked[kept].astype(np.float32),
+                "logit": (truth[kept] - np.log(0.1)).astype(np.float32),  # as the kept rows say
+            }
+        )
+        frame.write_parquet(tmp_path / f"predictions/{window.name}.parquet")
+    data = replace(DATA, negative_rates=[0.1, 0.5])
+    found = calibration_of(tmp_path, data, ["click"], ExportSettings(calibration=way))
+    served = map_of(found["maps"]["feed"]["click"])
+    truth = kept_truth[-1]
+    logits = (truth - np.log(0.1)).astype(np.float32)
+    assert served(logits).mean() / sigmoid(truth).mean() == pytest.approx(1, abs=0.03)
+    # Video, which has no rows, is corrected by its own rate
+    assert map_of(found["maps"]["video"]["click"])(np.zeros(1)) == pytest.approx(1 / 3)
+    for one in found.get("report", []):  # of the rows that are there
+        assert one["after"]["calibration"] == pytest.approx(1, abs=0.05)
+
+
 def test_a_map_never_falls_and_brings_the_mean_to_the_click_rate() -> None:
     draw = np.random.default_rng(6)
     logits = draw.normal(-2, 2, 3000).astype(np.float32)

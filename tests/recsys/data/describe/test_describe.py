@@ -342,7 +342,7 @@ def test_the_time_of_a_conversion_becomes_the_time_of_the_label(
     )
     log.write_parquet(tmp_path / "log.parquet")
     table, _ = described(tmp_path, "log.parquet", capsys)
-    assert table.time.column == "click_time"
+    assert table.time is not None and table.time.column == "click_time"
     assert table.label_time is not None and table.label_time.column == "attributed_time"
     ingested(tmp_path, table)
     rows = pl.read_parquet(tmp_path / "windows" / "*" / "part-*.parquet")
@@ -517,7 +517,7 @@ def test_what_it_cannot_tell_may_be_given(
     log.write_parquet(tmp_path / "log.parquet")
     options = ["--label", "zz", "--time", "published_at"]
     table, _ = described(tmp_path, "log.parquet", capsys, *options)
-    assert table.label is not None
+    assert table.label is not None and table.time is not None
     assert (table.label.column, table.time.column) == ("zz", "published_at")
 
 
@@ -541,7 +541,7 @@ def test_dates_of_two_readings_are_read_as_leaves_the_log_in_order(
 ) -> None:
     csv(with_time(LOG, "date", form))(tmp_path)
     table, text = described(tmp_path, "log.csv", capsys)
-    assert table.time.format == form
+    assert table.time is not None and table.time.format == form
     assert "AMBIGUOUS" in text
 
 

@@ -1,0 +1,72 @@
+"""Logs behind URLs, copied before they are read."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from recsys.config import InputError
+from recsys.progress import RowProgress
+
+# What pip installs for each kind of URL; fsspec's own messages name modules
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hdfs": "hdfs"}
+
+
+def fetched(url: str, folder: Path) -> list[Path]:
+    """Copies in ``folder`` of the files behind ``url``, which may be a glob, in no order.
+
+    A copy's path ends in the file's own, so the folders that it lay in are seen. What a killed call
+    has fetched is not fetched again, unless the file has changed since.
+
+    Raises:
+        InputError: there is no such file, it cannot be reached, or what reads such URLs is not
+            installed.
+    """
+    system, path = _system(url)
+    try:
+        names = [
+            name
+            for name in (system.glob(path) if any(mark in path for mark in "*?[") else [path])
+            if system.isfile(name)
+        ]
+        if not names:
+            what = "is a folder; give its files" if system.isdir(path) else "no such file"
+            raise InputError(f"{url}: {what}, for example {url.rstrip('/')}/**/*.parquet")
+        RowProgress("fetch", 0).note(f"{len(names):,} files of {url}")
+        found: list[Path] = []
+        for name in names:
+            copy = folder / url.split("://")[0] / name.lstrip("/")
+            _fetch(system, name, copy)
+            found.append(copy)
+        return found
+    except InputError:
+        raise
+    except Exception as error:  # each store has its own
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise InputError(f"{url}: cannot be fetched: {reason}") from error
+
+
+def _system(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it."""
+    protocol = url.split("://")[0]
+    try:
+        return fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        extra = EXTRAS.get(protocol)
+        hint = f"pip install 'towerflow[{extra}]'" if extra else "see fsspec for kinds of URLs"
+        raise InputError(f"{url}: {' '.join(str(error).split())}; {hint}") from error
+
+
+def _fetch(system: Any, name: str, copy: Path) -> None:
+    mark = copy.with_name(f"{copy.name}.fetched")
+    state = str(system.ukey(name))
+    if copy.is_file() and mark.is_file() and mark.read_text() == state:
+        return
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    partial = copy.with_name(f"{copy.name}.partial")
+    with contextlib.ExitStack() as failed:
+        failed.callback(partial.unlink, missing_ok=True)
+        system.get_file(name, str(partial))
+        partial.rename(copy)
+    mark.write_text(state)
