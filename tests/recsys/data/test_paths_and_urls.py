@@ -13,6 +13,7 @@ from recsys.data.ingest import ingest
 from recsys.data.schema import Schema
 from recsys.data.settings import DatasetSettings, DataSettings, TableSettings
 from recsys.data.sources.files import resolve_files
+from recsys.data.sources.remote import fetched
 from tests.support.raw_logs import LOG, SECTION, rows_of, run
 
 BY_DEVICE = {"column": "device", "values": {"phone": "phone", "desk": "desk"}}
@@ -228,3 +229,14 @@ def test_a_short_line_below_given_names_is_refused(
         file.write("1704070800,1\n")
     with pytest.raises(InputError, match="line 41 has 2 of 5 fields"):
         run(data_settings, tmp_path, "table", SECTION | {"header": LOG.columns})
+
+
+def test_a_fetched_file_is_fetched_again_only_where_it_has_changed(
+    tmp_path: Path, memory: Any
+) -> None:
+    memory.pipe("/bucket/x.csv", b"one")
+    [copy] = fetched("memory://bucket/x.csv", tmp_path)
+    copy.write_bytes(b"kept")
+    assert fetched("memory://bucket/x.csv", tmp_path) == [copy] and copy.read_bytes() == b"kept"
+    memory.pipe("/bucket/x.csv", b"three")
+    assert fetched("memory://bucket/x.csv", tmp_path) == [copy] and copy.read_bytes() == b"three"
