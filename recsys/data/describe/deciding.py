@@ -78,7 +78,8 @@ def _event_time(survey: Survey, moments: list[Moment], wanted: str | None) -> Mo
         hint = f"; if it is one of {others}, name it: --time COLUMN" if others else ""
         raise InputError(
             f"{file}: no column holds times of events; a table needs one: numbers since 1970, ISO "
-            f"8601 text or text of one format{hint}"
+            f"8601 text or text of one format{hint}; where the order of the rows is time, write "
+            f"row_clock in its place"
         )
     return moments[0]
 
