@@ -15,6 +15,7 @@ from recsys.data.schema import Schema
 from recsys.data.settings import DatasetSettings, DataSettings, TableSettings
 from recsys.data.sources.files import resolve_files
 from recsys.data.sources.remote import fetched
+from recsys.files import UnreachableError
 from tests.support.raw_logs import LOG, SECTION, rows_of, run
 
 BY_DEVICE = {"column": "device", "values": {"phone": "phone", "desk": "desk"}}
@@ -241,3 +242,33 @@ def test_a_fetched_file_is_fetched_again_only_where_it_has_changed(
     assert fetched("memory://bucket/x.csv", tmp_path) == [copy] and copy.read_bytes() == b"kept"
     memory.pipe("/bucket/x.csv", b"three")
     assert fetched("memory://bucket/x.csv", tmp_path) == [copy] and copy.read_bytes() == b"three"
+
+
+def test_a_store_that_does_not_answer_costs_only_what_it_has_not_given(
+    data_settings: DataSettings,
+    tmp_path: Path,
+    plain: pl.DataFrame,
+    memory: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    halves(tmp_path, "device=phone/a.csv", "device=desk/b.csv")
+    for path in tmp_path.glob("device=*/*.csv"):
+        memory.pipe(f"/logs/{path.relative_to(tmp_path)}", path.read_bytes())
+    section = SECTION | {"files": ["memory://logs/**/*.csv"], "domain": BY_DEVICE}
+    dataset = DatasetSettings.model_validate({"format": "table", "table": section})
+    out, work = tmp_path / "windows", tmp_path / "work"
+    asked, get_file = list[str](), type(memory).get_file
+
+    def failing_once(self: Any, name: str, target: str) -> None:
+        asked.append(name)
+        if len(asked) == 2:
+            raise ConnectionResetError("the other side is away")
+        get_file(self, name, target)
+
+    monkeypatch.setattr(type(memory), "get_file", failing_once)
+    with pytest.raises(UnreachableError, match="the other side is away"):
+        ingest(data_settings, dataset, out, tmp_path / "oracle", work)
+    assert not out.exists()
+    ingest(data_settings, dataset, out, tmp_path / "oracle", work)
+    assert rows_of(tmp_path).equals(plain)
+    assert len(asked) == 3 and asked[1] == asked[2]  # the first file came once
