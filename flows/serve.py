@@ -6,7 +6,7 @@ from typing import Any
 
 from flows.command_line import PARAMS, run_program
 
-MODEL_FILE = "model.json"
+MODEL_FILE, CURRENT_FILE = "model.json", "current.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,7 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "name",
         metavar="NAME",
         help="a student (feed), whose registered champion is served and followed, or an export "
-        "folder (models/students/feed/distilled/export), which needs neither MLflow nor a project",
+        "folder (models/students/feed/distilled/export) or a publication folder of the stream "
+        "(models/published/feed), which need neither MLflow nor a project",
     )
     parser.add_argument("--alias", default="champion", help="of the registered model")
     parser.add_argument("--host", help="else serve.host: 127.0.0.1")
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Serve until stopped."""
-    from recsys.serving.server import folder_source, serve
+    from recsys.serving.server import folder_source, publication_source, serve
     from recsys.serving.settings import ServeSettings
 
     path = PARAMS / "serve.yaml"
@@ -37,6 +38,8 @@ def run(options: argparse.Namespace) -> None:
     chosen = {name: value for name, value in given.items() if value is not None}
     settings = settings.with_values(chosen, {})
     folder = Path(options.name)
+    if (folder / CURRENT_FILE).is_file():
+        serve(publication_source(folder), settings)
     if (folder / MODEL_FILE).is_file() or "/" in options.name:
         serve(folder_source(folder), settings)
     from tasks.serving import registered_source

@@ -28,12 +28,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchrec.distributed import comm
 from torchrec.distributed.batched_embedding_kernel import BaseBatchedEmbeddingBag
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
+from torchrec.distributed.types import LazyAwaitable, ShardingType
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 __all__ = [
     "EnumerableShardingSpec",
     "FakeTensorMode",
     "HashStore",
+    "LookUpAlone",
     "PrefixStore",
     "RemoteDevice",
     "ShardMetadata",
@@ -81,6 +84,45 @@ def forget_groups_of_other_hosts(ranks_per_host: int) -> None:
     known = distributed.distributed_c10d._world.pg_map
     if intra not in known or cross not in known or intra.size() != ranks_per_host:
         comm._INTRA_PG = comm._CROSS_PG = None
+
+
+class LookUpAlone:
+    """The forward pass of a collection whose tables all lie whole on the only rank: the kernels'
+    look-up on the ids as they are, the same bits without TorchRec's exchange with nobody.
+
+    That exchange takes several times as long as the look-up of a small batch. The first call is
+    TorchRec's, which checks the features.
+    """
+
+    def __init__(self, sharded: ShardedEmbeddingBagCollection) -> None:
+        self._sharded = sharded
+        (self._lookup,) = sharded._lookups
+        configs = self._lookup.grouped_configs
+        self._features = [name for config in configs for name in config.feature_names()]
+        self._checked = False
+
+    @staticmethod
+    def fits(sharded: ShardedEmbeddingBagCollection) -> bool:
+        """Whether that is all that the forward pass of ``sharded``, on one rank, does."""
+        kinds = {one.sharding_type for one in sharded.module_sharding_plan.values()}
+        return (
+            kinds == {ShardingType.TABLE_WISE.value}
+            and "input_dist" not in vars(sharded)  # positions of sequences
+            and not sharded._has_mean_pooling_callback
+        )
+
+    def __call__(self, sparse: KeyedJaggedTensor) -> KeyedTensor | LazyAwaitable[KeyedTensor]:
+        """Pooled embeddings of the ids of every feature."""
+        sharded = self._sharded
+        if not self._checked:
+            self._checked = True
+            return type(sharded).forward(sharded, sparse)
+        keys = sparse.keys()
+        if keys != self._features:
+            sparse = sparse.permute([keys.index(name) for name in self._features])
+        return KeyedTensor(
+            sharded._embedding_names, sharded._embedding_dims, self._lookup(sparse), key_dim=1
+        )
 
 
 def admit_empty_shards(sharded: ShardedEmbeddingBagCollection) -> None:

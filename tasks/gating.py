@@ -1,6 +1,5 @@
 """Whether a student may become champion: its verdict, and the present one on the same rows."""
 
-import hashlib
 import logging
 import statistics
 import time
@@ -12,8 +11,9 @@ from recsys.data.schema import Schema
 from recsys.distill.student_settings import BudgetSettings, StudentsSettings
 from recsys.evaluation.gate import Against, Limit, Verdict, decide
 from recsys.evaluation.settings import EvaluateSettings
-from recsys.files import SUMS_FILE, in_one_line, read_json
+from recsys.files import in_one_line, read_json
 from recsys.serving.export_format import CALIBRATION_FILE, CARD_FILE, NETWORK_FILE, WEIGHTS_FILE
+from recsys.serving.publication import model_hash
 from tasks.project import PARAMS, STUDENTS, WINDOWS
 
 if TYPE_CHECKING:
@@ -69,12 +69,6 @@ def judged_rows(name: str, arm: str) -> "pl.DataFrame | None":
         pl.col(logit).alias("logit"),
     )
     return rows.filter(pl.col("label").is_not_nan())
-
-
-def model_hash(folder: Path) -> str:
-    """A name for what an export predicts: SHA-256 over its files' sums, without its card."""
-    sums = {name: one for name, one in read_json(folder / SUMS_FILE).items() if name != CARD_FILE}
-    return hashlib.sha256(repr(sorted(sums.items())).encode()).hexdigest()
 
 
 def known_version(client: Any, registered: str, folder: Path) -> str | None:

@@ -28,6 +28,7 @@ STUDENTS_WORK = Path(".work/students")
 EVALUATION = Path("reports/evaluation")
 REGISTRATION = Path("reports/registration.json")
 STREAM = Path("models/stream")
+PUBLISHED = Path("models/published")  # a publication folder per student of the stream
 STREAM_WORK = Path(".work/stream")  # what a stream has taken and learnt; it goes on from there
 STREAM_REPORT = Path("reports/stream")
 TUNE_WORK = Path(".work/tune")  # studies, and the windows that they may read

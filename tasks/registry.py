@@ -14,7 +14,8 @@ from prefect import task
 
 from recsys.config import InputError
 from recsys.evaluation.gate import Verdict
-from tasks.gating import JUDGED_FILE, MODEL_TAG, gated, judged_rows, known_version, model_hash
+from recsys.serving.publication import model_hash
+from tasks.gating import JUDGED_FILE, MODEL_TAG, gated, judged_rows, known_version
 from tasks.project import EVALUATION, REGISTRATION, STUDENTS, WINDOWS, require
 from tasks.tracking import PARENT_TAG, connect, find_run, in_one_line, open_parent
 from tasks.versioning import code_version, output_version

@@ -23,6 +23,7 @@ from tasks.project import (
     ORACLE,
     PARAMS,
     PARTITION_FILE,
+    PUBLISHED,
     STREAM,
     STREAM_REPORT,
     STREAM_WORK,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from recsys.distill.online_stream import StreamJob
 
 WATCH_LOCK = "stream-watch.lock"
-LINEAGE_FILE, EVALUATED_DIR, PUBLISHED = "lineage.json", "evaluated", "published"
+LINEAGE_FILE, EVALUATED_DIR, PUBLISHED_MARK = "lineage.json", "evaluated", "published"
 
 
 @dataclass(frozen=True)
@@ -157,8 +158,8 @@ def evaluate_stream(taken: Taken) -> dict[str, str]:
 
 @task
 def publish_stream(taken: Taken, best: dict[str, str]) -> None:
-    """Go on with one MLflow run a model from the first window that it lacks, and register each
-    student's best arm.
+    """Publish each student's best arm in models/published for running servers, go on with one
+    MLflow run per model from the first window that it lacks, and register the best arms.
 
     A call that is stopped is repeated by the next one: MLflow keeps a value that is sent twice
     once.
@@ -166,11 +167,14 @@ def publish_stream(taken: Taken, best: dict[str, str]) -> None:
     from recsys.distill.online_stream import STUDENTS_DIR
     from recsys.distill.students import EXPORT_DIR
     from recsys.files import write_atomically
+    from recsys.serving.publication import publish
 
-    mark = taken.work / f"{PUBLISHED}-{taken.key}"
+    mark = taken.work / f"{PUBLISHED_MARK}-{taken.key}"
     first = int(mark.read_text()) if mark.is_file() else 0
     if first == len(taken.windows):
         return
+    for name, arm in best.items():
+        publish(STREAM / STUDENTS_DIR / name / arm / EXPORT_DIR, PUBLISHED / name)
     for name, folder, parameters in _models():
         record(
             RunRecord(

@@ -6,7 +6,7 @@ from prefect import task
 
 from recsys.config import load_settings
 from recsys.data.schema import Schema
-from recsys.distill.recipe_choice import CHOICES_FILE
+from recsys.distill.recipe import CHOICES_FILE
 from recsys.distill.student_settings import StudentsSettings
 from recsys.files import read_json
 from recsys.training.settings import TrainSettings

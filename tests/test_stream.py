@@ -147,6 +147,13 @@ def test_the_finished_streams_results_are_the_batch_pipelines_bit_for_bit(projec
     assert sorted(of_stream) == sorted(row for row in of_batch if not row.startswith(is_baseline))
 
 
+def test_students_rerun_bit_for_bit_without_the_cache(project: Path) -> None:
+    run(project, "dvc", "repro", "evaluate")
+    before = contents(project / "models/students")
+    run(project, "dvc", "repro", "--single-item", "--force", "--no-run-cache", "students")
+    assert contents(project / "models/students") == before
+
+
 def test_dvc_sees_nothing_of_the_stream(project: Path) -> None:
     run(project, "dvc", "repro", "evaluate")
     assert "up to date" in run(project, "dvc", "status", "evaluate").stdout

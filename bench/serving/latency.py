@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -38,6 +39,7 @@ BATCH, REPETITIONS = 512, 300
 COMMAND = "python -m bench.serving.latency"
 DENSE_NAMES = [f"number_{place}" for place in range(DENSE)]
 ID_NAMES = [f"category_{place}" for place in range(CATEGORICAL)]
+SHARED = [*DENSE_NAMES, *ID_NAMES[:8]]  # of a user and context, where candidates are ranked
 SCHEMA = Schema(
     "made",
     DENSE_NAMES,
@@ -105,16 +107,24 @@ def library_lines(predictor: Predictor, rows: list[dict[str, Any]]) -> list[str]
             EMBEDDINGS_INPUT: predictor._embeddings(encoded, count),
         }
 
-        def bare(inputs: dict[str, Any] = inputs) -> Any:
-            return predictor.session.run([LOGITS_OUTPUT], inputs)
-
-        def whole(given: list[dict[str, Any]] = given) -> Any:
-            return predictor.predict(given)
-
-        lines += [
-            line("ONNX Runtime, the bare network", count, milliseconds(bare)),
-            line("`Predictor.predict`, from raw rows", count, milliseconds(whole)),
+        shared = {name: given[0][name] for name in SHARED if name in given[0]}
+        candidates = [
+            {name: value for name, value in row.items() if name not in shared} for row in given
         ]
+        calls: dict[str, Callable[[], Any]] = {
+            "ONNX Runtime, the bare network": partial(
+                predictor.session.run, [LOGITS_OUTPUT], inputs
+            ),
+            "columns out of rows": partial(columns_of, given, predictor.format),
+            "encoding": partial(predictor._encoder.encode, columns, count),
+            "look-up in the tables": partial(predictor._embeddings, encoded, count),
+            "`Predictor.predict`, from raw rows": partial(predictor.predict, given),
+            "`Predictor.predict`, from columns": partial(predictor.predict, columns),
+            f"`Predictor.rank`, {len(shared)} of {len(given[0])} columns shared": partial(
+                predictor.rank, shared, candidates
+            ),
+        }
+        lines += [line(name, count, milliseconds(call)) for name, call in calls.items()]
     return lines
 
 

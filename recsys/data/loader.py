@@ -102,8 +102,8 @@ class WindowReader:
 
     Args:
         tasks: those whose labels and scores are read, the main one first; None: all of the data.
-            ``schema`` is that of a model of these tasks, ``logits`` are their columns in a log of
-            scores.
+            ``schema`` is that of a model of these tasks, ``labels`` are their columns in the data
+            and in what is predicted, ``logits`` those in the latter and in a log of scores.
         first_windows: how many windows are read; None: all.
 
     Raises:
@@ -117,6 +117,7 @@ class WindowReader:
         stored = Schema.load(windows_dir)
         self.schema = stored if tasks is None else stored.for_tasks(tasks)
         self.windows: list[Window] = self.schema.windows[:first_windows]
+        self.labels = stored.columns("label", self.schema.tasks)
         self.logits = stored.columns("logit", self.schema.tasks)
         self._names = self._renaming(stored, "label") | self._renaming(stored, "score")
         self._stored_names = {
@@ -127,7 +128,7 @@ class WindowReader:
         standards = self.schema.standards()
         self._standards = dict(zip((w.name for w in self.windows), standards, strict=False))
         features = self.schema.dense + [feature.name for feature in self.schema.categorical]
-        self._columns = META_COLUMNS + stored.columns("label", self.schema.tasks) + features
+        self._columns = META_COLUMNS + self.labels + features
 
     def rows(self, window: Window, domain: int | None = None) -> int:
         """Number of examples whose event lies in ``window`` (of one domain, if given)."""

@@ -5,7 +5,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,9 +19,10 @@ from recsys.data.schema import Schema
 from recsys.distill.adapter import StudentAdapter
 from recsys.distill.diagnostics import DistillationDiagnostics
 from recsys.distill.distillation_settings import DistillationSettings, overlaid
+from recsys.distill.early_choice import EarlyChoice, lowest_ne
 from recsys.distill.heads import PEER_TABLE_PREFIX, RANKER_PREFIX, DistilledRanker
 from recsys.distill.losses import DistillationLoss
-from recsys.distill.recipe_choice import CHOICES_FILE, Recipe, RecipeChoice, lowest
+from recsys.distill.recipe import CHOICES_FILE, Recipe
 from recsys.distill.score_log import ScoreLog
 from recsys.distill.student_checks import check_students, tasks_of
 from recsys.distill.student_settings import AUTO, StudentSettings, StudentsSettings
@@ -225,21 +226,21 @@ def _with_recipes(runs: list[Run], job: TrainingJob[StudentsSettings]) -> list[R
     new = [trial for name, trial in asked.items() if not histories[name]]
     if new:
         histories |= _launch(_try_recipes, new, job)
-    chosen: dict[str, dict[str, RecipeChoice]] = {}
+    chosen: dict[str, dict[str, EarlyChoice[Recipe]]] = {}
     for (student, arm), tried in trials.items():
-        choice = lowest({recipe: histories[_trial_name(trial)] for recipe, trial in tried.items()})
-        chosen.setdefault(student, {})[arm] = choice
+        found = lowest_ne({recipe: histories[_trial_name(one)] for recipe, one in tried.items()})
+        chosen.setdefault(student, {})[arm] = found
         if new:
-            print(f"{student}, {arm}: rows {choice}", file=sys.stderr, flush=True)
+            print(f"{student}, {arm}: rows {found}", file=sys.stderr, flush=True)
     for student, arms in chosen.items():
         (job.output_dir / student).mkdir(exist_ok=True)
         write_json(
             job.output_dir / student / CHOICES_FILE,
-            {arm: choice.as_json() for arm, choice in arms.items()},
+            {arm: {**asdict(one.choice), **one.as_json()} for arm, one in arms.items()},
         )
     return [
         run.with_recipe(
-            chosen[run.student.name][run.arm].recipe if len(run.recipes) > 1 else run.recipes[0]
+            chosen[run.student.name][run.arm].choice if len(run.recipes) > 1 else run.recipes[0]
         )
         for run in runs
     ]

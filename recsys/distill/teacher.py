@@ -4,7 +4,7 @@ snapshots."""
 import math
 import sys
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from recsys.data.loader import WindowReader
 from recsys.data.schema import Schema, Window, task_columns
-from recsys.distill.rate_choice import RATE_FILE, RateChoice, lowest_rate
+from recsys.distill.early_choice import lowest_ne
 from recsys.distill.snapshots import SNAPSHOTS_DIR, Snapshot, hash_weights, publish
 from recsys.distill.teacher_checks import check_teacher, check_teacher_data
 from recsys.distill.teacher_settings import TeacherSettings
@@ -46,6 +46,7 @@ PLAN_FIGURE = "plan.png"
 SIZE_FILE = "size.json"
 LIVE_FILE = "teacher.jsonl"
 TABLE_KEY = "embedding_bags"
+RATE_FILE = "rate.json"
 CHECKPOINT_KEYS = {
     "checkpoint_every_batches",
     "keep_checkpoints",
@@ -115,12 +116,12 @@ def _with_rate(job: TrainingJob[TeacherSettings], partition: Partition | None) -
     rate = settings.table_learning_rate
     if rate == "auto":
         if path.is_file():
-            rate = RateChoice(**read_json(path)).table_learning_rate
+            rate = float(read_json(path)["table_learning_rate"])
         else:
-            choice = lowest_rate({one: _tried(one, job, partition) for one in settings.rates_tried})
-            print(f"teacher: {choice}", file=sys.stderr, flush=True)
-            write_json(path, asdict(choice))
-            rate = choice.table_learning_rate
+            found = lowest_ne({one: _tried(one, job, partition) for one in settings.rates_tried})
+            print(f"teacher: table learning rate {found}", file=sys.stderr, flush=True)
+            rate = found.choice
+            write_json(path, {"table_learning_rate": rate, **found.as_json()})
     update = {} if rate is None else {"table_learning_rate": rate}
     return job.train.model_copy(update=update)
 

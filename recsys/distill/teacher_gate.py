@@ -104,8 +104,7 @@ class GatedScores:
         both have predicted."""
         if window.name in self._losses:
             return self._losses[window.name]
-        logit = self._reader.logits[0]
-        label = logit.replace("logit", "label", 1)
+        label, logit = self._reader.labels[0], self._reader.logits[0]
         path = self._output_dir / PREDICTIONS_DIR / f"{window.name}.parquet"
         columns = ["example_id", "event_time", "label_time"]
         times = pl.read_parquet(window_parts(self._reader.windows_dir, window), columns=columns)

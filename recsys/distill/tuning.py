@@ -35,7 +35,7 @@ from scipy import stats
 from recsys.config import InputError, Settings, nearest_hint
 from recsys.data.encoder import Encoder
 from recsys.data.schema import Schema
-from recsys.distill.recipe_choice import lowest
+from recsys.distill.early_choice import ne_by_other_windows
 from recsys.distill.score_log import LOG_FILE, ScoreLog
 from recsys.distill.student_checks import check_students
 from recsys.distill.student_settings import PLAIN, StudentsSettings
@@ -272,7 +272,11 @@ class Measured:
 
 
 def measure_run(run: Run, job: TrainingJob[StudentsSettings]) -> Measured:
-    """Train one student on all windows of ``job``; nothing of it stays in ``job.output_dir``."""
+    """Train one student on all windows of ``job``; nothing of it stays in ``job.output_dir``.
+
+    Where the settings leave its recipe open, a window's NE is of the recipe that the other windows
+    choose, so that a recipe that is chosen and one that is given are judged alike.
+    """
     started = time.monotonic()
     # The progress of single students would hide that of the search
     histories = {}
@@ -281,9 +285,7 @@ def measure_run(run: Run, job: TrainingJob[StudentsSettings]) -> Measured:
         with tempfile.TemporaryDirectory(dir=job.output_dir) as folder, redirect_stderr(StringIO()):
             own = replace(job, output_dir=Path(folder))
             [histories[recipe]] = launch(train_runs, ([one], False, own), job.train)[0].values()
-    best = histories[lowest(histories).recipe]
-    ne = [math.nan if row.get("ne") is None else float(row["ne"]) for row in best[1:]]
-    return Measured(ne, time.monotonic() - started)
+    return Measured(ne_by_other_windows(histories), time.monotonic() - started)
 
 
 class Bench:

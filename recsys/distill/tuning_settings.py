@@ -56,6 +56,7 @@ MODEL_SPACE: Space = {
 }
 DISTILLATION_SPACE: Space = {
     "students.distillation.mode": _choices("shared", "affine", "auxiliary", "auxiliary_adapter"),
+    "students.distillation.rows": _choices("auto", "own", "scores_elsewhere", "all"),
     "students.distillation.loss_weight": _range(0.1, 10.0),
     "students.distillation.gradient_scale": _range(0.3, 30.0),
     "students.distillation.head_layers": _choices([16], [32], [64, 32]),

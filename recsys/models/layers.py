@@ -47,7 +47,10 @@ class PairDots(Function):
     def forward(ctx: FunctionCtx, vectors: Tensor, pairs: Tensor, places: Tensor) -> Tensor:
         """[B, V, D], [P], [V*V] -> [B, P]."""
         ctx.save_for_backward(vectors, places)
-        return torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1).index_select(1, pairs)
+        dots = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1)
+        if torch.onnx.is_in_onnx_export():  # ONNX Runtime is three times as fast at this
+            return dots.gather(1, pairs.expand_as(dots[:, : len(pairs)]))
+        return dots.index_select(1, pairs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:

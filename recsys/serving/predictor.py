@@ -34,11 +34,19 @@ from recsys.serving.export_format import (
     REMEDY,
     WEIGHTS_FILE,
 )
-from recsys.serving.raw_encoder import Encoded, RawEncoder, Rows, columns_of
+from recsys.serving.raw_encoder import (
+    Columns,
+    Encoded,
+    RawEncoder,
+    Rows,
+    columns_of,
+    columns_of_rows,
+)
 from recsys.serving.tables import Tables
 
 ROWS_AT_ONCE = 16_384  # bounds the memory of a large frame
 Probabilities = dict[str, NDArray[np.float64]]
+Maps = Mapping[str, Mapping[str, CalibrationMap]]  # by domain and task
 
 
 class Predictor:
@@ -58,7 +66,7 @@ class Predictor:
         encoder: EncoderFormat,
         tables: Tables,
         session: onnxruntime.InferenceSession,
-        maps: Mapping[str, Mapping[str, CalibrationMap]],
+        maps: Maps,
         card: Mapping[str, Any],
     ) -> None:
         schema = description["schema"]
@@ -99,36 +107,31 @@ class Predictor:
         path = directory / MODEL_FILE
         if not path.is_file():
             raise InputError(f"{path}: no such file; expected the export folder of a student")
-        try:
-            version = read_json(path)["version"]
-        except (InputError, KeyError, TypeError) as error:
-            raise damaged(path, REMEDY, error) from error
-        if version != FORMAT_VERSION:
-            raise InputError(
-                f"{path}: export version {version}, this code reads {FORMAT_VERSION}; train the "
-                f"students again"
-            )
+        description = _description(path)
         if not (directory / SUMS_FILE).is_file():
             raise InputError(f"{directory / SUMS_FILE}: is missing; rebuild it with {REMEDY}")
         check_sums(directory, REMEDY)
-        description = read_json(path)
         encoder = EncoderFormat.load(directory)
-        if encoder.hash != description["encoder"]:
-            raise InputError(
-                f"{directory / ENCODER_FILE}: is not the encoder that the model was exported with"
-            )
-        maps = {
-            domain: {task: map_of(one) for task, one in by_task.items()}
-            for domain, by_task in read_json(directory / CALIBRATION_FILE)["maps"].items()
-        }
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(
-            str(directory / NETWORK_FILE), options, providers=["CPUExecutionProvider"]
-        )
         tables = Tables.map(directory / WEIGHTS_FILE)
-        return cls(description, encoder, tables, session, maps, read_json(directory / CARD_FILE))
+        return cls(description, encoder, tables, *_above_tables(directory, encoder, threads))
+
+    def changed(self, directory: Path, threads: int = 1) -> "Predictor":
+        """One that shares these tables, with all else as ``directory`` has it; without an
+        encoder.json there it encodes as this one does.
+
+        Raises:
+            InputError: the files there are of another version, or for other tables.
+        """
+        description = _description(directory / MODEL_FILE)
+        if description["first_rows"] != self._first_rows:
+            raise InputError(f"{directory}: is of tables that are laid out otherwise")
+        same = not (directory / ENCODER_FILE).is_file()
+        encoder = self.format if same else EncoderFormat.load(directory)
+        above = _above_tables(directory, encoder, threads)
+        found = Predictor(description, encoder, self.tables, *above)
+        if same:
+            found._encoder = self._encoder  # with what it remembers
+        return found
 
     @property
     def needs_domain(self) -> bool:
@@ -193,12 +196,12 @@ class Predictor:
         twice = next((name for row in candidates for name in row if name in shared), None)
         if twice is not None:
             raise InputError(f"column {twice!r} is given for all and for each candidate")
-        columns: dict[str, list[Any]] = {}
-        for name in self.format.read_names:
-            if name in shared:
-                columns[name] = [shared[name]]
-            elif any(name in row for row in candidates):
-                columns[name] = [row.get(name) for row in candidates]
+        wanted = [name for name in self.format.read_names if name not in shared]
+        columns: dict[str, Sequence[Any]] = {
+            name: [shared[name]] for name in self.format.read_names if name in shared
+        }
+        if candidates:
+            columns |= columns_of_rows(candidates, wanted, self.format)
         self.format.check_columns([*shared, *(name for row in candidates[:1] for name in row)])
         count = len(candidates)
         return self._predicted(columns, count, self._encoder, calibrated)
@@ -237,7 +240,7 @@ class Predictor:
         )
 
     def _predicted(
-        self, columns: Mapping[str, list[Any]], count: int, encoder: RawEncoder, calibrated: bool
+        self, columns: Columns, count: int, encoder: RawEncoder, calibrated: bool
     ) -> Probabilities:
         domains = self._domains(encoder.domains_of(columns, count), count)
         parts = []
@@ -338,3 +341,39 @@ class Predictor:
                 f"{self.domains[others[0]]}; this model serves {self.domain}"
             )
         return np.broadcast_to(given, count) if len(given) != count else given
+
+
+def _description(path: Path) -> dict[str, Any]:
+    """What model.json says."""
+    try:
+        description = read_json(path)
+        version = description["version"]
+    except (InputError, KeyError, TypeError, OSError) as error:
+        raise damaged(path, REMEDY, error) from error
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{path}: export version {version}, this code reads {FORMAT_VERSION}; train the "
+            f"students again"
+        )
+    return description
+
+
+def _above_tables(
+    directory: Path, encoder: EncoderFormat, threads: int
+) -> tuple[onnxruntime.InferenceSession, Maps, dict[str, Any]]:
+    """The network, the calibration and the card of an export whose encoder is ``encoder``."""
+    if encoder.hash != read_json(directory / MODEL_FILE)["encoder"]:
+        raise InputError(
+            f"{directory / ENCODER_FILE}: is not the encoder that the model was exported with"
+        )
+    maps = {
+        domain: {task: map_of(one) for task, one in by_task.items()}
+        for domain, by_task in read_json(directory / CALIBRATION_FILE)["maps"].items()
+    }
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        str(directory / NETWORK_FILE), options, providers=["CPUExecutionProvider"]
+    )
+    return session, maps, read_json(directory / CARD_FILE)

@@ -2,10 +2,14 @@
 one row in microseconds."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from itertools import chain
+from operator import itemgetter
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -27,8 +31,10 @@ from recsys.data.encoder_format import (
 from recsys.serving.raw_values import BLANK, canonical, milliseconds_of, number_of, row_of, text_of
 from recsys.units import MS_PER_HOUR
 
-REMEMBERED = 100_000  # values by feature whose rows are kept
+REMEMBERED = 32_768  # values by feature whose rows are kept; a few MB each
 Rows = Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]] | Any
+Columns = Mapping[str, Sequence[Any]]
+DOMAIN = "own:domain"  # under which the places of domains are remembered
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Encoded:
     lists: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]
 
 
-def columns_of(rows: Rows, encoder: EncoderFormat) -> tuple[dict[str, list[Any]], int]:
+def columns_of(rows: Rows, encoder: EncoderFormat) -> tuple[Columns, int]:
     """The columns that ``encoder`` reads of the rows, and how many rows there are.
 
     Args:
@@ -66,21 +72,45 @@ def columns_of(rows: Rows, encoder: EncoderFormat) -> tuple[dict[str, list[Any]]
         frame: Any = rows
         names, found, count = list(frame.columns), _of_frame(frame, wanted), len(frame)
     else:
-        names, count, found = list(rows[0]) if len(rows) else [], len(rows), {}
-        columns = {column.name: column for column in encoder.columns}
-        for name in wanted:
-            values = [row.get(name, ...) for row in rows]
-            lacking = values.count(...)
-            if lacking == count:
-                continue
-            if lacking and (name not in columns or not columns[name].optional):
-                place = values.index(...)
-                raise InputError(f"row {place}: column {name!r} is missing; other rows have it")
-            found[name] = [None if one is ... else one for one in values] if lacking else values
-        if count == 0:
+        if len(rows) == 0:
             return {name: [] for name in wanted}, 0
+        names, count, found = list(rows[0]), len(rows), columns_of_rows(rows, wanted, encoder)
     encoder.check_columns([*found, *(name for name in names if isinstance(name, str))])
     return found, count
+
+
+def columns_of_rows(
+    rows: Sequence[Mapping[str, Any]], wanted: Iterable[str], encoder: EncoderFormat
+) -> dict[str, Sequence[Any]]:
+    """Those of the ``wanted`` columns that a row has; None where another row lacks an optional one.
+
+    Raises:
+        InputError: a row lacks a column that others have and that is not optional.
+    """
+    first = rows[0]
+    here = [name for name in wanted if name in first]
+    if len(here) > 1:
+        try:  # of all rows at once, in the interpreter's own loops
+            values = zip(*map(itemgetter(*here), rows), strict=True)
+            found: dict[str, Sequence[Any]] = dict(zip(here, values, strict=True))
+        except KeyError:
+            pass
+        else:
+            later = [name for name in wanted if name not in first]
+            if not any(name in row for name in later for row in rows):
+                return found
+    found = {}
+    optional = {column.name for column in encoder.columns if column.optional}
+    for name in wanted:
+        values = [row.get(name, ...) for row in rows]
+        lacking = values.count(...)
+        if lacking == len(rows):
+            continue
+        if lacking and name not in optional:
+            place = values.index(...)
+            raise InputError(f"row {place}: column {name!r} is missing; other rows have it")
+        found[name] = [None if one is ... else one for one in values] if lacking else values
+    return found
 
 
 def _of_frame(frame: Any, wanted: Iterable[str]) -> dict[str, list[Any]]:
@@ -113,8 +143,19 @@ class RawEncoder:
         self._columns = {column.name: column for column in encoder.columns}
         self._dense_columns = {one.column for one in encoder.dense}
         self._stripped = frozenset(encoder.stripped)
-        self._known: dict[tuple[str, type], dict[Any, int]] = {}
-        self._domains: dict[Any, int] = {}
+        # Columns whose values need no look at their neighbours before they are encoded
+        self._plain_numbers = {
+            name
+            for name in self._dense_columns & self._columns.keys()
+            if self._columns[name].type in ("integer", "number") and not self._columns[name].is_text
+        }
+        self._plain_categories = {
+            name
+            for name, column in self._columns.items()
+            if column.type in ("integer", "number", "text") and name not in self._dense_columns
+        }
+        self._taken_as_given = np.array([one.given for one in encoder.dense], dtype=bool)
+        self._known: dict[tuple[str, type], dict[Any, bytes]] = {}
         self._by_value: dict[str, int] = {}
         if encoder.domain is not None:
             names = {name: name for name in encoder.domains} | encoder.domain.values
@@ -123,9 +164,9 @@ class RawEncoder:
         if encoder.derived or (encoder.time is not None and encoder.time.format is not None):
             self._frames = _encoder_of_frames(encoder)
 
-    def encode(self, columns: Mapping[str, list[Any]], count: int) -> Encoded:
-        """The features of ``count`` rows, given as lists of raw values by column; a list of one
-        value is that of all rows.
+    def encode(self, columns: Columns, count: int) -> Encoded:
+        """The features of ``count`` rows, given as raw values by column; one value alone is that of
+        all rows.
 
         Raises:
             InputError: a column is missing or holds something else than the log's.
@@ -133,30 +174,58 @@ class RawEncoder:
         self.format.check_columns(list(columns))
         if self._frames is not None:
             return self._encoded_by_frames(columns, count)
-        values = {
-            name: self._given(columns[name], column) if name in columns else [None]
-            for name, column in self._columns.items()
-        }
-        values |= self._clock(values)
-        dense = np.empty((count, len(self.format.dense)), np.float32)
-        for place, one in enumerate(self.format.dense):
-            numbers = self._numbers(values[one.column], one.column)
-            with np.errstate(over="ignore"):  # beyond float32 is infinite: missing
-                made = numbers if one.given else np.sign(numbers) * np.log1p(np.abs(numbers))
-                dense[:, place] = np.where(np.isfinite(numbers), made, np.nan)
-        dense[~np.isfinite(dense)] = np.nan
+        given: dict[str, Sequence[Any]] = {}
+
+        def values_of(name: str) -> Sequence[Any]:
+            if name not in given:
+                column = self._columns[name]
+                given[name] = self._given(columns[name], column) if name in columns else [None]
+            return given[name]
+
+        given |= self._clock(values_of)
         ids: dict[str, NDArray[np.int64]] = {}
         lists: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
         for one in self.format.ids:
             if one.is_list:
-                lists[one.name] = self._lists(values[one.columns[0]], one, count)
+                lists[one.name] = self._lists(columns, values_of, one, count)
             else:
-                found = self._crossed(values, one) if len(one.columns) > 1 else None
-                known = self._rows(values[one.columns[0]] if found is None else found, one)
-                ids[one.name] = np.array(known, dtype=np.int64)  # [N], or [1] of all rows
-        return Encoded(dense, ids, lists)
+                ids[one.name] = self._single(columns, values_of, one)
+        return Encoded(self._dense(columns, values_of, count), ids, lists)
 
-    def domains_of(self, columns: Mapping[str, list[Any]], count: int) -> NDArray[np.int64] | None:
+    def _dense(
+        self, columns: Columns, values_of: Callable[[str], Sequence[Any]], count: int
+    ) -> NDArray[np.float32]:
+        numbers = np.empty((len(self.format.dense), count))
+        for place, one in enumerate(self.format.dense):
+            values = columns.get(one.column)
+            found = None
+            if values is not None and one.column in self._plain_numbers:
+                found = _packed(values)
+            if found is None:
+                found = self._numbers(values_of(one.column), one.column)
+            numbers[place] = found
+        with np.errstate(over="ignore"):  # beyond float32 is infinite: missing
+            made = np.sign(numbers) * np.log1p(np.abs(numbers))
+            made[self._taken_as_given] = numbers[self._taken_as_given]
+            dense = np.where(np.isfinite(numbers), made, np.nan).T.astype(np.float32, order="C")
+        dense[~np.isfinite(dense)] = np.nan
+        return dense
+
+    def _single(
+        self, columns: Columns, values_of: Callable[[str], Sequence[Any]], one: IdEncoding
+    ) -> NDArray[np.int64]:
+        """Rows [N] of a feature of one id, or [1] of all rows."""
+        name = one.columns[0]
+        if len(one.columns) > 1:
+            return self._rows(self._crossed(values_of, one), one)
+        values = columns.get(name)
+        if values is not None and name in self._plain_categories:
+            found = self._remembered(values, one.name)
+            if found is not None:
+                return found
+        return self._rows(values_of(name), one)
+
+    def domains_of(self, columns: Columns, count: int) -> NDArray[np.int64] | None:
         """Index of each row's domain [N]; None where the rows do not say it.
 
         Raises:
@@ -175,8 +244,12 @@ class RawEncoder:
         if name is None:
             return None
         other = None if domain.other is None else self.format.domains.index(domain.other)
+        values = columns[name]
+        found = self._remembered(values, DOMAIN)
+        if found is not None:
+            return found
         places = []
-        for value in columns[name]:
+        for value in values:
             text = canonical(text_of(value, name), ())
             place = other if text is None else self._by_value.get(text, other)
             if place is None:
@@ -185,9 +258,10 @@ class RawEncoder:
                     f"{', '.join(self.format.domains)} (in the log: {', '.join(domain.values)})"
                 )
             places.append(place)
+        self._remember(values, places, DOMAIN)
         return np.array(places, dtype=np.int64)
 
-    def _given(self, values: list[Any], column: RawColumn) -> list[Any]:
+    def _given(self, values: Sequence[Any], column: RawColumn) -> Sequence[Any]:
         """Raw values in types of the log's, with None where they are missing."""
         name, is_number = column.name, column.name in self._dense_columns
         kinds = set(map(type, values))
@@ -223,12 +297,12 @@ class RawEncoder:
         text = text.strip(BLANK)
         return None if text == "" or text in self._null_values else text
 
-    def _clock(self, values: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    def _clock(self, values_of: Callable[[str], Sequence[Any]]) -> dict[str, Sequence[Any]]:
         moment = self.format.time
         if moment is None:
             return {}
-        hours = [milliseconds_of(one, moment) // MS_PER_HOUR for one in values[moment.column]]
-        made: dict[str, list[Any]] = {
+        hours = [milliseconds_of(one, moment) // MS_PER_HOUR for one in values_of(moment.column)]
+        made: dict[str, Sequence[Any]] = {
             EVENT_HOUR: [hour % HOURS_PER_DAY for hour in hours],
             EVENT_WEEKDAY: [
                 (hour // HOURS_PER_DAY + FIRST_WEEKDAY) % DAYS_PER_WEEK for hour in hours
@@ -236,7 +310,7 @@ class RawEncoder:
         }
         return {name: made[name] for name in self.format.clock}
 
-    def _numbers(self, values: list[Any], name: str) -> NDArray[np.float64]:
+    def _numbers(self, values: Sequence[Any], name: str) -> NDArray[np.float64]:
         if set(map(type, values)) <= {int, float, type(None)}:
             try:
                 return np.array(values, dtype=np.float64)
@@ -244,8 +318,10 @@ class RawEncoder:
                 pass  # the value is named below
         return np.array([number_of(value, name) for value in values], dtype=np.float64)
 
-    def _crossed(self, values: Mapping[str, list[Any]], one: IdEncoding) -> list[str | None]:
-        texts = [[self._text(value, name) for value in values[name]] for name in one.columns]
+    def _crossed(
+        self, values_of: Callable[[str], Sequence[Any]], one: IdEncoding
+    ) -> list[str | None]:
+        texts = [[self._text(value, name) for value in values_of(name)] for name in one.columns]
         longest = max(map(len, texts))
         texts = [one if len(one) == longest else one * longest for one in texts]
         return [
@@ -263,20 +339,47 @@ class RawEncoder:
             text = text.strip(BLANK)
         return canonical(text, self._null_values)
 
-    def _rows(self, values: list[Any], one: IdEncoding) -> list[int]:
-        """Rows of single values; what was met before is remembered."""
-        kinds = set(map(type, values)) - {type(None)}
-        if len(kinds) != 1 or not kinds <= {str, int}:
-            return [self._row(value, one) for value in values]
-        known = self._known.setdefault((one.name, kinds.pop()), {})
-        found = [known.get(value, -1) for value in values]
-        if min(found) < 0:
-            for place, row in enumerate(found):
-                if row < 0:
-                    row = found[place] = self._row(values[place], one)
-                    if len(known) < REMEMBERED:
-                        known[values[place]] = row
-        return found
+    def _rows(self, values: Sequence[Any], one: IdEncoding) -> NDArray[np.int64]:
+        """Rows of single values; each distinct one is encoded once, and remembered."""
+        found = self._remembered(values, one.name)
+        if found is not None:
+            return found
+        if set(map(type, values)) - {NoneType} not in ({str}, {int}, {float}):
+            return np.array([self._row(value, one) for value in values], dtype=np.int64)
+        rows = {value: self._row(value, one) for value in dict.fromkeys(values)}
+        places = list(map(rows.__getitem__, values))
+        self._remember(values, places, one.name)
+        return np.array(places, dtype=np.int64)
+
+    def _remembered(self, values: Sequence[Any], what: str) -> NDArray[np.int64] | None:
+        """What is remembered of each value; None: not of all.
+
+        Texts and integers are kept apart, and no value of another type equals a text; True and 1.0
+        do equal 1, so with integers nothing else may stand among the values.
+        """
+        kind = next((type(value) for value in values if value is not None), str)
+        known = self._known.get((what, kind))
+        if known is None or (kind is int and not set(map(type, values)) <= {int, NoneType}):
+            return None
+        try:
+            found = itemgetter(*values)(known) if len(values) > 1 else (known[values[0]],)
+        except (KeyError, IndexError, TypeError):  # a new value, no value, one that has no hash
+            return None
+        return np.frombuffer(b"".join(found), np.int64)
+
+    def _remember(self, values: Sequence[Any], rows: Sequence[int], what: str) -> None:
+        """Remember the row of each value, if all are texts or all integers. As eight bytes: many
+        are made an array faster than as many integers."""
+        kinds = set(map(type, values)) - {NoneType}
+        if kinds != {str} and kinds != {int}:
+            return
+        known = self._known.setdefault((what, kinds.pop()), {})
+        if len(known) > REMEMBERED:  # the values of late come back by themselves
+            known.clear()
+        known.update(
+            (value, row.to_bytes(8, "little"))
+            for value, row in dict(zip(values, rows, strict=True)).items()
+        )
 
     def _row(self, value: Any, one: IdEncoding) -> int:
         if one.way == "id":
@@ -287,17 +390,20 @@ class RawEncoder:
         return 0 if text is None else int(self.format.vocabularies[one.name].rows_of([text])[0])
 
     def _lists(
-        self, values: list[Any], one: IdEncoding, count: int
+        self,
+        columns: Columns,
+        values_of: Callable[[str], Sequence[Any]],
+        one: IdEncoding,
+        count: int,
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        elements: list[Any] = []
-        counts = np.empty(len(values), np.int64)
-        for place, value in enumerate(values):
-            split = self._elements(value, one)
-            counts[place] = len(split)
-            elements += split
-        rows = np.array(self._rows(elements, one) if elements else [], dtype=np.int64)
+        name = one.columns[0]
+        values: Sequence[Any] = columns.get(name, ())
+        if name not in self._columns or set(map(type, values)) != {list}:
+            values = [self._elements(value, one) for value in values_of(name)]
+        counts = np.fromiter(map(len, values), np.int64, len(values))
+        rows = self._rows(list(chain.from_iterable(values)), one)
         times = count // len(values) if values else 1  # one list of all rows
-        return np.tile(rows, times), np.tile(counts, times)
+        return (rows, counts) if times == 1 else (np.tile(rows, times), np.tile(counts, times))
 
     def _elements(self, value: Any, one: IdEncoding) -> list[Any]:
         if value is None:
@@ -317,7 +423,7 @@ class RawEncoder:
             return []
         raise InputError(f"column {one.columns[0]!r} holds {type(value).__name__}; expected lists")
 
-    def _encoded_by_frames(self, columns: Mapping[str, list[Any]], count: int) -> Encoded:
+    def _encoded_by_frames(self, columns: Columns, count: int) -> Encoded:
         assert self._frames is not None
         names = [name for name in self._columns if name in columns]
         frame = self._frames.encode(_frame({name: columns[name] for name in names}, count))
@@ -334,6 +440,14 @@ class RawEncoder:
         return Encoded(dense, ids, lists)
 
 
+def _packed(values: Sequence[Any]) -> NDArray[np.float64] | None:
+    """Numbers as float64; None where a value is none, which the caller looks at."""
+    try:
+        return np.frombuffer(struct.pack(f"{len(values)}d", *values))
+    except (struct.error, OverflowError, TypeError):
+        return None
+
+
 def _encoder_of_frames(encoder: EncoderFormat) -> Any:
     try:
         from recsys.data.encoder import Encoder
@@ -347,7 +461,7 @@ def _encoder_of_frames(encoder: EncoderFormat) -> Any:
     return Encoder(**fields)
 
 
-def _frame(columns: Mapping[str, list[Any]], count: int) -> Any:
+def _frame(columns: Columns, count: int) -> Any:
     import polars as pl
 
     row = pl.Series("own:row", np.arange(count))  # rows may have no column that is read

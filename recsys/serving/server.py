@@ -4,8 +4,8 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,6 +21,14 @@ from recsys.config import InputError, nearest_hint
 from recsys.data.encoder_format import RawColumn
 from recsys.files import SUMS_FILE, file_hash, in_one_line
 from recsys.serving.predictor import Predictor, Probabilities
+from recsys.serving.publication import (
+    CURRENT_FILE,
+    current,
+    delta_folder,
+    full_folder,
+    model_hash,
+    read_delta,
+)
 from recsys.serving.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
@@ -39,10 +47,15 @@ JSON_TYPES = {
 
 @dataclass(frozen=True)
 class Found:
-    """A model that can be served: its version, as the answers name it, and its export folder."""
+    """A model that can be served: its version, as the answers name it, and its export folder.
+
+    ``number``: of its version in a publication folder, where deltas lead to it; None: it is in
+    none.
+    """
 
     version: str
     folder: Path
+    number: int | None = None
 
 
 Source = Callable[[], Found]  # the model that should be served now
@@ -58,15 +71,54 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model that is being served since ``since`` (seconds since 1970)."""
+    """A model that is being served since ``since`` (seconds since 1970); ``model`` is its
+    :func:`recsys.serving.publication.model_hash`."""
 
     version: str
     predictor: Predictor
     since: float
+    number: int | None
+    model: str
+
+
+class Turns:
+    """Many may read at a time, or one may write; who wants to write is next."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._readers, self._writing = 0, False
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Nobody writes in the block."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._writing)
+            self._readers += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._readers -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Nobody reads in the block, nor writes."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._writing)
+            self._writing = True
+            self._changed.wait_for(lambda: self._readers == 0)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._writing = False
+                self._changed.notify_all()
 
 
 class Models:
-    """Holds the model that is served; a request keeps the one that it began with.
+    """Holds the model that is served. A new one takes its place between two predictions; where
+    deltas of a publication folder lead to it, the rows that changed are written into its tables.
 
     Raises:
         InputError: ``source`` has no model, or a damaged one.
@@ -83,17 +135,53 @@ class Models:
         self._failures = Counter(
             "model_failures", "Looks for a new model that failed", registry=registry
         )
-        self._refused = ""
+        self._deltas = Counter(
+            "model_deltas", "Deltas written into the tables in place", registry=registry
+        )
+        self._refused, self._turns = "", Turns()
         self.current = self._load(source())
+
+    @contextmanager
+    def reading(self) -> Iterator[Loaded]:
+        """The model that is served, which stays as it is for the block."""
+        with self._turns.reading():
+            yield self.current
 
     def _load(self, found: Found) -> Loaded:
         predictor = Predictor.load(found.folder, self._settings.threads)
-        examples = predictor.example_rows()
-        if examples:
-            predictor.predict_tasks(
-                examples
-            )  # what is slow the first time is done before a request
-        return Loaded(found.version, predictor, time.time())
+        _warm(predictor)
+        model = model_hash(found.folder)
+        return Loaded(found.version, predictor, time.time(), found.number, model)
+
+    def _follow(self, found: Found) -> bool:
+        """Write the deltas between the present model and ``found`` into the tables; False: there is
+        a gap, and nothing has changed.
+
+        Raises:
+            InputError: a delta is damaged, and nothing has changed.
+        """
+        now = self.current
+        if now.number is None or found.number is None or found.number <= now.number:
+            return False
+        numbers = range(now.number + 1, found.number + 1)
+        folders = [delta_folder(found.folder.parent, number) for number in numbers]
+        if not all(folder.is_dir() for folder in folders):
+            return False
+        predictor, model = now.predictor, now.model
+        deltas = [read_delta(folder) for folder in folders]
+        for delta in deltas:
+            fits = predictor.tables.takes(delta.rows, delta.values, delta.scales)
+            if delta.base != model or not fits:
+                return False
+            predictor = predictor.changed(delta.folder, self._settings.threads)
+            model = delta.model
+        _warm(predictor)
+        with self._turns.writing():
+            for delta in deltas:
+                predictor.tables.put(delta.rows, delta.values, delta.scales)
+            self.current = Loaded(found.version, predictor, time.time(), found.number, model)
+        self._deltas.inc(len(deltas))
+        return True
 
     def look(self) -> None:
         """Take the source's model if it is another; where it cannot be loaded the present one
@@ -102,7 +190,13 @@ class Models:
             found = self._source()
             if found.version == self.current.version:
                 return
-            self.current = self._load(found)
+            try:
+                followed = self._follow(found)
+            except Exception as error:  # of a delta that is damaged; the whole model may be well
+                logger.warning("%s: takes the whole model: %s", found.version, in_one_line(error))
+                followed = False
+            if not followed:
+                self.current = self._load(found)
             self._switches.inc()
             self._refused = ""
             logger.warning("serves %s from now on", found.version)
@@ -135,6 +229,26 @@ def folder_source(folder: Path) -> Source:
     return find
 
 
+def publication_source(folder: Path) -> Source:
+    """The newest version in a publication folder."""
+
+    def find() -> Found:
+        now = current(folder)
+        if now is None:
+            raise InputError(f"{folder / CURRENT_FILE}: no such file; nothing is published there")
+        version = f"{folder.name}/{now.version}@{now.model[:12]}"
+        return Found(version, full_folder(folder, now.version), now.version)
+
+    return find
+
+
+def _warm(predictor: Predictor) -> None:
+    """Do what is slow the first time before a request does."""
+    examples = predictor.example_rows()
+    if examples:
+        predictor.predict_tasks(examples)
+
+
 def create_app(source: Source, settings: ServeSettings) -> FastAPI:
     """The application: /predict, /rank, /health, /metrics and /docs.
 
@@ -163,16 +277,21 @@ def create_app(source: Source, settings: ServeSettings) -> FastAPI:
     async def answered(
         request: Request, predict: Callable[[Loaded, dict[str, Any]], tuple[int, Any]]
     ) -> Response:
-        began, path, model = time.perf_counter(), request.url.path, models.current
+        began, path = time.perf_counter(), request.url.path
+
+        def by_one_model(body: dict[str, Any]) -> tuple[str, int, Any]:
+            with models.reading() as model:
+                return model.version, *predict(model, body)
+
         try:
             body = await _body(request, int(settings.largest_body_mb * MEGABYTE))
             rows = max((len(one) for one in body.values() if isinstance(one, list)), default=0)
             if rows > ROWS_INLINE:
-                count, answer = await to_thread.run_sync(predict, model, body)
+                version, count, answer = await to_thread.run_sync(by_one_model, body)
             else:
-                count, answer = predict(model, body)
+                version, count, answer = by_one_model(body)
             rows_predicted.inc(count)
-            status, content = 200, {"model": model.version, **answer}
+            status, content = 200, {"model": version, **answer}
         except RefusedError as error:
             status, content = error.status, {"error": error.message}
         except InputError as error:
@@ -313,12 +432,11 @@ def _check_columns(
 ) -> None:
     if settings.unknown_columns == "ignore":
         return
-    known = set(predictor.format.read_names)
-    for row in rows:
-        if not row.keys() <= known:
-            wrong = next(name for name in row if name not in known)
-            hint = nearest_hint(wrong, [column.name for column in predictor.raw_columns])
-            raise RefusedError(422, f"unknown column {wrong!r}; {hint}")
+    unknown = set().union(*rows) - set(predictor.format.read_names)
+    if unknown:
+        wrong = next(name for row in rows for name in row if name in unknown)
+        hint = nearest_hint(wrong, [column.name for column in predictor.raw_columns])
+        raise RefusedError(422, f"unknown column {wrong!r}; {hint}")
 
 
 def _plain(found: Probabilities) -> dict[str, list[float]]:

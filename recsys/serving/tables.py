@@ -11,7 +11,7 @@ from recsys.config import InputError
 from recsys.files import damaged
 from recsys.serving.export_format import REMEDY, SCALES, TABLES
 
-DTYPES = {"F32": np.float32, "F16": np.float16, "I8": np.int8}
+DTYPES = {"F32": np.float32, "F16": np.float16, "I8": np.int8, "I64": np.int64}
 HEADER_BYTES = 8
 
 
@@ -33,33 +33,54 @@ class Tables:
         Raises:
             InputError: it is no such file.
         """
-        try:
-            with path.open("rb") as file:
-                length = int.from_bytes(file.read(HEADER_BYTES), "little")
-                header = json.loads(file.read(length))
-            return cls(
-                _mapped(path, header[TABLES], HEADER_BYTES + length),
-                _mapped(path, header[SCALES], HEADER_BYTES + length) if SCALES in header else None,
-            )
-        except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
-            raise damaged(path, REMEDY, error) from error
+        values = read_array(path, TABLES)
+        if values is None:
+            raise InputError(f"{path}: holds no tables; rebuild it with {REMEDY}")
+        return cls(values, read_array(path, SCALES))
 
     def look_up(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Rows of any shape [...] -> their embeddings [..., N] float32."""
-        found = self.values[rows]
+        found = self.values.take(rows, axis=0)
         if self.scales is not None:
-            return np.multiply(found, self.scales[rows][..., None], dtype=np.float32)
+            return np.multiply(found, self.scales.take(rows)[..., None], dtype=np.float32)
         return found.astype(np.float32, copy=False)
 
-    def put(self, rows: NDArray[np.int64], embeddings: NDArray[np.float32]) -> None:
-        """Change ``rows`` [K] to ``embeddings`` [K, N], in this process.
-
-        Raises:
-            InputError: the tables hold int8, whose scales would change, too.
-        """
+    def put(
+        self, rows: NDArray[np.int64], values: NDArray[Any], scales: NDArray[np.float32] | None
+    ) -> None:
+        """Change ``rows`` [K] to ``values`` [K, N] as they are stored, and, of int8, ``scales``
+        [K]; in this process."""
+        self.values[rows] = values
         if self.scales is not None:
-            raise InputError("tables: int8 rows are not changed in place; export fp32 or fp16")
-        self.values[rows] = embeddings
+            assert scales is not None, "rows of int8 have scales"
+            self.scales[rows] = scales
+
+    def takes(
+        self, rows: NDArray[np.int64], values: NDArray[Any], scales: NDArray[np.float32] | None
+    ) -> bool:
+        """Whether these could be :meth:`put`: of this kind and width, all rows there."""
+        return (
+            values.dtype == self.values.dtype
+            and values.shape == (len(rows), self.dimension)
+            and (scales is None) == (self.scales is None)
+            and (scales is None or len(scales) == len(rows))
+            and (len(rows) == 0 or (rows.min() >= 0 and rows.max() < len(self.values)))
+        )
+
+
+def read_array(path: Path, name: str) -> NDArray[Any] | None:
+    """A tensor of a safetensors file, mapped; None where the file has no such one.
+
+    Raises:
+        InputError: it is no such file.
+    """
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(HEADER_BYTES), "little")
+            header = json.loads(file.read(length))
+        return _mapped(path, header[name], HEADER_BYTES + length) if name in header else None
+    except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
+        raise damaged(path, REMEDY, error) from error
 
 
 def _mapped(path: Path, described: dict[str, object], start: int) -> NDArray[Any]:
@@ -67,4 +88,5 @@ def _mapped(path: Path, described: dict[str, object], start: int) -> NDArray[Any
     first, last = described["data_offsets"]  # type: ignore[misc]
     if first == last:
         return np.zeros(shape, dtype)
-    return np.memmap(path, dtype, mode="c", offset=start + first, shape=shape)
+    mapped = np.memmap(path, dtype, mode="c", offset=start + first, shape=shape)
+    return mapped.view(np.ndarray)  # whose look-up is faster

@@ -55,7 +55,12 @@ from recsys.training.side_model import SideModel
 from recsys.training.table_memory import TableFiles, set_table_precision
 from recsys.training.transformed import Transform
 from recsys.units import FLOAT_BYTES
-from recsys.upstream import ShardedTensor, apply_optimizer_in_backward, unwrap_replicated_tables
+from recsys.upstream import (
+    LookUpAlone,
+    ShardedTensor,
+    apply_optimizer_in_backward,
+    unwrap_replicated_tables,
+)
 
 LossFunction = Callable[[dict[str, Tensor], Batch], Tensor]
 
@@ -178,6 +183,11 @@ class Engine:
         return int(self._counts[1])
 
     @property
+    def is_alone(self) -> bool:
+        """Whether no step has anything to send: one rank, on the CPU."""
+        return self.world_size == 1 and self.device.type == "cpu"
+
+    @property
     def peers(self) -> Peers | None:
         """What crosses hosts under the tower transform; None: the flat engine."""
         return None if self._towers is None else self._towers.peers
@@ -203,7 +213,7 @@ class Engine:
 
     def outputs(self, batch: Batch) -> dict[str, Tensor]:
         """Every output of the model for this rank's share, float32, without gradients."""
-        self._model.eval()
+        self._set_mode(training=False)
         batch = self.on_device(batch)
         with torch.no_grad(), self._precision():
             outputs = self._model.module(batch.dense, batch.sparse)
@@ -233,7 +243,7 @@ class Engine:
     def begin_step(self, batch: Batch, loss_function: LossFunction) -> Tensor | None:
         """The first half of :meth:`train_step`: the loss to differentiate; None if all ranks skip
         the batch."""
-        self._model.train()
+        self._set_mode(training=True)
         self._guard.begin(self.steps + 1)
         self._dense_optimizer.zero_grad(set_to_none=True)
         if self._replicated_optimizer is not None:
@@ -333,6 +343,11 @@ class Engine:
         """One row a table: table, kind, ranks, bytes."""
         return self._plan_rows
 
+    def _set_mode(self, training: bool) -> None:
+        # Through all modules only where it changes: it costs as much as a small batch
+        if self.module.training != training:
+            self._model.train(training)
+
     def _end_step(self, updated: bool) -> bool:
         self._counts[0 if updated else 1] += 1
         self._side.end(updated)
@@ -401,8 +416,11 @@ class Engine:
         if self.device.type == "cuda":
             # The dense part; TorchRec does it in its own data-parallel wrapper only
             sharded.module.to(self.device)
+        sends_whole = wire_codecs(communication) is None
         for module in sharded_collections(sharded).values():
             unwrap_replicated_tables(module)
+            if self.is_alone and sends_whole and LookUpAlone.fits(module):
+                module.forward = LookUpAlone(module)
         for path, mean in means.items():
             if mean is not None:
                 sharded.module.get_submodule(path).register_forward_hook(mean)

@@ -98,11 +98,17 @@ class NonFiniteGuard:
         self._step, self._pooled, self._embeddings_are_bad = step, [], False
 
     def watch(
-        self, module: nn.Module, inputs: tuple[Any, ...], output: LazyAwaitable[KeyedTensor]
+        self,
+        module: nn.Module,
+        inputs: tuple[Any, ...],
+        output: KeyedTensor | LazyAwaitable[KeyedTensor],
     ) -> None:
         """Forward hook of a sharded collection: see its pooled embeddings, and their gradient
         before its kernels do."""
-        output.callbacks.append(self._watch)
+        if isinstance(output, KeyedTensor):
+            self._watch(output)
+        else:
+            output.callbacks.append(self._watch)
 
     def skips_loss(self, loss: float, batch: Batch, outputs: Mapping[str, Tensor]) -> bool:
         """Whether to leave ``batch`` out for its loss, the same on every rank.

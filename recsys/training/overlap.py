@@ -37,14 +37,15 @@ def train_batches(
     on; collective.
 
     With ``overlap`` in the settings the ids of batch i+1 are on their way to the ranks that hold
-    their rows while batch i is computed: bitwise the same losses and weights. What is yielded is
+    their rows while batch i is computed: bitwise the same losses and weights. A rank alone on a CPU
+    has nothing to send and no use for that. What is yielded is
     trained, and nothing behind it, so a checkpoint between two batches is the plain loop's. Close
     it where you leave it early.
 
     Raises:
         Exception: what reading a batch raised; with ``overlap`` up to two batches before its turn.
     """
-    if not engine.settings.overlap:
+    if not engine.settings.overlap or engine.is_alone:
         for batch in batches:
             yield batch, engine.train_step(batch, loss_function)
         return

@@ -234,8 +234,9 @@ def predict(
                     f"logit_{task}": outputs[task],
                 }
             real = batch.weight > 0  # [B]
+            is_whole = bool(real.all())  # as every share of a rank alone: nothing to pick
             for name, value in tensors.items():
-                columns[name].append(value[real].cpu().numpy())
+                columns[name].append((value if is_whole else value[real]).cpu().numpy())
             progress.advance(batch.global_rows)
     gathered = ranks.gather(
         {name: np.concatenate(parts) if parts else np.empty(0) for name, parts in columns.items()}

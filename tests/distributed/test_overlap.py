@@ -17,7 +17,7 @@ from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from recsys.data.loader import Batch
 from recsys.data.prefetch import THREAD_NAME
 from recsys.models.factory import build_ranker
-from recsys.training.engine import Engine
+from recsys.training.engine import Engine, sharded_collections
 from recsys.training.launch import run_on_ranks
 from recsys.training.non_finite import NonFiniteLossError
 from recsys.training.overlap import load_ahead, train_batches
@@ -78,8 +78,11 @@ def train(
     changes: dict[str, Any], overlap: bool, lengths: tuple[int, ...], bad: int | None
 ) -> dict[str, Any]:
     """Losses, predictions made between the steps, counts and weights of training on ``lengths``
-    batches in turn."""
+    batches in turn; without ``overlap`` by TorchRec's own forward pass, also on a rank alone."""
     engine = engine_with({**changes, "overlap": overlap})
+    if not overlap:
+        for module in sharded_collections(engine.module).values():
+            vars(module).pop("forward", None)
     losses, predictions = [], []
     for length in lengths:
         for batch, loss in train_batches(
@@ -137,6 +140,38 @@ def order_of_work(overlap: bool) -> list[str]:
     finally:
         ShardedEmbeddingBagCollection.input_dist = send  # type: ignore[method-assign]
     return events
+
+
+def sends_of_a_rank_alone(changes: dict[str, Any]) -> list[int]:
+    """Ids that TorchRec distributes in the first step and in all of three, then those of a
+    prediction."""
+    sent: list[int] = []
+    send = ShardedEmbeddingBagCollection.input_dist
+
+    def recorded(module: ShardedEmbeddingBagCollection, *arguments: Any, **named: Any) -> Any:
+        sent.append(1)
+        return send(module, *arguments, **named)
+
+    engine = engine_with(changes)
+    ShardedEmbeddingBagCollection.input_dist = recorded  # type: ignore[method-assign]
+    try:
+        steps = train_batches(engine, batches(SIZES[:3]), engine.serving_loss)
+        counts = [len(sent) for _ in steps]
+        engine.predict(next(batches(SIZES)))
+    finally:
+        ShardedEmbeddingBagCollection.input_dist = send  # type: ignore[method-assign]
+    return [counts[0], counts[-1], len(sent)]
+
+
+def test_a_rank_alone_sends_nothing_but_where_a_plan_or_a_wire_format_wants_it() -> None:
+    whole = {"sharding": "table_wise"}
+    cases = {
+        "whole tables": (1, (whole,)),
+        "split rows": (1, ({"sharding": "row_wise"},)),
+        "rounded": (1, ({**whole, "communication": {"forward": "fp16"}},)),
+    }
+    found = {name: ranks[0] for name, ranks in run_cases(sends_of_a_rank_alone, cases).items()}
+    assert found == {"whole tables": [1, 1, 1], "split rows": [1, 3, 4], "rounded": [1, 3, 4]}
 
 
 def test_the_next_batch_is_on_its_way_before_a_batch_is_computed() -> None:
@@ -242,4 +277,4 @@ def compute_on_other_ids() -> None:
 
 def test_ids_that_the_model_has_changed_are_refused() -> None:
     with pytest.raises(ValueError, match=r"embeddings.*overlap: false"):
-        run_on_ranks(compute_on_other_ids, (), 1, 1)
+        run_on_ranks(compute_on_other_ids, (), 2, 1)

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from flows.towerflow import COMMANDS, main
+from tests.support.projects import ROOT, environment
 
-ROOT = Path(__file__).resolve().parents[2]
 NAMES = [command.name for commands in COMMANDS.values() for command in commands]
 SLOW_TO_IMPORT = {"torch", "prefect", "polars", "mlflow", "pydantic"}
 MODEL = ROOT / "params/models/dlrm_criteo.yaml"
@@ -165,7 +165,7 @@ def test_a_stage_by_either_door_writes_the_override_and_refuses_it_in_one_line(
     result = subprocess.run(
         [sys.executable, *door, "--set", "data.dataset=sinthetic"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PREFECT_HOME": str(tmp_path / ".prefect")},
+        env={**environment(tmp_path), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,

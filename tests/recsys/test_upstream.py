@@ -192,6 +192,29 @@ def test_a_sharded_collection_knows_the_configuration_of_each_table(
     }, broken
 
 
+def test_a_collection_of_whole_tables_only_looks_up_and_names_what_it_found(
+    group: distributed.ProcessGroup,
+) -> None:
+    collection = bags(sharded_model(group, replicated=False))
+    expected = collection(IDS).wait()
+    assert upstream.LookUpAlone.fits(collection), "TorchRec's plan has no table_wise, or more to do"
+    alone = upstream.LookUpAlone(collection)
+    alone(IDS)
+    found = alone(IDS)
+    broken = (
+        "TorchRec's _lookups, grouped_configs, _embedding_names or _embedding_dims have changed"
+    )
+    assert found.keys() == expected.keys(), broken
+    assert found.length_per_key() == expected.length_per_key(), broken
+    assert found.values().equal(expected.values()), broken
+    another_order = KeyedJaggedTensor(
+        ["second", "third", "first"],
+        torch.tensor([3, 2, 1]),
+        lengths=torch.ones(3, dtype=torch.int64),
+    )
+    assert alone(another_order).values().equal(expected.values()), broken
+
+
 def test_weights_of_a_sharded_collection_are_sharded_tensors_with_offsets(
     group: distributed.ProcessGroup,
 ) -> None:

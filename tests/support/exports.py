@@ -1,5 +1,6 @@
 """Small exports of students: random weights, raw columns of every kind."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,24 @@ def random_state(seed: int, schema: Schema = SCHEMA) -> dict[str, torch.Tensor]:
     }
 
 
-def toy_export(folder: Path, seed: int = 3, domain: str | None = "feed", **more: Any) -> None:
-    """Export a student of random weights with raw columns as :data:`ROW` has them."""
-    export_ranker(random_state(seed), SCHEMA, MODEL, ENCODER, folder, domain=domain, **more)
+def toy_export(
+    folder: Path,
+    seed: int = 3,
+    domain: str | None = "feed",
+    encoder: Encoder = ENCODER,
+    learnt: Mapping[int, float] | None = None,
+    **more: Any,
+) -> None:
+    """Export a student of random weights with raw columns as :data:`ROW` has them.
+
+    Args:
+        learnt: what is added to which row of each table; if any, the network's weights change, too.
+    """
+    state = random_state(seed)
+    for row, value in (learnt or {}).items():
+        for name, weights in state.items():
+            if "embedding_bags" in name:
+                weights[row] += value
+            else:
+                weights += value / 10
+    export_ranker(state, SCHEMA, MODEL, encoder, folder, domain=domain, **more)

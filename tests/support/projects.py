@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.support import prefect_server
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -18,10 +20,12 @@ def run(folder: Path, *command: str, status: int = 0) -> subprocess.CompletedPro
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """That of the commands of the project in ``folder``."""
+    """That of the commands of the project in ``folder``, with a Prefect server that others use
+    too."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return {
         **os.environ,
+        "PREFECT_API_URL": prefect_server.api_url(),
         "PREFECT_HOME": str(folder / ".prefect"),
         "PYTHONPATH": str(folder),
         "PATH": path,

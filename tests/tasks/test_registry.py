@@ -24,8 +24,8 @@ from recsys.models.factory import build_ranker
 from recsys.models.settings import ModelSettings
 from recsys.serving.export import export_ranker
 from recsys.serving.predictor import Predictor
+from recsys.serving.publication import model_hash
 from tasks.comparing import compare_named
-from tasks.gating import model_hash
 from tasks.registry import Served, register_models, register_students
 from tasks.tracking import connect
 from tests.support.mlflow_stores import empty_store

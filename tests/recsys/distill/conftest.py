@@ -1,4 +1,4 @@
-"""Scores of the small stream."""
+"""Scores of the small stream, and students that learn from them."""
 
 from pathlib import Path
 
@@ -6,7 +6,9 @@ import polars as pl
 import pytest
 
 from recsys.distill.scoring import SCORE_SCHEMA
-from tests.support.toy_stream import WINDOWS
+from recsys.distill.students import train_students
+from recsys.distill.training_job import TrainingJob
+from tests.support.toy_stream import TRAIN, WINDOWS
 
 
 @pytest.fixture(scope="module")
@@ -25,4 +27,17 @@ def scores_dir(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
             staleness_ms=pl.lit(0, dtype=pl.Int64),
         ).cast(SCORE_SCHEMA)  # type: ignore[arg-type]
         scores.head(scores.height if index else 0).write_parquet(folder / f"{window.name}.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def students_dir(
+    request: pytest.FixtureRequest,
+    windows_dir: Path,
+    scores_dir: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The students of the test module's SETTINGS, trained."""
+    folder, settings = tmp_path_factory.mktemp("students"), request.module.SETTINGS
+    train_students(TrainingJob(windows_dir, settings, TRAIN, folder, scores_dir=scores_dir))
     return folder

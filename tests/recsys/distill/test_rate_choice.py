@@ -1,13 +1,11 @@
 """``table_learning_rate: auto``: what has the lowest NE on early windows, whatever comes later."""
 
 import json
-import math
 from pathlib import Path
 
 import pytest
 
 from recsys.config import InputError, parse_settings
-from recsys.distill.rate_choice import lowest_rate
 from recsys.distill.teacher import train_teacher
 from recsys.distill.teacher_settings import TeacherSettings
 from recsys.distill.training_job import TrainingJob
@@ -17,23 +15,6 @@ from tests.support.toy_stream import TEACHER, TRAIN
 AUTO = TEACHER.model_copy(
     update={"table_learning_rate": "auto", "rates_tried": [0.001, 0.3], "rate_auto_windows": 3}
 )
-
-
-def history(*nes: float) -> list[dict]:
-    return [{"window": f"w{i}", "ne": ne, "rows": 10 * (i + 1)} for i, ne in enumerate(nes)]
-
-
-def test_the_lowest_mean_ne_by_rows_wins_and_the_first_window_says_nothing() -> None:
-    found = lowest_rate({0.1: history(0.1, 0.9, 0.9), 0.03: history(1.0, 1.1, 0.7)})
-    assert found.table_learning_rate == 0.03
-    assert found.ne["0.03"] == pytest.approx((1.1 * 20 + 0.7 * 30) / 50)
-    assert str(found) == "table learning rate 0.03 (NE of w1 to w2: 0.1 0.9000, 0.03 0.8600)"
-
-
-def test_of_a_tie_or_of_nothing_known_the_first_is_chosen() -> None:
-    nothing = lowest_rate({0.1: history(1, math.nan), 0.03: history(1, math.nan)})
-    assert (nothing.table_learning_rate, nothing.ne) == (0.1, {"0.1": None, "0.03": None})
-    assert lowest_rate({0.1: history(1, 0.9), 0.03: history(1, 0.9)}).table_learning_rate == 0.1
 
 
 def test_the_teacher_is_the_one_that_is_trained_at_the_rate_that_is_chosen(

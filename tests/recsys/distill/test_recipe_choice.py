@@ -1,7 +1,6 @@
 """What is auto of rows and rates: the lowest NE on early windows, whatever comes after them."""
 
 import json
-import math
 from pathlib import Path
 
 import polars as pl
@@ -11,7 +10,6 @@ from recsys.config import InputError, parse_settings
 from recsys.distill.augment_settings import AugmentSettings
 from recsys.distill.distillation_settings import DistillationSettings
 from recsys.distill.online_stream import StreamJob, advance
-from recsys.distill.recipe_choice import Recipe, lowest
 from recsys.distill.scoring import score_windows
 from recsys.distill.student_settings import StudentsSettings
 from recsys.distill.students import train_students
@@ -34,43 +32,6 @@ SETTINGS = STUDENTS.model_copy(
         "rates_tried": [0.3, 0.001],
     }
 )
-
-
-@pytest.fixture(scope="module")
-def students_dir(
-    windows_dir: Path, scores_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    folder = tmp_path_factory.mktemp("students")
-    train_students(TrainingJob(windows_dir, SETTINGS, TRAIN, folder, scores_dir=scores_dir))
-    return folder
-
-
-def history(*nes: float) -> list[dict]:
-    return [{"window": f"w{i}", "ne": ne, "rows": 10 * (i + 1)} for i, ne in enumerate(nes)]
-
-
-def test_the_lowest_mean_ne_by_rows_wins_and_the_first_window_says_nothing() -> None:
-    found = lowest(
-        {
-            Recipe("own", 0.1): history(0.1, 0.9, 0.9),
-            Recipe("own", 0.03): history(1.0, 0.7, 1.1),
-            Recipe("all", 0.1): history(1.0, 1.1, 0.75),
-        }
-    )
-    assert found.recipe == Recipe("all", 0.1)
-    assert found.windows == ["w1", "w2"]
-    assert found.ne["all at 0.1"] == pytest.approx((1.1 * 20 + 0.75 * 30) / 50)
-    assert str(found) == (
-        "all at 0.1 (NE of w1 to w2: own at 0.1 0.9000, own at 0.03 0.9400, all at 0.1 0.8900)"
-    )
-
-
-def test_of_a_tie_or_of_nothing_known_the_simplest_is_chosen() -> None:
-    own, others = Recipe("own", None), Recipe("all", None)
-    assert lowest({own: history(1, 0.9), others: history(1, 0.9)}).recipe == own
-    unknown = lowest({own: history(1, math.nan), others: history(1, math.nan)})
-    assert (unknown.recipe, unknown.ne["own"]) == (own, None)
-    assert lowest({own: history(1, math.nan), others: history(1, 2.0)}).recipe == others
 
 
 def test_each_arm_is_trained_on_what_chosen_json_says(

@@ -43,15 +43,6 @@ ARMS = {
 SETTINGS = STUDENTS.model_copy(update={"arms": ARMS})
 
 
-@pytest.fixture(scope="module")
-def students_dir(
-    windows_dir: Path, scores_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    folder = tmp_path_factory.mktemp("students")
-    train_students(TrainingJob(windows_dir, SETTINGS, TRAIN, folder, scores_dir=scores_dir))
-    return folder
-
-
 def predictions(students_dir: Path, arm: str, window: str) -> pl.DataFrame:
     return pl.read_parquet(students_dir / f"one/{arm}/seed-1/predictions/{window}.parquet")
 

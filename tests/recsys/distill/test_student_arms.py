@@ -61,15 +61,6 @@ SIX_LINES = """\
 """
 
 
-@pytest.fixture(scope="module")
-def students_dir(
-    windows_dir: Path, scores_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    folder = tmp_path_factory.mktemp("students")
-    train_students(TrainingJob(windows_dir, SETTINGS, TRAIN, folder, scores_dir=scores_dir))
-    return folder
-
-
 @pytest.mark.parametrize("arm", [arm for arm in ARMS if arm != "plain"])
 def test_an_arm_is_served_by_the_plain_student(
     arm: str, students_dir: Path, windows_dir: Path

@@ -258,6 +258,17 @@ def test_keys_of_distillation_are_measured_on_the_distilled_students(
     assert first.ne != plain.ne
 
 
+def test_the_rows_that_students_see_are_tuned_and_auto_tries_them_all() -> None:
+    present, space = tunable(StudentsSettings(), TrainSettings(), TuneSettings(), ["distillation"])
+    rows = "students.distillation.rows"
+    seen = {
+        choice: {recipe.rows for recipe in present.changed({rows: choice}).runs([1])[0].recipes}
+        for choice in space[rows].choices
+    }
+    fixed = ("own", "scores_elsewhere", "all")
+    assert seen == {"auto": set(fixed)} | {one: {one} for one in fixed}
+
+
 def test_present_settings_that_cannot_be_trained_are_one_line(
     windows_dir: Path, tmp_path: Path
 ) -> None:

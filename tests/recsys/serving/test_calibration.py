@@ -9,7 +9,6 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recsys.config import InputError
 from recsys.data.schema import Window
 from recsys.serving.calibrating import calibration_of, fit_isotonic, fit_platt
 from recsys.serving.calibration import UNCALIBRATED, Isotonic, Platt, map_of, sigmoid
@@ -149,14 +148,18 @@ def test_tables_of_fewer_bits_are_smaller_and_close(
     assert 0 < apart.max() < largest
 
 
-def test_rows_are_changed_in_this_process_alone(tmp_path: Path) -> None:
-    toy_export(tmp_path)
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_rows_are_changed_in_this_process_alone(tmp_path: Path, precision: Precision) -> None:
+    toy_export(tmp_path, precision=precision)
     first, second = Predictor.load(tmp_path), Predictor.load(tmp_path)
-    before = first.predict([ROW])
-    everything = np.arange(len(first.tables.values))
-    first.tables.put(everything, np.zeros((len(everything), first.tables.dimension), np.float32))
+    before, tables = first.predict([ROW]), first.tables
+    rows = np.arange(len(tables.values))
+    scales = None if tables.scales is None else np.ones(len(rows), np.float32)
+    values = np.zeros_like(tables.values)
+    assert tables.takes(rows, values, scales)
+    assert not tables.takes(rows + 1, values, scales)  # one lies beyond
+    assert not tables.takes(rows, values[:, :-1], scales)
+    assert not tables.takes(rows, values.astype(np.float64), scales)
+    tables.put(rows, values, scales)
     assert first.predict([ROW]) != before
     np.testing.assert_array_equal(second.predict([ROW]), before)
-    toy_export(tmp_path, precision="int8")
-    with pytest.raises(InputError, match="int8 rows are not changed in place"):
-        Predictor.load(tmp_path).tables.put(everything[:1], np.zeros((1, 4), np.float32))

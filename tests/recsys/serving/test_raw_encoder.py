@@ -16,6 +16,7 @@ from recsys.data.encoder import Encoder
 from recsys.data.encoder_format import DenseEncoding, DomainEncoding, IdEncoding, RawColumn
 from recsys.data.raw_values import MomentSettings
 from recsys.data.vocabulary import Step, Vocabulary
+from recsys.serving import raw_encoder
 from recsys.serving.raw_encoder import RawEncoder, columns_of
 from tests.support.projects import ROOT
 
@@ -195,6 +196,42 @@ def test_remembered_values_stay_apart_by_type() -> None:
     encoder = RawEncoder(Encoder([RawColumn("a", "text")], [], [IdEncoding("a", ["a"], ROWS)]))
     rows = [encoder.encode({"a": [one]}, 1).ids["a"][0] for one in (1, True, 1.0, "1", 1, True)]
     assert rows[0] == rows[2] == rows[3] == rows[4] != rows[1] == rows[5]
+
+
+@pytest.mark.parametrize(
+    ("kind", "batches"),
+    [
+        ("text", [["a", "b"], ["b", "a", "a"], ["b", None], [None, "a"], ["new", "a"], ["a", 1]]),
+        ("integer", [[0, 1, 2], [2, 1, 1], [1, None], [True, 0], [1.0, 2.0], ["1", "2"], [7, 1]]),
+    ],
+)
+def test_a_batch_of_remembered_values_is_encoded_as_one_of_new_ones(
+    kind: Any, batches: list[list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(raw_encoder, "REMEMBERED", 3)  # some are forgotten on the way
+    format_ = Encoder([RawColumn("a", kind)], [], [IdEncoding("a", ["a"], ROWS)])
+    encoder = RawEncoder(format_)
+    for batch in [*batches, *batches]:
+        found = encoder.encode({"a": batch}, len(batch)).ids["a"]
+        alone = [RawEncoder(format_).encode({"a": [one]}, 1).ids["a"][0] for one in batch]
+        assert found.tolist() == alone
+
+
+def test_a_column_that_only_later_rows_have_is_read() -> None:
+    columns = [
+        RawColumn("a", "text"),
+        RawColumn("b", "text"),
+        RawColumn("c", "text", optional=True),
+    ]
+    rows = [{"a": "x", "b": "y"}, {"a": "u", "b": "v", "c": "w"}]
+    found, count = columns_of(rows, Encoder(columns, [], []))
+    assert count == 2 and [list(found[name]) for name in "abc"] == [
+        ["x", "u"],
+        ["y", "v"],
+        [None, "w"],
+    ]
+    with pytest.raises(InputError, match="row 1: column 'b' is missing; other rows have it"):
+        columns_of([rows[0], {"a": "u", "d": "v"}], Encoder(columns, [], []))
 
 
 def test_rows_and_frames_give_the_same_columns() -> None:

@@ -52,6 +52,8 @@ def test_candidates_are_ranked_as_rows_are_predicted(client: TestClient, exports
     expected = Predictor.load(exports / "1").predict([shared | one for one in candidates])
     assert found["probabilities"]["click"] == pytest.approx(expected, abs=1e-7)
     assert found["order"] == sorted(range(5), key=lambda place: -expected[place])
+    one_lacks = client.post("/rank", json={"shared": {"user": "u1"}, "candidates": [{"ad": 1}, {}]})
+    assert one_lacks.status_code == 422 and "row 1: column 'ad' is missing" in one_lacks.text
     both = client.post("/rank", json={"shared": {"ad": 1, "user": "u"}, "candidates": candidates})
     assert both.status_code == 422 and "'ad' is given for all and for each" in both.text
 

@@ -1,0 +1,128 @@
+"""What publishing the changed rows of a model costs beside publishing all of it.
+
+python -m bench.serving.deltas --report docs/benchmarks/deltas.md
+python -m bench.serving.deltas --exports OLD NEW    # two exports of one student
+"""
+
+import argparse
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from prometheus_client import CollectorRegistry
+
+from bench.serving.latency import ENCODER, made_rows
+from bench.shared.report import machine_lines, print_report
+from recsys.data.encoder import Encoder
+from recsys.data.encoder_format import IdEncoding
+from recsys.data.schema import CategoricalFeature, Schema
+from recsys.distill.student_settings import STUDENT_MODEL
+from recsys.models.factory import build_ranker
+from recsys.serving.export import export_ranker
+from recsys.serving.predictor import Predictor
+from recsys.serving.publication import delta_folder, full_folder, publish
+from recsys.serving.server import Models, publication_source
+from recsys.serving.settings import ServeSettings
+
+FEATURES, TABLE_ROWS, REPEATS = 4, 1_000_000, 3
+SHARES = (0.001, 0.01, 0.1)
+MEBI = 1 << 20
+NAMES = [f"category_{place}" for place in range(FEATURES)]
+
+
+def made_exports(folder: Path) -> list[Path]:
+    """A student of four tables of a million rows, and what it is once each share has changed."""
+    features = [CategoricalFeature(name, TABLE_ROWS) for name in NAMES]
+    schema = Schema("made", [], features, ["all"], [], 0.1, {})
+    columns = [one for one in ENCODER.columns if one.name in NAMES]
+    encoder = Encoder(columns, [], [IdEncoding(name, [name], TABLE_ROWS) for name in NAMES])
+    state = build_ranker(schema, STUDENT_MODEL, None, 1).state_dict()
+    export_ranker(state, schema, STUDENT_MODEL, encoder, folder / "before")
+    found = [folder / "before"]
+    for share in SHARES:
+        draw = torch.Generator().manual_seed(1)
+        changed = {name: value.clone() for name, value in state.items()}
+        for name, value in changed.items():
+            if "embedding_bags" in name:
+                value[torch.rand(len(value), generator=draw) < share] += 0.01
+            else:
+                value += 0.01
+        export_ranker(changed, schema, STUDENT_MODEL, encoder, folder / str(share))
+        found.append(folder / str(share))
+    return found
+
+
+def bytes_of(folder: Path) -> int:
+    """Of its files."""
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def seconds_of(call: Callable[[], Any]) -> float:
+    """That ``call`` takes."""
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def line(old: Path, new: Path, scratch: Path) -> str:
+    """A row of the table: bytes, and the median seconds of some repeats."""
+    times: dict[str, list[float]] = {"publish": [], "apply": [], "full": []}
+    for _ in range(REPEATS):
+        folder = scratch / "published"
+        shutil.rmtree(folder, ignore_errors=True)
+        publish(old, folder)
+        served = Models(publication_source(folder), ServeSettings(), CollectorRegistry())
+        times["publish"].append(seconds_of(lambda folder=folder: publish(new, folder)))
+        times["apply"].append(seconds_of(served.look))
+        newest = full_folder(folder, 2)
+        times["full"].append(seconds_of(lambda newest=newest: Predictor.load(newest)))
+        rows = made_rows(512) if new.parent == scratch else Predictor.load(new).example_rows()
+        own, whole = served.current.predictor, Predictor.load(new)
+        np.testing.assert_array_equal(own.predict(rows), whole.predict(rows))
+        np.testing.assert_array_equal(own.tables.values, whole.tables.values)
+    changed, total = publish(new, folder).rows, len(whole.tables.values)
+    if changed is None:
+        return f"| {new.name} | {total:,} | over half | | {bytes_of(new) / MEBI:.1f} | | | |"
+    delta = bytes_of(delta_folder(folder, 2)) / MEBI
+    return (
+        f"| {new.name} | {total:,} | {changed:,} ({changed / total:.2%}) | {delta:.2f} | "
+        f"{bytes_of(new) / MEBI:.1f} | {median(times['publish']):.2f} | "
+        f"{median(times['apply']):.2f} | {median(times['full']):.2f} |"
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--exports", type=Path, nargs=2, metavar=("OLD", "NEW"))
+    parser.add_argument("--report", type=Path, help="where the Markdown goes, too")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with TemporaryDirectory(dir=Path.cwd()) as name:
+        scratch = Path(name)
+        old, *new = options.exports or made_exports(scratch)
+        table = [line(old, one, scratch) for one in new]
+    title = "Deltas: what changed, beside the whole model"
+    text = [
+        *machine_lines(title, "python -m bench.serving.deltas", {}),
+        "",
+        "Each run checks that tables and predictions are those of the whole model, bit by bit.",
+        f"Medians of {REPEATS}. `publish`: compare the tables, write the delta and the whole model",
+        "(hard links); `apply`: a running server's look, until it answers by the new model; `load`:",
+        "of the whole model.",
+        "",
+        "| share | rows | changed | delta MiB | full MiB | publish s | apply s | load s |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        *table,
+    ]
+    print_report("\n".join(text) + "\n", options.report)
+
+
+if __name__ == "__main__":
+    main()
