@@ -347,7 +347,8 @@ def test_the_time_of_a_conversion_becomes_the_time_of_the_label(
     ingested(tmp_path, table)
     rows = pl.read_parquet(tmp_path / "windows" / "*" / "part-*.parquet")
     delays = rows.group_by("label").agg((pl.col("label_time") - pl.col("event_time")).unique())
-    assert dict(delays.rows()) == {0.0: [0], 1.0: [3_600_000]}
+    assert table.attribution_window_s == 3_600  # all conversions come within an hour
+    assert dict(delays.rows()) == {0.0: [3_600_000], 1.0: [3_600_000]}
 
 
 def test_a_count_of_small_numbers_is_dense_and_a_code_is_not(tmp_path: Path) -> None:
