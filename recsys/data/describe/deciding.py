@@ -9,6 +9,7 @@ from recsys.data.describe.label_choice import find_explode, find_label, settle_l
 from recsys.data.describe.moments import Moment, find_moments
 from recsys.data.describe.reading import Survey, span_of
 from recsys.data.settings import NULL_VALUES
+from recsys.data.sources.files import hive_keys
 from recsys.units import MS_PER_HOUR
 
 FEW_CLICKS = 1_000
@@ -100,6 +101,12 @@ def _warn(choices: Choices) -> None:
         warnings.append(
             f"that is more than ingest allows: mend the rows, or leave them out with 'filter', or "
             f"--set data.quarantine_limit={min(2 * bad / rows, 1):.2g}"
+        )
+    keys = dict.fromkeys(key for file in survey.log.files for key in hive_keys(file))
+    if keys:
+        warnings.append(
+            f"the files' folders say {', '.join(keys)}: columns of text that ingest knows, too; "
+            f"add those that are features"
         )
     if span.unsorted:
         warnings.append(

@@ -106,6 +106,11 @@ def table_source(settings: TableSettings, data: DataSettings, folder: Path) -> S
         distinct = {name: values.count for name, values in log.values.items()}
         encoding = TableEncoding(settings, log.types, distinct, log.examples)
     notes = tables.partial_columns()
+    if settings.label_time is not None and settings.attribution_window_s is None:
+        notes.append(
+            "label_time without attribution_window_s: positives are learnt at another time than "
+            "negatives, which biases a model; set how long a positive is waited for"
+        )
     one_each = settings.explode is None and settings.sample_negatives is None
     return Source(
         dense=encoding.dense,

@@ -31,10 +31,11 @@ SECTION: dict[str, Any] = {
 
 
 def test_rows_wait_for_the_window_and_later_conversions_are_none(
-    data_settings: DataSettings, tmp_path: Path
+    data_settings: DataSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     LOG.write_csv(tmp_path / "log.csv")
     report = run(data_settings, tmp_path, "table", SECTION | {"attribution_window_s": 2 * HOUR_S})
+    assert "attribution_window_s" not in capsys.readouterr().err
     rows = rows_of(tmp_path)
     assert rows["label"].to_list() == [1, 1, 1, 0, 0]
     assert (rows["label_time"] - rows["event_time"]).unique().to_list() == [2 * HOUR_S * 1000]
@@ -42,10 +43,11 @@ def test_rows_wait_for_the_window_and_later_conversions_are_none(
 
 
 def test_without_a_window_each_conversion_counts_from_its_own_time(
-    data_settings: DataSettings, tmp_path: Path
+    data_settings: DataSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     LOG.write_csv(tmp_path / "log.csv")
     run(data_settings, tmp_path, "table", SECTION)
+    assert "label_time without attribution_window_s" in capsys.readouterr().err
     rows = rows_of(tmp_path)
     assert rows["label"].to_list() == [1, 1, 1, 1, 0]
     delays = [0 if delay is None else delay * 1000 for delay in DELAYS_S]

@@ -168,15 +168,27 @@ def memory() -> Any:
     system.store.clear()
 
 
-@pytest.mark.parametrize("root", ["memory://bucket/logs", "elsewhere"])
+@pytest.mark.parametrize(
+    ("root", "pattern"),
+    [
+        ("memory://bucket/logs", "**/*.csv"),
+        ("elsewhere", "memory://bucket/logs/**/*.csv"),
+        ("elsewhere", "file://{folder}/device=*/*.csv"),
+    ],
+)
 def test_files_behind_urls_give_what_local_ones_give(
-    data_settings: DataSettings, tmp_path: Path, plain: pl.DataFrame, memory: Any, root: str
+    data_settings: DataSettings,
+    tmp_path: Path,
+    plain: pl.DataFrame,
+    memory: Any,
+    root: str,
+    pattern: str,
 ) -> None:
     halves(tmp_path, "device=phone/a.csv", "device=desk/b.csv")
     for path in tmp_path.glob("device=*/*.csv"):
         memory.pipe(f"/bucket/logs/{path.relative_to(tmp_path)}", path.read_bytes())
-    pattern = "**/*.csv" if "://" in root else "memory://bucket/logs/**/*.csv"
-    section = SECTION | {"files": [pattern], "domain": BY_DEVICE}
+    files = [pattern.format(folder=tmp_path)]
+    section = SECTION | {"files": files, "domain": BY_DEVICE}
     out = tmp_path / "out"
     dataset = DatasetSettings.model_validate({"format": "table", "table": section})
     settings = data_settings.model_copy(update={"root": root})

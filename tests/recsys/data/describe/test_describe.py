@@ -546,6 +546,17 @@ def test_dates_of_two_readings_are_read_as_leaves_the_log_in_order(
     assert "AMBIGUOUS" in text
 
 
+def test_columns_that_folders_say_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for hour in (3, 11):
+        folder = tmp_path / f"date=2024-01-01/hour={hour}"
+        folder.mkdir(parents=True)
+        csv(LOG)(folder)
+    _, text = described(tmp_path, "date=*/*/log.csv", capsys)
+    assert "the files' folders say date, hour:" in text
+
+
 def test_a_label_that_is_always_1_is_a_log_of_clicks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
