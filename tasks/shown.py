@@ -1,6 +1,6 @@
 """What Prefect's interface shows of a run: a name that says what it works on, and its result."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def flow_run_name(what: str) -> Callable[[], str]:
     return name
 
 
-def _failed_with(kind: type[InputError]) -> Callable[[Any, Any, Any], Awaitable[bool]]:
+def _failed_with(kind: type[InputError]) -> Callable[[Any, Any, Any], Coroutine[Any, Any, bool]]:
     """A condition of Prefect's: whether a task has failed with an error of this kind."""
 
     async def failed(task: Any, task_run: Any, state: Any) -> bool:

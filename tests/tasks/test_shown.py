@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from prefect.states import State, StateType
+from prefect.client.schemas.objects import State, StateType
 
 from recsys.config import InputError
 from recsys.files import BusyError, UnreachableError
