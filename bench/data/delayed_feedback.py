@@ -195,11 +195,11 @@ READ = [
     "  rate: it starts with days of positives alone. Give `attribution_window_s`; `towerflow",
     "  describe` does, and ingest says where it is missing.",
     "- A short wait that loses late positives is no better.",
-    "- Waiting for all costs .02 to .03 NE beside the truth at once. Learning late positives again,",
-    "  weighted by importance, brings back a quarter of that at 22 % positive, where the interval",
+    "- Waiting for all costs .02 to .03 NE beside the truth at once. Late positives learnt again,",
+    "  weighted by importance, bring back a quarter of that at 22 % positive, where the interval",
     "  of ES-DFM holds 0, and two thirds at 4 %; without weights the mean prediction is off.",
-    "- The weights are not offered in training: baselines, adapters and the score log would have to",
-    "  learn the same rows twice with the same weights, or be compared on other terms.",
+    "- The weights are not offered in training: baselines and adapters would have to learn the",
+    "  same rows twice with the same weights, or be compared on other terms.",
 ]
 STREAMS = {"22, 25 and 18 % positive": (0.22, 0.25, 0.18), "4, 6 and 3 %": (0.04, 0.06, 0.03)}
 

@@ -73,8 +73,8 @@ def seconds_of(call: Callable[[], Any]) -> float:
 def line(old: Path, new: Path, scratch: Path) -> str:
     """A row of the table: bytes, and the median seconds of some repeats."""
     times: dict[str, list[float]] = {"publish": [], "apply": [], "full": []}
+    folder, whole = scratch / "published", Predictor.load(new)
     for _ in range(REPEATS):
-        folder = scratch / "published"
         shutil.rmtree(folder, ignore_errors=True)
         publish(old, folder)
         served = Models(publication_source(folder), ServeSettings(), CollectorRegistry())
@@ -82,8 +82,8 @@ def line(old: Path, new: Path, scratch: Path) -> str:
         times["apply"].append(seconds_of(served.look))
         newest = full_folder(folder, 2)
         times["full"].append(seconds_of(lambda newest=newest: Predictor.load(newest)))
-        rows = made_rows(512) if new.parent == scratch else Predictor.load(new).example_rows()
-        own, whole = served.current.predictor, Predictor.load(new)
+        rows = made_rows(512) if new.parent == scratch else whole.example_rows()
+        own = served.current.predictor
         np.testing.assert_array_equal(own.predict(rows), whole.predict(rows))
         np.testing.assert_array_equal(own.tables.values, whole.tables.values)
     changed, total = publish(new, folder).rows, len(whole.tables.values)
@@ -114,8 +114,8 @@ def main() -> None:
         "",
         "Each run checks that tables and predictions are those of the whole model, bit by bit.",
         f"Medians of {REPEATS}. `publish`: compare the tables, write the delta and the whole model",
-        "(hard links); `apply`: a running server's look, until it answers by the new model; `load`:",
-        "of the whole model.",
+        "(hard links); `apply`: a running server's look, until it answers by the new model;",
+        "`load`: of the whole model.",
         "",
         "| share | rows | changed | delta MiB | full MiB | publish s | apply s | load s |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",

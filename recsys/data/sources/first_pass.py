@@ -72,10 +72,9 @@ def times_state(seen: TimesSeen) -> dict[str, Any]:
 
 def times_seen(state: dict[str, Any]) -> TimesSeen:
     """From what :func:`times_state` gave."""
-    seen = TimesSeen(**state)
-    seen.values = [pl.Series(state["values"], dtype=pl.Float64)]
-    seen.outside_ms = [pl.Series(state["outside_ms"], dtype=pl.Int64)]
-    return seen
+    values = pl.Series(state["values"], dtype=pl.Float64)
+    outside = pl.Series(state["outside_ms"], dtype=pl.Int64)
+    return TimesSeen(**{**state, "values": [values], "outside_ms": [outside]})
 
 
 def labels_state(seen: dict[str, LabelsSeen]) -> dict[str, dict[str, bool]]:
