@@ -26,6 +26,7 @@ from recsys.data.sources.files import order_shown
 from recsys.data.sources.table import table_source
 from recsys.data.standardise import Moments
 from recsys.data.synthetic import synthetic_source
+from recsys.files import UnreachableError
 from recsys.progress import RowProgress
 from recsys.units import MS_PER_HOUR
 
@@ -88,7 +89,8 @@ def ingest(
         shutil.rmtree(work_dir)
         return report
     except BaseException as error:
-        if work_dir is not None and isinstance(error, InputError):
+        is_final = isinstance(error, InputError) and not isinstance(error, UnreachableError)
+        if work_dir is not None and is_final:
             shutil.rmtree(work_dir, ignore_errors=True)
         for path in [*windows_dir.iterdir(), *(set(oracle_dir.iterdir()) - truths)]:
             if path.is_dir():

@@ -9,6 +9,8 @@ import polars as pl
 import pytest
 
 from recsys.config import InputError
+from recsys.data.drift import WindowCounts
+from recsys.data.schema import CategoricalFeature
 from recsys.data.settings import DataSettings
 from tests.support.raw_logs import run
 
@@ -118,6 +120,19 @@ def test_missing_values_are_not_unknown(data_settings: DataSettings, tmp_path: P
     ingested(data_settings, tmp_path, log(user=users))
     last = statistics(tmp_path)[-1]
     assert (last["unknown"]["user"], last["missing"]["user"]) == (1.0, 0.5)
+
+
+def test_lists_count_by_their_elements_and_are_missing_where_empty() -> None:
+    counts = WindowCounts([], [CategoricalFeature("tags", 9, "list")], ["tags"])
+    for tags in ([[1, 2], []], [[2, 1, 1, 0], None]):
+        column = pl.Series(tags, dtype=pl.List(pl.Int64))
+        counts.add(pl.DataFrame({"label": [1.0, 0.0], "tags": column}))
+    assert counts.summary() == {
+        "base_rate": 0.5,
+        "missing": {"tags": 0.5},
+        "unknown": {"tags": 0.6},  # three of five elements that are not missing
+        "distinct": {"tags": 2},
+    }
 
 
 def test_a_column_that_not_all_files_have_is_named(
