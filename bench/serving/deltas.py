@@ -75,8 +75,8 @@ def seconds_of(call: Callable[[], Any]) -> float:
 def line(old: Path, new: Path, scratch: Path) -> str:
     """A row of the table: bytes, and the median seconds of some repeats."""
     times: dict[str, list[float]] = {"publish": [], "apply": [], "pause": [], "full": []}
+    folder, whole = scratch / "published", Predictor.load(new)
     for _ in range(REPEATS):
-        folder = scratch / "published"
         shutil.rmtree(folder, ignore_errors=True)
         publish(old, folder)
         served = Models(publication_source(folder), ServeSettings(), CollectorRegistry())
@@ -94,7 +94,7 @@ def line(old: Path, new: Path, scratch: Path) -> str:
         newest = full_folder(folder, 2)
         times["full"].append(seconds_of(lambda newest=newest: Predictor.load(newest)))
         rows = made_rows(512) if new.parent == scratch else Predictor.load(new).example_rows()
-        own, whole = served.current.predictor, Predictor.load(new)
+        own = served.current.predictor
         np.testing.assert_array_equal(own.predict(rows), whole.predict(rows))
         np.testing.assert_array_equal(own.tables.values, whole.tables.values)
     changed, total = publish(new, folder).rows, len(whole.tables.values)
