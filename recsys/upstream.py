@@ -27,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchrec.distributed import comm
 from torchrec.distributed.batched_embedding_kernel import BaseBatchedEmbeddingBag
+from torchrec.distributed.embedding_types import GroupedEmbeddingConfig
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.types import LazyAwaitable, ShardingType
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
@@ -97,7 +98,7 @@ class LookUpAlone:
     def __init__(self, sharded: ShardedEmbeddingBagCollection) -> None:
         self._sharded = sharded
         (self._lookup,) = sharded._lookups
-        configs = self._lookup.grouped_configs
+        configs = cast(list[GroupedEmbeddingConfig], self._lookup.grouped_configs)
         self._features = [name for config in configs for name in config.feature_names()]
         self._checked = False
 

@@ -330,31 +330,6 @@ def test_a_changed_key_reruns_only_what_depends_on_it(project: Path) -> None:
     assert hashes(project)["reports/evaluation"] != before["reports/evaluation"]
 
 
-def test_a_change_of_the_transform_reruns_the_teacher_not_the_partition_and_keeps_predictions(
-    project: Path,
-) -> None:
-    before = json.loads((project / "models/teacher/metrics.json").read_text())["windows"]
-    partition = hashes(project)["models/partition"]
-    saved = {
-        path: path.read_text() for path in (project / "params/towers.yaml", project / "dvc.lock")
-    }
-    path = project / "params/towers.yaml"
-    path.write_text(
-        path.read_text().replace(
-            "enabled: true               # each tower", "enabled: false  # each tower"
-        )
-    )
-    result = run(project, "dvc", "repro", "teacher")
-    after = json.loads((project / "models/teacher/metrics.json").read_text())["windows"]
-    for path, text in saved.items():
-        path.write_text(text)
-    run(project, "dvc", "checkout", "teacher")
-    assert "Running stage 'teacher'" in result.stdout
-    assert "Running stage 'partition'" not in result.stdout
-    assert hashes(project)["models/partition"] == partition
-    assert [row["ne"] for row in after] == pytest.approx([row["ne"] for row in before], abs=1e-4)
-
-
 def test_mlflow_holds_runs_with_curves_and_a_registered_model_that_predicts(project: Path) -> None:
     script = """
 import json, mlflow

@@ -23,7 +23,7 @@ SETTINGS = {
     "train.global_batch_size": "128",
     "teacher.model.dense_layers": "[16]",
     "teacher.model.over_layers": "[16]",
-    "teacher.checkpoint_every_batches": "1",
+    "teacher.checkpoint_every_batches": "5",
     "students.seeds": "[1]",
     "towers.partition.probe_windows": "2",
     "students.auto_windows": "2",
@@ -152,6 +152,26 @@ def test_students_rerun_bit_for_bit_without_the_cache(project: Path) -> None:
     before = contents(project / "models/students")
     run(project, "dvc", "repro", "--single-item", "--force", "--no-run-cache", "students")
     assert contents(project / "models/students") == before
+
+
+def test_a_change_of_the_transform_reruns_the_teacher_not_the_partition_and_keeps_predictions(
+    project: Path,
+) -> None:
+    run(project, "dvc", "repro", "evaluate")
+    metrics = project / "models/teacher/metrics.json"
+    before = json.loads(metrics.read_text())["windows"]
+    changed = [project / name for name in ("params/towers.yaml", "dvc.lock")]
+    saved = {path: path.read_text() for path in changed}
+    enabled = "enabled: true               # each tower"
+    change(project, "towers", enabled, enabled.replace("true ", "false"))
+    said = run(project, "dvc", "repro", "teacher").stdout
+    after = json.loads(metrics.read_text())["windows"]
+    for path, text in saved.items():
+        path.write_text(text)
+    run(project, "dvc", "checkout", "teacher")
+    assert "Running stage 'teacher'" in said
+    assert "Running stage 'partition'" not in said
+    assert [row["ne"] for row in after] == pytest.approx([row["ne"] for row in before], abs=1e-4)
 
 
 def test_dvc_sees_nothing_of_the_stream(project: Path) -> None:

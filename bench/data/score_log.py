@@ -293,10 +293,10 @@ def case_of(work: Path, rows: int, window_rows: int) -> Case:
 
 
 def report_lines(cases: list[Case]) -> list[str]:
-    """A row a size: bytes, rates, and peak memory after the first window and at the end."""
+    """A row per size: bytes, rates, and peak memory after the first window and at the end."""
     lines = [
-        "| rows | windows | log, MB | bytes a row | appended rows/s | append, MiB | joined rows/s "
-        "| join, MiB "
+        "| rows | windows | log, MB | bytes per row | appended rows/s | append, MiB | joined "
+        "rows/s | join, MiB "
         "| joined | with a score | wrong |",
         "|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]

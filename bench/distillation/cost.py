@@ -82,7 +82,7 @@ def counted() -> Costs:
 
 
 def timed(rows: int) -> Costs:
-    """In processor seconds an example, of a stream of ``rows`` with a student for each domain."""
+    """In processor seconds per example, of a stream of ``rows`` with a student for each domain."""
     with tempfile.TemporaryDirectory() as name:
         lab = Lab(Path(name), "shifted", 1, rows, 1, Path())
         lab.make_windows()
@@ -142,7 +142,7 @@ def main() -> None:
         costs = timed(given.rows)
         found = [
             f"Processor seconds, {given.rows:,} rows, one thread, one run; a plain student takes "
-            f"{1e6 * costs.plain:.1f} us an example, and the others, times that:",
+            f"{1e6 * costs.plain:.1f} us per example, and the others, times that:",
             "",
             *lines(costs),
         ]

@@ -23,12 +23,12 @@ from recsys.training.settings import TrainSettings
 DENSE = 4
 CROWDED_PART = 4  # of as many tables all but one sit on the first rank
 LAYERS = [64]
-MEMORY = 4 * 2**30  # bytes a rank
+MEMORY = 4 * 2**30  # bytes per rank
 
 
 @dataclass(frozen=True)
 class Model:
-    """A DLRM: rows and mean ids an example of each table, one dimension, the global batch."""
+    """A DLRM: rows and mean ids per example of each table, one dimension, the global batch."""
 
     name: str
     tables: tuple[tuple[int, int], ...]

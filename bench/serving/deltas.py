@@ -93,7 +93,7 @@ def line(old: Path, new: Path, scratch: Path) -> str:
         _hashes.clear()
         newest = full_folder(folder, 2)
         times["full"].append(seconds_of(lambda newest=newest: Predictor.load(newest)))
-        rows = made_rows(512) if new.parent == scratch else Predictor.load(new).example_rows()
+        rows = made_rows(512) if new.parent == scratch else whole.example_rows()
         own = served.current.predictor
         np.testing.assert_array_equal(own.predict(rows), whole.predict(rows))
         np.testing.assert_array_equal(own.tables.values, whole.tables.values)

@@ -207,14 +207,14 @@ def scoring_lines(work: Path) -> list[str]:
         "|---|---:|---|---:|---:|",
         f"| scoring, disk to log | {scored:,.0f} examples/s | bare forward | {bare:,.0f} "
         f"examples/s | {ratio:.1%} |",
-        f"| join | {joined:.3f} ms a batch | a student's step | {step:.2f} ms | {share:.1%} |",
+        f"| join | {joined:.3f} ms per batch | a student's step | {step:.2f} ms | {share:.1%} |",
     ]
 
 
 def memory_lines(work: Path) -> list[str]:
     """Peak memory at several sizes of the log, each in a fresh process."""
     lines = [
-        "| records of the window | written a second | bytes a record | join of 50,000 | peak "
+        "| records of the window | written per second | bytes per record | join of 50,000 | peak "
         "memory |"
     ]
     lines.append("|---:|---:|---:|---:|---:|")

@@ -210,11 +210,11 @@ def read_calls(folder: Path) -> list[Call]:
 
 
 def report_lines(work: Path) -> list[str]:
-    """A row a size: rates, seconds a window of the first and the last call, peak memory of both by
-    process."""
+    """A row per size: rates, seconds per window of the first and the last call, peak memory of both
+    by process."""
     lines = [
-        "| rows | rows a window | calls | ingest rows/s | stream rows/s | s a window, first / last "
-        "call | ingest | "
+        "| rows | rows per window | calls | ingest rows/s | stream rows/s | s per window, first "
+        "/ last call | ingest | "
         f"{' | '.join((MAIN, *(f'{name} rank' for name in LAUNCHES)))} |",
         "|---:|---:|---:|---:|---:|---:|---:|" + "---:|" * (1 + len(LAUNCHES)),
     ]

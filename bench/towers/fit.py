@@ -41,11 +41,11 @@ TYPICAL_ERROR = 0.1
 WIRE = Wire(COMMUNICATION.forward, COMMUNICATION.backward, COMMUNICATION.gradients)
 UNITS = {
     "compute": "ms a GFLOP and core",
-    "step": "ms a rank and core",
+    "step": "ms per rank and core",
     "copies": "ms a GB and core",
     "inside": "ms a GB and core",
     "link": "of the time that the bytes take at the rate",
-    "message": "ms a core",
+    "message": "ms per core",
     "hidden": "of the time that a rank computes, times 1 - cores / ranks",
 }
 

@@ -108,7 +108,7 @@ def _text() -> list[str]:
         "",
         "*Exposed* is the step at the rate less the same contender's step without a limit. "
         "*Blocked* is how long a",
-        "rank sleeps in collectives a step, the mean over ranks (bench/towers/asleep.py): for "
+        "rank sleeps in collectives per step, the mean over ranks (bench/towers/asleep.py): for "
         "bytes on their way, for the",
         "processes that pack and copy them, and for ranks that share its core and come later, so "
         "it is not 0 without",

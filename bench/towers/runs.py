@@ -16,9 +16,9 @@ PAPER_EXPOSED = 0.275  # of the flat step, DCN on 64 H100: the paper's Figure 1
 class Run:
     """One contender at one rate: the median over the steps of all turns, of each the slowest rank.
 
-    ``busy_ms`` is processor time of all ranks a step; ``blocked_ms`` how long a rank sleeps in
-    collectives a step, the mean over ranks; ``host_bytes`` what the busiest host sends a step, by
-    its interface's counter.
+    ``busy_ms`` is processor time of all ranks per step; ``blocked_ms`` how long a rank sleeps in
+    collectives per step, the mean over ranks; ``host_bytes`` what the busiest host sends per step,
+    by its interface's counter.
     """
 
     architecture: Architecture

@@ -128,7 +128,7 @@ def _count_rank(folder: Path, train: TrainSettings) -> float:
 
 
 def measure(folder: Path, seeds: list[int]) -> dict[str, dict[str, list[float]]]:
-    """By recipe: NE and AUC a seed, and bytes a step; kept in ``folder`` as they are found."""
+    """By recipe: NE and AUC per seed, and bytes per step; kept in ``folder`` as they are found."""
     kept = folder / "results.json"
     found: dict[str, dict[str, list[float]]] = json.loads(kept.read_text()) if kept.exists() else {}
     for recipe in RECIPES:

@@ -118,7 +118,7 @@ def anonymous_bytes() -> int:
 
 
 def measure(case: Case) -> dict[str, float]:
-    """Train ``case``: samples/s, major faults a step, peak anonymous memory, seconds to build and
+    """Train ``case``: samples/s, major faults per step, peak anonymous memory, seconds to build and
     to save."""
     schema = Schema(
         "bench",
@@ -273,7 +273,7 @@ def report(results: list[tuple[str, dict[str, float] | str]], given: argparse.Na
         "of its own. *page by page*: without asking for a lookup's pages before the kernel reads "
         "them.",
         "",
-        "| tables in | repeats | samples/s | range | of memory | major faults a step | peak "
+        "| tables in | repeats | samples/s | range | of memory | major faults per step | peak "
         "anonymous GiB "
         "| peak of the cgroup GiB | s to build |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",

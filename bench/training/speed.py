@@ -63,7 +63,7 @@ def parse() -> argparse.Namespace:
         "--batches", nargs="+", type=int, default=[4096, 16384], help="global batch sizes"
     )
     parser.add_argument(
-        "--rows", nargs="+", type=int, default=[100_000], help="rows a table, 1e4 to 1e6"
+        "--rows", nargs="+", type=int, default=[100_000], help="rows per table, 1e4 to 1e6"
     )
     parser.add_argument(
         "--contenders", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS)
@@ -71,7 +71,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10.0, help="aimed at, a measurement")
     parser.add_argument("--least-steps", type=int, default=2, help="of a measurement, however slow")
-    parser.add_argument("--window-rows", type=int, default=65_536, help="examples a window")
+    parser.add_argument("--window-rows", type=int, default=65_536, help="examples per window")
     parser.add_argument("--sharding", default="planner", help="as in params/train.yaml")
     parser.add_argument("--peers", default="", help="folder with fuxictr (see bench/README.md)")
     parser.add_argument("--timeout", type=float, default=1800.0, help="seconds, a measurement")

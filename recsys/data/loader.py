@@ -171,8 +171,9 @@ class WindowReader:
         domain: int | None = None,
         scores: ScoreJoin | None = None,
         rows: Rows = "own",
+        first_batch: int = 0,
     ) -> Iterator[Batch]:
-        """The examples whose label became known during ``window``, in label time.
+        """The examples whose label became known during ``window``, in label time, from a batch on.
 
         They may come from earlier windows. Over all windows every example whose label is known
         by the end of the last one is met exactly once. Holds the labels of one window in memory.
@@ -206,7 +207,7 @@ class WindowReader:
         if rows == "scores_elsewhere":
             assert scores is not None, "rows without labels and scores teach nothing"
             ordered = self._with_labels_of(ordered, domain)
-        yield from self._batches(ordered, batch_size, rank, world_size)
+        yield from self._batches(ordered[first_batch * batch_size :], batch_size, rank, world_size)
 
     def _with_labels_of(self, frame: pl.DataFrame, domain: int | None) -> pl.DataFrame:
         """``frame`` with labels of ``domain`` alone, and without others' examples that have no

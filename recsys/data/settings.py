@@ -234,7 +234,7 @@ class ExplodeSettings(Settings):
 class NegativeSettings(Settings):
     """Negatives for a log of clicks only.
 
-    ``per_click`` items a click are drawn in proportion to the clicks of the ``popularity_hours``
+    ``per_click`` items per click are drawn in proportion to the clicks of the ``popularity_hours``
     whole hours before, never an item already clicked in the same ``session`` up to that time.
 
     Attributes:

@@ -32,7 +32,7 @@ class Tier(Settings):
 
 
 class Hardware(Settings):
-    """What one rank can do; gb_s are 10^9 bytes a second of one rank.
+    """What one rank can do; gb_s are 10^9 bytes per second of one rank.
 
     ``cross_gb_s`` is an all-to-all's bandwidth between nodes, ``reduce_gb_s`` the bus bandwidth of
     reduce-scatter, all-gather and all-reduce between nodes, ``intra_gb_s`` of either inside a node.
@@ -111,7 +111,7 @@ GPU = Hardware(
 
 @dataclass(frozen=True)
 class Topology:
-    """``nodes`` x ``gpus`` ranks; ``hbm`` bytes a rank, ``ddr`` and ``ssd`` bytes a node."""
+    """``nodes`` x ``gpus`` ranks; ``hbm`` bytes per rank, ``ddr`` and ``ssd`` bytes per node."""
 
     hardware: Hardware
     nodes: int

@@ -113,7 +113,7 @@ def _table_grid(plan: Plan, rows: int) -> Grid:
     grid.add_column("kernel", no_wrap=True)
     grid.add_column("ranks", overflow="fold")
     grid.add_column("bytes", justify="right", no_wrap=True)
-    grid.add_column("ms a rank", justify="right", no_wrap=True)
+    grid.add_column("ms per rank", justify="right", no_wrap=True)
     ordered = sorted(plan.tables, key=lambda table: (-table.ms / len(table.ranks), table.table))
     for table in ordered[:rows]:
         ms = f"{table.ms / len(table.ranks):.3f}"

@@ -11,7 +11,7 @@ from recsys.planning.tables import PlannedModel, expand_tables
 
 FEW_MORE_NODES = 2  # times as many, before a tier of SSD is proposed
 MOST_NODES = 64  # times as many, after it
-SSD_STEP = 10**11  # bytes a node
+SSD_STEP = 10**11  # bytes per node
 MOST_SSD_STEPS = 1000
 
 

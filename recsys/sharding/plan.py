@@ -304,8 +304,8 @@ def _table_column_wise(ranks: list[int]) -> ParameterShardingGenerator:
 
 
 def _grid(hosts: list[int]) -> ParameterShardingGenerator:
-    """A block of columns a host, its rows over the host's ranks; TorchRec's helper splits no fewer
-    than 256 columns."""
+    """A block of columns per host, its rows over the host's ranks; TorchRec's helper splits no
+    fewer than 256 columns."""
 
     def generate(
         weight: nn.Parameter, local_size: int, world_size: int, device: str, _: ModuleSharder[Any]

@@ -72,8 +72,8 @@ class ShardingSettings(HostSettings):
     ``sharding`` is how every table is split; ``table_sharding`` fixes single tables, by name, and
     goes before the towers of a partition. The planner reckons with the bandwidths of
     ``hardware`` (or the YAML file of that path; left out, it follows ``device``) and with
-    ``ids_per_list`` ids an example of a list. On a GPU it may also put rows into ``host_memory_gb``
-    GiB of the host's memory a rank, all or all but a cache (UVM).
+    ``ids_per_list`` ids per example of a list. On a GPU it may also put rows into
+    ``host_memory_gb`` GiB of the host's memory per rank, all or all but a cache (UVM).
 
     ``table_precision`` is that of the tables' rows; what they give out, gradients and optimiser
     state stay float32. FBGEMM rounds fp16 rows to nearest on the CPU: its stochastic rounding does

@@ -42,7 +42,7 @@ class AdvisedModel(Settings):
     quality.
     """
 
-    batch_size: PositiveInt = Field(description="examples a rank")
+    batch_size: PositiveInt = Field(description="examples per rank")
     features: PositiveInt
     ids_per_example: PositiveFloat | None = None
     dense_features: NonNegativeInt = 13

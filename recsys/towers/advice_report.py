@@ -47,7 +47,7 @@ def reasons(best: Choice, flat: Choice) -> list[str]:
     gain = flat.time.total / best.time.total
     limit = _largest(flat.time)
     lines = [
-        f"flat: {flat.time.total:.2f} ms a step, of which {getattr(flat.time, limit):.2f} ms are "
+        f"flat: {flat.time.total:.2f} ms per step, of which {getattr(flat.time, limit):.2f} ms are "
         f"{LIMITED_BY[limit]}; "
         f"{flat.time.exchange / flat.time.total:.0%} is exposed exchange"
     ]

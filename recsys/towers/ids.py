@@ -19,7 +19,7 @@ class IdExchange:
     Args:
         peers: process group, one rank a group of hosts, each with as many examples.
         features: names that each group of hosts looks up.
-        lists: those that have any number of ids an example; the others have one.
+        lists: those that have any number of ids per example; the others have one.
         dtype: of ids on the wire.
     """
 

@@ -79,17 +79,17 @@ class Work:
     """What one rank's step is made of.
 
     Attributes:
-        batch: examples a rank.
+        batch: examples per rank.
         features: of the model, a table each.
         dimension: of an embedding.
-        ids: ids an example, all features together.
-        lists: features with any number of ids an example.
+        ids: ids per example, all features together.
+        lists: features with any number of ids per example.
         compact_ids: to the peers they travel as recsys/towers/ids.py sends them; else as TorchRec
             does.
         flops: of an example above the tables, forward and backward.
         shared_parameters: dense parameters that every rank has.
         tower_parameters: those of all tower modules.
-        output_width: numbers an example of all tower outputs; None: the flat exchange.
+        output_width: numbers per example of all tower outputs; None: the flat exchange.
         forward_bytes: a number on the wire, forward.
         backward_bytes: backward.
         inside_bytes: inside the hosts of a tower, forward and backward together.

@@ -52,7 +52,7 @@ def calibrate(folder: Path, path: Path) -> Hardware:
 
 
 def _copy_gb_s() -> float:
-    """Bytes read and written a second by a large copy."""
+    """Bytes read and written per second by a large copy."""
     source, target = torch.zeros(COPY_FLOATS), torch.zeros(COPY_FLOATS)
     return 2 * COPY_FLOATS * FLOAT_BYTES / _best_seconds(lambda: target.copy_(source)) / GIGA
 

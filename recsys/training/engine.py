@@ -226,7 +226,7 @@ class Engine:
     def train_step(self, batch: Batch, loss_function: LossFunction) -> float:
         """One optimiser step on a global batch.
 
-        ``loss_function`` maps (outputs, batch) to a loss an example [B]. The step follows the mean
+        ``loss_function`` maps (outputs, batch) to a loss per example [B]. The step follows the mean
         over the global batch's real rows, so it does not depend on the number of ranks.
 
         Returns:
@@ -420,7 +420,7 @@ class Engine:
         for module in sharded_collections(sharded).values():
             unwrap_replicated_tables(module)
             if self.is_alone and sends_whole and LookUpAlone.fits(module):
-                module.forward = LookUpAlone(module)
+                vars(module)["forward"] = LookUpAlone(module)
         for path, mean in means.items():
             if mean is not None:
                 sharded.module.get_submodule(path).register_forward_hook(mean)

@@ -18,7 +18,7 @@ from recsys.sharding.settings import ShardingSettings
 from recsys.training.launch_settings import LaunchSettings
 
 Quantisation = Literal["none", "fp16", "int8"]  # of table weights in checkpoints
-# Classes of torch.optim by lower-case name. Not LBFGS (several losses a step), SparseAdam (sparse
+# Classes of torch.optim by lower-case name. Not LBFGS (several losses per step), SparseAdam (sparse
 # gradients), Muon (matrices only).
 DENSE_OPTIMIZERS = {
     name.lower(): name

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -101,7 +100,7 @@ def predict_then_train(
         diagnostics: adds to the metrics of each window, after training on it. It reads the window's
             labels once more.
         live: a file to which each window's metrics are added as soon as they are known, with
-            examples a second and learning rates.
+            examples per second and learning rates.
 
     Returns:
         Metrics of each window, as in metrics.json; the same on every rank.
@@ -175,11 +174,11 @@ def _diagnose(
 ) -> dict[str, Any]:
     names = sorted(position.counts)
     means = ranks.means([position.counts[name] for name in names])
-    middle = islice(_label_batches(data, window), position.batches // 2, None)
-    return diagnostics.summary(engine, dict(zip(names, means, strict=True)), next(middle, None))
+    middle = next(_label_batches(data, window, position.batches // 2), None)
+    return diagnostics.summary(engine, dict(zip(names, means, strict=True)), middle)
 
 
-def _label_batches(data: DataView, window: Window) -> Iterator[Batch]:
+def _label_batches(data: DataView, window: Window, first_batch: int = 0) -> Iterator[Batch]:
     return data.reader.label_batches(
         window,
         data.batch_size,
@@ -188,6 +187,7 @@ def _label_batches(data: DataView, window: Window) -> Iterator[Batch]:
         domain=data.domain,
         scores=data.scores,
         rows=data.rows,
+        first_batch=first_batch,
     )
 
 
@@ -263,10 +263,10 @@ def train(
     Returns:
         The position after its last batch, with this rank's loss sum and the rows of all ranks.
     """
-    batches = _label_batches(data, window)
+    batches = _label_batches(data, window, position.batches)
     try:
         with (
-            closing(load_ahead(engine, islice(batches, position.batches, None))) as ahead,
+            closing(load_ahead(engine, batches)) as ahead,
             closing(train_batches(engine, ahead, loss_function)) as steps,
         ):
             for batch, loss in steps:

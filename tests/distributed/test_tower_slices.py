@@ -45,7 +45,7 @@ TOWERS = [
     ["tags:1of2", "city", "history:1of4"],
 ]
 PARTITION = Partition("manual", TOWERS, list(FEATURES))
-LAYOUTS = [(2, 2, 1), (4, 1, 1), (4, 1, 2)]  # hosts, ranks a host, hosts a tower
+LAYOUTS = [(2, 2, 1), (4, 1, 1), (4, 1, 2)]  # hosts, ranks per host, hosts per tower
 CROSSED_FLAT = "crossed None"
 WHOLE = Partition("manual", [[name] for name in FEATURES], list(FEATURES))
 

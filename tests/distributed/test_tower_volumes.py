@@ -35,7 +35,7 @@ SCHEMA = Schema(
     initial_base_rate=0.2,
     planted_groups={},
 )
-LAYOUTS = [(2, 2, 1), (4, 1, 1), (4, 1, 2)]  # hosts, ranks a host, hosts a tower
+LAYOUTS = [(2, 2, 1), (4, 1, 1), (4, 1, 2)]  # hosts, ranks per host, hosts per tower
 WIRES = [Wire("fp32", "fp32", "fp32"), Wire("fp16", "bf16", "fp32")]
 SIZES_BYTES = 3 * 8  # to each rank before ids: of lengths, of values, of the batch
 

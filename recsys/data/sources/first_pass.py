@@ -74,7 +74,7 @@ def times_seen(state: dict[str, Any]) -> TimesSeen:
     """From what :func:`times_state` gave."""
     values = pl.Series(state["values"], dtype=pl.Float64)
     outside = pl.Series(state["outside_ms"], dtype=pl.Int64)
-    return TimesSeen(**state | {"values": [values], "outside_ms": [outside]})
+    return TimesSeen(**{**state, "values": [values], "outside_ms": [outside]})
 
 
 def labels_state(seen: dict[str, LabelsSeen]) -> dict[str, dict[str, bool]]:

@@ -77,7 +77,7 @@ def negative_rates(settings: TableSettings) -> list[float]:
     rate, domains = settings.negative_rate, table_domains(settings)
     if rate is None:
         return []
-    if isinstance(rate, float):
+    if not isinstance(rate, dict):
         return [rate] * len(domains)
     unknown = next((name for name in rate if name not in domains), None)
     if unknown is not None:

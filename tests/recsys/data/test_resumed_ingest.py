@@ -188,7 +188,11 @@ def test_a_killed_process_leaves_what_the_next_one_goes_on_from(
 ) -> None:
     write_log(tmp_path)
     settings, dataset = settings_of(data_settings, tmp_path), described()
-    given = [str(tmp_path), settings.model_dump_json(), dataset.model_dump_json(exclude_defaults=True)]
+    given = [
+        str(tmp_path),
+        settings.model_dump_json(),
+        dataset.model_dump_json(exclude_defaults=True),
+    ]
     killed = subprocess.run([sys.executable, "-c", KILLED, *given], check=False)
     assert killed.returncode == -signal.SIGKILL
     ingest(settings, dataset, tmp_path / "out", tmp_path / "oracle", tmp_path / "work")
