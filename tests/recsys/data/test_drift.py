@@ -1,6 +1,7 @@
 """What manifests say of windows beside those before, and where ingest stops."""
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +143,16 @@ def test_a_column_that_not_all_files_have_is_named(
     log().with_columns(new=pl.lit(1)).write_parquet(tmp_path / "log-2.parquet")
     run(data_settings, tmp_path, "table", SECTION | {"files": ["log-*.parquet"]})
     assert "column 'new' is in 1 of 2 files" in capsys.readouterr().err
+
+
+def test_memory_does_not_grow_with_the_windows(data_settings: DataSettings, tmp_path: Path) -> None:
+    log().write_parquet(tmp_path / "log.parquet")
+    peaks = []
+    for windows in (8, 48):
+        (tmp_path / str(windows)).mkdir()
+        (tmp_path / str(windows) / "log.parquet").symlink_to(tmp_path / "log.parquet")
+        tracemalloc.start()
+        run(data_settings, tmp_path / str(windows), "table", SECTION, window_hours=96 / windows)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 2**20  # NumPy's memory: a window's counters take half a MiB
