@@ -65,6 +65,8 @@ lock: setup
 		--override requirements/overrides-cpu.txt --no-emit-package torch --no-header --no-annotate -o requirements/cpu.lock
 	$(BIN)/uv pip compile --quiet pyproject.toml --extra cuda --extra dev --python-version 3.11 \
 		--no-header --no-annotate -o requirements/cuda.lock
+	$(BIN)/uv pip compile --quiet requirements/serving.in --constraint requirements/cpu.lock \
+		--python-version 3.11 --generate-hashes --no-header --no-annotate -o requirements/serving.lock
 	$(BIN)/uv pip compile --quiet requirements/docs.in --python-version 3.11 \
 		--no-header --no-annotate -o requirements/docs.lock
 

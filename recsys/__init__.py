@@ -1,5 +1,8 @@
 """The library: data, models, towers, sharding, training, distillation, evaluation, serving."""
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
-__version__ = version("towerflow")
+try:
+    __version__ = version("towerflow")
+except PackageNotFoundError:  # files that were copied, not installed: the server's image
+    __version__ = "0"

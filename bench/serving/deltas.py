@@ -8,6 +8,7 @@ import argparse
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -23,10 +24,11 @@ from recsys.data.encoder import Encoder
 from recsys.data.encoder_format import IdEncoding
 from recsys.data.schema import CategoricalFeature, Schema
 from recsys.distill.student_settings import STUDENT_MODEL
+from recsys.files import _hashes
 from recsys.models.factory import build_ranker
 from recsys.serving.export import export_ranker
 from recsys.serving.predictor import Predictor
-from recsys.serving.publication import delta_folder, full_folder, publish
+from recsys.serving.publication import delta_folder, full_folder, publish, read_delta
 from recsys.serving.server import Models, publication_source
 from recsys.serving.settings import ServeSettings
 
@@ -72,14 +74,23 @@ def seconds_of(call: Callable[[], Any]) -> float:
 
 def line(old: Path, new: Path, scratch: Path) -> str:
     """A row of the table: bytes, and the median seconds of some repeats."""
-    times: dict[str, list[float]] = {"publish": [], "apply": [], "full": []}
+    times: dict[str, list[float]] = {"publish": [], "apply": [], "pause": [], "full": []}
     folder, whole = scratch / "published", Predictor.load(new)
     for _ in range(REPEATS):
         shutil.rmtree(folder, ignore_errors=True)
         publish(old, folder)
         served = Models(publication_source(folder), ServeSettings(), CollectorRegistry())
+        _hashes.clear()  # as in a process that has not seen these files
         times["publish"].append(seconds_of(lambda folder=folder: publish(new, folder)))
+        _hashes.clear()
         times["apply"].append(seconds_of(served.look))
+        if served.current.number == 2 and delta_folder(folder, 2).is_dir():
+            delta = read_delta(delta_folder(folder, 2))
+            put = partial(
+                served.current.predictor.tables.put, delta.rows, delta.values, delta.scales
+            )
+            times["pause"].append(1000 * seconds_of(put))
+        _hashes.clear()
         newest = full_folder(folder, 2)
         times["full"].append(seconds_of(lambda newest=newest: Predictor.load(newest)))
         rows = made_rows(512) if new.parent == scratch else whole.example_rows()
@@ -88,12 +99,13 @@ def line(old: Path, new: Path, scratch: Path) -> str:
         np.testing.assert_array_equal(own.tables.values, whole.tables.values)
     changed, total = publish(new, folder).rows, len(whole.tables.values)
     if changed is None:
-        return f"| {new.name} | {total:,} | over half | | {bytes_of(new) / MEBI:.1f} | | | |"
-    delta = bytes_of(delta_folder(folder, 2)) / MEBI
+        return f"| {new.name} | {total:,} | over half | | {bytes_of(new) / MEBI:.1f} | | | | |"
+    written = bytes_of(delta_folder(folder, 2)) / MEBI
+    publish_s, apply_s, pause, load_s = (median(one) for one in times.values())
     return (
-        f"| {new.name} | {total:,} | {changed:,} ({changed / total:.2%}) | {delta:.2f} | "
-        f"{bytes_of(new) / MEBI:.1f} | {median(times['publish']):.2f} | "
-        f"{median(times['apply']):.2f} | {median(times['full']):.2f} |"
+        f"| {new.name} | {total:,} | {changed:,} ({changed / total:.2%}) | {written:.2f} | "
+        f"{bytes_of(new) / MEBI:.1f} | "
+        f"{publish_s:.2f} | {apply_s:.2f} | {pause:.1f} | {load_s:.2f} |"
     )
 
 
@@ -113,12 +125,12 @@ def main() -> None:
         *machine_lines(title, "python -m bench.serving.deltas", {}),
         "",
         "Each run checks that tables and predictions are those of the whole model, bit by bit.",
-        f"Medians of {REPEATS}. `publish`: compare the tables, write the delta and the whole model",
-        "(hard links); `apply`: a running server's look, until it answers by the new model;",
-        "`load`: of the whole model.",
+        f"Medians of {REPEATS}. `publish`: compare tables, write the delta and the whole model",
+        "(hard links); `apply`: a running server looks, until it answers by the new model;",
+        "`pause`: of these, while no prediction runs; `load`: of the whole model.",
         "",
-        "| share | rows | changed | delta MiB | full MiB | publish s | apply s | load s |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| of | rows | changed | delta MiB | full MiB | publish s | apply s | pause ms | load s |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
         *table,
     ]
     print_report("\n".join(text) + "\n", options.report)

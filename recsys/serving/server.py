@@ -176,6 +176,8 @@ class Models:
             predictor = predictor.changed(delta.folder, self._settings.threads)
             model = delta.model
         _warm(predictor)
+        for delta in deltas:
+            predictor.tables.own(delta.rows)
         with self._turns.writing():
             for delta in deltas:
                 predictor.tables.put(delta.rows, delta.values, delta.scales)

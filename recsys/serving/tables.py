@@ -55,6 +55,13 @@ class Tables:
             assert scales is not None, "rows of int8 have scales"
             self.scales[rows] = scales
 
+    def own(self, rows: NDArray[np.int64]) -> None:
+        """Copy the pages of ``rows`` into this process, so that :meth:`put` need not wait for it;
+        who reads meanwhile reads the same values."""
+        self.values[rows] = self.values[rows]
+        if self.scales is not None:
+            self.scales[rows] = self.scales[rows]
+
     def takes(
         self, rows: NDArray[np.int64], values: NDArray[Any], scales: NDArray[np.float32] | None
     ) -> bool:

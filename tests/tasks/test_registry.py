@@ -3,6 +3,7 @@ that MLflow does not take stay."""
 
 import json
 import logging
+import re
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -20,12 +21,14 @@ from recsys.data.encoder import Encoder
 from recsys.data.ingest import ingest
 from recsys.data.schema import Schema
 from recsys.data.settings import DatasetSettings, DataSettings
+from recsys.evaluation.gate import Verdict
 from recsys.models.factory import build_ranker
 from recsys.models.settings import ModelSettings
 from recsys.serving.export import export_ranker
 from recsys.serving.predictor import Predictor
 from recsys.serving.publication import model_hash
 from tasks.comparing import compare_named
+from tasks.gating import gated
 from tasks.registry import Served, register_models, register_students
 from tasks.tracking import connect
 from tests.support.mlflow_stores import empty_store
@@ -292,3 +295,43 @@ def test_a_registered_model_is_compared_by_what_its_arm_predicted(
     with pytest.raises(InputError, match=r"holds another model; check out the code .*dvc checkout"):
         compare_named("models:/towerflow-feed/1", "models/students/feed/distilled", None, None)
     further.unlink()
+
+
+def judged(draw: np.random.Generator, knows: float, ids: range) -> pl.DataFrame:
+    """Predictions of rows whose label is that of ``ids``, known to a degree."""
+    labels = np.array([one % 3 == 0 for one in ids])
+    logits = draw.normal(size=len(ids)) + knows * (labels - 0.3)
+    return pl.DataFrame(
+        {
+            "example_id": list(ids),
+            "group": [one % 50 for one in ids],
+            "event_time": list(ids),
+            "label": labels.astype(np.float32),
+            "logit": logits.astype(np.float32),
+        }
+    )
+
+
+def test_a_challenger_is_held_to_the_champions_rows_in_the_registry(project: Path) -> None:
+    draw = np.random.default_rng(8)
+    champion, challenger = Path("champion"), Path("challenger")
+    export(champion, "feed", Schema.load(Path("data/windows")))
+    export(challenger, None, Schema.load(Path("data/windows")))
+    fair = Verdict("plain", 0.9, True, "it beats the baseline")
+    before = judged(draw, 1.0, range(300))
+    assert gated("held", fair, champion, before) == fair  # there is no champion yet
+    register_models({"held": Served("plain", champion, "champion", "it is the first", before)})
+
+    better = gated("held", fair, challenger, judged(draw, 3.0, range(100, 400)))
+    assert better.passes
+    assert re.search(r"NE -0\.\d+ .* against champion version 1 on 200 rows$", better.why)
+    worse = gated("held", fair, challenger, judged(draw, 0.0, range(300)))
+    assert not worse.passes
+    assert re.search(r"NE \+0\.\d+ .* 1 on 300 rows, which is not surely better$", worse.why)
+    again = gated("held", fair, challenger, before)
+    assert not again.passes and "NE +0.00000 [+0.00000, +0.00000]" in again.why
+
+    assert gated("held", fair, champion, judged(draw, 0.0, range(300))) == fair  # it is the same
+    assert gated("held", fair, challenger, judged(draw, 0.0, range(300, 400))) == fair  # no row
+    refused = replace(fair, passes=False)
+    assert not gated("held", refused, challenger, judged(draw, 3.0, range(300))).passes
