@@ -5,9 +5,10 @@ python -m bench.serving.calibration RUN [RUN ...] --report docs/benchmarks/calib
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -19,16 +20,14 @@ from recsys.data.schema import Schema
 from recsys.evaluation.metrics import entropy
 from recsys.evaluation.predictions import PREDICTIONS_DIR
 from recsys.evaluation.settings import EvaluateSettings
-from recsys.serving.calibrating import fit_isotonic, fit_platt
-from recsys.serving.calibration import CalibrationMap, sigmoid
+from recsys.serving.calibrating import FITS, Kind, Predictions, chosen_kind, joined
+from recsys.serving.calibration import UNCALIBRATED, CalibrationMap, sigmoid
+from recsys.serving.settings import ExportSettings
 
-ARMS, DRAWS, SEED = ("plain", "distilled"), 500, 1
+ARMS, DRAWS, SEED = ("plain", "distilled"), 200, 1
 EARLY = 2  # the first window that has one before it whose predictions are of a trained model
-FITS: dict[str, Callable[[NDArray[np.float32], NDArray[np.float32]], CalibrationMap]] = {
-    "Platt": fit_platt,
-    "isotonic": fit_isotonic,
-}
-WAYS = [(name, windows) for name in FITS for windows in (1, 3, 6)]
+Way = tuple[Kind | Literal["auto"], int]  # what is fitted, and on how many windows before
+WAYS: list[Way] = [("platt", 1), ("platt", 3), ("platt", 6), ("isotonic", 3), ("auto", 3)]
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Judged:
 
     groups: NDArray[np.int64]
     labels: NDArray[np.float32]
-    found: dict[tuple[str, int] | None, NDArray[np.float64]]
+    found: dict[Way | None, NDArray[np.float64]]
 
 
 def judged(folder: Path, names: Sequence[str], domain: int, of: range) -> Judged:
@@ -48,15 +47,13 @@ def judged(folder: Path, names: Sequence[str], domain: int, of: range) -> Judged
         )
         for name in names
     ]
-    found: dict[tuple[str, int] | None, list[NDArray[np.float64]]] = {None: []}
+    windows = [(one["logit"].to_numpy(), one["label"].to_numpy()) for one in frames]
+    found: dict[Way | None, list[NDArray[np.float64]]] = {None: []}
     for place in of:
         logits = frames[place]["logit"].to_numpy()
         found[None].append(sigmoid(logits))
         for way in WAYS:
-            name, windows = way
-            past = pl.concat(frames[max(1, place - windows) : place])
-            fitted = FITS[name](past["logit"].to_numpy(), past["label"].to_numpy())
-            found.setdefault(way, []).append(fitted(logits))
+            found.setdefault(way, []).append(_fitted(windows[1:place], way)(logits))
     rows = pl.concat([frames[place] for place in of])
     return Judged(
         rows["group"].to_numpy(),
@@ -65,33 +62,55 @@ def judged(folder: Path, names: Sequence[str], domain: int, of: range) -> Judged
     )
 
 
-def ne_differences(seeds: Sequence[Judged], way: tuple[str, int]) -> tuple[float, float, float]:
-    """NE after less NE before, mean over seeds, and its 95 % interval over users and seeds."""
+def _fitted(past: Sequence[Predictions], way: Way) -> CalibrationMap:
+    name, count = way
+    logits, labels = joined(past[-count:])
+    kind: Kind | None = None if name == "auto" else name
+    if name == "auto":
+        kinds: list[Kind] = ["platt"]
+        if len(labels) >= ExportSettings().isotonic_rows:
+            kinds.append("isotonic")
+        kind = chosen_kind(past, kinds, count)
+    return UNCALIBRATED if kind is None else FITS[kind](logits, labels)
+
+
+def ne_differences(seeds: Sequence[Judged]) -> dict[Way, tuple[float, float, float]]:
+    """By way NE after less NE before, mean over seeds, and its 95 % interval over users and
+    seeds."""
     one = seeds[0]
     _, users = np.unique(one.groups, return_inverse=True)
-    count = users.max() + 1
-    by_user = np.stack(
+    count = int(users.max()) + 1
+    floor = len(one.labels) * entropy(float(one.labels.mean()))
+    before = [_losses(seed, None) for seed in seeds]
+    by_user = np.array(
         [
-            np.bincount(users, _losses(s, way) - _losses(s, None), count) / len(one.labels)
-            for s in seeds
+            [
+                np.bincount(users, _losses(seed, way) - base, count) / floor
+                for seed, base in zip(seeds, before, strict=True)
+            ]
+            for way in WAYS
         ]
-    ) / entropy(float(one.labels.mean()))  # [seeds, users]
+    )  # [ways, seeds, users]
     draw = np.random.default_rng(SEED)
-    means = np.empty(DRAWS)
+    means = np.empty((DRAWS, len(WAYS)))
     for place in range(DRAWS):
         weights = np.bincount(draw.integers(count, size=count), minlength=count)
         drawn = draw.integers(len(seeds), size=len(seeds))
-        means[place] = (by_user[drawn] @ weights).mean()
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(by_user.sum(axis=1).mean()), float(low), float(high)
+        means[place] = (by_user @ weights)[:, drawn].mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975], axis=0)
+    middle = by_user.sum(axis=2).mean(axis=1)
+    return {
+        way: (float(middle[place]), float(low[place]), float(high[place]))
+        for place, way in enumerate(WAYS)
+    }
 
 
-def _losses(one: Judged, way: tuple[str, int] | None) -> NDArray[np.float64]:
+def _losses(one: Judged, way: Way | None) -> NDArray[np.float64]:
     chance = one.found[way].clip(1e-12, 1 - 1e-12)
     return -np.where(one.labels > 0, np.log(chance), np.log1p(-chance))
 
 
-def lines_of(run: Path, early: list[dict[tuple[str, int], float]]) -> list[str]:
+def lines_of(run: Path, early: list[dict[Way, float]]) -> list[str]:
     """Rows of the table for a run; adds to ``early`` the differences of NE on its early windows."""
     schema = Schema.load(run / "data/windows")
     names = [window.name for window in schema.windows]
@@ -103,19 +122,18 @@ def lines_of(run: Path, early: list[dict[tuple[str, int], float]]) -> list[str]:
         for arm in ARMS:
             folders = sorted((student / arm).glob("seed-*"))
             before = [judged(one, names, domain, range(EARLY, first)) for one in folders]
-            early.append({way: ne_differences(before, way)[0] for way in WAYS})
+            early.append({way: found[0] for way, found in ne_differences(before).items()})
             late = [judged(one, names, domain, range(first, len(names))) for one in folders]
             rows = len(late[0].labels)
             cells = [run.name, student.name, arm, f"{rows:,}", _off(late, None)]
-            for way in WAYS:
-                middle, low, high = ne_differences(late, way)
+            for way, (middle, low, high) in ne_differences(late).items():
                 change = f"{middle:+.5f} [{low:+.5f}, {high:+.5f}]"
                 cells.append(f"{change}, {_off(late, way)}")
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
-def _off(seeds: Sequence[Judged], way: tuple[str, int] | None) -> str:
+def _off(seeds: Sequence[Judged], way: Way | None) -> str:
     """Mean prediction over click rate, over seeds."""
     return f"{np.mean([one.found[way].mean() / one.labels.mean() for one in seeds]):.3f}"
 
@@ -126,7 +144,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="projects with results")
     parser.add_argument("--report", type=Path, help="where the Markdown goes, too")
     options = parser.parse_args()
-    early: list[dict[tuple[str, int], float]] = []
+    early: list[dict[Way, float]] = []
     table = [line for run in options.runs for line in lines_of(run, early)]
     heads = [f"{name}, {windows}" for name, windows in WAYS]
     text = [

@@ -1,9 +1,10 @@
 """Fit a calibration on predictions that were made before their labels were known."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -19,6 +20,9 @@ SMALLEST_CLASS = 20  # clicks, and rows without one; of fewer nothing is fitted
 STEPS, ENOUGH = 50, 1e-10  # of Newton's method
 TO_ITSELF = 1.0  # rows that speak for the network as it is, so that few labels change it little
 SMALLEST_PROBABILITY = 1e-12
+ERRORS = 2.0  # standard errors that a map must have been better by
+Kind = Literal["platt", "isotonic"]
+Predictions = tuple[NDArray[np.float32], NDArray[np.float32]]  # logits and labels [N]
 
 
 def calibration_of(
@@ -27,7 +31,8 @@ def calibration_of(
     """What calibration.json holds: a map by domain and task, and what it did on the last window.
 
     Fitted on the windows before the last, the first one (which a model meets untrained) left out;
-    the last one alone reports. A domain or task with too few labels has no map.
+    the last one alone reports. A domain or task with too few labels has no map, nor, of ``auto``,
+    one that :func:`chosen_kind` leaves as it is.
 
     Where the log has kept a share of the rows with label 0 alone, fit and report are of the rows
     that are there, and the maps give probabilities over all rows (He et al. 2014, section 6.3).
@@ -38,27 +43,35 @@ def calibration_of(
         tasks: those that the model predicts.
     """
     names = [window.name for window in schema.windows]
-    fitted_on = names[:-1][1:][-settings.calibration_windows :]
+    before_last = names[:-1][1:]
+    fitted_on = before_last[-settings.calibration_windows :]
     if settings.calibration == "off" or not fitted_on:
         return {"maps": _of_all_rows({}, schema)}
-    past = pl.concat([_read(model_dir, name) for name in fitted_on])
+    frames = [_read(model_dir, name) for name in before_last[-2 * settings.calibration_windows :]]
     last = _read(model_dir, names[-1])
     maps: dict[str, dict[str, Platt | Isotonic]] = {}
     reported: list[dict[str, Any]] = []
     for index, domain in enumerate(schema.domains):
         for task in tasks:
-            logits, labels = _of(past, schema, index, task)
-            if min(labels.sum(), (1 - labels).sum()) < SMALLEST_CLASS:
+            windows = [_of(frame, schema, index, task) for frame in frames]
+            logits, labels = joined(windows[-len(fitted_on) :])
+            if not _has_both(labels):
                 continue
-            isotonic = settings.calibration == "isotonic" or (
-                settings.calibration == "auto" and len(labels) >= settings.isotonic_rows
-            )
-            fitted = fit_isotonic(logits, labels) if isotonic else fit_platt(logits, labels)
-            maps.setdefault(domain, {})[task] = fitted
+            kind: Kind | None
+            if settings.calibration == "auto":
+                kinds: list[Kind] = ["platt"]
+                if len(labels) >= settings.isotonic_rows:
+                    kinds.append("isotonic")
+                kind = chosen_kind(windows, kinds, settings.calibration_windows)
+            else:
+                kind = settings.calibration
+            fitted = UNCALIBRATED
+            if kind is not None:
+                fitted = maps.setdefault(domain, {})[task] = FITS[kind](logits, labels)
             judged = _of(last, schema, index, task)
             before, after = (_measured(one, *judged) for one in (UNCALIBRATED, fitted))
             reported.append(
-                {"domain": domain, "task": task, "rows": len(judged[1])}
+                {"domain": domain, "task": task, "rows": len(judged[1]), "kind": kind or "none"}
                 | {"before": before, "after": after}
             )
     return {
@@ -84,6 +97,39 @@ def _of_all_rows(
             whole = one.at_negative_rate(rate)
             found.setdefault(domain, {})[task] = {"kind": kind, **asdict(whole)}
     return found
+
+
+def chosen_kind(windows: Sequence[Predictions], kinds: Sequence[Kind], count: int) -> Kind | None:
+    """The kind of map that would have lowered the log loss most so far; None: no map would have, by
+    more than two standard errors.
+
+    Each of the last ``count`` windows is predicted by a map fitted on the ``count`` windows before
+    it, as the next one will be.
+    """
+    saved: dict[Kind, list[NDArray[np.float64]]] = {kind: [np.zeros(0)] for kind in kinds}
+    for place in range(max(1, len(windows) - count), len(windows)):
+        past, (logits, labels) = joined(windows[max(0, place - count) : place]), windows[place]
+        if _has_both(past[1]):
+            before = _losses(logits.astype(np.float64), labels)
+            for kind in kinds:
+                after = _losses(_logits_of(FITS[kind](*past), logits), labels)
+                saved[kind].append(before - after)
+    best: tuple[float, Kind | None] = (0.0, None)
+    for kind in kinds:
+        rows = np.concatenate(saved[kind])
+        if len(rows) and rows.sum() > max(best[0], ERRORS * math.sqrt(len(rows) * rows.var())):
+            best = float(rows.sum()), kind
+    return best[1]
+
+
+def joined(windows: Sequence[Predictions]) -> Predictions:
+    """Logits and labels of several windows."""
+    logits, labels = zip(*windows, strict=True)
+    return np.concatenate(logits), np.concatenate(labels)
+
+
+def _has_both(labels: NDArray[np.floating]) -> bool:
+    return min(labels.sum(), (1 - labels).sum()) >= SMALLEST_CLASS
 
 
 def fit_platt(logits: NDArray[np.floating], labels: NDArray[np.floating]) -> Platt:
@@ -134,13 +180,17 @@ def fit_isotonic(logits: NDArray[np.floating], labels: NDArray[np.floating]) -> 
     )
 
 
+FITS: dict[Kind, Callable[[NDArray[np.floating], NDArray[np.floating]], Platt | Isotonic]] = {
+    "platt": fit_platt,
+    "isotonic": fit_isotonic,
+}
+
+
 def _read(model_dir: Path, window: str) -> pl.DataFrame:
     return pl.read_parquet(model_dir / PREDICTIONS_DIR / f"{window}.parquet")
 
 
-def _of(
-    frame: pl.DataFrame, schema: Schema, domain: int, task: str
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _of(frame: pl.DataFrame, schema: Schema, domain: int, task: str) -> Predictions:
     """Logits and labels [N] of the rows of a domain whose label is known."""
     label, logit = (schema.columns(base, [task])[0] for base in ("label", "logit"))
     own = frame.filter((pl.col("domain") == domain) & pl.col(label).is_not_nan())
@@ -150,6 +200,15 @@ def _of(
 def _measured(
     one: CalibrationMap, logits: NDArray[np.float32], labels: NDArray[np.float32]
 ) -> dict[str, float]:
-    chance = one(logits).clip(SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)
-    made = np.log(chance / (1 - chance))
+    made = _logits_of(one, logits)
     return {"ne": normalized_entropy(made, labels), "calibration": calibration(made, labels)}
+
+
+def _losses(logits: NDArray[np.float64], labels: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Log loss of each row [N]."""
+    return np.logaddexp(0.0, logits) - labels * logits
+
+
+def _logits_of(one: CalibrationMap, logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    chance = one(logits).clip(SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)
+    return np.log(chance / (1 - chance))

@@ -15,8 +15,9 @@ class ExportSettings(Settings):
     ``tables``: how embeddings are stored; int8 has a scale per row. ``calibration``: a monotone map
     per domain and task from what the network says to a probability, fitted on the
     ``calibration_windows`` before the last window, which reports it: ``platt`` (two numbers),
-    ``isotonic`` (steps), ``auto`` (isotonic from ``isotonic_rows`` labelled rows on, else Platt) or
-    ``off``.
+    ``isotonic`` (steps), ``off``, or ``auto``: the map (isotonic from ``isotonic_rows`` labelled
+    rows on) that would have lowered the log loss most on these windows, each predicted by the
+    windows before it; none unless by more than two standard errors.
     """
 
     tables: Precision = "fp32"

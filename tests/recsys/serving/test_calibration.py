@@ -10,7 +10,12 @@ import polars as pl
 import pytest
 
 from recsys.data.schema import Window
-from recsys.serving.calibrating import calibration_of, fit_isotonic, fit_platt
+from recsys.serving.calibrating import (
+    calibration_of,
+    chosen_kind,
+    fit_isotonic,
+    fit_platt,
+)
 from recsys.serving.calibration import UNCALIBRATED, Isotonic, Platt, map_of, sigmoid
 from recsys.serving.predictor import Predictor
 from recsys.serving.settings import ExportSettings, Precision
@@ -58,13 +63,13 @@ def test_it_is_fitted_before_the_last_window_and_reported_on_it(model_dir: Path)
     ("settings", "kind"),
     [
         (ExportSettings(calibration="isotonic"), "isotonic"),
-        (ExportSettings(isotonic_rows=3 * ROWS), "isotonic"),
-        (ExportSettings(isotonic_rows=3 * ROWS + 1), "platt"),
+        (ExportSettings(), "platt"),
+        (ExportSettings(calibration="auto", calibration_windows=1), "platt"),
         (ExportSettings(calibration="platt", isotonic_rows=1), "platt"),
         (ExportSettings(calibration="off"), None),
     ],
 )
-def test_isotonic_with_enough_rows_or_off(
+def test_the_kind_is_the_settings(
     model_dir: Path, settings: ExportSettings, kind: str | None
 ) -> None:
     maps = calibration_of(model_dir, DATA, ["click"], settings)["maps"]
@@ -101,6 +106,43 @@ def test_probabilities_are_of_all_rows_where_negatives_were_left_out(
     assert map_of(found["maps"]["video"]["click"])(np.zeros(1)) == pytest.approx(1 / 3)
     for one in found.get("report", []):  # of the rows that are there
         assert one["after"]["calibration"] == pytest.approx(1, abs=0.05)
+
+
+def windows_of(kind: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Logits of four windows that are right, off by a line, or off by steps."""
+    draw = np.random.default_rng(5)
+    found = []
+    for _ in range(4):
+        logits = draw.normal(-1, 1.5, 4000).astype(np.float32)
+        truth = {
+            "right": sigmoid(logits),
+            "line": sigmoid(0.5 * logits + 0.3),
+            "steps": np.where(logits > -1, 0.4, 0.05),
+        }[kind]
+        found.append((logits, (draw.random(4000) < truth).astype(np.float32)))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("truth", "kind"), [("right", None), ("line", "platt"), ("steps", "isotonic")]
+)
+def test_what_would_have_helped_so_far_is_chosen(truth: str, kind: str | None) -> None:
+    windows = windows_of(truth)
+    assert chosen_kind(windows, ["platt", "isotonic"], 3) == kind
+    if kind == "isotonic":
+        assert chosen_kind(windows, ["platt"], 3) == "platt"
+    assert chosen_kind(windows[:1], ["platt", "isotonic"], 3) is None  # nothing to judge it on
+
+
+def test_a_domain_that_needs_no_map_has_none_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "predictions").mkdir()
+    windows = windows_of("right")
+    for window, (logits, labels) in zip(WINDOWS, [windows[0], *windows], strict=True):
+        rows = {"domain": np.zeros(len(labels), np.int64), "label": labels, "logit": logits}
+        pl.DataFrame(rows).write_parquet(tmp_path / f"predictions/{window.name}.parquet")
+    found = calibration_of(tmp_path, DATA, ["click"], ExportSettings())
+    assert found["maps"] == {} and found["report"][0]["kind"] == "none"
+    assert found["report"][0]["before"] == found["report"][0]["after"]
 
 
 def test_a_map_never_falls_and_brings_the_mean_to_the_click_rate() -> None:
