@@ -109,6 +109,10 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+class UnreachableError(InputError):
+    """A store of files does not answer; another try may succeed."""
+
+
 class BusyError(InputError):
     """Another process holds it; another try may succeed."""
 

@@ -121,9 +121,10 @@ class LookUpAlone:
         keys = sparse.keys()
         if keys != self._features:
             sparse = sparse.permute([keys.index(name) for name in self._features])
-        return KeyedTensor(
-            sharded._embedding_names, sharded._embedding_dims, self._lookup(sparse), key_dim=1
-        )
+        found = self._lookup(sparse)
+        if sharded.post_lookup_tracker_fn is not None:  # differential checkpoints
+            sharded.post_lookup_tracker_fn(sparse, found, sharded, None)
+        return KeyedTensor(sharded._embedding_names, sharded._embedding_dims, found, key_dim=1)
 
 
 def admit_empty_shards(sharded: ShardedEmbeddingBagCollection) -> None:

@@ -1,6 +1,6 @@
 """What Prefect's interface shows of a run: a name that says what it works on, and its result."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,12 @@ from prefect.context import FlowRunContext
 from prefect.tasks import exponential_backoff
 
 from recsys.config import InputError, read_yaml
-from recsys.files import BusyError
+from recsys.files import BusyError, UnreachableError
 from tasks.project import PARAMS
 
-# Another process at work will end; a mistake stays one, however often it is tried
-WHILE_BUSY: dict[str, Any] = {
+# Another process at work will end, a store will answer; a mistake stays one, however often it is
+# tried
+LATER: dict[str, Any] = {
     "retries": 3,
     "retry_delay_seconds": exponential_backoff(backoff_factor=2),
     "retry_jitter_factor": 1.0,
@@ -37,15 +38,23 @@ def flow_run_name(what: str) -> Callable[[], str]:
     return name
 
 
-async def is_busy(task: Any, task_run: Any, state: Any) -> bool:
-    """Whether a task has failed because another process is at it."""
-    try:
-        await state.result()
-    except BusyError:
-        return True
-    except BaseException:
+def _failed_with(kind: type[InputError]) -> Callable[[Any, Any, Any], Coroutine[Any, Any, bool]]:
+    """A condition of Prefect's: whether a task has failed with an error of this kind."""
+
+    async def failed(task: Any, task_run: Any, state: Any) -> bool:
+        try:
+            await state.result()
+        except kind:
+            return True
+        except BaseException:
+            return False
         return False
-    return False
+
+    return failed
+
+
+is_busy = _failed_with(BusyError)  # another process is at it
+is_unreachable = _failed_with(UnreachableError)  # a store does not answer
 
 
 def show_report(folder: Path) -> None:

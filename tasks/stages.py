@@ -5,7 +5,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from tasks import versioning
-from tasks.shown import WHILE_BUSY, is_busy
+from tasks.shown import LATER, is_busy
 
 CACHED = "Cached"
 
@@ -19,7 +19,7 @@ def check_stage(stage: str, stale: set[str]) -> State:
     return Completed(name=CACHED, message=f"{stage} is up to date")
 
 
-@task(task_run_name="commit {stage}", tags=["dvc"], retry_condition_fn=is_busy, **WHILE_BUSY)
+@task(task_run_name="commit {stage}", tags=["dvc"], retry_condition_fn=is_busy, **LATER)
 def commit_stage(stage: str) -> None:
     """Write the stage's inputs and outputs to dvc.lock and DVC's cache."""
     versioning.commit_stage(stage)

@@ -100,10 +100,10 @@ def line(old: Path, new: Path, scratch: Path) -> str:
     changed, total = publish(new, folder).rows, len(whole.tables.values)
     if changed is None:
         return f"| {new.name} | {total:,} | over half | | {bytes_of(new) / MEBI:.1f} | | | | |"
-    delta = bytes_of(delta_folder(folder, 2)) / MEBI
+    written = bytes_of(delta_folder(folder, 2)) / MEBI
     publish_s, apply_s, pause, load_s = (median(one) for one in times.values())
     return (
-        f"| {new.name} | {total:,} | {changed:,} ({changed / total:.2%}) | {delta:.2f} | "
+        f"| {new.name} | {total:,} | {changed:,} ({changed / total:.2%}) | {written:.2f} | "
         f"{bytes_of(new) / MEBI:.1f} | "
         f"{publish_s:.2f} | {apply_s:.2f} | {pause:.1f} | {load_s:.2f} |"
     )

@@ -26,6 +26,7 @@ from recsys.data.sources.files import order_shown
 from recsys.data.sources.table import table_source
 from recsys.data.standardise import Moments
 from recsys.data.synthetic import synthetic_source
+from recsys.files import UnreachableError
 from recsys.progress import RowProgress
 from recsys.units import MS_PER_HOUR
 
@@ -88,7 +89,8 @@ def ingest(
         shutil.rmtree(work_dir)
         return report
     except BaseException as error:
-        if work_dir is not None and isinstance(error, InputError):
+        is_final = isinstance(error, InputError) and not isinstance(error, UnreachableError)
+        if work_dir is not None and is_final:
             shutil.rmtree(work_dir, ignore_errors=True)
         for path in [*windows_dir.iterdir(), *(set(oracle_dir.iterdir()) - truths)]:
             if path.is_dir():
@@ -266,14 +268,9 @@ class _Done:
 
     window: Window
     quarantined: int
-    counts: WindowCounts
-    summary: dict[str, Any] = field(default_factory=dict)
+    clicks: float = 0.0
+    statistics: dict[str, Any] = field(default_factory=dict)
     parts: dict[str, str] = field(default_factory=dict)  # file name -> sha256
-
-    @property
-    def clicks(self) -> float:
-        """The sum of the labels."""
-        return self.counts.clicks
 
 
 class _WindowWriter:
@@ -329,7 +326,9 @@ class _WindowWriter:
         self._start = start
         self._delay = 0
         window = Window(window_name(start), start, start + self.window_ms, 0, 0)
-        self._done = _Done(window, 0, WindowCounts(self.dense, self.categorical, self.vocabularies))
+        self._done = _Done(window, 0)
+        # Of this window alone: what it counts distinct ids with is large
+        self._counts = WindowCounts(self.dense, self.categorical, self.vocabularies)
         (self.windows_dir / self._done.window.name).mkdir()
 
     def _take(self, piece: pl.DataFrame, truth: pl.DataFrame | None) -> None:
@@ -356,7 +355,7 @@ class _WindowWriter:
         with path.open("rb") as file:
             self._done.parts[name] = hashlib.file_digest(file, "sha256").hexdigest()
         self.rows += frame.height
-        self._done.counts.add(frame)
+        self._counts.add(frame)
         window = self._done.window
         moments = Moments.of(dense_values(frame, self.dense, "F"))
         self._done.window = replace(
@@ -374,7 +373,8 @@ class _WindowWriter:
         if self._oracle is not None:
             self._oracle.close()
         self._done.window = replace(self._done.window, max_label_delay_ms=self._delay)
-        self._done.summary = self.drift.check(self._done.window.name, self._done.counts)
+        self._done.clicks = self._counts.clicks
+        self._done.statistics = self.drift.check(self._done.window.name, self._counts)
         self._done.quarantined, self._bad = self._bad, 0
         self.done.append(self._done)
         self._start, self._pending, self._oracle = None, [], None
@@ -445,7 +445,7 @@ def _write_manifests(done: list[_Done], encoder_hash: str, windows_dir: Path) ->
             "schema": schema_hash,
             "encoder": encoder_hash,
             "quarantined_rows": one.quarantined,
-            "statistics": one.summary,
+            "statistics": one.statistics,
             "parts": one.parts,
         }
         path = windows_dir / one.window.name / MANIFEST_FILE

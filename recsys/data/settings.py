@@ -496,6 +496,9 @@ class TableSettings(Settings):
     the files' paths by a regular expression with one group; folders called ``key=value`` make such
     columns by themselves.
 
+    ``attribution_window_s``: after ``label_time``, how long a positive is waited for. Then every
+    row's label is known so long after its event, and a positive that comes later is none.
+
     ``negative_rate``: the share of rows with label 0 that this log has kept, of all or by domain
     (1 for those left out); those with label 1 are all there. Served probabilities are corrected for
     it.
@@ -519,6 +522,7 @@ class TableSettings(Settings):
     time: TimeSettings | None = None
     row_clock: RowClockSettings | None = None
     label_time: MomentSettings | None = None
+    attribution_window_s: Annotated[float, Field(gt=0)] | None = None
     negative_rate: Rate | dict[str, Rate] | None = None
     label: LabelColumn | None = None
     labels: dict[TaskName, LabelColumn] = Field(default_factory=dict)
@@ -548,6 +552,10 @@ class TableSettings(Settings):
         needs_times = self.label_time is not None or any(one.time is not None for one in self.joins)
         if self.row_clock is not None and needs_times:
             raise ValueError("label_time and joins with time need time; row_clock knows no hours")
+        if self.attribution_window_s is not None and (self.label is None or not self.label_time):
+            raise ValueError(
+                "attribution_window_s needs label and label_time, the time of positives"
+            )
         _check_header(self.header, self.file_format)
         return self
 

@@ -689,7 +689,61 @@ FORMATS = [
          columns={"label_time": [START * 1000, START * 1000 + HOUR_MS]}),
 ]  # fmt: skip
 
-ALL = [*FORMATS, *TIMES, *FILES, *NAMES, *CATEGORIES, *LABELS, *VALUES]
+PATHS = [
+    Case("no line of names", {"log.csv": f"{START},1,a,2\n"},
+         section(header=["ts", "y", "c", "d"]), columns={"label": [1], "c": ids("a")}),
+    Case("no line of names, and a blank last line", {"log.csv": f"{START},1,a,2\n\n"},
+         section(header=["ts", "y", "c", "d"]), columns={"label": [1], "c": ids("a")},
+         quarantined={UNREAD: 1}),
+    Case("fewer names than fields", {"log.csv": f"{START},1,a,2\n"},
+         section(header=["ts", "y", "c"], dense=[]),
+         refusal="its first line has 4 fields, but header names 3"),
+    Case("one name twice in header", log(), section(header=["ts", "y", "c", "c"]),
+         refusal="two columns have one name"),
+    Case("header for Parquet", stored(), parquet(header=["ts", "y", "c", "d"]),
+         refusal="header is for csv and tsv"),
+    Case("a line of names is read as a row where header is given", log(),
+         section(header=["ts", "y", "c", "d"]), columns={"label": [0, 1]},
+         quarantined={UNREAD: 1}),
+    Case("folders of one key with other values", {
+        "k=a/log.csv": frame(1), "k=b/log.csv": frame(1)},
+         section(files=["*/log.csv"], categorical=category("k")), columns={"k": ids("a", "b")}),
+    Case("a folder's key beside the files' own numbers", {
+        "c=1/log.parquet": frame(1).drop("c"), "c=2/log.parquet": frame(1, c=[3])},
+         parquet(files=["*/log.parquet"]), refusal="make them one type"),
+    Case("a key that only some folders have", {"k=a/log.csv": frame(1), "b/log.csv": frame(1)},
+         section(files=["k=a/log.csv", "b/log.csv"], categorical=category("k")),
+         columns={"k": ids("a", None)}),
+    Case("a key that no folder has", log(), section(categorical=category("hour")),
+         refusal="no column 'hour'"),
+    Case("folders that are no keys", {"=a/b=/log.csv": frame(1)},
+         section(files=["*/*/log.csv"], categorical=category("b")), columns={"b": [0]}),
+    Case("a broken regular expression", log(), section(file_columns={"k": "(a"}),
+         refusal="no regular expression"),
+    Case("a URL of an unknown kind", log(), section(files=["nowhere://bucket/log.csv"]),
+         refusal="nowhere://bucket/log.csv: "),
+    Case("a URL of nothing", log(), section(files=["memory://bucket/none.csv"]),
+         refusal="memory://bucket/none.csv: no such file"),
+    Case("row order and times", log(), section(row_clock={"rows_per_window": 1}),
+         refusal="exactly one of time"),
+    Case("neither row order nor times", log(), section(time=None), refusal="exactly one of time"),
+    Case("hours of row order", log(), section(
+        time=None, row_clock={"rows_per_window": 1}, categorical=category("event_hour")),
+         refusal="no column 'event_hour'"),
+    Case("a window of no rows", log(), section(time=None, row_clock={"rows_per_window": 0}),
+         refusal="row_clock.rows_per_window"),
+    Case("a negative rate above 1", log(), section(negative_rate=2), refusal="negative_rate"),
+    Case("a negative rate of 0", log(), section(negative_rate=0), refusal="negative_rate"),
+    Case("an attribution window without times of labels", log(),
+         section(attribution_window_s=60), refusal="attribution_window_s needs label and label"),
+    Case("a base rate that doubles, past a bound", log(
+        ts=[START + 86_400 * (row >= 400) + row for row in range(800)],
+        y=[int(row % 10 == 0 or row >= 600) for row in range(800)],
+        c=["a"] * 800, d=[1.0] * 800), section(), data={"drift": {"base_rate": 2.0}},
+         refusal="window 2024-01-02T00-00: base rate"),
+]  # fmt: skip
+
+ALL = [*FORMATS, *TIMES, *FILES, *NAMES, *CATEGORIES, *LABELS, *VALUES, *PATHS]
 
 
 def write(folder: Path, files: dict[str, Content]) -> None:

@@ -29,6 +29,7 @@ class Use:
 class Choices:
     """What ingest is to make of a log; ``warnings`` are what a person should look at.
 
+    ``attribution_hours``: how long a positive is waited for, where labels have a time.
     ``left_out``: the columns that would mislead a model, by reason.
     """
 
@@ -40,6 +41,7 @@ class Choices:
     label: LabelSettings | None = None
     further_labels: list[str] = field(default_factory=list)
     label_time: Moment | None = None
+    attribution_hours: int = 0
     explode: ExplodeSettings | None = None
     negatives: NegativeSettings | None = None
     group: str | None = None

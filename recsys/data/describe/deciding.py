@@ -9,6 +9,7 @@ from recsys.data.describe.label_choice import find_explode, find_label, settle_l
 from recsys.data.describe.moments import Moment, find_moments
 from recsys.data.describe.reading import Survey, span_of
 from recsys.data.settings import NULL_VALUES
+from recsys.data.sources.files import hive_keys
 from recsys.units import MS_PER_HOUR
 
 FEW_CLICKS = 1_000
@@ -78,7 +79,8 @@ def _event_time(survey: Survey, moments: list[Moment], wanted: str | None) -> Mo
         hint = f"; if it is one of {others}, name it: --time COLUMN" if others else ""
         raise InputError(
             f"{file}: no column holds times of events; a table needs one: numbers since 1970, ISO "
-            f"8601 text or text of one format{hint}"
+            f"8601 text or text of one format{hint}; where the order of the rows is time, write "
+            f"row_clock in its place"
         )
     return moments[0]
 
@@ -99,6 +101,12 @@ def _warn(choices: Choices) -> None:
         warnings.append(
             f"that is more than ingest allows: mend the rows, or leave them out with 'filter', or "
             f"--set data.quarantine_limit={min(2 * bad / rows, 1):.2g}"
+        )
+    keys = dict.fromkeys(key for file in survey.log.files for key in hive_keys(file))
+    if keys:
+        warnings.append(
+            f"the files' folders say {', '.join(keys)}: columns of text that ingest knows, too; "
+            f"add those that are features"
         )
     if span.unsorted:
         warnings.append(

@@ -1,5 +1,7 @@
 """Which column of an unknown log is the label: one of its own, lists of impressions, or none."""
 
+import math
+
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
@@ -11,7 +13,9 @@ from recsys.data.describe.columns import Column, share
 from recsys.data.describe.moments import Moment
 from recsys.data.settings import NULL_VALUES, ExplodeSettings, LabelSettings
 from recsys.data.sources.labels import NO, YES, binary_labels
+from recsys.units import MS_PER_HOUR
 
+WAITED_FOR = 0.99  # of the positives
 LABELLED_ELEMENTS = r"^\s*\S+-[01](\s+\S+-[01])*\s*$"  # as MIND has them
 
 
@@ -160,4 +164,8 @@ def settle_labels(choices: Choices, moments: list[Moment]) -> None:
             choices.label_time = moment
             role = Use("label_time", f"{moment.reading}; there where the label is 1")
             choices.uses[moment.column.name] = role
+            delays = (moment.times - time.times).filter(pl.Series(known & (labels > 0)))
+            quarter = (span.last_ms - span.first_ms) / 4  # or little would be left to learn
+            longest = min(float(delays.quantile(WAITED_FOR) or 0), quarter)
+            choices.attribution_hours = max(math.ceil(longest / MS_PER_HOUR), 1)
             return

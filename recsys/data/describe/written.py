@@ -84,10 +84,12 @@ def dataset_text(choices: Choices) -> str:
         lines.append(f'  quotes: "{log.quotes}"   # {why}')
     lines.append(f"  time: {_flow(_moment(choices.time.settings))}")
     if choices.label_time is not None:
-        lines.append(
+        lines += [
             f"  label_time: {_flow(_moment(choices.label_time.settings))}   # when the label was "
-            f"known"
-        )
+            f"known",
+            f"  attribution_window_s: {choices.attribution_hours * 3600}   # every row is learnt "
+            f"so long after its event; a later positive is none",
+        ]
     else:
         lines.append(
             "  # label_delay_s in time: how long after the event a label is known; 0 by default"

@@ -79,8 +79,12 @@ def hive_keys(path: Path) -> dict[str, str | None]:
         hive_keys(Path("logs/date=2024-01-01/hour=03/part-0.parquet"))
         # {"date": "2024-01-01", "hour": "03"}
     """
-    pairs = [part.split("=", 1) for part in path.parent.parts if "=" in part[1:]]
-    return {key: None if value == HIVE_NULL else unquote(value) for key, value in pairs}
+    pairs = [part.partition("=") for part in path.parent.parts]
+    return {
+        key: None if value == HIVE_NULL else unquote(value)
+        for key, equals, value in pairs
+        if key and equals
+    }
 
 
 def of_name(path: Path, expression: str, column: str) -> str:

@@ -7,8 +7,10 @@ from typing import Any
 import fsspec
 
 from recsys.config import InputError
+from recsys.files import UnreachableError, in_one_line
 from recsys.progress import RowProgress
 
+LASTING = (FileNotFoundError, PermissionError, ValueError)  # another try would not help
 # What pip installs for each kind of URL; fsspec's own messages name modules
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hdfs": "hdfs"}
 
@@ -20,8 +22,9 @@ def fetched(url: str, folder: Path) -> list[Path]:
     has fetched is not fetched again, unless the file has changed since.
 
     Raises:
-        InputError: there is no such file, it cannot be reached, or what reads such URLs is not
+        InputError: there is no such file, nobody may read it, or what reads such URLs is not
             installed.
+        UnreachableError: the store does not answer.
     """
     system, path = _system(url)
     try:
@@ -43,8 +46,8 @@ def fetched(url: str, folder: Path) -> list[Path]:
     except InputError:
         raise
     except Exception as error:  # each store has its own
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise InputError(f"{url}: cannot be fetched: {reason}") from error
+        kind = InputError if isinstance(error, LASTING) else UnreachableError
+        raise kind(f"{url}: cannot be fetched: {in_one_line(error)[:300]}") from error
 
 
 def _system(url: str) -> tuple[Any, str]:

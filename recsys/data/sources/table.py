@@ -106,6 +106,11 @@ def table_source(settings: TableSettings, data: DataSettings, folder: Path) -> S
         distinct = {name: values.count for name, values in log.values.items()}
         encoding = TableEncoding(settings, log.types, distinct, log.examples)
     notes = tables.partial_columns()
+    if settings.label_time is not None and settings.attribution_window_s is None:
+        notes.append(
+            "label_time without attribution_window_s: positives are learnt at another time than "
+            "negatives, which biases a model; set how long a positive is waited for"
+        )
     one_each = settings.explode is None and settings.sample_negatives is None
     return Source(
         dense=encoding.dense,
@@ -525,6 +530,7 @@ def _parse(
         wrong = clean[name].is_not_null() & parsed[name].is_null()
         reason = _or(reason, wrong, f"unparsable number in {name}")
     own = [time.alias(EVENT_TIME), domain.alias(DOMAIN)]
+    known, wrong_time, late = _label_times(clean, time, settings, seen.label_time)
     for task, column in settings.label_columns.items():
         label, wrong = binary_labels(
             raw[column.column], column, settings.null_values, seen.labels[task]
@@ -532,11 +538,12 @@ def _parse(
         expected = "outside {0, 1}" if column.positive is None else "is no number"
         if task == MAIN_TASK:
             reason = _or(reason, label.is_null(), f"label {expected}")
+            if settings.attribution_window_s is not None:
+                label = label.set(late & label.is_not_null(), 0.0)
             own.append(label.alias(LABEL))
         else:
             reason = _or(reason, wrong, f"label of {task} {expected}")
             own.append(label.alias(f"{LABEL}_{task}"))
-    known, wrong_time = _label_times(clean, time, settings, seen.label_time)
     own.append(known.alias(LABEL_TIME))
     reason = pl.coalesce(reason, pl.lit(wrong_time))
     if settings.explode is not None:
@@ -577,12 +584,14 @@ def _parse(
 
 def _label_times(
     clean: pl.DataFrame, time: pl.Series, settings: TableSettings, seen: TimesSeen
-) -> tuple[pl.Series, pl.Series]:
-    """When each row's label is known, Int64 ms, and why it cannot be told, where it cannot."""
+) -> tuple[pl.Series, pl.Series, pl.Series]:
+    """When each row's label is known, Int64 ms, why it cannot be told, where it cannot, and whether
+    a positive comes after the attribution window."""
     delay_s = 0.0 if settings.time is None else settings.time.label_delay_s
     default = time + round(delay_s * MS_PER_SECOND)
     if settings.label_time is None:
-        return default, pl.Series("reason", [None] * clean.height, dtype=pl.String)
+        reason = pl.Series("reason", [None] * clean.height, dtype=pl.String)
+        return default, reason, pl.Series("late", [False] * clean.height, dtype=pl.Boolean)
     column = clean[settings.label_time.column]
     found, reason = event_times(column, settings.label_time, seen)
     frame = pl.DataFrame({"time": time, "found": found, "default": default, "given": column})
@@ -595,8 +604,12 @@ def _label_times(
         .when(pl.col("found") < pl.col("time"))
         .then(pl.lit("label known before its event"))
     )
-    known = pl.coalesce("found", "default")
-    return frame.select(known=known)["known"], frame.select(reason=wrong)["reason"]
+    known, late = pl.coalesce("found", "default"), pl.lit(False)
+    if settings.attribution_window_s is not None:
+        known = pl.col("time") + round(settings.attribution_window_s * MS_PER_SECOND)
+        late = (pl.col("found") > known).fill_null(False)
+    told = frame.select(known=known, reason=wrong, late=late)
+    return told["known"], told["reason"], told["late"]
 
 
 def _or(reason: pl.Expr, wrong: pl.Series, text: str) -> pl.Expr:

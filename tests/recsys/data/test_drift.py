@@ -1,6 +1,7 @@
 """What manifests say of windows beside those before, and where ingest stops."""
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import polars as pl
 import pytest
 
 from recsys.config import InputError
+from recsys.data.drift import WindowCounts
+from recsys.data.schema import CategoricalFeature
 from recsys.data.settings import DataSettings
 from tests.support.raw_logs import run
 
@@ -120,6 +123,19 @@ def test_missing_values_are_not_unknown(data_settings: DataSettings, tmp_path: P
     assert (last["unknown"]["user"], last["missing"]["user"]) == (1.0, 0.5)
 
 
+def test_lists_count_by_their_elements_and_are_missing_where_empty() -> None:
+    counts = WindowCounts([], [CategoricalFeature("tags", 9, "list")], ["tags"])
+    for tags in ([[1, 2], []], [[2, 1, 1, 0], None]):
+        column = pl.Series(tags, dtype=pl.List(pl.Int64))
+        counts.add(pl.DataFrame({"label": [1.0, 0.0], "tags": column}))
+    assert counts.summary() == {
+        "base_rate": 0.5,
+        "missing": {"tags": 0.5},
+        "unknown": {"tags": 0.6},  # three of five elements that are not missing
+        "distinct": {"tags": 2},
+    }
+
+
 def test_a_column_that_not_all_files_have_is_named(
     data_settings: DataSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,3 +143,16 @@ def test_a_column_that_not_all_files_have_is_named(
     log().with_columns(new=pl.lit(1)).write_parquet(tmp_path / "log-2.parquet")
     run(data_settings, tmp_path, "table", SECTION | {"files": ["log-*.parquet"]})
     assert "column 'new' is in 1 of 2 files" in capsys.readouterr().err
+
+
+def test_memory_does_not_grow_with_the_windows(data_settings: DataSettings, tmp_path: Path) -> None:
+    log().write_parquet(tmp_path / "log.parquet")
+    peaks = []
+    for windows in (8, 48):
+        (tmp_path / str(windows)).mkdir()
+        (tmp_path / str(windows) / "log.parquet").symlink_to(tmp_path / "log.parquet")
+        tracemalloc.start()
+        run(data_settings, tmp_path / str(windows), "table", SECTION, window_hours=96 / windows)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 2**20  # NumPy's memory: a window's counters take half a MiB

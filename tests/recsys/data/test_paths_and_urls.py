@@ -9,10 +9,13 @@ import pytest
 
 from recsys.config import InputError
 from recsys.data.encoder import Encoder
+from recsys.data.encoding import hash_to_rows
 from recsys.data.ingest import ingest
 from recsys.data.schema import Schema
 from recsys.data.settings import DatasetSettings, DataSettings, TableSettings
 from recsys.data.sources.files import resolve_files
+from recsys.data.sources.remote import fetched
+from recsys.files import UnreachableError
 from tests.support.raw_logs import LOG, SECTION, rows_of, run
 
 BY_DEVICE = {"column": "device", "values": {"phone": "phone", "desk": "desk"}}
@@ -66,13 +69,11 @@ def test_a_value_of_a_folder_s_name_is_unquoted_and_may_be_missing(
     section = {name: value for name, value in SECTION.items() if name != "domain"}
     section |= {
         "files": ["*/x.csv"],
-        "columns": {"spaced": "c = 'a b'"},
-        "categorical": [{"column": name, "table_rows": 50} for name in ("c", "spaced")],
+        "categorical": [{"column": "c", "table_rows": 50}],
     }
     run(data_settings, tmp_path, "table", section)
-    rows = rows_of(tmp_path).sort("event_time")
-    assert rows["c"][20:].to_list() == [0] * 20 and rows["c"][0] > 0
-    assert rows["spaced"][0] > 0
+    expected = hash_to_rows(pl.Series(["a b", None]), 50).to_list()
+    assert rows_of(tmp_path)["c"].to_list() == [expected[0]] * 20 + [expected[1]] * 20
 
 
 def test_the_time_may_be_that_of_the_folders(data_settings: DataSettings, tmp_path: Path) -> None:
@@ -165,15 +166,27 @@ def memory() -> Any:
     system.store.clear()
 
 
-@pytest.mark.parametrize("root", ["memory://bucket/logs", "elsewhere"])
+@pytest.mark.parametrize(
+    ("root", "pattern"),
+    [
+        ("memory://bucket/logs", "**/*.csv"),
+        ("elsewhere", "memory://bucket/logs/**/*.csv"),
+        ("elsewhere", "file://{folder}/device=*/*.csv"),
+    ],
+)
 def test_files_behind_urls_give_what_local_ones_give(
-    data_settings: DataSettings, tmp_path: Path, plain: pl.DataFrame, memory: Any, root: str
+    data_settings: DataSettings,
+    tmp_path: Path,
+    plain: pl.DataFrame,
+    memory: Any,
+    root: str,
+    pattern: str,
 ) -> None:
     halves(tmp_path, "device=phone/a.csv", "device=desk/b.csv")
     for path in tmp_path.glob("device=*/*.csv"):
         memory.pipe(f"/bucket/logs/{path.relative_to(tmp_path)}", path.read_bytes())
-    pattern = "**/*.csv" if "://" in root else "memory://bucket/logs/**/*.csv"
-    section = SECTION | {"files": [pattern], "domain": BY_DEVICE}
+    files = [pattern.format(folder=tmp_path)]
+    section = SECTION | {"files": files, "domain": BY_DEVICE}
     out = tmp_path / "out"
     dataset = DatasetSettings.model_validate({"format": "table", "table": section})
     settings = data_settings.model_copy(update={"root": root})
@@ -228,3 +241,44 @@ def test_a_short_line_below_given_names_is_refused(
         file.write("1704070800,1\n")
     with pytest.raises(InputError, match="line 41 has 2 of 5 fields"):
         run(data_settings, tmp_path, "table", SECTION | {"header": LOG.columns})
+
+
+def test_a_fetched_file_is_fetched_again_only_where_it_has_changed(
+    tmp_path: Path, memory: Any
+) -> None:
+    memory.pipe("/bucket/x.csv", b"one")
+    [copy] = fetched("memory://bucket/x.csv", tmp_path)
+    copy.write_bytes(b"kept")
+    assert fetched("memory://bucket/x.csv", tmp_path) == [copy] and copy.read_bytes() == b"kept"
+    memory.pipe("/bucket/x.csv", b"three")
+    assert fetched("memory://bucket/x.csv", tmp_path) == [copy] and copy.read_bytes() == b"three"
+
+
+def test_a_store_that_does_not_answer_costs_only_what_it_has_not_given(
+    data_settings: DataSettings,
+    tmp_path: Path,
+    plain: pl.DataFrame,
+    memory: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    halves(tmp_path, "device=phone/a.csv", "device=desk/b.csv")
+    for path in tmp_path.glob("device=*/*.csv"):
+        memory.pipe(f"/logs/{path.relative_to(tmp_path)}", path.read_bytes())
+    section = SECTION | {"files": ["memory://logs/**/*.csv"], "domain": BY_DEVICE}
+    dataset = DatasetSettings.model_validate({"format": "table", "table": section})
+    out, work = tmp_path / "windows", tmp_path / "work"
+    asked, get_file = list[str](), type(memory).get_file
+
+    def failing_once(self: Any, name: str, target: str) -> None:
+        asked.append(name)
+        if len(asked) == 2:
+            raise ConnectionResetError("the other side is away")
+        get_file(self, name, target)
+
+    monkeypatch.setattr(type(memory), "get_file", failing_once)
+    with pytest.raises(UnreachableError, match="the other side is away"):
+        ingest(data_settings, dataset, out, tmp_path / "oracle", work)
+    assert not out.exists()
+    ingest(data_settings, dataset, out, tmp_path / "oracle", work)
+    assert rows_of(tmp_path).equals(plain)
+    assert len(asked) == 3 and asked[1] == asked[2]  # the first file came once

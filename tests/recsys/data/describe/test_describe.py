@@ -347,7 +347,8 @@ def test_the_time_of_a_conversion_becomes_the_time_of_the_label(
     ingested(tmp_path, table)
     rows = pl.read_parquet(tmp_path / "windows" / "*" / "part-*.parquet")
     delays = rows.group_by("label").agg((pl.col("label_time") - pl.col("event_time")).unique())
-    assert dict(delays.rows()) == {0.0: [0], 1.0: [3_600_000]}
+    assert table.attribution_window_s == 3_600  # all conversions come within an hour
+    assert dict(delays.rows()) == {0.0: [3_600_000], 1.0: [3_600_000]}
 
 
 def test_a_count_of_small_numbers_is_dense_and_a_code_is_not(tmp_path: Path) -> None:
@@ -543,6 +544,17 @@ def test_dates_of_two_readings_are_read_as_leaves_the_log_in_order(
     table, text = described(tmp_path, "log.csv", capsys)
     assert table.time is not None and table.time.format == form
     assert "AMBIGUOUS" in text
+
+
+def test_columns_that_folders_say_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for hour in (3, 11):
+        folder = tmp_path / f"date=2024-01-01/hour={hour}"
+        folder.mkdir(parents=True)
+        csv(LOG)(folder)
+    _, text = described(tmp_path, "date=*/*/log.csv", capsys)
+    assert "the files' folders say date, hour:" in text
 
 
 def test_a_label_that_is_always_1_is_a_log_of_clicks(
