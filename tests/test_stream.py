@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from recsys.evaluation.model_table import BASELINES
+from recsys.serving.publication import current, full_folder
 from tests.support.files import contents
 from tests.support.projects import copy_project, environment, run
 
@@ -182,6 +183,17 @@ def test_dvc_sees_nothing_of_the_stream(project: Path) -> None:
         "stream"
         not in run(project, "git", "status", "--porcelain", "models", "reports", ".work").stdout
     )
+
+
+def test_each_batch_of_windows_is_a_version_that_a_running_server_can_follow(
+    project: Path,
+) -> None:
+    for student in ("feed", "video"):
+        folder = project / "models/published" / student
+        now = current(folder)
+        assert now is not None and now.version == 3  # of 2, 2 and 1 windows
+        arms = (project / "models/stream/students" / student).glob("*/export")
+        assert contents(full_folder(folder, 3)) in [contents(export) for export in arms]
 
 
 def test_mlflow_has_one_run_per_model_with_every_window_and_its_lineage_and_the_newest_models(
