@@ -88,7 +88,7 @@ class StudentsSettings(Settings):
     ``auto_windows``: where ``rows`` or ``table_learning_rate`` is ``auto``, a student's arm is
     first trained with each choice on so many windows, with the first seed, and takes the one of the
     lowest NE on all of them but the first; then it starts anew.
-    ``batch_size``: see :func:`recsys.training.batch_size.with_batch_size`.
+    ``batch_size``: auto: of each window, :func:`recsys.training.batch_size.fitting_batch`.
     ``table_learning_rate``: of the embedding tables; null: that of all training; auto: one of
     ``rates_tried``.
     ``side_by_side``: each rank trains whole students, one after the other; false: all ranks train

@@ -38,7 +38,7 @@ from recsys.scratch import scratch
 from recsys.serving.calibrating import calibration_of
 from recsys.serving.export import export_ranker
 from recsys.training import ranks
-from recsys.training.batch_size import with_batch_size
+from recsys.training.batch_size import AUTO_BATCH
 from recsys.training.engine import Engine, LossFunction
 from recsys.training.label_loss import label_loss
 from recsys.training.launch import launch
@@ -358,10 +358,10 @@ def _data(
     if run.distillation.reads_scores:
         assert job.scores_dir is not None, "a mode that reads scores needs a log"
         scores = ScoreLog(job.scores_dir, reader.logits)
-    view = DataView(reader, job.train.global_batch_size, domain, scores, run.distillation.rows)
-    rows = reader.rows(reader.windows[0], domain if view.rows == "own" else None)
-    own = with_batch_size(job.train, job.settings.batch_size, rows)
-    return replace(view, batch_size=own.global_batch_size)
+    choice = job.settings.batch_size
+    size = job.train.global_batch_size if choice == AUTO_BATCH else choice
+    rows = run.distillation.rows
+    return DataView(reader, size, domain, scores, rows, fits_windows=choice == AUTO_BATCH)
 
 
 def _train_run(

@@ -32,7 +32,7 @@ from recsys.scratch import scratch
 from recsys.sharding.training_plan import predict_training
 from recsys.towers.engine import tower_engine
 from recsys.training import ranks
-from recsys.training.batch_size import with_batch_size
+from recsys.training.batch_size import AUTO_BATCH
 from recsys.training.engine import Engine
 from recsys.training.label_loss import label_loss
 from recsys.training.launch import launch
@@ -197,9 +197,11 @@ def _fresh(
     job: TrainingJob[TeacherSettings], partition: Partition | None, reader: WindowReader
 ) -> tuple[TrainSettings, Engine, DataView]:
     """How the teacher is trained, the untrained teacher, and the data it is shown."""
-    train = with_batch_size(job.train, job.settings.batch_size, reader.windows[0].rows)
+    is_auto = job.settings.batch_size == AUTO_BATCH
+    given = {} if is_auto else {"global_batch_size": job.settings.batch_size}
+    train = job.train.model_copy(update=given)
     engine = teacher_engine(reader.schema, partition, job.settings, train)
-    return train, engine, DataView(reader, train.global_batch_size)
+    return train, engine, DataView(reader, train.global_batch_size, fits_windows=is_auto)
 
 
 def _try_rank(

@@ -18,7 +18,7 @@ class TeacherSettings(Settings):
     """The teacher's model and training; its towers are those of
     :class:`recsys.towers.settings.TowersSettings`.
 
-    ``batch_size``: see :func:`recsys.training.batch_size.with_batch_size`.
+    ``batch_size``: auto: of each window, :func:`recsys.training.batch_size.fitting_batch`.
     ``table_learning_rate``: of the embedding tables; null: that of all training; auto: of
     ``rates_tried`` the one with the lowest NE on the first ``rate_auto_windows`` windows.
     ``snapshot_every_examples``: publish at the first window's end with so many examples since the

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
+from torch import Tensor
 
 from recsys.data.loader import Batch, ScoreJoin, WindowReader
 from recsys.data.names import feature_name
@@ -26,6 +27,7 @@ from recsys.files import write_json
 from recsys.models.ranker import SERVING
 from recsys.progress import RowProgress, note_live
 from recsys.training import ranks
+from recsys.training.batch_size import fitting_batch
 from recsys.training.engine import Engine, LossFunction
 from recsys.training.non_finite import NonFiniteError
 from recsys.training.optimizers import rate_factor
@@ -40,7 +42,9 @@ class DataView:
     """What one model is shown: windows of ``reader``, of one ``domain`` (None: all), with or
     without scores.
 
-    ``batch_size`` is global. It predicts its domain; ``rows`` are those that it trains on.
+    ``batch_size`` is global; with ``fits_windows`` it is the largest, and each window is trained on
+    with the one that fits its rows (:func:`recsys.training.batch_size.fitting_batch`). It predicts
+    its domain; ``rows`` are those that it trains on.
     """
 
     reader: WindowReader
@@ -48,6 +52,14 @@ class DataView:
     domain: int | None = None
     scores: ScoreJoin | None = None
     rows: Rows = "own"
+    fits_windows: bool = False
+
+    def batch_of(self, window: Window) -> int:
+        """Examples per step of training on ``window``."""
+        if not self.fits_windows:
+            return self.batch_size
+        rows = self.reader.rows(window, self.domain if self.rows == "own" else None)
+        return fitting_batch(rows, self.batch_size)
 
     def predicted(self, first_window: int = 0) -> int:
         """Examples over all windows from ``first_window`` on."""
@@ -181,7 +193,7 @@ def _diagnose(
 def _label_batches(data: DataView, window: Window, first_batch: int = 0) -> Iterator[Batch]:
     return data.reader.label_batches(
         window,
-        data.batch_size,
+        data.batch_of(window),
         ranks.rank(),
         ranks.world_size(),
         domain=data.domain,
@@ -264,10 +276,16 @@ def train(
         The position after its last batch, with this rank's loss sum and the rows of all ranks.
     """
     batches = _label_batches(data, window, position.batches)
+    # An example counts the same in AdaGrad's sums whatever the batch of its window
+    share = data.batch_of(window) / data.batch_size
+
+    def loss_of_share(outputs: dict[str, Tensor], batch: Batch) -> Tensor:
+        return loss_function(outputs, batch) * share
+
     try:
         with (
             closing(load_ahead(engine, batches)) as ahead,
-            closing(train_batches(engine, ahead, loss_function)) as steps,
+            closing(train_batches(engine, ahead, loss_of_share)) as steps,
         ):
             for batch, loss in steps:
                 counts = position.counts
@@ -281,7 +299,7 @@ def train(
                 position = replace(
                     position,
                     batches=position.batches + 1,
-                    loss=position.loss + (loss * trained if trained else 0.0),
+                    loss=position.loss + (loss / share * trained if trained else 0.0),
                     rows=position.rows + trained,
                     progress_rows=progress.rows,
                     counts=counts,
