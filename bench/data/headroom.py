@@ -29,7 +29,6 @@ from recsys.evaluation.settings import EvaluateSettings
 from recsys.models.factory import build_ranker
 from recsys.models.settings import ModelSettings
 from recsys.progress import RowProgress
-from recsys.training.batch_size import AUTO_BATCH, with_batch_size
 from recsys.training.engine import Engine
 from recsys.training.launch import launch
 from recsys.training.settings import TrainSettings
@@ -121,9 +120,7 @@ def predictions(folder: Path) -> pl.DataFrame:
 def ranker(windows: Path, model: ModelSettings, domain: int | None, folder: Path) -> pl.DataFrame:
     """Predictions of a ranker that learns the rows of ``domain`` (None: of all), made in
     ``folder``."""
-    reader = WindowReader(windows)
-    largest = train_settings(load_settings(PARAMS / "train.yaml", TrainSettings).global_batch_size)
-    train = with_batch_size(largest, AUTO_BATCH, reader.rows(reader.windows[0], domain))
+    train = train_settings(load_settings(PARAMS / "train.yaml", TrainSettings).global_batch_size)
     launch(_validate, (windows, model, domain, folder, train), train)
     return predictions(folder)
 
@@ -133,7 +130,7 @@ def _validate(
 ) -> None:
     reader = WindowReader(windows)
     engine = Engine(build_ranker(reader.schema, model, None, MODEL_SEED, "meta"), train, MODEL_SEED)
-    view = DataView(reader, train.global_batch_size, domain)
+    view = DataView(reader, train.global_batch_size, domain, fits_windows=True)
     with RowProgress("headroom", 1, enabled=False) as progress:
         predict_then_train(engine, engine.serving_loss, view, folder, progress)
 
