@@ -132,7 +132,10 @@ class Drift:
         self, counts: WindowCounts, found: Mapping[str, Any]
     ) -> list[tuple[str, float, float, str]]:
         """Key of the settings, how large the difference is, from where on it is noted, in words."""
-        unknown = [
+        rows = sum(self._rows)
+        if not rows:
+            return []  # nothing to compare with; the first vocabulary is the window's own
+        differences = [
             (
                 "unknown",
                 share,
@@ -141,10 +144,6 @@ class Drift:
             )
             for name, share in found["unknown"].items()
         ]
-        rows = sum(self._rows)
-        if not rows:
-            return []  # nothing to compare with; the first vocabulary is the window's own
-        differences = list(unknown)
         now, before = found["base_rate"], self._clicks / rows
         if _beyond_chance(now, counts.rows, before, rows):
             low, high = sorted((now, before))

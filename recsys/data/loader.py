@@ -129,13 +129,17 @@ class WindowReader:
         self._standards = dict(zip((w.name for w in self.windows), standards, strict=False))
         features = self.schema.dense + [feature.name for feature in self.schema.categorical]
         self._columns = META_COLUMNS + self.labels + features
+        self._counted: dict[tuple[str, int], int] = {}  # rows by window and domain
 
     def rows(self, window: Window, domain: int | None = None) -> int:
         """Number of examples whose event lies in ``window`` (of one domain, if given)."""
         if domain is None:
             return window.rows
-        scan = pl.scan_parquet(self._parts(window)).filter(pl.col("domain") == domain)
-        return scan.select(pl.len()).collect().item()
+        key = window.name, domain
+        if key not in self._counted:
+            scan = pl.scan_parquet(self._parts(window)).filter(pl.col("domain") == domain)
+            self._counted[key] = scan.select(pl.len()).collect().item()
+        return self._counted[key]
 
     def event_batches(
         self,

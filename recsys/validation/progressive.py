@@ -282,10 +282,11 @@ def train(
     def loss_of_share(outputs: dict[str, Tensor], batch: Batch) -> Tensor:
         return loss_function(outputs, batch) * share
 
+    scaled = loss_function if share == 1 else loss_of_share
     try:
         with (
             closing(load_ahead(engine, batches)) as ahead,
-            closing(train_batches(engine, ahead, loss_of_share)) as steps,
+            closing(train_batches(engine, ahead, scaled)) as steps,
         ):
             for batch, loss in steps:
                 counts = position.counts
