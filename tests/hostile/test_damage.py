@@ -2,7 +2,6 @@
 from it."""
 
 import shutil
-import sys
 from argparse import Namespace
 from collections.abc import Callable
 from importlib import import_module
@@ -10,10 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from flows.command_line import STATUS_OF_A_MISTAKE, exit_status, run_stage_flow
+from flows.command_line import (
+    STATUS_OF_A_MISTAKE,
+    apply_overrides,
+    exit_status,
+    run_stage_flow,
+)
+from flows.pipeline import pipeline
 from recsys.files import folder_state
 from tests.support.files import flip_a_bit
-from tests.support.projects import copy_project, run
+from tests.support.prefect_server import shared_server
+from tests.support.projects import copy_project
 
 SETTINGS = {
     "data.max_windows": "4",
@@ -25,9 +31,9 @@ SETTINGS = {
     "teacher.model.over_layers": "[16]",
     "students.seeds": "[1]",
     "towers.partition.probe_windows": "2",
-    "students.auto_windows": "2",
-    "students.table_learning_rate": "null",  # rows: auto takes long enough
-    "teacher.rate_auto_windows": "2",
+    "teacher.table_learning_rate": "null",
+    "students.table_learning_rate": "null",
+    "students.distillation.rows": "own",
     "evaluate.first_evaluation_window": "2",
     "evaluate.bootstrap_samples": "20",
 }
@@ -42,8 +48,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = copy_project(tmp_path_factory.mktemp("project"))
     description = folder / "params/datasets/synthetic.yaml"
     description.write_text(description.read_text().replace(ROWS_LINE, FEWER_ROWS))
-    options = [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
-    run(folder, sys.executable, "-m", "flows.pipeline", *options)
+    with pytest.MonkeyPatch.context() as within, shared_server():
+        within.chdir(folder)
+        apply_overrides(SETTINGS)
+        pipeline()
     return folder
 
 

@@ -8,9 +8,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from urllib.error import URLError
 from urllib.request import urlopen
+
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 WAIT_SECONDS = 120
 
@@ -44,6 +48,13 @@ def api_url() -> str:
         assert time.monotonic() < end, "Prefect's server does not answer"
         time.sleep(0.2)
     return url
+
+
+@contextmanager
+def shared_server() -> Iterator[None]:
+    """Flows that are called in this process use the server."""
+    with temporary_settings({PREFECT_API_URL: api_url()}):
+        yield
 
 
 def _answers(url: str) -> bool:
