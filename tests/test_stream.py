@@ -6,19 +6,26 @@ import signal
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
 
-from flows import stream_command
+from flows.augment import augment
+from flows.baselines import baselines
 from flows.command_line import STATUS_OF_A_MISTAKE, exit_status
+from flows.evaluate import evaluate
+from flows.stream import main, stream, watch
+from flows.students import students
+from flows.teacher import teacher
 from recsys.evaluation.model_table import BASELINES
 from recsys.serving.publication import current, full_folder
 from tests.support.files import contents
 from tests.support.prefect_server import shared_server
 from tests.support.projects import copy_project, environment, run
+from tests.support.stages import run_stages
 
 WINDOWS = 5
 SETTINGS = {
@@ -38,6 +45,7 @@ SETTINGS = {
     "evaluate.bootstrap_samples": "20",
 }
 ROWS_LINE, FEWER_ROWS = "rows: 240000", "rows: 12000"
+BATCH = (baselines, teacher, augment, students, evaluate)
 RESULTS = {"teacher": "models/teacher", "scores": "data/scores", "students": "models/students"}
 WAIT_SECONDS = 300
 pytestmark = pytest.mark.slow
@@ -54,6 +62,20 @@ def start(folder: Path, *options: str) -> subprocess.Popen[str]:
             stderr=subprocess.STDOUT,
             text=True,
         )
+
+
+def call(folder: Path, function: Callable[[], None], status: int = 0) -> str:
+    """What a command's function, called here with the exit ``status``, prints."""
+    said = StringIO()
+    with (
+        pytest.MonkeyPatch.context() as within,
+        shared_server(),
+        redirect_stdout(said),
+        redirect_stderr(said),
+    ):
+        within.chdir(folder)
+        assert exit_status(function) == status, said.getvalue()
+    return said.getvalue()
 
 
 def wait_for(folder: Path, process: subprocess.Popen[str], condition: Callable[[str], bool]) -> str:
@@ -95,11 +117,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         wait_for(
             folder, watcher, lambda _: any(folder.glob(".work/stream/*/checkpoints/teacher/*"))
         )
-        busy = run(folder, sys.executable, "-m", "flows.stream", status=2)
-        (folder / "busy.txt").write_text(busy.stderr)
+        (folder / "busy.txt").write_text(call(folder, stream, STATUS_OF_A_MISTAKE))
         wait_for(folder, watcher, lambda text: "2 new windows, 2 in all" in text)
-        second = run(folder, sys.executable, "-m", "flows.stream", "--watch", status=2)
-        (folder / "second.txt").write_text(second.stderr)
+        (folder / "second.txt").write_text(call(folder, watch, STATUS_OF_A_MISTAKE))
         change(folder, "data", "max_windows: 3", "max_windows: 4")
         wait_for(
             folder,
@@ -112,15 +132,15 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "taken_when_killed.json").write_text(json.dumps(windows_of(folder)))
     result = run(folder, sys.executable, "-m", "flows.stream", "--set", "data.max_windows=null")
     (folder / "after_kill.txt").write_text(result.stdout + result.stderr)
-    result = run(folder, sys.executable, "-m", "flows.stream", "--set", "stream.finished=true")
-    (folder / "finished.txt").write_text(result.stdout)
+    change(folder, "stream", "finished: false", "finished: true")
+    (folder / "finished.txt").write_text(call(folder, stream))
     return folder
 
 
 @pytest.fixture(scope="module")
 def repeated(project: Path) -> Path:
-    """The project with the batch stages' results besides."""
-    run(project, "dvc", "repro", "evaluate")
+    """The project with the results of the batch stages besides."""
+    call(project, lambda: run_stages(*BATCH))
     return project
 
 
@@ -240,35 +260,19 @@ print(json.dumps({
     assert all(0 < p < 1 for p in seen["probabilities"])
 
 
-def take_windows(overrides: dict[str, str]) -> int:
-    """The stream's command, called here: its exit status."""
-    options = Namespace(overrides=overrides.items(), watch=False)
-    with shared_server():
-        return exit_status(lambda: stream_command.run(options))
-
-
-def test_nothing_new_is_said_and_changes_nothing(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(project)
+def test_nothing_new_is_said_and_changes_nothing(project: Path) -> None:
     before = contents(project / "models/stream")
-    assert take_windows({}) == 0
-    assert "0 new windows, 5 in all" in capsys.readouterr().out
+    assert "0 new windows, 5 in all" in call(project, stream)
     assert contents(project / "models/stream") == before
 
 
-def test_a_mistake_is_one_line_and_loses_nothing(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(project)
+def test_a_mistake_is_one_line_and_loses_nothing(project: Path) -> None:
     before = contents(project / "models/stream")
     saved = {path: path.read_text() for path in (project / "params").glob("*.yaml")}
-    status = take_windows({"stream.poll_seconds": "-1"})
+    said = call(project, lambda: main({"stream.poll_seconds": "-1"}, False), STATUS_OF_A_MISTAKE)
     for path, text in saved.items():
         path.write_text(text)
-    said = capsys.readouterr().err
     errors = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert status == STATUS_OF_A_MISTAKE
     assert len(errors) == 1
     assert "params/stream.yaml: key 'poll_seconds'" in errors[0]
     assert "Traceback" not in said

@@ -15,11 +15,11 @@ from flows.command_line import (
     exit_status,
     run_stage_flow,
 )
-from flows.pipeline import pipeline
+from flows.pipeline import STAGES
 from recsys.files import folder_state
 from tests.support.files import flip_a_bit
-from tests.support.prefect_server import shared_server
 from tests.support.projects import copy_project
+from tests.support.stages import run_stages
 
 SETTINGS = {
     "data.max_windows": "4",
@@ -44,14 +44,14 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small project whose pipeline has run once."""
+    """A small project all of whose stages have run."""
     folder = copy_project(tmp_path_factory.mktemp("project"))
     description = folder / "params/datasets/synthetic.yaml"
     description.write_text(description.read_text().replace(ROWS_LINE, FEWER_ROWS))
-    with pytest.MonkeyPatch.context() as within, shared_server():
+    with pytest.MonkeyPatch.context() as within:
         within.chdir(folder)
         apply_overrides(SETTINGS)
-        pipeline()
+        run_stages(*STAGES)
     return folder
 
 
