@@ -113,6 +113,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = run(folder, *alone, sys.executable, "-m", "flows.pipeline", *options)
     shutil.copy(log, folder / "opened.txt")
     (folder / "output.txt").write_text(result.stdout)
+    (folder / "progress.txt").write_text(result.stderr)
     return folder
 
 
@@ -121,6 +122,13 @@ def test_it_ends_with_the_comparison_and_the_two_commands(project: Path) -> None
     said = ("make mlflow", "make prefect", "reports/evaluation/report.html", "git add dvc.lock")
     for expected in ("NE", "AUC", "gAUC", "LogLoss", *said):
         assert expected in output
+
+
+def test_it_says_what_is_happening_without_warnings_of_libraries(project: Path) -> None:
+    assert (project / "output.txt").read_text().startswith("Eight stages, from the raw log")
+    said = (project / "progress.txt").read_text()
+    assert "rows (each predicted, then trained on) in " in said
+    assert [line for line in said.splitlines() if "warning" in line.lower()] == []
 
 
 def test_accuracy_stays_at_the_bars(project: Path) -> None:

@@ -26,7 +26,7 @@ from recsys.models.factory import build_ranker
 from recsys.models.partition_file import Partition
 from recsys.models.settings import ModelSettings
 from recsys.planning.plan_report import draw_plan
-from recsys.progress import RowProgress
+from recsys.progress import TWICE, RowProgress
 from recsys.provenance import Code, code_of, file_of, modules_named
 from recsys.scratch import scratch
 from recsys.sharding.training_plan import predict_training
@@ -211,7 +211,7 @@ def _try_rank(
     reader = WindowReader(job.windows_dir, first_windows=job.settings.rate_auto_windows)
     _, engine, data = _fresh(job, partition, reader)
     loss = partial(label_loss, weights=job.settings.task_weights)
-    with RowProgress("teacher's rate", 2 * data.predicted(), ranks.rank() == 0) as progress:
+    with RowProgress("teacher's rate", 2 * data.predicted(), ranks.rank() == 0, TWICE) as progress:
         return predict_then_train(engine, loss, data, job.output_dir, progress)
 
 
@@ -225,7 +225,7 @@ def _train_rank(
     publisher = _Publisher(engine, settings, output_dir / SNAPSHOTS_DIR, reader.schema.tasks)
     writing = nullcontext() if checkpoints is None else checkpoints.writing()
     with (
-        RowProgress("teacher", 2 * data.predicted(), enabled=ranks.rank() == 0) as progress,
+        RowProgress("teacher", 2 * data.predicted(), ranks.rank() == 0, TWICE) as progress,
         writing,
     ):
         loss = partial(label_loss, weights=settings.task_weights)
