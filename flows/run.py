@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> None:
         if settled_stages():
             print(
                 "Eight stages, from the raw log to registered students; those that are up to date "
-                "are skipped. Ctrl-C stops it, and the same command goes on."
+                "are skipped. Ctrl-C stops it; the same command resumes."
             )
             from flows.pipeline import pipeline
 
