@@ -25,8 +25,9 @@ def run(options: argparse.Namespace) -> None:
         apply_overrides(dict(options.overrides))
         if settled_stages():
             from flows.pipeline import pipeline
+            from tasks.calling import run_flow
 
-            pipeline()
+            run_flow(pipeline)
         else:
             print("Nothing to do: every stage is up to date.")
     print_report(EVALUATION)
