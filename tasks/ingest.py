@@ -6,14 +6,13 @@ from recsys.config import load_settings
 from recsys.data.ingest import IngestReport, ingest
 from recsys.data.settings import DatasetSettings, DataSettings
 from tasks.project import INGEST_WORK, ORACLE, PARAMS, WINDOWS, replacing
-from tasks.shown import LATER, is_unreachable
+from tasks.shown import is_unreachable
 
 
 @task(
     task_run_name="cut the log into windows",
     tags=["data"],
     retry_condition_fn=is_unreachable,
-    **LATER,
 )
 def ingest_windows() -> IngestReport:
     """Write data/windows, and data/oracle where the true probabilities are known."""
