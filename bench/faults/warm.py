@@ -79,6 +79,7 @@ def _work(work: str, folder: Path) -> NoReturn:
     versioning._dvc = _dvc
     util.spawnv_passfds = _fork_the_server
     start_server()  # now, while this process has one thread
+    util.spawnv_passfds = _spawn  # where that one is killed
     status = 1
     try:
         # What is recorded waits in .tracking: to import MLflow takes the courier five seconds
