@@ -304,15 +304,11 @@ def _of_run(job: TrainingJob[StudentsSettings], run: Run) -> TrainingJob[Student
 
 
 def _examples(data: DataView, run: Run, checkpoints: Checkpoints | None) -> int:
-    """Examples that are predicted, and those trained on, at most; those of windows that the student
-    has ended with are not counted in the data again."""
+    """How far the progress of a student goes, see :meth:`DataView.examples`."""
     if ranks.rank() != 0:
         return 0  # rank 0 shows the progress
     history = [] if checkpoints is None else _last_history(run.folder(checkpoints.folder))
-    predicted = sum(row["rows"] for row in history) + data.predicted(first_window=len(history))
-    if data.rows == "own":
-        return 2 * predicted
-    return predicted + sum(window.rows for window in data.reader.windows)
+    return data.examples(history)
 
 
 def _ended(checkpoints: Checkpoints, windows: int) -> list[dict[str, Any]] | None:
@@ -361,7 +357,8 @@ def _data(
     choice = job.settings.batch_size
     size = job.train.global_batch_size if choice == AUTO_BATCH else choice
     rows = run.distillation.rows
-    return DataView(reader, size, domain, scores, rows, fits_windows=choice == AUTO_BATCH)
+    passes = job.settings.dense_passes
+    return DataView(reader, size, domain, scores, rows, choice == AUTO_BATCH, passes)
 
 
 def _train_run(
