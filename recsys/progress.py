@@ -15,7 +15,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 logger = logging.getLogger(__name__)
 LINE_INTERVAL_S = 10.0
-TWICE = "each predicted, then trained on"  # why a model counts more rows than the log has
+EVERY_PASS = (
+    "each predicted, then trained on in every pass"  # why a model counts more rows than the log has
+)
 
 
 def note_live(path: Path | None, step: int, values: Mapping[str, object]) -> None:
@@ -42,7 +44,7 @@ class RowProgress:
 
     Shows rows, rows per second and the time left; 0 ``total_rows``: how many there are is not
     known. ``enabled=False`` (ranks other than 0) shows nothing. ``counted`` says, at the end, why
-    there are more rows than the log has, such as TWICE.
+    there are more rows than the log has, such as EVERY_PASS.
     """
 
     def __init__(

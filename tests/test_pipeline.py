@@ -127,7 +127,7 @@ def test_it_ends_with_the_comparison_and_the_two_commands(project: Path) -> None
 def test_it_says_what_is_happening_without_warnings_of_libraries(project: Path) -> None:
     assert (project / "output.txt").read_text().startswith("Eight stages, from the raw log")
     said = (project / "progress.txt").read_text()
-    assert "rows (each predicted, then trained on) in " in said
+    assert "rows (each predicted, then trained on in every pass) in " in said
     assert [line for line in said.splitlines() if "warning" in line.lower()] == []
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 import recsys.progress
-from recsys.progress import TWICE, RowProgress
+from recsys.progress import EVERY_PASS, RowProgress
 
 
 @pytest.fixture(autouse=True)
@@ -34,10 +34,10 @@ def test_what_was_expected_is_forgotten_where_more_rows_come(
 def test_the_last_line_says_why_there_are_more_rows_than_the_log_has(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with RowProgress("teacher", 0, counted=TWICE) as progress:
+    with RowProgress("teacher", 0, counted=EVERY_PASS) as progress:
         progress.advance(480)
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("teacher: 480 rows (each predicted, then trained on) in ")
+    assert last.startswith("teacher: 480 rows (each predicted, then trained on in every pass) in ")
 
 
 def test_a_note_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
