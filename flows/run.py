@@ -29,8 +29,9 @@ def run(options: argparse.Namespace) -> None:
                 "are skipped. Ctrl-C stops it; the same command resumes."
             )
             from flows.pipeline import pipeline
+            from tasks.calling import run_flow
 
-            pipeline()
+            run_flow(pipeline)
         else:
             print("Nothing to do: every stage is up to date.")
     print_report(EVALUATION)

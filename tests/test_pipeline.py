@@ -75,7 +75,7 @@ def note(event, arguments):
 if "dvc" not in sys.orig_argv:
     sys.addaudithook(note)
 """
-OF_NO_RESULT = {"params/tracking.yaml"}  # where runs are logged
+OF_NO_RESULT = {"params/tracking.yaml", "params/prefect.yaml"}  # where and how runs are shown
 
 
 def stages(folder: Path) -> dict[str, Any]:

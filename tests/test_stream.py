@@ -23,6 +23,7 @@ from flows.teacher import teacher
 from recsys.evaluation.model_table import BASELINES
 from recsys.serving.publication import current, full_folder
 from tests.support.files import contents
+from tests.support.mlflow_stores import wait_until_delivered
 from tests.support.prefect_server import shared_server
 from tests.support.projects import copy_project, environment, run
 from tests.support.stages import run_stages
@@ -245,6 +246,7 @@ print(json.dumps({
     "probabilities": [float(p) for p in served.predict(served.input_example)],
 }))
 """
+    wait_until_delivered(project)
     seen = json.loads(run(project, sys.executable, "-c", script).stdout.strip().splitlines()[-1])
     students = [
         f"stream: {student}-{arm}-seed-1"

@@ -14,7 +14,7 @@ from torchrec.streamable import Pipelineable
 
 from recsys.data.encoding import dense_values
 from recsys.data.rows import Rows
-from recsys.data.schema import Schema, Window, task_columns, window_parts
+from recsys.data.schema import WEIGHT, Schema, Window, task_columns, window_parts
 
 META_COLUMNS = ["example_id", "event_time", "label_time", "domain", "group"]
 
@@ -28,7 +28,8 @@ class Batch(Pipelineable):
             and the domain as one-hot.
         sparse: ids int64 of every categorical feature, keys in the order of ``schema.categorical``.
         label: [B] float32 in {0, 1}, of the main task; NaN where it has none.
-        weight: [B] float32: 1 for a real row, 0 for padding.
+        weight: [B] float32: of a real row its own, over the mean of the log's first window, or 1
+            where the log has none; 0 for padding.
         domain: [B] int64, index in ``schema.domains``.
         group: [B] int64.
         example_id: [B] int64.
@@ -128,7 +129,7 @@ class WindowReader:
         standards = self.schema.standards()
         self._standards = dict(zip((w.name for w in self.windows), standards, strict=False))
         features = self.schema.dense + [feature.name for feature in self.schema.categorical]
-        self._columns = META_COLUMNS + self.labels + features
+        self._columns = META_COLUMNS + self.schema.weight_columns + self.labels + features
         self._counted: dict[tuple[str, int], int] = {}  # rows by window and domain
 
     def rows(self, window: Window, domain: int | None = None) -> int:
@@ -265,8 +266,10 @@ def batch_of(frame: pl.DataFrame, schema: Schema, weight: np.ndarray, global_row
         frame: B rows with the columns of a part, those of ``schema.tasks`` in its order, and
             ``score`` (``score_<task>``; NaN where an example has none) and ``staleness_ms`` if
             there are teacher scores.
-        weight: [B] float32.
+        weight: [B] float32, by which the rows' own are multiplied.
     """
+    if schema.mean_weight is not None:
+        weight = weight * (frame[WEIGHT].to_numpy() / np.float32(schema.mean_weight))
     values = dense_values(frame, schema.dense)
     missing = np.isnan(values)
     domain = _tensor(frame["domain"], np.int64)

@@ -15,7 +15,13 @@ from torch import Tensor
 from recsys.data.loader import WindowReader
 from recsys.data.schema import Schema, Window, task_columns
 from recsys.distill.early_choice import lowest_ne
-from recsys.distill.snapshots import SNAPSHOTS_DIR, Snapshot, hash_weights, publish
+from recsys.distill.snapshots import (
+    SNAPSHOTS_DIR,
+    Snapshot,
+    drop_weights,
+    hash_weights,
+    publish,
+)
 from recsys.distill.teacher_checks import check_teacher, check_teacher_data
 from recsys.distill.teacher_settings import TeacherSettings
 from recsys.distill.training_job import TrainingJob, resumable
@@ -52,6 +58,7 @@ CHECKPOINT_KEYS = {
     "keep_checkpoints",
     "checkpoint_asynchronously",
     "full_checkpoint_every",
+    "keep_snapshots",
 }  # not quantise_checkpoints, which decides what a killed run ends with
 PLACEMENT_KEYS = {
     *LaunchSettings.model_fields,
@@ -288,6 +295,8 @@ class _Publisher:
             metrics=finite({name: row[name] for name in self._metrics if name in row}),
         )
         publish(self._folder, snapshot, self._engine.save)
+        if self._settings.keep_snapshots is not None and ranks.rank() == 0:
+            drop_weights(self._folder, self._settings.keep_snapshots)
 
 
 def publication_turns(history: list[dict[str, Any]], settings: TeacherSettings) -> list[int]:

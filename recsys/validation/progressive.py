@@ -16,7 +16,7 @@ from torch import Tensor
 from recsys.data.loader import Batch, ScoreJoin, WindowReader
 from recsys.data.names import feature_name
 from recsys.data.rows import Rows
-from recsys.data.schema import MAIN_TASK, Window, task_columns
+from recsys.data.schema import MAIN_TASK, WEIGHT, Window, task_columns
 from recsys.evaluation.predictions import (
     METRICS_FILE,
     PREDICTION_SCHEMA,
@@ -210,8 +210,8 @@ def _predict_window(
     batches = data.reader.event_batches(
         window, data.batch_size, ranks.rank(), ranks.world_size(), domain=data.domain
     )
-    tasks = data.reader.schema.tasks
-    predictions = predict(engine, batches, progress, tasks)
+    tasks, weighted = data.reader.schema.tasks, data.reader.schema.mean_weight is not None
+    predictions = predict(engine, batches, progress, tasks, weighted)
     measured: dict[str, Any] = {}
     if predictions is not None:
         path = output_dir / PREDICTIONS_DIR / f"{window.name}.parquet"
@@ -225,19 +225,22 @@ def predict(
     batches: Iterable[Batch],
     progress: RowProgress,
     tasks: Sequence[str] = (MAIN_TASK,),
+    weighted: bool = False,
 ) -> pl.DataFrame | None:
     """Predict ``batches``; rank 0 gets every rank's real rows by (event_time, example_id), others
     None.
 
     Each of ``tasks`` beside the first has a label_<task> (NaN where there is none) and a
-    logit_<task>.
+    logit_<task>; ``weighted`` rows have their weight.
     """
-    further = [*task_columns("label", tasks)[1:], *task_columns("logit", tasks)[1:]]
+    weight = [WEIGHT] if weighted else []
+    own = [*(name for name in PREDICTION_SCHEMA if name != "logit"), *weight]
+    further = [*task_columns("label", tasks)[1:], *task_columns("logit", tasks)[1:], *weight]
     schema = PREDICTION_SCHEMA | dict.fromkeys(further, pl.Float32)
     columns: dict[str, list[np.ndarray]] = {name: [] for name in schema}
     with closing(load_ahead(engine, batches)) as ahead:
         for batch in ahead:
-            tensors = {name: getattr(batch, name) for name in PREDICTION_SCHEMA if name != "logit"}
+            tensors = {name: getattr(batch, name) for name in own}
             outputs = engine.outputs(batch)
             tensors["logit"] = outputs[SERVING]  # [B]
             for task in tasks[1:]:
