@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -18,8 +17,8 @@ from bench.distillation.lab import ARMS, TEACHER, WORK, Lab, Scores
 from bench.shared.report import machine_line
 from recsys.data.schema import Schema
 from recsys.distill.distillation_settings import DistillationSettings
-from recsys.evaluation.figures import DOTS_PER_INCH, NO_VERSION
 from recsys.evaluation.metrics import compute_metrics
+from recsys.figures import figure_of
 
 SEEN_LESS = 5  # times, in earlier windows of the domain: a cold user or ad
 CONFIDENCE = 0.95
@@ -226,22 +225,20 @@ def draw_lines(
     title: str,
 ) -> None:
     """One line a model over ``places``, with its interval."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for model, values in series.items():
-        means = [value.mean for value in values]
-        errors = [
-            [value.mean - value.low for value in values],
-            [value.high - value.mean for value in values],
-        ]
-        axes.errorbar(places, means, yerr=errors, marker="o", capsize=3, label=model)
-    axes.axhline(0.0, color="black", linewidth=0.8)
-    axes.set_xticks(places, ticks, fontsize="small")
-    axes.set(title=title, xlabel=axis, ylabel="NE change % (lower is better)")
-    axes.grid(alpha=0.3)
-    axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DOTS_PER_INCH, metadata=NO_VERSION)
+    with figure_of(path, (7, 4)) as figure:
+        axes = figure.subplots()
+        for model, values in series.items():
+            means = [value.mean for value in values]
+            errors = [
+                [value.mean - value.low for value in values],
+                [value.high - value.mean for value in values],
+            ]
+            axes.errorbar(places, means, yerr=errors, marker="o", capsize=3, label=model)
+        axes.axhline(0.0, color="black", linewidth=0.8)
+        axes.set_xticks(places, ticks, fontsize="small")
+        axes.set(title=title, xlabel=axis, ylabel="NE change % (lower is better)")
+        axes.legend()
 
 
 def command_line(description: str | None, choices: Iterable[str]) -> argparse.ArgumentParser:

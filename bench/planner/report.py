@@ -18,7 +18,6 @@ from recsys.planning.planner import Plan
 
 REPORT = Path("docs/benchmarks/planner_validation.md")
 FIGURE = Path("docs/images/planner_validation.png")
-DOTS_PER_INCH = 110
 CLEAR = 2.0  # times as long: a pair whose order must be right
 RIVAL = "TorchRec's planner"
 TEXT = [
@@ -175,17 +174,18 @@ def _times(cases: Sequence[Compared], hardware: Hardware) -> tuple[np.ndarray, n
 
 
 def _draw(cases: Sequence[Compared], hardware: Hardware) -> None:
-    from matplotlib.figure import Figure
+    from recsys.figures import figure_of
 
-    figure = Figure(figsize=(7, 6), layout="constrained")
-    axes = figure.subplots()
-    for model in dict.fromkeys(case.model for case in cases):
-        for size, marker in zip(sorted({case.world_size for case in cases}), "o^s", strict=False):
-            shown = [case for case in cases if (case.model, case.world_size) == (model, size)]
-            axes.scatter(
-                *_times(shown, hardware), marker=marker, label=f"{model.name}, {size} ranks"
-            )
-    axes.axline((1, 1), slope=1, color="black", linewidth=0.8)
-    axes.set(xscale="log", yscale="log", xlabel="predicted ms", ylabel="measured ms")
-    axes.legend(fontsize="small")
-    figure.savefig(FIGURE, dpi=DOTS_PER_INCH, metadata={"Software": None})
+    with figure_of(FIGURE, (7, 6)) as figure:
+        axes = figure.subplots()
+        for model in dict.fromkeys(case.model for case in cases):
+            for size, marker in zip(
+                sorted({case.world_size for case in cases}), "o^s", strict=False
+            ):
+                shown = [case for case in cases if (case.model, case.world_size) == (model, size)]
+                axes.scatter(
+                    *_times(shown, hardware), marker=marker, label=f"{model.name}, {size} ranks"
+                )
+        axes.axline((1, 1), slope=1, color="black", linewidth=0.8)
+        axes.set(xscale="log", yscale="log", xlabel="predicted ms", ylabel="measured ms")
+        axes.legend()

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from bench.shared.progressive import (
@@ -38,6 +37,7 @@ from bench.shared.progressive import (
 from bench.shared.report import machine_lines
 from bench.towers.planted_groups import RECIPES
 from recsys.config import load_settings
+from recsys.figures import figure_of
 from recsys.models.cost import ranker_cost
 from recsys.models.factory import build_ranker
 from recsys.models.partition_file import Partition
@@ -72,7 +72,6 @@ NOTES = [
 REPORT = Path("docs/benchmarks/towers_quality.md")
 FIGURE = Path("docs/images/towers_quality.png")
 SIZE_INCHES = (10, 8)
-DOTS_PER_INCH = 100
 Found = dict[str, list[dict[str, Any]]]  # by architecture/model: a result a seed
 Logs = dict[str, tuple[dict[str, Any], Found]]  # by name: facts, results
 DIMENSION = 16
@@ -240,26 +239,25 @@ def paired(
 def draw(logs: Logs) -> None:
     """Differences in AUC to the flat model, with their intervals: a panel a log and
     architecture."""
-    figure = Figure(figsize=SIZE_INCHES, layout="constrained")
-    panels = figure.subplots(len(logs), len(SHAPES), squeeze=False, sharey="row")
-    for axes_row, (about, found) in zip(panels, logs.values(), strict=True):
-        for axes, architecture in zip(axes_row, SHAPES, strict=True):
-            flat = flat_of(found, architecture)
-            rows = [
-                (model, ones)
-                for model, ones in measured(about, found, architecture)
-                if model.kind != FLAT
-            ]
-            values = [paired(ones, flat, "auc") for _, ones in rows]
-            means, halves = [one.mean() for one in values], [half_width(one) for one in values]
-            axes.errorbar(range(len(rows)), means, yerr=halves, fmt="o", capsize=3)
-            axes.axhline(0.0, color="grey", linewidth=1)
-            axes.set_xticks(
-                range(len(rows)), [model.name for model, _ in rows], rotation=60, ha="right"
-            )
-            axes.set_title(f"{about['name']}, {architecture.upper()}")
-        axes_row[0].set_ylabel("AUC - flat's")
-    figure.savefig(FIGURE, dpi=DOTS_PER_INCH, metadata={"Software": None})
+    with figure_of(FIGURE, SIZE_INCHES) as figure:
+        panels = figure.subplots(len(logs), len(SHAPES), squeeze=False, sharey="row")
+        for axes_row, (about, found) in zip(panels, logs.values(), strict=True):
+            for axes, architecture in zip(axes_row, SHAPES, strict=True):
+                flat = flat_of(found, architecture)
+                rows = [
+                    (model, ones)
+                    for model, ones in measured(about, found, architecture)
+                    if model.kind != FLAT
+                ]
+                values = [paired(ones, flat, "auc") for _, ones in rows]
+                means, halves = [one.mean() for one in values], [half_width(one) for one in values]
+                axes.errorbar(range(len(rows)), means, yerr=halves, fmt="o", capsize=3)
+                axes.axhline(0.0, color="grey", linewidth=1)
+                axes.set_xticks(
+                    range(len(rows)), [model.name for model, _ in rows], rotation=60, ha="right"
+                )
+                axes.set_title(f"{about['name']}, {architecture.upper()}")
+            axes_row[0].set_ylabel("AUC - flat's")
 
 
 def work(given: argparse.Namespace, results: Results) -> Iterator[tuple[str, Callable[[], Any]]]:

@@ -31,7 +31,6 @@ from bench.towers.runs import Run, at, baseline, operating_rate, step_ms_at, unl
 
 REPORT = Path("docs/benchmarks/towers_speed.md")
 FIGURE = Path("docs/images/towers_speed.png")
-DOTS_PER_INCH = 110
 MEGA = 1e6
 WITHIN = 0.2
 ABOUT = "## About these runs"  # what follows it is written by hand
@@ -317,35 +316,36 @@ def _errors(name: str, chosen: list[Run], predicted: list[float]) -> list[str]:
 
 
 def _draw(runs: list[Run]) -> None:
-    from matplotlib.figure import Figure
+    from recsys.figures import figure_of
 
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    shown = {
-        "dcn": {TRANSFORM: ":", TOWERS: "--", NARROW: "-"},
-        "dlrm": {TRANSFORM: ":", "towers, CR 2": "--", "towers, CR 8": "-"},
-    }
-    for place, (architecture, styles) in zip(axes, shown.items(), strict=True):
-        for colour, hosts in enumerate(sorted({run.hosts for run in runs})):
-            for name, style in styles.items():
-                same = [
-                    r
-                    for r in runs
-                    if r.cluster == (architecture, hosts) and r.contender == name and r.rate_mbit
-                ]
-                same.sort(key=lambda run: run.rate_mbit or 0)
-                gains = [speed_up(runs, run) for run in same]
-                rates = [run.rate_mbit for run in same]
-                place.plot(
-                    rates,
-                    gains,
-                    style,
-                    marker="o",
-                    color=f"C{colour}",
-                    label=f"{name}, {hosts} hosts",
-                )
-        place.axhline(1.0, color="black", linewidth=0.8)
-        place.set(xscale="log", xlabel="Mbit/s a host", title=architecture.upper())
-        place.legend(fontsize="x-small")
-    axes[0].set_ylabel("speed-up over flat")
-    figure.savefig(FIGURE, dpi=DOTS_PER_INCH, metadata={"Software": None})
+    with figure_of(FIGURE, (10, 4.5)) as figure:
+        axes = figure.subplots(1, 2, sharey=True)
+        shown = {
+            "dcn": {TRANSFORM: ":", TOWERS: "--", NARROW: "-"},
+            "dlrm": {TRANSFORM: ":", "towers, CR 2": "--", "towers, CR 8": "-"},
+        }
+        for place, (architecture, styles) in zip(axes, shown.items(), strict=True):
+            for colour, hosts in enumerate(sorted({run.hosts for run in runs})):
+                for name, style in styles.items():
+                    same = [
+                        r
+                        for r in runs
+                        if r.cluster == (architecture, hosts)
+                        and r.contender == name
+                        and r.rate_mbit
+                    ]
+                    same.sort(key=lambda run: run.rate_mbit or 0)
+                    gains = [speed_up(runs, run) for run in same]
+                    rates = [run.rate_mbit for run in same]
+                    place.plot(
+                        rates,
+                        gains,
+                        style,
+                        marker="o",
+                        color=f"C{colour}",
+                        label=f"{name}, {hosts} hosts",
+                    )
+            place.axhline(1.0, color="black", linewidth=0.8)
+            place.set(xscale="log", xlabel="Mbit/s per host", title=architecture.upper())
+            place.legend(fontsize="x-small")
+        axes[0].set_ylabel("speed-up over flat")

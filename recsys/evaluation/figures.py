@@ -4,14 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from recsys.evaluation.comparison import Comparison
 from recsys.evaluation.model_table import BASELINES
+from recsys.figures import figure_of
 
-NO_VERSION = {"Software": None}  # the PNG would otherwise name Matplotlib's version
-# Okabe and Ito's colours, which the colour-blind can tell apart; baselines are thin and broken,
-# and have no markers
+# The style's colours; baselines are thin and broken, and have no markers
 LINES: dict[str, dict[str, Any]] = {
     "plain": {"color": "#7f7f7f", "marker": "o"},
     "distilled": {"color": "#d55e00", "marker": "o"},
@@ -29,51 +26,46 @@ LINES: dict[str, dict[str, Any]] = {
 FURTHER_COLOUR = "#cc79a7"  # of further arms, which markers tell apart
 FURTHER_MARKERS = "Dv<>pPX*"
 DIFFERENCE_METRICS = ("ne", "auc", "gauc")
-DOTS_PER_INCH = 110
 MIDNIGHT = "T00-00"  # of a window's name: a day needs no hour
 
 
 def draw_windows(student: str, rows: list[dict[str, Any]], path: Path) -> None:
     """NE of each model over windows; ``rows`` as in windows.csv."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    axes = figure.subplots()
-    for model, line in _lines(student, rows).items():
-        own = [row for row in rows if row["model"] == f"{student}/{model}"]
-        if own:
-            windows = [row["window"].removesuffix(MIDNIGHT) for row in own]
-            axes.plot(windows, [row["ne"] for row in own], label=model, **line)
-    axes.set(
-        title=f"{student}: normalised entropy by window (lower is better)",
-        xlabel="window (UTC)",
-        ylabel="NE",
-    )
-    axes.tick_params(axis="x", rotation=45)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    figure.savefig(path, dpi=DOTS_PER_INCH, metadata=NO_VERSION)
+    with figure_of(path, (10, 4)) as figure:
+        axes = figure.subplots()
+        for model, line in _lines(student, rows).items():
+            own = [row for row in rows if row["model"] == f"{student}/{model}"]
+            if own:
+                windows = [row["window"].removesuffix(MIDNIGHT) for row in own]
+                axes.plot(windows, [row["ne"] for row in own], label=model, **line)
+        axes.set(
+            title=f"{student}: normalised entropy by window (lower is better)",
+            xlabel="window (UTC)",
+            ylabel="NE",
+        )
+        axes.tick_params(axis="x", rotation=45)
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def draw_calibration(student: str, rows: list[dict[str, Any]], path: Path) -> None:
     """Observed against predicted rate of each model but the baselines, whose lines would hide the
     others'; ``rows`` as in calibration.csv."""
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    axes = figure.subplots()
-    highest = max((max(row["predicted"], row["observed"]) for row in rows), default=1.0)
-    axes.plot([0, highest], [0, highest], color="black", linewidth=0.8)
-    for model, line in _lines(student, rows).items():
-        own = [row for row in rows if row["model"] == f"{student}/{model}"]
-        if own and model not in BASELINES:
-            predicted = [row["predicted"] for row in own]
-            axes.plot(predicted, [row["observed"] for row in own], label=model, **line)
-    axes.set(
-        title=f"{student}: predicted and observed rate",
-        xlabel="predicted probability (mean of a bin)",
-        ylabel="observed rate (share of positives in the bin)",
-    )
-    axes.grid(alpha=0.3)
-    if rows:
-        axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    figure.savefig(path, dpi=DOTS_PER_INCH, metadata=NO_VERSION)
+    with figure_of(path, (7, 5)) as figure:
+        axes = figure.subplots()
+        highest = max((max(row["predicted"], row["observed"]) for row in rows), default=1.0)
+        axes.plot([0, highest], [0, highest], color="black", linewidth=0.8)
+        for model, line in _lines(student, rows).items():
+            own = [row for row in rows if row["model"] == f"{student}/{model}"]
+            if own and model not in BASELINES:
+                predicted = [row["predicted"] for row in own]
+                axes.plot(predicted, [row["observed"] for row in own], label=model, **line)
+        axes.set(
+            title=f"{student}: predicted and observed rate",
+            xlabel="predicted probability (mean of a bin)",
+            ylabel="observed rate (share of positives in the bin)",
+        )
+        if rows:
+            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def draw_gains(
@@ -86,49 +78,47 @@ def draw_gains(
     kinds = [kind for kind in ("domain", "coldness") if slices.get(kind)]
     if not kinds:
         return
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    panels = figure.subplots(1, len(kinds), squeeze=False)[0]
-    lines = _lines(student, [{"model": f"{student}/{model}"} for model in models])
-    for axes, kind in zip(panels, kinds, strict=True):
-        names = list(slices[kind])
-        for place, model in enumerate(models):
-            shift = 0.6 * (place + 0.5) / len(models) - 0.3
-            for height, name in enumerate(names):
-                own, plain = (
-                    slices[kind][name]["models"][model],
-                    slices[kind][name]["models"]["plain"],
-                )
-                scale = -100 / plain["ne"]
-                gain, low, high = (scale * own[key] for key in ("difference", "high", "low"))
-                line = {key: lines[model][key] for key in ("color", "marker")}
-                label = model if height == 0 else None
-                axes.plot([low, high], [height + shift] * 2, color=line["color"], linewidth=1.5)
-                axes.plot(gain, height + shift, linestyle="none", label=label, **line)
-        axes.axvline(0.0, color="black", linewidth=0.8)
-        rows = [f"{name}\n({slices[kind][name]['rows']:,} rows)" for name in names]
-        axes.set_yticks(range(len(names)), rows)
-        axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.set(title=f"{student}: gain over plain by {kind}", xlabel="NE below plain's (%)")
-        axes.grid(alpha=0.3, axis="x")
-    panels[-1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    figure.savefig(path, dpi=DOTS_PER_INCH, metadata=NO_VERSION)
+    with figure_of(path, (10, 4)) as figure:
+        panels = figure.subplots(1, len(kinds), squeeze=False)[0]
+        lines = _lines(student, [{"model": f"{student}/{model}"} for model in models])
+        for axes, kind in zip(panels, kinds, strict=True):
+            names = list(slices[kind])
+            for place, model in enumerate(models):
+                shift = 0.6 * (place + 0.5) / len(models) - 0.3
+                for height, name in enumerate(names):
+                    own, plain = (
+                        slices[kind][name]["models"][model],
+                        slices[kind][name]["models"]["plain"],
+                    )
+                    scale = -100 / plain["ne"]
+                    gain, low, high = (scale * own[key] for key in ("difference", "high", "low"))
+                    line = {key: lines[model][key] for key in ("color", "marker")}
+                    label = model if height == 0 else None
+                    axes.plot([low, high], [height + shift] * 2, color=line["color"], linewidth=1.5)
+                    axes.plot(gain, height + shift, linestyle="none", label=label, **line)
+            axes.axvline(0.0, color="black", linewidth=0.8)
+            rows = [f"{name}\n({slices[kind][name]['rows']:,} rows)" for name in names]
+            axes.set_yticks(range(len(names)), rows)
+            axes.set_ylim(len(names) - 0.5, -0.5)
+            axes.set(title=f"{student}: gain over plain by {kind}", xlabel="NE below plain's (%)")
+            axes.grid(visible=False, axis="y")
+        panels[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def draw_differences(comparisons: list[tuple[str, Comparison]], arm: str, path: Path) -> None:
     """``arm`` minus plain with its interval, one panel a metric, one line a name."""
-    figure = Figure(figsize=(10, 3), layout="constrained")
-    panels = figure.subplots(1, len(DIFFERENCE_METRICS))
-    for axes, metric in zip(panels, DIFFERENCE_METRICS, strict=True):
-        chosen = [(student, one) for student, one in comparisons if one.metric == metric]
-        for height, (_, one) in enumerate(chosen):
-            colour = LINES["distilled"]["color"]
-            axes.plot([one.low, one.high], [height, height], color=colour, linewidth=2)
-            axes.plot(one.difference, height, "o", color=colour)
-        axes.axvline(0.0, color="black", linewidth=0.8)
-        axes.set_yticks(range(len(chosen)), [student for student, _ in chosen])
-        axes.margins(y=0.3)
-        axes.set_title(f"{metric}: {arm} - plain")
-    figure.savefig(path, dpi=DOTS_PER_INCH, metadata=NO_VERSION)
+    with figure_of(path, (10, 3)) as figure:
+        panels = figure.subplots(1, len(DIFFERENCE_METRICS))
+        for axes, metric in zip(panels, DIFFERENCE_METRICS, strict=True):
+            chosen = [(student, one) for student, one in comparisons if one.metric == metric]
+            for height, (_, one) in enumerate(chosen):
+                colour = LINES["distilled"]["color"]
+                axes.plot([one.low, one.high], [height, height], color=colour, linewidth=2)
+                axes.plot(one.difference, height, "o", color=colour)
+            axes.axvline(0.0, color="black", linewidth=0.8)
+            axes.set_yticks(range(len(chosen)), [student for student, _ in chosen])
+            axes.margins(y=0.3)
+            axes.set_title(f"{metric}: {arm} - plain")
 
 
 def _lines(student: str, rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -15,10 +15,8 @@ from recsys.planning.tables import PlannedModel, expand_tables
 from recsys.units import MS_PER_SECOND
 
 BUSIEST_RANKS = 8
-DOTS_PER_INCH = 110
 SIZE_INCHES = (9, 6)
-TIER_COLOURS = ("#d62728", "#1f77b4", "#7f7f7f")
-NO_VERSION = {"Software": None}  # the PNG would otherwise name Matplotlib's version
+TIER_COLOURS = ("#d55e00", "#0072b2", "#7f7f7f")
 
 
 def summary(plan: Plan, model: PlannedModel, topology: Topology) -> dict[str, Any]:
@@ -83,27 +81,29 @@ def print_plan(
 
 def draw_plan(plan: Plan, path: Path) -> None:
     """Bars of predicted time and of bytes by tier, a bar a rank."""
-    from matplotlib.figure import Figure
+    from recsys.figures import figure_of
 
-    figure = Figure(figsize=SIZE_INCHES, layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True)
-    ranks = range(len(plan.rank_ms))
-    above.bar(ranks, plan.rank_ms, width=1.0, color=TIER_COLOURS[0])
-    above.axhline(sum(plan.rank_ms) / len(plan.rank_ms), color="black", linewidth=0.8, label="mean")
-    above.set(
-        ylabel="predicted ms", title=f"Step {plan.step_ms:.2f} ms, imbalance {plan.imbalance:.3f}"
-    )
-    above.legend()
-    bottom = [0.0] * len(plan.rank_ms)
-    for tier, (name, colour) in enumerate(zip(TIERS, TIER_COLOURS, strict=True)):
-        held = [rank[tier] / 10**9 for rank in plan.rank_bytes]
-        if any(held):
-            below.bar(ranks, held, width=1.0, bottom=bottom, color=colour, label=name.upper())
-            bottom = [low + size for low, size in zip(bottom, held, strict=True)]
-    below.set(xlabel="rank", ylabel="GB")
-    if len(below.containers) > 1:  # one kind of memory needs no name
-        below.legend()
-    figure.savefig(path, dpi=DOTS_PER_INCH, metadata=NO_VERSION)
+    with figure_of(path, SIZE_INCHES) as figure:
+        above, below = figure.subplots(2, 1, sharex=True)
+        ranks = range(len(plan.rank_ms))
+        above.bar(ranks, plan.rank_ms, width=1.0, color=TIER_COLOURS[0])
+        above.axhline(
+            sum(plan.rank_ms) / len(plan.rank_ms), color="black", linewidth=0.8, label="mean"
+        )
+        above.set(
+            ylabel="predicted ms",
+            title=f"Step {plan.step_ms:.2f} ms, imbalance {plan.imbalance:.3f}",
+        )
+        above.legend()
+        bottom = [0.0] * len(plan.rank_ms)
+        for tier, (name, colour) in enumerate(zip(TIERS, TIER_COLOURS, strict=True)):
+            held = [rank[tier] / 10**9 for rank in plan.rank_bytes]
+            if any(held):
+                below.bar(ranks, held, width=1.0, bottom=bottom, color=colour, label=name.upper())
+                bottom = [low + size for low, size in zip(bottom, held, strict=True)]
+        below.set(xlabel="rank", ylabel="GB")
+        if len(below.containers) > 1:  # one kind of memory needs no name
+            below.legend()
 
 
 def _table_grid(plan: Plan, rows: int) -> Grid:
