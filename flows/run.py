@@ -24,6 +24,10 @@ def run(options: argparse.Namespace) -> None:
     with alone_but_for_nodes("running the pipeline"):
         apply_overrides(dict(options.overrides))
         if settled_stages():
+            print(
+                "Eight stages, from the raw log to registered students; those that are up to date "
+                "are skipped. Ctrl-C stops it; the same command resumes."
+            )
             from tasks.temporary_server import temporary_server
 
             with temporary_server() as wait_for_server:

@@ -13,7 +13,7 @@ import time
 from prefect import flow
 
 from recsys.config import InputError
-from recsys.files import BusyError
+from recsys.files import BusyError, UnreachableError
 from tasks.calling import call, run_stage
 from tasks.checks import check_settings
 from tasks.courier import sending
@@ -96,7 +96,12 @@ def watch() -> None:
         _say(f"looks at the raw log every {seconds:g} s; Ctrl-C ends it")
         seen = handled = complaint = None
         while True:
-            state = log_state()
+            try:
+                state = log_state()
+            except UnreachableError as error:
+                complaint = _complain(error, complaint)
+                time.sleep(seconds)
+                continue
             if state == seen and state != handled:
                 try:
                     run_stage(stream)()

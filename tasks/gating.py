@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recsys.config import load_settings
-from recsys.data.schema import Schema
+from recsys.data.schema import WEIGHT, Schema
 from recsys.distill.student_settings import BudgetSettings, StudentsSettings
 from recsys.evaluation.gate import Against, Limit, Verdict, decide
 from recsys.evaluation.settings import EvaluateSettings
@@ -45,7 +45,8 @@ def gated(name: str, verdict: Verdict, export: Path, judged: "pl.DataFrame | Non
 
 def judged_rows(name: str, arm: str) -> "pl.DataFrame | None":
     """What the exported seed of an arm has predicted of its main task in the evaluation windows:
-    example_id, group, event_time, label and logit; None where that is not kept."""
+    example_id, group, event_time, label, logit and, of a weighted log, weight; None where that is
+    not kept."""
     import polars as pl
 
     from recsys.evaluation.predictions import PREDICTIONS_DIR
@@ -67,6 +68,7 @@ def judged_rows(name: str, arm: str) -> "pl.DataFrame | None":
         "event_time",
         pl.col(label).alias("label"),
         pl.col(logit).alias("logit"),
+        *schema.weight_columns,
     )
     return rows.filter(pl.col("label").is_not_nan())
 
@@ -150,6 +152,7 @@ def _against_champion(
         settings.confidence,
         settings.seed,
         blocks_of(settings.blocks, groups, times, np.zeros(len(groups), np.int64)),
+        rows[WEIGHT].to_numpy() if WEIGHT in rows.columns else None,
     )
     ne = next(one for one in found if one.metric == "ne")
     smaller = weights_bytes(export) < weights_bytes(next(champion.glob("artifacts/*/")))

@@ -5,8 +5,12 @@ from prefect import task
 from recsys.config import load_settings
 from recsys.data.ingest import IngestReport, ingest
 from recsys.data.settings import DatasetSettings, DataSettings
+from recsys.data.sources.files import URL, url_of
+from recsys.files import write_json
 from tasks.project import INGEST_WORK, ORACLE, PARAMS, WINDOWS, replacing
 from tasks.shown import is_unreachable
+
+REMOTE_FILE = "remote.json"
 
 
 @task(
@@ -18,5 +22,25 @@ def ingest_windows() -> IngestReport:
     """Write data/windows, and data/oracle where the true probabilities are known."""
     settings = load_settings(PARAMS / "data.yaml", DataSettings)
     dataset = load_settings(PARAMS / "datasets" / f"{settings.dataset}.yaml", DatasetSettings)
+    remote = remote_states(dataset, settings)  # before it is read: what comes meanwhile is new
     with replacing(WINDOWS, ORACLE) as (windows, oracle):
-        return ingest(settings, dataset, windows, oracle, INGEST_WORK)
+        report = ingest(settings, dataset, windows, oracle, INGEST_WORK)
+        if remote:
+            write_json(windows / REMOTE_FILE, remote)
+        return report
+
+
+def remote_states(dataset: DatasetSettings, settings: DataSettings) -> dict[str, str]:
+    """By name the state of each of the log's files that is behind a URL, which DVC does not see.
+
+    Raises:
+        InputError: there is no such file, or the store does not answer.
+    """
+    described = dataset.table or dataset.criteo
+    patterns = [] if described is None else described.files
+    urls = [url for url in (url_of(one, settings.root) for one in patterns) if URL in url]
+    if not urls:
+        return {}
+    from recsys.data.sources.remote import states  # fsspec is seldom needed
+
+    return dict(one for url in urls for one in states(url))

@@ -16,9 +16,11 @@ from recsys.data.sources.files import resolve_files
 from recsys.distill.augment_settings import AugmentSettings
 from recsys.distill.student_settings import StudentsSettings
 from recsys.distill.withdrawn_settings import WithdrawnSettings
+from recsys.files import UnreachableError, read_json
 from recsys.towers.settings import TowersSettings
 from tasks.augmentation import augment_settings_file
 from tasks.curves import curves_of
+from tasks.ingest import REMOTE_FILE, remote_states
 from tasks.project import (
     ORACLE,
     PARAMS,
@@ -63,11 +65,14 @@ class Taken:
     new: int
 
 
-def log_state() -> tuple[list[tuple[str, int, int]], list[tuple[str, int, int]]]:
+def log_state() -> tuple[list[Any], list[tuple[str, int, int]]]:
     """(path, bytes, ns of the last change) of the raw log's files with their settings, and of the
-    windows' schema.
+    windows' schema; of a file behind a URL, its name and what the store says of its state.
 
     A log that is not there yet has no files.
+
+    Raises:
+        UnreachableError: a store does not answer.
     """
     settings = load_settings(PARAMS / "data.yaml", DataSettings)
     dataset = load_dataset(settings, PARAMS / "datasets")
@@ -76,13 +81,24 @@ def log_state() -> tuple[list[tuple[str, int, int]], list[tuple[str, int, int]]]
         PARAMS / "datasets" / f"{settings.dataset}.yaml",
         *_files(dataset, settings),
     ]
-    return [_file_state(path) for path in names], [_file_state(WINDOWS / SCHEMA_FILE)]
+    try:
+        remote = sorted(remote_states(dataset, settings).items())
+    except UnreachableError:
+        raise
+    except InputError:
+        remote = []
+    return [*map(_file_state, names), *remote], [_file_state(WINDOWS / SCHEMA_FILE)]
 
 
 @task
 def ingest_is_due() -> bool:
     """Whether data/windows are not those of the raw log, its settings and this code."""
-    return bool(settled_stages("ingest"))
+    if settled_stages("ingest"):
+        return True
+    settings = load_settings(PARAMS / "data.yaml", DataSettings)
+    remote = remote_states(load_dataset(settings, PARAMS / "datasets"), settings)
+    known = WINDOWS / REMOTE_FILE
+    return remote != (read_json(known) if known.is_file() else {})
 
 
 @task

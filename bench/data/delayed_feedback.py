@@ -198,8 +198,9 @@ READ = [
     "- Waiting for all costs .02 to .03 NE beside the truth at once. Late positives learnt again,",
     "  weighted by importance, bring back a quarter of that at 22 % positive, where the interval",
     "  of ES-DFM holds 0, and two thirds at 4 %; without weights the mean prediction is off.",
-    "- The weights are not offered in training: baselines and adapters would have to learn the",
-    "  same rows twice with the same weights, or be compared on other terms.",
+    "- The weights are not offered in training. A row's `weight` is a column of the log; these",
+    "  depend on the model's own prediction, and a late positive is learnt twice. Baselines,",
+    "  adapter and stack would have to do the same, or be compared on other terms.",
 ]
 STREAMS = {"22, 25 and 18 % positive": (0.22, 0.25, 0.18), "4, 6 and 3 %": (0.04, 0.06, 0.03)}
 

@@ -47,7 +47,10 @@ def judged(folder: Path, names: Sequence[str], domain: int, of: range) -> Judged
         )
         for name in names
     ]
-    windows = [(one["logit"].to_numpy(), one["label"].to_numpy()) for one in frames]
+    windows = [
+        (one["logit"].to_numpy(), one["label"].to_numpy(), np.ones(one.height, np.float32))
+        for one in frames
+    ]
     found: dict[Way | None, list[NDArray[np.float64]]] = {None: []}
     for place in of:
         logits = frames[place]["logit"].to_numpy()
@@ -64,14 +67,14 @@ def judged(folder: Path, names: Sequence[str], domain: int, of: range) -> Judged
 
 def _fitted(past: Sequence[Predictions], way: Way) -> CalibrationMap:
     name, count = way
-    logits, labels = joined(past[-count:])
+    known = joined(past[-count:])
     kind: Kind | None = None if name == "auto" else name
     if name == "auto":
         kinds: list[Kind] = ["platt"]
-        if len(labels) >= ExportSettings().isotonic_rows:
+        if len(known[1]) >= ExportSettings().isotonic_rows:
             kinds.append("isotonic")
         kind = chosen_kind(past, kinds, count)
-    return UNCALIBRATED if kind is None else FITS[kind](logits, labels)
+    return UNCALIBRATED if kind is None else FITS[kind](*known)
 
 
 def ne_differences(seeds: Sequence[Judged]) -> dict[Way, tuple[float, float, float]]:

@@ -31,5 +31,6 @@ class BaseRate:
     def learn(self, batch: Batch) -> None:
         """Count examples whose labels have become known."""
         domain, count = batch.domain.numpy(), len(self._rows)
-        self._rows += np.bincount(domain, minlength=count)
-        self._clicks += np.bincount(domain, batch.label.numpy(), minlength=count)
+        weight = batch.weight.numpy()
+        self._rows += np.bincount(domain, weight, minlength=count)
+        self._clicks += np.bincount(domain, weight * batch.label.numpy(), minlength=count)

@@ -64,9 +64,10 @@ class LogisticRegression(nn.Module):
                     batch.dense[start:stop], ids[own], parts[own], offsets[start:stop] - ends[start]
                 )
                 self._optimizer.zero_grad()
-                binary_cross_entropy_with_logits(
-                    logits, batch.label[start:stop], reduction="sum"
-                ).backward()
+                losses = binary_cross_entropy_with_logits(
+                    logits, batch.label[start:stop], batch.weight[start:stop], reduction="sum"
+                )
+                losses.backward()
                 self._optimizer.step()
 
 

@@ -89,7 +89,7 @@ def train_baselines(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums in one order; the batches are too small for more
     try:
-        with RowProgress("baselines", rows * len(chosen)) as progress:
+        with RowProgress("baselines", rows * len(chosen), counted="by every baseline") as progress:
 
             def run(one: tuple[BaselineName, str]) -> None:
                 name, scope = one
@@ -134,12 +134,14 @@ class OnBatches:
 
     def predict(self, window: Window) -> pl.DataFrame:
         """Predictions of the examples whose event lies in ``window``, as PREDICTION_SCHEMA."""
-        given = [name for name in PREDICTION_SCHEMA if name != "logit"]
-        frames = [pl.DataFrame(schema=PREDICTION_SCHEMA)]
+        own = self._reader.schema.weight_columns
+        schema = PREDICTION_SCHEMA | dict.fromkeys(own, pl.Float32)
+        given = [name for name in schema if name != "logit"]
+        frames = [pl.DataFrame(schema=schema)]
         for batch in self._reader.event_batches(window, self._rows, 0, 1, domain=self._domain):
             columns = {name: getattr(batch, name).numpy() for name in given}
             predicted = pl.DataFrame(columns | {"logit": self._model.predict(batch)})
-            frames.append(predicted.cast(PREDICTION_SCHEMA))  # type: ignore[arg-type]
+            frames.append(predicted.select(schema.keys()).cast(schema))  # type: ignore[arg-type]
         return pl.concat(frames)
 
     def skip(self, window: Window) -> None:

@@ -11,8 +11,10 @@ from recsys.baselines.base_rate import starting_logits
 from recsys.baselines.settings import TreesSettings
 from recsys.baselines.statistics import PastStatistics
 from recsys.data.encoding import dense_values
-from recsys.data.schema import Schema, Window, window_parts
+from recsys.data.schema import WEIGHT, Schema, Window, window_parts
 from recsys.evaluation.predictions import PREDICTION_SCHEMA
+
+Known = tuple[NDArray[np.float32], ...]  # features [N, W], labels [N], weights [N]
 
 
 class Trees:
@@ -40,8 +42,8 @@ class Trees:
         self._windows = 0
         # Features, labels and times of labels that are not known yet, and of those that are
         self._waiting: list[tuple[NDArray[np.float32], pl.DataFrame]] = []
-        self._past: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
-        self._due: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None  # to be trained on
+        self._past: list[Known] = []
+        self._due: Known | None = None  # to be trained on
 
     def predict(self, window: Window) -> pl.DataFrame:
         """Predictions of the examples whose event lies in ``window``, as PREDICTION_SCHEMA."""
@@ -52,7 +54,8 @@ class Trees:
         else:
             logits = np.asarray(self._booster.predict(features, raw_score=True))
         predicted = frame.with_columns(pl.Series("logit", logits))
-        return predicted.select(PREDICTION_SCHEMA.keys()).cast(PREDICTION_SCHEMA)  # type: ignore[arg-type]
+        predicted = predicted.select(*PREDICTION_SCHEMA, *self._schema.weight_columns)
+        return predicted.cast(PREDICTION_SCHEMA)  # type: ignore[arg-type]
 
     def skip(self, window: Window) -> None:
         """Note the examples whose event lies in ``window``, without predicting them again."""
@@ -65,12 +68,14 @@ class Trees:
             is_known = frame["label_time"] < window.end_ms
             known = frame.filter(is_known)
             self._statistics.add(known)
-            self._past.append((features[is_known.to_numpy()], known["label"].to_numpy()))
+            own = self._schema.weight_columns
+            weights = known[own[0]].to_numpy() if own else np.ones(known.height, np.float32)
+            self._past.append((features[is_known.to_numpy()], known["label"].to_numpy(), weights))
             if known.height < frame.height:
                 self._waiting.append((features[~is_known.to_numpy()], frame.filter(~is_known)))
-        features, labels = (np.concatenate(parts) for parts in zip(*self._past, strict=True))
-        newest = slice(max(len(labels) - self._settings.max_rows, 0), None)
-        self._past = [(features[newest], labels[newest])]
+        whole = [np.concatenate(parts) for parts in zip(*self._past, strict=True)]
+        newest = slice(max(len(whole[0]) - self._settings.max_rows, 0), None)
+        self._past = [tuple(one[newest] for one in whole)]
 
     def _note(self, window: Window) -> tuple[pl.DataFrame, NDArray[np.float32]]:
         """The examples whose event lies in ``window`` and their features; they wait for their
@@ -81,13 +86,14 @@ class Trees:
         self._windows += 1
         frame = self._read(window)
         features = self._features(frame)
-        self._waiting.append((features, frame.select("label", "label_time", *self._ids)))
+        own = ["label", "label_time", *self._schema.weight_columns]
+        self._waiting.append((features, frame.select(*own, *self._ids)))
         return frame, features
 
     def _fit(self) -> None:
         if self._due is None:
             return
-        (features, labels), self._due = self._due, None
+        (features, labels, weights), self._due = self._due, None
         width = features.shape[1]
         settings = self._settings
         parameters = {
@@ -103,13 +109,16 @@ class Trees:
             "verbose": -1,
         }
         categories = list(range(width - len(self._categories), width))
-        data = lightgbm.Dataset(features, labels, categorical_feature=categories)
+        own = weights if self._schema.weight_columns else None
+        data = lightgbm.Dataset(features, labels, weight=own, categorical_feature=categories)
         self._booster = lightgbm.train(parameters, data, settings.trees)
 
     def _read(self, window: Window) -> pl.DataFrame:
         columns = ["example_id", "group", "domain", "event_time", "label_time", "label"]
-        columns += [*self._schema.dense, *self._ids, *self._lists]
+        columns += [*self._schema.weight_columns, *self._schema.dense, *self._ids, *self._lists]
         frame = pl.read_parquet(window_parts(self._windows_dir, window), columns=columns)
+        if self._schema.mean_weight is not None:
+            frame = frame.with_columns(pl.col(WEIGHT) / self._schema.mean_weight)
         return frame if self._domain is None else frame.filter(pl.col("domain") == self._domain)
 
     def _features(self, frame: pl.DataFrame) -> NDArray[np.float32]:

@@ -3,8 +3,10 @@
 import argparse
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from recsys.commands.arguments import positive
 
@@ -15,7 +17,7 @@ TOWERS = 4  # of params/towers.yaml; a log of fewer categorical features can hav
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the files, where to write, and what is known of the log."""
     parser.add_argument(
-        "files", nargs="+", metavar="FILE", help="a log's files; globs in quotes, ** too"
+        "files", nargs="+", metavar="FILE", help="a log's files or their URLs; globs in quotes"
     )
     parser.add_argument(
         "--output",
@@ -49,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
     )
     from recsys.data.describe.reading import SAMPLE_ROWS
     from recsys.data.settings import DatasetSettings
-    from recsys.data.sources.files import resolve_files
+    from recsys.data.sources.files import URL, resolve_files
     from recsys.files import write_atomically
 
     output = options.output
@@ -58,30 +60,32 @@ def run(options: argparse.Namespace) -> None:
     if output is not None and (output.suffix != ".yaml" or not output.parent.is_dir()):
         where = f"there is no folder {output.parent}" if output.suffix == ".yaml" else "no .yaml"
         raise InputError(f"{output}: {where}; expected such as params/datasets/my_log.yaml")
-    log = open_log(resolve_files(options.files, Path()))
     name = output.stem if output is not None else "my_log"
-    if log.file_format == "criteo":
-        text = criteo_text(log)
-        command = _next_command(name, root_of(log), 24.0, ["all"], TOWERS)
-    else:
-        found = survey(log, options.sample_rows or SAMPLE_ROWS)
-        try:
-            choices = choose(found, options.time, options.label)
-        except InputError:
-            print_columns(found, columns_of(found), {})
-            raise
-        print_columns(found, choices.columns, choices.uses)
-        for warning in choices.warnings:
-            print(f"- {warning}")
-        text = dataset_text(choices)
-        features = len(choices.categorical) + 1 + (choices.explode is not None)
-        command = _next_command(
-            name, root_of(log), choices.window_hours, choices.students, features
-        )
-    others = _other_files(root_of(log), log.files)
+    with TemporaryDirectory() as copies:  # of files behind URLs
+        log = open_log(resolve_files(options.files, Path(), Path(copies)))
+        is_remote = any(URL in pattern for pattern in options.files)
+        root = None if is_remote else root_of(log)
+        log = replace(log, patterns=_patterns(options.files, root))
+        if log.file_format == "criteo":
+            text = criteo_text(log)
+            command = _next_command(name, root, 24.0, ["all"], TOWERS)
+        else:
+            found = survey(log, options.sample_rows or SAMPLE_ROWS)
+            try:
+                choices = choose(found, options.time, options.label)
+            except InputError:
+                print_columns(found, columns_of(found), {})
+                raise
+            print_columns(found, choices.columns, choices.uses)
+            for warning in choices.warnings:
+                print(f"- {warning}")
+            text = dataset_text(choices)
+            features = len(choices.categorical) + 1 + (choices.explode is not None)
+            command = _next_command(name, root, choices.window_hours, choices.students, features)
+    others = 0 if root is None else _other_files(root, log.files)
     if others:
         print(
-            f"- {root_of(log)} holds {others:,} other files: DVC hashes all of data.root, so a "
+            f"- {root} holds {others:,} other files: DVC hashes all of data.root, so a "
             f"folder of the log alone is faster, and nothing else makes a run start anew"
         )
     parse_settings(text, str(output or name), DatasetSettings)
@@ -93,6 +97,18 @@ def run(options: argparse.Namespace) -> None:
     print(f"\nWrote {output}: read it, then\n{command}")
 
 
+def _patterns(given: list[str], root: Path | None) -> list[str]:
+    """What the description names the files by: URLs as they are, one glob from ``root`` on, so that
+    what comes to a folder later is found; none: the files by name."""
+    if root is None:
+        return [one if "://" in one else str(Path(one).absolute()) for one in given]
+    parts = Path(given[0]).absolute().parts
+    if len(given) > 1 or parts[: len(root.parts)] != root.parts:
+        return []
+    rest = parts[len(root.parts) :]
+    return ["/".join(rest)] if any("*" in part for part in rest) else []
+
+
 def _other_files(root: Path, files: Sequence[Path]) -> int:
     """How many files of ``root`` are none of ``files``; at most as many as are looked at."""
     own = {file.resolve() for file in files}
@@ -101,13 +117,13 @@ def _other_files(root: Path, files: Sequence[Path]) -> int:
 
 
 def _next_command(
-    name: str, root: Path, window_hours: float, students: Sequence[str], features: int
+    name: str, root: Path | None, window_hours: float, students: Sequence[str], features: int
 ) -> str:
     """What takes the data set ``name`` to compared students, one per domain in ``students``."""
     listed = ", ".join(f"{{name: {domain}, domain: {domain}}}" for domain in students)
     given = {
         "data.dataset": name,
-        "data.root": root,
+        **({} if root is None else {"data.root": root}),
         "data.window_hours": f"{window_hours:g}",
         "students.students": f"[{listed}]",
     }

@@ -18,7 +18,15 @@ from recsys.config import InputError
 from recsys.data.collisions import crowded, write_uses
 from recsys.data.drift import Drift, WindowCounts
 from recsys.data.encoding import dense_values
-from recsys.data.schema import MANIFEST_FILE, SCHEMA_FILE, Schema, Window, task_columns, window_name
+from recsys.data.schema import (
+    MANIFEST_FILE,
+    SCHEMA_FILE,
+    WEIGHT,
+    Schema,
+    Window,
+    task_columns,
+    window_name,
+)
 from recsys.data.settings import DatasetSettings, DataSettings
 from recsys.data.sources.base import Chunk, Source
 from recsys.data.sources.criteo import criteo_source
@@ -146,25 +154,24 @@ def _ingest(
     encoder.save(windows_dir)
     if source.uses:
         write_uses(source.uses, windows_dir)
-    base_rate = writer.done[0].clicks / writer.done[0].window.rows
+    rates = _first_rates(
+        windows_dir / writer.done[0].window.name, source.tasks, len(source.domains), source.weighted
+    )
     schema = Schema(
         dataset=settings.dataset,
         dense=source.dense,
         categorical=source.categorical,
         domains=source.domains,
         windows=[done.window for done in writer.done],
-        initial_base_rate=base_rate,
+        initial_base_rate=rates.by_task[0],
         planted_groups=source.planted_groups,
         tasks=source.tasks,
-        further_base_rates=_further_base_rates(
-            windows_dir / writer.done[0].window.name, source.tasks, base_rate
-        ),
-        domain_base_rates=_domain_base_rates(
-            windows_dir / writer.done[0].window.name, len(source.domains), base_rate
-        ),
+        further_base_rates=rates.by_task[1:],
+        domain_base_rates=rates.by_domain,
         dense_half_life_windows=settings.dense_half_life_windows,
         dense_clip=settings.dense_clip,
         negative_rates=source.negative_rates,
+        mean_weight=rates.mean_weight,
     )
     schema.save(windows_dir)
     _write_manifests(writer.done, encoder.hash, windows_dir)
@@ -218,27 +225,37 @@ class _Balance:
         return f"{self.read:,} rows read: {', '.join(out)}"
 
 
-def _further_base_rates(window_dir: Path, tasks: list[str], main_rate: float) -> list[float]:
-    """Mean known label of each task but the first in a window; ``main_rate`` where none is
-    known."""
-    labels = task_columns("label", tasks)[1:]
-    if not labels:
-        return []
-    means = (
-        pl.scan_parquet(window_dir / "part-*.parquet")
-        .select(pl.col(labels).cast(pl.Float64).mean())
-        .collect()
-    )
-    return [main_rate if mean is None else mean for mean in means.row(0)]
+@dataclass
+class _FirstRates:
+    """Mean labels of the first window, each row as often as its weight says: of each task, and of
+    the main one by domain; and the mean weight, where rows have weights."""
+
+    by_task: list[float]
+    by_domain: list[float]
+    mean_weight: float | None
 
 
-def _domain_base_rates(window_dir: Path, domains: int, base_rate: float) -> list[float]:
-    """Mean label of each domain in a window; few rows lean on that of all, ``base_rate``."""
-    columns = pl.scan_parquet(window_dir / "part-*.parquet").select("domain", "label").collect()
-    domain = columns["domain"].to_numpy()
-    rows = np.bincount(domain, minlength=domains)
-    clicks = np.bincount(domain, columns["label"].to_numpy().astype(np.float64), domains)
-    return ((clicks + PRIOR_ROWS * base_rate) / (rows + PRIOR_ROWS)).tolist()
+def _first_rates(window_dir: Path, tasks: list[str], domains: int, weighted: bool) -> _FirstRates:
+    """The rates of a window. A further task without known labels has the main one's rate, and few
+    rows of a domain lean on that of all."""
+    labels = task_columns("label", tasks)
+    own = [WEIGHT] if weighted else []
+    parts = pl.scan_parquet(window_dir / "part-*.parquet")
+    columns = parts.select("domain", *own, *labels).collect()
+    weight = columns[WEIGHT].cast(pl.Float64) if weighted else pl.ones(columns.height, eager=True)
+    rates = []
+    for name in labels:
+        known = columns[name].is_not_null()
+        total = float(weight.filter(known).sum())
+        hits = float((weight * columns[name].cast(pl.Float64)).sum())
+        rates.append(hits / total if total else rates[0])
+    domain, each = columns["domain"].to_numpy(), weight.to_numpy()
+    mean_weight = float(each.mean()) if weighted else None
+    each = each / (mean_weight or 1.0)
+    rows = np.bincount(domain, each, domains)
+    clicks = np.bincount(domain, each * columns["label"].to_numpy(), domains)
+    by_domain = (clicks + PRIOR_ROWS * rates[0]) / (rows + PRIOR_ROWS)
+    return _FirstRates(rates, by_domain.tolist(), mean_weight)
 
 
 def open_source(settings: DataSettings, dataset: DatasetSettings, folder: Path) -> Source:
@@ -289,6 +306,7 @@ class _WindowWriter:
             "label_time",
             "domain",
             "group",
+            *([WEIGHT] if source.weighted else []),
             *task_columns("label", source.tasks),
         ]
         self.dense, self.categorical = source.dense, source.categorical

@@ -14,7 +14,7 @@ from torchrec.streamable import Pipelineable
 
 from recsys.data.encoding import dense_values
 from recsys.data.rows import Rows
-from recsys.data.schema import Schema, Window, task_columns, window_parts
+from recsys.data.schema import WEIGHT, Schema, Window, task_columns, window_parts
 
 META_COLUMNS = ["example_id", "event_time", "label_time", "domain", "group"]
 
@@ -28,7 +28,8 @@ class Batch(Pipelineable):
             and the domain as one-hot.
         sparse: ids int64 of every categorical feature, keys in the order of ``schema.categorical``.
         label: [B] float32 in {0, 1}, of the main task; NaN where it has none.
-        weight: [B] float32: 1 for a real row, 0 for padding.
+        weight: [B] float32: of a real row its own, over the mean of the log's first window, or 1
+            where the log has none; 0 for padding.
         domain: [B] int64, index in ``schema.domains``.
         group: [B] int64.
         example_id: [B] int64.
@@ -128,7 +129,7 @@ class WindowReader:
         standards = self.schema.standards()
         self._standards = dict(zip((w.name for w in self.windows), standards, strict=False))
         features = self.schema.dense + [feature.name for feature in self.schema.categorical]
-        self._columns = META_COLUMNS + self.labels + features
+        self._columns = META_COLUMNS + self.schema.weight_columns + self.labels + features
         self._counted: dict[tuple[str, int], int] = {}  # rows by window and domain
 
     def rows(self, window: Window, domain: int | None = None) -> int:
@@ -161,10 +162,10 @@ class WindowReader:
             skipped = min(skip, frame.height)
             frame, skip = frame[skipped:], skip - skipped
             whole = frame.height - frame.height % batch_size
-            yield from self._batches(frame[:whole], batch_size, rank, world_size)
+            yield from self.batches(frame[:whole], batch_size, rank, world_size)
             rest = frame[whole:]
         if rest is not None:
-            yield from self._batches(rest, batch_size, rank, world_size)
+            yield from self.batches(rest, batch_size, rank, world_size)
 
     def label_batches(
         self,
@@ -175,14 +176,24 @@ class WindowReader:
         domain: int | None = None,
         scores: ScoreJoin | None = None,
         rows: Rows = "own",
-        first_batch: int = 0,
     ) -> Iterator[Batch]:
-        """The examples whose label became known during ``window``, in label time, from a batch on.
+        """Batches of :meth:`label_examples`, in label time."""
+        examples = self.label_examples(window, domain, scores, rows)
+        yield from self.batches(examples, batch_size, rank, world_size)
+
+    def label_examples(
+        self,
+        window: Window,
+        domain: int | None = None,
+        scores: ScoreJoin | None = None,
+        rows: Rows = "own",
+    ) -> pl.DataFrame:
+        """The examples whose label became known during ``window``, in label time.
 
         They may come from earlier windows. Over all windows every example whose label is known
-        by the end of the last one is met exactly once. Holds the labels of one window in memory.
-        With ``rows`` other than ``own`` examples outside ``domain`` are among them; under
-        ``scores_elsewhere`` these are without labels, and those without a score are left out.
+        by the end of the last one is met exactly once. With ``rows`` other than ``own`` examples
+        outside ``domain`` are among them; under ``scores_elsewhere`` these are without labels, and
+        those without a score are left out.
 
         Raises:
             InputError: ``scores`` lacks a window that is needed, or is wrong.
@@ -211,7 +222,7 @@ class WindowReader:
         if rows == "scores_elsewhere":
             assert scores is not None, "rows without labels and scores teach nothing"
             ordered = self._with_labels_of(ordered, domain)
-        yield from self._batches(ordered[first_batch * batch_size :], batch_size, rank, world_size)
+        return ordered
 
     def _with_labels_of(self, frame: pl.DataFrame, domain: int | None) -> pl.DataFrame:
         """``frame`` with labels of ``domain`` alone, and without others' examples that have no
@@ -243,10 +254,16 @@ class WindowReader:
     def _parts(self, window: Window) -> list[Path]:
         return window_parts(self.windows_dir, window)
 
-    def _batches(
-        self, frame: pl.DataFrame, batch_size: int, rank: int, world_size: int
+    def batches(
+        self,
+        frame: pl.DataFrame,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        first_batch: int = 0,
     ) -> Iterator[Batch]:
-        for start in range(0, frame.height, batch_size):
+        """This rank's shares of the batches of ``frame``, in its order, from a batch on."""
+        for start in range(first_batch * batch_size, frame.height, batch_size):
             global_rows = min(batch_size, frame.height - start)
             share = -(-global_rows // world_size)
             places = np.arange(rank * share, (rank + 1) * share)
@@ -265,8 +282,10 @@ def batch_of(frame: pl.DataFrame, schema: Schema, weight: np.ndarray, global_row
         frame: B rows with the columns of a part, those of ``schema.tasks`` in its order, and
             ``score`` (``score_<task>``; NaN where an example has none) and ``staleness_ms`` if
             there are teacher scores.
-        weight: [B] float32.
+        weight: [B] float32, by which the rows' own are multiplied.
     """
+    if schema.mean_weight is not None:
+        weight = weight * (frame[WEIGHT].to_numpy() / np.float32(schema.mean_weight))
     values = dense_values(frame, schema.dense)
     missing = np.isnan(values)
     domain = _tensor(frame["domain"], np.int64)

@@ -14,6 +14,7 @@ from recsys.files import check_file, damaged, read_json
 SCHEMA_FILE = "schema.json"
 MANIFEST_FILE = "manifest.json"
 MAIN_TASK = "click"
+WEIGHT = "weight"  # the column of rows' weights, where a log has them
 REMEDY = "towerflow ingest"
 
 
@@ -72,8 +73,9 @@ class Schema:
     Dense features are stored as they are and standardised when they are read, by the windows
     before: ``dense_half_life_windows`` and ``dense_clip`` say how; None: not at all.
     ``negative_rates``, by domain, are the shares of rows with label 0 that the log has kept; empty:
-    all. ``serving_standard`` is what comes after the last window, in an exported schema that has no
-    windows.
+    all. ``mean_weight`` is that of the first window's rows, and the rates above are weighted; None:
+    rows have no weights. ``serving_standard`` is what comes after the last window, in an exported
+    schema that has no windows.
     """
 
     dataset: str
@@ -90,6 +92,12 @@ class Schema:
     dense_clip: float = 5.0
     serving_standard: Standard | None = None
     negative_rates: list[float] = field(default_factory=list)
+    mean_weight: float | None = None
+
+    @property
+    def weight_columns(self) -> list[str]:
+        """The column of weights, where rows have them."""
+        return [] if self.mean_weight is None else [WEIGHT]
 
     @property
     def base_rates(self) -> dict[str, float]:

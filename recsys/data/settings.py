@@ -501,7 +501,9 @@ class TableSettings(Settings):
 
     ``negative_rate``: the share of rows with label 0 that this log has kept, of all or by domain
     (1 for those left out); those with label 1 are all there. Served probabilities are corrected for
-    it.
+    it. ``weight``: a column of numbers above 0 that says how often a row counts, in training,
+    reports and baselines; of a row that was kept with probability p, 1 / p. What is learnt is then
+    right for all rows, so served probabilities need no correction.
 
     Attributes:
         files: paths or patterns; ** reaches into folders.
@@ -524,6 +526,7 @@ class TableSettings(Settings):
     label_time: MomentSettings | None = None
     attribution_window_s: Annotated[float, Field(gt=0)] | None = None
     negative_rate: Rate | dict[str, Rate] | None = None
+    weight: str | None = None
     label: LabelColumn | None = None
     labels: dict[TaskName, LabelColumn] = Field(default_factory=dict)
     null_values: list[str] = Field(default_factory=lambda: list(NULL_VALUES))
@@ -574,6 +577,10 @@ class TableSettings(Settings):
             raise ValueError(
                 "negative_rate is of a log with one task and its own negatives; leave out labels "
                 "and sample_negatives"
+            )
+        if self.negative_rate is not None and self.weight is not None:
+            raise ValueError(
+                "negative_rate and weight both make up for rows that were left out; give one"
             )
         if self.labels and self.label is None:
             raise ValueError(

@@ -5,7 +5,7 @@ to which the scorer knew labels when it made it.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,7 +135,7 @@ def log_external_scores(
     scored, unlearnt = 0, 0
     with new_log(log_dir, schema) as log:
         for window in schema.windows:
-            examples = examples_of(windows_dir, window, label)
+            examples = examples_of(windows_dir, window, [label])
             _mark_known(ids, examples["example_id"].to_numpy(), is_known)
             joined = with_scores(scores, examples, window, external)
             if external.learnt_until == WINDOW_START and window == schema.windows[0]:
@@ -334,9 +334,9 @@ def _logits(scores: GivenScores, settings: ExternalSettings) -> pl.DataFrame:
     return table.with_columns(finite.alias("logit")).drop("score")
 
 
-def examples_of(windows_dir: Path, window: Window, label: str) -> pl.DataFrame:
-    """Ids, times, domains and the column ``label`` of a window's examples."""
-    columns = ["example_id", "event_time", "label_time", "domain", label]
+def examples_of(windows_dir: Path, window: Window, columns: Sequence[str]) -> pl.DataFrame:
+    """Ids, times, domains and the further ``columns`` of a window's examples."""
+    columns = ["example_id", "event_time", "label_time", "domain", *columns]
     parts = window_parts(windows_dir, window)
     return pl.concat([pl.read_parquet(part, columns=columns) for part in parts])
 

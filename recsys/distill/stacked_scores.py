@@ -18,7 +18,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from recsys.config import InputError
-from recsys.data.schema import Schema, Window
+from recsys.data.schema import WEIGHT, Schema, Window
 from recsys.distill.augment_settings import (
     WINDOW_START,
     AugmentSettings,
@@ -114,7 +114,7 @@ def log_stacked_scores(
     scored = 0
     with new_log(log_dir, schema) as log:
         for index, window in enumerate(schema.windows):
-            examples = examples_of(windows_dir, window, "label")
+            examples = examples_of(windows_dir, window, ["label", *schema.weight_columns])
             table, logits = _gathered(
                 examples, window, log, own, given, sources, index == 0, members
             )
@@ -186,6 +186,7 @@ class _Known:
     logits: NDArray[np.float64]
     labels: NDArray[np.float32]
     label_times: NDArray[np.int64]
+    weights: NDArray[np.float32]
 
 
 @dataclass
@@ -199,7 +200,10 @@ class _Past:
         """Keep the [N, M] ``logits`` of N ``examples`` of the ``index``-th window."""
         usable = np.isfinite(logits).all(axis=1) & np.isfinite(examples["label"].to_numpy())
         labels, times = (examples[name].to_numpy()[usable] for name in ("label", "label_time"))
-        self._windows.append(_Known(index, logits[usable], labels, times))
+        weights = np.ones_like(labels)
+        if WEIGHT in examples.columns:
+            weights = examples[WEIGHT].to_numpy()[usable]
+        self._windows.append(_Known(index, logits[usable], labels, times, weights))
         oldest = index - FORGOTTEN_AFTER * self.settings.half_life_windows
         rows = sum(len(one.labels) for one in self._windows[1:])
         while self._windows[0].index < oldest or (
@@ -217,7 +221,7 @@ class _Past:
             logits.append(one.logits[known])
             labels.append(one.labels[known])
             weight = 0.5 ** ((index - one.index) / self.settings.half_life_windows)
-            counted.append(np.full(known.sum(), weight))
+            counted.append(weight * one.weights[known].astype(np.float64))
         newest = slice(-self.settings.max_rows, None)
         return fit_weights(
             np.concatenate(logits)[newest],

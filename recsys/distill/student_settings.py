@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import (
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     field_validator,
@@ -89,6 +90,8 @@ class StudentsSettings(Settings):
     first trained with each choice on so many windows, with the first seed, and takes the one of the
     lowest NE on all of them but the first; then it starts anew.
     ``batch_size``: auto: of each window, :func:`recsys.training.batch_size.fitting_batch`.
+    ``dense_passes``: of each window the dense part learns in so many passes, on tables as they were
+    before it, then the tables in one; 0: one pass trains both.
     ``table_learning_rate``: of the embedding tables; null: that of all training; auto: one of
     ``rates_tried``.
     ``side_by_side``: each rank trains whole students, one after the other; false: all ranks train
@@ -102,6 +105,7 @@ class StudentsSettings(Settings):
 
     model: Annotated[ModelSettings, filled_from(STUDENT_MODEL)] = STUDENT_MODEL
     batch_size: BatchSize = AUTO_BATCH
+    dense_passes: NonNegativeInt = 2
     table_learning_rate: PositiveFloat | Literal["auto"] | None = "auto"
     rates_tried: list[PositiveFloat] = Field(default=[0.1, 0.03], min_length=1)
     seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field(default=[1, 2, 3], min_length=1)

@@ -32,7 +32,7 @@ from recsys.distill.training_job import TrainingJob, resumable
 from recsys.files import PARTIAL_SUFFIX, fingerprint, folder_state, write_durably, write_json
 from recsys.models.factory import build_ranker
 from recsys.models.settings import ModelSettings
-from recsys.progress import RowProgress
+from recsys.progress import EVERY_PASS, RowProgress
 from recsys.provenance import code_of
 from recsys.scratch import scratch
 from recsys.serving.calibrating import calibration_of
@@ -199,7 +199,10 @@ def train_runs(
         _examples(view, run, job.checkpoints) for run, view in zip(runs, views, strict=True)
     ]
     results = {}
-    with RowProgress("students", sum(examples), shown and ranks.rank() == 0) as progress:
+    is_shown = shown and ranks.rank() == 0
+    with RowProgress(
+        "students", sum(examples), is_shown, f"{EVERY_PASS}, by every arm"
+    ) as progress:
         for run, view, expected in zip(runs, views, examples, strict=True):
             own = _of_run(job, run)
             history = (
@@ -255,7 +258,8 @@ def _try_recipes(
     views = [_data(schema, trial, job, count) for trial in trials]
     examples = [_examples(view, trial, None) for view, trial in zip(views, trials, strict=True)]
     histories = {}
-    with RowProgress("students' choices", sum(examples), shown and ranks.rank() == 0) as progress:
+    is_shown, counted = shown and ranks.rank() == 0, f"{EVERY_PASS}, by every choice"
+    with RowProgress("students' choices", sum(examples), is_shown, counted) as progress:
         for trial, data in zip(trials, views, strict=True):
             kept = _trial_checkpoints(trial, job)
             engine, loss_function = _engine(trial, data, job.train)
@@ -304,15 +308,11 @@ def _of_run(job: TrainingJob[StudentsSettings], run: Run) -> TrainingJob[Student
 
 
 def _examples(data: DataView, run: Run, checkpoints: Checkpoints | None) -> int:
-    """Examples that are predicted, and those trained on, at most; those of windows that the student
-    has ended with are not counted in the data again."""
+    """How far the progress of a student goes, see :meth:`DataView.examples`."""
     if ranks.rank() != 0:
         return 0  # rank 0 shows the progress
     history = [] if checkpoints is None else _last_history(run.folder(checkpoints.folder))
-    predicted = sum(row["rows"] for row in history) + data.predicted(first_window=len(history))
-    if data.rows == "own":
-        return 2 * predicted
-    return predicted + sum(window.rows for window in data.reader.windows)
+    return data.examples(history)
 
 
 def _ended(checkpoints: Checkpoints, windows: int) -> list[dict[str, Any]] | None:
@@ -361,7 +361,8 @@ def _data(
     choice = job.settings.batch_size
     size = job.train.global_batch_size if choice == AUTO_BATCH else choice
     rows = run.distillation.rows
-    return DataView(reader, size, domain, scores, rows, fits_windows=choice == AUTO_BATCH)
+    passes = job.settings.dense_passes
+    return DataView(reader, size, domain, scores, rows, choice == AUTO_BATCH, passes)
 
 
 def _train_run(

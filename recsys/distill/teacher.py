@@ -32,7 +32,7 @@ from recsys.models.factory import build_ranker
 from recsys.models.partition_file import Partition
 from recsys.models.settings import ModelSettings
 from recsys.planning.plan_report import draw_plan
-from recsys.progress import RowProgress
+from recsys.progress import EVERY_PASS, RowProgress
 from recsys.provenance import Code, code_of, file_of, modules_named
 from recsys.scratch import scratch
 from recsys.sharding.training_plan import predict_training
@@ -208,7 +208,13 @@ def _fresh(
     given = {} if is_auto else {"global_batch_size": job.settings.batch_size}
     train = job.train.model_copy(update=given)
     engine = teacher_engine(reader.schema, partition, job.settings, train)
-    return train, engine, DataView(reader, train.global_batch_size, fits_windows=is_auto)
+    data = DataView(
+        reader,
+        train.global_batch_size,
+        fits_windows=is_auto,
+        dense_passes=job.settings.dense_passes,
+    )
+    return train, engine, data
 
 
 def _try_rank(
@@ -218,7 +224,7 @@ def _try_rank(
     reader = WindowReader(job.windows_dir, first_windows=job.settings.rate_auto_windows)
     _, engine, data = _fresh(job, partition, reader)
     loss = partial(label_loss, weights=job.settings.task_weights)
-    with RowProgress("teacher's rate", 2 * data.predicted(), ranks.rank() == 0) as progress:
+    with RowProgress("teacher's rate", data.examples(), ranks.rank() == 0, EVERY_PASS) as progress:
         return predict_then_train(engine, loss, data, job.output_dir, progress)
 
 
@@ -232,7 +238,7 @@ def _train_rank(
     publisher = _Publisher(engine, settings, output_dir / SNAPSHOTS_DIR, reader.schema.tasks)
     writing = nullcontext() if checkpoints is None else checkpoints.writing()
     with (
-        RowProgress("teacher", 2 * data.predicted(), enabled=ranks.rank() == 0) as progress,
+        RowProgress("teacher", data.examples(), ranks.rank() == 0, EVERY_PASS) as progress,
         writing,
     ):
         loss = partial(label_loss, weights=settings.task_weights)

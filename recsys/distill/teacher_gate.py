@@ -100,20 +100,22 @@ class GatedScores:
         return Verdict(window.name, rows, float(known[1].mean()), float(known[2].mean()), teaches)
 
     def _of_window(self, window: Window) -> NDArray[np.float64]:
-        """[3, rows]: label time, log loss of the teacher and of the student, of the examples that
-        both have predicted."""
+        """[3, rows]: label time, log loss of the teacher and of the student, times the weight, of
+        the examples that both have predicted."""
         if window.name in self._losses:
             return self._losses[window.name]
         label, logit = self._reader.labels[0], self._reader.logits[0]
         path = self._output_dir / PREDICTIONS_DIR / f"{window.name}.parquet"
         columns = ["example_id", "event_time", "label_time"]
         times = pl.read_parquet(window_parts(self._reader.windows_dir, window), columns=columns)
-        own = pl.read_parquet(path, columns=["example_id", label, logit])
+        weight = self._reader.schema.weight_columns
+        own = pl.read_parquet(path, columns=["example_id", label, logit, *weight])
         both = self._log.join(times.join(own, on="example_id"), window)
         score = score_name(logit)
         both = both.filter(pl.col(score).is_finite() & pl.col(label).is_not_nan())
         labels = both[label].to_numpy()
-        losses = [row_losses(both[name].to_numpy(), labels) for name in (score, logit)]
+        each = both[weight[0]].to_numpy() if weight else 1.0
+        losses = [each * row_losses(both[name].to_numpy(), labels) for name in (score, logit)]
         return np.stack([both["label_time"].to_numpy().astype(np.float64), *losses])
 
 

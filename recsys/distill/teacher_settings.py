@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from recsys.config import Settings, filled_from
 from recsys.models.settings import ModelSettings
@@ -19,6 +19,8 @@ class TeacherSettings(Settings):
     :class:`recsys.towers.settings.TowersSettings`.
 
     ``batch_size``: auto: of each window, :func:`recsys.training.batch_size.fitting_batch`.
+    ``dense_passes``: of each window the dense part learns in so many passes, on tables as they were
+    before it, then the tables in one; 0: one pass trains both.
     ``table_learning_rate``: of the embedding tables; null: that of all training; auto: of
     ``rates_tried`` the one with the lowest NE on the first ``rate_auto_windows`` windows.
     ``snapshot_every_examples``: publish at the first window's end with so many examples since the
@@ -37,6 +39,7 @@ class TeacherSettings(Settings):
 
     model: Annotated[ModelSettings, filled_from(TEACHER_MODEL)] = TEACHER_MODEL
     batch_size: BatchSize = AUTO_BATCH
+    dense_passes: NonNegativeInt = 2
     table_learning_rate: PositiveFloat | Literal["auto"] | None = "auto"
     rates_tried: list[PositiveFloat] = Field(default=[0.1, 0.03], min_length=1)
     rate_auto_windows: int = Field(default=4, ge=2)

@@ -20,17 +20,19 @@ def calibration_rows(student: str, predictions: Predictions) -> list[dict[str, A
         if not len(logits) or np.isnan(logits).any():
             continue
         bins = calibration_bins(logits)
-        columns = (np.ones(len(logits)), probabilities(logits), predictions.labels)
-        rows, predicted, observed = (
+        each = np.ones(len(logits)) if predictions.weights is None else predictions.weights
+        columns = (each, each * probabilities(logits), each * predictions.labels)
+        total, predicted, observed = (
             np.bincount(bins, weights=one, minlength=CALIBRATION_BINS) for one in columns
         )
+        rows = np.bincount(bins, minlength=CALIBRATION_BINS)
         found += [
             {
                 "model": f"{student}/{model}",
                 "bin": place,
                 "rows": int(rows[place]),
-                "predicted": float(predicted[place] / rows[place]),
-                "observed": float(observed[place] / rows[place]),
+                "predicted": float(predicted[place] / total[place]),
+                "observed": float(observed[place] / total[place]),
             }
             for place in np.flatnonzero(rows)
         ]

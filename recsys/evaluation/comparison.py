@@ -45,6 +45,7 @@ def compare(
     confidence: float,
     seed: int,
     blocks: NDArray[np.integer] | None = None,
+    weights: FloatArray | None = None,
 ) -> list[Comparison]:
     """Compare two arms on the same rows.
 
@@ -58,6 +59,7 @@ def compare(
         seed: of the resampling.
         blocks: [N], the unit that is resampled: rows of one block are not independent; None: the
             group.
+        weights: [N], how often each row counts; None: once.
 
     Returns:
         One comparison a metric, in the order of ``METRICS``; ``p_holm`` is corrected for these.
@@ -70,10 +72,11 @@ def compare(
             f"arms must have the same number of seeds, got {len(first)} and {len(second)}"
         )
     values = {
-        name: [compute_metrics(logits, labels, groups).as_dict() for logits in arm]
+        name: [compute_metrics(logits, labels, groups, weights).as_dict() for logits in arm]
         for name, arm in (("first", first), ("second", second))
     }
-    drawn = resample({"first": first, "second": second}, labels, groups, samples, seed, blocks)
+    both = {"first": first, "second": second}
+    drawn = resample(both, labels, groups, samples, seed, blocks, weights=weights)
     found = compare_values(
         values["first"], values["second"], drawn["second"] - drawn["first"], confidence
     )

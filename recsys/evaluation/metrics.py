@@ -1,9 +1,10 @@
 """Metrics of click predictions from logits. All arrays are [N]; ``labels`` hold 0 and 1.
 
-Every metric is NaN where it is not defined: no rows, only one class of label, or a logit that
-is NaN.
+With ``weights``, above 0, a row counts as often as its weight says; None: all count once. Every
+metric is NaN where it is not defined: no rows, only one class of label, or a logit that is NaN.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -45,24 +46,38 @@ class Metrics:
         return asdict(self)
 
 
-def compute_metrics(logits: FloatArray, labels: FloatArray, groups: NDArray[np.integer]) -> Metrics:
+def compute_metrics(
+    logits: FloatArray,
+    labels: FloatArray,
+    groups: NDArray[np.integer],
+    weights: FloatArray | None = None,
+) -> Metrics:
     """All metrics of one set of predictions."""
     rows = len(labels)
-    positives = float(np.sum(labels, dtype=np.float64))
-    background = entropy(positives / rows) if rows else 0.0
-    loss, predicted = log_loss(logits, labels), probabilities(logits)
-    auc, pr_auc, recall = SortedScores(logits, labels).ranking(np.ones(rows, dtype=np.int64))
+    total = rows if weights is None else float(np.sum(weights, dtype=np.float64))
+    positives = _total(labels, weights)
+    background = entropy(positives / total) if rows else 0.0
+    loss, predicted = log_loss(logits, labels, weights), probabilities(logits)
+    each = np.ones(rows, dtype=np.int64) if weights is None else weights.astype(np.float64)
+    auc, pr_auc, recall = SortedScores(logits, labels).ranking(each)
     return Metrics(
         rows=rows,
         ne=loss / background if background > 0 else float("nan"),
         auc=auc,
-        gauc=grouped_auc(logits, labels, groups),
+        gauc=grouped_auc(logits, labels, groups, weights),
         logloss=loss,
-        calibration=float(predicted.sum() / positives) if positives else float("nan"),
+        calibration=_total(predicted, weights) / positives if positives else float("nan"),
         pr_auc=pr_auc,
-        ece=_calibration_error(calibration_bins(logits), predicted - labels),
+        ece=_calibration_error(calibration_bins(logits), predicted - labels, weights),
         recall=recall,
     )
+
+
+def _total(values: FloatArray, weights: FloatArray | None) -> float:
+    """The sum of ``values``, each as often as its weight says."""
+    if weights is not None:
+        return float(np.dot(values.astype(np.float64), weights))
+    return float(np.sum(values, dtype=np.float64))
 
 
 def probabilities(logits: FloatArray) -> NDArray[np.float64]:
@@ -78,9 +93,11 @@ def row_losses(logits: FloatArray, labels: FloatArray) -> NDArray[np.float64]:
         return np.logaddexp(0.0, wide) - wide * labels
 
 
-def log_loss(logits: FloatArray, labels: FloatArray) -> float:
+def log_loss(logits: FloatArray, labels: FloatArray, weights: FloatArray | None = None) -> float:
     """Mean binary cross entropy in nats."""
-    return float(row_losses(logits, labels).mean()) if len(labels) else float("nan")
+    if not len(labels):
+        return float("nan")
+    return float(np.average(row_losses(logits, labels), weights=weights))
 
 
 def entropy(rate: float) -> float:
@@ -94,24 +111,26 @@ def entropies(rates: NDArray[np.float64]) -> NDArray[np.float64]:
         return -(rates * np.log(rates) + (1 - rates) * np.log(1 - rates))
 
 
-def normalized_entropy(logits: FloatArray, labels: FloatArray) -> float:
+def normalized_entropy(
+    logits: FloatArray, labels: FloatArray, weights: FloatArray | None = None
+) -> float:
     """Log loss over the entropy of the mean label (He et al. 2014); below 1 beats a constant."""
     if not len(labels):
         return float("nan")
-    background = entropy(float(np.mean(labels, dtype=np.float64)))
-    return log_loss(logits, labels) / background if background > 0 else float("nan")
+    background = entropy(float(np.average(labels.astype(np.float64), weights=weights)))
+    return log_loss(logits, labels, weights) / background if background > 0 else float("nan")
 
 
-def calibration(logits: FloatArray, labels: FloatArray) -> float:
+def calibration(logits: FloatArray, labels: FloatArray, weights: FloatArray | None = None) -> float:
     """Sum of predicted probabilities over sum of labels; 1 is right on average."""
-    positives = float(np.sum(labels, dtype=np.float64))
-    return float(probabilities(logits).sum() / positives) if positives else float("nan")
+    positives = _total(labels, weights)
+    return _total(probabilities(logits), weights) / positives if positives else float("nan")
 
 
 def expected_calibration_error(logits: FloatArray, labels: FloatArray) -> float:
     """Mean over rows of the distance between predicted and observed rate in a row's bin of logits
     (Naeini et al. 2015, with bins of equally many rows: most clicks' probabilities are small)."""
-    return _calibration_error(calibration_bins(logits), probabilities(logits) - labels)
+    return _calibration_error(calibration_bins(logits), probabilities(logits) - labels, None)
 
 
 def calibration_bins(logits: FloatArray) -> NDArray[np.intp]:
@@ -123,11 +142,15 @@ def calibration_bins(logits: FloatArray) -> NDArray[np.intp]:
     return np.searchsorted(edges, logits, side="right")
 
 
-def _calibration_error(bins: NDArray[np.intp], excess: NDArray[np.floating]) -> float:
+def _calibration_error(
+    bins: NDArray[np.intp], excess: NDArray[np.floating], weights: FloatArray | None
+) -> float:
     """ECE of rows whose prediction lies ``excess`` [N] above the label."""
     if not len(excess):
         return float("nan")
-    return float(np.abs(np.bincount(bins, weights=excess)).sum() / len(excess))
+    rows = len(excess) if weights is None else weights.sum(dtype=np.float64)
+    counted = excess if weights is None else excess * weights
+    return float(np.abs(np.bincount(bins, weights=counted)).sum() / rows)
 
 
 def pr_auc(logits: FloatArray, labels: FloatArray) -> float:
@@ -147,11 +170,16 @@ def auc(logits: FloatArray, labels: FloatArray) -> float:
     return SortedScores(logits, labels).auc(np.ones(len(labels)))
 
 
-def grouped_auc(logits: FloatArray, labels: FloatArray, groups: NDArray[np.integer]) -> float:
+def grouped_auc(
+    logits: FloatArray,
+    labels: FloatArray,
+    groups: NDArray[np.integer],
+    weights: FloatArray | None = None,
+) -> float:
     """Mean AUC within groups, weighted by a group's rows; groups of one class are left out."""
     if np.isnan(logits).any():
         return float("nan")
-    group_auc, group_rows = auc_by_group(logits, labels, groups)
+    group_auc, group_rows = auc_by_group(logits, labels, groups, weights)
     defined = ~np.isnan(group_auc)
     if not defined.any():
         return float("nan")
@@ -170,24 +198,52 @@ def places_of(groups: NDArray[np.integer]) -> tuple[NDArray[np.integer], int]:
 
 
 def auc_by_group(
-    logits: FloatArray, labels: FloatArray, groups: NDArray[np.integer]
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    logits: FloatArray,
+    labels: FloatArray,
+    groups: NDArray[np.integer],
+    weights: FloatArray | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """AUC [G] (NaN for one class, or where a logit is NaN) and rows [G] of each group, in the order
     of the sorted group ids."""
     group_index, count = places_of(groups)
     order = order_by(group_index, logits)
-    sorted_group, sorted_logit = group_index[order], np.asarray(logits)[order]
-    positive = np.asarray(labels, dtype=np.float64)[order]
-    rows = np.bincount(group_index, minlength=count)
-    # [N], from 1
-    rank = _average_ranks(sorted_group, sorted_logit) - (np.cumsum(rows) - rows)[sorted_group]
-    positives = np.bincount(sorted_group, weights=positive, minlength=count)
-    rank_sum = np.bincount(sorted_group, weights=positive * rank, minlength=count)
-    pairs = positives * (rows - positives)
-    unknown = np.bincount(sorted_group, weights=np.isnan(sorted_logit), minlength=count)
+    group, logit = group_index[order], np.asarray(logits)[order]
+    weight = np.ones(len(order), np.int64) if weights is None else weights[order].astype(np.float64)
+    is_positive = np.asarray(labels)[order] > 0
+    rows, pairs, won = pairs_by_group(group, *runs_of(group, logit), weight, is_positive, count)
+    unknown = np.bincount(group, weights=np.isnan(logit), minlength=count)
     with np.errstate(invalid="ignore", divide="ignore"):
-        value = (rank_sum - positives * (positives + 1) / 2) / pairs
-    return np.where((pairs > 0) & (unknown == 0), value, np.nan), rows
+        return np.where((pairs > 0) & (unknown == 0), won / pairs, np.nan), rows
+
+
+def pairs_by_group(
+    group: NDArray[np.integer],
+    first: NDArray[np.integer],
+    last: NDArray[np.integer],
+    weight: NDArray[np.number],
+    is_positive: NDArray[np.bool_],
+    count: int,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Of each of ``count`` groups [G]: its rows, its pairs of a positive and a negative, and how
+    many of these the positive wins; ties count one half.
+
+    Args:
+        group: [N] of rows sorted by group and logit.
+        first, last: [N] of :func:`runs_of`.
+        weight: [N], how often each row counts.
+        is_positive: [N].
+    """
+    positive = weight * is_positive
+    below = np.concatenate([[0], np.cumsum(weight - positive)])
+    half_up_to = (below.take(first) + below.take(last)) / 2
+    sums = [
+        np.bincount(group, weights=one, minlength=count).astype(np.float64)
+        for one in (weight, positive, positive * half_up_to)
+    ]
+    rows, positives, won = sums
+    negatives = rows - positives
+    won -= positives * (np.cumsum(negatives) - negatives)  # those of the groups before
+    return rows, positives * negatives, won
 
 
 def order_by(group_index: NDArray[np.integer], logits: FloatArray) -> NDArray[np.intp]:
@@ -199,21 +255,17 @@ def order_by(group_index: NDArray[np.integer], logits: FloatArray) -> NDArray[np
     return by_logit[np.argsort(groups, kind="stable")]
 
 
-def _average_ranks(
-    sorted_group: NDArray[np.integer], sorted_logit: FloatArray
-) -> NDArray[np.float64]:
-    """Rank from 1 [N] of rows sorted by (group, logit); equal rows share their mean rank."""
-    rows = len(sorted_logit)
-    if not rows:
-        return np.zeros(0)
+def runs_of(
+    group: NDArray[np.integer], logit: FloatArray
+) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+    """Of each row [N], sorted by group and logit: the row with which those of its group and logit
+    begin, and that after their last."""
     # Compared, not subtracted: infinity less infinity is no 0
-    new = np.r_[
-        True,
-        (sorted_group[1:] != sorted_group[:-1]) | (sorted_logit[1:] != sorted_logit[:-1]),
-    ]
-    start = np.flatnonzero(new)
-    length = np.diff(np.r_[start, rows])
-    return np.repeat(start + (length + 1) / 2, length)
+    new = np.ones(len(logit), dtype=bool)
+    new[1:] = (group[1:] != group[:-1]) | (logit[1:] != logit[:-1])
+    first = np.flatnonzero(new)
+    length = np.diff(np.append(first, len(logit)))
+    return np.repeat(first, length), np.repeat(first + length, length)
 
 
 class SortedScores:
@@ -223,17 +275,23 @@ class SortedScores:
         logits: [N].
         labels: [N], 0 or 1.
         groups: [N] places in the weights that are given later; None: each row has its own.
+        row_weights: [N], by which the later ones are multiplied; None: 1.
     """
 
     def __init__(
-        self, logits: FloatArray, labels: FloatArray, groups: NDArray[np.integer] | None = None
+        self,
+        logits: FloatArray,
+        labels: FloatArray,
+        groups: NDArray[np.integer] | None = None,
+        row_weights: FloatArray | None = None,
     ) -> None:
         is_positive = np.asarray(labels) > 0
         places = np.arange(len(is_positive)) if groups is None else groups
         scores = np.asarray(logits)
         self._defined = len(scores) > 0 and not np.isnan(scores).any()
-        positive, self._positive = _sorted(scores[is_positive], places[is_positive])
-        negative, self._negative = _sorted(scores[~is_positive], places[~is_positive])
+        own = None if row_weights is None else row_weights.astype(np.float64)
+        positive, self._positive = _sorted(scores, places, own, is_positive)
+        negative, self._negative = _sorted(scores, places, own, ~is_positive)
         # How many of the sorted negatives lie below each positive, and how many not above it
         self._below = np.searchsorted(negative, positive, side="left")
         self._up_to = np.searchsorted(negative, positive, side="right")
@@ -251,9 +309,9 @@ class SortedScores:
     def ranking(self, weights: NDArray[np.number]) -> tuple[float, float, float]:
         """AUC, PR-AUC and recall at RECALL_BUDGET with ``weights`` of rows or groups; NaN as
         :meth:`auc`. Whole numbers are summed eight times as fast as others."""
-        weight = weights.take(self._positive)
+        weight = self._positive(weights)
         positives = _sums(weight)
-        negatives = _sums(weights.take(self._negative))
+        negatives = _sums(self._negative(weights))
         all_positives, all_negatives = float(positives[-1]), float(negatives[-1])
         if not self._defined or all_positives <= 0 or all_negatives <= 0:
             return float("nan"), float("nan"), float("nan")
@@ -283,11 +341,19 @@ class SortedScores:
 
 
 def _sorted(
-    scores: FloatArray, places: NDArray[np.integer]
-) -> tuple[FloatArray, NDArray[np.integer]]:
-    """Both in ascending order of the scores."""
-    order = np.argsort(scores)
-    return scores[order], places[order]
+    scores: FloatArray,
+    places: NDArray[np.integer],
+    row_weights: NDArray[np.float64] | None,
+    chosen: NDArray[np.bool_],
+) -> tuple[FloatArray, Callable[[NDArray[np.number]], NDArray[np.number]]]:
+    """The ``chosen`` scores in ascending order, and what gives their rows' weights in it."""
+    found = scores[chosen]
+    order = np.argsort(found)
+    place = places[chosen][order]
+    if row_weights is None:
+        return found[order], lambda weights: weights.take(place)
+    own = row_weights[chosen][order]
+    return found[order], lambda weights: weights.take(place) * own
 
 
 def _sums(weights: NDArray[np.number]) -> NDArray[np.number]:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from recsys.config import InputError
+from recsys.data.schema import WEIGHT
 from recsys.evaluation.comparison import Comparison, compare_values, holm
 from recsys.evaluation.metrics import compute_metrics
 from recsys.evaluation.predictions import PREDICTIONS_DIR
@@ -122,23 +123,24 @@ def _compare(
     label, logit = ("label", "logit") if task is None else (f"label_{task}", f"logit_{task}")
     seeds = max(len(first), len(second))
     files = _files(first[0], first_window, [*ROW, label, logit])
+    weighted = all(WEIGHT in pq.read_schema(path).names for path in files)
+    row = [*ROW, *([WEIGHT] if weighted else [])]
     total = sum(pq.read_metadata(path).num_rows for path in files)
     arrays, what = len(first) + len(second), f"compare {name}".strip()
     if total > ROWS_IN_MEMORY:
         sides = {"first": first, "second": second}
-        parts = _parts(sides, first_window, label, logit, settings.blocks)
+        parts = _parts(sides, first_window, row, label, logit, settings.blocks)
         with RowProgress(what, arrays * total) as progress:
             rows, measured, drawn = stream_metrics(
                 parts, settings.bootstrap_samples, settings.seed, progress.advance
             )
         _check_rows(rows, first[0], label, first_window)
         return _pair(name, rows, seeds, measured, drawn, settings)
-    base = _read(first[0], first_window, label, logit)
+    columns = [*row, label, logit]
+    base = _read(first[0], first_window, columns)
     logits = {
         side: [
-            _aligned(base, first[0], _read(folder, first_window, label, logit), folder, label)[
-                logit
-            ]
+            _aligned(base, first[0], _read(folder, first_window, columns), folder, label)[logit]
             for folder in folders
         ]
         for side, folders in (("first", first), ("second", second))
@@ -148,10 +150,11 @@ def _compare(
     _check_rows(rows.height, first[0], label, first_window)
     labels, groups = rows[label].to_numpy(), rows["group"].to_numpy()
     models = {side: [one.filter(known).to_numpy() for one in own] for side, own in logits.items()}
+    weights = rows[WEIGHT].to_numpy() if weighted else None
     places = (rows[name].to_numpy() for name in ("event_time", "window"))
     blocks = None if settings.blocks == "group" else blocks_of(settings.blocks, groups, *places)
     measured = {
-        side: [compute_metrics(one, labels, groups).as_dict() for one in own]
+        side: [compute_metrics(one, labels, groups, weights).as_dict() for one in own]
         for side, own in models.items()
     }
     with RowProgress(what, arrays * rows.height) as progress:
@@ -163,6 +166,7 @@ def _compare(
             settings.seed,
             blocks,
             advance=progress.advance,
+            weights=weights,
         )
     return _pair(name, rows.height, seeds, measured, drawn, settings)
 
@@ -208,7 +212,12 @@ def _files(folder: Path, first_window: int, columns: list[str]) -> list[Path]:
 
 
 def _parts(
-    sides: Mapping[str, Sequence[Path]], first_window: int, label: str, logit: str, blocks: str
+    sides: Mapping[str, Sequence[Path]],
+    first_window: int,
+    row: Sequence[str],
+    label: str,
+    logit: str,
+    blocks: str,
 ) -> Iterator[Rows]:
     """All rows, some at a time; every folder must have them in the same order.
 
@@ -216,7 +225,7 @@ def _parts(
         InputError: a folder has not.
     """
     folders = [folder for own in sides.values() for folder in own]
-    columns = [*ROW, label, logit]
+    columns = [*row, label, logit]
     files = [_files(folder, first_window, columns) for folder in folders]
     for folder, own in zip(folders, files, strict=True):
         if [path.name for path in own] != [path.name for path in files[0]]:
@@ -247,6 +256,7 @@ def _parts(
                 labels[known],
                 block[known],
                 {side: [next(logits) for _ in own] for side, own in sides.items()},
+                first[WEIGHT].to_numpy()[known] if WEIGHT in row else None,
             )
 
 
@@ -259,9 +269,8 @@ def _same(first: pa.Array, second: pa.Array) -> bool:
     )
 
 
-def _read(folder: Path, first_window: int, label: str, logit: str) -> pl.DataFrame:
+def _read(folder: Path, first_window: int, columns: list[str]) -> pl.DataFrame:
     """The rows of the windows from the place ``first_window`` on, with that place."""
-    columns = [*ROW, label, logit]
     frames = [
         pl.read_parquet(path, columns=columns).with_columns(
             window=pl.lit(place), file=pl.lit(path.stem)

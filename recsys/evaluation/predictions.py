@@ -5,11 +5,12 @@ from typing import Any
 
 import polars as pl
 
-from recsys.data.schema import MAIN_TASK, task_columns
+from recsys.data.schema import MAIN_TASK, WEIGHT, task_columns
 from recsys.evaluation.metrics import compute_metrics
 
 PREDICTIONS_DIR = "predictions"
 METRICS_FILE = "metrics.json"
+# Where the log's rows have weights, there is a column of these too
 PREDICTION_SCHEMA = {
     "example_id": pl.Int64,
     "group": pl.Int64,
@@ -22,14 +23,13 @@ PREDICTION_SCHEMA = {
 
 def measure(predictions: pl.DataFrame, tasks: Sequence[str] = (MAIN_TASK,)) -> dict[str, Any]:
     """Metrics of a predictions frame by name, each of ``tasks`` on the rows that have its label;
-    ``rows`` are all."""
+    ``rows`` are all, each counted once."""
     found: dict[str, Any] = {}
     labels, logits = task_columns("label", tasks), task_columns("logit", tasks)
     for task, label, logit in zip(tasks, labels, logits, strict=True):
         known = predictions.filter(pl.col(label).is_not_nan())
-        metrics = compute_metrics(
-            *(known[name].to_numpy() for name in (logit, label, "group"))
-        ).as_dict()
+        columns = [logit, label, "group", *([WEIGHT] if WEIGHT in known.columns else [])]
+        metrics = compute_metrics(*(known[name].to_numpy() for name in columns)).as_dict()
         found |= {
             name if task == tasks[0] else f"{name}_{task}": value for name, value in metrics.items()
         }

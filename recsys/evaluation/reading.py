@@ -10,7 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from recsys.config import InputError
-from recsys.data.schema import Schema, Window
+from recsys.data.schema import WEIGHT, Schema, Window
 from recsys.evaluation.metrics import METRICS, compute_metrics
 from recsys.evaluation.model_table import BASELINES, DISTILLED, ORACLE, PLAIN, SCORERS, TEACHER
 from recsys.evaluation.predictions import PREDICTIONS_DIR
@@ -24,7 +24,7 @@ class Predictions:
     arm.
 
     ``event_time`` is in ms since 1970; ``seen`` as in :func:`recsys.evaluation.coldness.rows_seen`,
-    -1 where it is not known.
+    -1 where it is not known. ``weights`` are the rows' own; None: the log has none.
     """
 
     window: NDArray[np.integer]
@@ -34,19 +34,24 @@ class Predictions:
     event_time: NDArray[np.integer]
     seen: NDArray[np.integer]
     logits: dict[str, list[NDArray[np.floating]]]
+    weights: NDArray[np.floating] | None = None
 
     def select(self, mask: NDArray[np.bool_]) -> "Predictions":
         """The rows of ``mask`` [N]."""
         logits = {model: [one[mask] for one in seeds] for model, seeds in self.logits.items()}
         columns = {
-            one.name: getattr(self, one.name)[mask] for one in fields(self) if one.name != "logits"
+            one.name: getattr(self, one.name)[mask]
+            for one in fields(self)
+            if one.name != "logits" and getattr(self, one.name) is not None
         }
         return replace(self, logits=logits, **columns)
 
     def metrics(self, pool: ThreadPoolExecutor) -> dict[str, list[dict[str, float]]]:
         """Each model's metrics, a dict a seed."""
         each = [(model, one) for model, seeds in self.logits.items() for one in seeds]
-        found = pool.map(lambda one: compute_metrics(one[1], self.labels, self.groups), each)
+        found = pool.map(
+            lambda one: compute_metrics(one[1], self.labels, self.groups, self.weights), each
+        )
         values: dict[str, list[dict[str, float]]] = {model: [] for model in self.logits}
         for (model, _), one in zip(each, found, strict=True):
             values[model].append(one.as_dict())
@@ -137,7 +142,7 @@ def read_predictions(
         base = _read_window(
             student_dir / PLAIN / f"seed-{seeds[0]}",
             window,
-            ["group", "domain", "event_time", label],
+            ["group", "domain", "event_time", label, *schema.weight_columns],
         )
         frame = base.rename({label: "label"}).with_columns(window=pl.lit(index))
         frame = frame.filter(pl.col("label").is_not_nan())
@@ -180,6 +185,7 @@ def read_predictions(
         whole["event_time"].to_numpy(),
         whole["seen"].to_numpy(),
         logits,
+        whole[WEIGHT].to_numpy() if WEIGHT in whole.columns else None,
     )
 
 

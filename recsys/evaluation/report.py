@@ -220,6 +220,7 @@ def _compare(
             None if settings.blocks == "group" else _blocks(evaluated, settings),
             {PLAIN, *arms},
             progress.advance,
+            evaluated.weights,
         )
     found = {model: over_seeds(values) for model, values in measured.items()}
     teacher = found[next((one for one in SCORERS.values() if one in found), TEACHER)]

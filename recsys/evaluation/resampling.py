@@ -16,9 +16,11 @@ from recsys.evaluation.metrics import (
     calibration_bins,
     entropies,
     order_by,
+    pairs_by_group,
     places_of,
     probabilities,
     row_losses,
+    runs_of,
 )
 from recsys.units import MS_PER_HOUR
 
@@ -35,6 +37,7 @@ def resample(
     blocks: NDArray[np.integer] | None = None,
     ranked: Collection[str] | None = None,
     advance: Callable[[int], None] = lambda _: None,
+    weights: FloatArray | None = None,
 ) -> dict[str, NDArray[np.float64]]:
     """Each model's metrics [samples, len(METRICS)] when blocks of rows, and nested in them the
     training seeds, are drawn with replacement.
@@ -54,6 +57,7 @@ def resample(
             ordering rows costs nearly all of the time. None: all models.
         advance: told of every array of logits how many rows are done, from several threads' work
             but by one thread.
+        weights: [N], how often each row counts; None: once.
 
     Raises:
         ValueError: models have different numbers of seeds, neither one.
@@ -75,7 +79,9 @@ def resample(
 
             def prepare(key: tuple[str, int]) -> _Weighted:
                 name, place = key
-                return _Weighted(models[name][place], labels, groups, block, cells, name in full)
+                return _Weighted(
+                    models[name][place], labels, groups, block, cells, name in full, weights
+                )
 
             prepared = dict(zip(values, pool.map(prepare, values), strict=True))
             for start, draws in draws_of(seed, count, samples):
@@ -146,25 +152,27 @@ class _Weighted:
         block: NDArray[np.integer],
         cells: NDArray[np.integer] | None,
         ranked: bool,
+        weights: FloatArray | None,
     ) -> None:
         count = int(block.max()) + 1
         predicted = probabilities(logits)
-        columns = (np.ones(len(labels)), labels, row_losses(logits, labels), predicted)
+        each = np.ones(len(labels)) if weights is None else weights.astype(np.float64)
+        columns = (each, each * labels, each * row_losses(logits, labels), each * predicted)
         sums = [np.bincount(block, weights=one, minlength=count) for one in columns]
         self._ranked, self._grouped = ranked, None
         if ranked:
-            self._sorted = SortedScores(logits, labels, block)
+            self._sorted = SortedScores(logits, labels, block, weights)
             place = block * CALIBRATION_BINS + calibration_bins(logits)
             size = count * CALIBRATION_BINS
-            excess = np.bincount(place, weights=predicted - labels, minlength=size)
+            excess = np.bincount(place, weights=each * (predicted - labels), minlength=size)
             sums += list(excess.reshape(count, CALIBRATION_BINS).T)
             if cells is None:
-                group_auc, rows = auc_by_group(logits, labels, groups)
+                group_auc, rows = auc_by_group(logits, labels, groups, weights)
                 defined = ~np.isnan(group_auc)
                 rows = np.where(defined, rows, 0)
                 sums += [rows, rows * np.where(defined, group_auc, 0.0)]
             else:
-                self._grouped = _GroupedScores(logits, labels, cells, block)
+                self._grouped = _GroupedScores(logits, labels, cells, block, weights)
         self._sums = np.stack(sums, axis=1)
 
     def at(self, draws: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -195,6 +203,7 @@ class _GroupedScores:
 
     Args:
         logits, labels, groups, block: [N].
+        weights: [N], by which those of the blocks are multiplied; None: 1.
     """
 
     def __init__(
@@ -203,37 +212,27 @@ class _GroupedScores:
         labels: FloatArray,
         groups: NDArray[np.integer],
         block: NDArray[np.integer],
+        weights: FloatArray | None,
     ) -> None:
         group, self._count = places_of(groups)
         self._defined = not np.isnan(logits).any()
         order = order_by(group, logits)
         self._group, self._block = group[order], block[order]
-        self._is_positive = (np.asarray(labels)[order] > 0).astype(np.int64)
-        score = np.asarray(logits)[order]
-        new = np.concatenate(
-            [[True], (self._group[1:] != self._group[:-1]) | (score[1:] != score[:-1])]
-        )
-        first = np.flatnonzero(new)
-        length = np.diff(np.append(first, len(order)))
-        # [N]: the row with which the rows of equal group and logit begin, and that after their last
-        self._first, self._last = np.repeat(first, length), np.repeat(first + length, length)
+        self._is_positive = np.asarray(labels)[order] > 0
+        self._weights = None if weights is None else weights[order].astype(np.float64)
+        self._first, self._last = runs_of(self._group, np.asarray(logits)[order])
 
     def auc(self, weights: NDArray[np.int64]) -> float:
         """Grouped AUC with ``weights`` of blocks."""
         if not self._defined:
             return float("nan")
         weight = weights.take(self._block)
-        positive = weight * self._is_positive
-        below = np.concatenate([[0], np.cumsum(weight - positive)])
-        half_up_to = (below.take(self._first) + below.take(self._last)) / 2
-        rows, positives, won = (
-            np.bincount(self._group, weights=one, minlength=self._count)
-            for one in (weight, positive, positive * half_up_to)
+        if self._weights is not None:
+            weight = weight * self._weights
+        rows, pairs, won = pairs_by_group(
+            self._group, self._first, self._last, weight, self._is_positive, self._count
         )
-        negatives = rows - positives
-        won -= positives * (np.cumsum(negatives) - negatives)  # those of the groups before
-        defined = (positives > 0) & (negatives > 0)
+        defined = pairs > 0
         if not defined.any():
             return float("nan")
-        value = won[defined] / (positives[defined] * negatives[defined])
-        return float(np.average(value, weights=rows[defined]))
+        return float(np.average(won[defined] / pairs[defined], weights=rows[defined]))

@@ -68,19 +68,23 @@ def measure_slices(
     draws = draws.astype(np.float64)
     models = [(name, one) for name, seeds in predictions.logits.items() for one in seeds]
     losses = np.stack([row_losses(one, predictions.labels) for _, one in models])  # [models, N]
+    weights = predictions.weights
+    each = np.ones(losses.shape[1]) if weights is None else weights.astype(np.float64)
     shares = seed_shares(seed, max(map(len, predictions.logits.values())), samples)
     found: dict[str, dict[str, Any]] = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for kind, (names, index) in kinds.items():
 
             def draw(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-                return _drawn_ne(losses[:, mask], predictions.labels[mask], block[mask], draws)
+                labels = predictions.labels[mask]
+                return _drawn_ne(losses[:, mask], labels, each[mask], block[mask], draws)
 
             values = list(
                 pool.map(
                     _by_slice,
                     [one for _, one in models],
                     repeat(predictions.labels),
+                    repeat(weights),
                     repeat(index),
                     repeat(len(names)),
                 )
@@ -114,15 +118,21 @@ def _means(
 
 
 def _by_slice(
-    logits: FloatArray, labels: FloatArray, index: NDArray[np.integer], count: int
+    logits: FloatArray,
+    labels: FloatArray,
+    weights: FloatArray | None,
+    index: NDArray[np.integer],
+    count: int,
 ) -> Values:
     """Metrics [count] of one set of predictions in each slice."""
-    columns = (np.ones(len(labels)), labels, row_losses(logits, labels), probabilities(logits))
+    each = np.ones(len(labels)) if weights is None else weights.astype(np.float64)
+    losses, predicted = row_losses(logits, labels), probabilities(logits)
+    columns = (each, each * labels, each * losses, each * predicted)
     rows, positives, loss, predicted = (
         np.bincount(index, weights=one, minlength=count) for one in columns
     )
     auc = np.full(count, np.nan)
-    auc[rows > 0] = auc_by_group(logits, labels, index)[0]
+    auc[rows > 0] = auc_by_group(logits, labels, index, weights)[0]
     with np.errstate(invalid="ignore", divide="ignore"):
         return {
             "ne": loss / rows / entropies(positives / rows),
@@ -135,11 +145,12 @@ def _by_slice(
 def _drawn_ne(
     losses: NDArray[np.float64],
     labels: FloatArray,
+    weights: NDArray[np.float64],
     block: NDArray[np.integer],
     draws: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """NE [draws, models] of ``losses`` [models, N] when each block counts as often as drawn."""
-    columns = (np.ones(len(labels)), labels, *losses)
+    columns = (weights, weights * labels, *(weights * losses))
     sums = [np.bincount(block, weights=one, minlength=draws.shape[1]) for one in columns]
     drawn = draws @ np.stack(sums, axis=1)
     rows, positives = drawn[:, :1], drawn[:, 1:2]

@@ -29,11 +29,13 @@ BUNDLE_BITS = np.uint64(64 - 9)
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows: labels and blocks [n], and each model's logits [n], one array a seed."""
+    """Some rows: labels and blocks [n], each model's logits [n], one array a seed, and how often
+    each row counts [n]; None: once."""
 
     labels: FloatArray
     blocks: NDArray[np.integer]
     logits: Mapping[str, Sequence[FloatArray]]
+    weights: FloatArray | None = None
 
 
 @dataclass
@@ -42,7 +44,7 @@ class _Sums:
 
     loss: NDArray[np.float64]
     predicted: NDArray[np.float64]
-    counts: NDArray[np.int32]  # [BUNDLES, 2 labels, LOGIT_BINS]
+    counts: NDArray[np.number]  # [BUNDLES, 2 labels, LOGIT_BINS]
     is_known: bool = True  # no logit was NaN
 
 
@@ -66,21 +68,24 @@ def stream_metrics(
             :func:`recsys.evaluation.resampling.resample`.
         advance: told how many rows of a set of predictions have been added.
     """
-    rows_and_positives = np.zeros((2, BUNDLES))
+    count, rows_and_positives = 0, np.zeros((2, BUNDLES))
     sums: dict[tuple[str, int], _Sums] = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for part in parts:
             bundle = (part.blocks.astype(np.uint64) * HASH >> BUNDLE_BITS).astype(np.int64)
-            rows_and_positives[0] += np.bincount(bundle, minlength=BUNDLES)
-            rows_and_positives[1] += np.bincount(bundle, part.labels, minlength=BUNDLES)
+            count += len(part.labels)
+            hits = part.labels if part.weights is None else part.labels * part.weights
+            rows_and_positives[0] += np.bincount(bundle, part.weights, minlength=BUNDLES)
+            rows_and_positives[1] += np.bincount(bundle, hits, minlength=BUNDLES)
             keys = [(name, place) for name, own in part.logits.items() for place in range(len(own))]
             for key in keys:
                 if key not in sums:
-                    counts = np.zeros((BUNDLES, 2, LOGIT_BINS), dtype=np.int32)
+                    kind = np.int32 if part.weights is None else np.float64
+                    counts = np.zeros((BUNDLES, 2, LOGIT_BINS), dtype=kind)
                     sums[key] = _Sums(np.zeros(BUNDLES), np.zeros(BUNDLES), counts)
 
             def add(key: tuple[str, int], part: Rows = part, bundle=bundle) -> None:
-                _add(sums[key], part.logits[key[0]][key[1]], part.labels, bundle)
+                _add(sums[key], part.logits[key[0]][key[1]], part.labels, bundle, part.weights)
 
             for _ in pool.map(add, keys):
                 advance(len(part.labels))
@@ -92,7 +97,7 @@ def stream_metrics(
         for key, own in sums.items():
             values = _at(own, filled, rows, positives, ones)[0]
             measured.setdefault(key[0], []).append(
-                {"rows": int(rows.sum()), **dict(zip(METRICS, values.tolist(), strict=True))}
+                {"rows": count, **dict(zip(METRICS, values.tolist(), strict=True))}
             )
 
         def draw(own: _Sums) -> NDArray[np.float64]:
@@ -109,19 +114,26 @@ def stream_metrics(
             drawn.setdefault(key[0], []).append(values)
     shares = seed_shares(seed, max(map(len, drawn.values()), default=1), samples)
     means = {name: over_drawn_seeds(own, shares) for name, own in drawn.items()}
-    return int(rows.sum()), measured, means
+    return count, measured, means
 
 
-def _add(sums: _Sums, logits: FloatArray, labels: FloatArray, bundle: NDArray[np.int64]) -> None:
-    sums.loss += np.bincount(bundle, row_losses(logits, labels), minlength=BUNDLES)
-    sums.predicted += np.bincount(bundle, probabilities(logits), minlength=BUNDLES)
+def _add(
+    sums: _Sums,
+    logits: FloatArray,
+    labels: FloatArray,
+    bundle: NDArray[np.int64],
+    weights: FloatArray | None,
+) -> None:
+    each = 1.0 if weights is None else weights.astype(np.float64)
+    sums.loss += np.bincount(bundle, each * row_losses(logits, labels), minlength=BUNDLES)
+    sums.predicted += np.bincount(bundle, each * probabilities(logits), minlength=BUNDLES)
     if np.isnan(logits).any():
         sums.is_known = False
         return
     scaled = (logits + np.float32(LARGEST_LOGIT)) * np.float32(LOGIT_BINS / (2 * LARGEST_LOGIT))
     place = np.clip(scaled, 0, LOGIT_BINS - 1).astype(np.int64)
     place += (bundle * 2 + (labels > 0)) * LOGIT_BINS
-    found = np.bincount(place, minlength=sums.counts.size).reshape(sums.counts.shape)
+    found = np.bincount(place, weights, minlength=sums.counts.size).reshape(sums.counts.shape)
     np.add(sums.counts, found, out=sums.counts, casting="unsafe")
 
 

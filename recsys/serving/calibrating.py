@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from recsys.data.schema import Schema
+from recsys.data.schema import WEIGHT, Schema
 from recsys.evaluation.metrics import calibration, normalized_entropy
 from recsys.evaluation.predictions import PREDICTIONS_DIR
 from recsys.serving.calibration import UNCALIBRATED, CalibrationMap, Isotonic, Platt
@@ -22,7 +22,8 @@ TO_ITSELF = 1.0  # rows that speak for the network as it is, so that few labels 
 SMALLEST_PROBABILITY = 1e-12
 ERRORS = 2.0  # standard errors that a map must have been better by
 Kind = Literal["platt", "isotonic"]
-Predictions = tuple[NDArray[np.float32], NDArray[np.float32]]  # logits and labels [N]
+# Logits, labels and weights [N]
+Predictions = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
 
 
 def calibration_of(
@@ -54,7 +55,7 @@ def calibration_of(
     for index, domain in enumerate(schema.domains):
         for task in tasks:
             windows = [_of(frame, schema, index, task) for frame in frames]
-            logits, labels = joined(windows[-len(fitted_on) :])
+            logits, labels, weights = joined(windows[-len(fitted_on) :])
             if not _has_both(labels):
                 continue
             kind: Kind | None
@@ -67,7 +68,7 @@ def calibration_of(
                 kind = settings.calibration
             fitted = UNCALIBRATED
             if kind is not None:
-                fitted = maps.setdefault(domain, {})[task] = FITS[kind](logits, labels)
+                fitted = maps.setdefault(domain, {})[task] = FITS[kind](logits, labels, weights)
             judged = _of(last, schema, index, task)
             before, after = (_measured(one, *judged) for one in (UNCALIBRATED, fitted))
             reported.append(
@@ -108,12 +109,13 @@ def chosen_kind(windows: Sequence[Predictions], kinds: Sequence[Kind], count: in
     """
     saved: dict[Kind, list[NDArray[np.float64]]] = {kind: [np.zeros(0)] for kind in kinds}
     for place in range(max(1, len(windows) - count), len(windows)):
-        past, (logits, labels) = joined(windows[max(0, place - count) : place]), windows[place]
+        past = joined(windows[max(0, place - count) : place])
+        logits, labels, weights = windows[place]
         if _has_both(past[1]):
             before = _losses(logits.astype(np.float64), labels)
             for kind in kinds:
                 after = _losses(_logits_of(FITS[kind](*past), logits), labels)
-                saved[kind].append(before - after)
+                saved[kind].append(weights * (before - after))
     best: tuple[float, Kind | None] = (0.0, None)
     for kind in kinds:
         rows = np.concatenate(saved[kind])
@@ -123,16 +125,18 @@ def chosen_kind(windows: Sequence[Predictions], kinds: Sequence[Kind], count: in
 
 
 def joined(windows: Sequence[Predictions]) -> Predictions:
-    """Logits and labels of several windows."""
-    logits, labels = zip(*windows, strict=True)
-    return np.concatenate(logits), np.concatenate(labels)
+    """Logits, labels and weights of several windows."""
+    logits, labels, weights = zip(*windows, strict=True)
+    return np.concatenate(logits), np.concatenate(labels), np.concatenate(weights)
 
 
 def _has_both(labels: NDArray[np.floating]) -> bool:
     return min(labels.sum(), (1 - labels).sum()) >= SMALLEST_CLASS
 
 
-def fit_platt(logits: NDArray[np.floating], labels: NDArray[np.floating]) -> Platt:
+def fit_platt(
+    logits: NDArray[np.floating], labels: NDArray[np.floating], weights: NDArray[np.floating]
+) -> Platt:
     """Slope and intercept of the largest likelihood, by Newton's method.
 
     A slope that would not be positive is left at 1, with the intercept alone fitted.
@@ -140,26 +144,28 @@ def fit_platt(logits: NDArray[np.floating], labels: NDArray[np.floating]) -> Pla
     Args:
         logits: [N].
         labels: [N], 0 or 1.
+        weights: [N], how often each row counts.
     """
     inputs = np.stack([logits.astype(np.float64), np.ones(len(logits))], axis=1)
-    both = _newton(inputs, labels, np.array([1.0, 0.0]), [True, True])
+    both = _newton(inputs, labels, weights, np.array([1.0, 0.0]), [True, True])
     if both[0] <= 0:
-        both = _newton(inputs, labels, np.array([1.0, 0.0]), [False, True])
+        both = _newton(inputs, labels, weights, np.array([1.0, 0.0]), [False, True])
     return Platt(float(both[0]), float(both[1]))
 
 
 def _newton(
     inputs: NDArray[np.float64],
     labels: NDArray[np.floating],
+    counted: NDArray[np.floating],
     start: NDArray[np.float64],
     free: list[bool],
 ) -> NDArray[np.float64]:
     found = start.copy()
     for _ in range(STEPS):
         chance = Platt(found[0], found[1])(inputs[:, 0])
-        gradient = inputs.T @ (chance - labels) + TO_ITSELF * (found - start)
-        weights = chance * (1 - chance)
-        curvature = (inputs * weights[:, None]).T @ inputs + TO_ITSELF * np.eye(2)
+        gradient = inputs.T @ (counted * (chance - labels)) + TO_ITSELF * (found - start)
+        bends = counted * chance * (1 - chance)
+        curvature = (inputs * bends[:, None]).T @ inputs + TO_ITSELF * np.eye(2)
         step = np.zeros(2)
         step[free] = np.linalg.solve(curvature[np.ix_(free, free)], gradient[free])
         found -= step * min(1.0, 1.0 / max(np.abs(step).max(), 1e-300))
@@ -168,19 +174,22 @@ def _newton(
     return found
 
 
-def fit_isotonic(logits: NDArray[np.floating], labels: NDArray[np.floating]) -> Isotonic:
+def fit_isotonic(
+    logits: NDArray[np.floating], labels: NDArray[np.floating], weights: NDArray[np.floating]
+) -> Isotonic:
     """The rising steps of the least squares (scikit-learn's), kept off 0 and 1 by half a row."""
     from sklearn.isotonic import IsotonicRegression
 
     off = 0.5 / len(labels)
-    fitted = IsotonicRegression(y_min=off, y_max=1 - off).fit(logits, labels)
+    fitted = IsotonicRegression(y_min=off, y_max=1 - off).fit(logits, labels, weights)
     return Isotonic(
         np.asarray(fitted.X_thresholds_, np.float64).tolist(),
         np.asarray(fitted.y_thresholds_, np.float64).tolist(),
     )
 
 
-FITS: dict[Kind, Callable[[NDArray[np.floating], NDArray[np.floating]], Platt | Isotonic]] = {
+Fit = Callable[[NDArray[np.floating], NDArray[np.floating], NDArray[np.floating]], Platt | Isotonic]
+FITS: dict[Kind, Fit] = {
     "platt": fit_platt,
     "isotonic": fit_isotonic,
 }
@@ -191,17 +200,24 @@ def _read(model_dir: Path, window: str) -> pl.DataFrame:
 
 
 def _of(frame: pl.DataFrame, schema: Schema, domain: int, task: str) -> Predictions:
-    """Logits and labels [N] of the rows of a domain whose label is known."""
+    """Logits, labels and weights [N] of the rows of a domain whose label is known."""
     label, logit = (schema.columns(base, [task])[0] for base in ("label", "logit"))
     own = frame.filter((pl.col("domain") == domain) & pl.col(label).is_not_nan())
-    return own[logit].to_numpy(), own[label].to_numpy()
+    logits, labels = own[logit].to_numpy(), own[label].to_numpy()
+    return logits, labels, own[WEIGHT].to_numpy() if WEIGHT in own.columns else np.ones_like(logits)
 
 
 def _measured(
-    one: CalibrationMap, logits: NDArray[np.float32], labels: NDArray[np.float32]
+    one: CalibrationMap,
+    logits: NDArray[np.float32],
+    labels: NDArray[np.float32],
+    weights: NDArray[np.float32],
 ) -> dict[str, float]:
     made = _logits_of(one, logits)
-    return {"ne": normalized_entropy(made, labels), "calibration": calibration(made, labels)}
+    return {
+        "ne": normalized_entropy(made, labels, weights),
+        "calibration": calibration(made, labels, weights),
+    }
 
 
 def _losses(logits: NDArray[np.float64], labels: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -287,8 +287,7 @@ def create_app(source: Source, settings: ServeSettings) -> FastAPI:
 
         try:
             body = await _body(request, int(settings.largest_body_mb * MEGABYTE))
-            rows = max((len(one) for one in body.values() if isinstance(one, list)), default=0)
-            if rows > ROWS_INLINE:
+            if _rows_in(body) > ROWS_INLINE:
                 version, count, answer = await to_thread.run_sync(by_one_model, body)
             else:
                 version, count, answer = by_one_model(body)
@@ -310,10 +309,16 @@ def create_app(source: Source, settings: ServeSettings) -> FastAPI:
         )
 
     def predicted(model: Loaded, body: dict[str, Any]) -> tuple[int, Any]:
-        _check_keys(body, ["rows"])
-        rows = _checked_rows(body, "rows", settings)
-        _check_columns(rows, model.predictor, settings)
-        return len(rows), {"probabilities": _plain(model.predictor.predict_tasks(rows))}
+        _check_keys(body, ["rows", "columns"])
+        if "columns" in body:
+            columns = _checked_columns(body, settings)
+            _check_columns([columns], model.predictor, settings)
+            found = model.predictor.predict_tasks(columns)
+        else:
+            rows = _checked_rows(body, "rows", settings)
+            _check_columns(rows, model.predictor, settings)
+            found = model.predictor.predict_tasks(rows)
+        return _rows_in(body), {"probabilities": _plain(found)}
 
     def ranked(model: Loaded, body: dict[str, Any]) -> tuple[int, Any]:
         _check_keys(body, ["shared", "candidates"])
@@ -429,6 +434,30 @@ def _checked_rows(
     return rows
 
 
+def _checked_columns(body: Mapping[str, Any], settings: ServeSettings) -> dict[str, list[Any]]:
+    columns = body["columns"]
+    if not isinstance(columns, dict) or not all(isinstance(one, list) for one in columns.values()):
+        raise RefusedError(422, "'columns' is no object of lists; GET /docs shows one")
+    if "rows" in body:
+        raise RefusedError(422, "'rows' and 'columns' are both there; give one")
+    count = _rows_in(body)
+    if not count:
+        raise RefusedError(422, "'columns' is empty; give at least one row")
+    if count > settings.largest_batch:
+        raise RefusedError(
+            413,
+            f"'columns' has {count} rows; at most {settings.largest_batch}, serve.largest_batch",
+        )
+    return columns
+
+
+def _rows_in(body: Mapping[str, Any]) -> int:
+    """How many rows a body asks for, whichever way it gives them."""
+    columns = body.get("columns")
+    given = columns.values() if isinstance(columns, dict) else body.values()
+    return max((len(one) for one in given if isinstance(one, list)), default=0)
+
+
 def _check_columns(
     rows: list[dict[str, Any]], predictor: Predictor, settings: ServeSettings
 ) -> None:
@@ -455,7 +484,11 @@ def _documented(predictor: Predictor, path: str) -> dict[str, Any]:
     examples = predictor.example_rows()
     rows = {"type": "array", "items": row}
     if path == "predict":
-        schema = {"type": "object", "properties": {"rows": rows}, "required": ["rows"]}
+        lists = {
+            "type": "object",
+            "description": "in place of rows: a list per column, which is read faster",
+        }
+        schema = {"type": "object", "properties": {"rows": rows, "columns": lists}}
         example: dict[str, Any] = {"rows": examples}
     else:
         columns = {"type": "object", "description": "columns that are the same for all candidates"}

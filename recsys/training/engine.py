@@ -1,10 +1,10 @@
 """Train a model whose tables are sharded over the ranks of the current process group."""
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, distributed, nn
@@ -12,8 +12,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.utils import clip_grad_norm_
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingType
+from torchrec.distributed.types import LazyAwaitable, ModuleSharder, ShardingEnv, ShardingType
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from recsys.data.loader import Batch
 from recsys.models.initial_tables import initial_rows, row_blocks
@@ -63,6 +64,7 @@ from recsys.upstream import (
 )
 
 LossFunction = Callable[[dict[str, Tensor], Batch], Tensor]
+Part = Literal["all", "dense", "tables"]  # of a model, that learns
 
 
 class Engine:
@@ -130,6 +132,7 @@ class Engine:
             self.device = torch.device("cuda", torch.cuda.current_device())
         self._bf16 = computes_in_bf16(settings)
         self._guard = NonFiniteGuard(settings.skip_non_finite_batches)
+        self._trains_tables = True
         self._files = (
             TableFiles(settings.table_file_dir, settings.where("table_file_dir"))
             if settings.table_memory == "file"
@@ -240,6 +243,24 @@ class Engine:
         loss = self.begin_step(self.on_device(batch), loss_function)
         return loss.item() if loss is not None and self.finish_step(loss) else math.nan
 
+    @contextmanager
+    def learning(self, part: Part) -> Iterator[None]:
+        """Steps inside this context train ``part`` alone and leave the rest as it is.
+
+        Under ``dense`` the kernels of the tables see no gradient; under ``tables`` the optimiser
+        of the dense part has none. Whatever trains beside the engine learns under both.
+        """
+        trains_dense = part != "tables"
+        self._trains_tables = part != "dense"
+        try:
+            for parameter in self._dense.values():
+                parameter.requires_grad_(trains_dense)
+            yield
+        finally:
+            self._trains_tables = True
+            for parameter in self._dense.values():
+                parameter.requires_grad_(True)
+
     def begin_step(self, batch: Batch, loss_function: LossFunction) -> Tensor | None:
         """The first half of :meth:`train_step`: the loss to differentiate; None if all ranks skip
         the batch."""
@@ -343,6 +364,21 @@ class Engine:
         """One row a table: table, kind, ranks, bytes."""
         return self._plan_rows
 
+    def _stop_gradients(
+        self,
+        module: nn.Module,
+        inputs: tuple[Any, ...],
+        output: KeyedTensor | LazyAwaitable[KeyedTensor],
+    ) -> KeyedTensor | None:
+        """Forward hook of a sharded collection: where its tables are not to learn, no gradient
+        comes back to its kernels, which would train on it at once."""
+        if self._trains_tables or not torch.is_grad_enabled():
+            return None
+        if isinstance(output, KeyedTensor):
+            return _detached(output)
+        output.callbacks.append(_detached)
+        return None
+
     def _set_mode(self, training: bool) -> None:
         # Through all modules only where it changes: it costs as much as a small batch
         if self.module.training != training:
@@ -426,6 +462,7 @@ class Engine:
                 sharded.module.get_submodule(path).register_forward_hook(mean)
         for module in sharded_collections(sharded).values():
             module.register_forward_hook(self._guard.watch)
+            module.register_forward_hook(self._stop_gradients)
         return sharded
 
     def _precision(self) -> AbstractContextManager[Any]:
@@ -495,6 +532,15 @@ def sharded_collections(model: nn.Module) -> dict[str, ShardedEmbeddingBagCollec
         for path, module in model.named_modules()
         if isinstance(module, ShardedEmbeddingBagCollection)
     }
+
+
+def _detached(embeddings: KeyedTensor) -> KeyedTensor:
+    return KeyedTensor(
+        keys=embeddings.keys(),
+        length_per_key=embeddings.length_per_key(),
+        values=embeddings.values().detach(),
+        key_dim=1,
+    )
 
 
 def _replicated_tables(model: DistributedModelParallel) -> dict[str, nn.Parameter]:

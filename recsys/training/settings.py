@@ -87,7 +87,7 @@ class TrainSettings(LaunchSettings, ShardingSettings):
 
     table_learning_rate: PositiveFloat = 0.1
     initial_accumulator: NonNegativeFloat = 1.0
-    dense_learning_rate: PositiveFloat = 0.002
+    dense_learning_rate: PositiveFloat = 0.001
     dense_optimizer: str = "adam"
     dense_optimizer_options: dict[str, bool | int | float | tuple[float, ...] | None] = Field(
         default_factory=dict

@@ -3,7 +3,7 @@ known."""
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor
 from recsys.data.loader import Batch, ScoreJoin, WindowReader
 from recsys.data.names import feature_name
 from recsys.data.rows import Rows
-from recsys.data.schema import MAIN_TASK, Window, task_columns
+from recsys.data.schema import MAIN_TASK, WEIGHT, Window, task_columns
 from recsys.evaluation.predictions import (
     METRICS_FILE,
     PREDICTION_SCHEMA,
@@ -28,7 +28,7 @@ from recsys.models.ranker import SERVING
 from recsys.progress import RowProgress, note_live
 from recsys.training import ranks
 from recsys.training.batch_size import fitting_batch
-from recsys.training.engine import Engine, LossFunction
+from recsys.training.engine import Engine, LossFunction, Part
 from recsys.training.non_finite import NonFiniteError
 from recsys.training.optimizers import rate_factor
 from recsys.training.overlap import load_ahead, train_batches
@@ -44,7 +44,9 @@ class DataView:
 
     ``batch_size`` is global; with ``fits_windows`` it is the largest, and each window is trained on
     with the one that fits its rows (:func:`recsys.training.batch_size.fitting_batch`). It predicts
-    its domain; ``rows`` are those that it trains on.
+    its domain; ``rows`` are those that it trains on. Of each window the dense part learns in
+    ``dense_passes`` passes, in a random order, on tables that have not seen it; the tables learn in
+    one more, in the order of time. 0: one pass trains both.
     """
 
     reader: WindowReader
@@ -53,6 +55,7 @@ class DataView:
     scores: ScoreJoin | None = None
     rows: Rows = "own"
     fits_windows: bool = False
+    dense_passes: int = 0
 
     def batch_of(self, window: Window) -> int:
         """Examples per step of training on ``window``."""
@@ -61,11 +64,29 @@ class DataView:
         rows = self.reader.rows(window, self.domain if self.rows == "own" else None)
         return fitting_batch(rows, self.batch_size)
 
+    @property
+    def parts(self) -> list[Part]:
+        """What learns in each pass over a window."""
+        return [*(["dense"] * self.dense_passes), "tables"] if self.dense_passes else ["all"]
+
     def predicted(self, first_window: int = 0) -> int:
         """Examples over all windows from ``first_window`` on."""
         return sum(
             self.reader.rows(window, self.domain) for window in self.reader.windows[first_window:]
         )
+
+    def examples(self, history: Sequence[Mapping[str, Any]] = ()) -> int:
+        """Examples that are predicted, and those of every pass of training, at most; those of
+        windows that ``history`` has the metrics of are not counted in the data again."""
+        predicted = sum(row["rows"] for row in history) + self.predicted(len(history))
+        trained = predicted
+        if self.rows != "own":
+            trained = sum(window.rows for window in self.reader.windows)
+        return predicted + len(self.parts) * trained
+
+    def taught(self, window: Window) -> pl.DataFrame:
+        """What is to be learnt in ``window``, in label time."""
+        return self.reader.label_examples(window, self.domain, self.scores, self.rows)
 
 
 class WindowDiagnostics(Protocol):
@@ -102,8 +123,8 @@ def predict_then_train(
 
     Writes predictions/<window>.parquet and metrics.json in ``output_dir``; the metrics of a task
     beside the main one have its name at their end (ne_<task>). Each window advances ``progress`` by
-    its examples twice: once predicted, once trained on. With ``checkpoints`` it goes on from the
-    last one, in the ``output_dir`` of the run that wrote it.
+    its examples once predicted and once for each pass of training. With ``checkpoints`` it goes on
+    from the last one, in the ``output_dir`` of the run that wrote it.
 
     Args:
         loss_function: outputs and batch to loss [B].
@@ -131,7 +152,7 @@ def predict_then_train(
             measured = _predict_window(engine, window, data, output_dir, progress)
             position = replace(position, measured=measured)
             note_live(live, index, measured)
-        begun, rows_before = time.monotonic(), position.rows
+        begun, rows_before = time.monotonic(), progress.rows
         position = train(
             engine, loss_function, window, data, progress, position, checkpoints, diagnostics
         )
@@ -149,7 +170,7 @@ def predict_then_train(
                 **found,
             }
         )
-        speed = (position.rows - rows_before) / max(time.monotonic() - begun, 1e-6)
+        speed = (progress.rows - rows_before) / max(time.monotonic() - begun, 1e-6)
         note_live(live, index, history[-1] | _rates(engine) | {"examples_per_second": speed})
         if after_window is not None:
             after_window(window, history)
@@ -186,20 +207,16 @@ def _diagnose(
 ) -> dict[str, Any]:
     names = sorted(position.counts)
     means = ranks.means([position.counts[name] for name in names])
-    middle = next(_label_batches(data, window, position.batches // 2), None)
-    return diagnostics.summary(engine, dict(zip(names, means, strict=True)), middle)
+    middle = position.batches // len(data.parts) // 2
+    probe = next(_batches(data, window, data.taught(window), middle), None)
+    return diagnostics.summary(engine, dict(zip(names, means, strict=True)), probe)
 
 
-def _label_batches(data: DataView, window: Window, first_batch: int = 0) -> Iterator[Batch]:
-    return data.reader.label_batches(
-        window,
-        data.batch_of(window),
-        ranks.rank(),
-        ranks.world_size(),
-        domain=data.domain,
-        scores=data.scores,
-        rows=data.rows,
-        first_batch=first_batch,
+def _batches(
+    data: DataView, window: Window, taught: pl.DataFrame, first_batch: int = 0
+) -> Iterator[Batch]:
+    return data.reader.batches(
+        taught, data.batch_of(window), ranks.rank(), ranks.world_size(), first_batch
     )
 
 
@@ -210,8 +227,8 @@ def _predict_window(
     batches = data.reader.event_batches(
         window, data.batch_size, ranks.rank(), ranks.world_size(), domain=data.domain
     )
-    tasks = data.reader.schema.tasks
-    predictions = predict(engine, batches, progress, tasks)
+    tasks, weighted = data.reader.schema.tasks, data.reader.schema.mean_weight is not None
+    predictions = predict(engine, batches, progress, tasks, weighted)
     measured: dict[str, Any] = {}
     if predictions is not None:
         path = output_dir / PREDICTIONS_DIR / f"{window.name}.parquet"
@@ -225,19 +242,22 @@ def predict(
     batches: Iterable[Batch],
     progress: RowProgress,
     tasks: Sequence[str] = (MAIN_TASK,),
+    weighted: bool = False,
 ) -> pl.DataFrame | None:
     """Predict ``batches``; rank 0 gets every rank's real rows by (event_time, example_id), others
     None.
 
     Each of ``tasks`` beside the first has a label_<task> (NaN where there is none) and a
-    logit_<task>.
+    logit_<task>; ``weighted`` rows have their weight.
     """
-    further = [*task_columns("label", tasks)[1:], *task_columns("logit", tasks)[1:]]
+    weight = [WEIGHT] if weighted else []
+    own = [*(name for name in PREDICTION_SCHEMA if name != "logit"), *weight]
+    further = [*task_columns("label", tasks)[1:], *task_columns("logit", tasks)[1:], *weight]
     schema = PREDICTION_SCHEMA | dict.fromkeys(further, pl.Float32)
     columns: dict[str, list[np.ndarray]] = {name: [] for name in schema}
     with closing(load_ahead(engine, batches)) as ahead:
         for batch in ahead:
-            tensors = {name: getattr(batch, name) for name in PREDICTION_SCHEMA if name != "logit"}
+            tensors = {name: getattr(batch, name) for name in own}
             outputs = engine.outputs(batch)
             tensors["logit"] = outputs[SERVING]  # [B]
             for task in tasks[1:]:
@@ -269,13 +289,15 @@ def train(
     checkpoints: Checkpoints | None = None,
     diagnostics: WindowDiagnostics | None = None,
 ) -> Position:
-    """Train once on the examples whose label became known in ``window``, past ``position.batches``
+    """Train on the examples whose label became known in ``window``, past ``position.batches``
     batches.
 
     Returns:
-        The position after its last batch, with this rank's loss sum and the rows of all ranks.
+        The position after its last batch, with this rank's loss sum and the rows of all ranks, both
+        of the last pass.
     """
-    batches = _label_batches(data, window, position.batches)
+    taught, parts = data.taught(window), data.parts
+    each = -(-taught.height // data.batch_of(window))  # batches of a pass
     # An example counts the same in AdaGrad's sums whatever the batch of its window
     share = data.batch_of(window) / data.batch_size
 
@@ -283,31 +305,45 @@ def train(
         return loss_function(outputs, batch) * share
 
     scaled = loss_function if share == 1 else loss_of_share
-    try:
-        with (
-            closing(load_ahead(engine, batches)) as ahead,
-            closing(train_batches(engine, ahead, scaled)) as steps,
-        ):
-            for batch, loss in steps:
-                counts = position.counts
-                if diagnostics is not None:
-                    counts = {
-                        name: counts.get(name, 0.0) + n
-                        for name, n in diagnostics.counts(batch).items()
-                    }
-                trained = 0 if math.isnan(loss) else batch.global_rows  # NaN: the batch was skipped
-                progress.advance(batch.global_rows)
-                position = replace(
-                    position,
-                    batches=position.batches + 1,
-                    loss=position.loss + (loss / share * trained if trained else 0.0),
-                    rows=position.rows + trained,
-                    progress_rows=progress.rows,
-                    counts=counts,
-                )
-                if checkpoints is not None and checkpoints.due(position.batches):
-                    checkpoints.save(engine, position)
-    except NonFiniteError as error:
-        dense = [feature_name(column) for column in data.reader.schema.dense]
-        raise error.located(window.name, dense) from None
+    for place in range(position.batches // each if each else len(parts), len(parts)):
+        is_last = place == len(parts) - 1
+        order = np.random.default_rng([position.window, place]).permutation(taught.height)
+        batches = _batches(
+            data, window, taught if is_last else taught[order], position.batches - place * each
+        )
+        try:
+            with (
+                engine.learning(parts[place]),
+                closing(load_ahead(engine, batches)) as ahead,
+                closing(train_batches(engine, ahead, scaled)) as steps,
+            ):
+                for batch, loss in steps:
+                    progress.advance(batch.global_rows)
+                    position = replace(
+                        position, batches=position.batches + 1, progress_rows=progress.rows
+                    )
+                    if is_last:
+                        position = _counted(position, batch, loss / share, diagnostics)
+                    if checkpoints is not None and checkpoints.due(position.batches):
+                        checkpoints.save(engine, position)
+        except NonFiniteError as error:
+            dense = [feature_name(column) for column in data.reader.schema.dense]
+            raise error.located(window.name, dense) from None
     return position
+
+
+def _counted(
+    position: Position, batch: Batch, loss: float, diagnostics: WindowDiagnostics | None
+) -> Position:
+    """``position`` with a batch of the last pass in its sums; a loss of NaN: it was skipped."""
+    counts = position.counts
+    if diagnostics is not None:
+        found = diagnostics.counts(batch)
+        counts = {name: counts.get(name, 0.0) + n for name, n in found.items()}
+    trained = 0 if math.isnan(loss) else batch.global_rows
+    return replace(
+        position,
+        loss=position.loss + (loss * trained if trained else 0.0),
+        rows=position.rows + trained,
+        counts=counts,
+    )

@@ -21,7 +21,7 @@ from recsys.models.partition_file import Partition
 from recsys.models.ranker import table_configs
 from recsys.towers.engine import tower_engine
 from recsys.training import engine as engine_module
-from recsys.training.engine import Engine
+from recsys.training.engine import Engine, Part
 from recsys.training.launch import run_on_ranks
 from recsys.training.non_finite import NonFiniteLossError
 from recsys.training.settings import TrainSettings
@@ -44,6 +44,11 @@ from tests.support.sharded import (
 )
 
 EPSILON = 1e-8
+PARTS: list[Part] = ["dense", "tables", "all"]  # that learn in the steps of SIZES
+IN_PARTS = {
+    f"{case} in parts": CASES[case]
+    for case in [*(f"{kind}-sgd" for kind in KINDS), "mixed-adagrad", "row_wise-rowwise_adagrad"]
+}
 DYADIC_SIZES = [8, 4, 2]  # on 4 ranks two have no row of the last one
 
 
@@ -57,8 +62,9 @@ def train_all(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
             train_settings(world_size, **changes),
             SEED,
         )
-        for step, rows in enumerate(SIZES):
-            engine.train_step(share(rows, step, rank, world_size), engine.serving_loss)
+        for step, (rows, part) in enumerate(zip(SIZES, parts_of(name), strict=True)):
+            with engine.learning(part):
+                engine.train_step(share(rows, step, rank, world_size), engine.serving_loss)
         results[name] = {"state": engine.gather_state(), "plan": engine.plan_summary()}
     return results
 
@@ -66,11 +72,15 @@ def train_all(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 @cache
 def trained(world_size: int, run: int = 0) -> dict[str, dict[str, Any]]:
     """Results of CASES; each ``run`` is a launch of its own."""
-    return run_on_ranks(train_all, (CASES,), world_size, 1)[0]
+    return run_on_ranks(train_all, (CASES | IN_PARTS,), world_size, 1)[0]
+
+
+def parts_of(case: str) -> list[Part]:
+    return PARTS if case in IN_PARTS else ["all"] * len(SIZES)
 
 
 @cache
-def reference(table_optimizer: str) -> dict[str, Tensor]:
+def reference(table_optimizer: str, in_parts: bool = False) -> dict[str, Tensor]:
     """The same training in one process, without TorchRec's sharding or FBGEMM."""
     settings = train_settings(1)
     ranker = build_ranker(SCHEMA, MODEL, None, SEED)
@@ -78,7 +88,8 @@ def reference(table_optimizer: str) -> dict[str, Tensor]:
     dense = [p for n, p in ranker.named_parameters() if not n.startswith("embeddings.")]
     start = settings.initial_accumulator / settings.global_batch_size**2
     sums = [torch.full_like(table, start) for table in tables]
-    for step, rows in enumerate(SIZES):
+    parts = PARTS if in_parts else ["all"] * len(SIZES)
+    for step, (rows, part) in enumerate(zip(SIZES, parts, strict=True)):
         batch = share(rows, step, 0, 1)
         loss = binary_cross_entropy_with_logits(
             ranker(batch.dense, batch.sparse)["serving"], batch.label
@@ -86,8 +97,11 @@ def reference(table_optimizer: str) -> dict[str, Tensor]:
         gradients = torch.autograd.grad(loss, [*tables, *dense])
         with torch.no_grad():
             for parameter, gradient in zip(dense, gradients[len(tables) :], strict=True):
-                parameter -= settings.dense_learning_rate * gradient
+                if part != "tables":
+                    parameter -= settings.dense_learning_rate * gradient
             for table, total, gradient in zip(tables, sums, gradients[: len(tables)], strict=True):
+                if part == "dense":
+                    continue
                 table -= settings.table_learning_rate * table_step(table_optimizer, total, gradient)
     return {name: value.detach() for name, value in ranker.state_dict().items()}
 
@@ -102,10 +116,10 @@ def table_step(table_optimizer: str, total: Tensor, gradient: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", CASES | IN_PARTS)
 def test_weights_equal_plain_pytorch(case: str, world_size: int) -> None:
     state = trained(world_size)[case]["state"]
-    expected = reference(case.split("-")[1])
+    expected = reference(case.split("-")[1].removesuffix(" in parts"), case in IN_PARTS)
     assert state.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(state[name], value, rtol=0, atol=TOLERANCE, msg=name)

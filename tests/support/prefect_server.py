@@ -7,10 +7,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from urllib.error import URLError
 from urllib.request import urlopen
+
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from tests.support.ports import free_port
 
@@ -51,6 +54,13 @@ def start() -> tuple[str, Callable[[], None]]:
         assert time.monotonic() < end, "Prefect's server does not answer"
         time.sleep(0.2)
     return url, kill
+
+
+@contextmanager
+def shared_server() -> Iterator[None]:
+    """Flows that are called in this process use the server."""
+    with temporary_settings({PREFECT_API_URL: api_url()}):
+        yield
 
 
 def _answers(url: str) -> bool:

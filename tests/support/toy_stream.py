@@ -20,6 +20,7 @@ MODEL = ModelSettings(embedding_dimension=4, dense_layers=[8], over_layers=[8])
 TRAIN = TrainSettings(world_size=1, global_batch_size=64, sharding="table_wise", memory_gb=1.0)
 TEACHER = TeacherSettings(
     model=MODEL,
+    dense_passes=0,
     table_learning_rate=None,
     snapshot_every_windows=1,
     hold_back_ne_increase=10.0,
@@ -27,6 +28,7 @@ TEACHER = TeacherSettings(
 )
 STUDENTS = StudentsSettings(
     model=MODEL,
+    dense_passes=0,
     table_learning_rate=None,
     seeds=[1],
     students=[StudentSettings(name="one", domain="b")],

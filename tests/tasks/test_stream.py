@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
 import pytest
 
-from recsys.config import InputError
+from recsys.config import InputError, load_settings
 from recsys.data.schema import Schema, Window
-from recsys.files import BusyError
+from recsys.data.settings import DataSettings, load_dataset
+from recsys.files import BusyError, read_json
+from tasks.ingest import ingest_windows, remote_states
 from tasks.project import PROJECT_LOCK, only_one
 from tasks.stream import log_state, what_is_missing
 from tasks.stream_settings import StreamSettings, load_stream_settings
@@ -26,6 +29,8 @@ table:
   label: clicked
   categorical: [{column: ad, table_rows: 100}]
 """
+
+LOG = b"time,clicked,ad\n1704070800,0,a\n1704074400,1,b\n"
 
 
 @pytest.fixture
@@ -117,6 +122,31 @@ def test_a_lock_refuses_a_second_process_in_one_line_and_is_free_after_its_holde
     process.communicate()
     with only_one(PROJECT_LOCK, "running ingest"):
         pass
+
+
+def test_a_log_behind_a_url_is_watched_and_ingested_where_it_has_changed(project: Path) -> None:
+    store = fsspec.filesystem("memory")
+    store.store.clear()
+    (project / "params/datasets/mine.yaml").write_text(
+        LOG_YAML.replace("log-*.csv", '"memory://bucket/**/*.csv"')
+    )
+    states = [log_state()]  # a log that is not there yet
+    store.pipe("/bucket/day=1/log.csv", LOG)
+    states.append(log_state())
+    assert log_state() == states[-1]
+    settings = load_settings(project / "params/data.yaml", DataSettings)
+    dataset = load_dataset(settings, project / "params/datasets")
+    known = remote_states(dataset, settings)
+    assert list(known) == ["/bucket/day=1/log.csv"]
+    ingest_windows.fn()
+    assert read_json(project / "data/windows/remote.json") == known
+    store.pipe("/bucket/day=2/log.csv", LOG)
+    states.append(log_state())
+    store.pipe("/bucket/day=2/log.csv", LOG + b"3,1,c\n")
+    states.append(log_state())
+    assert len({str(state) for state in states}) == len(states)
+    assert known.items() < remote_states(dataset, settings).items()
+    store.store.clear()
 
 
 def test_state_changes_with_the_log_its_settings_and_the_windows(project: Path) -> None:

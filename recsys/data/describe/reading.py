@@ -29,11 +29,15 @@ FileFormat = Literal["csv", "tsv", "jsonl", "parquet", "arrow", "criteo"]
 
 @dataclass(frozen=True)
 class Log:
-    """Files, in their order, and how they are read; ``quotes`` as the table source has it."""
+    """Files, in their order, and how they are read; ``quotes`` as the table source has it.
+
+    ``patterns`` are what a description names them by; none: as they are called.
+    """
 
     files: list[Path]
     file_format: FileFormat
     quotes: Literal["checked", "yes", "no"] = "checked"
+    patterns: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -201,6 +201,8 @@ def _day(time_ms: int) -> str:
 
 def _patterns(log: Log) -> list[str]:
     """The files from their common folder on; a glob where it gives the same in the same order."""
+    if log.patterns:
+        return log.patterns
     root = root_of(log)
     names = [os.path.relpath(file.resolve(), root) for file in log.files]
     escaped = [glob.escape(name) for name in names]

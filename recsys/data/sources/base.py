@@ -16,6 +16,7 @@ CONTENT_CHARACTERS = 80
 ROW, EXAMPLE = f"{OWN}row", f"{OWN}example_id"
 DOMAIN = f"{OWN}domain"
 LABEL_TIME, LABEL = f"{OWN}label_time", f"{OWN}label"
+OWN_WEIGHT = f"{OWN}weight"
 
 
 @dataclass
@@ -23,7 +24,8 @@ class Chunk:
     """Examples in (event_time, example_id) order, and the rows that could not become examples.
 
     ``frame`` has the columns of a window's part, already encoded; a further task's have its name at
-    their end (label_<task>, null where there is none). ``truth`` has as many rows, with
+    their end (label_<task>, null where there is none), and ``weight``, where the source is
+    ``weighted``. ``truth`` has as many rows, with
     ``probability`` (float64, the true one; further tasks' too), where the source knows it. ``bad``
     has the columns row, file, reason and content.
 
@@ -67,3 +69,4 @@ class Source:
     rows_left: Callable[[], int] = lambda: 0
     vocabularies: list[str] = field(default_factory=list)
     negative_rates: list[float] = field(default_factory=list)
+    weighted: bool = False

@@ -41,7 +41,7 @@ def resolve_files(patterns: list[str], root: Path | str, folder: Path | None = N
     """
     found: list[Path] = []
     for pattern in patterns:
-        url = pattern if URL in pattern else f"{str(root).rstrip('/')}/{pattern}"
+        url = url_of(pattern, root)
         matches = _fetched(url, folder) if URL in url else _matches(pattern, Path(root))
         twice = next((match for match in matches if match in found), None)
         if twice is not None:
@@ -50,9 +50,14 @@ def resolve_files(patterns: list[str], root: Path | str, folder: Path | None = N
     return found
 
 
+def url_of(pattern: str, root: Path | str) -> str:
+    """Where ``pattern`` is, relative to ``root`` if it is no URL itself; a path or a URL."""
+    return pattern if URL in pattern else f"{str(root).rstrip('/')}/{pattern}"
+
+
 def _fetched(url: str, folder: Path | None) -> list[Path]:
     if folder is None:
-        raise InputError(f"{url}: only ingest reads URLs; fetch the files and give their paths")
+        raise InputError(f"{url}: no URL is read here; fetch the files and give their paths")
     from recsys.data.sources.remote import fetched  # fsspec is seldom needed
 
     return fetched(url, folder)

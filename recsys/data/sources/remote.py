@@ -1,6 +1,7 @@
 """Logs behind URLs, copied before they are read."""
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,8 @@ def fetched(url: str, folder: Path) -> list[Path]:
             installed.
         UnreachableError: the store does not answer.
     """
-    system, path = _system(url)
-    try:
-        names = [
-            name
-            for name in (system.glob(path) if any(mark in path for mark in "*?[") else [path])
-            if system.isfile(name)
-        ]
-        if not names:
-            what = "is a folder; give its files" if system.isdir(path) else "no such file"
-            raise InputError(f"{url}: {what}, for example {url.rstrip('/')}/**/*.parquet")
+    with _asked(url):
+        system, names = _listed(url)
         RowProgress("fetch", 0).note(f"{len(names):,} files of {url}")
         found: list[Path] = []
         for name in names:
@@ -43,6 +36,40 @@ def fetched(url: str, folder: Path) -> list[Path]:
             _fetch(system, name, copy)
             found.append(copy)
         return found
+
+
+def states(url: str) -> list[tuple[str, str]]:
+    """Name and state of each file behind ``url``, without fetching it; the state of a file is
+    another once the file is.
+
+    Raises:
+        InputError, UnreachableError: as :func:`fetched`.
+    """
+    with _asked(url):
+        system, names = _listed(url)
+        return [(name, str(system.ukey(name))) for name in sorted(names)]
+
+
+def _listed(url: str) -> tuple[Any, list[str]]:
+    """The file system of a URL, and the names of its files."""
+    system, path = _system(url)
+    system.invalidate_cache()  # or a store that is asked again lists what it had
+    names = [
+        name
+        for name in (system.glob(path) if any(mark in path for mark in "*?[") else [path])
+        if system.isfile(name)
+    ]
+    if not names:
+        what = "is a folder; give its files" if system.isdir(path) else "no such file"
+        raise InputError(f"{url}: {what}, for example {url.rstrip('/')}/**/*.parquet")
+    return system, names
+
+
+@contextlib.contextmanager
+def _asked(url: str) -> Iterator[None]:
+    """Makes a store's own errors those of a log."""
+    try:
+        yield
     except InputError:
         raise
     except Exception as error:  # each store has its own

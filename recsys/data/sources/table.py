@@ -24,6 +24,7 @@ from recsys.data.sources.base import (
     EXAMPLE,
     LABEL,
     LABEL_TIME,
+    OWN_WEIGHT,
     ROW,
     Chunk,
     Source,
@@ -126,6 +127,7 @@ def table_source(settings: TableSettings, data: DataSettings, folder: Path) -> S
         rows_left=lambda: log.rows_left,
         vocabularies=encoding.vocabularies,
         negative_rates=rates,
+        weighted=settings.weight is not None,
     )
 
 
@@ -443,6 +445,8 @@ def _open(settings: TableSettings, files: list[Path], folder: Path) -> Tables:
         raw.append(settings.domain.column)
     if settings.label_time is not None:
         raw.append(settings.label_time.column)
+    if settings.weight is not None:
+        raw.append(settings.weight)
     if explode is not None:
         raw += [explode.shown] + ([explode.clicked] if explode.clicked is not None else [])
         made += [SHOWN_COUNT, explode.item]
@@ -516,7 +520,9 @@ def _parse(
     domain = _domain(raw, settings)
     numbers = [name for name in dict.fromkeys(settings.dense) if name in raw.columns]
     times = [one.column for one in (settings.time, settings.label_time) if one is not None]
-    clean = raw.with_columns(cleaned(raw, settings.null_values, [*numbers, *times]))
+    weights = [] if settings.weight is None else [settings.weight]
+    parsed_columns = dict.fromkeys([*numbers, *times, *weights])
+    clean = raw.with_columns(cleaned(raw, settings.null_values, [*parsed_columns]))
     reason: pl.Expr = pl.lit(None, dtype=pl.String)
     if settings.row_clock is not None:
         time = row_times(raw[ROW], settings.row_clock, window_ms)
@@ -546,6 +552,11 @@ def _parse(
             own.append(label.alias(f"{LABEL}_{task}"))
     own.append(known.alias(LABEL_TIME))
     reason = pl.coalesce(reason, pl.lit(wrong_time))
+    for name in weights:
+        weight = _number(clean[name]).cast(pl.Float32)
+        usable = (weight.is_finite() & (weight > 0)).fill_null(False)
+        reason = _or(reason, ~usable, f"weight in {name} is no number above 0")
+        own.append(weight.alias(OWN_WEIGHT))
     if settings.explode is not None:
         clean, wrong = impression_lists(clean, settings.explode, settings.null_values)
         mark = settings.explode.label_separator
@@ -562,7 +573,7 @@ def _parse(
     )
     good = good.filter(pl.col(REASON).is_null()).drop(REASON)
     labels = [one.column for one in settings.label_columns.values()]
-    shown = dict.fromkeys([*times[:1], *labels, *numbers])
+    shown = dict.fromkeys([*times[:1], *labels, *numbers, *weights])
     content = raw.filter(marked[REASON].is_not_null()).select(
         pl.struct(
             pl.col(name).cast(pl.String, strict=False) if raw.schema[name] == pl.Binary else name

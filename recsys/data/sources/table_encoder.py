@@ -30,14 +30,14 @@ from recsys.data.encoding import (
     hash_text,
 )
 from recsys.data.names import EVENT_TIME, feature_column
-from recsys.data.schema import MAIN_TASK, CategoricalFeature, task_columns
+from recsys.data.schema import MAIN_TASK, WEIGHT, CategoricalFeature, task_columns
 from recsys.data.settings import (
     CategoricalColumnSettings,
     CrossSettings,
     MomentSettings,
     TableSettings,
 )
-from recsys.data.sources.base import DOMAIN, EXAMPLE, LABEL, LABEL_TIME, ROW
+from recsys.data.sources.base import DOMAIN, EXAMPLE, LABEL, LABEL_TIME, OWN_WEIGHT, ROW
 from recsys.data.sources.counters import counter_names
 from recsys.data.sources.expressions import TEXT
 from recsys.data.sources.history import HISTORY
@@ -289,6 +289,7 @@ class TableEncoding:
             pl.col(LABEL_TIME).alias("label_time"),
             pl.col(DOMAIN).alias("domain"),
             group.alias("group"),
+            *([pl.col(OWN_WEIGHT).alias(WEIGHT)] if settings.weight is not None else []),
             *(
                 pl.col(own).alias(name)
                 for own, name in zip(

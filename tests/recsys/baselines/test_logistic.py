@@ -41,13 +41,14 @@ def examples(rows: int, seed: int) -> pl.DataFrame:
             "seen": [generator.integers(6, size=row % 3).tolist() for row in range(rows)],
             "ad": generator.integers(4, size=rows),
             "label": generator.integers(2, size=rows).astype(np.float32),
+            "weight": generator.uniform(0.2, 3, size=rows).astype(np.float32),
         },
         schema_overrides={"seen": pl.List(pl.Int64)},
     )
 
 
 def batch(frame: pl.DataFrame) -> Batch:
-    return batch_of(frame, SCHEMA, np.ones(frame.height, dtype=np.float32), frame.height)
+    return batch_of(frame, SCHEMA, frame["weight"].to_numpy().copy(), frame.height)
 
 
 class Reference:
@@ -70,7 +71,7 @@ class Reference:
     def learn(self, rows: list[dict]) -> None:
         gradients: dict[tuple[str, int], float] = {}
         for row in rows:
-            error = 1 / (1 + np.exp(-self.logit(row))) - row["label"]
+            error = row["weight"] * (1 / (1 + np.exp(-self.logit(row))) - row["label"])
             for name, value in self.inputs(row):
                 gradients[name] = gradients.get(name, 0.0) + error * value
         for name, gradient in gradients.items():

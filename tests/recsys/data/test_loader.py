@@ -91,7 +91,7 @@ def test_label_slices_visit_each_known_label_once(small_stream: Stream) -> None:
     seen: list[int] = []
     for window in reader.windows:
         batches = [b.example_id.tolist() for b in reader.label_batches(window, 700, 0, 1)]
-        later = reader.label_batches(window, 700, 0, 1, first_batch=1)
+        later = reader.batches(reader.label_examples(window), 700, 0, 1, first_batch=1)
         assert [batch.example_id.tolist() for batch in later] == batches[1:]
         ids = [i for batch in batches for i in batch]
         times = [label_times[i] for i in ids]

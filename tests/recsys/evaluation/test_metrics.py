@@ -41,6 +41,28 @@ def test_weighted_auc_counts_weighted_pairs(
     assert metrics.SortedScores(logits, labels).auc(weights) == pytest.approx(expected, abs=1e-12)
 
 
+def test_a_row_of_weight_three_counts_as_three(
+    rows: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    weights = np.random.default_rng(4).integers(1, 4, size=400)
+    repeated = metrics.compute_metrics(*(np.repeat(one, weights) for one in rows)).as_dict()
+    found = metrics.compute_metrics(*rows, weights=weights.astype(np.float32)).as_dict()
+    assert (found.pop("rows"), repeated.pop("rows")) == (400, weights.sum())
+    del found["ece"], repeated["ece"]  # its bins are of equally many rows
+    assert found == pytest.approx(repeated, abs=1e-12)
+    logits, labels, _ = rows
+    weight = weights.astype(np.float32)
+    assert metrics.normalized_entropy(logits, labels, weight) == pytest.approx(found["ne"])
+    assert metrics.calibration(logits, labels, weight) == pytest.approx(found["calibration"])
+
+
+def test_the_calibration_error_weighs_rows() -> None:
+    logits, labels = np.zeros(4), np.array([1, 1, 1, 0])  # one bin: all tie
+    found = metrics.compute_metrics(logits, labels, np.arange(4), np.array([1.0, 1, 1, 3]))
+    assert found.ece == pytest.approx(0)
+    assert metrics.expected_calibration_error(logits, labels) == pytest.approx(0.25)
+
+
 def test_infinite_logits_tie_with_each_other() -> None:
     infinity, labels = float("inf"), np.array([0, 1, 0, 1])
     logits = np.array([-infinity, -infinity, infinity, infinity])

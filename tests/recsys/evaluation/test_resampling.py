@@ -30,6 +30,7 @@ def slow(
     blocks: np.ndarray,
     samples: int,
     seed: int,
+    weights: np.ndarray | None,
 ) -> np.ndarray:
     """Metrics [samples, len(METRICS)] of rows that are really repeated.
 
@@ -44,16 +45,20 @@ def slow(
         copies = np.concatenate([np.full(len(own), copy) for copy, own in enumerate(rows)])
         chosen = np.concatenate(rows)
         users = copies if blocks is groups else groups[chosen]
-        values = compute_metrics(logits[chosen], labels[chosen], users).as_dict()
-        excess = probabilities(logits[chosen]) - labels[chosen]  # in the bins of all rows
-        values["ece"] = np.abs(np.bincount(bins[chosen], weights=excess)).sum() / len(chosen)
+        own = None if weights is None else weights[chosen]
+        values = compute_metrics(logits[chosen], labels[chosen], users, own).as_dict()
+        each = np.ones(len(chosen)) if own is None else own
+        excess = each * (probabilities(logits[chosen]) - labels[chosen])  # in the bins of all rows
+        values["ece"] = np.abs(np.bincount(bins[chosen], weights=excess)).sum() / each.sum()
         found.append([values[metric] for metric in METRICS])
     return np.array(found)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("unit", ["user", "hour"])
-def test_draws_equal_metrics_of_repeated_rows(unit: str) -> None:
+def test_draws_equal_metrics_of_repeated_rows(unit: str, weighted: bool) -> None:
     truth, labels, users, hours = stream()
+    weights = np.random.default_rng(6).uniform(0.5, 9, size=ROWS) if weighted else None
     models = {"smooth": truth + 0.3, "ties": np.round(truth, 1)}
     found = resample(
         {name: [one] for name, one in models.items()},
@@ -62,9 +67,11 @@ def test_draws_equal_metrics_of_repeated_rows(unit: str) -> None:
         samples=70,  # more than are made at once
         seed=9,
         blocks=hours if unit == "hour" else None,
+        weights=weights,
     )
     for name, logits in models.items():
-        expected = slow(logits, labels, users, users if unit == "user" else hours, 70, seed=9)
+        blocks = users if unit == "user" else hours
+        expected = slow(logits, labels, users, blocks, 70, 9, weights)
         assert found[name] == pytest.approx(expected, abs=1e-12)
 
 

@@ -29,28 +29,35 @@ def stream(groups: int) -> tuple[np.ndarray, np.ndarray, dict[str, list[np.ndarr
 
 
 def parts(
-    labels: np.ndarray, blocks: np.ndarray, logits: dict[str, list[np.ndarray]]
+    labels: np.ndarray,
+    blocks: np.ndarray,
+    logits: dict[str, list[np.ndarray]],
+    weights: np.ndarray | None = None,
 ) -> list[Rows]:
     return [
         Rows(
             labels[start : start + 7_000],
             blocks[start : start + 7_000],
             {name: [one[start : start + 7_000] for one in own] for name, own in logits.items()},
+            None if weights is None else weights[start : start + 7_000],
         )
         for start in range(0, ROWS, 7_000)
     ]
 
 
-def test_metrics_are_those_of_all_rows() -> None:
+@pytest.mark.parametrize("weighted", [False, True])
+def test_metrics_are_those_of_all_rows(weighted: bool) -> None:
     labels, groups, logits = stream(groups=4_000)
-    rows, measured, _ = stream_metrics(parts(labels, groups, logits), 10, seed=1)
+    weights = np.random.default_rng(6).uniform(0.5, 9, size=ROWS) if weighted else None
+    rows, measured, _ = stream_metrics(parts(labels, groups, logits, weights), 10, seed=1)
     assert rows == ROWS
     for name, own in logits.items():
         for one, found in zip(own, measured[name], strict=True):
-            expected = compute_metrics(one, labels, groups).as_dict()
+            expected = compute_metrics(one, labels, groups, weights).as_dict()
             for metric in ("ne", "logloss", "calibration"):
                 assert found[metric] == pytest.approx(expected[metric], rel=1e-9)
-            for metric in ("auc", "pr_auc", "recall", "ece"):
+            # Where rows have weights, bins of equal weight are none of equally many rows
+            for metric in ("auc", "pr_auc", "recall", *([] if weighted else ["ece"])):
                 assert found[metric] == pytest.approx(expected[metric], abs=3e-4)
             assert np.isnan(found["gauc"])
 

@@ -108,7 +108,7 @@ def test_probabilities_are_of_all_rows_where_negatives_were_left_out(
         assert one["after"]["calibration"] == pytest.approx(1, abs=0.05)
 
 
-def windows_of(kind: str) -> list[tuple[np.ndarray, np.ndarray]]:
+def windows_of(kind: str) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Logits of four windows that are right, off by a line, or off by steps."""
     draw = np.random.default_rng(5)
     found = []
@@ -119,7 +119,8 @@ def windows_of(kind: str) -> list[tuple[np.ndarray, np.ndarray]]:
             "line": sigmoid(0.5 * logits + 0.3),
             "steps": np.where(logits > -1, 0.4, 0.05),
         }[kind]
-        found.append((logits, (draw.random(4000) < truth).astype(np.float32)))
+        labels = (draw.random(4000) < truth).astype(np.float32)
+        found.append((logits, labels, np.ones(4000, np.float32)))
     return found
 
 
@@ -137,7 +138,7 @@ def test_what_would_have_helped_so_far_is_chosen(truth: str, kind: str | None) -
 def test_a_domain_that_needs_no_map_has_none_and_says_so(tmp_path: Path) -> None:
     (tmp_path / "predictions").mkdir()
     windows = windows_of("right")
-    for window, (logits, labels) in zip(WINDOWS, [windows[0], *windows], strict=True):
+    for window, (logits, labels, _) in zip(WINDOWS, [windows[0], *windows], strict=True):
         rows = {"domain": np.zeros(len(labels), np.int64), "label": labels, "logit": logits}
         pl.DataFrame(rows).write_parquet(tmp_path / f"predictions/{window.name}.parquet")
     found = calibration_of(tmp_path, DATA, ["click"], ExportSettings())
@@ -151,13 +152,27 @@ def test_a_map_never_falls_and_brings_the_mean_to_the_click_rate() -> None:
     labels = (draw.random(3000) < sigmoid(0.3 * logits - 1)).astype(np.float32)
     ordered = np.sort(logits)
     assert abs(UNCALIBRATED(logits).mean() / labels.mean() - 1) > 0.05
-    for fitted in (fit_platt(logits, labels), fit_isotonic(logits, labels)):
+    once = np.ones(3000)
+    for fitted in (fit_platt(logits, labels, once), fit_isotonic(logits, labels, once)):
         assert (np.diff(fitted(ordered)) >= 0).all()
         assert fitted(logits).mean() == pytest.approx(labels.mean(), rel=0.01)
         beyond = fitted(np.array([-1e30, 1e30], np.float32))
         assert (beyond >= 0).all() and (beyond <= 1).all()
-    against = fit_platt(-logits, labels)
+    against = fit_platt(-logits, labels, once)
     assert against.slope == 1.0  # a model that is worse than none is not turned round
+
+
+def test_a_row_of_weight_two_counts_as_two() -> None:
+    draw = np.random.default_rng(7)
+    logits = draw.normal(-1, 2, 600).astype(np.float32)
+    labels = (draw.random(600) < sigmoid(0.5 * logits)).astype(np.float32)
+    weights = draw.integers(1, 4, 600)
+    rows, once = np.repeat(np.arange(600), weights), np.ones(int(weights.sum()))
+    inside = np.linspace(-3, 3, 50).astype(np.float32)  # half a row at the ends is another half
+    for fit in (fit_platt, fit_isotonic):
+        weighted = fit(logits, labels, weights.astype(np.float64))
+        repeated = fit(logits[rows], labels[rows], once)
+        assert weighted(inside) == pytest.approx(repeated(inside), abs=1e-6)
 
 
 def test_few_labels_change_nothing(model_dir: Path) -> None:

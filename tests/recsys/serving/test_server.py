@@ -45,6 +45,14 @@ def test_an_answer_is_the_librarys(client: TestClient, exports: Path) -> None:
     assert many["probabilities"]["click"] == pytest.approx([expected[1]] * 100)
 
 
+def test_columns_are_answered_as_rows_are(client: TestClient) -> None:
+    rows = [{"user": f"u{place}", "ad": place % 3, "price": place / 7} for place in range(40)]
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    found = client.post("/predict", json={"columns": columns})
+    assert found.status_code == 200
+    assert found.json() == client.post("/predict", json={"rows": rows}).json()
+
+
 def test_candidates_are_ranked_as_rows_are_predicted(client: TestClient, exports: Path) -> None:
     shared = {"user": "u1", "tags": ["a"], "price": 1.5}
     candidates = [{"ad": ad} for ad in range(5)]
@@ -91,6 +99,16 @@ def test_candidates_are_ranked_as_rows_are_predicted(client: TestClient, exports
         (b'{"rows": [{"user": "u", "ad": 1, "site": {}}]}', 422, "'site' holds dict"),
         (b'{"rows": [' + b"{}," * 100 + b"{}]}", 413, "'rows' has 101; at most 100"),
         (b" " * 20_000, 413, "the body is larger than"),
+        (b'{"columns": []}', 422, "'columns' is no object of lists"),
+        (b'{"columns": {"user": "u"}}', 422, "'columns' is no object of lists"),
+        (b'{"columns": {}}', 422, "'columns' is empty"),
+        (b'{"columns": {"user": [], "ad": []}}', 422, "'columns' is empty"),
+        (b'{"columns": {"user": ["u"]}, "rows": []}', 422, "give one"),
+        (b'{"columns": {"user": ["u"]}}', 422, "column 'ad' is missing"),
+        (b'{"columns": {"user": ["u"], "ad": [1, 2]}}', 422, "columns differ in length: 1, 2"),
+        (b'{"columns": {"usr": ["u"], "ad": [1]}}', 422, "unknown column 'usr'"),
+        (b'{"columns": {"user": [{}], "ad": [1]}}', 422, "'user' holds dict"),
+        (b'{"columns": {"ad": [' + b"1," * 100 + b"1]}}", 413, "'columns' has 101 rows"),
     ],
 )
 def test_a_bad_body_is_named(client: TestClient, body: bytes, status: int, message: str) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import polars as pl
 import pytest
@@ -553,8 +554,31 @@ def test_columns_that_folders_say_are_named(
         folder = tmp_path / f"date=2024-01-01/hour={hour}"
         folder.mkdir(parents=True)
         csv(LOG)(folder)
-    _, text = described(tmp_path, "date=*/*/log.csv", capsys)
+    table, text = described(tmp_path, "date=*/**/*.csv", capsys)
     assert "the files' folders say date, hour:" in text
+    # A folder that comes later is found, too. The files' common folder is date=2024-01-01
+    assert table.files == ["hour=3/log.csv", "hour=11/log.csv"]
+    later = tmp_path / "date=2024-01-02/hour=1"
+    later.mkdir(parents=True)
+    csv(LOG)(later)
+    (tmp_path / "described.yaml").unlink()
+    table, _ = described(tmp_path, "date=*/**/*.csv", capsys)
+    assert table.files == ["date=*/**/*.csv"]
+
+
+def test_a_log_behind_a_url_is_described_and_its_yaml_names_the_url(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    csv(LOG)(tmp_path)
+    store = fsspec.filesystem("memory")
+    store.pipe("/bucket/day=1/log.csv", (tmp_path / "log.csv").read_bytes())
+    output = tmp_path / "described.yaml"
+    assert main(["describe", "memory://bucket/**/*.csv", "--output", str(output)]) == 0
+    assert "data.root" not in capsys.readouterr().out
+    table = load_settings(output, DatasetSettings).table
+    assert table is not None and table.files == ["memory://bucket/**/*.csv"]
+    assert ingested(tmp_path, table).rows == LOG.height
+    store.store.clear()
 
 
 def test_a_label_that_is_always_1_is_a_log_of_clicks(
