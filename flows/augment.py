@@ -22,7 +22,7 @@ from tasks.runners import one_server, task_runner
 from tasks.shown import flow_run_name, tell_of_failure
 
 
-@flow(name="score windows")
+@flow(name="score windows", flow_run_name="score the windows")
 def score_shares(shares: list[list[WindowPlan]]) -> None:
     """Score shares of the windows at once, on the task runner that params/augment.yaml names."""
     score_share.map(shares).result()

@@ -28,10 +28,14 @@ def run(options: argparse.Namespace) -> None:
                 "Eight stages, from the raw log to registered students; those that are up to date "
                 "are skipped. Ctrl-C stops it; the same command resumes."
             )
-            from flows.pipeline import pipeline
-            from tasks.calling import run_flow
+            from tasks.temporary_server import temporary_server
 
-            run_flow(pipeline)
+            with temporary_server() as wait_for_server:
+                from flows.pipeline import pipeline
+                from tasks.calling import run_flow
+
+                wait_for_server()
+                run_flow(pipeline)
         else:
             print("Nothing to do: every stage is up to date.")
     print_report(EVALUATION)
@@ -41,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
         "settings and code that made it)"
     )
     print(
-        "Compare the runs:  make mlflow    then open "
-        "http://127.0.0.1:5000/#/experiments/1/runs?compareRunsMode=CHART"
+        "Compare the models: make mlflow   then open http://127.0.0.1:5000/#/experiments/1/runs?"
+        "searchFilter=tags.kind%3D%22evaluation%22&compareRunsMode=CHART"
     )
-    print("See the flows:     make prefect   then open http://127.0.0.1:4200")
+    print("See the flows:      make prefect  then open http://127.0.0.1:4200")

@@ -36,6 +36,7 @@ def open_interface(name: str, port: int) -> None:
     check_port(port)
     programs = Path(sys.executable).parent
     if name == "prefect":
+        os.environ["PREFECT_SERVER_UI_API_URL"] = f"http://{HOST}:{port}/api"  # where pages ask
         arguments = [
             str(programs / "prefect"),
             "server",
@@ -55,6 +56,8 @@ def open_interface(name: str, port: int) -> None:
                 f"{PARAMS / 'tracking.yaml'}: runs are on a server; open "
                 f"{without_credentials(uri)} in a browser"
             )
+        # Judges and scorers of chats, in ten processes more
+        os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
         arguments = [
             str(programs / "mlflow"),
             "ui",
@@ -64,6 +67,8 @@ def open_interface(name: str, port: int) -> None:
             HOST,
             "--port",
             str(port),
+            "--workers",
+            "1",  # of several, uvicorn ends those that start in over 5 s: on a busy machine all
         ]
     os.execv(arguments[0], arguments)
 

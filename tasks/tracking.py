@@ -223,8 +223,10 @@ def _flow_run_url() -> str:
     from prefect.runtime import flow_run
     from prefect.settings import get_current_settings
 
-    is_served = bool(get_current_settings().api.url)  # a temporary server shows nothing later
-    return (flow_run.ui_url or "") if is_served else ""
+    from tasks.temporary_server import is_temporary
+
+    url = get_current_settings().api.url
+    return (flow_run.ui_url or "") if url and not is_temporary(url) else ""
 
 
 def deliver(follow: Callable[[RunRecord, str], None] | None = None) -> str:
