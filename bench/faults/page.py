@@ -6,6 +6,7 @@ from typing import Any
 from bench.faults.kills import VICTIMS
 
 REPORT = Path("docs/benchmarks/faults.md")
+WANTED = 100
 TOP = """# Faults
 
     python -m bench.faults.campaign --work /tmp/faults --kills 100 --at-once 3 --write
@@ -38,9 +39,12 @@ def page(rows: list[dict[str, Any]]) -> list[str]:
         numbers += [sum(row[key] for row in of_it) for key in ("same", "left", "tidy")]
         lines.append(f"| {name} | {' | '.join(map(str, numbers))} |")
     late = sum("victim" in row and not row["hit"] for row in rows)
+    if len(kills) < WANTED:
+        lines += ["", f"Not whole: {len(kills)} of {WANTED} kills so far."]
+    lines += ["", f"{late} more came after the work had ended, and are not counted."]
+    if not any("fault" in row for row in rows):
+        return lines
     lines += [
-        "",
-        f"{late} more came after the work had ended, and are not counted.",
         "",
         "| fault | exit status | traceback | what is said | same bytes in the end |",
         "|---|---:|---|---|---|",

@@ -13,6 +13,7 @@ from recsys.data.schema import MAIN_TASK
 
 TASK_PATTERN = r"^[a-z][a-z0-9_]*$"
 OUTPUT_NAMES = ("serving", "distillation", "adapted", "peer")  # a model's outputs that are no task
+LONGEST_NAME = 100  # of a data set; file systems end at 255 bytes
 
 
 def _checked_task(name: str) -> str:
@@ -610,9 +611,10 @@ def load_dataset(settings: DataSettings, datasets_dir: Path) -> DatasetSettings:
     Raises:
         InputError: there is no such dataset (the message names the nearest) or its file is wrong.
     """
-    if "/" in settings.dataset:
+    name = settings.dataset
+    if "/" in name or len(name) > LONGEST_NAME:
         raise InputError(
             f"{settings.where('dataset')}: expected the name of a file of {datasets_dir}, got "
-            f"{settings.dataset!r}"
+            f"{name[:LONGEST_NAME]!r}"
         )
     return load_settings(datasets_dir / f"{settings.dataset}.yaml", DatasetSettings)

@@ -51,5 +51,5 @@ def copy_project(folder: Path) -> Path:
         shutil.copytree(source, folder / name, ignore=ignore) if source.is_dir() else shutil.copy(
             source, folder / name
         )
-    run(folder, "git", "init", "--quiet")
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
     return folder
