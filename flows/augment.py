@@ -3,7 +3,6 @@
 from concurrent.futures import ThreadPoolExecutor
 
 from prefect import flow
-from prefect.context import FlowRunContext
 
 from flows.command_line import run_stage_command
 from recsys.config import load_settings
@@ -16,11 +15,11 @@ from tasks.augmentation import (
     publish_scores,
     score_share,
 )
-from tasks.calling import call
+from tasks.calling import call, is_tracked, run_flow
 from tasks.nodes import alone_but_for_nodes
 from tasks.pipeline_run import stage_run
-from tasks.runners import task_runner
-from tasks.shown import flow_run_name
+from tasks.runners import one_server, task_runner
+from tasks.shown import flow_run_name, tell_of_failure
 
 
 @flow(name="score windows")
@@ -29,7 +28,7 @@ def score_shares(shares: list[list[WindowPlan]]) -> None:
     score_share.map(shares).result()
 
 
-@flow(name="augment", flow_run_name=flow_run_name("augment"))
+@flow(name="augment", flow_run_name=flow_run_name("augment"), on_failure=[tell_of_failure])
 def augment() -> None:
     """Log the teacher's scores for later windows: data/scores."""
     with alone_but_for_nodes("running augment"), stage_run():
@@ -44,9 +43,10 @@ def augment() -> None:
 def _score(settings: AugmentSettings) -> None:
     """Score with the project's own teacher what is not scored."""
     shares = call(plan_scores)
-    if FlowRunContext.get() or settings.runner != "threads":
+    if is_tracked() or settings.runner != "threads":
         runner = task_runner(settings.runner, settings.parallel_tasks, str(augment_settings_file()))
-        score_shares.with_options(task_runner=runner)(shares)
+        with one_server():
+            run_flow(score_shares.with_options(task_runner=runner), shares)
     else:
         with ThreadPoolExecutor(settings.parallel_tasks) as threads:
             list(threads.map(score_share.fn, shares))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from flows.stopping import end, signal_of, stoppable
+from recsys.training.quiet import quiet_libraries
 
 PARAMS = Path("params")
 STATUS_OF_A_MISTAKE = 2
@@ -84,7 +85,7 @@ def exit_status(command: Callable[[], Any]) -> int:
     SIGTERM 143."""
     hide_tracebacks_of_mistakes()
     try:
-        with stoppable():
+        with stoppable(), quiet_libraries():
             command()
     except BaseException as error:  # Prefect's signals are no Exception
         number = signal_of(error)

@@ -7,10 +7,10 @@ from tasks.calling import call
 from tasks.evaluation import evaluate_students
 from tasks.pipeline_run import stage_run
 from tasks.project import alone
-from tasks.shown import flow_run_name
+from tasks.shown import flow_run_name, tell_of_failure
 
 
-@flow(name="evaluate", flow_run_name=flow_run_name("evaluate"))
+@flow(name="evaluate", flow_run_name=flow_run_name("evaluate"), on_failure=[tell_of_failure])
 def evaluate() -> None:
     """Compare the students, window by window: reports/evaluation."""
     with alone("running evaluate"), stage_run():

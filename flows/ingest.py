@@ -6,10 +6,10 @@ from flows.command_line import run_stage_command
 from tasks.calling import call
 from tasks.ingest import ingest_windows
 from tasks.project import alone
-from tasks.shown import flow_run_name
+from tasks.shown import flow_run_name, tell_of_failure
 
 
-@flow(name="ingest", flow_run_name=flow_run_name("ingest"))
+@flow(name="ingest", flow_run_name=flow_run_name("ingest"), on_failure=[tell_of_failure])
 def ingest() -> None:
     """Raw logs to windows of event time: data/windows."""
     with alone("running ingest"):

@@ -6,11 +6,11 @@ from flows.command_line import run_stage_command
 from tasks.calling import call
 from tasks.nodes import alone_but_for_nodes
 from tasks.pipeline_run import stage_run
-from tasks.shown import flow_run_name
+from tasks.shown import flow_run_name, tell_of_failure
 from tasks.towers import partition_features
 
 
-@flow(name="partition", flow_run_name=flow_run_name("partition"))
+@flow(name="partition", flow_run_name=flow_run_name("partition"), on_failure=[tell_of_failure])
 def partition() -> None:
     """Windows to a partition of the features into towers: models/partition."""
     with alone_but_for_nodes("running partition"), stage_run():

@@ -20,18 +20,19 @@ from flows.partition import partition
 from flows.register import register
 from flows.students import students
 from flows.teacher import teacher
+from tasks.calling import call, report_late, run_flow
 from tasks.checks import check_before, check_settings_and_data
 from tasks.nodes import alone_but_for_nodes
 from tasks.pipeline_run import pipeline_run
-from tasks.shown import flow_run_name
-from tasks.stages import CACHED, check_stage, commit_stage
+from tasks.shown import flow_run_name, tell_of_failure
+from tasks.stages import commit_stage, is_stale
 from tasks.versioning import settled_stages, stale_stages
 
 hide_tracebacks_of_mistakes()  # also where a worker runs the flow
 STAGES = (ingest, baselines, partition, teacher, augment, students, evaluate, register)
 
 
-@flow(name="pipeline", flow_run_name=flow_run_name("pipeline"))
+@flow(name="pipeline", flow_run_name=flow_run_name("pipeline"), on_failure=[tell_of_failure])
 def pipeline(
     dataset: str | None = None,
     max_windows: Annotated[int | None, Field(ge=1)] = None,
@@ -56,10 +57,11 @@ def pipeline(
         stale = settled_stages()
         with pipeline_run("pipeline"):
             for place, stage_flow in enumerate(STAGES, start=1):
-                if check_stage(stage_flow.name, stale, return_state=True).name != CACHED:
-                    stage_flow()
-                    commit_stage(stage_flow.name)
+                if is_stale(stage_flow.name, stale):
+                    run_flow(stage_flow)
+                    call(commit_stage, stage_flow.name)
                     if place < len(STAGES):
                         stale = stale_stages(*(one.name for one in STAGES[place:]))
                 if stage_flow is ingest:
                     check_settings_and_data()
+        report_late()

@@ -24,9 +24,14 @@ def run(options: argparse.Namespace) -> None:
     with alone_but_for_nodes("running the pipeline"):
         apply_overrides(dict(options.overrides))
         if settled_stages():
+            print(
+                "Eight stages, from the raw log to registered students; those that are up to date "
+                "are skipped. Ctrl-C stops it; the same command resumes."
+            )
             from flows.pipeline import pipeline
+            from tasks.calling import run_flow
 
-            pipeline()
+            run_flow(pipeline)
         else:
             print("Nothing to do: every stage is up to date.")
     print_report(EVALUATION)

@@ -16,9 +16,10 @@ from recsys.config import InputError
 from recsys.files import BusyError, UnreachableError
 from tasks.calling import call, run_stage
 from tasks.checks import check_settings
+from tasks.courier import sending
 from tasks.ingest import ingest_windows
 from tasks.project import STREAM, STREAM_REPORT, alone, only_one
-from tasks.shown import flow_run_name
+from tasks.shown import flow_run_name, tell_of_failure
 from tasks.stages import commit_stage
 from tasks.stream import (
     WATCH_LOCK,
@@ -36,7 +37,7 @@ from tasks.towers import partition_features
 hide_tracebacks_of_mistakes()  # also where a worker runs the flow
 
 
-@flow(name="stream", flow_run_name=flow_run_name("stream"))
+@flow(name="stream", flow_run_name=flow_run_name("stream"), on_failure=[tell_of_failure])
 def stream(overrides: dict[str, str] | None = None) -> None:
     """Take all complete windows that are new; a run that is stopped anywhere is gone on with by the
     next one.
@@ -57,8 +58,9 @@ def stream(overrides: dict[str, str] | None = None) -> None:
         if call(partition_is_due):
             call(partition_features)
             call(commit_stage, "partition")
-        while take_windows():
-            pass
+        with sending():
+            while take_windows():
+                pass
 
 
 def take_windows() -> bool:

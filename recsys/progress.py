@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 logger = logging.getLogger(__name__)
 LINE_INTERVAL_S = 10.0
+TWICE = "each predicted, then trained on"  # why a model counts more rows than the log has
 
 
 def note_live(path: Path | None, step: int, values: Mapping[str, object]) -> None:
@@ -40,11 +41,15 @@ class RowProgress:
     """Count rows of one step: ``with RowProgress("teacher", total) as p: p.advance(512)``.
 
     Shows rows, rows per second and the time left; 0 ``total_rows``: how many there are is not
-    known. ``enabled=False`` (ranks other than 0) shows nothing.
+    known. ``enabled=False`` (ranks other than 0) shows nothing. ``counted`` says, at the end, why
+    there are more rows than the log has, such as TWICE.
     """
 
-    def __init__(self, label: str, total_rows: int, enabled: bool = True) -> None:
+    def __init__(
+        self, label: str, total_rows: int, enabled: bool = True, counted: str = ""
+    ) -> None:
         self.label, self.total_rows, self.enabled = label, total_rows, enabled
+        self.counted = f" ({counted})" if counted else ""
         self.rows = 0
         self._bar: Progress | None = None
 
@@ -99,9 +104,8 @@ class RowProgress:
             self._bar.stop()
         if self.enabled and kind is None:
             now = time.monotonic()
-            self._line(
-                f"{self.rows:,} rows in {now - self._started:.1f} s, {self._rate(now):,.0f} rows/s"
-            )
+            took = f"{now - self._started:.1f} s, {self._rate(now):,.0f} rows/s"
+            self._line(f"{self.rows:,} rows{self.counted} in {took}")
 
     def _line(self, text: str) -> None:
         print(f"{self.label}: {text}", file=sys.stderr, flush=True)

@@ -8,7 +8,7 @@ from recsys.data.settings import DatasetSettings, DataSettings
 from recsys.data.sources.files import URL, url_of
 from recsys.files import write_json
 from tasks.project import INGEST_WORK, ORACLE, PARAMS, WINDOWS, replacing
-from tasks.shown import LATER, is_unreachable
+from tasks.shown import is_unreachable
 
 REMOTE_FILE = "remote.json"
 
@@ -17,7 +17,6 @@ REMOTE_FILE = "remote.json"
     task_run_name="cut the log into windows",
     tags=["data"],
     retry_condition_fn=is_unreachable,
-    **LATER,
 )
 def ingest_windows() -> IngestReport:
     """Write data/windows, and data/oracle where the true probabilities are known."""

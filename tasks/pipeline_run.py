@@ -12,7 +12,7 @@ from tasks.tracking import RunRecord, flat, open_parent, open_run
 from tasks.versioning import output_hashes, output_version
 
 # Files of params/. The settings' classes would make every stage depend on those of all.
-OF_NO_RESULT = {"tracking", "stream", "tune", "teacher_ladder"}
+OF_NO_RESULT = {"tracking", "prefect", "stream", "tune", "teacher_ladder"}
 
 
 @contextmanager

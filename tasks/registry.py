@@ -15,6 +15,7 @@ from prefect import task
 from recsys.config import InputError
 from recsys.evaluation.gate import Verdict
 from recsys.serving.publication import model_hash
+from recsys.training.quiet import quiet_libraries
 from tasks.gating import JUDGED_FILE, MODEL_TAG, gated, judged_rows, known_version
 from tasks.project import EVALUATION, REGISTRATION, STUDENTS, WINDOWS, require
 from tasks.tracking import PARENT_TAG, connect, find_run, in_one_line, open_parent
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from recsys.serving.predictor import Predictor
 
 logger = logging.getLogger(__name__)
+# It checks the example, and compares what is installed with the lock file
+MLFLOW_CHATTER = ("mlflow.pyfunc", "mlflow.utils.requirements_utils")
 CHAMPION, CHALLENGER = "champion", "challenger"
 EXAMPLE_ROWS = 3
 
@@ -175,6 +178,7 @@ def _log(
     outputs = infer_signature(model_output=served_model.probabilities(predictor, example)).outputs
     with (
         TemporaryDirectory() as scratch,
+        quiet_libraries(MLFLOW_CHATTER),
         warnings.catch_warnings(action="ignore", category=UserWarning),
     ):  # a hint that integer columns hold no missing
         logged = mlflow.pyfunc.log_model(

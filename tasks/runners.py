@@ -1,10 +1,12 @@
 """Who runs mapped tasks: threads of this machine, or a Dask or Ray cluster on it."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
+from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from recsys.config import InputError
@@ -28,6 +30,21 @@ def task_runner(name: str, workers: int, settings_file: str) -> Any:
             f"({error}); "
             f"pip install 'towerflow[{name}]', or set runner: threads"
         ) from error
+
+
+@contextmanager
+def one_server() -> Iterator[None]:
+    """Where no Prefect server is set: let the workers of a cluster use the temporary one of this
+    process, in place of one each."""
+    if get_current_settings().api.url:
+        yield
+        return
+    from prefect.server.api.server import SubprocessASGIServer  # seconds: only where there is one
+
+    server = SubprocessASGIServer()
+    server.start()
+    with temporary_settings({PREFECT_API_URL: server.api_url}):
+        yield
 
 
 def _dask(workers: int) -> Any:

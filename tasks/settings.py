@@ -17,6 +17,7 @@ from recsys.evaluation.settings import EvaluateSettings
 from recsys.serving.settings import ServeSettings
 from recsys.towers.settings import TowersSettings
 from recsys.training.settings import TrainSettings
+from tasks.prefect_settings import PrefectSettings
 from tasks.project import PARAMS
 from tasks.stream_settings import StreamSettings
 from tasks.teacher_settings import with_towers
@@ -36,6 +37,7 @@ FILES: dict[str, type[Settings]] = {
     "students": StudentsSettings,
     "evaluate": EvaluateSettings,
     "tracking": TrackingSettings,
+    "prefect": PrefectSettings,
     "stream": StreamSettings,
     "withdrawn": WithdrawnSettings,
     "tune": TuneSettings,
@@ -80,7 +82,7 @@ def load_project(params: Path = PARAMS, texts: Mapping[Path, str] | None = None)
         dataset = load_dataset(data, params / DATASETS)
     towers, train = load("towers", TowersSettings), load("train", TrainSettings)
     teacher, train_teacher = with_towers(load("teacher", TeacherSettings), train, towers)
-    for name in ("baselines", "tracking", "stream", "withdrawn", "tune"):
+    for name in ("baselines", "tracking", "prefect", "stream", "withdrawn", "tune"):
         load(name, FILES[name])
     return ProjectSettings(
         data=data,

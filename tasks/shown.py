@@ -1,24 +1,24 @@
 """What Prefect's interface shows of a run: a name that says what it works on, and its result."""
 
+import logging
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
-from prefect.context import FlowRunContext
-from prefect.tasks import exponential_backoff
+from prefect.blocks.abstract import NotificationBlock
+from prefect.blocks.core import Block
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.flows import Flow
+from prefect.utilities.urls import url_for
 
-from recsys.config import InputError, read_yaml
-from recsys.files import BusyError, UnreachableError
+from recsys.config import InputError, load_settings, read_yaml
+from recsys.files import BusyError, UnreachableError, in_one_line
+from tasks.calling import is_tracked
+from tasks.prefect_settings import PrefectSettings
 from tasks.project import PARAMS
 
-# Another process at work will end, a store will answer; a mistake stays one, however often it is
-# tried
-LATER: dict[str, Any] = {
-    "retries": 3,
-    "retry_delay_seconds": exponential_backoff(backoff_factor=2),
-    "retry_jitter_factor": 1.0,
-}
+logger = logging.getLogger(__name__)
 
 
 def flow_run_name(what: str) -> Callable[[], str]:
@@ -57,10 +57,31 @@ is_busy = _failed_with(BusyError)  # another process is at it
 is_unreachable = _failed_with(UnreachableError)  # a store does not answer
 
 
+def tell_of_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Prefect's hook on a flow run that has failed: tell the block of params/prefect.yaml, unless
+    the run is a part of another one, which fails with it."""
+    name = load_settings(PARAMS / "prefect.yaml", PrefectSettings).failure_block
+    if name is None or flow_run.parent_task_run_id is not None:
+        return
+    try:
+        block: Any = Block.load(name)
+        if not isinstance(block, NotificationBlock):
+            raise InputError("it is no notification block")
+        said = f"{flow_run.name}: {state.message}\n{url_for(flow_run) or ''}"
+        block.notify(said, subject=f"{flow.name} has failed")
+    except Exception as error:  # the run's own failure is what counts
+        logger.warning(
+            "%s: key 'failure_block': %s was not told: %s",
+            PARAMS / "prefect.yaml",
+            name,
+            in_one_line(error),
+        )
+
+
 def show_report(folder: Path) -> None:
-    """Show the evaluation in ``folder`` beside the flow run, if this is in one: its table, and a
-    link to its page."""
-    if FlowRunContext.get() is None:
+    """Show the evaluation in ``folder`` beside the flow run, if this is in one whose server
+    answers: its table, and a link to its page."""
+    if not is_tracked():
         return
     create_markdown_artifact(
         key="comparison",

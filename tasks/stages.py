@@ -5,7 +5,8 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from tasks import versioning
-from tasks.shown import LATER, is_busy
+from tasks.calling import is_tracked
+from tasks.shown import is_busy
 
 CACHED = "Cached"
 
@@ -19,7 +20,14 @@ def check_stage(stage: str, stale: set[str]) -> State:
     return Completed(name=CACHED, message=f"{stage} is up to date")
 
 
-@task(task_run_name="commit {stage}", tags=["dvc"], retry_condition_fn=is_busy, **LATER)
+def is_stale(stage: str, stale: set[str]) -> bool:
+    """Whether the stage has to run, shown as :func:`check_stage` where Prefect's server answers."""
+    if is_tracked():
+        return check_stage(stage, stale, return_state=True).name != CACHED
+    return stage in stale
+
+
+@task(task_run_name="commit {stage}", tags=["dvc"], retry_condition_fn=is_busy)
 def commit_stage(stage: str) -> None:
     """Write the stage's inputs and outputs to dvc.lock and DVC's cache."""
     versioning.commit_stage(stage)

@@ -19,6 +19,7 @@ from recsys.distill.tuning_settings import TuneSettings
 from recsys.evaluation.printed import TABLE_WIDTH
 from recsys.files import write_atomically
 from tasks.checks import check_settings
+from tasks.courier import sending
 from tasks.overrides import apply_overrides
 from tasks.project import PARAMS, SCORES, TUNE_REPORT, TUNE_WORK, WINDOWS, only_one, require
 from tasks.snapshots import check_scores
@@ -78,16 +79,16 @@ def tune_students(options: TuneOptions) -> "Outcome":
         folder = TUNE_WORK / name
         folder.mkdir(parents=True, exist_ok=True)
         workers = settings.workers or min(MOST_WORKERS, len(os.sched_getaffinity(0)))
-        with Bench(early, folder, workers) as bench:
+        with sending(), Bench(early, folder, workers) as bench:
             search = Search(present, space, bench, settings)
             told = _Teller(search, name, options.what)
             search.run(told)
             outcome = confirm(search, lambda line: print(f"tune: {line}", flush=True))
+            text = report(search, outcome)
+            TUNE_REPORT.parent.mkdir(exist_ok=True)
+            write_atomically(TUNE_REPORT, text.encode())
+            told.record_end(outcome)
         shutil.rmtree(links)
-    text = report(search, outcome)
-    TUNE_REPORT.parent.mkdir(exist_ok=True)
-    write_atomically(TUNE_REPORT, text.encode())
-    told.record_end(outcome)
     Console(width=max(Console().width, TABLE_WIDTH)).print(Markdown(text))
     if outcome.chosen and not options.dry_run:
         apply_overrides({key: json.dumps(value) for key, value in outcome.chosen.items()})

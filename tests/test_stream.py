@@ -7,14 +7,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
 
+from flows.augment import augment
+from flows.baselines import baselines
+from flows.command_line import STATUS_OF_A_MISTAKE, exit_status
+from flows.evaluate import evaluate
+from flows.stream import main, stream, watch
+from flows.students import students
+from flows.teacher import teacher
 from recsys.evaluation.model_table import BASELINES
 from recsys.serving.publication import current, full_folder
 from tests.support.files import contents
+from tests.support.mlflow_stores import wait_until_delivered
+from tests.support.prefect_server import shared_server
 from tests.support.projects import copy_project, environment, run
+from tests.support.stages import run_stages
 
 WINDOWS = 5
 SETTINGS = {
@@ -27,13 +39,14 @@ SETTINGS = {
     "teacher.checkpoint_every_batches": "5",
     "students.seeds": "[1]",
     "towers.partition.probe_windows": "2",
-    "students.auto_windows": "2",
-    "students.table_learning_rate": "null",  # rows: auto takes long enough
+    "students.table_learning_rate": "null",  # choices: tests/recsys/distill/test_recipe_choice.py
+    "students.distillation.rows": "own",
     "teacher.rate_auto_windows": "2",
     "evaluate.first_evaluation_window": "2",
     "evaluate.bootstrap_samples": "20",
 }
 ROWS_LINE, FEWER_ROWS = "rows: 240000", "rows: 12000"
+BATCH = (baselines, teacher, augment, students, evaluate)
 RESULTS = {"teacher": "models/teacher", "scores": "data/scores", "students": "models/students"}
 WAIT_SECONDS = 300
 pytestmark = pytest.mark.slow
@@ -50,6 +63,20 @@ def start(folder: Path, *options: str) -> subprocess.Popen[str]:
             stderr=subprocess.STDOUT,
             text=True,
         )
+
+
+def call(folder: Path, function: Callable[[], None], status: int = 0) -> str:
+    """What a command's function, called here with the exit ``status``, prints."""
+    said = StringIO()
+    with (
+        pytest.MonkeyPatch.context() as within,
+        shared_server(),
+        redirect_stdout(said),
+        redirect_stderr(said),
+    ):
+        within.chdir(folder)
+        assert exit_status(function) == status, said.getvalue()
+    return said.getvalue()
 
 
 def wait_for(folder: Path, process: subprocess.Popen[str], condition: Callable[[str], bool]) -> str:
@@ -91,11 +118,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         wait_for(
             folder, watcher, lambda _: any(folder.glob(".work/stream/*/checkpoints/teacher/*"))
         )
-        busy = run(folder, sys.executable, "-m", "flows.stream", status=2)
-        (folder / "busy.txt").write_text(busy.stderr)
+        (folder / "busy.txt").write_text(call(folder, stream, STATUS_OF_A_MISTAKE))
         wait_for(folder, watcher, lambda text: "2 new windows, 2 in all" in text)
-        second = run(folder, sys.executable, "-m", "flows.stream", "--watch", status=2)
-        (folder / "second.txt").write_text(second.stderr)
+        (folder / "second.txt").write_text(call(folder, watch, STATUS_OF_A_MISTAKE))
         change(folder, "data", "max_windows: 3", "max_windows: 4")
         wait_for(
             folder,
@@ -108,9 +133,16 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "taken_when_killed.json").write_text(json.dumps(windows_of(folder)))
     result = run(folder, sys.executable, "-m", "flows.stream", "--set", "data.max_windows=null")
     (folder / "after_kill.txt").write_text(result.stdout + result.stderr)
-    result = run(folder, sys.executable, "-m", "flows.stream", "--set", "stream.finished=true")
-    (folder / "finished.txt").write_text(result.stdout)
+    change(folder, "stream", "finished: false", "finished: true")
+    (folder / "finished.txt").write_text(call(folder, stream))
     return folder
+
+
+@pytest.fixture(scope="module")
+def repeated(project: Path) -> Path:
+    """The project with the results of the batch stages besides."""
+    call(project, lambda: run_stages(*BATCH))
+    return project
 
 
 def test_a_second_watcher_and_a_run_beside_a_running_one_end_with_one_line(project: Path) -> None:
@@ -136,52 +168,48 @@ def test_a_killed_run_goes_on_and_all_windows_but_the_last_are_taken_until_the_l
     assert "1 new windows, 5 in all" in (project / "finished.txt").read_text()
 
 
-def test_the_finished_streams_results_are_the_batch_pipelines_bit_for_bit(project: Path) -> None:
-    run(project, "dvc", "repro", "evaluate")
+def test_the_finished_streams_results_are_the_batch_pipelines_bit_for_bit(repeated: Path) -> None:
     for name, batch in RESULTS.items():
-        assert contents(project / "models/stream" / name) == contents(project / batch), name
+        assert contents(repeated / "models/stream" / name) == contents(repeated / batch), name
     of_stream, of_batch = (
-        (project / folder / "windows.csv").read_text().splitlines()
+        (repeated / folder / "windows.csv").read_text().splitlines()
         for folder in ("reports/stream", "reports/evaluation")
     )
     is_baseline = tuple(f"{student}/{name}," for student in ("feed", "video") for name in BASELINES)
     assert sorted(of_stream) == sorted(row for row in of_batch if not row.startswith(is_baseline))
 
 
-def test_students_rerun_bit_for_bit_without_the_cache(project: Path) -> None:
-    run(project, "dvc", "repro", "evaluate")
-    before = contents(project / "models/students")
-    run(project, "dvc", "repro", "--single-item", "--force", "--no-run-cache", "students")
-    assert contents(project / "models/students") == before
+def test_students_rerun_bit_for_bit_without_the_cache(repeated: Path) -> None:
+    before = contents(repeated / "models/students")
+    run(repeated, "dvc", "repro", "--single-item", "--force", "--no-run-cache", "students")
+    assert contents(repeated / "models/students") == before
 
 
 def test_a_change_of_the_transform_reruns_the_teacher_not_the_partition_and_keeps_predictions(
-    project: Path,
+    repeated: Path,
 ) -> None:
-    run(project, "dvc", "repro", "evaluate")
-    metrics = project / "models/teacher/metrics.json"
+    metrics = repeated / "models/teacher/metrics.json"
     before = json.loads(metrics.read_text())["windows"]
-    changed = [project / name for name in ("params/towers.yaml", "dvc.lock")]
+    changed = [repeated / name for name in ("params/towers.yaml", "dvc.lock")]
     saved = {path: path.read_text() for path in changed}
     enabled = "enabled: true               # each tower"
-    change(project, "towers", enabled, enabled.replace("true ", "false"))
-    said = run(project, "dvc", "repro", "teacher").stdout
+    change(repeated, "towers", enabled, enabled.replace("true ", "false"))
+    said = run(repeated, "dvc", "repro", "teacher").stdout
     after = json.loads(metrics.read_text())["windows"]
     for path, text in saved.items():
         path.write_text(text)
-    run(project, "dvc", "checkout", "teacher")
+    run(repeated, "dvc", "checkout", "teacher")
     assert "Running stage 'teacher'" in said
     assert "Running stage 'partition'" not in said
     assert [row["ne"] for row in after] == pytest.approx([row["ne"] for row in before], abs=1e-4)
 
 
-def test_dvc_sees_nothing_of_the_stream(project: Path) -> None:
-    run(project, "dvc", "repro", "evaluate")
-    assert "up to date" in run(project, "dvc", "status", "evaluate").stdout
-    assert "models/stream" not in (project / "dvc.lock").read_text()
+def test_dvc_sees_nothing_of_the_stream(repeated: Path) -> None:
+    assert "up to date" in run(repeated, "dvc", "status", "evaluate").stdout
+    assert "models/stream" not in (repeated / "dvc.lock").read_text()
     assert (
         "stream"
-        not in run(project, "git", "status", "--porcelain", "models", "reports", ".work").stdout
+        not in run(repeated, "git", "status", "--porcelain", "models", "reports", ".work").stdout
     )
 
 
@@ -218,6 +246,7 @@ print(json.dumps({
     "probabilities": [float(p) for p in served.predict(served.input_example)],
 }))
 """
+    wait_until_delivered(project)
     seen = json.loads(run(project, sys.executable, "-c", script).stdout.strip().splitlines()[-1])
     students = [
         f"stream: {student}-{arm}-seed-1"
@@ -235,20 +264,18 @@ print(json.dumps({
 
 def test_nothing_new_is_said_and_changes_nothing(project: Path) -> None:
     before = contents(project / "models/stream")
-    assert "0 new windows, 5 in all" in run(project, sys.executable, "-m", "flows.stream").stdout
+    assert "0 new windows, 5 in all" in call(project, stream)
     assert contents(project / "models/stream") == before
 
 
 def test_a_mistake_is_one_line_and_loses_nothing(project: Path) -> None:
     before = contents(project / "models/stream")
     saved = {path: path.read_text() for path in (project / "params").glob("*.yaml")}
-    result = run(
-        project, sys.executable, "-m", "flows.stream", "--set", "stream.poll_seconds=-1", status=2
-    )
+    said = call(project, lambda: main({"stream.poll_seconds": "-1"}, False), STATUS_OF_A_MISTAKE)
     for path, text in saved.items():
         path.write_text(text)
-    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert "params/stream.yaml: key 'poll_seconds'" in errors[0]
-    assert "Traceback" not in result.stderr
+    assert "Traceback" not in said
     assert contents(project / "models/stream") == before

@@ -2,254 +2,153 @@
 
     python -m bench.faults.campaign --work /tmp/faults --kills 100 --write
 
-Runs the pipeline and the stream once undisturbed, then with one kill each at a random moment (the
-whole tree, the parent, one child), and again to the end; flips a bit in every kind of file that the
-pipeline leaves; fills the disk and makes it read-only (as root, on a tmpfs; else it says that it
-did not). Goes on where the last call stopped; ``--seconds`` ends it early.
+Runs the pipeline, stage by stage, and the stream once undisturbed. Then a stage or the stream is
+killed at a random moment (the whole tree, the parent, one rank) in the project as it was before it,
+and run again: it must leave the bytes of the undisturbed run, no process and no temporary file.
+Other faults follow: see others.py. Each result is kept as it is found: the next call goes on where
+one was stopped, and ``--write --seconds 0`` only writes the page of what there is.
 """
 
 import argparse
 import json
-import os
+import random
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
-from itertools import count
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
-from bench.faults.kills import VICTIMS, Kill, campaign, hashes
-from tests.support.files import flip_a_bit
-from tests.support.projects import copy_project, environment
+from bench.faults import others, warm
+from bench.faults.kills import VICTIMS, hashes, kill_once, undisturbed
+from bench.faults.page import REPORT, page
+from bench.faults.project import RESULTS, small_project
 
-REPORT = Path("docs/benchmarks/faults.md")
-ROWS_LINE, FEWER_ROWS = "rows: 240000", "rows: 12000"
-SETTINGS = {
-    "data.max_windows": "4",
-    "train.world_size": "2",
-    "train.global_batch_size": "128",
-    "teacher.model.dense_layers": "[16]",
-    "teacher.model.over_layers": "[16]",
-    "teacher.checkpoint_every_batches": "4",
-    "students.seeds": "[1]",
-    "towers.partition.probe_windows": "2",
-    "students.rows_auto_windows": "2",
-    "teacher.rate_auto_windows": "2",
-    "evaluate.first_evaluation_window": "2",
-    "evaluate.bootstrap_samples": "20",
-}
-OPTIONS = [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
-WORKS = {
-    "pipeline": (
-        ["flows.pipeline", *OPTIONS],
-        ["data/windows", "data/scores", "models/baselines", "models/teacher", "models/students"],
-    ),
-    "stream": (
-        ["flows.stream", *OPTIONS],
-        ["data/scores", "models/teacher", "models/students"],
-    ),
-}
-KILLS_PER_PART = 5  # of one undisturbed run
-SMALL_DISK = "24m"
+CALM, RESULT_FILE, STAGES_FILE = "calm", "results.jsonl", "calm.json"
+STREAM_SHARE = 4  # every fourth kill is of the stream
+AFTER = "partition"  # the stage from whose results the stream starts
+_writing = Lock()
+
+
+@dataclass(frozen=True)
+class Work:
+    """A piece of work: the calm project that it starts from, how long it takes there, and the
+    hashes of what it leaves."""
+
+    name: str
+    before: str
+    seconds: float
+    expected: dict[str, str]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for projects and results")
     parser.add_argument("--kills", type=int, default=100, help="over the pipeline and the stream")
+    parser.add_argument("--at-once", type=int, default=1, help="projects worked on at a time")
+    parser.add_argument("--only", default="", help="jobs whose name begins so")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="then stop")
     parser.add_argument("--write", action="store_true", help=f"write {REPORT}")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + options.seconds
-    file = options.work / "results.json"
-    found: dict[str, list[Any]] = json.loads(file.read_text()) if file.is_file() else {}
-    parts = -(-options.kills // (KILLS_PER_PART * len(WORKS)))
-    jobs: list[tuple[str, Callable[[], list[Any]]]] = [
-        (f"{name} {part}", lambda n=name, p=part: kills_of(n, p, options.work))
-        for part in range(parts)
-        for name in WORKS
-    ]
-    jobs += [
-        ("damage", lambda: damage(options.work)),
-        ("disk", lambda: disks(options.work)),
-    ]
-    for name, run in jobs:
-        if name in found:
-            continue
-        if time.monotonic() > end:
-            break
-        found[name] = run()
-        file.write_text(json.dumps(found, indent=1))
-        print(f"{name}: {summary(found[name])}", flush=True)
-    lines = report(found)
+    if options.seconds > 0:
+        works = calm_works(options.work / CALM)
+        jobs = [
+            *((f"kill {number}", partial(kill, number, works)) for number in range(options.kills)),
+            *others.jobs(options.work),
+        ]
+        done = {name for name, _ in found(options.work)}
+        with ThreadPoolExecutor(options.at_once) as pool:
+            for name, job in jobs:
+                if name not in done and name.startswith(options.only):
+                    pool.submit(note, name, job, options.work, end)
+    lines = page([row for _, row in found(options.work)])
     print("\n".join(lines))
     if options.write:
         REPORT.write_text("\n".join(lines) + "\n")
 
 
-def kills_of(work: str, part: int, folder: Path) -> list[dict[str, Any]]:
-    """KILLS_PER_PART kills of one work."""
-    command, results = WORKS[work]
-    base = folder / f"{work}-{part}"
-    shutil.rmtree(base, ignore_errors=True)
-    found = campaign(starter(command), projects(base), results, KILLS_PER_PART, seed=part)
-    if all(one.same for one in found):
-        shutil.rmtree(base)
-    return [asdict(one) for one in found]
+def note(name: str, job: Any, folder: Path, end: float) -> None:
+    """Do ``job``, if there is time, and keep what it finds."""
+    if time.monotonic() > end:
+        return
+    try:
+        rows = list(job(folder))
+    except Exception as error:  # the next call tries it again
+        print(f"{name}: {type(error).__name__}: {error}", flush=True)
+        return
+    with _writing, (folder / RESULT_FILE).open("a") as file:
+        for row in rows:
+            file.write(json.dumps({"job": name, **row}) + "\n")
+            print(f"{name}: {row}", flush=True)
 
 
-def projects(base: Path) -> Iterator[Path]:
-    """New small projects, one after the other."""
-    for number in count():
-        yield small_project(base / str(number))
+def found(folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    """What was found so far, by job."""
+    path = folder / RESULT_FILE
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return [(row.pop("job"), row) for row in rows]
 
 
-def small_project(folder: Path) -> Path:
-    """A copy of the project whose log is small."""
-    folder.mkdir(parents=True)
-    copy_project(folder)
-    description = folder / "params/datasets/synthetic.yaml"
-    description.write_text(description.read_text().replace(ROWS_LINE, FEWER_ROWS))
-    return folder
+def calm_works(folder: Path) -> list[Work]:
+    """Each stage's work and the stream's, after they have run once; the project as it was before
+    each is kept in ``folder``."""
+    file = folder / STAGES_FILE
+    if file.is_file():
+        return [Work(**one) for one in json.loads(file.read_text())]
+    shutil.rmtree(folder, ignore_errors=True)
+    works = []
+    small_project(folder / "new")
+    before = "new"
+    for name in warm.NAMES:
+        shutil.copytree(folder / before, folder / name, symlinks=True)
+        works.append(Work(name, before, *undisturbed(starter(name), folder / name, RESULTS)))
+        before = name
+    name = warm.STREAM
+    shutil.copytree(folder / AFTER, folder / name, symlinks=True)
+    works.append(Work(name, AFTER, *undisturbed(starter(name), folder / name, RESULTS)))
+    file.write_text(json.dumps([asdict(one) for one in works]))
+    return works
 
 
-def starter(command: list[str]) -> Callable[[Path], int]:
-    """Begins ``command`` in a project; its output is added to output.txt there."""
-
-    def start(folder: Path) -> int:
-        with (folder / "output.txt").open("a") as output:
-            return subprocess.Popen(
-                [sys.executable, "-m", *command],
-                cwd=folder,
-                env=environment(folder),
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            ).pid
-
-    return start
+def starter(name: str) -> partial[int]:
+    """Begins the work ``name`` in a folder."""
+    return partial(warm.start, name)
 
 
-def run(folder: Path, command: list[str]) -> subprocess.CompletedProcess[str]:
-    """``command`` in a project, to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", *command],
-        cwd=folder,
-        env=environment(folder),
-        capture_output=True,
-        text=True,
-        check=False,
+def kill(number: int, works: list[Work], folder: Path) -> Iterator[dict[str, Any]]:
+    """One kill, at a random moment of a stage of the pipeline or of the stream."""
+    draw = random.Random(number)
+    *stages, stream = works
+    work = stream if number % STREAM_SHARE == STREAM_SHARE - 1 else draw.choice(stages)
+    project = folder / f"kill-{number}"
+    shutil.rmtree(project, ignore_errors=True)
+    shutil.copytree(folder / CALM / work.before, project, symlinks=True)
+    (project / "output.txt").unlink(missing_ok=True)
+    victim = VICTIMS[number % len(VICTIMS)]
+    one = kill_once(
+        starter(work.name),
+        project,
+        RESULTS,
+        work.expected,
+        victim,
+        draw.uniform(0.0, work.seconds),
+        draw,
     )
-
-
-def damage(work: Path) -> list[dict[str, Any]]:
-    """A bit flipped in each kind of file that the pipeline leaves, and what a further run of all
-    stages says of it."""
-    base = work / "damage"
-    shutil.rmtree(base, ignore_errors=True)
-    folder = small_project(base)
-    command, results = WORKS["pipeline"]
-    run(folder, command)
-    expected, found = hashes(folder, results), []
-    for path in one_of_each_kind(folder, list(expected)):
-        whole = (folder / path).read_bytes()
-        flip_a_bit(folder / path)
-        ended = run(folder, [*command, "--set", "evaluate.bootstrap_samples=21"])
-        message = ended.stderr.strip().splitlines()
-        found.append(
-            {
-                "file": path,
-                "status": ended.returncode,
-                "traceback": "Traceback" in ended.stderr,
-                "message": message[-1] if message else "",
-                "same": hashes(folder, results) == expected,
-            }
+    tidy = not [path for path in (project / warm.TEMPORARY).iterdir() if path.name != ".ses"]
+    differ = []
+    if one.same and tidy:
+        shutil.rmtree(project)
+    else:
+        now = hashes(project, RESULTS)
+        differ = sorted(
+            name for name in now | work.expected if now.get(name) != work.expected.get(name)
         )
-        (folder / path).write_bytes(whole)
-    return found
-
-
-def one_of_each_kind(folder: Path, files: list[str]) -> list[str]:
-    """The first file of each name, numbers and dates aside, that is not empty."""
-    kinds: dict[tuple[str, ...], str] = {}
-    for name in files:
-        if (folder / name).stat().st_size:
-            path = Path(name)
-            letters = "".join(letter for letter in path.name if not letter.isdigit())
-            kinds.setdefault((*path.parts[:2], letters), name)
-    return list(kinds.values())
-
-
-def disks(work: Path) -> list[dict[str, Any]]:
-    """A full and a read-only disk under the pipeline; then room, and a run to the end."""
-    if os.geteuid():
-        return [{"disk": "not tried: mounting needs root"}]
-    command, results = WORKS["pipeline"]
-    expected = hashes(work / "damage", results)
-    found = []
-    base = work / "disk"
-    for kind, options in (("full", f"size={SMALL_DISK}"), ("read-only", "ro")):
-        base.mkdir(exist_ok=True)
-        mount = ["mount", "-t", "tmpfs", "-o", "size=2g", "tmpfs", str(base)]
-        subprocess.run(mount, check=True)
-        try:
-            folder = small_project(base / "project")
-            remount = ["mount", "-o", f"remount,{options}", str(base)]
-            subprocess.run(remount, check=True)
-            ended = run(folder, command)
-            subprocess.run(["mount", "-o", "remount,rw,size=2g", str(base)], check=True)
-            run(folder, command)
-            found.append(
-                {
-                    "disk": kind,
-                    "status": ended.returncode,
-                    "traceback": "Traceback" in ended.stderr,
-                    "message": (ended.stderr.strip().splitlines() or [""])[-1],
-                    "same": hashes(folder, results) == expected,
-                }
-            )
-        finally:
-            subprocess.run(["umount", "-l", str(base)], check=True)
-    return found
-
-
-def summary(rows: list[dict[str, Any]]) -> str:
-    """How many of a job's faults were survived."""
-    same = sum(bool(row.get("same")) for row in rows)
-    return f"{same} of {len(rows)} end with the same bytes"
-
-
-def report(found: dict[str, list[Any]]) -> list[str]:
-    """The page."""
-    lines = [
-        "# Faults",
-        "",
-        "`python -m bench.faults.campaign --work /tmp/faults --kills 100 --write`: a small "
-        "project, two ranks.",
-        "",
-        "| work | kills | of the tree | of the parent | of a child | hit it at work | processes "
-        "left | the same bytes after a second run |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    for work in WORKS:
-        kills = [
-            Kill(**one) for name, rows in found.items() if name.startswith(work) for one in rows
-        ]
-        victims = [sum(one.victim == victim for one in kills) for victim in VICTIMS]
-        lines.append(
-            f"| {work} | {len(kills)} | {' | '.join(map(str, victims))} | "
-            f"{sum(one.hit for one in kills)} | {sum(one.left for one in kills)} | "
-            f"{sum(one.same for one in kills)} |"
-        )
-    lines += ["", "| damaged | exit status | traceback | what is said |", "|---|---:|---|---|"]
-    for row in [*found.get("damage", []), *found.get("disk", [])]:
-        what = row.get("file") or row["disk"]
-        said = str(row.get("message", "")).replace("|", "\\|")
-        lines.append(f"| {what} | {row.get('status', '')} | {row.get('traceback', '')} | {said} |")
-    return lines
+    yield {"work": work.name, **asdict(one), "tidy": tidy, "differ": differ}
 
 
 if __name__ == "__main__":

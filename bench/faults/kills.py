@@ -40,18 +40,26 @@ def campaign(
         results: files and folders, in a folder, that have to be the same.
     """
     draw = random.Random(seed)
-    calm = next(folders)
-    started = time.monotonic()
-    wait_for(psutil.Process(start(calm)), LONGEST_S)
-    seconds = time.monotonic() - started
-    expected = hashes(calm, results)
-    if not expected:
-        raise RuntimeError(f"{calm}: the undisturbed run left none of {', '.join(results)}")
+    seconds, expected = undisturbed(start, next(folders), results)
     found = []
     for _ in range(kills):
         victim, after_s = draw.choice(VICTIMS), draw.uniform(0.0, seconds)
         found.append(kill_once(start, next(folders), results, expected, victim, after_s, draw))
     return found
+
+
+def undisturbed(start: Start, folder: Path, results: list[str]) -> tuple[float, dict[str, str]]:
+    """Seconds that the work takes in ``folder``, and the hashes of its results.
+
+    Raises:
+        RuntimeError: it leaves none.
+    """
+    started = time.monotonic()
+    wait_for(psutil.Process(start(folder)), LONGEST_S)
+    seconds, expected = time.monotonic() - started, hashes(folder, results)
+    if not expected:
+        raise RuntimeError(f"{folder}: the undisturbed run left none of {', '.join(results)}")
+    return seconds, expected
 
 
 def kill_once(
@@ -82,11 +90,22 @@ def strike(
     """SIGKILL for ``victim``; whether there was one."""
     victims = {"the tree": [process, *family], "the parent": [process], "a child": family}[victim]
     if victim == "a child" and family:
-        victims = [draw.choice(family)]
+        victims = [draw.choice(ranks(family) or family)]
     for one in victims:
         with suppress(psutil.NoSuchProcess):
             one.kill()
     return bool(victims)
+
+
+def ranks(family: list[psutil.Process]) -> list[psutil.Process]:
+    """Those of the processes that another one of them has started: ranks, by their server."""
+    ids = {one.pid for one in family}
+    found = []
+    for one in family:
+        with suppress(psutil.NoSuchProcess):
+            if one.ppid() in ids:
+                found.append(one)
+    return found
 
 
 def descendants(process: psutil.Process) -> list[psutil.Process]:

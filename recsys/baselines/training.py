@@ -89,7 +89,7 @@ def train_baselines(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums in one order; the batches are too small for more
     try:
-        with RowProgress("baselines", rows * len(chosen)) as progress:
+        with RowProgress("baselines", rows * len(chosen), counted="by every baseline") as progress:
 
             def run(one: tuple[BaselineName, str]) -> None:
                 name, scope = one

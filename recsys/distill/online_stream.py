@@ -29,7 +29,7 @@ from recsys.data.schema import (
 from recsys.distill.augment_settings import AugmentSettings
 from recsys.distill.score_log import ScoreLog
 from recsys.distill.scoring import ScoringJob, finish_scoring, plan_scoring, score_part
-from recsys.distill.snapshots import SNAPSHOTS_DIR
+from recsys.distill.snapshots import SNAPSHOTS_DIR, drop_weights
 from recsys.distill.stacked_scores import log_stacked_scores
 from recsys.distill.student_checks import check_students
 from recsys.distill.student_settings import StudentsSettings
@@ -267,7 +267,8 @@ def _advance_teacher(job: StreamJob, run: str, folder: Path, windows: int) -> No
     checkpoints = teacher_checkpoints(
         folder / CHECKPOINTS_DIR / TEACHER_DIR, run, job.teacher, continued=True
     )
-    run_teacher(_training(job, job.teacher, folder, TEACHER_DIR, checkpoints))
+    all_kept = job.teacher.model_copy(update={"keep_snapshots": None})  # until they have scored
+    run_teacher(_training(job, all_kept, folder, TEACHER_DIR, checkpoints))
     _mark(folder, teacher=windows)
 
 
@@ -297,6 +298,8 @@ def _score(job: StreamJob, folder: Path) -> None:
     if plans:
         score_part(scoring, plans)
     finish_scoring(scoring)
+    if job.teacher.keep_snapshots is not None:
+        drop_weights(scoring.teacher_dir / SNAPSHOTS_DIR, job.teacher.keep_snapshots)
     if scoring.settings.teacher == "stacked":
         _stack(job, folder, scoring)
 

@@ -27,6 +27,7 @@ from recsys.distill.snapshots import (
     WEIGHTS_DIR,
     Snapshot,
     check_no_look_ahead,
+    has_weights,
     latest_before,
     list_snapshots,
 )
@@ -165,8 +166,22 @@ def plans_of(job: ScoringJob, schema: Schema) -> list[WindowPlan]:
     for window, snapshot in zip(schema.windows, chosen, strict=True):
         manifest = job.windows_dir / window.name / MANIFEST_FILE
         data = manifest.read_bytes() if manifest.is_file() else repr(window)
-        plans.append(WindowPlan(window, snapshot, fingerprint(common, data, snapshot)))
+        plan = WindowPlan(window, snapshot, fingerprint(common, data, snapshot))
+        if snapshot is not None and not has_weights(folder, snapshot) and not _stays(job, plan):
+            plan = WindowPlan(window, None, fingerprint(common, data, None))
+        plans.append(plan)
     return plans
+
+
+def _stays(job: ScoringJob, plan: WindowPlan) -> bool:
+    """Whether a growing job has begun to score the window by this plan."""
+    return job.growing and _marked(job, plan.window.name) == plan.key
+
+
+def _marked(job: ScoringJob, window: str) -> str | None:
+    """The key of the plan by which the window was scored last, as far as is known."""
+    marker = None if job.work_dir is None else job.work_dir / KEYS_DIR / window
+    return marker.read_text() if marker is not None and marker.is_file() else None
 
 
 def choose_snapshots(schema: Schema, snapshots: list[Snapshot]) -> list[Snapshot | None]:
@@ -243,17 +258,17 @@ def _drop_stale(job: ScoringJob, log: ScoreLog, plan: WindowPlan) -> None:
     """Keep what an earlier call with the same key has written, whole or in part; remove anything
     else."""
     name = plan.window.name
-    marker = None if job.work_dir is None else job.work_dir / KEYS_DIR / name
     try:
         done = log.window(name)
     except InputError:  # damaged: scored again
         done = None
         log.drop(name)
-    same = marker is not None and marker.is_file() and marker.read_text() == plan.key
+    same = _marked(job, name) == plan.key
     if same and (done is None or _is_whole(job, log.folder, done)):
         return
     log.drop(name)
-    if marker is not None:
+    if job.work_dir is not None:
+        marker = job.work_dir / KEYS_DIR / name
         marker.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(marker, plan.key.encode())
 

@@ -87,6 +87,24 @@ def list_snapshots(snapshots_dir: Path) -> list[Snapshot]:
     return sorted(found, key=lambda snapshot: (snapshot.high_water_mark, snapshot.name))
 
 
+def drop_weights(snapshots_dir: Path, keep: int) -> None:
+    """Remove the weights of all snapshots but the newest ``keep`` that may score; what each one was
+    stays in its snapshot.json."""
+    for left in snapshots_dir.glob(f"*/*{PARTIAL_SUFFIX}"):
+        shutil.rmtree(left)
+    snapshots = list_snapshots(snapshots_dir)
+    kept = [one.name for one in snapshots if not one.held_back][-keep:]
+    for name in (one.name for one in snapshots if one.name not in kept):
+        weights = snapshots_dir / name / WEIGHTS_DIR
+        if weights.is_dir():  # half-removed ones would pass for whole
+            shutil.rmtree(weights.rename(weights.with_name(f"{WEIGHTS_DIR}{PARTIAL_SUFFIX}")))
+
+
+def has_weights(snapshots_dir: Path, snapshot: Snapshot) -> bool:
+    """Whether the snapshot can still score; see :func:`drop_weights`."""
+    return (snapshots_dir / snapshot.name / WEIGHTS_DIR).is_dir()
+
+
 def latest_before(snapshots: list[Snapshot], time_ms: int) -> Snapshot | None:
     """The newest snapshot, not held back, whose high-water mark is at most ``time_ms``."""
     usable = [s for s in snapshots if not s.held_back and s.high_water_mark <= time_ms]

@@ -32,7 +32,7 @@ from recsys.distill.training_job import TrainingJob, resumable
 from recsys.files import PARTIAL_SUFFIX, fingerprint, folder_state, write_durably, write_json
 from recsys.models.factory import build_ranker
 from recsys.models.settings import ModelSettings
-from recsys.progress import RowProgress
+from recsys.progress import TWICE, RowProgress
 from recsys.provenance import code_of
 from recsys.scratch import scratch
 from recsys.serving.calibrating import calibration_of
@@ -199,7 +199,8 @@ def train_runs(
         _examples(view, run, job.checkpoints) for run, view in zip(runs, views, strict=True)
     ]
     results = {}
-    with RowProgress("students", sum(examples), shown and ranks.rank() == 0) as progress:
+    is_shown = shown and ranks.rank() == 0
+    with RowProgress("students", sum(examples), is_shown, f"{TWICE}, by every arm") as progress:
         for run, view, expected in zip(runs, views, examples, strict=True):
             own = _of_run(job, run)
             history = (
@@ -255,7 +256,8 @@ def _try_recipes(
     views = [_data(schema, trial, job, count) for trial in trials]
     examples = [_examples(view, trial, None) for view, trial in zip(views, trials, strict=True)]
     histories = {}
-    with RowProgress("students' choices", sum(examples), shown and ranks.rank() == 0) as progress:
+    is_shown, counted = shown and ranks.rank() == 0, f"{TWICE}, by every choice"
+    with RowProgress("students' choices", sum(examples), is_shown, counted) as progress:
         for trial, data in zip(trials, views, strict=True):
             kept = _trial_checkpoints(trial, job)
             engine, loss_function = _engine(trial, data, job.train)

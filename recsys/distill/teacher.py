@@ -15,7 +15,13 @@ from torch import Tensor
 from recsys.data.loader import WindowReader
 from recsys.data.schema import Schema, Window, task_columns
 from recsys.distill.early_choice import lowest_ne
-from recsys.distill.snapshots import SNAPSHOTS_DIR, Snapshot, hash_weights, publish
+from recsys.distill.snapshots import (
+    SNAPSHOTS_DIR,
+    Snapshot,
+    drop_weights,
+    hash_weights,
+    publish,
+)
 from recsys.distill.teacher_checks import check_teacher, check_teacher_data
 from recsys.distill.teacher_settings import TeacherSettings
 from recsys.distill.training_job import TrainingJob, resumable
@@ -26,7 +32,7 @@ from recsys.models.factory import build_ranker
 from recsys.models.partition_file import Partition
 from recsys.models.settings import ModelSettings
 from recsys.planning.plan_report import draw_plan
-from recsys.progress import RowProgress
+from recsys.progress import TWICE, RowProgress
 from recsys.provenance import Code, code_of, file_of, modules_named
 from recsys.scratch import scratch
 from recsys.sharding.training_plan import predict_training
@@ -52,6 +58,7 @@ CHECKPOINT_KEYS = {
     "keep_checkpoints",
     "checkpoint_asynchronously",
     "full_checkpoint_every",
+    "keep_snapshots",
 }  # not quantise_checkpoints, which decides what a killed run ends with
 PLACEMENT_KEYS = {
     *LaunchSettings.model_fields,
@@ -211,7 +218,7 @@ def _try_rank(
     reader = WindowReader(job.windows_dir, first_windows=job.settings.rate_auto_windows)
     _, engine, data = _fresh(job, partition, reader)
     loss = partial(label_loss, weights=job.settings.task_weights)
-    with RowProgress("teacher's rate", 2 * data.predicted(), ranks.rank() == 0) as progress:
+    with RowProgress("teacher's rate", 2 * data.predicted(), ranks.rank() == 0, TWICE) as progress:
         return predict_then_train(engine, loss, data, job.output_dir, progress)
 
 
@@ -225,7 +232,7 @@ def _train_rank(
     publisher = _Publisher(engine, settings, output_dir / SNAPSHOTS_DIR, reader.schema.tasks)
     writing = nullcontext() if checkpoints is None else checkpoints.writing()
     with (
-        RowProgress("teacher", 2 * data.predicted(), enabled=ranks.rank() == 0) as progress,
+        RowProgress("teacher", 2 * data.predicted(), ranks.rank() == 0, TWICE) as progress,
         writing,
     ):
         loss = partial(label_loss, weights=settings.task_weights)
@@ -288,6 +295,8 @@ class _Publisher:
             metrics=finite({name: row[name] for name in self._metrics if name in row}),
         )
         publish(self._folder, snapshot, self._engine.save)
+        if self._settings.keep_snapshots is not None and ranks.rank() == 0:
+            drop_weights(self._folder, self._settings.keep_snapshots)
 
 
 def publication_turns(history: list[dict[str, Any]], settings: TeacherSettings) -> list[int]:

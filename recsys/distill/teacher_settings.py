@@ -24,7 +24,9 @@ class TeacherSettings(Settings):
     ``snapshot_every_examples``: publish at the first window's end with so many examples since the
     last snapshot; null: every ``snapshot_every_windows``. ``hold_back_ne_increase``: a snapshot
     whose window NE is more than this fraction above that of the last good one (0.05 is 5 %), or
-    with a NaN anywhere, is written but never scores. ``task_weights``: of the losses of tasks
+    with a NaN anywhere, is written but never scores. ``keep_snapshots``: weights stay of so many
+    snapshots, the newest that may score; null: of all. What the others scored stays; a window that
+    one of them is due to score gets no scores. ``task_weights``: of the losses of tasks
     beside the data's main one, whose weight is 1; 1 where none is given.
     ``checkpoint_every_batches``: besides each window's end, a point to go on from after a kill;
     null for none. ``keep_checkpoints``: how many. ``checkpoint_asynchronously``: training waits for
@@ -41,6 +43,7 @@ class TeacherSettings(Settings):
     snapshot_every_windows: int = Field(default=1, ge=1)
     snapshot_every_examples: int | None = Field(default=None, ge=1)
     hold_back_ne_increase: float = Field(default=0.1, ge=0)
+    keep_snapshots: int | None = Field(default=None, ge=1)
     task_weights: dict[str, NonNegativeFloat] = Field(default={})
     checkpoint_every_batches: int | None = Field(default=None, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)

@@ -13,20 +13,31 @@ class TowerModuleSettings(Settings):
     """What a tower does to its features' embeddings; see recsys/models/tower_modules.py.
 
     ``kind``: ``dot`` (DLRM's), ``cross`` (DCN's), ``pass_through`` (nothing: towers move tables,
-    not the model) or ``package.module:Class`` of a module of one's own, which may read ``options``;
-    null: the architecture's. ``dot`` gives ``vectors`` mixtures of the whole tower (the paper's p)
-    and ``vectors_per_feature`` projections of each feature (c). ``cross`` has ``cross_layers`` of
-    rank ``cross_rank`` (null: the model's) and one vector a tower; a tower of one feature is left
-    as it is, or, with ``cross_singletons``, goes through the cross layers and is not projected.
+    not the model) or ``package.module:Class`` of a module of one's own, which may read ``options``
+    and runs only with ``allow_code: true``; null: the architecture's. ``dot`` gives ``vectors``
+    mixtures of the whole tower (the paper's p) and ``vectors_per_feature`` projections of each
+    feature (c). ``cross`` has ``cross_layers`` of rank ``cross_rank`` (null: the model's) and one
+    vector a tower; a tower of one feature is left as it is, or, with ``cross_singletons``, goes
+    through the cross layers and is not projected.
     """
 
     kind: str | None = None
+    allow_code: bool = False
     vectors: NonNegativeInt = 0
     vectors_per_feature: NonNegativeInt = 1
     cross_layers: PositiveInt = 1
     cross_rank: PositiveInt | None = None
     cross_singletons: bool = False
     options: dict[str, Any] = Field(default={})
+
+    @model_validator(mode="after")
+    def _runs_only_what_is_allowed(self) -> "TowerModuleSettings":
+        if self.kind is not None and ":" in self.kind and not self.allow_code:
+            raise ValueError(
+                f"kind: {self.kind} runs code that is not this library's; allow it by "
+                "allow_code: true"
+            )
+        return self
 
     @model_validator(mode="after")
     def _gives_something(self) -> "TowerModuleSettings":

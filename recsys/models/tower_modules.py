@@ -16,7 +16,7 @@ A tower module is a class with ``__init__(features, settings)``, the attribute `
             return self.project(embeddings.mean(dim=1))
 
     # the settings of towers, as YAML
-    module: {enabled: true, dimension: 32, kind: "my_towers:MeanTower"}
+    module: {enabled: true, dimension: 32, kind: "my_towers:MeanTower", allow_code: true}
 """
 
 import importlib

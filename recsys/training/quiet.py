@@ -12,6 +12,7 @@ LOGGERS = (
     "torch.fx._symbolic_trace",
     "torchrec.distributed.comm",  # names the process groups of hosts
     "torchrec.distributed.planner.types",
+    "torchrec.distributed.utils",  # of data-parallel tables: what a cache would do
 )
 # Of data-parallel tables: how it was registered, not what it computes
 DENSE_KERNEL = "fbgemm::dense_embedding"
@@ -24,10 +25,10 @@ DEPRECATED = (
 
 
 @contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Hide DEPRECATED, a warning of FBGEMM and the chatter of ``LOGGERS``; any
-    other warning is shown, errors are raised as ever."""
-    loggers = [logging.getLogger(name) for name in LOGGERS]
+def quiet_libraries(names: tuple[str, ...] = LOGGERS) -> Iterator[None]:
+    """Hide DEPRECATED, a warning of FBGEMM and the chatter of the loggers ``names``; any other
+    warning is shown, errors are raised as ever."""
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)

@@ -20,8 +20,9 @@ from recsys.training.failures import LostPeerError
 from recsys.training.launch import launch
 from recsys.training.resume import Checkpoints, Position
 from recsys.training.settings import TrainSettings
-from tests.support.agents import Agent, free_port, start_agent
+from tests.support.agents import Agent, start_agent
 from tests.support.engines import STEPS, everything, make_engine, settings_for, train_steps
+from tests.support.ports import free_port
 
 LOST_AT = 3
 BOUND_S = 90

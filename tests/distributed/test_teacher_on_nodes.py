@@ -8,9 +8,10 @@ import pytest
 from recsys.distill.teacher import train_teacher
 from recsys.distill.training_job import TrainingJob
 from recsys.training.settings import TrainSettings
-from tests.support.agents import free_port, start_agent
+from tests.support.agents import start_agent
 from tests.support.files import contents
 from tests.support.killing import BOUND_S
+from tests.support.ports import free_port
 from tests.support.toy_stream import TEACHER, TRAIN
 
 

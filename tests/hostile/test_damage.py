@@ -2,7 +2,6 @@
 from it."""
 
 import shutil
-import sys
 from argparse import Namespace
 from collections.abc import Callable
 from importlib import import_module
@@ -10,10 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from flows.command_line import STATUS_OF_A_MISTAKE, exit_status, run_stage_flow
+from flows.command_line import (
+    STATUS_OF_A_MISTAKE,
+    apply_overrides,
+    exit_status,
+    run_stage_flow,
+)
+from flows.pipeline import STAGES
 from recsys.files import folder_state
 from tests.support.files import flip_a_bit
-from tests.support.projects import copy_project, run
+from tests.support.projects import copy_project
+from tests.support.stages import run_stages
 
 SETTINGS = {
     "data.max_windows": "4",
@@ -25,9 +31,9 @@ SETTINGS = {
     "teacher.model.over_layers": "[16]",
     "students.seeds": "[1]",
     "towers.partition.probe_windows": "2",
-    "students.auto_windows": "2",
-    "students.table_learning_rate": "null",  # rows: auto takes long enough
-    "teacher.rate_auto_windows": "2",
+    "teacher.table_learning_rate": "null",
+    "students.table_learning_rate": "null",
+    "students.distillation.rows": "own",
     "evaluate.first_evaluation_window": "2",
     "evaluate.bootstrap_samples": "20",
 }
@@ -38,12 +44,14 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small project whose pipeline has run once."""
+    """A small project all of whose stages have run."""
     folder = copy_project(tmp_path_factory.mktemp("project"))
     description = folder / "params/datasets/synthetic.yaml"
     description.write_text(description.read_text().replace(ROWS_LINE, FEWER_ROWS))
-    options = [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
-    run(folder, sys.executable, "-m", "flows.pipeline", *options)
+    with pytest.MonkeyPatch.context() as within:
+        within.chdir(folder)
+        apply_overrides(SETTINGS)
+        run_stages(*STAGES)
     return folder
 
 

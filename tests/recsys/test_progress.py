@@ -3,7 +3,7 @@
 import pytest
 
 import recsys.progress
-from recsys.progress import RowProgress
+from recsys.progress import TWICE, RowProgress
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +29,15 @@ def test_what_was_expected_is_forgotten_where_more_rows_come(
     first, second, _ = capsys.readouterr().err.splitlines()
     assert first.startswith("ingest: 10 of 10 rows, ") and first.endswith(" 0 s left")
     assert second.startswith("ingest: 12 rows, ") and "left" not in second
+
+
+def test_the_last_line_says_why_there_are_more_rows_than_the_log_has(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with RowProgress("teacher", 0, counted=TWICE) as progress:
+        progress.advance(480)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("teacher: 480 rows (each predicted, then trained on) in ")
 
 
 def test_a_note_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 is lost."""
 
 import pickle
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -74,9 +73,3 @@ def _use_server(address: str) -> None:
     server: Any = forkserver._forkserver  # type: ignore[attr-defined]
     server._forkserver_address = address
     forkserver.ensure_running = server.ensure_running = lambda: None
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]

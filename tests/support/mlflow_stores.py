@@ -1,9 +1,20 @@
 """MLflow stores for tests."""
 
 import os
+import time
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+WAIT_SECONDS = 120
+
+
+def wait_until_delivered(project: Path) -> None:
+    """Wait for the process that gives MLflow what the project's commands have recorded."""
+    end = time.monotonic() + WAIT_SECONDS
+    while any(project.glob(".tracking/*/record.json")):
+        assert time.monotonic() < end, (project / ".tracking/courier.log").read_text()
+        time.sleep(0.1)
 
 
 @cache

@@ -143,7 +143,7 @@ def towers(project: Path) -> Iterator[Path]:
     files = [project / "dvc.yaml", project / "params/towers.yaml"]
     saved = [path.read_text() for path in files]
     settings = yaml.safe_load(saved[1])
-    settings["module"]["kind"] = "my_towers:Mine"
+    settings["module"] |= {"kind": "my_towers:Mine", "allow_code": True}
     files[1].write_text(yaml.safe_dump(settings))
     (project / "my_towers.py").write_text(TOWER)
     yield project

@@ -13,6 +13,7 @@ from recsys.training.settings import TrainSettings
 from tasks.overrides import apply_overrides
 from tasks.project import TUNE_REPORT
 from tasks.tracking import connect
+from tests.support.mlflow_stores import wait_until_delivered
 from tests.support.toy_stream import write_windows
 
 PARAMS = Path(__file__).parents[2] / "params"
@@ -105,6 +106,7 @@ def test_it_mends_a_bad_default_and_keeps_all_else(
 
 def check_runs(trials: int) -> None:
     """One MLflow run for the study, with the report, and one under it for each trial."""
+    wait_until_delivered(Path())
     mlflow, experiment_id = connect()
     client = mlflow.MlflowClient()
     runs = client.search_runs([experiment_id], "tags.kind = 'tune'")

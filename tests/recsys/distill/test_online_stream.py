@@ -93,16 +93,22 @@ def test_windows_one_at_a_time_are_taken_when_the_next_one_is_there_and_give_the
     assert contents(tmp_path / "again") == batch
 
 
-def test_windows_at_once_bound_what_a_call_takes(
+def test_windows_at_once_bound_what_a_call_takes_and_one_snapshots_weights_are_enough(
     windows_dir: Path, batch: dict[str, bytes], tmp_path: Path
 ) -> None:
-    job = replace(job_of(windows_dir, tmp_path, finished=True), windows_at_once=3)
+    teacher = TEACHER.model_copy(update={"keep_snapshots": 1})
+    job = replace(job_of(windows_dir, tmp_path, finished=True), windows_at_once=3, teacher=teacher)
     assert [advance(job, tmp_path / f"output-{call}").new for call in range(3)] == [
         NAMES[:3],
         NAMES[3:],
         [],
     ]
-    assert contents(tmp_path / "output-2") == batch
+    gone = batch.keys() - contents(tmp_path / "output-2").keys()
+    assert gone
+    assert all("weights" in Path(path).parts for path in gone)
+    left = {path: data for path, data in batch.items() if path not in gone}
+    assert contents(tmp_path / "output-2") == left
+    assert len({Path(path).parts[2] for path in left if "weights" in Path(path).parts}) == 1
 
 
 def test_a_call_counts_and_hashes_nothing_of_windows_that_are_done_again(

@@ -2,6 +2,7 @@
 again."""
 
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from recsys.distill.scoring import (
     score_part,
     scoring_speed,
 )
-from recsys.distill.snapshots import list_snapshots
+from recsys.distill.snapshots import SNAPSHOTS_DIR, drop_weights, list_snapshots
 from recsys.distill.teacher import train_teacher
 from recsys.distill.training_job import TrainingJob
 from tests.support.files import contents
@@ -139,6 +140,20 @@ def test_withdrawn_snapshot_is_rescored_by_the_one_before_it(
     assert [plan.window.name for plan in plan_scoring(withdrawn)] == ["w2"]
     run(withdrawn)
     assert ScoreLog(job.log_dir).used() == {"w0": ["w1", "w2"], "w2": ["w3"]}
+
+
+def test_a_window_whose_snapshots_weights_are_gone_gets_no_scores_and_the_others_the_same(
+    job: ScoringJob, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    kept = tmp_path / "teacher"
+    shutil.copytree(job.teacher_dir, kept)
+    drop_weights(kept / SNAPSHOTS_DIR, keep=2)
+    run(replace(job, teacher_dir=kept))
+    last = WINDOWS[-1].name
+    assert list(ScoreLog(job.log_dir).used().values()) == [[last]]
+    own = {name: data for name, data in contents(job.log_dir).items() if name.startswith(last)}
+    assert own
+    assert own.items() <= undisturbed.items()
 
 
 def test_shares_of_the_windows_scored_apart_give_the_same_log(

@@ -12,6 +12,8 @@ from recsys.distill.snapshots import (
     LookAheadError,
     Snapshot,
     check_no_look_ahead,
+    drop_weights,
+    has_weights,
     hash_weights,
     latest_before,
     list_snapshots,
@@ -69,6 +71,17 @@ def test_publish_is_whole_or_absent(tmp_path: Path) -> None:
     publish(tmp_path, snapshot(0), save)
     assert list_snapshots(tmp_path) == [snapshot(0)]
     assert not (tmp_path / "w0" / "weights" / "half").exists()
+
+
+def test_weights_stay_of_the_newest_that_may_score_and_what_all_were_stays(tmp_path: Path) -> None:
+    snapshots = [snapshot(0), snapshot(1), snapshot(2), snapshot(3, held_back=True)]
+    for one in snapshots:
+        publish(tmp_path, one, lambda folder: (folder / "weights").touch())
+    (tmp_path / "w0/weights").rename(tmp_path / "w0/weights.partial")  # as a killed process leaves
+    drop_weights(tmp_path, keep=1)
+    assert [has_weights(tmp_path, one) for one in snapshots] == [False, False, True, False]
+    assert not list(tmp_path.rglob("*.partial"))
+    assert list_snapshots(tmp_path) == snapshots
 
 
 def test_broken_snapshot_file_is_named(tmp_path: Path) -> None:

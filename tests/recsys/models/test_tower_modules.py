@@ -75,7 +75,7 @@ def test_a_crossed_single_feature_keeps_its_width() -> None:
 
 
 def test_a_module_of_ones_own_is_named_by_its_import_path() -> None:
-    chosen = settings(kind=f"{__name__}:MeanTower", options={"scale": 2.0})
+    chosen = settings(kind=f"{__name__}:MeanTower", allow_code=True, options={"scale": 2.0})
     tower = build_tower(3, chosen)
     assert tower_width(tower) == 4
     assert type(tower).__name__ == "MeanTower"
@@ -88,8 +88,14 @@ def test_a_module_of_ones_own_is_named_by_its_import_path() -> None:
 )
 def test_an_unknown_kind_is_an_input_error(kind: str) -> None:
     with pytest.raises(InputError, match=r"^ModelSettings: key 'tower_module.kind'") as error:
-        build_tower(3, settings(kind=kind))
+        build_tower(3, settings(kind=kind, allow_code=True))
     assert "dot, cross, pass_through or package.module:Class" in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["os:system", "../x:Y", "my_towers:MeanTower"])
+def test_a_class_of_ones_own_has_to_be_allowed_in_words(kind: str) -> None:
+    with pytest.raises(ValueError, match=r"runs code .* allow it by allow_code: true"):
+        settings(kind=kind)
 
 
 def test_dlrm_takes_whole_vectors_only() -> None:

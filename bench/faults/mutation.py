@@ -1,0 +1,256 @@
+"""Faults put into the library by a mutation tester: do the tests beside a file see them?
+
+    pip install --no-deps --target /tmp/cosmic cosmic-ray==8.7.0 parso stevedore decorator \\
+        exit-codes attrs gitpython yattag anybadge toml
+    PYTHONPATH=$PWD:/tmp/cosmic python -m bench.faults.mutation --work /tmp/mutants --sample 40
+
+Cosmic Ray's operators make all mutants of each package; a seeded sample of them is tried, each in a
+copy of the project and a process forked from one that has imported the libraries. Only the tests of
+the mirrored folder that import the mutated module run: first those that start no ranks, then, if
+the mutant survives, those that do (``--ranks``). Goes on where the last call stopped.
+"""
+
+import argparse
+import ast
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from queue import Queue
+
+PACKAGES = ("distill", "towers", "sharding", "training", "data", "evaluation")
+COPIED = ("flows", "tasks", "recsys", "tests", "bench", "params", "pyproject.toml", "dvc.yaml")
+RESULT_FILE = "mutants.jsonl"
+CPU_SECONDS, WALL_SECONDS = 120, 900
+NONE_COLLECTED = 5  # pytest's exit status
+WARM = ("torch", "torchrec", "polars", "pandas", "hypothesis", "pydantic", "scipy.stats", "psutil")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change of a file: Cosmic Ray's operator and which of the places where it applies."""
+
+    path: str
+    operator: str
+    occurrence: int
+    line: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--work", type=Path, required=True, help="folder for copies and results")
+    parser.add_argument("--sample", type=int, default=40, help="mutants per package")
+    parser.add_argument("--packages", nargs="+", default=PACKAGES, choices=PACKAGES)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--at-once", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="then stop")
+    parser.add_argument("--ranks", action="store_true", help="survivors meet the tests of ranks")
+    parser.add_argument("--again", action="store_true", help="try survivors anew: tests have come")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + options.seconds
+    known = results(options.work)
+    free: Queue[Path] = Queue()
+    for number in range(options.at_once):
+        free.put(copy_of_the_project(options.work / f"copy-{number}"))
+    samples = [sample(package, options.sample, options.seed) for package in options.packages]
+    warm_up()
+
+    def one(mutant: Mutant) -> None:
+        done = known.get(mutant)
+        if time.monotonic() > end or (done is not None and (done != "survived" or not again)):
+            return
+        copy = free.get()
+        try:
+            found = verdict(mutant, copy, options.ranks)
+        finally:
+            free.put(copy)
+        with (options.work / RESULT_FILE).open("a") as file:
+            file.write(json.dumps({**asdict(mutant), "verdict": found}) + "\n")
+        print(f"{found}: {mutant.path}:{mutant.line} {mutant.operator}", flush=True)
+
+    again = options.again or options.ranks
+    with ThreadPoolExecutor(options.at_once) as pool:
+        # One of each package after the other: a call that is stopped leaves samples of like size
+        for group in zip(*samples, strict=False):
+            for mutant in group:
+                pool.submit(one, mutant)
+    print("\n".join(table(results(options.work))))
+
+
+def sample(package: str, size: int, seed: int) -> list[Mutant]:
+    """A seeded sample of the mutants of a package."""
+    mutants = [one for path in sorted(Path("recsys", package).rglob("*.py")) for one in of(path)]
+    random.Random(seed).shuffle(mutants)
+    chosen: list[Mutant] = []
+    for mutant in mutants:
+        if len(chosen) == size:
+            break
+        if changes_more_than_annotations(mutant):
+            chosen.append(mutant)
+    return chosen
+
+
+def of(path: Path) -> Iterator[Mutant]:
+    """All mutants of a file."""
+    from cosmic_ray.ast import ast_nodes, get_ast_from_path
+    from cosmic_ray.plugins import get_operator, operator_names
+
+    tree = get_ast_from_path(path)
+    for name in operator_names():
+        operator = get_operator(name)
+        if operator.arguments():
+            continue
+        places = (
+            start for node in ast_nodes(tree) for start, _ in operator().mutation_positions(node)
+        )
+        for occurrence, (line, _) in enumerate(places):
+            yield Mutant(path.as_posix(), name, occurrence, line)
+
+
+def mutated(mutant: Mutant) -> str:
+    """The file's source with the change."""
+    from cosmic_ray.mutating import mutate_code
+    from cosmic_ray.plugins import get_operator
+
+    operator = get_operator(mutant.operator)()
+    source = mutate_code(Path(mutant.path).read_text(), operator, mutant.occurrence)
+    assert source is not None
+    return source
+
+
+def changes_more_than_annotations(mutant: Mutant) -> bool:
+    """Whether something that runs differs: not a type, which nothing tests but the type checker."""
+    return _code(mutated(mutant)) != _code(Path(mutant.path).read_text())
+
+
+def _code(source: str) -> str:
+    """The source without its annotations."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            node.returns = None
+        if isinstance(node, ast.arg):
+            node.annotation = None
+        if isinstance(node, ast.AnnAssign):
+            node.annotation = ast.Constant(None)
+    return ast.dump(tree)
+
+
+def tests_beside(path: Path) -> list[str]:
+    """The test files of the mirrored folder that name the module, or all of the folder's."""
+    folder = Path("tests") / path.parent
+    module = re.compile(rf"\b{re.escape('.'.join(path.with_suffix('').parts))}\b")
+    files = sorted(folder.rglob("test_*.py"))
+    return [one.as_posix() for one in files if module.search(one.read_text())] or [
+        one.as_posix() for one in files
+    ]
+
+
+def verdict(mutant: Mutant, copy: Path, ranks: bool) -> str:
+    """Killed, survived, or without a test."""
+    target = copy / mutant.path
+    whole = Path(mutant.path).read_text()
+    tests = tests_beside(Path(mutant.path))
+    target.write_text(mutated(mutant))
+    try:
+        statuses = [tried(copy, tests, "not slow and not ranks")]
+        if ranks and statuses[0] in (0, NONE_COLLECTED):
+            statuses.append(tried(copy, tests, "ranks"))
+    finally:
+        target.write_text(whole)
+    if all(one in (0, NONE_COLLECTED) for one in statuses):
+        return "survived"
+    return "killed"
+
+
+def tried(copy: Path, tests: list[str], marks: str) -> int:
+    """pytest's exit status in a forked process; its time is bounded."""
+    child = os.fork()
+    if not child:
+        _test(copy, tests, marks)
+    end = time.monotonic() + WALL_SECONDS
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > end:
+            os.killpg(child, signal.SIGKILL)
+        time.sleep(0.2)
+
+
+def _test(copy: Path, tests: list[str], marks: str) -> None:
+    import pytest
+
+    try:
+        os.setsid()
+        os.chdir(copy)
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+        output = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.environ["PYTHONPATH"] = str(copy)
+        sys.path = [str(copy), *(one for one in sys.path if Path(one) != Path.cwd())]
+        base = f"--basetemp={copy / 'tmp'}"
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", base, "-m", marks]
+        os._exit(int(pytest.main([*options, *tests])))
+    finally:
+        os._exit(1)
+
+
+def warm_up() -> None:
+    """Import what every test needs of others, and nothing of this project."""
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    sys.dont_write_bytecode = True
+    for name in WARM:
+        __import__(name)
+
+
+def copy_of_the_project(folder: Path) -> Path:
+    """A new copy, whose files are changed."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in COPIED:
+        if Path(name).is_dir():
+            shutil.copytree(name, folder / name, ignore=ignored)
+        else:
+            shutil.copy(name, folder)
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    return folder.resolve()
+
+
+def results(folder: Path) -> dict[Mutant, str]:
+    """The last verdict on each mutant."""
+    path = folder / RESULT_FILE
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    found = {}
+    for row in rows:
+        word = row.pop("verdict")
+        found[Mutant(**row)] = word
+    return found
+
+
+def table(found: dict[Mutant, str]) -> list[str]:
+    """Killed and survived, by package."""
+    lines = ["| package | mutants | killed | share |", "|---|---:|---:|---:|"]
+    for package in PACKAGES:
+        words = [word for one, word in found.items() if one.path.startswith(f"recsys/{package}/")]
+        if words:
+            killed = words.count("killed")
+            lines.append(f"| {package} | {len(words)} | {killed} | {killed / len(words):.0%} |")
+    return lines
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Commands of the project in processes forked from one that has imported everything.
+
+Each such process does what the command does, for its work alone: imports, ten seconds per process,
+are paid once. The server that its ranks are forked from, and DVC's commands, are forked likewise;
+they are processes of their own, children of the command's, as they are elsewhere.
+"""
+
+import os
+import sys
+import tempfile
+import traceback
+from contextlib import suppress
+from multiprocessing import get_context, util
+from pathlib import Path
+from typing import Any, NoReturn
+
+import dvc.cli
+import mlflow.pyfunc  # noqa: F401
+
+from flows.augment import augment
+from flows.baselines import baselines
+from flows.command_line import exit_status
+from flows.evaluate import evaluate
+from flows.ingest import ingest
+from flows.partition import partition
+from flows.register import register
+from flows.stream import stream
+from flows.students import students
+from flows.teacher import teacher
+from recsys.training.launch import start_server
+from tasks import tracking, versioning
+from tasks.checks import check_before, check_settings_and_data
+from tasks.project import alone
+from tests.support import warm  # noqa: F401 (what each process would work out anew)
+
+STAGES = (ingest, baselines, partition, teacher, augment, students, evaluate, register)
+NAMES = tuple(stage.name for stage in STAGES)
+STREAM = stream.name
+TEMPORARY = "tmp"  # TMPDIR of a command, in its project
+
+
+def up_to(last: str) -> None:
+    """The stages up to ``last`` that are not up to date, in order, as ``towerflow run`` does
+    without a Prefect server, and as ``dvc repro`` runs them."""
+    names = NAMES[: NAMES.index(last) + 1]
+    with alone("running the pipeline"):
+        check_before(ingest.name)
+        stale = versioning.settled_stages(*names)
+        for stage in STAGES:
+            if stage.name in stale:
+                stage.fn()
+                versioning.commit_stage(stage.name)
+                later = names[names.index(stage.name) + 1 :]
+                stale = versioning.stale_stages(*later) if later else set()
+            if stage is ingest:
+                check_settings_and_data()
+
+
+def start(work: str, folder: Path) -> int:
+    """Begin ``work``, the pipeline up to a stage or the stream, in the project in ``folder``; its
+    output is added to output.txt there. The id of its process."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    process = context.Process(target=_work, args=(work, folder))
+    process.start()
+    assert process.pid is not None
+    return process.pid
+
+
+def _work(work: str, folder: Path) -> NoReturn:
+    os.chdir(folder)
+    output = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for descriptor in (sys.stdout.fileno(), sys.stderr.fileno()):
+        os.dup2(output, descriptor)
+    temporary = folder / TEMPORARY
+    temporary.mkdir(exist_ok=True)
+    os.environ["TMPDIR"] = str(temporary)
+    tempfile.tempdir = None
+    versioning._dvc = _dvc
+    util.spawnv_passfds = _fork_the_server
+    start_server()  # now, while this process has one thread
+    util.spawnv_passfds = _spawn  # where that one is killed
+    status = 1
+    try:
+        # What is recorded waits in .tracking: to import MLflow takes the courier five seconds
+        with tracking.by_courier():
+            status = exit_status(stream.fn if work == STREAM else lambda: up_to(work))
+    except BaseException:
+        traceback.print_exc()
+    print(f"status {status}", flush=True)
+    sys.exit(status)
+
+
+_spawn = util.spawnv_passfds
+
+
+def _fork_the_server(path: Any, arguments: Any, descriptors: Any) -> int:
+    """A fork in place of a new interpreter, for multiprocessing's server."""
+    if "forkserver" not in str(arguments[-1]):
+        return _spawn(path, arguments, descriptors)
+    child = os.fork()
+    if child:
+        return child
+    with _always_exit():
+        kept = sorted({0, 1, 2, *descriptors})
+        for low, high in zip(kept, [*kept[1:], os.sysconf("SC_OPEN_MAX")], strict=True):
+            os.closerange(low + 1, high)
+        exec(arguments[-1], {})
+    raise AssertionError
+
+
+def _dvc(*arguments: str) -> str:
+    """:func:`tasks.versioning._dvc`, by a fork."""
+    with tempfile.TemporaryFile("w+") as printed:
+        child = os.fork()
+        if not child:
+            with _always_exit():
+                os.dup2(printed.fileno(), 1)
+                sys.stdout = os.fdopen(1, "w", closefd=False)
+                status = dvc.cli.main(list(arguments))
+                sys.stdout.flush()
+                os._exit(status)
+        _, status = os.waitpid(child, 0)
+        printed.seek(0)
+        if status:
+            raise RuntimeError(f"dvc {' '.join(arguments)}: status {status}")
+        return printed.read()
+
+
+class _always_exit(suppress):  # noqa: N801
+    """The process ends with the block, whatever happens in it."""
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
+        if error is not None and kind is not SystemExit:
+            traceback.print_exc()
+        os._exit(0 if error is None else 1)
