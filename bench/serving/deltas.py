@@ -19,7 +19,7 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from bench.serving.latency import ENCODER, made_rows
-from bench.shared.report import machine_lines, print_report
+from bench.shared.report import machine_lines, print_table
 from recsys.data.encoder import Encoder
 from recsys.data.encoder_format import IdEncoding
 from recsys.data.schema import CategoricalFeature, Schema
@@ -116,24 +116,23 @@ def main() -> None:
     parser.add_argument("--report", type=Path, help="where the Markdown goes, too")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    title = "Deltas: what changed, beside the whole model"
+    head = machine_lines(title, "python -m bench.serving.deltas", {"threads": "1"})
     with TemporaryDirectory(dir=Path.cwd()) as name:
         scratch = Path(name)
         old, *new = options.exports or made_exports(scratch)
         table = [line(old, one, scratch) for one in new]
-    title = "Deltas: what changed, beside the whole model"
-    text = [
-        *machine_lines(title, "python -m bench.serving.deltas", {}),
-        "",
+    about = [
         "Each run checks that tables and predictions are those of the whole model, bit by bit.",
         f"Medians of {REPEATS}. `publish`: compare tables, write the delta and the whole model",
         "(hard links); `apply`: a running server looks, until it answers by the new model;",
         "`pause`: of these, while no prediction runs; `load`: of the whole model.",
-        "",
+    ]
+    columns = [
         "| of | rows | changed | delta MiB | full MiB | publish s | apply s | pause ms | load s |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
-        *table,
     ]
-    print_report("\n".join(text) + "\n", options.report)
+    print_table(head, about, [*columns, *table], options.report)
 
 
 if __name__ == "__main__":

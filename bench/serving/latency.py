@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.shared.report import machine_lines, print_report
+from bench.shared.report import machine_lines, print_table
 from recsys.data.encoder import Encoder
 from recsys.data.encoder_format import DenseEncoding, IdEncoding, RawColumn
 from recsys.data.schema import CategoricalFeature, Schema
@@ -184,6 +184,7 @@ def main() -> None:
     parser.add_argument("--report", type=Path, help="where the Markdown goes, too")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    head = machine_lines("Serving: how long a prediction takes", COMMAND, {"threads": "1"})
     with TemporaryDirectory() as scratch:
         folder = options.export or Path(scratch) / "export"
         if options.export is None:
@@ -191,7 +192,6 @@ def main() -> None:
         predictor = Predictor.load(folder)
         rows = made_rows(BATCH) if options.export is None else predictor.example_rows()
         table = [*library_lines(predictor, rows), *contenders(), *http_lines(folder, rows)]
-    title = "Serving: how long a prediction takes"
     shape = (
         f"{options.export}"
         if options.export
@@ -200,17 +200,12 @@ def main() -> None:
             f"of {TABLE_ROWS:,} rows, random weights"
         )
     )
-    text = [
-        *machine_lines(title, COMMAND, {"threads": "1"}),
-        "",
+    about = (
         f"{shape}. Milliseconds of {REPETITIONS} calls after 20; the contenders always have the "
-        f"made shape, PyTorch on one thread.",
-        "",
-        "| what | rows | median | p99 |",
-        "|---|---:|---:|---:|",
-        *table,
-    ]
-    print_report("\n".join(text) + "\n", options.report)
+        f"made shape, PyTorch on one thread."
+    )
+    columns = ["| what | rows | median | p99 |", "|---|---:|---:|---:|"]
+    print_table(head, [about], [*columns, *table], options.report)
 
 
 if __name__ == "__main__":

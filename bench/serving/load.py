@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 
 from bench.serving.latency import made_export, made_rows
-from bench.shared.report import machine_lines, print_report
+from bench.shared.report import machine_lines, print_table
 
 CONNECTIONS, SHARE, WARM_SECONDS, CAPACITY_SECONDS = 4, 0.8, 5.0, 15.0
 BODIES = 4096  # of one row each; 16 categories of 5,000 values
@@ -156,14 +156,10 @@ def main() -> None:
         made_export(folder)
         head = machine_lines("A server under load", COMMAND, {})
         table = measured(folder, options.seconds)
-    text = [
-        *head,
-        "",
-        "One row per request, over loopback; the asking process shares the cores with the server.",
-        "",
-        *table,
-    ]
-    print_report("\n".join(text) + "\n", options.report)
+    about = (
+        "One row per request, over loopback; the asking process shares the cores with the server."
+    )
+    print_table(head, [about], table, options.report)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from bench.shared.report import machine_lines, print_report
+from bench.shared.report import machine_lines, print_table
 from recsys.data.encoder import Encoder
 from recsys.data.schema import Schema, window_parts
 from recsys.distill.distillation_settings import DistillationSettings
@@ -129,26 +129,24 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--report", type=Path, help="where the Markdown goes, too")
     options = parser.parse_args()
+    title = "Tables of fewer bits: what they cost"
+    head = machine_lines(title, "python -m bench.serving.precision RUN ...", {})
     with TemporaryDirectory() as scratch:
         table = [
             line
             for run in options.runs
             for line in lines_of(run.absolute(), options.seeds, Path(scratch) / run.name)
         ]
-    text = [
-        *machine_lines(
-            "Tables of fewer bits: what they cost", "python -m bench.serving.precision RUN ...", {}
-        ),
-        "",
+    about = [
         f"Plain students of the default shape, {len(options.seeds)} seeds, trained on all windows",
         "but the last and judged on it. The change of NE is paired by row; its 95 % interval is",
         "over users and seeds. MiB: of the tables.",
-        "",
+    ]
+    columns = [
         "| run | student | rows | tables | MiB | NE | change of NE |",
         "|---|---|---:|---|---:|---:|---:|",
-        *table,
     ]
-    print_report("\n".join(text) + "\n", options.report)
+    print_table(head, about, [*columns, *table], options.report)
 
 
 if __name__ == "__main__":

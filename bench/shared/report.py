@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +31,13 @@ def print_report(text: str, report: Path | None) -> None:
     print(text)
     if report is not None:
         report.write_text(text)
+
+
+def print_table(
+    head: Sequence[str], about: Sequence[str], table: Sequence[str], report: Path | None
+) -> None:
+    """As :func:`print_report`: what :func:`machine_lines` gives, lines of text, and a table."""
+    print_report("\n".join([*head, "", *about, "", *table]) + "\n", report)
 
 
 def machine_line() -> str:
