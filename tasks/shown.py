@@ -1,5 +1,6 @@
 """What Prefect's interface shows of a run: a name that says what it works on, and its result."""
 
+import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -68,7 +69,9 @@ def tell_of_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) 
         if not isinstance(block, NotificationBlock):
             raise InputError("it is no notification block")
         said = f"{flow_run.name}: {state.message}\n{url_for(flow_run) or ''}"
-        block.notify(said, subject=f"{flow.name} has failed")
+        told = block.notify(said, subject=f"{flow.name} has failed")
+        if isinstance(told, Coroutine):  # of a block of one's own, as the base class has it
+            asyncio.run(told)
     except Exception as error:  # the run's own failure is what counts
         logger.warning(
             "%s: key 'failure_block': %s was not told: %s",

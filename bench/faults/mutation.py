@@ -103,8 +103,8 @@ def sample(package: str, size: int, seed: int) -> list[Mutant]:
 
 def of(path: Path) -> Iterator[Mutant]:
     """All mutants of a file."""
-    from cosmic_ray.ast import ast_nodes, get_ast_from_path
-    from cosmic_ray.plugins import get_operator, operator_names
+    from cosmic_ray.ast import ast_nodes, get_ast_from_path  # pyright: ignore[reportMissingImports]
+    from cosmic_ray.plugins import get_operator, operator_names  # pyright: ignore[reportMissingImports]
 
     tree = get_ast_from_path(path)
     for name in operator_names():
@@ -120,8 +120,8 @@ def of(path: Path) -> Iterator[Mutant]:
 
 def mutated(mutant: Mutant) -> str:
     """The file's source with the change."""
-    from cosmic_ray.mutating import mutate_code
-    from cosmic_ray.plugins import get_operator
+    from cosmic_ray.mutating import mutate_code  # pyright: ignore[reportMissingImports]
+    from cosmic_ray.plugins import get_operator  # pyright: ignore[reportMissingImports]
 
     operator = get_operator(mutant.operator)()
     source = mutate_code(Path(mutant.path).read_text(), operator, mutant.occurrence)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -67,7 +68,9 @@ class DataView:
     @property
     def parts(self) -> list[Part]:
         """What learns in each pass over a window."""
-        return [*(["dense"] * self.dense_passes), "tables"] if self.dense_passes else ["all"]
+        if self.dense_passes == 0:
+            return ["all"]
+        return [*repeat("dense", self.dense_passes), "tables"]
 
     def predicted(self, first_window: int = 0) -> int:
         """Examples over all windows from ``first_window`` on."""
