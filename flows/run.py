@@ -28,14 +28,10 @@ def run(options: argparse.Namespace) -> None:
                 "Eight stages, from the raw log to registered students; those that are up to date "
                 "are skipped. Ctrl-C stops it; the same command resumes."
             )
-            from tasks.temporary_server import temporary_server
+            from flows.pipeline import pipeline
+            from tasks.calling import run_flow
 
-            with temporary_server() as wait_for_server:
-                from flows.pipeline import pipeline
-                from tasks.calling import run_flow
-
-                wait_for_server()
-                run_flow(pipeline)
+            run_flow(pipeline)
         else:
             print("Nothing to do: every stage is up to date.")
     print_report(EVALUATION)

@@ -223,10 +223,8 @@ def _flow_run_url() -> str:
     from prefect.runtime import flow_run
     from prefect.settings import get_current_settings
 
-    from tasks.temporary_server import is_temporary
-
-    url = get_current_settings().api.url
-    return (flow_run.ui_url or "") if url and not is_temporary(url) else ""
+    is_served = bool(get_current_settings().api.url)  # a temporary server shows nothing later
+    return (flow_run.ui_url or "") if is_served else ""
 
 
 def deliver(follow: Callable[[RunRecord, str], None] | None = None) -> str:
