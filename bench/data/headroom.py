@@ -130,7 +130,8 @@ def _validate(
 ) -> None:
     reader = WindowReader(windows)
     engine = Engine(build_ranker(reader.schema, model, None, MODEL_SEED, "meta"), train, MODEL_SEED)
-    view = DataView(reader, train.global_batch_size, domain, fits_windows=True)
+    passes = load_settings(PARAMS / "students.yaml", StudentsSettings).dense_passes
+    view = DataView(reader, train.global_batch_size, domain, fits_windows=True, dense_passes=passes)
     with RowProgress("headroom", 1, enabled=False) as progress:
         predict_then_train(engine, engine.serving_loss, view, folder, progress)
 
