@@ -5,6 +5,7 @@ missing there.
 """
 
 import logging
+import ssl
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
@@ -18,7 +19,11 @@ from prefect import Flow, Task
 from prefect.client.orchestration import get_client
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.context import FlowRunContext
-from prefect.settings import get_current_settings
+from prefect.settings import (
+    PREFECT_API_SSL_CERT_FILE,
+    PREFECT_API_TLS_INSECURE_SKIP_VERIFY,
+    get_current_settings,
+)
 from prefect.states import Completed, Failed, Pending, Running
 from prefect.task_engine import TaskRunTimeoutError
 from prefect.tasks import exponential_backoff
@@ -221,8 +226,10 @@ def _is_away(error: Exception, server: str | None) -> bool:
 
 def _answers(server: str) -> bool:
     """Whether a server answers at the URL ``server``, whatever it says."""
+    trusted = ssl.create_default_context(cafile=PREFECT_API_SSL_CERT_FILE.value())
+    verify = False if PREFECT_API_TLS_INSECURE_SKIP_VERIFY.value() else trusted
     try:
-        httpx.get(f"{server.rstrip('/')}/health", timeout=ANSWER_SECONDS, verify=False)
+        httpx.get(f"{server.rstrip('/')}/health", timeout=ANSWER_SECONDS, verify=verify)
     except httpx.HTTPError:
         return False
     return True
