@@ -1,6 +1,7 @@
 """Options shared by all tests."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,17 @@ def _ranks_start_from_a_server(request: pytest.FixtureRequest) -> None:
         }
         of_ranks = sorted(name for name in names if name.startswith(OF_RANKS))
         launch.start_server("pytest", *of_ranks, WARM)
+
+
+@pytest.fixture(autouse=True)
+def _no_rank_is_left_in_this_process() -> Iterator[None]:
+    """An engine outside of any launch makes this process a rank for good, and later tests train in
+    its group, where libraries' warnings are errors."""
+    yield
+    distributed = sys.modules.get("torch.distributed")
+    assert distributed is None or not distributed.is_initialized(), (
+        "the test has made an engine in pytest's own process; call it by recsys.training.launch"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from torch import Tensor
 
 from recsys.baselines.settings import BaselinesSettings, TreesSettings
 from recsys.baselines.training import train_baselines
@@ -19,6 +20,7 @@ from recsys.evaluation.metrics import normalized_entropy, probabilities
 from recsys.models.factory import build_ranker
 from recsys.progress import RowProgress
 from recsys.training.engine import Engine
+from recsys.training.launch import launch
 from recsys.training.settings import TrainSettings
 from recsys.validation.progressive import DataView, predict_then_train
 from tests.support.engines import everything
@@ -70,6 +72,15 @@ def test_two_ways_to_make_up_for_left_out_rows_are_refused() -> None:
         TableSettings.model_validate(SECTION | {"negative_rate": 0.1, "weight": "price"})
 
 
+def train_thrice(schema: Schema, frame: pl.DataFrame, settings: TrainSettings) -> dict[str, Tensor]:
+    """Weights and optimiser state after three steps on ``frame``."""
+    engine = Engine(build_ranker(schema, MODEL, None, 1, "meta"), settings, 1)
+    for _ in range(3):
+        batch = batch_of(frame, schema, np.ones(frame.height, np.float32), frame.height)
+        engine.train_step(batch, engine.serving_loss)
+    return everything(engine)
+
+
 def test_a_step_on_a_row_of_weight_three_is_one_on_three_rows() -> None:
     draw = np.random.default_rng(2)
     features = [CategoricalFeature("user", 20), CategoricalFeature("ad", 10)]
@@ -89,13 +100,9 @@ def test_a_step_on_a_row_of_weight_three_is_one_on_three_rows() -> None:
     settings = TRAIN.model_copy(update={"table_optimizer": "sgd", "dense_optimizer": "sgd"})
     trained = []
     for weighted in (True, False):
-        engine = Engine(build_ranker(schema, MODEL, None, 1, "meta"), settings, 1)
         own = replace(schema, mean_weight=float(weights.mean())) if weighted else schema
         frame = rows if weighted else rows[np.repeat(np.arange(8), weights.astype(int))]
-        for _ in range(3):
-            batch = batch_of(frame, own, np.ones(frame.height, np.float32), frame.height)
-            engine.train_step(batch, engine.serving_loss)
-        trained.append(everything(engine))
+        trained += launch(train_thrice, (own, frame, settings), settings)
     for name, value in trained[0].items():
         assert torch.allclose(value, trained[1][name], rtol=1e-4, atol=1e-6), name
 
@@ -145,7 +152,7 @@ def test_equal_weights_change_nothing_and_others_all_that_learns(tmp_path: Path)
             write_windows(windows)
         else:
             weigh(windows, weight)
-        measured = train_all(windows, tmp_path / name, TRAIN)
+        [measured] = launch(train_all, (windows, tmp_path / name, TRAIN), TRAIN)
     none, equal, own = (predicted(tmp_path / name) for name in ("none", "equal", "own"))
     assert len(none) == 6  # five baselines and the ranker
     for model, frame in none.items():
