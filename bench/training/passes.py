@@ -1,4 +1,4 @@
-"""What passes of the dense part and gates of the features are worth: NE of one student, own rows.
+"""What passes of the dense part are worth: NE of one student, own rows.
 
 python -m bench.training.passes data/windows/feed data/windows/video --rate 0.1 --seeds 1 2 3
 """
@@ -70,7 +70,7 @@ def early_and_judged(windows: Path, folder: Path, first: int) -> tuple[float, fl
 
 
 def main() -> None:
-    """Print a table: a row per student, NE on early and judged windows by passes and gates."""
+    """Print a table: a row per student, NE on early and judged windows by passes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("students", nargs="+", help="WINDOWS_FOLDER/DOMAIN")
     parser.add_argument("--rate", type=float, required=True, help="of the tables")
@@ -79,20 +79,26 @@ def main() -> None:
     options = parser.parse_args()
     student = load_settings(PARAMS / "students.yaml", StudentsSettings).model
     base = train_settings(load_settings(PARAMS / "train.yaml", TrainSettings).global_batch_size)
-    variants = [(passes, True) for passes in PASSES] + [(0, False), (2, False)]
-    names = [f"{passes}{'' if gated else ', no gates'}" for passes, gated in variants]
-    lines = [f"| passes | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
+    lines = [f"| passes | {' | '.join(map(str, PASSES))} |", f"|---|{'---:|' * len(PASSES)}"]
     for place in map(Path, options.students):
         cells = []
-        for passes, gated in variants:
+        for passes in PASSES:
             rate = ONE_PASS_RATE / max(passes, 1)
             settings = base.model_copy(
                 update={"table_learning_rate": options.rate, "dense_learning_rate": rate}
             )
-            model, found = student.model_copy(update={"feature_gates": gated}), []
+            found = []
             for seed in options.seeds:
                 with tempfile.TemporaryDirectory() as folder:
-                    asked = (place.parent, place.name, model, settings, passes, seed, Path(folder))
+                    asked = (
+                        place.parent,
+                        place.name,
+                        student,
+                        settings,
+                        passes,
+                        seed,
+                        Path(folder),
+                    )
                     launch(train, asked, settings)
                     found.append(early_and_judged(place.parent, Path(folder), options.first))
             (early, judged), (_, spread) = np.mean(found, axis=0), np.std(found, axis=0)

@@ -27,7 +27,6 @@ from recsys.models.wukong import WukongLayer
 
 SERVING = "serving"
 SMALLEST_RATE = 1e-4
-GATE_SPEED = 30.0  # a gate is one number per feature: it moves so much faster than other weights
 
 
 class Arch(nn.Module):
@@ -66,12 +65,6 @@ class Arch(nn.Module):
             features = list(dict.fromkeys(piece.feature for piece in pieces))
             placed = [pieces[position] for members in towers for position in members]
             self.order = schema_order(placed, features, s.embedding_dimension)
-        groups = towers or [list(range(len(pieces)))]
-        self.gates = nn.ParameterDict(
-            {str(place): torch.zeros(len(members)) for place, members in enumerate(groups)}
-            if s.feature_gates
-            else {}
-        )
         self._build(s)
 
     def forward(self, dense: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,21 +77,13 @@ class Arch(nn.Module):
         Without towers all embeddings are one output, [B, P * N + T].
         """
         if self.members is None:
-            embeddings = self._gated(embeddings, 0)
             return [self._with_own_weights(embeddings.flatten(1), embeddings)]
         outputs = []
-        for place, (tower, members) in enumerate(zip(self.towers, self.members, strict=True)):
+        for tower, members in zip(self.towers, self.members, strict=True):
             if members:
-                own = self._gated(embeddings[:, members], place)
+                own = embeddings[:, members]
                 outputs.append(self._with_own_weights(tower(own).flatten(1), own))
         return outputs
-
-    def _gated(self, embeddings: Tensor, tower: int) -> Tensor:
-        """[B, P, N] of a tower -> the same, each piece times its gate, which starts at 1."""
-        if not self.gates:
-            return embeddings
-        gates = 1.0 + GATE_SPEED * self.gates[str(tower)]
-        return embeddings * gates.unsqueeze(1)
 
     def _with_own_weights(self, output: Tensor, embeddings: Tensor) -> Tensor:
         """``output`` [B, O], then the sums over P of the first T columns of [B, P, N]."""

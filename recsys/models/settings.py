@@ -94,8 +94,6 @@ class ModelSettings(Settings):
 
     ``first_order``: the logit also has a weight of each id's own, the first column of its embedding
     (a column per task), and a linear term of the dense features. The deep part starts at 0 then.
-    ``feature_gates``: each feature's embedding is multiplied by a number that is learnt, so that a
-    feature whose ids say nothing of later windows is turned down, and what it learns with it.
 
     Attributes:
         cross_layers: of a dcn.
@@ -115,7 +113,6 @@ class ModelSettings(Settings):
     tower_module: TowerModuleSettings = TowerModuleSettings()
     sequences: dict[str, SequenceSettings] = Field(default={})
     first_order: bool = True
-    feature_gates: bool = True
 
     @property
     def tower_kind(self) -> str:

@@ -158,11 +158,7 @@ def transform(model: nn.Module, partition: Partition, settings: TrainSettings) -
         update={"sharding": sharding, "table_sharding": fixed, "communication": as_is}
     )
     request = PlanRequest(inside, groups.size, groups.size, table_groups=None)
-    modules = [
-        *ranker.interaction.towers.parameters(),
-        *ranker.interaction.gates.parameters(),
-        *ranker.sequences.parameters(),
-    ]
+    modules = [*ranker.interaction.towers.parameters(), *ranker.sequences.parameters()]
     return TowerTransform(groups, request, modules, ranker.peers)
 
 
@@ -205,8 +201,8 @@ def _widths(ranker: Ranker) -> list[int]:
 
 
 def _keep(ranker: Ranker, partition: Partition, own: set[int], pieces: list[Piece]) -> None:
-    """Drop all tables and attention but those of ``pieces`` and all tower modules and gates but
-    those of ``own``."""
+    """Drop all tables and attention but those of ``pieces`` and all tower modules but those of
+    ``own``."""
     names = [piece.name for piece in pieces]
     tables = {TABLE_PREFIX + name for name in names}
     ranker.sequences.keep(names)
@@ -220,8 +216,6 @@ def _keep(ranker: Ranker, partition: Partition, own: set[int], pieces: list[Piec
     for index in range(len(positions)):
         if index not in own:
             ranker.interaction.towers[index] = nn.Identity()
-            if ranker.interaction.gates:
-                del ranker.interaction.gates[str(index)]
 
 
 def _kinds_inside(ranker: Ranker, settings: TrainSettings) -> tuple[Kind, dict[str, Kind]]:

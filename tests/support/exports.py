@@ -11,7 +11,6 @@ from recsys.data.encoder_format import DenseEncoding, DomainEncoding, IdEncoding
 from recsys.data.schema import CategoricalFeature, Schema
 from recsys.data.standardise import Standard
 from recsys.models.factory import build_ranker
-from recsys.models.ranker import GATE_SPEED
 from recsys.models.settings import ModelSettings
 from recsys.serving.export import export_ranker
 
@@ -55,9 +54,7 @@ def random_state(seed: int, schema: Schema = SCHEMA) -> dict[str, torch.Tensor]:
     """Weights that tell rows apart: a fresh ranker predicts the base rate whatever the row."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: torch.normal(
-            0, 0.5 / (GATE_SPEED if "gates" in name else 1.0), value.shape, generator=generator
-        )
+        name: torch.normal(0, 0.5, value.shape, generator=generator)
         for name, value in build_ranker(schema, MODEL, None, 7).state_dict().items()
     }
 

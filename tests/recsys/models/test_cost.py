@@ -34,7 +34,7 @@ def test_the_count_of_a_small_model_by_hand() -> None:
     above_the_first_layer = 2 * 4 + 3 * 3 * 4 + (4 + 3) * 7 + 7  # project, dots, over, head
     assert cost.matrix_flops == 4 * 3 * (2 + 1) + 6 * above_the_first_layer
     assert cost.cross_flops == 0
-    assert cost.dense_parameters == (3 * 2 + 2) + (2 * 4 + 4) + (7 * 7 + 7) + (7 + 1) + 3 + 2
+    assert cost.dense_parameters == (3 * 2 + 2) + (2 * 4 + 4) + (7 * 7 + 7) + (7 + 1) + 3
     assert cost.table_parameters == (5 + 6) * 4
     assert all(parameter.grad is None for parameter in ranker.parameters())
     assert torch.get_default_device() == torch.device("cpu")
