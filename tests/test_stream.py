@@ -17,6 +17,7 @@ from flows.augment import augment
 from flows.baselines import baselines
 from flows.command_line import STATUS_OF_A_MISTAKE, exit_status
 from flows.evaluate import evaluate
+from flows.partition import partition
 from flows.stream import main, stream, watch
 from flows.students import students
 from flows.teacher import teacher
@@ -46,7 +47,7 @@ SETTINGS = {
     "evaluate.bootstrap_samples": "20",
 }
 ROWS_LINE, FEWER_ROWS = "rows: 240000", "rows: 12000"
-BATCH = (baselines, teacher, augment, students, evaluate)
+BATCH = (partition, baselines, teacher, augment, students, evaluate)
 RESULTS = {"teacher": "models/teacher", "scores": "data/scores", "students": "models/students"}
 WAIT_SECONDS = 300
 pytestmark = pytest.mark.slow
