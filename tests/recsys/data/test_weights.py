@@ -28,6 +28,7 @@ from tests.support.raw_logs import LOG, SECTION, rows_of, run
 from tests.support.toy_stream import MODEL, TRAIN, WINDOWS, write_windows
 
 FOURTH = "CASE WHEN clicked = '1' THEN 1 ELSE 4 END"  # a fourth of the negatives was kept
+ONE_PASS = TRAIN.model_copy(update={"dense_learning_rate": 0.002})
 TREES = TreesSettings(trees=5, smallest_leaf=5, learning_rate=0.3, smoothing=5.0)
 
 
@@ -152,7 +153,7 @@ def test_equal_weights_change_nothing_and_others_all_that_learns(tmp_path: Path)
             write_windows(windows)
         else:
             weigh(windows, weight)
-        [measured] = launch(train_all, (windows, tmp_path / name, TRAIN), TRAIN)
+        [measured] = launch(train_all, (windows, tmp_path / name, ONE_PASS), ONE_PASS)
     none, equal, own = (predicted(tmp_path / name) for name in ("none", "equal", "own"))
     assert len(none) == 6  # five baselines and the ranker
     for model, frame in none.items():
