@@ -15,9 +15,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 logger = logging.getLogger(__name__)
 LINE_INTERVAL_S = 10.0
-EVERY_PASS = (
-    "each predicted, then trained on in every pass"  # why a model counts more rows than the log has
-)
+# Why a model counts more rows than the log has
+EVERY_PASS = "each predicted, then trained on in every pass"
 
 
 def note_live(path: Path | None, step: int, values: Mapping[str, object]) -> None:

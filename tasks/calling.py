@@ -145,8 +145,7 @@ def run_flow(flow: Flow[..., Any], *arguments: Any) -> Any:
 
 
 def _run(watched: Flow[..., Any], work: _Work, arguments: tuple[Any, ...]) -> Any:
-    context, url = FlowRunContext.get(), get_current_settings().api.url
-    server = url if context is None else str(context.client.api_url)
+    server = _server()
     if server is None or _answers(server):
         try:
             return watched(*arguments)
@@ -185,8 +184,7 @@ def report_late() -> None:
     :func:`run_flow` around this will try again, say which these are."""
     if not _unreported:
         return
-    context, url = FlowRunContext.get(), get_current_settings().api.url
-    server = url if context is None else str(context.client.api_url)
+    server = _server()
     names = ", ".join(work.flow.name for work in _unreported)
     try:
         if server is None or not _answers(server):
@@ -218,6 +216,12 @@ def _report(work: _Work) -> None:
             run_id = run.id
             client.set_flow_run_state(run_id, Running(timestamp=work.began), force=True)
         client.set_flow_run_state(run_id, state, force=True)
+
+
+def _server() -> str | None:
+    """The URL of the server of the flow run that this is in, or else of the settings."""
+    context = FlowRunContext.get()
+    return get_current_settings().api.url if context is None else str(context.client.api_url)
 
 
 def _is_away(error: Exception, server: str | None) -> bool:

@@ -199,10 +199,8 @@ def train_runs(
         _examples(view, run, job.checkpoints) for run, view in zip(runs, views, strict=True)
     ]
     results = {}
-    is_shown = shown and ranks.rank() == 0
-    with RowProgress(
-        "students", sum(examples), is_shown, f"{EVERY_PASS}, by every arm"
-    ) as progress:
+    is_shown, counted = shown and ranks.rank() == 0, f"{EVERY_PASS}, by every arm"
+    with RowProgress("students", sum(examples), is_shown, counted) as progress:
         for run, view, expected in zip(runs, views, examples, strict=True):
             own = _of_run(job, run)
             history = (

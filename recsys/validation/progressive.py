@@ -310,10 +310,11 @@ def train(
     scaled = loss_function if share == 1 else loss_of_share
     for place in range(position.batches // each if each else len(parts), len(parts)):
         is_last = place == len(parts) - 1
-        order = np.random.default_rng([position.window, place]).permutation(taught.height)
-        batches = _batches(
-            data, window, taught if is_last else taught[order], position.batches - place * each
-        )
+        shown = taught
+        if not is_last:
+            order = np.random.default_rng([position.window, place]).permutation(taught.height)
+            shown = taught[order]
+        batches = _batches(data, window, shown, position.batches - place * each)
         try:
             with (
                 engine.learning(parts[place]),
