@@ -99,7 +99,8 @@ def train(
     settings: DistillationSettings, changes: dict[str, Any], bad: int | None = None
 ) -> dict[str, Any]:
     engine, loss = student(settings, changes)
-    losses = [value for _, value in train_batches(engine, load_ahead(engine, batches(bad)), loss)]
+    steps = train_batches(engine, load_ahead(engine, batches(bad)), loss)
+    losses = [float(value) for _, value in steps]
     found = {"losses": losses, "state": engine.gather_state(), "side": side(engine)}
     return found | {"counts": (engine.steps, engine.skipped_batches)}
 
