@@ -23,7 +23,7 @@ class Contender:
     ``wire16``: embeddings cross the ranks as fp16, gradients as bf16.
     """
 
-    kind: Literal["engine", "plain", "fuxictr"]
+    kind: Literal["engine", "plain", "sparse", "torchrec", "fuxictr"]
     optimizer: Literal["rowwise_adagrad", "adagrad", "adam"]
     ranks: int = 1
     threads: int = 2
@@ -43,6 +43,10 @@ CONTENDERS = {
     ),
     "plain-adagrad": Contender("plain", "adagrad"),
     "plain-adam": Contender("plain", "adam"),
+    "sparse-1x1": Contender("sparse", "rowwise_adagrad", threads=1),
+    "sparse-1x2": Contender("sparse", "rowwise_adagrad"),
+    "torchrec-1x1": Contender("torchrec", "rowwise_adagrad", threads=1),
+    "torchrec-1x2": Contender("torchrec", "rowwise_adagrad"),
     "fuxictr-adam": Contender("fuxictr", "adam"),
 }
 

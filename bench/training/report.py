@@ -13,9 +13,9 @@ from recsys.units import BYTES_PER_GIB, GIGA, MEGA
 
 BASELINE, BASELINE_KIND = "plain-adagrad", "plain"
 HEADER = (
-    "| contender | samples/s | spread | x plain-adagrad | of GEMM rate | loader alone / step | "
-    "waiting | peak GiB |\n"
-    "|---|---:|---:|---:|---:|---:|---:|---:|"
+    "| contender | samples/s | spread | x plain-adagrad | of GEMM rate | of memory rate | "
+    "loader alone / step | waiting | peak GiB |\n"
+    "|---|---:|---:|---:|---:|---:|---:|---:|---:|"
 )
 
 
@@ -62,7 +62,7 @@ def section_lines(section: Section) -> list[str]:
     ]
     lines += [_row(section, contender) for contender in section.results]
     lines += [
-        f"| {contender} | {reason} | | | | | | |" for contender, reason in section.reasons.items()
+        f"| {contender} | {reason} | | | | | | | |" for contender, reason in section.reasons.items()
     ]
     return lines + _ratios(section)
 
@@ -73,12 +73,14 @@ def _row(section: Section, contender: str) -> str:
     rate, plain = median(rates), section.rate(BASELINE)
     precision = "bf16" if who.bf16 else "fp32"
     gemm = section.machine.get(f"gemm {precision} {who.ranks * who.threads}")
+    memory = section.machine.get(f"memory {who.ranks * who.threads}")
     step = median((run["seconds"] - run["waited"]) / run["samples"] for run in runs)
     cells = [
         f"{rate:,.0f}",
         f"{min(rates):,.0f} - {max(rates):,.0f}",
         f"{rate / plain:.1f}" if plain else "",
         f"{rate * section.machine['flops'] / gemm:.0%}" if gemm else "",
+        f"{rate * section.machine['table_bytes'] / memory:.0%}" if memory else "",
         f"{median(run['reader'] for run in runs) / step:.1%}",
         f"{median(run['waited'] / run['seconds'] for run in runs):.1%}",
         f"{median(run['peak_gib'] for run in runs):.1f}",
@@ -92,7 +94,7 @@ def _rate_lines(machine: dict[str, float]) -> list[str]:
         "| precision | threads | GEMM GFLOP/s | dense part alone GFLOP/s | of GEMM rate |",
         "|---|---:|---:|---:|---:|",
     ]
-    for key in machine:
+    for key in list(machine):
         if key.startswith("gemm "):
             _, precision, threads = key.split()
             gemm, dense = machine[key], machine[f"dense {precision} {threads}"]
@@ -100,7 +102,12 @@ def _rate_lines(machine: dict[str, float]) -> list[str]:
                 f"| {precision} | {threads} | {gemm / GIGA:.0f} | {dense / GIGA:.0f} | "
                 f"{dense / gemm:.0%} |"
             )
-    return lines
+    rates = [
+        f"{rate / GIGA:.1f} GB/s with {key.split()[1]} threads"
+        for key, rate in machine.items()
+        if key.startswith("memory ")
+    ]
+    return [*lines, "", f"Memory, copied: {', '.join(rates)}."] if rates else lines
 
 
 def _ratios(section: Section) -> list[str]:
