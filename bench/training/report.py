@@ -13,9 +13,9 @@ from recsys.units import BYTES_PER_GIB, GIGA, MEGA
 
 BASELINE, BASELINE_KIND = "plain-adagrad", "plain"
 HEADER = (
-    "| contender | samples/s | spread | x plain-adagrad | of GEMM rate | of memory rate | "
+    "| contender | samples/s | spread | samples per CPU s | x plain-adagrad | of GEMM rate | of memory rate | "
     "loader alone / step | waiting | peak GiB |\n"
-    "|---|---:|---:|---:|---:|---:|---:|---:|---:|"
+    "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
 )
 
 
@@ -62,7 +62,8 @@ def section_lines(section: Section) -> list[str]:
     ]
     lines += [_row(section, contender) for contender in section.results]
     lines += [
-        f"| {contender} | {reason} | | | | | | | |" for contender, reason in section.reasons.items()
+        f"| {contender} | {reason} | | | | | | | | |"
+        for contender, reason in section.reasons.items()
     ]
     return lines + _ratios(section)
 
@@ -78,6 +79,7 @@ def _row(section: Section, contender: str) -> str:
     cells = [
         f"{rate:,.0f}",
         f"{min(rates):,.0f} - {max(rates):,.0f}",
+        f"{median(run['samples'] / run['cpu'] for run in runs):,.0f}" if "cpu" in runs[0] else "",
         f"{rate / plain:.1f}" if plain else "",
         f"{rate * section.machine['flops'] / gemm:.0%}" if gemm else "",
         f"{rate * section.machine['table_bytes'] / memory:.0%}" if memory else "",
