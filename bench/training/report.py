@@ -13,10 +13,11 @@ from recsys.units import BYTES_PER_GIB, GIGA, MEGA
 
 BASELINE, BASELINE_KIND = "plain-adagrad", "plain"
 HEADER = (
-    "| contender | samples/s | spread | samples per CPU s | x plain-adagrad | of GEMM rate | of memory rate | "
-    "loader alone / step | waiting | peak GiB |\n"
+    "| contender | samples/s | spread | samples per CPU s | x plain-adagrad | "
+    "of GEMM rate | of memory rate | loader alone / step | waiting | peak GiB |\n"
     "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
 )
+COLUMNS = 10
 
 
 @dataclass
@@ -62,7 +63,7 @@ def section_lines(section: Section) -> list[str]:
     ]
     lines += [_row(section, contender) for contender in section.results]
     lines += [
-        f"| {contender} | {reason} | | | | | | | | |"
+        f"| {contender} | {reason} |{' |' * (COLUMNS - 2)}"
         for contender, reason in section.reasons.items()
     ]
     return lines + _ratios(section)
