@@ -65,12 +65,13 @@ def run(device: Device) -> list[str]:
     """All stages of a small copy of the project, one rank on ``device``."""
     with tempfile.TemporaryDirectory() as folder:
         project = small_project(Path(folder) / "project")
-        settings = ["train.world_size=1", f"train.device={device}"]
-        command = [sys.executable, "-m", "flows.pipeline", "--set", *settings]
+        command = [sys.executable, "-m", "flows.pipeline", "--set", "train.world_size=1"]
+        command += ["--set", f"train.device={device}"]
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # for dvc
         done = subprocess.run(
             command,
             cwd=project,
-            env={**os.environ, "PYTHONPATH": str(project)},
+            env={**os.environ, "PYTHONPATH": str(project), "PATH": path},
             capture_output=True,
             text=True,
             timeout=RUN_S,

@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 
 from bench.shared.report import machine_lines
-from bench.training.cases import CONTENDERS, Case, Model
+from bench.training.cases import CONTENDERS, PEERS, Case, Model
 from recsys.units import BYTES_PER_GIB, GIGA, MEGA
 
 BASELINE, BASELINE_KIND = "plain-adagrad", "plain"
@@ -135,7 +135,7 @@ def losses_differ(section: Section, tolerance: float) -> list[str]:
     first = {
         contender: runs[0]["first_loss"]
         for contender, runs in section.results.items()
-        if CONTENDERS[contender].kind != "fuxictr" and not CONTENDERS[contender].bf16
+        if CONTENDERS[contender].kind not in PEERS and not CONTENDERS[contender].bf16
     }
     plain = next(
         (loss for contender, loss in first.items() if CONTENDERS[contender].kind == BASELINE_KIND),
@@ -153,11 +153,9 @@ def losses_differ(section: Section, tolerance: float) -> list[str]:
 
 def reason_for_skipping(case: Case, tables: int) -> str | None:
     """Why ``case`` cannot run on this machine, None where it can."""
-    if (
-        case.who().kind == "fuxictr"
-        and not (Path(case.peers) / "fuxictr" / "__init__.py").is_file()
-    ):
-        return "skipped: no --peers folder with fuxictr"
+    package = PEERS.get(case.who().kind)
+    if package is not None and not (Path(case.peers) / package / "__init__.py").is_file():
+        return f"skipped: no --peers folder with {package}"
     needed, free = (
         case.table_bytes(tables) / BYTES_PER_GIB,
         psutil.virtual_memory().available / BYTES_PER_GIB,

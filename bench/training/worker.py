@@ -36,9 +36,13 @@ def run_contender(case: Case) -> dict[str, float]:
         return run_sparse(case)
     if case.who().kind == "torchrec":
         return run_torchrec(case)
-    from bench.training.peer import run_fuxictr  # only where the peer's folder is on the path
+    if case.who().kind == "fuxictr":  # peers only where their folder is on the path
+        from bench.training.peer import run_fuxictr
 
-    return run_fuxictr(case)
+        return run_fuxictr(case)
+    from bench.training.deepctr_peer import run_deepctr
+
+    return run_deepctr(case)
 
 
 if __name__ == "__main__":
