@@ -234,7 +234,7 @@ def diagnose(settings: DistillationSettings) -> dict[str, Any]:
     diagnostics = DistillationDiagnostics(loss)
     batch = next(batches())
     before = engine.gather_state()
-    counts = diagnostics.counts(batch)
+    counts = {name: float(count) for name, count in diagnostics.counts(batch).items()}
     found = diagnostics.summary(engine, counts, batch)
     return {"found": found, "unchanged": same(before, engine.gather_state()), "counts": counts}
 
