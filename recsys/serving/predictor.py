@@ -147,7 +147,8 @@ class Predictor:
         return [*columns, replace(domain, optional=not self.needs_domain)]
 
     def example_rows(self) -> list[dict[str, Any]]:
-        """A few raw rows of the log that the model serves, with the columns that it reads."""
+        """A few raw rows of the log that the model serves, with the columns that it reads and does
+        not look up."""
         rows = [dict(row) for row in self.format.examples]
         columns, count = columns_of(rows, self.format)
         found = self._encoder.domains_of(columns, count) if rows else None
@@ -157,6 +158,7 @@ class Predictor:
         names = [
             column.name
             for column in self.raw_columns
+            if column.origin != "counters"
             if column in self.format.columns or self.needs_domain
         ]
         return [{name: row[name] for name in names if name in row} for row in rows]

@@ -29,7 +29,7 @@ from recsys.data.sources.base import (
     Chunk,
     Source,
 )
-from recsys.data.sources.counters import CounterState, add_counters
+from recsys.data.sources.counters import CounterState, add_counters, values_by_key
 from recsys.data.sources.expressions import with_expressions
 from recsys.data.sources.files import resolve_files, short_names
 from recsys.data.sources.first_pass import (
@@ -106,6 +106,7 @@ def table_source(settings: TableSettings, data: DataSettings, folder: Path) -> S
                 _count(examples.frame, settings, log.values)
         distinct = {name: values.count for name, values in log.values.items()}
         encoding = TableEncoding(settings, log.types, distinct, log.examples)
+        counters = [CounterState() for _ in settings.counters]
     notes = tables.partial_columns()
     if settings.label_time is not None and settings.attribution_window_s is None:
         notes.append(
@@ -117,8 +118,13 @@ def table_source(settings: TableSettings, data: DataSettings, folder: Path) -> S
         dense=encoding.dense,
         categorical=encoding.categorical,
         domains=table_domains(settings),
-        chunks=_chunks(log, settings, data, encoding, notes),
-        encoder=encoding.encoder,
+        chunks=_chunks(log, settings, data, encoding, counters, notes),
+        encoder=lambda: encoding.encoder(
+            [
+                values_by_key(one, state, settings.null_values)
+                for one, state in zip(settings.counters, counters, strict=True)
+            ]
+        ),
         expected_rows=log.runs.rows if one_each and data.max_windows is None else 0,
         tasks=table_tasks(settings),
         files=files,
@@ -362,10 +368,10 @@ def _chunks(
     settings: TableSettings,
     data: DataSettings,
     encoding: TableEncoding,
+    counters: list[CounterState],
     notes: list[str],
 ) -> Iterator[Chunk]:
-    """The second pass; bad rows come first."""
-    counters = [CounterState() for _ in settings.counters]
+    """The second pass; bad rows come first, and ``counters`` are brought up to date."""
     history = HistoryState()
     first, unseen, kept = 0, 0, len(notes)
     window_ms = round(data.window_hours * MS_PER_HOUR)
