@@ -81,10 +81,10 @@ class TrainSettings(LaunchSettings, ShardingSettings):
         skip_non_finite_batches: true: all ranks skip a batch whose loss is NaN or infinite; false:
             it ends the run.
         tower_transform: whether each tower of a model stays on ``hosts_per_tower`` hosts, so that
-            only tower outputs cross hosts; set by params/towers.yaml. ``sharding`` and
+            only tower outputs cross hosts; set by the settings of towers. ``sharding`` and
             ``table_sharding`` then split its tables inside these hosts (planner: whole tables), and
             ``communication`` applies to the tower outputs.
-        hosts_per_tower: hosts that a tower is spread over; set by params/towers.yaml.
+        hosts_per_tower: hosts that a tower is spread over; set by the settings of towers.
         bf16: whether the dense part of the forward pass computes in bfloat16; weights and optimiser
             state stay float32. auto: if every rank has instructions for it, so the same settings
             may give different bits on another machine.
