@@ -46,7 +46,7 @@ def compare_named(first: str, second: str, first_window: int | None, task: str |
 
 
 def comparison_table(first: str, second: str, pairs: "list[Pair]") -> str:
-    """Markdown: a line a model and metric."""
+    """Markdown: one line per model and metric."""
     from recsys.evaluation.comparison import p_text
     from recsys.evaluation.metrics import LABELS
 

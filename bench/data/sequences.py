@@ -191,7 +191,7 @@ def report(files: list[Path]) -> str:
 
 
 def log_lines(values: dict[str, Any]) -> list[str]:
-    """Title and a row a model."""
+    """Title and one row per model."""
     about = values["facts"]
     lines = [
         f"## {about['name']}",

@@ -264,7 +264,7 @@ class ExplodeSettings(Settings):
         if (self.clicked is None) == (self.label_separator is None):
             raise ValueError("give exactly one of clicked and label_separator")
         if self.label_separator is not None and self.separator is None:
-            raise ValueError("label_separator needs separator: which the elements stand apart by")
+            raise ValueError("label_separator needs separator, which separates the elements")
         return self
 
 
@@ -429,7 +429,7 @@ Cross = Annotated[CrossSettings, BeforeValidator(_listed_columns)]
 
 def _distinct(names: list[str]) -> list[str]:
     if len(set(names)) < len(names):
-        raise ValueError("two columns have one name")
+        raise ValueError("two columns have the same name")
     return names
 
 
@@ -445,7 +445,7 @@ def _checked_expression(text: str) -> str:
     try:
         groups = re.compile(text).groups
     except re.error as error:
-        raise ValueError(f"no regular expression: {error}") from None
+        raise ValueError(f"not a regular expression: {error}") from None
     if groups != 1:
         raise ValueError(f"expected one group in parentheses, got {groups}")
     return text
@@ -630,7 +630,7 @@ class TableSettings(Settings):
             raise ValueError("categorical: give at least one column; models look up at least one")
         if self.negative_rate is not None and (self.labels or self.sample_negatives is not None):
             raise ValueError(
-                "negative_rate is of a log with one task and its own negatives; leave out labels "
+                "negative_rate is for a log with one task and its own negatives; leave out labels "
                 "and sample_negatives"
             )
         if self.negative_rate is not None and self.weight is not None:
@@ -639,7 +639,7 @@ class TableSettings(Settings):
             )
         if self.labels and self.label is None:
             raise ValueError(
-                "labels needs label: explode and sample_negatives know of no further task"
+                "labels needs label: explode and sample_negatives have no further tasks"
             )
         return self
 

@@ -39,7 +39,7 @@ class ExternalSettings(Settings):
         for name in files:
             if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
                 raise ValueError(
-                    f"{name!r} does not lie under root, the folder that DVC hashes; set root"
+                    f"{name!r} is not under root, the folder that DVC hashes; set root"
                 )
         return files
 
@@ -81,7 +81,7 @@ class StackSettings(Settings):
     def _once_each(cls, members: list[Member]) -> list[Member]:
         twice = next((name for name in members if members.count(name) > 1), None)
         if twice is not None:
-            raise ValueError(f"{twice!r} is there twice; give each member once")
+            raise ValueError(f"{twice!r} appears twice; give each member once")
         return members
 
 

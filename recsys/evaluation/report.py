@@ -373,7 +373,7 @@ def _web_page(report: Report, figures: Path) -> str:
 
 
 def _sentences(report: Report) -> str:
-    """What the tables mean for each student's main task, a line a student."""
+    """What the tables mean for each student's main task, one line per student."""
     lines = []
     for student, tasks in report.tasks.items():
         rows = [row for row in report.models if (row.student, row.task) == (student, tasks[0])]

@@ -102,7 +102,7 @@ GPU = Hardware(
     ddr=Tier(gb_s=63.0, access_bytes=128),  # PCIe 5.0 x16, one direction
     ssd=None,
     intra_gb_s=450.0,  # NVLink 4, 900 GB/s in both directions
-    cross_gb_s=30.0,  # assumed: 0.6 of a ConnectX-7 of 400 Gb/s, one a GPU (DGX H100)
+    cross_gb_s=30.0,  # assumed: 0.6 of a ConnectX-7 of 400 Gb/s, one per GPU (DGX H100)
     reduce_gb_s=40.0,  # assumed: 0.8 of it
     collective_ms=0.05,  # assumed
     shard_ms=0.005,  # assumed
@@ -165,7 +165,7 @@ def parse_bytes(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if match is None or match[2].upper() not in UNITS:
         raise InputError(
-            f"{text!r} is no size; write a number and a unit, such as 40GB, 1.5TB or 32GiB"
+            f"{text!r} is not a size; write a number and a unit, such as 40GB, 1.5TB or 32GiB"
         )
     return round(float(match[1]) * UNITS[match[2].upper()])
 

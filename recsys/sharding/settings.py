@@ -64,7 +64,7 @@ class HostSettings(Settings):
     def _divides_the_ranks(cls, ranks: int | None, info: ValidationInfo) -> int | None:
         world_size = info.data.get("world_size", 1)
         if ranks is not None and world_size % ranks:
-            raise ValueError(f"world_size {world_size} is no multiple of it")
+            raise ValueError(f"world_size {world_size} is not a multiple of it")
         return ranks
 
 

@@ -117,8 +117,8 @@ def choices(model: AdvisedModel, cluster: TowerCluster, hosts: int) -> list[Choi
 
 
 def tower_counts(hosts: int, features: int) -> list[int]:
-    """Numbers of towers, one a group of hosts: divisors of ``hosts`` from 2 on, no more than
-    features."""
+    """Numbers of towers, one tower per group of hosts: divisors of ``hosts`` from 2 on, no more
+    than features."""
     return [count for count in range(2, hosts + 1) if hosts % count == 0 and count <= features]
 
 

@@ -292,7 +292,7 @@ def _parts(ranks: int, ranks_per_host: int) -> tuple[float, float]:
 
 
 def _ring(size: float, ranks: int) -> float:
-    """Bytes a rank sends in a ring's all-reduce of ``size`` bytes."""
+    """Bytes that a rank sends in a ring's all-reduce of ``size`` bytes."""
     return 2 * size * (ranks - 1) / ranks
 
 

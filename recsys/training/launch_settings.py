@@ -75,10 +75,10 @@ class LaunchSettings(HostSettings):
     def _share_the_ranks(cls, nodes: NodeSettings, info: ValidationInfo) -> NodeSettings:
         world_size = info.data.get("world_size", nodes.count)
         if world_size % nodes.count:
-            raise ValueError(f"world_size {world_size} is no multiple of count {nodes.count}")
+            raise ValueError(f"world_size {world_size} is not a multiple of count {nodes.count}")
         if nodes.count > 1 and info.data.get("min_world_size") is not None:
             raise ValueError(
-                "several nodes shrink by whole nodes: use min_count and leave min_world_size out"
+                "several nodes shrink by entire nodes: use min_count and leave min_world_size out"
             )
         return nodes
 
