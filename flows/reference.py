@@ -51,6 +51,11 @@ exit status 2; Ctrl-C gives 130. Each stage is also `python -m flows.STAGE`, as 
 `make run` is `towerflow run`; `make deployments` is `towerflow deployments`; `make mlflow` and
 `make prefect` are `towerflow ui mlflow` and `towerflow ui prefect`. `make test`, `make test-fast`,
 `make check`, `make coverage`, `make bench` and `make docs` are for people who change the code.
+
+CI runs all of them but these: `towerflow deployments` and `ui` with their `make` targets (they
+serve until you stop them), `make test-fast` (runs a part of `make test`), `make coverage` (runs
+`make test` with every line traced), `make lock` (asks the package index for new versions), and
+`make bench` and the rest of bench/ (benchmarks take minutes to hours).
 """
 
 
