@@ -90,7 +90,7 @@ def in_one_line(error: BaseException) -> str:
 
 
 def damaged(path: Path, remedy: str, error: BaseException) -> InputError:
-    """What to raise where ``path`` does not hold what it should; ``remedy`` makes it anew."""
+    """What to raise where ``path`` does not hold what it should; ``remedy`` rebuilds it."""
     return InputError(f"{path}: is damaged ({in_one_line(error)}); rebuild it with {remedy}")
 
 

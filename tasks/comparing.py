@@ -89,7 +89,7 @@ def _folder(source: str) -> Path:
 def _registered(uri: str) -> Path:
     """The folder of the arm that was registered as ``uri``, if it is still that arm.
 
-    A registered model has learnt from every window; what it is judged by are the predictions that
+    A registered model was trained on every window; what it is judged by are the predictions that
     its arm made before, which stay in the project.
     """
     from tasks.registry import folder_hash

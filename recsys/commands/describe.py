@@ -85,8 +85,8 @@ def run(options: argparse.Namespace) -> None:
     others = 0 if root is None else _other_files(root, log.files)
     if others:
         print(
-            f"- {root} holds {others:,} other files: DVC hashes all of data.root, so a "
-            f"folder of the log alone is faster, and nothing else makes a run start anew"
+            f"- {root} holds {others:,} other files: DVC hashes all of data.root, so a folder "
+            f"with only the log is faster, and changes of other files start no new run"
         )
     parse_settings(text, str(output or name), DatasetSettings)
     if output is None:

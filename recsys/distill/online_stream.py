@@ -304,7 +304,7 @@ def _score(job: StreamJob, folder: Path) -> None:
 
 
 def _stack(job: StreamJob, folder: Path, scoring: ScoringJob) -> None:
-    """Write the scores of all windows taken so far anew, from the teacher's and the baselines'."""
+    """Write the scores of all windows taken so far again, from the teacher's and the baselines'."""
     windows_dir, baselines_dir = folder / WINDOWS_DIR, folder / OUTPUT_DIR / BASELINES_DIR
     chosen = [name for name in job.baselines.run if name in job.augment.baselines]
     if chosen:

@@ -430,7 +430,7 @@ class Search:
             pruner=MedianPruner(n_startup_trials=PRUNED_AFTER),
         )
         self._take_up()
-        # A sampler that begins anew must not draw what the killed one has drawn
+        # A sampler that starts over must not draw what the killed one has drawn
         begun = len(self.study.get_trials(deepcopy=False)) - 1
         self.study.sampler = TPESampler(seed=settings.seed + begun, n_startup_trials=STARTUP_TRIALS)
 

@@ -1,7 +1,7 @@
 """Logs and YAMLs as people have them: the rows that were meant, or one line, and nothing
 half-written.
 
-Most rows are kinds of reports on other tools, made anew as tiny files.
+Most rows are kinds of reports on other tools, rebuilt as tiny files.
 """
 
 import gzip

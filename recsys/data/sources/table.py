@@ -109,8 +109,8 @@ def table_source(settings: TableSettings, data: DataSettings, folder: Path) -> S
     notes = tables.partial_columns()
     if settings.label_time is not None and settings.attribution_window_s is None:
         notes.append(
-            "label_time without attribution_window_s: positives are learnt at another time than "
-            "negatives, which biases a model; set how long a positive is waited for"
+            "label_time without attribution_window_s: positives and negatives become known at "
+            "different times, which biases a model; set how long to wait for a positive"
         )
     one_each = settings.explode is None and settings.sample_negatives is None
     return Source(
