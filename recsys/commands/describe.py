@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> None:
         print(f"Save it as params/datasets/{name}.yaml, then:\n{command}")
         return
     write_atomically(output, text.encode())
-    print(f"\nWrote {output}: read it, then\n{command}")
+    print(f"\nWrote {output}: read it, then run:\n{command}")
 
 
 def _patterns(given: list[str], root: Path | None) -> list[str]:
