@@ -9,7 +9,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--set`` and ``--watch``."""
     add_overrides(parser)
     parser.add_argument(
-        "--watch", action="store_true", help="stay, and take windows whenever the raw log has grown"
+        "--watch", action="store_true", help="keep running, and process new windows as they arrive"
     )
 
 

@@ -198,7 +198,7 @@ class Encoder(EncoderFormat):
         wrong = rows[name].filter(index.is_null())
         if len(wrong):
             raise InputError(
-                f"column {name!r} holds {wrong[0]!r}, which is no domain; domains: "
+                f"column {name!r} holds {wrong[0]!r}, which is not a domain; domains: "
                 f"{', '.join(self.domains)} (in the log: {', '.join(self.domain.values)})"
             )
         return index

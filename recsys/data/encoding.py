@@ -140,7 +140,7 @@ def category_text(column: pl.Series) -> pl.Series:
     if isinstance(column.dtype, pl.Datetime):
         column = column.cast(pl.Datetime("us", column.dtype.time_zone))  # one text in every unit
     if column.dtype.is_nested() or column.dtype == pl.Object:
-        raise InputError(f"column {column.name!r} holds {column.dtype}, which is no category")
+        raise InputError(f"column {column.name!r} holds {column.dtype}, which is not a category")
     return column.cast(pl.String)
 
 

@@ -29,7 +29,7 @@ BUNDLE_BITS = np.uint64(64 - 9)
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows: labels and blocks [n], each model's logits [n], one array a seed, and how often
+    """Some rows: labels and blocks [n], each model's logits [n], one array per seed, and how often
     each row counts [n]; None: once."""
 
     labels: FloatArray

@@ -124,7 +124,7 @@ class Predictor:
         """
         description = _description(directory / MODEL_FILE)
         if description["first_rows"] != self._first_rows:
-            raise InputError(f"{directory}: is of tables that are laid out otherwise")
+            raise InputError(f"{directory}: has tables in another layout")
         same = not (directory / ENCODER_FILE).is_file()
         encoder = self.format if same else EncoderFormat.load(directory)
         above = _above_tables(directory, encoder, threads)
@@ -332,14 +332,14 @@ class Predictor:
             assert column is not None, "there are several domains"
             raise InputError(
                 f"column {column.name!r} is missing: the model serves {', '.join(self.domains)}, "
-                f"and each row says of which it is"
+                f"so each row must name its domain"
             )
         if given is None:
             return np.full(count, own)
         others = given[given != own] if self.domain is not None else []
         if len(others):
             raise InputError(
-                f"{len(others)} of {len(given)} rows are of other domains, such as "
+                f"{len(others)} of {len(given)} rows belong to other domains, such as "
                 f"{self.domains[others[0]]}; this model serves {self.domain}"
             )
         return np.broadcast_to(given, count) if len(given) != count else given

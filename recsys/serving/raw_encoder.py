@@ -284,7 +284,7 @@ class RawEncoder:
             place = other if text is None else self._by_value.get(text, other)
             if place is None:
                 raise InputError(
-                    f"column {name!r} holds {value!r}, which is no domain; domains: "
+                    f"column {name!r} holds {value!r}, which is not a domain; domains: "
                     f"{', '.join(self.format.domains)} (in the log: {', '.join(domain.values)})"
                 )
             places.append(place)

@@ -82,7 +82,7 @@ def table_source(settings: TableSettings, data: DataSettings, folder: Path) -> S
     """The described log as a source, in two passes.
 
     The first reads the files block by block, parses the rows and leaves them in ``folder``, sorted;
-    where a killed call for the same log has left some there, it goes on after them.
+    where a killed call for the same log has left some there, it resumes after them.
     The second, of the chunks, takes them in event time, range by range, as many windows as ``data``
     asks for.
 
@@ -110,8 +110,8 @@ def table_source(settings: TableSettings, data: DataSettings, folder: Path) -> S
     notes = tables.partial_columns()
     if settings.label_time is not None and settings.attribution_window_s is None:
         notes.append(
-            "label_time without attribution_window_s: positives are learnt at another time than "
-            "negatives, which biases a model; set how long a positive is waited for"
+            "label_time without attribution_window_s: positives and negatives become known at "
+            "different times, which biases a model; set how long to wait for a positive"
         )
     one_each = settings.explode is None and settings.sample_negatives is None
     return Source(
@@ -234,7 +234,7 @@ def _first_pass(
     bad.take(state.bad, state.bad_rows)
     with RowProgress("read", tables.rows()) as progress:
         if state.read:
-            progress.note(f"goes on after {state.read:,} rows that a killed run has read")
+            progress.note(f"resumes after {state.read:,} rows that a killed run has read")
             progress.advance(state.read)
         for good in runs.take(state.runs):
             found.add(good, joins, len(used))
@@ -637,7 +637,7 @@ def _or(reason: pl.Expr, wrong: pl.Series, text: str) -> pl.Expr:
 def _number(column: pl.Series) -> pl.Series:
     """Float64; null where it is no number."""
     if column.dtype.is_nested() or column.dtype == pl.Binary or column.dtype.is_temporal():
-        raise InputError(f"column {column.name!r} holds {column.dtype}, no numbers")
+        raise InputError(f"column {column.name!r} holds {column.dtype}, not numbers")
     return column.cast(pl.Float64, strict=False)
 
 

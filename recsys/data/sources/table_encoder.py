@@ -83,7 +83,7 @@ def negative_rates(settings: TableSettings) -> list[float]:
     unknown = next((name for name in rate if name not in domains), None)
     if unknown is not None:
         raise InputError(
-            f"{settings.where('negative_rate')}: {unknown!r} is no domain; domains: "
+            f"{settings.where('negative_rate')}: {unknown!r} is not a domain; domains: "
             f"{', '.join(domains)}"
         )
     return [rate.get(name, 1.0) for name in domains]
@@ -154,8 +154,8 @@ def _check_kind(
     splits = dtype == pl.String and settings.separator is not None
     if settings.kind == "list" and not (is_list or splits or dtype == pl.Null):
         raise InputError(
-            f"{key}: column {name!r} holds {dtype}, no lists; if it is text, set separator to what "
-            f"its elements stand apart by"
+            f"{key}: column {name!r} holds {dtype}, not lists; if it is text, set separator to "
+            f"what separates its elements"
         )
 
 

@@ -173,5 +173,5 @@ def test_other_domains_are_refused_by_name(predictor: Predictor, raw: pl.DataFra
     named = raw.drop("site").with_columns(domain=pl.lit("feed"))
     np.testing.assert_array_equal(predictor.predict(named), expected)
     for other in ("g", "rest", None):
-        with pytest.raises(InputError, match=r"of other domains, such as rest; .* serves feed"):
+        with pytest.raises(InputError, match=r"to other domains, such as rest; .* serves feed"):
             predictor.predict(raw.with_columns(site=pl.lit(other)))
