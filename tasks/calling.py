@@ -19,6 +19,7 @@ from prefect import Flow, Task
 from prefect.client.orchestration import get_client
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.context import FlowRunContext
+from prefect.events import emit_event
 from prefect.settings import (
     PREFECT_API_SSL_CERT_FILE,
     PREFECT_API_TLS_INSECURE_SKIP_VERIFY,
@@ -29,6 +30,7 @@ from prefect.task_engine import TaskRunTimeoutError
 from prefect.tasks import exponential_backoff
 
 from recsys.config import InputError, load_settings
+from recsys.files import UnreachableError
 from tasks.prefect_settings import PrefectSettings
 from tasks.project import PARAMS
 
@@ -216,6 +218,24 @@ def _report(work: _Work) -> None:
             run_id = run.id
             client.set_flow_run_state(run_id, Running(timestamp=work.began), force=True)
         client.set_flow_run_state(run_id, state, force=True)
+
+
+def tell_server(event: str, resource: str) -> None:
+    """Send Prefect's server an event of the resource of this id.
+
+    Raises:
+        InputError: no server is set.
+        UnreachableError: it does not answer.
+    """
+    server = get_current_settings().api.url
+    if not server:
+        raise InputError(
+            "no Prefect server is set, which would be told; e.g. prefect config set "
+            "PREFECT_API_URL=http://127.0.0.1:4200/api"
+        )
+    if not _answers(server):
+        raise UnreachableError(f"Prefect's server at {server} does not answer")
+    emit_event(event, {"prefect.resource.id": resource})
 
 
 def _server() -> str | None:
