@@ -25,6 +25,7 @@ TEACHER = Path("models/teacher")
 TEACHER_WORK = Path(".work/teacher")  # checkpoints of a run that has not ended
 STUDENTS = Path("models/students")
 STUDENTS_WORK = Path(".work/students")
+STUDENTS_KEPT = Path(".work/students-kept")  # what the last run has trained, by what decides it
 EVALUATION = Path("reports/evaluation")
 REGISTRATION = Path("reports/registration.json")
 STREAM = Path("models/stream")
