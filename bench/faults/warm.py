@@ -14,9 +14,22 @@ from multiprocessing import get_context, util
 from pathlib import Path
 from typing import Any, NoReturn
 
-import dvc.cli
+# What commands import as they run, DVC's too
+import dulwich.client  # noqa: F401
+import dvc.cli.parser
+import dvc.repo.checkout
+import dvc.repo.commit
+import dvc.repo.status
+import dvc_data.hashfile.db.local
+import dvc_data.hashfile.state  # noqa: F401
+import k_means_constrained  # noqa: F401
 import mlflow.pyfunc  # noqa: F401
 
+import recsys.baselines.training
+import recsys.distill.students
+import recsys.distill.teacher
+import recsys.evaluation.report
+import recsys.towers.probe  # noqa: F401
 from flows.augment import augment
 from flows.baselines import baselines
 from flows.command_line import exit_status
@@ -27,9 +40,11 @@ from flows.register import register
 from flows.stream import stream
 from flows.students import students
 from flows.teacher import teacher
+from recsys import provenance
 from recsys.training.launch import start_server
 from tasks import tracking, versioning
 from tasks.checks import check_before, check_settings_and_data
+from tasks.code import CALLERS
 from tasks.project import alone
 from tests.support import warm  # noqa: F401 (what each process would work out anew)
 
@@ -37,6 +52,13 @@ STAGES = (ingest, baselines, partition, teacher, augment, students, evaluate, re
 NAMES = tuple(stage.name for stage in STAGES)
 STREAM = stream.name
 TEMPORARY = "tmp"  # TMPDIR of a command, in its project
+
+# What a module's text means does not hang on where it lies: each is parsed here, once for all
+# copies of the project
+_parse = provenance._parsed
+provenance._parsed = lambda path, content: _parse(Path(path.name), content)  # type: ignore[assignment]
+for one in (*NAMES, STREAM):
+    provenance.code_of(f"flows.{one}", callers=CALLERS)
 
 
 def up_to(last: str) -> None:
