@@ -8,8 +8,8 @@ Cosmic Ray's operators make all mutants of each package; a seeded sample of them
 copy of the project and a process forked from one that has imported the libraries. Only the tests of
 the mirrored folder that run the changed statement are asked, as a measurement of coverage says;
 then, with ``--ranks``, those there and in tests/distributed that name the module and start
-processes, which cannot be measured. Goes on where the last call stopped; ``--again`` asks anew about
-those that were not killed.
+processes, which cannot be measured. Goes on where the last call stopped; ``--again`` asks anew
+about those that were not killed.
 """
 
 import argparse
