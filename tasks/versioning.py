@@ -21,6 +21,8 @@ def _dvc(*arguments: str) -> str:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        if "is not a git repository" in reason:
+            reason += "; run git init, or dvc config --local core.no_scm true"
         is_busy = "acquire lock" in result.stderr
         raise (BusyError if is_busy else InputError)(f"dvc {' '.join(arguments)}: {reason}")
     return result.stdout
@@ -55,7 +57,7 @@ def stale_stages(*stages: str) -> set[str]:
 
 def commit_stage(stage: str) -> None:
     """Write the stage's inputs and outputs to dvc.lock and DVC's cache."""
-    _dvc("commit", "--force", "--quiet", stage)
+    _dvc("commit", "--force", stage)  # --quiet would hide why it fails
 
 
 def output_version(path: Path) -> str:
