@@ -44,9 +44,12 @@ def apply_overrides(overrides: dict[str, str]) -> None:
     Nothing is written while another process works: its settings would change under it.
     """
     if overrides:
+        handlers = logging.getLogger().handlers[:]
         from tasks.overrides import apply_overrides as write
         from tasks.project import alone
 
+        # FBGEMM's import gives the root logger a handler, which Prefect would leave in charge
+        logging.getLogger().handlers = handlers
         with alone("writing params"):
             write(overrides)
 

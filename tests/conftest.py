@@ -5,7 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+# A machine that does something else meanwhile is no fault of the code
+settings.register_profile("without_deadline", deadline=None)
+settings.load_profile("without_deadline")
 REPOSITORY = Path(__file__).resolve().parents[1]
 OF_RANKS = (
     "tests.bench.faults.",

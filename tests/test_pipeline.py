@@ -129,6 +129,7 @@ def test_it_says_what_is_happening_without_warnings_of_libraries(project: Path) 
     said = (project / "progress.txt").read_text()
     assert "rows (each predicted, then trained on in every pass) in " in said
     assert [line for line in said.splitlines() if "warning" in line.lower()] == []
+    assert "INFO:prefect" not in said  # but Prefect's own format, with the time
 
 
 def test_accuracy_stays_at_the_bars(project: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from bench.shared.progressive import Results, train_settings
+from bench.shared.progressive import Results, predict_then_train_alone, train_settings
 from bench.shared.report import machine_lines, print_report
 from recsys.baselines.settings import BaselinesSettings
 from recsys.baselines.training import train_baselines
@@ -26,13 +26,10 @@ from recsys.distill.teacher_settings import TeacherSettings
 from recsys.evaluation.metrics import normalized_entropy
 from recsys.evaluation.model_table import BASELINES
 from recsys.evaluation.settings import EvaluateSettings
-from recsys.models.factory import build_ranker
 from recsys.models.settings import ModelSettings
-from recsys.progress import RowProgress
-from recsys.training.engine import Engine
 from recsys.training.launch import launch
 from recsys.training.settings import TrainSettings
-from recsys.validation.progressive import PREDICTIONS_DIR, DataView, predict_then_train
+from recsys.validation.progressive import PREDICTIONS_DIR
 
 PARAMS, REPORT = Path("params"), Path("docs/benchmarks/headroom.md")
 MODEL_SEED = 1
@@ -100,8 +97,7 @@ def headroom(stream: SyntheticSettings, folder: Path) -> Table:
     first = load_settings(PARAMS / "evaluate.yaml", EvaluateSettings).first_evaluation_window
     table: Table = {model: {} for model in MODELS}
     for student in students.students:
-        domain = schema.domains.index(student.domain)
-        own = ranker(windows, students.model, domain, folder / student.name)
+        own = ranker(windows, students.model, student.domain, folder / student.name)
         judged = own.filter(pl.col("event_time") >= schema.windows[first].start_ms)
         rows = judged.select("example_id", "label")
         for model, found in (of_all | {STUDENT: own}).items():
@@ -117,23 +113,14 @@ def predictions(folder: Path) -> pl.DataFrame:
     return pl.read_parquet(folder / PREDICTIONS_DIR / "*.parquet")
 
 
-def ranker(windows: Path, model: ModelSettings, domain: int | None, folder: Path) -> pl.DataFrame:
+def ranker(windows: Path, model: ModelSettings, domain: str | None, folder: Path) -> pl.DataFrame:
     """Predictions of a ranker that learns the rows of ``domain`` (None: of all), made in
     ``folder``."""
     train = train_settings(load_settings(PARAMS / "train.yaml", TrainSettings).global_batch_size)
-    launch(_validate, (windows, model, domain, folder, train), train)
-    return predictions(folder)
-
-
-def _validate(
-    windows: Path, model: ModelSettings, domain: int | None, folder: Path, train: TrainSettings
-) -> None:
-    reader = WindowReader(windows)
-    engine = Engine(build_ranker(reader.schema, model, None, MODEL_SEED, "meta"), train, MODEL_SEED)
     passes = load_settings(PARAMS / "students.yaml", StudentsSettings).dense_passes
-    view = DataView(reader, train.global_batch_size, domain, fits_windows=True, dense_passes=passes)
-    with RowProgress("headroom", 1, enabled=False) as progress:
-        predict_then_train(engine, engine.serving_loss, view, folder, progress)
+    asked = (windows, domain, model, train, passes, MODEL_SEED, folder)
+    launch(predict_then_train_alone, asked, train)
+    return predictions(folder)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
     python -m bench.data.ingest speed                          # a generated log in Criteo's layout
     python -m bench.data.ingest speed --criteo day_0 --rows 1000000     # the head of a real one
+    PYTHONPATH=PEERS python -m bench.data.ingest speed         # and FuxiCTR, see bench/README.md
     python -m bench.data.ingest memory --rows 1000000 10000000 100000000 --write
 
 speed: each contender reads the same file, takes logarithms of the 13 numbers, hashes the 26
@@ -19,6 +20,8 @@ import shutil
 import statistics
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -121,10 +124,32 @@ def pandas_common(log: Path, folder: Path) -> None:
         frame.to_parquet(folder / f"{index}.parquet", compression="zstd")
 
 
+def fuxictr(log: Path, folder: Path) -> None:
+    """FuxiCTR's FeatureProcessor: vocabularies counted first, then batches encoded, without Ray."""
+    number = {"active": True, "dtype": "float", "type": "numeric"}
+    text = {"active": True, "dtype": "str", "type": "categorical"}
+    processor = import_module("fuxictr.preprocess").FeatureProcessor(
+        feature_cols=[{"name": INTEGERS, **number}, {"name": CATEGORIES, **text}],
+        label_col={"name": "label", "dtype": "float"},
+        dataset_id="criteo",
+        data_root=str(folder),
+    )
+    types = dict.fromkeys(INTEGERS, pl.Float64) | dict.fromkeys(CATEGORIES, pl.String)
+    scan = pl.scan_csv(
+        log, separator="\t", has_header=False, new_columns=COLUMNS, schema_overrides=types
+    )
+    scan = processor.preprocess(scan.with_columns(pl.col(INTEGERS).clip(lower_bound=0).log1p()))
+    processor.fit(scan)
+    for index, frame in enumerate(scan.collect().iter_slices(CHUNK_ROWS)):
+        batch = processor.transform({name: frame[name].to_numpy() for name in frame.columns})
+        pl.DataFrame(batch).write_parquet(folder / f"{index}.parquet", compression="zstd")
+
+
 CONTENDERS: dict[str, Callable[[Path, Path], None]] = {
     "ours": ours,
     "polars, simple hash": polars_simple,
     "pandas": pandas_common,
+    "FuxiCTR": fuxictr,
 }
 
 
@@ -155,6 +180,8 @@ def measured(function: Callable[[Path, Path], None], log: Path, folder: Path) ->
 
 
 def _measured(function: Callable[[Path, Path], None], log: Path, folder: Path) -> dict[str, Any]:
+    if function is fuxictr:
+        import_module("fuxictr.preprocess")  # an import is no part of the work
     before, start, cpu = _peak_mib(), perf_counter(), process_time()
     function(log, folder)
     return {
@@ -185,6 +212,7 @@ def speed(work: Path, log: Path | None, rows: int, repeats: int) -> list[dict[st
         | measured(function, head, work / "out")
         for repeat in range(repeats)
         for contender, function in CONTENDERS.items()
+        if contender != "FuxiCTR" or find_spec("fuxictr")
     ]
     head.unlink()
     return found
@@ -215,7 +243,7 @@ def report(results: list[dict[str, Any]]) -> str:
         ]
         rates = {
             name: [one["rows"] / one["cpu_s"] for one in runs if one["contender"] == name]
-            for name in CONTENDERS
+            for name in dict.fromkeys(one["contender"] for one in runs)
         }
         for name, found in rates.items():
             pairs = zip(found, rates["polars, simple hash"], strict=True)

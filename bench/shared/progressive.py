@@ -18,9 +18,14 @@ from recsys.config import load_settings
 from recsys.data.loader import Batch, WindowReader
 from recsys.data.schema import Schema
 from recsys.evaluation.metrics import compute_metrics
+from recsys.models.factory import build_ranker
 from recsys.models.partition_file import Partition
+from recsys.models.settings import ModelSettings
+from recsys.progress import RowProgress
 from recsys.towers.engine import tower_engine
+from recsys.training.engine import Engine
 from recsys.training.settings import TrainSettings
+from recsys.validation.progressive import DataView, predict_then_train
 
 PARAMS = Path("params")
 CONFIDENCE = 0.95
@@ -162,6 +167,34 @@ def shown(values: NDArray[np.float64]) -> str:
     half = half_width(values)
     text = f"{values.mean():+.4f} ± {half:.4f}"
     return f"**{text}**" if abs(values.mean()) > half else text
+
+
+def predict_then_train_alone(
+    windows: Path,
+    domain: str | None,
+    model: ModelSettings,
+    settings: TrainSettings,
+    passes: int,
+    seed: int,
+    folder: Path,
+) -> None:
+    """Predict and learn all windows on this rank, ``passes`` of the dense part; for ``launch``.
+
+    Args:
+        domain: whose rows; None: all.
+        folder: holds the predictions afterwards.
+    """
+    reader = WindowReader(windows)
+    engine = Engine(build_ranker(reader.schema, model, None, seed, "meta"), settings, seed)
+    view = DataView(
+        reader,
+        settings.global_batch_size,
+        None if domain is None else reader.schema.domains.index(domain),
+        fits_windows=True,
+        dense_passes=passes,
+    )
+    with RowProgress("bench", 1, enabled=False) as progress:
+        predict_then_train(engine, engine.serving_loss, view, folder, progress)
 
 
 def train_settings(batch_size: int) -> TrainSettings:

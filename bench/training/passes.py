@@ -10,47 +10,20 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from bench.shared.progressive import train_settings
+from bench.shared.progressive import predict_then_train_alone, train_settings
 from bench.shared.report import machine_line, print_report
 from recsys.config import load_settings
 from recsys.data.loader import WindowReader
 from recsys.distill.student_settings import StudentsSettings
 from recsys.evaluation.metrics import normalized_entropy
-from recsys.models.factory import build_ranker
-from recsys.models.settings import ModelSettings
-from recsys.progress import RowProgress
-from recsys.training.engine import Engine
 from recsys.training.launch import launch
 from recsys.training.settings import TrainSettings
-from recsys.validation.progressive import PREDICTIONS_DIR, DataView, predict_then_train
+from recsys.validation.progressive import PREDICTIONS_DIR
 
 PARAMS = Path("params")
 PASSES = [0, 1, 2, 4]  # of the dense part; 0: one pass of everything
 ONE_PASS_RATE = 0.002  # of the dense part: that of one pass; passes share it
 FIRST_TRAINED = 2  # the first window that a model of more than the base rate predicts
-
-
-def train(
-    windows: Path,
-    domain: str,
-    model: ModelSettings,
-    settings: TrainSettings,
-    passes: int,
-    seed: int,
-    folder: Path,
-) -> None:
-    """Predict and learn all windows on this rank."""
-    reader = WindowReader(windows)
-    engine = Engine(build_ranker(reader.schema, model, None, seed, "meta"), settings, seed)
-    view = DataView(
-        reader,
-        settings.global_batch_size,
-        reader.schema.domains.index(domain),
-        fits_windows=True,
-        dense_passes=passes,
-    )
-    with RowProgress("passes", 1, enabled=False) as progress:
-        predict_then_train(engine, engine.serving_loss, view, folder, progress)
 
 
 def early_and_judged(windows: Path, folder: Path, first: int) -> tuple[float, float]:
@@ -99,7 +72,7 @@ def main() -> None:
                         seed,
                         Path(folder),
                     )
-                    launch(train, asked, settings)
+                    launch(predict_then_train_alone, asked, settings)
                     found.append(early_and_judged(place.parent, Path(folder), options.first))
             (early, judged), (_, spread) = np.mean(found, axis=0), np.std(found, axis=0)
             cells.append(f"{early:.4f} / {judged:.4f} ({spread:.4f})")

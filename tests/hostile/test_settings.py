@@ -185,7 +185,6 @@ def test_a_file_that_is_none_is_named(
 
 @settings(
     max_examples=20,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -18,7 +18,7 @@ def frame(rows: list[tuple[int, int, int]]) -> pl.DataFrame:
 
 
 @given(st.lists(EXAMPLES, max_size=4), EXAMPLES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_counts_and_rates_are_those_of_the_examples_added_so_far(
     added: list[list[tuple[int, int, int]]], asked: list[tuple[int, int, int]]
 ) -> None:

@@ -49,7 +49,7 @@ def by_hand(rows: list[Row], counter: CounterSettings, keys: list[tuple[str | No
 
 
 @pytest.mark.parametrize("by", [["user"], ["user", "item"]])
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(rows=ROWS, cuts=st.lists(st.integers(0, 25), max_size=3))
 def test_counts_are_those_of_the_bins_before(
     by: list[str], rows: list[Row], cuts: list[int]

@@ -78,9 +78,7 @@ def logs(draw: st.DrawFn) -> pl.DataFrame:
     return log.with_columns(ts=START_S + pl.col("ts")).sort("ts", maintain_order=True)
 
 
-@settings(
-    deadline=None, max_examples=12, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
-)
+@settings(max_examples=12, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(
     log=logs(),
     file_format=st.sampled_from(["parquet", "jsonl", "csv"]),

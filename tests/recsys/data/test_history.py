@@ -53,7 +53,7 @@ def known_clicks(rows: pl.DataFrame, user: str, item: str, length: int) -> list[
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(rows=ROWS, length=st.integers(1, 4), cut=st.integers(0, 40))
 def test_a_log_gets_the_last_clicks_known_before_each_event(
     rows: list[Row], length: int, cut: int

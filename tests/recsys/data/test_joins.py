@@ -47,7 +47,7 @@ moments = st.integers(0, 12)
     log=st.lists(st.tuples(st.integers(0, 3), st.none() | moments), min_size=1, max_size=12),
     block=st.integers(1, 12),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_row_gets_the_newest_that_holds_already_whatever_the_blocks(
     tmp_path_factory: pytest.TempPathFactory,
     side: list[tuple[int, int]],

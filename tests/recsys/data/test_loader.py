@@ -39,7 +39,6 @@ def real_rows(shares: list[Batch]) -> list[tuple[object, ...]]:
 
 @settings(
     max_examples=8,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

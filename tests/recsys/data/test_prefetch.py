@@ -58,7 +58,7 @@ def wait_until_taken(source: Numbers, count: int) -> None:
         time.sleep(0.001)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(count=st.integers(0, 30), depth=st.integers(0, 5), data=st.data())
 def test_gives_what_the_source_gives_in_its_order_up_to_its_error_and_leaves_no_thread(
     count: int, depth: int, data: st.DataObject

@@ -54,7 +54,6 @@ def shown(stream: Stream, log: ScoreLog, rows: Rows, domain: int, size: int, win
 
 @settings(
     max_examples=10,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

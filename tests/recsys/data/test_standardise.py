@@ -3,7 +3,7 @@
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -24,7 +24,6 @@ def windows(count: int, seed: int = 0) -> list[np.ndarray]:
     return found
 
 
-@settings(deadline=None)
 @given(
     arrays(np.float64, (7, 2), elements=st.floats(-1e3, 1e3)),
     arrays(np.float64, (4, 2), elements=st.floats(-1e3, 1e3)),

@@ -30,7 +30,7 @@ def test_table_rows_bound_it_and_the_first_ones_stay() -> None:
     assert grown([{"a": 9}], table_rows=2, min_count=1).rows_of(["a"]).tolist() == [UNKNOWN]
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(
     st.lists(st.dictionaries(st.sampled_from("abcdefgh"), st.integers(1, 4)), max_size=6),
     st.integers(2, 9),

@@ -125,7 +125,7 @@ def joined_by_hand(given: Given) -> dict[int, tuple[float, int]] | str:
 
 
 @given(files_of_scores())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_join_is_that_of_a_walk_through_all_rows(windows_dir: Path, given: Given) -> None:
     expected = joined_by_hand(given)
     event(expected if isinstance(expected, str) else "joined")

@@ -103,7 +103,7 @@ def joined_by_hand(
 
 
 @pytest.mark.slow
-@settings(max_examples=250, deadline=None, derandomize=True)
+@settings(max_examples=250, derandomize=True)
 @given(written=logs(), examples=st.lists(IDS, unique=True, max_size=13))
 def test_join_is_that_of_a_walk_through_every_record(written: Written, examples: list[int]) -> None:
     expected = joined_by_hand(written, examples)
@@ -128,7 +128,7 @@ def test_join_is_that_of_a_walk_through_every_record(written: Written, examples:
     assert joined["staleness_ms"].to_list() == [staleness for _, staleness in expected]
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(
     first=st.integers(-3, 6),
     count=st.integers(2, 12),

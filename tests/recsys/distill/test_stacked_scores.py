@@ -69,7 +69,7 @@ def test_probabilities_that_are_off_by_a_factor_are_put_right() -> None:
     assert (1 / (1 + np.exp(-found))).sum() / labels.sum() == pytest.approx(1.0, abs=0.02)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 1000), st.integers(1, 4), st.floats(0.1, 100.0))
 def test_the_weights_are_at_the_least_penalised_loss(
     seed: int, scorers: int, strength: float

@@ -62,7 +62,7 @@ def inputs(lists: list[list[int]]) -> tuple[Tensor, KeyedJaggedTensor]:
     )
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(
     lists=st.lists(st.lists(st.integers(0, 99), max_size=6), min_size=1, max_size=5),
     length=st.integers(1, 4),

@@ -48,7 +48,7 @@ def test_greedy_is_kept_where_it_is_better() -> None:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(times=st.lists(st.integers(1, 30), min_size=1, max_size=7), bins=st.integers(2, 3))
 def test_kept_placement_is_close_to_the_optimum(times: list[int], bins: int) -> None:
     optimum = smallest_largest_load([float(t) for t in times], bins)
@@ -80,7 +80,7 @@ def test_blocks_of_one_table_go_to_different_bins() -> None:
         assert placed.largest == 9.0
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     shards=st.lists(
         st.tuples(st.integers(0, 20), st.integers(0, 12), st.integers(1, 3)),

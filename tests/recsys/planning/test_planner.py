@@ -136,7 +136,7 @@ def test_hit_rate_grows_with_the_cache() -> None:
     assert hit_rate(10**6, 0.0, 0.1) == pytest.approx(0.1, rel=1e-3)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     rows=st.lists(st.integers(1, 40), min_size=1, max_size=6),
     pooling=st.lists(st.integers(1, 50), min_size=6),
@@ -176,7 +176,7 @@ def check_memory(plan: Plan, model: PlannedModel, topology: Topology) -> None:
     np.testing.assert_allclose(loads, plan.rank_ms)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     sizes=st.lists(
         st.tuples(st.integers(1, 10**7), st.sampled_from([8, 64, 256])), min_size=1, max_size=8

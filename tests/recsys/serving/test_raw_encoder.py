@@ -61,7 +61,7 @@ def same(encoder: Encoder, columns: dict[str, list[Any]], dtypes: dict[str, Any]
 
 @pytest.mark.parametrize("kind", ["integer", "number", "text"])
 @pytest.mark.parametrize("is_text", [False, True])
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(data=st.data())
 def test_categories_of_any_value(kind: Any, is_text: bool, data: st.DataObject) -> None:
     encoder = Encoder(
@@ -84,7 +84,7 @@ def test_categories_of_any_value(kind: Any, is_text: bool, data: st.DataObject) 
     ("kind", "is_text"), [("integer", False), ("number", False), ("text", True)]
 )
 @pytest.mark.parametrize("as_they_are", [False, True])
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(data=st.data())
 def test_numbers_of_any_value(
     kind: Any, is_text: bool, as_they_are: bool, data: st.DataObject
@@ -99,7 +99,7 @@ def test_numbers_of_any_value(
     same(encoder, columns, {"x": DTYPES[kind]})
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(
     st.lists(st.none() | st.lists(TEXTS, max_size=4), min_size=1, max_size=5),
     st.lists(TEXTS, min_size=1, max_size=5),
@@ -135,7 +135,7 @@ def test_times_as_text(text: str | None, zone: str | None) -> None:
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(st.floats(6e8, 4.2e9) | st.integers(600_000_000, 4_200_000_000) | st.none())
 def test_times_as_numbers(unit: Any, seconds: float | None) -> None:
     factor = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
@@ -159,7 +159,7 @@ def clock_encoder(kind: Any, moment: MomentSettings) -> Encoder:
     return Encoder([column], [], ids, time=moment, clock=CLOCK, stripped=["ts"])
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(st.lists(TEXTS, min_size=1, max_size=5), st.booleans())
 def test_domains_of_any_value(values: list[Any], has_other: bool) -> None:
     domain = DomainEncoding("site", {"f": "feed", "1": "video"}, "video" if has_other else None)

@@ -8,7 +8,7 @@ import pytest
 from torchrec.distributed.types import EmbeddingModuleShardingPlan
 
 from bench.planner.cases import JUDGED, plans
-from bench.planner.report import Compared, clear_pairs
+from bench.planner.report import Compared
 from bench.planner.worker import measure
 from recsys.config import InputError, load_settings
 from recsys.models.factory import build_ranker
@@ -30,7 +30,6 @@ HARDWARE = Path(__file__).resolve().parents[3] / "params" / "hardware" / "cpu.ya
 GB = 10**9
 BARE = CPU.model_copy(update={"reserved_gb": 0.0})  # all of memory_gb is the model's
 SEED = 1
-FEW_ROUNDS, FEW_STEPS = 3, 2
 
 
 def model_of(*rows: int, **changes: object) -> PlannedModel:
@@ -209,17 +208,14 @@ def test_the_figure_of_a_plan_has_the_same_bytes_each_time(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_predicted_bytes_are_the_engines_and_clear_differences_in_time_are_right() -> None:
+def test_predicted_bytes_are_the_engines() -> None:
     hardware = load_settings(HARDWARE, Hardware)
     model = JUDGED[3]
     tried = plans(model, 2)
-    measured = run_on_ranks(measure, (model, tried, FEW_ROUNDS, FEW_STEPS), 2, 1)[0]
+    measured = run_on_ranks(measure, (model, tried, 1, 1), 2, 1)[0]
     cases = [Compared(model, 2, one.name, m) for one, m in zip(tried, measured, strict=True)]
     for case in cases:
         assert case.predicted_bytes(hardware) == case.measured.bytes, case.plan
-    right, count = clear_pairs(cases, hardware)
-    assert count > 0
-    assert right == count
 
 
 def plan_of_rank(settings: TrainSettings) -> list[list[dict[str, Any]]]:

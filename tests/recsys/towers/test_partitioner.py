@@ -73,7 +73,7 @@ def loads(partition: Partition, weights: np.ndarray) -> list[float]:
 @pytest.mark.parametrize("strategy", ["coherent", "diverse", "spectral"])
 @pytest.mark.parametrize("balance", ["count", "bytes"])
 @given(seed=st.integers(0, 2**31 - 1), towers=st.integers(1, 6), ratio=st.floats(1.0, 3.0))
-@hypothesis_settings(max_examples=8, deadline=None)
+@hypothesis_settings(max_examples=8)
 def test_any_affinity_gives_a_whole_balanced_partition(
     strategy: str, balance: str, seed: int, towers: int, ratio: float
 ) -> None:
@@ -107,7 +107,7 @@ def test_any_affinity_gives_a_whole_balanced_partition(
 @pytest.mark.parametrize("strategy", ["coherent", "spectral"])
 @pytest.mark.parametrize("balance", ["count", "bytes"])
 @given(order=st.permutations(range(12)))
-@hypothesis_settings(max_examples=8, deadline=None)
+@hypothesis_settings(max_examples=8)
 def test_the_order_of_features_does_not_change_who_stands_together(
     strategy: str, balance: str, order: list[int]
 ) -> None:
@@ -143,7 +143,6 @@ def test_stretching_changes_distances_not_their_order() -> None:
 
 
 @given(weights=st.lists(st.floats(0.1, 1e6), min_size=6, max_size=30), clusters=st.integers(1, 6))
-@hypothesis_settings(deadline=None)
 def test_greedy_weighs_at_most_a_mean_and_one_item(weights: list[float], clusters: int) -> None:
     load = np.bincount(
         greedy_clusters(np.array(weights), clusters), weights=weights, minlength=clusters

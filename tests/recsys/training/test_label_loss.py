@@ -55,7 +55,7 @@ def test_gradient_of_two_tasks_is_the_sum_of_theirs() -> None:
     st.lists(st.booleans(), min_size=ROWS, max_size=ROWS),
     st.lists(st.booleans(), min_size=ROWS, max_size=ROWS),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_rows_without_a_label_add_nothing(
     without_click: list[bool], without_conversion: list[bool]
 ) -> None:
