@@ -15,6 +15,7 @@ from recsys.training.quiet import quiet_libraries
 
 PARAMS = Path("params")
 STATUS_OF_A_MISTAKE = 2
+RUNS = ("prefect.flow_runs", "prefect.task_runs")  # Prefect's loggers
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +69,7 @@ def run_stage_flow(stage_flow: Any, options: argparse.Namespace) -> None:
 
     apply_overrides(dict(options.overrides))
     check_before(stage_flow.name)
+    say_errors_once(with_progress=False)
     run_stage(stage_flow)()
 
 
@@ -102,17 +104,40 @@ def exit_status(command: Callable[[], Any]) -> int:
 
 
 def hide_tracebacks_of_mistakes() -> None:
-    """Let Prefect log a user's mistake, or a signal, as one line."""
-    for name in ("prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(name).addFilter(_without_traceback_of_mistakes)
+    """Let Prefect log a user's mistake, or a signal, as one line per run."""
+    for name in RUNS:
+        logging.getLogger(name).addFilter(_once_without_traceback)
 
 
-def _without_traceback_of_mistakes(record: logging.LogRecord) -> bool:
-    """Let a log record pass without the traceback of what its message says in full."""
+def _once_without_traceback(record: logging.LogRecord) -> bool:
+    """Let no record of a mistake pass but that of the state in which a run ends, which says it,
+    too; of a signal, none with a traceback."""
     error = record.exc_info[1] if record.exc_info else None
-    if error is not None and (_is_a_mistake(error) or signal_of(error) is not None):
+    if error is not None and signal_of(error) is not None:
         record.exc_info = None
-    return True
+    return error is None or not _is_a_mistake(error)
+
+
+def say_errors_once(with_progress: bool) -> None:
+    """Keep a failure that Prefect logs from the console of a command, whose last line says it; a
+    server gets it all the same.
+
+    Args:
+        with_progress: show what begins and ends, too.
+    """
+    from prefect.logging.handlers import PrefectConsoleHandler
+
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, PrefectConsoleHandler):
+            handler.addFilter(_is_no_error if with_progress else _is_warning)
+
+
+def _is_no_error(record: logging.LogRecord) -> bool:
+    return record.name not in RUNS or record.levelno < logging.ERROR
+
+
+def _is_warning(record: logging.LogRecord) -> bool:
+    return record.name not in RUNS or record.levelno == logging.WARNING
 
 
 def _is_a_mistake(error: BaseException | None) -> bool:

@@ -3,7 +3,7 @@ skipped."""
 
 import argparse
 
-from flows.command_line import add_overrides, apply_overrides
+from flows.command_line import add_overrides, apply_overrides, say_errors_once
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,9 +28,13 @@ def run(options: argparse.Namespace) -> None:
                 "Eight stages, from the raw log to registered students; those that are up to date "
                 "are skipped. Ctrl-C stops it; the same command resumes."
             )
+            from tasks.checks import check_before
+
+            check_before("ingest")  # before a server is started for it
             from flows.pipeline import pipeline
             from tasks.calling import run_flow
 
+            say_errors_once(with_progress=True)
             run_flow(pipeline)
         else:
             print("Nothing to do: every stage is up to date.")

@@ -1,7 +1,12 @@
 """Take new windows as they come: evaluate on them, score them, learn from them, publish:
 models/stream."""
 
-from flows.command_line import apply_overrides, hide_tracebacks_of_mistakes, run_program
+from flows.command_line import (
+    apply_overrides,
+    hide_tracebacks_of_mistakes,
+    run_program,
+    say_errors_once,
+)
 from flows.stream_command import add_arguments, run
 
 if __name__ == "__main__":  # before Prefect and torch are imported, so that --help answers at once
@@ -14,7 +19,7 @@ from prefect import flow
 
 from recsys.config import InputError
 from recsys.files import BusyError, UnreachableError
-from tasks.calling import call, run_stage
+from tasks.calling import call, run_stage, tell_server
 from tasks.checks import check_settings
 from tasks.courier import sending
 from tasks.ingest import ingest_windows
@@ -76,41 +81,53 @@ def take_windows() -> bool:
     return limit is not None and taken.new == limit
 
 
-def main(overrides: dict[str, str], stay: bool) -> None:
-    """Take what is there, or ``stay`` and watch."""
+def main(overrides: dict[str, str], stay: bool, tell: bool) -> None:
+    """Take what is there, or ``stay`` and watch, or watch and ``tell`` Prefect's server."""
     apply_overrides(overrides)
-    if stay:
-        watch()
+    say_errors_once(with_progress=False)
+    if tell:
+        tell_of_growth()  # whether a server is there is known before the first look
+    if stay or tell:
+        watch(tell)
     else:
         run_stage(stream)()
 
 
-def watch() -> None:
+def tell_of_growth() -> None:
+    """Tell Prefect's server, whose automation starts the deployment stream/local: see
+    prefect.yaml."""
+    tell_server("log.grew", "towerflow.log")
+
+
+def watch(tell: bool = False) -> None:
     """Run the flow whenever the raw log or the windows have changed and two looks find the same;
-    until stopped.
+    until stopped. With ``tell`` only the log counts, and the flow runs elsewhere.
 
     A mistake in the log is one line, and the next change of the log is another try.
     """
     seconds = load_stream_settings().poll_seconds
     with only_one(WATCH_LOCK, "watching the log"):
         _say(f"looks at the raw log every {seconds:g} s; Ctrl-C ends it")
+        take = tell_of_growth if tell else run_stage(stream)
         seen = handled = complaint = None
         while True:
             try:
                 state = log_state()
+                state = (state[0], []) if tell else state
             except UnreachableError as error:
                 complaint = _complain(error, complaint)
                 time.sleep(seconds)
                 continue
             if state == seen and state != handled:
                 try:
-                    run_stage(stream)()
-                except BusyError as error:
+                    take()
+                except (BusyError, UnreachableError) as error:
                     complaint = _complain(error, complaint)  # the next look tries again
                 except InputError as error:
                     complaint, handled = _complain(error, None), state
                 else:
-                    complaint, handled = None, (state[0], log_state()[1])
+                    complaint = None
+                    handled = state if tell else (state[0], log_state()[1])
             seen = state
             time.sleep(seconds)
 

@@ -6,10 +6,17 @@ from flows.command_line import add_overrides
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--set`` and ``--watch``."""
+    """Add ``--set``, ``--watch`` and ``--tell``."""
     add_overrides(parser)
-    parser.add_argument(
-        "--watch", action="store_true", help="stay, and take windows whenever the raw log has grown"
+    stay = parser.add_mutually_exclusive_group()
+    stay.add_argument(
+        "--watch", action="store_true", help="keep running, and process new windows as they arrive"
+    )
+    stay.add_argument(
+        "--tell",
+        action="store_true",
+        help="keep running, and tell Prefect's server when the raw log has grown; its automation "
+        "then starts stream/local on a worker",
     )
 
 
@@ -17,4 +24,4 @@ def run(options: argparse.Namespace) -> None:
     """Take what is there, or stay and watch."""
     from flows.stream import main
 
-    main(dict(options.overrides), options.watch)
+    main(dict(options.overrides), options.watch, options.tell)

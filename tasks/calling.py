@@ -10,7 +10,7 @@ from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import wraps
+from functools import cache, wraps
 from typing import Any
 from uuid import UUID
 
@@ -19,6 +19,7 @@ from prefect import Flow, Task
 from prefect.client.orchestration import get_client
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.context import FlowRunContext
+from prefect.events import emit_event
 from prefect.settings import (
     PREFECT_API_SSL_CERT_FILE,
     PREFECT_API_TLS_INSECURE_SKIP_VERIFY,
@@ -29,6 +30,7 @@ from prefect.task_engine import TaskRunTimeoutError
 from prefect.tasks import exponential_backoff
 
 from recsys.config import InputError, load_settings
+from recsys.files import UnreachableError
 from tasks.prefect_settings import PrefectSettings
 from tasks.project import PARAMS
 
@@ -115,7 +117,7 @@ def run_stage(flow: Flow[..., Any]) -> Callable[[], Any]:
     is.
 
     ``dvc repro`` runs each stage as a command of its own; a temporary server for each would cost
-    about 12 s a stage.
+    about 12 s per stage.
     """
     return (lambda: run_flow(flow)) if get_current_settings().api.url else flow.fn
 
@@ -218,6 +220,24 @@ def _report(work: _Work) -> None:
         client.set_flow_run_state(run_id, state, force=True)
 
 
+def tell_server(event: str, resource: str) -> None:
+    """Send Prefect's server an event of the resource of this id.
+
+    Raises:
+        InputError: no server is set.
+        UnreachableError: it does not answer.
+    """
+    server = get_current_settings().api.url
+    if not server:
+        raise InputError(
+            "no Prefect server is set, which would be told; e.g. prefect config set "
+            "PREFECT_API_URL=http://127.0.0.1:4200/api"
+        )
+    if not _answers(server):
+        raise UnreachableError(f"Prefect's server at {server} does not answer")
+    emit_event(event, {"prefect.resource.id": resource})
+
+
 def _server() -> str | None:
     """The URL of the server of the flow run that this is in, or else of the settings."""
     context = FlowRunContext.get()
@@ -230,13 +250,19 @@ def _is_away(error: Exception, server: str | None) -> bool:
 
 def _answers(server: str) -> bool:
     """Whether a server answers at the URL ``server``, whatever it says."""
-    trusted = ssl.create_default_context(cafile=PREFECT_API_SSL_CERT_FILE.value())
-    verify = False if PREFECT_API_TLS_INSECURE_SKIP_VERIFY.value() else trusted
+    is_checked = server.startswith("https") and not PREFECT_API_TLS_INSECURE_SKIP_VERIFY.value()
+    verify = _trusted(PREFECT_API_SSL_CERT_FILE.value()) if is_checked else False
     try:
         httpx.get(f"{server.rstrip('/')}/health", timeout=ANSWER_SECONDS, verify=verify)
     except httpx.HTTPError:
         return False
     return True
+
+
+@cache
+def _trusted(certificates: str | None) -> ssl.SSLContext:
+    """Read once: that takes 30 ms, and the server is asked before every task."""
+    return ssl.create_default_context(cafile=certificates)
 
 
 def _is_said_here(record: logging.LogRecord) -> bool:

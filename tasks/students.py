@@ -12,7 +12,16 @@ from recsys.files import read_json
 from recsys.training.settings import TrainSettings
 from tasks.curves import curves_of
 from tasks.live import following
-from tasks.project import PARAMS, SCORES, STUDENTS, STUDENTS_WORK, WINDOWS, replacing, require
+from tasks.project import (
+    PARAMS,
+    SCORES,
+    STUDENTS,
+    STUDENTS_KEPT,
+    STUDENTS_WORK,
+    WINDOWS,
+    replacing,
+    require,
+)
 from tasks.snapshots import check_scores
 from tasks.tracking import RunRecord, flatten, open_run
 from tasks.versioning import output_version
@@ -20,7 +29,8 @@ from tasks.versioning import output_version
 
 @task(task_run_name="train the students", tags=["training"])
 def train_all_students() -> None:
-    """Train each student once an arm and seed into models/students; a killed run goes on."""
+    """Train each student once an arm and seed into models/students; a killed run goes on, and what
+    the last run has trained as it is now wanted is not trained again."""
     from recsys.distill.students import train_students
     from recsys.distill.training_job import TrainingJob
 
@@ -66,7 +76,7 @@ def train_all_students() -> None:
             job = TrainingJob(
                 WINDOWS, settings, train, output, scores_dir=SCORES, live_dir=follower.folder
             )
-            train_students(job, STUDENTS_WORK)
+            train_students(job, STUDENTS_WORK, STUDENTS_KEPT)
         shutil.rmtree(STUDENTS_WORK, ignore_errors=True)
         for folder in sorted(STUDENTS.glob("*/*/seed-*")):
             student, arm, _ = folder.parts[-3:]

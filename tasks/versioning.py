@@ -1,8 +1,9 @@
 """DVC: which stages are up to date, record that they are, and the hash of their inputs."""
 
-import json
+import logging
 import subprocess
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,29 @@ from tasks.code import CODE_STAGE, write_code
 PIPELINE_FILE, LOCK_FILE = Path("dvc.yaml"), Path("dvc.lock")
 
 
-def _dvc(*arguments: str) -> str:
-    """Run one DVC command and return what it prints."""
-    command = [sys.executable, "-m", "dvc", *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        is_busy = "acquire lock" in result.stderr
-        raise (BusyError if is_busy else InputError)(f"dvc {' '.join(arguments)}: {reason}")
-    return result.stdout
+@contextmanager
+def _dvc(doing: str) -> Iterator[Any]:
+    """DVC's project in this folder, for ``doing`` something.
+
+    In this process: a run asks sixteen times, and a command of its own imports DVC for a second.
+
+    Raises:
+        BusyError: another process works with it.
+        InputError: DVC cannot do it.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.lock import LockError
+    from dvc.repo import Repo
+
+    logging.getLogger("dvc").setLevel(logging.CRITICAL)  # no lines and no bars of its own
+    try:
+        with Repo() as project:
+            yield project
+    except (DvcException, OSError) as error:
+        kind, reason = BusyError if isinstance(error, LockError) else InputError, in_one_line(error)
+        if "is not a git repository" in reason:
+            reason += "; run git init, or dvc config --local core.no_scm true"
+        raise kind(f"dvc {doing}: {reason}") from error
 
 
 def settled_stages(*stages: str) -> set[str]:
@@ -55,7 +70,8 @@ def stale_stages(*stages: str) -> set[str]:
 
 def commit_stage(stage: str) -> None:
     """Write the stage's inputs and outputs to dvc.lock and DVC's cache."""
-    _dvc("commit", "--force", "--quiet", stage)
+    with _dvc(f"commit {stage}") as project:
+        project.commit(stage, force=True)
 
 
 def output_version(path: Path) -> str:
@@ -106,7 +122,8 @@ def git_commit() -> str:
 def _changes(*stages: str) -> dict[str, Any]:
     """What DVC finds changed, by stage: ``[{"changed deps": {path: how}}, "changed command"]``."""
     _lock()  # DVC's own error does not name the file
-    return json.loads(_dvc("status", "--json", *stages) or "{}")
+    with _dvc("status") as project:
+        return project.status(targets=list(stages) or None)
 
 
 def _stale(changes: dict[str, Any], stages: tuple[str, ...]) -> set[str]:
@@ -125,12 +142,8 @@ def _lacks_outputs(changes: list[Any]) -> bool:
 
 def _restore(*stages: str) -> None:
     """Bring the stages' outputs back from DVC's cache where it has them."""
-    subprocess.run(
-        [sys.executable, "-m", "dvc", "checkout", "--quiet", *stages],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    with suppress(InputError), _dvc("checkout") as project:
+        project.checkout(targets=list(stages))
 
 
 def _lock() -> dict[str, dict]:

@@ -43,7 +43,7 @@ def write_predictions(root: Path, rows: int) -> None:
     for window in range(WINDOWS):
         generator = np.random.default_rng(window)
         count = rows * (window + 1) // WINDOWS - rows * window // WINDOWS
-        truth = generator.normal(-2, 1.2, size=count).astype(np.float32)
+        truth = 1.2 * generator.standard_normal(count, dtype=np.float32) - 2
         start = rows * window // WINDOWS
         frame = pl.DataFrame(
             {
@@ -54,10 +54,10 @@ def write_predictions(root: Path, rows: int) -> None:
             }
         )
         for model, noise in (("a", 1.0), ("b", 0.9)):
-            logit = truth + noise * generator.normal(size=count).astype(np.float32)
+            logit = truth + np.float32(noise) * generator.standard_normal(count, dtype=np.float32)
             (root / model).mkdir(exist_ok=True)
             path = root / model / f"w{window:02}.parquet"
-            frame.with_columns(logit=pl.Series(logit)).write_parquet(path)
+            frame.with_columns(logit=pl.Series(logit)).write_parquet(path, compression="lz4")
 
 
 def measure(rows: int, in_memory: int, folder: Path | None) -> dict[str, float]:

@@ -37,7 +37,7 @@ def measure(contest: Contest, seconds: float, least_steps: int) -> dict[str, flo
 
     Returns:
         samples, seconds, waited (for the reader, in ``seconds``), cpu (seconds of all ranks),
-        reader (seconds a sample, alone) and first_loss (before any step: the same for contenders
+        reader (seconds per sample, alone) and first_loss (before any step: the same for contenders
         that start from the same weights).
     """
     warm = [_timed(contest, batch) for batch in _some(contest, WARM_UP_STEPS)]

@@ -21,6 +21,7 @@ from recsys.distill.diagnostics import DistillationDiagnostics
 from recsys.distill.distillation_settings import DistillationSettings, overlaid
 from recsys.distill.early_choice import EarlyChoice, lowest_ne
 from recsys.distill.heads import PEER_TABLE_PREFIX, RANKER_PREFIX, DistilledRanker
+from recsys.distill.kept_runs import content_of, keep, take
 from recsys.distill.losses import DistillationLoss
 from recsys.distill.recipe import CHOICES_FILE, Recipe
 from recsys.distill.score_log import ScoreLog
@@ -42,7 +43,7 @@ from recsys.training.batch_size import AUTO_BATCH
 from recsys.training.engine import Engine, LossFunction
 from recsys.training.label_loss import label_loss
 from recsys.training.launch import launch
-from recsys.training.resume import Checkpoints
+from recsys.training.resume import CHECKPOINTS_DIR, Checkpoints
 from recsys.training.settings import TrainSettings
 from recsys.training.side_by_side import launch_side_by_side
 from recsys.validation.progressive import DataView, predict_then_train
@@ -51,6 +52,8 @@ EXPORT_DIR = "export"
 SIZE_FILE = "size.json"
 ENDED_FILE = "ended.json"
 TRIAL_DIR = "trial"
+# Settings of which a run has its own share
+OF_EACH_RUN = {"model", "students", "seeds", "distillation", "arms"}
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,9 @@ class Run:
 
 
 def train_students(
-    job: TrainingJob[StudentsSettings], resume_dir: Path | None = None
+    job: TrainingJob[StudentsSettings],
+    resume_dir: Path | None = None,
+    kept_dir: Path | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Train all students x arms x seeds in one launch of ranks.
 
@@ -109,6 +114,10 @@ def train_students(
     With ``resume_dir`` a killed run goes on at the student and window it was at, as
     :func:`recsys.distill.teacher.train_teacher` does. The caller removes ``resume_dir``.
 
+    With ``kept_dir``, too, what is trained is kept there until the next call: a student, arm and
+    seed whose own settings, data and code are still the same is then taken from there. Not where
+    several nodes train.
+
     Returns:
         Metrics of each window by "<student>/<arm>/seed-<n>".
 
@@ -119,11 +128,15 @@ def train_students(
     check_students(Schema.load(job.windows_dir), job.settings)
     if resume_dir is None:
         return run_students(job)
+    if job.train.nodes.count > 1:
+        kept_dir = None
     with resumable(job, resume_dir, _run_name(job), students_checkpoints) as resumed:
-        return run_students(resumed)
+        return run_students(resumed, kept_dir)
 
 
-def run_students(job: TrainingJob[StudentsSettings]) -> dict[str, list[dict[str, Any]]]:
+def run_students(
+    job: TrainingJob[StudentsSettings], kept_dir: Path | None = None
+) -> dict[str, list[dict[str, Any]]]:
     """One launch of :func:`train_students`, each student from the last of its checkpoints to the
     last window."""
     schema = Schema.load(job.windows_dir)
@@ -131,11 +144,82 @@ def run_students(job: TrainingJob[StudentsSettings]) -> dict[str, list[dict[str,
     needed, windows = job.settings.windows_to_choose_on, len(schema.windows)
     if windows < needed:
         raise InputError(
-            f"{job.settings.where('auto_windows')}: what is auto is chosen on {needed} windows, "
+            f"{job.settings.where('auto_windows')}: auto is chosen on {needed} windows, "
             f"the data have {windows}; set fewer, or rows: own and a table_learning_rate"
         )
-    runs = _with_recipes(runs_of(job.settings), job)
-    return _launch(train_runs, runs, job)
+    runs, trials = runs_of(job.settings), []
+    if kept_dir is not None:
+        trials = [one for tried in _trials(runs, job).values() for one in tried.values()]
+        for key in _keys(trials, job, "trial"):
+            take(kept_dir, key, _root(job))
+    runs = _with_recipes(runs, job)
+    if kept_dir is not None:
+        taken = sum(take(kept_dir, key, _root(job)) for key in _keys(runs, job, "run"))
+        if taken:
+            said = f"{taken} of {len(runs)} trainings are as they were and are not repeated"
+            print(f"students: {said}", file=sys.stderr, flush=True)
+    results = _launch(train_runs, runs, job)
+    if kept_dir is not None:
+        kept = {
+            key: [_checkpoint_folder(run, job, kind) / ENDED_FILE, *outputs]
+            for kind, own in (("trial", trials), ("run", runs))
+            for key, run in _keys(own, job, kind).items()
+            for outputs in [_outputs(run, job, schema) if kind == "run" else []]
+        }
+        keep(kept_dir, _root(job), kept)
+    return results
+
+
+def _root(job: TrainingJob[StudentsSettings]) -> Path:
+    """What holds the outputs and the checkpoints of a launch."""
+    return job.output_dir.parent
+
+
+def _checkpoint_folder(run: Run, job: TrainingJob[StudentsSettings], kind: str) -> Path:
+    folder = _root(job) / CHECKPOINTS_DIR
+    return folder / _trial_name(run) if kind == "trial" else run.folder(folder)
+
+
+def _outputs(run: Run, job: TrainingJob[StudentsSettings], schema: Schema) -> list[Path]:
+    """All that training ``run`` has written, but for its checkpoints."""
+    folder = run.folder(job.output_dir)
+    if run.seed != job.settings.seeds[0]:
+        return [folder]
+    return [folder, folder.parent / EXPORT_DIR, _size_file(run, folder, schema)]
+
+
+def _size_file(run: Run, folder: Path, schema: Schema) -> Path:
+    """Where the size of the served student goes: of its own, or of all that are the same."""
+    is_common = run.student.model is None and len(schema.tasks) == 1
+    return (folder.parents[2] if is_common else folder.parents[1]) / SIZE_FILE
+
+
+def _keys(runs: list[Run], job: TrainingJob[StudentsSettings], kind: str) -> dict[str, Run]:
+    """``runs`` by what decides all that they write, which the other runs' settings are no part
+    of."""
+    of_all = (
+        content_of(job.windows_dir),
+        code_of(__name__),
+        job.settings.model_dump(exclude=CHECKPOINT_KEYS | OF_EACH_RUN, exclude_unset=True),
+        job.train.model_dump(exclude=PLACEMENT_KEYS),
+        kind,
+    )
+    scores = None if job.scores_dir is None else content_of(job.scores_dir)
+    return {
+        fingerprint(
+            of_all,
+            scores if run.distillation.reads_scores else None,
+            run.student.model_dump(exclude={"model", "distillation", "budget"}),
+            run.student.model is None,
+            run.arm,
+            run.seed,
+            run.seed == job.settings.seeds[0],
+            run.model.model_dump(),
+            run.distillation.model_dump(),
+            run.table_learning_rates,
+        ): run
+        for run in runs
+    }
 
 
 def _launch(
@@ -165,7 +249,7 @@ def _run_name(job: TrainingJob[StudentsSettings]) -> str:
 def students_checkpoints(
     folder: Path, run: str, settings: StudentsSettings, continued: bool = False
 ) -> Checkpoints:
-    """The checkpoints of ``run`` in ``folder``, a subfolder a student, as ``settings`` want
+    """The checkpoints of ``run`` in ``folder``, one subfolder per student, as ``settings`` want
     them."""
     every, keep = settings.checkpoint_every_batches, settings.keep_checkpoints
     return Checkpoints(folder, run, keep, every, continued=continued)
@@ -217,11 +301,7 @@ def train_runs(
 def _with_recipes(runs: list[Run], job: TrainingJob[StudentsSettings]) -> list[Run]:
     """``runs`` with the recipes that are chosen, one choice for all seeds of a student's arm; what
     it is goes into each student's chosen.json."""
-    trials: dict[tuple[str, str], dict[Recipe, Run]] = {
-        (run.student.name, run.arm): {recipe: run.with_recipe(recipe) for recipe in run.recipes}
-        for run in runs
-        if len(run.recipes) > 1 and run.seed == job.settings.seeds[0]
-    }
+    trials = _trials(runs, job)
     asked = {_trial_name(one): one for tried in trials.values() for one in tried.values()}
     histories = {name: _tried(trial, job) for name, trial in asked.items()}
     new = [trial for name, trial in asked.items() if not histories[name]]
@@ -245,6 +325,17 @@ def _with_recipes(runs: list[Run], job: TrainingJob[StudentsSettings]) -> list[R
         )
         for run in runs
     ]
+
+
+def _trials(
+    runs: list[Run], job: TrainingJob[StudentsSettings]
+) -> dict[tuple[str, str], dict[Recipe, Run]]:
+    """By student and arm, the runs that early windows choose among, where there is a choice."""
+    return {
+        (run.student.name, run.arm): {recipe: run.with_recipe(recipe) for recipe in run.recipes}
+        for run in runs
+        if len(run.recipes) > 1 and run.seed == job.settings.seeds[0]
+    }
 
 
 def _try_recipes(
@@ -413,9 +504,7 @@ def _train_run(
                 ),
                 card=_card(run, data, history),
             )
-            is_common = run.student.model is None and len(schema.tasks) == 1
-            size_dir = folder.parents[2] if is_common else folder.parents[1]
-            write_json(size_dir / SIZE_FILE, model_size(served))
+            write_json(_size_file(run, folder, schema), model_size(served))
     if checkpoints is not None:
         _end(checkpoints, history)
     return history

@@ -1,6 +1,8 @@
 """The command line writes parameters as asked, all or none, and says what is wrong in one line."""
 
 import argparse
+import io
+import logging
 import signal
 import subprocess
 import sys
@@ -9,9 +11,15 @@ import time
 import psutil
 import pytest
 from prefect.exceptions import TerminationSignal
+from prefect.logging.handlers import PrefectConsoleHandler
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
-from flows.command_line import add_overrides, exit_status
+from flows.command_line import (
+    add_overrides,
+    exit_status,
+    hide_tracebacks_of_mistakes,
+    say_errors_once,
+)
 from flows.stopping import signal_of
 from recsys.config import InputError
 
@@ -104,3 +112,38 @@ def test_a_value_may_hold_an_equals_sign() -> None:
     add_overrides(parser)
     given = parser.parse_args(["--set", "data.root=/logs/day=1", "--set", "train.seed=2"])
     assert given.overrides == [("data.root", "/logs/day=1"), ("train.seed", "2")]
+
+
+def failure(name: str, level: int, error: Exception | None = None) -> logging.LogRecord:
+    told = None if error is None else (type(error), error, None)
+    return logging.LogRecord(name, level, "", 0, "Finished in state Failed()", None, told)
+
+
+@pytest.mark.parametrize(("with_progress", "levels"), [(True, ["INFO"]), (False, [])])
+def test_the_console_of_a_command_says_a_mistake_once_with_a_server_too(
+    with_progress: bool, levels: list[str]
+) -> None:
+    """Of the pipeline, it shows what begins and ends; of a stage, warnings alone."""
+    console = PrefectConsoleHandler(stream=io.StringIO())
+    logging.getLogger().addHandler(console)
+    try:
+        say_errors_once(with_progress)
+    finally:
+        logging.getLogger().removeHandler(console)
+    found = [
+        level
+        for level in ("INFO", "WARNING", "ERROR")
+        if console.filter(failure("prefect.flow_runs", getattr(logging, level)))
+    ]
+    assert found == [*levels, "WARNING"]
+    assert console.filter(failure("prefect.client", logging.ERROR))
+
+
+def test_a_mistake_is_in_a_runs_log_once() -> None:
+    """In the state in which it ends; a fault is there with its traceback, too."""
+    hide_tracebacks_of_mistakes()
+    name = "prefect.task_runs"
+    logger = logging.getLogger(name)
+    assert not logger.filter(failure(name, logging.ERROR, InputError("no such file")))
+    assert logger.filter(failure(name, logging.ERROR))
+    assert logger.filter(failure(name, logging.ERROR, ValueError("a fault")))

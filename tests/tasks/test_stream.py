@@ -5,11 +5,19 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import fsspec
 import pytest
+import yaml
+from prefect.events.clients import AssertingEventsClient
+from prefect.events.schemas.deployment_triggers import DeploymentEventTrigger
+from prefect.events.worker import EventsWorker
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows.stream import tell_of_growth
 from recsys.config import InputError, load_settings
 from recsys.data.schema import Schema, Window
 from recsys.data.settings import DataSettings, load_dataset
@@ -202,3 +210,34 @@ def test_it_waits_for_the_windows_that_the_teacher_is_learnt_from_then_for_one_t
     assert "waits for 1 complete windows" in str(what_is_missing.fn())
     change(project, "finished", "true")
     assert what_is_missing.fn() is None
+
+
+def test_the_event_of_a_grown_log_is_the_one_that_starts_the_deployment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    (trigger,) = [one["triggers"][0] for one in deployments if "triggers" in one]
+    awaited = DeploymentEventTrigger.model_validate(trigger)
+    worker = EventsWorker.instance(AssertingEventsClient)  # Prefect's own, which keeps what is sent
+    monkeypatch.setattr(EventsWorker, "instance", lambda *_: worker)
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{server.server_port}/api"}):
+            tell_of_growth()
+        worker.drain()
+        server.shutdown()
+    (event,) = [event for client in AssertingEventsClient.all for event in client.events]
+    assert {event.event} == awaited.expect
+    assert awaited.match.matches(event.resource)
+
+
+@pytest.mark.parametrize(
+    ("server", "expected"),
+    [("", "no Prefect server is set"), ("http://127.0.0.1:9/api", "does not answer")],
+)
+def test_a_watcher_without_a_server_to_tell_ends_with_one_line(server: str, expected: str) -> None:
+    with (
+        temporary_settings({PREFECT_API_URL: server or None}),
+        pytest.raises(InputError, match=expected),
+    ):
+        tell_of_growth()
