@@ -17,9 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--first-window",
         type=int,
         metavar="N",
-        help="place of the first window that counts, from 0; else evaluate.first_evaluation_window",
+        help="index of the first window that counts, from 0; default: "
+        "evaluate.first_evaluation_window",
     )
-    parser.add_argument("--task", help="a task beside the models' main one")
+    parser.add_argument("--task", help="compare this task; default: the models' main task")
 
 
 def run(options: argparse.Namespace) -> None:

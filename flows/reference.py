@@ -19,6 +19,8 @@ UNITS = {  # by how a key's name ends
     "_s": "seconds",
     "_ms": "ms",
     "_gb": "GiB",
+    "_mb": "MB",
+    "_seconds": "seconds",
     "gb_s": "GB per second",
     "_tflops": "TFLOPS",
     "_flops": "FLOPs per example",
@@ -29,19 +31,13 @@ UNITS = {  # by how a key's name ends
     "_rows": "rows",
     "batch_size": "examples",
 }
-EXAMPLES = {  # of the files that a person adds
-    "datasets/NAME.yaml": "datasets/synthetic.yaml",
-    "hardware/NAME.yaml": "hardware/cpu.yaml",
-    "models/NAME.yaml": "models/model_f.yaml",
-    "clusters/NAME.yaml": "clusters/a100.yaml",
-}
 COMMENTED_KEY = re.compile(r"(?P<indent> *)(?P<hidden># )?(?P<key>[a-z_]+):(?P<rest>.*)")
 HELP_WIDTH = 90
 INTRODUCTION = """# Parameters
 
 <!-- Written by `python -m flows.reference` from the settings classes; edit those. -->
 
-Every key of params/, with its type, default, unit and meaning. Nested keys stand in the section of
+Every key of params/, with its type, default, unit and meaning. Nested keys are in the section of
 their class. `--set FILE.KEY=VALUE` writes any of them, with dots for nesting:
 `towerflow run --set train.world_size=4 --set students.distillation.mode=shared`.
 """
@@ -49,12 +45,17 @@ ABOUT_COMMANDS = """# Commands
 
 <!-- Written by `python -m flows.reference` from the options of each command; edit those. -->
 
-`towerflow` is in `.venv/bin` and runs in the project's root. A mistake is one line and exit status
-2, Ctrl-C is 130. Each stage is also `python -m flows.STAGE`, as dvc.yaml calls it.
+`towerflow` is in `.venv/bin` and runs in the project's root. A user's mistake gives one line and
+exit status 2; Ctrl-C gives 130. Each stage is also `python -m flows.STAGE`, as dvc.yaml calls it.
 
 `make run` is `towerflow run`; `make deployments` is `towerflow deployments`; `make mlflow` and
 `make prefect` are `towerflow ui mlflow` and `towerflow ui prefect`. `make test`, `make test-fast`,
-`make check`, `make coverage`, `make bench` and `make docs` are for those who change the code.
+`make check`, `make coverage`, `make bench` and `make docs` are for people who change the code.
+
+CI runs all of them but these: `towerflow deployments` and `ui` with their `make` targets (they
+serve until you stop them), `make test-fast` (runs a part of `make test`), `make coverage` (runs
+`make test` with every line traced), `make lock` (asks the package index for new versions), and
+`make bench` and the rest of bench/ (benchmarks take minutes to hours).
 """
 
 
@@ -101,7 +102,7 @@ def parameters() -> str:
     for file, model in files.items():
         schema = model.model_json_schema()
         nested |= schema.get("$defs", {})
-        own = _comments(PARAMS / EXAMPLES.get(file, file))
+        own = _comments(PARAMS / file)
         sections.append(_section(f"params/{file}", schema, own, nested))
         for key, field in schema["properties"].items():
             below = {
@@ -110,15 +111,15 @@ def parameters() -> str:
                 if name.startswith(f"{key}.")
             }
             comments[_nested_class(field)] = below | comments.get(_nested_class(field), {})
-    sections.append("## Nested settings\n\nWhat files share, and what lists and maps hold.\n")
+    sections.append("## Nested settings\n\nSettings that are parts of other settings.\n")
     for name, schema in sorted(nested.items()):
         sections.append(_section(name, schema, comments.get(name, {}), nested, level=3))
     return "\n".join(sections)
 
 
 def _nested_class(field: Mapping[str, Any]) -> str:
-    """The name of the settings class that a key holds, alone, in a list or as an alternative;
-    empty: none."""
+    """The name of the settings class that a key holds, directly, in a list or as an alternative;
+    empty if there is none."""
     inner = [field, field.get("items", {}), *field.get("anyOf", [])]
     return next((one["$ref"].rpartition("/")[2] for one in inner if "$ref" in one), "")
 
@@ -136,7 +137,7 @@ def _section(
     lines += ["| key | type | default | unit | meaning |", "|---|---|---|---|---|"]
     required = schema.get("required", [])
     for key, field in schema["properties"].items():
-        default = "required" if key in required else _value(field.get("default"))
+        default = "required" if key in required else _default(field)
         unit = next((UNITS[end] for end in sorted(UNITS, key=len)[::-1] if key.endswith(end)), "")
         described = field.get("description", "") if "$ref" not in field else ""
         meaning = comments.get(key) or _sentences_on(key, text) or described
@@ -161,7 +162,13 @@ def _type(field: Mapping[str, Any]) -> str:
     if field.get("type") == "object":
         inner = field.get("additionalProperties")
         return f"map to {_type(inner)}" if isinstance(inner, dict) else "map"
-    names = {"integer": "integer", "number": "number", "boolean": "true, false", "string": "text"}
+    names = {
+        "integer": "integer",
+        "number": "number",
+        "boolean": "true, false",
+        "string": "text",
+        "null": "null",
+    }
     bounds = {
         "minimum": "≥",
         "exclusiveMinimum": ">",
@@ -173,8 +180,12 @@ def _type(field: Mapping[str, Any]) -> str:
     return " ".join([names.get(field.get("type", ""), "any"), *limits])
 
 
-def _value(value: Any) -> str:
-    """A default as YAML shows it; that of nested settings stands in their own section."""
+def _default(field: Mapping[str, Any]) -> str:
+    """A key's default as YAML shows it; that of nested settings is in their own section."""
+    if "default" not in field and "$ref" in field:
+        return "see there"
+    empty = {"array": [], "object": {}}.get(field.get("type", ""))  # of a default_factory
+    value = field.get("default", empty)
     if isinstance(value, dict) and value:
         return "see there"
     if isinstance(value, list) and any(isinstance(one, dict) for one in value):
@@ -185,10 +196,10 @@ def _value(value: Any) -> str:
 
 
 def _comments(path: Path) -> dict[str, str]:
-    """What the file of params says beside each of its keys, by dotted key; also beside those that
-    are themselves in a comment."""
+    """The comment beside each key of a file of params, by dotted key, including keys that are
+    commented out; empty where there is no such file."""
     found: dict[str, str] = {}
-    above: list[tuple[int, str]] = []  # indents and keys down to the present line
+    above: list[tuple[int, str]] = []  # indents and keys down to the current line
     lines = path.read_text().splitlines() if path.is_file() else []
     for match in filter(None, map(COMMENTED_KEY.fullmatch, lines)):
         indent = len(match["indent"])
@@ -203,17 +214,17 @@ def _comments(path: Path) -> dict[str, str]:
 
 
 def _sentences_on(key: str, docstring: str) -> str:
-    """The sentences of a class's docstring that name ``key``, or its line under Attributes."""
+    """The line of ``key`` under a docstring's Attributes, or the sentences that name it."""
     attribute = re.search(
         rf"^ *{key}: (?P<first>.+(?:\n {{8,}}.+)*)", docstring, flags=re.MULTILINE
     )
     if attribute:
-        return _markdown(" ".join(attribute["first"].split()))
+        return _markdown(" ".join(attribute["first"].split())).removesuffix(".")
     return _markdown(" ".join(one for one in _sentences(docstring) if f"``{key}``" in one))
 
 
 def _first_sentence(field: Mapping[str, Any], nested: Mapping[str, Any]) -> str:
-    """Of the docstring of the class that a key holds, if any."""
+    """The first sentence of the docstring of the class that a key holds, if any."""
     name = _nested_class(field)
     return _markdown(next(_sentences(nested[name].get("description", "")), "")) if name else ""
 

@@ -12,7 +12,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("export", type=Path, metavar="EXPORT", help="an export folder")
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="Parquet, raw rows")
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="FOLDER", help="a file of the same name each"
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="folder for one output file per input, of the same name",
     )
     parser.add_argument(
         "--keep", nargs="*", default=[], metavar="COLUMN", help="columns to write beside the scores"

@@ -18,9 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "folder (models/students/feed/distilled/export) or a publication folder of the stream "
         "(models/published/feed), which need neither MLflow nor a project",
     )
-    parser.add_argument("--alias", default="champion", help="of the registered model")
-    parser.add_argument("--host", help="else serve.host: 127.0.0.1")
-    parser.add_argument("--port", type=int, help="else serve.port: 8000")
+    parser.add_argument("--alias", default="champion", help="alias of the registered model")
+    parser.add_argument("--host", help="default: serve.host (127.0.0.1)")
+    parser.add_argument("--port", type=int, help="default: serve.port (8000)")
 
 
 def run(options: argparse.Namespace) -> None:

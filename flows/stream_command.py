@@ -10,13 +10,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_overrides(parser)
     stay = parser.add_mutually_exclusive_group()
     stay.add_argument(
-        "--watch", action="store_true", help="stay, and take windows whenever the raw log has grown"
+        "--watch", action="store_true", help="keep running, and process new windows as they arrive"
     )
     stay.add_argument(
         "--tell",
         action="store_true",
-        help="stay, and tell Prefect's server whenever the raw log has grown, whose automation "
-        "starts stream/local on a worker",
+        help="keep running, and tell Prefect's server when the raw log has grown; its automation "
+        "then starts stream/local on a worker",
     )
 
 

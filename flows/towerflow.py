@@ -65,18 +65,18 @@ COMMANDS: dict[str, tuple[Command, ...]] = {
     ),
     "as the log grows": (
         Command(
-            "stream", "take new windows: evaluate, score, learn, publish", "flows.stream_command"
+            "stream", "process new windows: evaluate, score, train, publish", "flows.stream_command"
         ),
         Command("snapshots", "list the teacher's snapshots, or withdraw one", "flows.snapshots"),
     ),
     "your own log": (
         Command(
             "describe",
-            "look at a log, write a first YAML for params/datasets",
+            "look at a log, draft a YAML for params/datasets",
             "recsys.commands.describe",
             needs_project=False,
         ),
-        Command("tune", "search better settings on the early windows, write params", "flows.tune"),
+        Command("tune", "search for better settings on early windows, write params", "flows.tune"),
     ),
     "before you train": (
         Command(

@@ -16,15 +16,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="model, distillation, or another of 'spaces' in params/tune.yaml; default: model",
     )
     budget = parser.add_mutually_exclusive_group()
-    budget.add_argument("--minutes", type=_minutes, help="about how long to search and check")
     budget.add_argument(
-        "--trials", type=positive, help="end after so many trials of the study instead"
+        "--minutes", type=_minutes, help="about how long to search and check the result"
+    )
+    budget.add_argument(
+        "--trials", type=positive, help="instead: end after this many trials of the study"
     )
     parser.add_argument(
         "--workers", type=positive, help="students trained at once, one thread each"
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="show what is better, leave params/ as it is"
+        "--dry-run", action="store_true", help="show what is better, write nothing to params/"
     )
 
 

@@ -90,7 +90,7 @@ def in_one_line(error: BaseException) -> str:
 
 
 def damaged(path: Path, remedy: str, error: BaseException) -> InputError:
-    """What to raise where ``path`` does not hold what it should; ``remedy`` makes it anew."""
+    """What to raise where ``path`` does not hold what it should; ``remedy`` rebuilds it."""
     return InputError(f"{path}: is damaged ({in_one_line(error)}); rebuild it with {remedy}")
 
 
@@ -133,7 +133,7 @@ def locked(path: Path, doing: str, shared: bool = False) -> Iterator[None]:
         try:
             fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise BusyError(f"{path}: {_owner(path)}; wait for its end") from error
+            raise BusyError(f"{path}: {_owner(path)}; wait for it to end") from error
         owner = {"doing": doing, "process": os.getpid(), "host": socket.gethostname()}
         lock.truncate(0)
         lock.write(json.dumps(owner | {"since": time.time()}))
@@ -167,7 +167,7 @@ def check_file(path: Path, digest: str, remedy: str) -> None:
 
     Args:
         digest: its SHA-256 then.
-        remedy: the command that makes it anew.
+        remedy: the command that rebuilds it.
 
     Raises:
         InputError: it is missing, or is another.
@@ -176,8 +176,8 @@ def check_file(path: Path, digest: str, remedy: str) -> None:
         raise InputError(f"{path}: is missing; rebuild it with {remedy}")
     if known_hash(path) != digest:
         raise InputError(
-            f"{path}: is damaged or of another run (not the SHA-256 that was noted when it was "
-            f"written); rebuild it with {remedy}"
+            f"{path}: is damaged or from another run (its SHA-256 differs from the one noted when "
+            f"it was written); rebuild it with {remedy}"
         )
 
 

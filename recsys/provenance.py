@@ -198,5 +198,5 @@ def _installed() -> dict[str, list[Distribution]]:
 
 @cache
 def _named(distribution: Distribution) -> tuple[str, str]:
-    """Name and version, which are parsed anew each time they are asked for."""
+    """Name and version, which are parsed again on each request."""
     return distribution.metadata["Name"], distribution.version

@@ -117,7 +117,7 @@ def run_stage(flow: Flow[..., Any]) -> Callable[[], Any]:
     is.
 
     ``dvc repro`` runs each stage as a command of its own; a temporary server for each would cost
-    about 12 s a stage.
+    about 12 s per stage.
     """
     return (lambda: run_flow(flow)) if get_current_settings().api.url else flow.fn
 

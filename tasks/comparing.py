@@ -46,7 +46,7 @@ def compare_named(first: str, second: str, first_window: int | None, task: str |
 
 
 def comparison_table(first: str, second: str, pairs: "list[Pair]") -> str:
-    """Markdown: a line a model and metric."""
+    """Markdown: one line per model and metric."""
     from recsys.evaluation.comparison import p_text
     from recsys.evaluation.metrics import LABELS
 
@@ -89,7 +89,7 @@ def _folder(source: str) -> Path:
 def _registered(uri: str) -> Path:
     """The folder of the arm that was registered as ``uri``, if it is still that arm.
 
-    A registered model has learnt from every window; what it is judged by are the predictions that
+    A registered model was trained on every window; what it is judged by are the predictions that
     its arm made before, which stay in the project.
     """
     from tasks.registry import folder_hash

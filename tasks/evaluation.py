@@ -72,7 +72,7 @@ def _scores_beside() -> tuple[str, Path] | None:
 
 
 def _record_model(report: "Report", model: str, comparison: RunRecord) -> None:
-    """One run a student and model (each baseline, arm, teacher, oracle), on the same rows, to
+    """One run per student and model (each baseline, arm, teacher, oracle), on the same rows, to
     compare side by side."""
     student, arm = model.split("/")
     values: dict[str, float] = {}

@@ -89,7 +89,7 @@ class Follower:
             start_run(self._runs[name])
             self._sent[name] = set()
         sent, points = self._sent[name], []
-        for line in lines:  # a window is noted again where ranks have started anew
+        for line in lines:  # a window is noted again where ranks have started again
             for metric, value in line["values"].items():
                 key = (f"window/{metric}", line["step"])
                 if key not in sent:

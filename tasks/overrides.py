@@ -122,7 +122,7 @@ class _Setting:
         if isinstance(node, list):
             if not key.isdigit() or int(key) >= len(node):
                 raise self._mistake(
-                    f"{key!r} is no element of a list of {len(node)}; they count from 0"
+                    f"{key!r} is not an element of a list of {len(node)}; they count from 0"
                 )
             return int(key), (get_args(kind) or (Any,))[0], PydanticUndefined
         if get_origin(kind) is dict:

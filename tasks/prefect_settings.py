@@ -6,13 +6,15 @@ from recsys.config import Settings
 
 
 class PrefectSettings(Settings):
-    """params/prefect.yaml: what a flow run does with its tasks, wherever a Prefect server is set.
+    """How a flow run treats its tasks, if a Prefect server is set.
 
-    ``timeout_hours``: a task that takes longer is stopped; null: none is. ``retries``: how often a
-    task is tried again where that can help, which is where another process is at work or a store
-    does not answer; never for a mistake. ``retry_seconds``: the pause before the first retry, which
-    doubles from one to the next, each with jitter. ``failure_block``: a notification block
-    of the server, as type/name, that is told of each flow run that fails; null: nobody is.
+    Attributes:
+        timeout_hours: a task that takes longer is stopped; null: none is.
+        retries: how often a task is retried when another process was in the way or a store did not
+            answer; never after a user's mistake.
+        retry_seconds: pause before the first retry; it doubles for each further retry, with jitter.
+        failure_block: a notification block of the server, as type/name, that hears of each flow run
+            that fails; null: none.
     """
 
     timeout_hours: float | None = Field(default=None, gt=0)

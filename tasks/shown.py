@@ -89,7 +89,7 @@ def show_report(folder: Path) -> None:
     create_markdown_artifact(
         key="comparison",
         markdown=(folder / "table.md").read_text(),
-        description="All models on the same rows, predicted before they learnt from them.",
+        description="All models on the same rows, predicted before training on them.",
     )
     create_link_artifact(
         key="report",

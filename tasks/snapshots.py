@@ -38,7 +38,7 @@ STREAMED = Results(STREAM / "teacher", STREAM / "scores", STREAM / "students", "
 
 
 def snapshot_table(of: Results = BATCH) -> list[str]:
-    """A line a snapshot: name, high-water mark, NE, state and the windows it has scored."""
+    """One line per snapshot: name, high-water mark, NE, state and the windows it has scored."""
     require(of.teacher)
     withdrawn = load_settings(WITHDRAWN_FILE, WithdrawnSettings).hashes
     used = ScoreLog(of.scores).used()

@@ -10,13 +10,17 @@ from tasks.project import PARAMS
 
 
 class StreamSettings(Settings):
-    """params/stream.yaml.
+    """The stream: when it runs and what it publishes.
 
-    ``finished``: no window comes after the last one of the log, so it is taken too; else the last
-    one may still grow. ``windows_at_once``: windows after which results are published while it
-    catches up; null: when all are done. ``poll_seconds``: how often ``--watch`` looks at the log.
-    ``alias``: of the newest registered model of each student; null registers none. ``cron`` or
-    ``interval_minutes``: when the deployment runs by itself.
+    Attributes:
+        finished: true: the log's last window is complete, so it is processed too; false: it may
+            still grow.
+        windows_at_once: windows after which results are published while it catches up; null: when
+            all are done.
+        poll_seconds: how often ``--watch`` looks at the log.
+        alias: alias of each student's newest registered model; null: none is registered.
+        cron: schedule of the deployment, in cron's syntax.
+        interval_minutes: instead: interval of the deployment.
     """
 
     finished: bool = False

@@ -25,7 +25,7 @@ def partition_features() -> None:
         parameters=flatten(settings),
         data_version=output_version(WINDOWS),
         dataset=Schema.load(WINDOWS).dataset,
-        description="Which features go into which tower, learnt from a probe on the first windows.",
+        description="Which features go into which tower, found by a probe on the first windows.",
     )
     with open_run(run):
         with replacing(PARTITION) as (output,):

@@ -56,7 +56,7 @@ _couriers: list[bool] = []  # a process of its own delivers; see tasks.courier
 class RunRecord:
     """What one MLflow run holds, or a part of it.
 
-    ``curves`` maps a metric name to its values, one a window, in order; None where it is not
+    ``curves`` maps a metric name to its values, one per window, in order; None where it is not
     defined. ``points`` are (name, step, value, ms since 1970). ``artifacts`` maps a local file or
     folder to its folder in the run. ``data_version`` is the DVC hash of the windows. ``source`` is
     the folder of the windows.

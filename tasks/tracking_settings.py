@@ -14,11 +14,16 @@ PASSWORD_IN_QUERY = re.compile(r"(?i)((?:password|passwd|token)=)[^&\s]+")
 
 
 class TrackingSettings(Settings):
-    """params/tracking.yaml: the MLflow tracking URI, the experiment, and where artifacts go.
+    """Where MLflow keeps runs and models.
 
-    ``uri`` null: MLFLOW_TRACKING_URI where that is set, else a file in the project's folder.
-    ``wait_seconds``: how long MLflow may take to answer, and how long a run's end waits for it.
-    ``system_metrics``: whether the load of this machine is noted while models train.
+    Attributes:
+        uri: tracking URI; null: MLFLOW_TRACKING_URI if set, otherwise a file in the project's
+            folder.
+        experiment: experiment that runs belong to.
+        artifacts: where artifacts of new experiments go.
+        wait_seconds: how long MLflow may take to answer, and how long a run waits for it at its
+            end.
+        system_metrics: whether the load of this machine is recorded while models train.
     """
 
     uri: str | None = None

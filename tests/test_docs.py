@@ -20,6 +20,46 @@ COMMAND = re.compile(r"\btowerflow ([a-z]+)\b([^`\n]*)")
 MODULE = re.compile(r"python -m ([a-z_0-9]+(?:\.[a-z_0-9]+)*)")
 TARGET = re.compile(r"^ {4}make ([a-z-]+)|`make ([a-z-]+)[ `]", re.MULTILINE)
 BY_NAME = {one.name: one for commands in COMMANDS.values() for one in commands}
+# A test file that runs each documented command, with a piece of the line that does
+RUN_BY = {
+    **{
+        f"towerflow {stage.name}": ("tests/test_pipeline.py", "@STAGES")
+        for stage in COMMANDS["one stage of it"]
+    },
+    "towerflow run": ("tests/test_pipeline.py", '"flows.pipeline", *options'),
+    "towerflow compare": ("tests/tasks/test_registry.py", "compare_named("),
+    "towerflow serve": ("tests/recsys/serving/test_server.py", "create_app("),
+    "towerflow score": ("tests/recsys/serving/test_scoring.py", "score_file("),
+    "towerflow stream": ("tests/test_stream.py", '"flows.stream", *options'),
+    "towerflow snapshots": ("tests/recsys/distill/test_withdrawals.py", "withdraw("),
+    "towerflow describe": ("tests/recsys/data/describe/test_describe.py", 'main(["describe"'),
+    "towerflow tune": ("tests/tasks/test_tuning.py", 'main(["tune"'),
+    "towerflow plan": ("tests/flows/test_towerflow.py", 'main(["plan"'),
+    "towerflow advise": ("tests/flows/test_towerflow.py", 'main(["advise"'),
+    "towerflow calibrate": ("tests/recsys/commands/test_plan.py", "command(calibrate"),
+    "make run": ("Makefile", "run: setup\n\t$(BIN)/python -m flows.pipeline"),
+    "make setup": (".ci/run", "make setup"),
+    "make check": (".ci/run", "check docs test"),
+    "make docs": (".ci/run", "check docs test"),
+    "make test": (".ci/run", "check docs test"),
+    "python -m flows.pipeline": ("tests/test_pipeline.py", '"flows.pipeline", *options'),
+    "python -m flows.register": ("tests/test_pipeline.py", "@STAGES"),
+    "python -m flows.code": ("tests/tasks/test_code.py", '"flows.code", *options'),
+    "python -m flows.reference": ("tests/flows/test_reference.py", "parameters()"),
+    "python -m tasks.courier": ("tests/tasks/test_tracking.py", "run_courier("),
+    "python -m pytest": ("Makefile", "$(BIN)/python -m pytest"),
+}
+# Why CI does not run the others; docs/reference/commands.md says it too
+NOT_RUN = {
+    "they serve until you stop them": [
+        *("towerflow deployments", "towerflow ui"),
+        *("make deployments", "make mlflow", "make prefect"),
+    ],
+    "runs a part of `make test`": ["make test-fast"],
+    "runs `make test` with every line traced": ["make coverage"],
+    "asks the package index for new versions": ["make lock"],
+    "benchmarks take minutes to hours": ["make bench"],
+}
 
 
 def anchors(page: Path) -> set[str]:
@@ -84,6 +124,28 @@ def test_what_the_library_page_shows_is_there() -> None:
         )
     ]
     assert missing == []
+
+
+def test_every_documented_command_runs_in_ci_or_says_why_not() -> None:
+    text = "\n".join((ROOT / page).read_text() for page in PAGES)
+    targets = filter(None, (name for pair in TARGET.findall(text) for name in pair))
+    modules = {name for name in MODULE.findall(text) if name != "flows"}  # python -m flows.<stage>
+    documented = {f"towerflow {name}" for name, _ in commands_of(text)}
+    documented |= {f"make {name}" for name in targets}
+    documented |= {f"python -m {name}" for name in modules if not name.startswith("bench.")}
+    reasons = {command: why for why, commands in NOT_RUN.items() for command in commands}
+    assert documented - RUN_BY.keys() - reasons.keys() == set()
+    for command, (file, piece) in RUN_BY.items():
+        assert piece in (ROOT / file).read_text(), f"{file} no longer runs {command}"
+    said = " ".join((ROOT / "docs/reference/commands.md").read_text().split())
+    assert [why for why in NOT_RUN if why not in said] == []
+
+
+def test_the_page_of_benchmarks_lists_every_benchmark_that_is_documented() -> None:
+    text = "\n".join((ROOT / page).read_text() for page in PAGES)
+    benches = {name for name in MODULE.findall(text) if name.startswith("bench.")}
+    listed = (ROOT / "bench/README.md").read_text()
+    assert [name for name in sorted(benches) if f"`{name}`" not in listed] == []
 
 
 def commands_of(text: str) -> list[tuple[str, str]]:

@@ -77,13 +77,13 @@ EFFECT = ClickHistorySettings(length=LENGTH, strength=2.0, dimension=8)
 EBNERD = HistorySettings(user="user_id", item="candidate", length=LENGTH, table_rows=20_000)
 TARGETS = {"synthetic_sparse": "ad_id", "ebnerd_demo": "candidate"}
 NOTES = [
-    "Each window is predicted before it is learnt from; the second half of the windows judges, "
+    "Each window is predicted before training on it; the second half of the windows is evaluated, "
     "pooled. One rank.",
     "Medians over seeds; *to mean*: mean of the differences to mean pooling with the same seed "
     "(same initial weights",
     "but for the attention, same batches), ± a 95 % t interval, bold where it leaves 0 out; no "
     "correction for the",
-    "number of rows. FLOPs: a training step, an example. Nothing was tuned for any of them. "
+    "number of rows. FLOPs: per training step and example. Nothing was tuned for any of them. "
     "Attention has more weights",
     "than a mean has; the two are not told apart. The history: the last 20 clicks whose label was "
     "known before the",
@@ -191,12 +191,12 @@ def report(files: list[Path]) -> str:
 
 
 def log_lines(values: dict[str, Any]) -> list[str]:
-    """Title and a row a model."""
+    """Title and one row per model."""
     about = values["facts"]
     lines = [
         f"## {about['name']}",
         "",
-        f"{about['rows']:,} rows, the last {about['judged_rows']:,} judge; "
+        f"{about['rows']:,} rows, the last {about['judged_rows']:,} are evaluated; "
         f"{about['mean_length']:.1f} clicks in a "
         f"history on average, none for {about['without']:.0%}; batch {about['batch']}.",
         "",

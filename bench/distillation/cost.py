@@ -54,7 +54,7 @@ class Costs:
 
 
 def head_flops(schema: Schema, settings: DistillationSettings) -> float:
-    """Training FLOPs an example of all heads of a student over those of its serving head."""
+    """Training FLOPs per example of all heads of a student over those of its serving head."""
     student = load_settings(PARAMS / "students.yaml", StudentsSettings).model
     ranker = build_ranker(schema, student, None, 1, table_device="meta")
     model = DistilledRanker(ranker, settings, 1, schema.initial_base_rate)
@@ -137,7 +137,7 @@ def main() -> None:
     """Read the command line and print the tables."""
     given = command_line(__doc__, ("flops", "measured")).parse_args()
     if given.what == "flops":
-        found = ["Training FLOPs an example, in those of a plain student:", "", *lines(counted())]
+        found = ["Training FLOPs per example, relative to a plain student:", "", *lines(counted())]
     else:
         costs = timed(given.rows)
         found = [

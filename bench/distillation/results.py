@@ -64,7 +64,7 @@ class Interval:
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """Over paired differences, one a seed."""
+    """Over paired differences, one per seed."""
     mean = float(np.mean(values))
     if len(values) < 2:
         return Interval(mean, math.nan, math.nan, None)
@@ -224,7 +224,7 @@ def draw_lines(
     ticks: Sequence[str],
     title: str,
 ) -> None:
-    """One line a model over ``places``, with its interval."""
+    """One line per model over ``places``, with its interval."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with figure_of(path, (7, 4)) as figure:
         axes = figure.subplots()

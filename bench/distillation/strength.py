@@ -76,7 +76,7 @@ def prepare(folder: Path, seed: int | None) -> None:
 
 
 def measure(folder: Path, scale: float, first_window: int | None) -> list[str]:
-    """Markdown rows, one a student, for one gradient scale; judged from ``first_window`` on if
+    """Markdown rows, one per student, for one gradient scale; judged from ``first_window`` on if
     given."""
     settings = load_settings(PARAMS / "students.yaml", StudentsSettings)
     head = settings.distillation.model_copy(update={"gradient_scale": scale})

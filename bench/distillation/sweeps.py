@@ -182,7 +182,7 @@ SWEEPS = {
 
 
 def flops_ratios() -> dict[str, float]:
-    """Each rung's training FLOPs an example over the student's, by its name in the ladder."""
+    """Each rung's training FLOPs per example over the student's, by its name in the ladder."""
     schema = stream_schema(PARAMS)
     student = cost(schema, load_settings(PARAMS / "students.yaml", StudentsSettings).model).flops
     lab = Lab(Path(), "shifted", 1, 0, 1, Path())

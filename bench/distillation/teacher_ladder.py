@@ -46,7 +46,7 @@ def ladder(params: Path) -> dict[str, tuple[RankerCost, float]]:
 def main() -> None:
     """Print the ladder."""
     print(
-        "| teacher | training FLOPs an example | times the student's | dense parameters | table "
+        "| teacher | training FLOPs per example | times the student's | dense parameters | table "
         "parameters |"
     )
     print("|---|---:|---:|---:|---:|")

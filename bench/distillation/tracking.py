@@ -27,7 +27,7 @@ def track_seed(
     scores: Scores = TEACHER,
     figures: Sequence[Path] = (),
 ) -> None:
-    """One run a model of a seed: parameters, metrics by slice, curves over the windows, and the
+    """One run per model of a seed: parameters, metrics by slice, curves over the windows, and the
     figures.
 
     Logged again, a run gets the same values once more, and one with other parameters is another

@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--report", type=Path, help="where the Markdown goes, too")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    title = "Deltas: what changed, beside the whole model"
+    title = "Deltas against full models"
     head = machine_lines(title, "python -m bench.serving.deltas", {"threads": "1"})
     with TemporaryDirectory(dir=Path.cwd()) as name:
         scratch = Path(name)

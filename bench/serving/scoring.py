@@ -105,7 +105,7 @@ def _score(engine: Engine, reader: WindowReader, plan: WindowPlan, job: ScoringJ
 
 
 def measure_join(windows_dir: Path, folder: Path) -> dict[str, list[float]]:
-    """Milliseconds a batch of a student: its training step, and what the join adds to its loader,
+    """Milliseconds per batch of a student: its training step, and what the join adds to its loader,
     in turn."""
     train = load_settings(PARAMS / "train.yaml", TrainSettings).model_copy(update={"world_size": 1})
     students = load_settings(PARAMS / "students.yaml", StudentsSettings)

@@ -27,7 +27,7 @@ TABLE_ROWS = [
     *(45833188, 36746, 17245, 7413, 20243, 3, 7114, 1441, 62, 29275261, 1572176, 345138, 10),
     *(2209, 11267, 128, 4, 974, 14, 48937457, 11316796, 40094537, 452104, 12606, 104, 35),
 ]
-# Our dense input is a value and a missing mark a feature and one column a domain; the paper's is 13
+# Our dense input: a value and a missing mark per feature, a column per domain; the paper's is 13
 # values.
 SCHEMA = Schema(
     dataset="criteo_terabyte",
@@ -77,7 +77,7 @@ def dlrm_row(towers: int, dimension: int, mflop: float, parameters_g: float | No
 
 
 def dcn_row(towers: int, mflop: float, parameters_g: float) -> Row:
-    """A DMT-DCN with one vector a tower."""
+    """A DMT-DCN with one vector per tower."""
     return Row(f"{towers}T DCN", mflop, parameters_g, {**TOWER_DCN, "tower_module": CROSS}, towers)
 
 

@@ -140,7 +140,7 @@ def table(values: dict[str, float]) -> list[str]:
 
 
 def main() -> None:
-    """Read the command line, measure, print a row a number of rows and recipe."""
+    """Read the command line, measure, print one row per number of rows and recipe."""
     parser = resumable_parser(__doc__)
     parser.add_argument(
         "--rows", type=int, nargs="+", default=[240_000, 480_000, 1_000_000, 2_000_000, 3_000_000]

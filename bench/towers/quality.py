@@ -117,7 +117,7 @@ class Model:
         )
 
     def _tower_dimension(self, features: int) -> int:
-        """D = N / CR of DLRM's vector a feature; F N / (T CR) of DCN's vector a tower."""
+        """D = N / CR of DLRM's vector per feature; F N / (T CR) of DCN's vector per tower."""
         width = DIMENSION if self.architecture == "dlrm" else features * DIMENSION / self.towers
         return max(1, round(width / self.compression))
 
@@ -169,7 +169,7 @@ def report(logs: Logs) -> str:
 
 
 def log_lines(about: dict[str, Any], found: Found) -> list[str]:
-    """Title and a row a model, its differences to the flat model of the same architecture and
+    """Title and one row per model, its differences to the flat model of the same architecture and
     seed."""
     lines = [
         f"## {about['name'][0].upper()}{about['name'][1:]}",

@@ -113,7 +113,7 @@ def _text() -> list[str]:
         "it is not 0 without",
         "a limit. *Compute saved* is flat less towers, both without a limit: FLOPs, and bytes that "
         "two cores need not",
-        "copy. *CPU* is processor time of all ranks. *MB a host* is what the busiest host's "
+        "copy. *CPU* is processor time of all ranks. *MB per host* is what the busiest host's "
         "interface sent, headers",
         "included.",
         "",
@@ -222,7 +222,7 @@ def _measured(runs: list[Run], shown: list[Run]) -> list[str]:
         f"## {first.architecture.upper()}, {first.hosts} hosts of {first.ranks_per_host}",
         "",
         "| Mbit/s | contender | ms | range | samples/s | x flat | exposed ms | blocked ms | CPU ms "
-        "| MB a host |",
+        "| MB per host |",
         "|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for run in sorted(shown, key=lambda run: run.rate_mbit or math.inf):

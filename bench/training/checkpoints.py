@@ -57,10 +57,10 @@ per batch, ids by a power law. A cycle is {FULL_EVERY} saves: all full, or one f
 kind). Quantised means table weights in both. `keep_checkpoints` is {KEEP}, besides the full one
 that they need.
 Check-N-Run (NSDI 2022) reports 6-17 times fewer bytes written and 2.5-8 times fewer kept, with both
-together, 30 minutes apart. Stalls: {STALL_INTERVAL} batches between saves; the whole run is one
-cycle with the wait for its last write. NE: the teacher of params/ without towers on one rank; it
-goes on from the checkpoint where the evaluation windows begin. Sections may be of several runs of
-the command.
+together, 30 minutes apart. Stalls: {STALL_INTERVAL} batches between saves; the run is one cycle
+with the wait for its last write. NE: the teacher of params/ without towers on one rank; it resumes
+from the checkpoint where the evaluation windows begin. Sections may come from several runs of the
+command.
 """.splitlines()
 MODEL = ModelSettings(
     embedding_dimension=DIMENSION, dense_layers=[DIMENSION], over_layers=[64], towers=False

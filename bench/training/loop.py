@@ -36,8 +36,9 @@ def measure(contest: Contest, seconds: float, least_steps: int) -> dict[str, flo
     """Warm up, time the loop, then time the reader alone; called by every rank.
 
     Returns:
-        samples, seconds, waited (for the reader, in ``seconds``), reader (seconds a sample, alone)
-        and first_loss (before any step: the same for contenders that start from the same weights).
+        samples, seconds, waited (for the reader, in ``seconds``), reader (seconds per sample,
+        alone) and first_loss (before any step: the same for contenders that start from the same
+        weights).
     """
     warm = [_timed(contest, batch) for batch in _some(contest, WARM_UP_STEPS)]
     steps = ranks.broadcast(max(least_steps, math.ceil(seconds / warm[-1][0])))

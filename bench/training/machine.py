@@ -1,5 +1,5 @@
-"""What the machine and the model allow: GEMM rate at the model's shapes, FLOPs a sample, the dense
-part alone."""
+"""What the machine and the model allow: GEMM rate at the model's shapes, FLOPs per sample, the
+dense part alone."""
 
 from collections.abc import Callable
 from statistics import median
@@ -21,7 +21,7 @@ REPEATS = 5
 
 
 def measure_machine(model: Model, schema: Schema, threads: list[int]) -> dict[str, float]:
-    """FLOPs a sample of a training step's dense part, and rates in FLOP/s.
+    """FLOPs per sample of a training step's dense part, and rates in FLOP/s.
 
     Keys: "flops"; "gemm <precision> <threads>": torch.mm at the shapes of every linear layer,
     forward and both backward products; "dense <precision> <threads>": forward and backward of the

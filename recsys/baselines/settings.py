@@ -10,13 +10,14 @@ BaselineName = Literal["base_rate", "logistic", "trees"]
 
 
 class LogisticSettings(Settings):
-    """A weight per id and per dense input, by AdaGrad with a rate per coordinate, in one pass.
-
-    ``initial_accumulator`` is what AdaGrad's sums start at, in units of squared gradients that are
-    summed over a batch of ``batch_size`` examples.
+    """Logistic regression: a weight per id and per dense input, trained by AdaGrad with a rate per
+    coordinate, in one pass.
 
     Attributes:
-        learning_rate: of AdaGrad, per weight.
+        learning_rate: learning rate of AdaGrad.
+        initial_accumulator: where AdaGrad's sums start, in units of squared gradients summed over a
+            batch.
+        batch_size: examples per step.
     """
 
     learning_rate: PositiveFloat = 0.1
@@ -25,18 +26,21 @@ class LogisticSettings(Settings):
 
 
 class TreesSettings(Settings):
-    """LightGBM on dense features, small categories and statistics of the past, trained anew.
-
-    ``refit_every_windows``: how often. ``max_rows``: the newest of the past that it is trained on.
-    ``largest_category``: ids of larger tables are seen through their statistics alone.
-    ``smoothing``: examples at the mean rate that each id's click rate starts with.
+    """LightGBM on dense features, small categories and statistics of the past, refitted from
+    scratch.
 
     Attributes:
         trees: boosting rounds.
         learning_rate: shrinkage of each tree.
-        leaves: of each tree.
-        bins: per feature.
-        seed: of LightGBM.
+        leaves: leaves per tree.
+        smallest_leaf: fewest rows in a leaf.
+        bins: bins per feature.
+        refit_every_windows: windows between two fits.
+        max_rows: the newest rows of the past, used for training.
+        largest_category: ids of larger tables are seen only through their counts and rates.
+        smoothing: rows at the mean click rate that smooth each id's rate.
+        threads: threads of LightGBM; they do not change the results.
+        seed: seed of LightGBM.
     """
 
     trees: PositiveInt = 100
@@ -53,7 +57,14 @@ class TreesSettings(Settings):
 
 
 class BaselinesSettings(Settings):
-    """Which baselines students are compared with, and how each is trained, ``parallel`` at once."""
+    """The baselines that students are compared with, and how each is trained.
+
+    Attributes:
+        run: which baselines.
+        parallel: models trained at once; the results do not depend on it.
+        logistic: the logistic regression.
+        trees: LightGBM.
+    """
 
     run: list[BaselineName] = Field(default=["base_rate", "logistic", "trees"], min_length=1)
     parallel: PositiveInt = 2

@@ -18,7 +18,7 @@ Known = tuple[NDArray[np.float32], ...]  # features [N, W], labels [N], weights 
 
 
 class Trees:
-    """LightGBM, trained anew on the examples whose labels are known.
+    """LightGBM, trained from scratch on the examples whose labels are known.
 
     Dense features are read as the windows hold them: trees need no standardising, and split on what
     is missing. Of a list they see how long it is.

@@ -9,14 +9,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         type=Path,
-        help="write here, e.g. for hardware of params/train.yaml, instead of where plan "
-        "--hardware cpu looks",
+        help="file to write, e.g. for hardware of params/train.yaml; default: the file that plan "
+        "--hardware cpu reads",
     )
     parser.add_argument(
         "--hardware-folder",
         type=Path,
         default=Path(),
-        help="folder whose cpu.yaml says what is not measured",
+        help="folder whose cpu.yaml has what is not measured",
     )
 
 

@@ -85,8 +85,8 @@ def run(options: argparse.Namespace) -> None:
     others = 0 if root is None else _other_files(root, log.files)
     if others:
         print(
-            f"- {root} holds {others:,} other files: DVC hashes all of data.root, so a "
-            f"folder of the log alone is faster, and nothing else makes a run start anew"
+            f"- {root} holds {others:,} other files: DVC hashes all of data.root, so a folder "
+            f"with only the log is faster, and changes of other files start no new run"
         )
     parse_settings(text, str(output or name), DatasetSettings)
     if output is None:
@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> None:
         print(f"Save it as params/datasets/{name}.yaml, then:\n{command}")
         return
     write_atomically(output, text.encode())
-    print(f"\nWrote {output}: read it, then\n{command}")
+    print(f"\nWrote {output}: read it, then run:\n{command}")
 
 
 def _patterns(given: list[str], root: Path | None) -> list[str]:

@@ -15,8 +15,8 @@ HISTORY = "history"
 
 
 class ClickHistory:
-    """Follows the stream, row after row; holds ``length`` ads a user and the clicks whose label is
-    not known yet.
+    """Follows the stream, row after row; holds ``length`` ads per user and the clicks whose label
+    is not known yet.
 
     Args:
         settings: length and strength.

@@ -64,7 +64,7 @@ class TableUse:
 
     def summary(self) -> dict[str, int | bool]:
         """For the report: ``found`` and ``expected`` are values without a row of their own, one
-        value a row being its owner."""
+        value per row being its owner."""
         distinct, own_rows = self.distinct, self.table_rows - 1
         filled = own_rows * -math.expm1(distinct * math.log1p(-1 / own_rows)) if own_rows > 1 else 1
         return {

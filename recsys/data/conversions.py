@@ -17,10 +17,12 @@ class ConversionSettings(Settings):
     """The second task of the generated stream, ``conversion``: whether a click is followed by a
     purchase.
 
-    ``rate`` is the mean probability that a click converts, over all impressions. Effects are in
-    logits: ``strength`` of the ids' own effects on it, ``click_strength`` times the click's logit,
-    which relates the two. ``labelled``: on ``impressions`` every example has the label
-    clicked-and-converted (CTCVR); on ``clicks`` clicked examples alone have one, converted (CVR).
+    Attributes:
+        rate: mean probability that a click converts, over all impressions.
+        strength: strength of the ids' own effects on conversions, in logits.
+        click_strength: how many times the click's logit is added, which relates the two tasks.
+        labelled: impressions: every example has the label clicked-and-converted (CTCVR); clicks:
+            only clicked examples have a label, converted (CVR).
     """
 
     rate: Annotated[float, Field(gt=0, lt=1)]

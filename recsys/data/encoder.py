@@ -32,6 +32,7 @@ from recsys.data.encoding import (
     canonical_text,
     category_text,
     hash_to_rows,
+    key_hashes,
     signed_log1p,
     text_of,
     to_rows,
@@ -88,12 +89,30 @@ class Encoder(EncoderFormat):
         frame = pl.DataFrame([self._given(rows, column) for column in self.columns])
         frame = with_expressions(frame, dict(self.derived), None, "encoder")
         frame = frame.with_columns(cleaned(frame, self.null_values, self.stripped))
+        return self._counted(self._with_clock(frame), rows.columns)
+
+    def _with_clock(self, frame: pl.DataFrame) -> pl.DataFrame:
         if self.time is None:
             return frame
         time, wrong = event_times(frame[self.time.column], self.time, TimesSeen())
         if wrong.count():
             raise InputError(f"column {self.time.column!r}: {wrong.drop_nulls()[0]}")
         return frame.with_columns(time.alias(EVENT_TIME)).with_columns(clock(self.clock))
+
+    def _counted(self, frame: pl.DataFrame, given: Sequence[str]) -> pl.DataFrame:
+        """``frame`` with the counters' features where the columns ``given`` lack them."""
+        have = {*given, *self.clock, *dict(self.derived)}
+        for one in self.counters:
+            lacking = {name for name in one.names if frame[name].null_count()}
+            missing = one.missing(have - lacking)
+            if missing:
+                found = one.of(key_hashes(frame, one.columns, self.null_values))
+                values = {name: pl.Series(found[:, one.names.index(name)]) for name in missing}
+                frame = frame.with_columns(
+                    pl.col(name).cast(pl.Float64).fill_null(value.cast(pl.Float64))
+                    for name, value in values.items()
+                )
+        return frame
 
     def _given(self, rows: pl.DataFrame, column: RawColumn) -> pl.Series:
         """The raw ``column`` in types of the log's."""
@@ -179,7 +198,7 @@ class Encoder(EncoderFormat):
         wrong = rows[name].filter(index.is_null())
         if len(wrong):
             raise InputError(
-                f"column {name!r} holds {wrong[0]!r}, which is no domain; domains: "
+                f"column {name!r} holds {wrong[0]!r}, which is not a domain; domains: "
                 f"{', '.join(self.domains)} (in the log: {', '.join(self.domain.values)})"
             )
         return index

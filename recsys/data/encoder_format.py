@@ -1,12 +1,17 @@
 """What ``encoder.json`` says: how raw rows become model inputs. Serving reads it without polars."""
 
 import hashlib
+import io
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+import zipfile
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from recsys.config import InputError, nearest_hint
 from recsys.data.raw_values import NULL_VALUES, MomentSettings
@@ -16,8 +21,8 @@ from recsys.files import write_atomically
 if TYPE_CHECKING:
     from recsys.data.schema import CategoricalFeature
 
-ENCODER_FILE = "encoder.json"
-FORMAT_VERSION = 1
+ENCODER_FILE, COUNTERS_FILE = "encoder.json", "counters.npz"
+FORMAT_VERSION = 2  # since 2 with the values of counters by their keys
 DOMAIN_COLUMN = "domain"  # names a row's domain where no raw column is called so
 EVENT_HOUR, EVENT_WEEKDAY = "event_hour", "event_weekday"
 HOURS_PER_DAY, DAYS_PER_WEEK = 24, 7
@@ -39,8 +44,8 @@ class RawColumn:
         optional: it may be left out, and its values may be missing: the log lacked some, too.
         origin: ``log``: as the log has it. The others are made by ingest and given by the caller:
             ``impressions`` (the item and the number of items shown, raw), ``counters`` (log1p of
-            counts, log of rates, as ingest computes them) and ``history`` (lists of ids, as ingest
-            writes them).
+            counts, log of rates, as ingest computes them; looked up where they are not given) and
+            ``history`` (lists of ids, as ingest writes them).
     """
 
     name: str
@@ -87,6 +92,63 @@ class DomainEncoding:
 
 
 @dataclass(frozen=True)
+class ValuesByKey:
+    """Features that ingest counts, as they stand after the log: rows that lack the raw columns
+    ``names`` get them by their values of ``columns``.
+
+    Attributes:
+        names: raw columns, in the order of ``values``.
+        columns: what the key is made of.
+        unseen: the values of a key that the log does not have.
+        keys: [K] uint64, rising: XXH3 of the canonical texts, of several columns joined by CROSSED.
+        values: [K, len(names)] float32.
+        needed: those of ``columns`` that the log never lacks, so that rows have to have them.
+    """
+
+    names: list[str]
+    columns: list[str]
+    unseen: list[float]
+    keys: NDArray[np.uint64]
+    values: NDArray[np.float32]
+    needed: list[str] = field(default_factory=list)
+
+    def of(self, hashes: NDArray[np.uint64]) -> NDArray[np.float32]:
+        """[N] hashes of keys -> [N, len(names)]."""
+        found = np.tile(np.array(self.unseen, np.float32), (len(hashes), 1))
+        if len(self.keys):
+            places = np.searchsorted(self.keys, hashes).clip(max=len(self.keys) - 1)
+            known = self.keys[places] == hashes
+            found[known] = self.values[places[known]]
+        return found
+
+    def missing(self, given: Collection[str]) -> list[str]:
+        """Those of ``names`` that are to be looked up, since they are not ``given``.
+
+        Raises:
+            InputError: a needed part of the key is not given either.
+        """
+        names = [name for name in self.names if name not in given]
+        lacking = [name for name in self.needed if name not in given]
+        if names and lacking:
+            raise InputError(
+                f"column {lacking[0]!r} is missing; {names[0]!r} is looked up by it, where it is "
+                f"not given"
+            )
+        return names
+
+    def described(self) -> dict[str, Any]:
+        """What encoder.json says of it."""
+        arrays = hashlib.sha256(self.keys.tobytes() + self.values.tobytes()).hexdigest()
+        return {
+            "names": self.names,
+            "columns": self.columns,
+            "unseen": self.unseen,
+            "needed": self.needed,
+            "sha256": arrays,
+        }
+
+
+@dataclass(frozen=True)
 class EncoderFormat:
     """What makes model inputs of raw rows, as it is written.
 
@@ -102,6 +164,7 @@ class EncoderFormat:
         domains: names in the order of the schema; ``domain`` says how a row's is found.
         vocabularies: by the name of their feature.
         examples: a few raw rows of each domain.
+        counters: what rows that lack a counter's features get; counters.npz holds their values.
     """
 
     columns: list[RawColumn]
@@ -116,6 +179,7 @@ class EncoderFormat:
     domain: DomainEncoding | None = None
     vocabularies: dict[str, Vocabulary] = field(default_factory=dict)
     examples: list[dict[str, Any]] = field(default_factory=list)
+    counters: list[ValuesByKey] = field(default_factory=list)
 
     def check_columns(self, names: Sequence[str]) -> None:
         """Check that none is missing that has to be among ``names``.
@@ -151,26 +215,34 @@ class EncoderFormat:
         return hashlib.sha256(self._text().encode()).hexdigest()
 
     def _text(self) -> str:
-        values = asdict(self) | {
+        values = asdict(replace(self, counters=[])) | {
             "version": FORMAT_VERSION,
             "time": None if self.time is None else self.time.model_dump(),
             "vocabularies": {
                 name: [asdict(step) for step in one.steps]
                 for name, one in self.vocabularies.items()
             },
+            "counters": [one.described() for one in self.counters],
         }
         return json.dumps(values, indent=1, sort_keys=True) + "\n"
 
     def save(self, folder: Path) -> None:
-        """Write ``encoder.json`` in ``folder``."""
+        """Write ``encoder.json`` in ``folder`` and, where there are counters, ``counters.npz``."""
+        if self.counters:
+            arrays: dict[str, NDArray[Any]] = {}
+            for place, one in enumerate(self.counters):
+                arrays |= {f"keys{place}": one.keys, f"values{place}": one.values}
+            packed = io.BytesIO()
+            np.savez(packed, allow_pickle=False, **arrays)
+            write_atomically(folder / COUNTERS_FILE, packed.getvalue())
         write_atomically(folder / ENCODER_FILE, self._text().encode())
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read ``encoder.json`` of ``folder``.
+        """Read ``encoder.json`` of ``folder``, and its counters.
 
         Raises:
-            InputError: there is none, or one of another version.
+            InputError: there is none, one of another version, or other counters.
         """
         path = folder / ENCODER_FILE
         if not path.is_file():
@@ -192,8 +264,33 @@ class EncoderFormat:
                     name: Vocabulary([Step(**step) for step in steps])
                     for name, steps in values["vocabularies"].items()
                 },
+                "counters": _read_counters(folder / COUNTERS_FILE, values["counters"]),
             }
         )
+
+
+def _read_counters(path: Path, described: Sequence[dict[str, Any]]) -> list[ValuesByKey]:
+    """The counters that ``encoder.json`` describes, with their values of ``path``."""
+    if not described:
+        return []
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = [
+                ValuesByKey(
+                    one["names"],
+                    one["columns"],
+                    one["unseen"],
+                    arrays[f"keys{place}"],
+                    arrays[f"values{place}"],
+                    one["needed"],
+                )
+                for place, one in enumerate(described)
+            ]
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: is damaged ({error}); run the ingest stage again") from error
+    if [one.described() for one in found] != list(described):
+        raise InputError(f"{path}: is not that of {ENCODER_FILE}; run the ingest stage again")
+    return found
 
 
 def format_of_ids(

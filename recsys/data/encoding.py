@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from recsys.config import InputError
 from recsys.data.collisions import TableUse
+from recsys.data.encoder_format import CROSSED
 from recsys.data.settings import NULL_VALUES
 
 WHOLE_FLOAT_BELOW = 2.0**63
@@ -100,6 +101,17 @@ def value_hashes(column: pl.Series, null_values: Sequence[str] = NULL_VALUES) ->
     return hash_text(canonical_text(category_text(column), null_values).drop_nulls())
 
 
+def key_hashes(
+    frame: pl.DataFrame, columns: Sequence[str], null_values: Sequence[str] = NULL_VALUES
+) -> NDArray[np.uint64]:
+    """[N]: XXH3 of the canonical texts of ``columns`` side by side, a missing one as no text."""
+    texts = [
+        canonical_text(category_text(frame[name]), null_values).fill_null("").alias(str(place))
+        for place, name in enumerate(columns)
+    ]
+    return hash_text(pl.select(pl.concat_str(texts, separator=CROSSED).alias("key"))["key"])
+
+
 def category_text(column: pl.Series) -> pl.Series:
     """The text of each value: whole floats as integers are written, NaN as null, bytes as text.
 
@@ -128,7 +140,7 @@ def category_text(column: pl.Series) -> pl.Series:
     if isinstance(column.dtype, pl.Datetime):
         column = column.cast(pl.Datetime("us", column.dtype.time_zone))  # one text in every unit
     if column.dtype.is_nested() or column.dtype == pl.Object:
-        raise InputError(f"column {column.name!r} holds {column.dtype}, which is no category")
+        raise InputError(f"column {column.name!r} holds {column.dtype}, which is not a category")
     return column.cast(pl.String)
 
 

@@ -143,8 +143,8 @@ def _ingest(
         notes = [*source.notes, *quarantine.lines(balance.read), *crowded(source.uses)]
         if source.negative_rates:
             notes.append(
-                "negative_rate: training and reports are of the log as it is, served "
-                "probabilities of all rows"
+                "negative_rate: training and reports describe the log's rows, served "
+                "probabilities all rows"
             )
         for note in [*notes, *writer.drift.notes, *writer.drift.unknown_lines()]:
             progress.note(note)

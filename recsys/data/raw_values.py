@@ -29,12 +29,13 @@ def checked_time(text: str) -> str:
 class MomentSettings(Settings):
     """A column of times.
 
-    ``unit`` is s, ms, us or ns for numbers since 1970, datetime for dates and for text: ISO 8601,
-    or what ``format`` says (as in strptime). Times without an offset are UTC, or local times of
-    ``zone`` (such as Asia/Shanghai). A row before ``earliest`` or from ``latest`` on is a bad one.
-
     Attributes:
-        column: of the log that holds the time.
+        column: the log's column with the time.
+        unit: s, ms, us or ns for numbers since 1970; datetime for dates and text.
+        format: format of text, as in strptime; null: ISO 8601.
+        zone: time zone of times without an offset, such as Asia/Shanghai; null: UTC.
+        earliest: earlier rows are bad.
+        latest: rows from this time on are bad.
     """
 
     column: str

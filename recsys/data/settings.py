@@ -26,12 +26,14 @@ TaskName = Annotated[str, Field(pattern=TASK_PATTERN), AfterValidator(_checked_t
 
 
 class DriftSettings(Settings):
-    """How far a window may be from the mean of those before; beyond it, ingest stops. null: any.
+    """How far a window may differ from the mean of earlier windows before ingest stops; null: any
+    distance. Differences that chance explains do not count.
 
-    ``base_rate``: by which factor the mean label may rise or fall. ``missing``: by how much a
-    feature's share of missing values may change. ``distinct``: by which factor a feature's distinct
-    ids may grow, beyond what more rows explain. ``unknown``: the largest share of a vocabulary's
-    values that it does not know. Shares that chance explains do not count.
+    Attributes:
+        base_rate: factor by which the mean label may rise or fall.
+        missing: how much a feature's share of missing values may change.
+        distinct: factor by which a feature's distinct ids may grow, beyond what more rows explain.
+        unknown: largest share of values that a vocabulary may not know.
     """
 
     base_rate: Annotated[float, Field(gt=1)] | None = None
@@ -41,17 +43,23 @@ class DriftSettings(Settings):
 
 
 class DataSettings(Settings):
-    """Which log, and how it is cut into windows.
+    """Which log to read, and how it is cut into windows.
 
-    ``dataset`` names a description (:class:`DatasetSettings`); ``root`` is the folder that the
-    relative paths of real logs are under. A window is at least a minute long. Ingest stops when
-    more than ``quarantine_limit`` of the rows are bad. ``memory_gb`` bounds what tables are read
-    and sorted with, in GiB; what does not fit waits on disk. ``drift`` bounds how windows may
-    differ.
+    Dense features are standardised by earlier windows, each of which counts half as much as the one
+    ``dense_half_life_windows`` later, and then clipped.
 
-    Dense features are standardised by the windows before, each counting half as much as the one
-    ``dense_half_life_windows`` after it, and clipped to ``dense_clip`` deviations; null: left as
-    they are.
+    Attributes:
+        dataset: name of a description (:class:`DatasetSettings`).
+        root: folder that the relative paths of real logs start from.
+        window_hours: length of a window; at least a minute.
+        max_windows: how many windows to read; null: all.
+        rows_per_part: rows per Parquet file; limits the loader's memory.
+        memory_gb: memory for reading and sorting tables, in GiB; the rest waits on disk.
+        quarantine_limit: ingest stops if more than this share of the rows is bad.
+        drift: how far windows may differ.
+        dense_half_life_windows: after this many windows a window counts half; null: not
+            standardised.
+        dense_clip: largest standardised value, in deviations.
     """
 
     dataset: str = "synthetic"
@@ -70,9 +78,9 @@ class DomainSettings(Settings):
     """One domain of the generated stream.
 
     Attributes:
-        name: of the domain, as students name it.
-        share: of all rows.
-        base_rate: of clicks in this domain.
+        name: the domain's name, as students refer to it.
+        share: its share of all rows.
+        base_rate: its click rate.
     """
 
     name: str
@@ -81,12 +89,14 @@ class DomainSettings(Settings):
 
 
 class ClickHistorySettings(Settings):
-    """The list feature ``history`` of the generated stream: the last ``length`` ads the user
-    clicked, oldest first.
+    """The list feature ``history`` of the generated stream: the ads that the user clicked last,
+    oldest first. Only clicks whose label was known before the event are in it.
 
-    Only clicks whose label was known before the event. ``strength`` scales what it adds to the
-    logit: the largest similarity of the ad to one of them, cosines of planted vectors of
-    ``dimension``; nothing without a click.
+    Attributes:
+        length: most ads in the list.
+        strength: scale of its effect on the logit, which is the largest similarity (cosine of
+            planted vectors) of the ad to an ad in the list; 0 for an empty list.
+        dimension: size of the planted vectors.
     """
 
     length: Annotated[int, Field(gt=0)] = 20
@@ -96,11 +106,33 @@ class ClickHistorySettings(Settings):
 
 class SyntheticSettings(Settings):
     """The generated stream; see :mod:`recsys.data.synthetic` for what each strength scales.
+    Strengths are standard deviations of logits.
 
-    ``attribute_strength`` is that of the products of features of few values.
-
-    ``rows`` are spread over ``windows`` windows. Times are in hours, strengths in logits (standard
-    deviation). ``chunk_rows`` bounds the memory. Without ``conversions`` clicks are the only task.
+    Attributes:
+        seed: seed of the stream; another seed makes a different log.
+        rows: impressions, spread over the windows.
+        windows: number of windows.
+        chunk_rows: rows generated at a time; limits the memory.
+        start: time of the first window, ISO 8601.
+        domains: the verticals, with their shares and click rates.
+        users: distinct users.
+        ads: distinct ads.
+        contexts: distinct pages.
+        popularity_exponent: exponent of the power law of the ids' frequencies.
+        lifetime_share: mean share of the stream in which a user or an ad is active.
+        latent_dimension: size of the vectors behind the interactions.
+        main_strength: effects of single features.
+        within_strength: interactions within groups of features.
+        between_strength: interactions between groups of features.
+        attribute_strength: interactions of features with few values.
+        dense_strength: effects of dense features.
+        domain_strength: effects that differ by domain.
+        drift: share of the effects' variance that changes over the stream.
+        missing_share: share of dense values that are missing.
+        conversions: a second task; null: clicks are the only task.
+        label_delay_hours: mean of the exponential delay until a label is known.
+        label_delay_cap_hours: longest delay.
+        history: a list of the user's last clicks; null: none.
     """
 
     seed: int = 20240101
@@ -139,16 +171,16 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 
 
 class CriteoSettings(Settings):
-    """Criteo logs: label, 13 integers, 26 hexadecimal categories, tab-separated, plain or .gz.
-
-    The log holds no times: the order of the rows is time. ``rows_per_second`` fixes the clock.
-    ``negative_rate``: see :class:`TableSettings`.
+    """Criteo logs: label, 13 integers, 26 hexadecimal categories, tab-separated, plain or .gz. The
+    log has no times, so the order of the rows stands for time.
 
     Attributes:
-        files: paths or patterns, in the order of time.
+        files: paths or patterns, in time order.
         start: time of the first row, ISO 8601.
-        table_rows: of every hashed table.
+        rows_per_second: speed of the clock.
+        table_rows: rows of each hashed table.
         chunk_rows: rows read at a time.
+        negative_rate: share of negatives that the log has kept; see :class:`TableSettings`.
     """
 
     files: Annotated[list[str], Field(min_length=1)]
@@ -160,27 +192,29 @@ class CriteoSettings(Settings):
 
 
 class TimeSettings(MomentSettings):
-    """The column of event times, as :class:`MomentSettings`.
-
-    A row's label is known ``label_delay_s`` after its event, where no ``label_time`` says when.
+    """The column of event times; see :class:`MomentSettings`.
 
     Attributes:
-        column: of the log that holds the time of a row.
-        unit: of a number; datetime: a time type or text.
-        format: of text, as strptime writes it; null: ISO 8601.
-        zone: of times that name none, as Europe/Paris; null: UTC.
-        earliest: a row before it is bad.
-        latest: a row after it is bad.
+        column: the log's column with the time of the event.
+        unit: unit of a number; datetime: a time type or text.
+        format: format of text, as in strptime; null: ISO 8601.
+        zone: time zone of times without an offset, such as Europe/Paris; null: UTC.
+        earliest: earlier rows are bad.
+        latest: rows from this time on are bad.
+        label_delay_s: how long after its event a row's label is known, if ``label_time`` does not
+            say.
     """
 
     label_delay_s: Annotated[float, Field(ge=0)] = 0.0
 
 
 class RowClockSettings(Settings):
-    """The order of the rows as the clock, for logs without times: ``rows_per_window`` rows, in the
-    order of the files, make a window; the first one is that of ``start``.
+    """The order of the rows, file by file, as the clock of a log without times. Rows that are
+    filtered out or bad count too. A row's label is known at once.
 
-    Rows that are filtered out or bad count. A row's label is known at once.
+    Attributes:
+        rows_per_window: rows that make a window.
+        start: time of the first window.
     """
 
     rows_per_window: Annotated[int, Field(gt=0)]
@@ -189,13 +223,11 @@ class RowClockSettings(Settings):
 
 class LabelSettings(Settings):
     """A column of labels: 1, true, yes against 0, false, no, or 1 against -1; case does not matter.
-
-    In YAML the column's name alone will do.
-
-    ``positive``: the column holds numbers, and the label is 1 from this one on (1 for counts).
+    In YAML, the column's name is enough.
 
     Attributes:
-        column: of the log that holds the label.
+        column: the log's column with the label.
+        positive: for a column of numbers: the label is 1 from this number on (1 for counts).
     """
 
     column: str
@@ -210,11 +242,15 @@ LabelColumn = Annotated[LabelSettings, BeforeValidator(_named_column)]
 
 
 class ExplodeSettings(Settings):
-    """Impression lists: one example per element of ``shown``, label 1 if it is in ``clicked``.
+    """Impression lists: one example per element of ``shown``, with label 1 if it is in ``clicked``.
 
-    Lists as text are split at ``separator``. With ``label_separator`` there is no ``clicked``: each
-    element ends in it and its label (MIND: ``N1-0 N2-1``, separator ``" "``, label_separator
-    ``"-"``). ``item`` names the new column.
+    Attributes:
+        shown: column with the list of shown items.
+        clicked: column with the list of clicked items.
+        item: name of the new column with the item.
+        separator: what separates the elements of lists as text.
+        label_separator: instead of ``clicked``: each element ends in this and its label (MIND's
+            ``N1-0 N2-1`` has separator ``" "`` and label_separator ``"-"``).
     """
 
     shown: str
@@ -228,19 +264,20 @@ class ExplodeSettings(Settings):
         if (self.clicked is None) == (self.label_separator is None):
             raise ValueError("give exactly one of clicked and label_separator")
         if self.label_separator is not None and self.separator is None:
-            raise ValueError("label_separator needs separator: which the elements stand apart by")
+            raise ValueError("label_separator needs separator, which separates the elements")
         return self
 
 
 class NegativeSettings(Settings):
-    """Negatives for a log of clicks only.
-
-    ``per_click`` items per click are drawn in proportion to the clicks of the ``popularity_hours``
-    whole hours before, never an item already clicked in the same ``session`` up to that time.
+    """Sampled negatives for a log that has only clicks. They are drawn in proportion to the items'
+    recent clicks, and never include an item already clicked in the same session.
 
     Attributes:
-        item: column of the item that was clicked.
-        seed: of the draw; another seed draws other negatives.
+        item: column of the clicked item.
+        session: column of the session.
+        per_click: negatives per click.
+        popularity_hours: how many full hours of clicks before the event decide the proportions.
+        seed: seed of the draw.
     """
 
     item: str
@@ -252,15 +289,17 @@ class NegativeSettings(Settings):
 
 class CounterSettings(Settings):
     """Past-only statistics of the rows that share ``by``, from time bins strictly before the row's
-    bin.
-
-    Per entry of ``hours``: log1p of its clicks and, with ``examples``, log1p of its examples and
-    its smoothed click rate (``prior_rows`` rows at ``prior_rate`` are added); and log1p of the
-    hours since it was first seen. A click counts from the bin in which its label is known. The
-    features' names start with ``name``, by default the columns ``by`` joined by ``_``.
+    bin: log1p of clicks and of examples, the smoothed click rate, and log1p of the hours since the
+    key was first seen. A click counts from the bin in which its label is known.
 
     Attributes:
-        bin_minutes: counts are kept by bins of this length; a row sees complete bins only.
+        by: columns whose values identify a key.
+        name: prefix of the features' names; default: the columns of ``by`` joined by ``_``.
+        bin_minutes: length of a bin; a row sees only complete bins.
+        hours: for each entry, the statistics of this many hours.
+        examples: whether to count examples, and so click rates, beside clicks.
+        prior_rows: rows at ``prior_rate`` that smooth the click rate.
+        prior_rate: the click rate of these rows.
     """
 
     by: Annotated[list[str], Field(min_length=1)]
@@ -273,12 +312,12 @@ class CounterSettings(Settings):
 
 
 class DomainColumnSettings(Settings):
-    """The column that holds the domain; ``values`` maps its raw value, as text, to a domain name.
-
-    Rows of another value get the domain ``other``; without it they are bad rows.
+    """The column that holds the domain.
 
     Attributes:
-        column: of the log whose values name the domain.
+        column: the log's column whose values name the domain.
+        values: domain by raw value, as text.
+        other: domain of rows with other values; null: they are bad rows.
     """
 
     column: str
@@ -296,16 +335,14 @@ TableRows = Annotated[int | Literal["auto"], PlainValidator(_checked_rows)]
 
 
 class EncodingSettings(Settings):
-    """How values become rows of a table: by their hash, or by a ``vocabulary`` of those that were
-    met at least ``min_count`` times in the windows before.
-
-    A vocabulary keeps row 0 for missing values and row 1 for all that are not in it; the first
-    window, which has none before it, is encoded with its own. Where more values than ``table_rows``
-    are frequent the first ones stay.
+    """How values become rows of a table. A vocabulary keeps row 0 for missing values and row 1 for
+    all values that are not in it. The first window is encoded with its own values. If more values
+    are frequent than ``table_rows``, the first ones stay.
 
     Attributes:
-        kind: hash: ids are hashed into the table's rows; vocabulary: a row per value seen often
-            enough.
+        kind: hash: values are hashed into the table's rows; vocabulary: each value that was
+            frequent in earlier windows has its own row.
+        min_count: how often a value must occur to get a row in a vocabulary.
     """
 
     kind: Literal["hash", "vocabulary"] = "hash"
@@ -319,16 +356,18 @@ class EncodingSettings(Settings):
 
 
 class CategoricalColumnSettings(Settings):
-    """One categorical column, encoded into ``table_rows`` ids.
-
-    ``auto``: of a vocabulary as many as can be frequent; of hashes 5 for each distinct value of the
-    whole log, so that about one value in ten shares its id, and more, up to 10,000, where there are
-    few; the size of a table tells no label. ``name`` of the feature is that of the column by
-    default. Lists as text are split at ``separator``.
+    """One categorical column and its embedding table.
 
     Attributes:
-        column: of the log, by its own name.
+        column: the log's column.
+        name: name of the feature; default: that of the column.
+        table_rows: rows of the table, above 1, or auto: for a vocabulary, as many values as can be
+            frequent; for hashes, 5 rows per distinct value of the entire log, so that about one
+            value in ten shares its row (and up to 10,000 rows if there are few values). The size of
+            a table gives no label away.
         kind: id: one value; list: several values in one cell.
+        separator: what separates the elements of lists as text.
+        encoding: hash or vocabulary.
     """
 
     column: str
@@ -350,14 +389,14 @@ class CategoricalColumnSettings(Settings):
 
 
 class CrossSettings(Settings):
-    """A categorical feature of two or more ``columns``, whose values are encoded together; missing
-    where one of them is.
-
-    In YAML the list of columns alone will do. ``name`` of the feature is theirs joined by ``_x_``
-    by default.
+    """A categorical feature of two or more columns, whose values are encoded together; missing if
+    one of them is. In YAML, the list of columns is enough.
 
     Attributes:
-        table_rows: rows of the crossed table; auto: by the pairs seen in the first window.
+        columns: the log's columns.
+        name: name of the feature; default: the columns' names joined by ``_x_``.
+        table_rows: rows of the table, above 1, or auto, as for a categorical column.
+        encoding: hash or vocabulary.
     """
 
     columns: Annotated[list[str], Field(min_length=2)]
@@ -390,7 +429,7 @@ Cross = Annotated[CrossSettings, BeforeValidator(_listed_columns)]
 
 def _distinct(names: list[str]) -> list[str]:
     if len(set(names)) < len(names):
-        raise ValueError("two columns have one name")
+        raise ValueError("two columns have the same name")
     return names
 
 
@@ -406,18 +445,22 @@ def _checked_expression(text: str) -> str:
     try:
         groups = re.compile(text).groups
     except re.error as error:
-        raise ValueError(f"no regular expression: {error}") from None
+        raise ValueError(f"not a regular expression: {error}") from None
     if groups != 1:
         raise ValueError(f"expected one group in parentheses, got {groups}")
     return text
 
 
 class HistorySettings(Settings):
-    """A list feature ``name``: the last ``length`` values of ``item`` that the row's ``user``
-    clicked, oldest first.
+    """A list feature: the last items that the row's user clicked, oldest first. Only clicks whose
+    label was known before the row's event are in it.
 
-    Only clicks whose label was known before the row's event. ``table_rows`` as for a categorical
-    column; the one of ``item`` gives both the same ids, ``auto`` takes it.
+    Attributes:
+        name: name of the feature.
+        user: column of the user.
+        item: column of the item.
+        length: most items in the list.
+        table_rows: rows of its table; with the number of ``item``, or auto, both have the same ids.
     """
 
     name: str = "history"
@@ -428,23 +471,26 @@ class HistorySettings(Settings):
 
 
 class JoinSettings(Settings):
-    """``columns`` of a side table (ads, users, conversions), joined to the log's rows by key.
-
-    ``keys``: the side table's key column by the log's; 1, 1.0 and "1" are one key. Columns get
-    their names, after ``prefix``; rows without their key in the side table have missing values, and
-    ``matched`` names a column that says whether it is there (the label, where a side table lists
-    what converted). ``time``: the column since when a row of the side table holds; the log's row
-    gets the newest not after its event. Without it a key may have one row only, and that it knows
-    the future is for you to judge. Where ``keys`` have the item of ``explode`` or
-    ``sample_negatives``, ``columns`` and ``filter`` of the table cannot use what is joined. Side
-    tables are held in memory; of what ``derived`` makes by SQL expressions of a row (by name, after
-    ``prefix``, too), only the results. ``header``: see :class:`TableSettings`.
+    """A side table (ads, users, conversions), joined to the log's rows by key. Rows without a match
+    have missing values; 1, 1.0 and "1" are one key. Side tables are held in memory. If ``keys``
+    include the item of ``explode`` or ``sample_negatives``, ``columns`` and ``filter`` of the log
+    cannot use the joined columns.
 
     Attributes:
         files: paths or patterns of the side table.
-        file_format: of the side table.
+        file_format: format of the side table.
         quotes: checked: quotes may hold separators and every row is checked; yes: without the
-            check; no: quotes are letters.
+            check; no: quotes are plain characters.
+        header: column names of CSV and TSV without a header line.
+        keys: the side table's key column by the log's column.
+        columns: columns to join.
+        derived: further columns by name, as SQL expressions over a row of the side table.
+        prefix: put before the names of the joined columns.
+        matched: name of a new column that says whether the key was found; it is the label if the
+            side table lists conversions.
+        time: column since when a row of the side table holds; a row of the log gets the newest one
+            not after its event. null: each key may have only one row, and you must judge whether it
+            knows the future.
     """
 
     files: Annotated[list[str], Field(min_length=1)]
@@ -474,42 +520,50 @@ class JoinSettings(Settings):
 
 class TableSettings(Settings):
     """Any CSV, TSV, JSON lines, Parquet or Arrow log, described column by column. Lists keep their
-    order, oldest to newest by convention.
+    order, by convention oldest to newest.
 
-    Exactly one of ``label``, ``explode`` and ``sample_negatives`` makes the labels. ``labels``:
-    columns of further tasks' labels by the task's name, 0, 1 or empty (this row has none).
-    ``group`` is the column that grouped AUC is computed within; null: the raw row (an impression,
-    or a click with its sampled negatives). Columns that are made where a feature asks for them and
-    the log has none of that name: event_hour and event_weekday (UTC; Monday is 0) and, after
-    ``explode``, shown_count. ``crosses`` are features of several columns together. Texts of
-    ``null_values`` are missing values in every column, as are empty and blank ones.
-
-    ``quotes`` of CSV and TSV: a field in double quotes may hold separators; ``checked`` refuses a
-    file in which one spans lines, ``yes`` does not, ``no`` takes quotes as plain characters.
-
-    ``joins`` add columns of side tables. ``columns`` are derived by SQL expressions of the log's,
-    by name; rows for which the expression ``filter`` is not true are left out. ``label_time``: the
-    column of the time from which a row's label is known (a conversion's); where it is empty,
-    ``time.label_delay_s`` after the event.
-
-    ``row_clock`` in place of ``time``: the log has no times. ``header``: the names of the columns
-    of CSV and TSV that have no line of names. ``file_columns``: columns of text by name, made of
-    the files' paths by a regular expression with one group; folders called ``key=value`` make such
-    columns by themselves.
-
-    ``attribution_window_s``: after ``label_time``, how long a positive is waited for. Then every
-    row's label is known so long after its event, and a positive that comes later is none.
-
-    ``negative_rate``: the share of rows with label 0 that this log has kept, of all or by domain
-    (1 for those left out); those with label 1 are all there. Served probabilities are corrected for
-    it. ``weight``: a column of numbers above 0 that says how often a row counts, in training,
-    reports and baselines; of a row that was kept with probability p, 1 / p. What is learnt is then
-    right for all rows, so served probabilities need no correction.
+    Exactly one of ``label``, ``explode`` and ``sample_negatives`` makes the labels. Some columns
+    are made if a feature asks for them and the log has none of that name: event_hour and
+    event_weekday (UTC; Monday is 0) and, after ``explode``, shown_count. Folders called key=value
+    make columns of text.
 
     Attributes:
-        files: paths or patterns; ** reaches into folders.
-        file_format: of all files.
+        files: paths, patterns or URLs; ** matches nested folders.
+        file_format: format of all files.
+        quotes: for CSV and TSV. checked: fields in double quotes may hold separators, and a file in
+            which one spans lines is refused; yes: fields may span lines; no: quotes are plain
+            characters.
+        header: column names of CSV and TSV files without a header line.
+        file_columns: text columns by name, each a regular expression with one group, applied to the
+            files' paths.
+        joins: side tables.
+        columns: derived columns by name, as SQL expressions over one row.
+        filter: SQL condition; rows for which it is not true are left out.
+        time: column of the event's time.
+        row_clock: replaces ``time`` if the log has no times.
+        label_time: column with the time at which a row's label became known, such as a
+            conversion's; where it is empty, ``time.label_delay_s`` after the event.
+        attribution_window_s: with ``label_time``: every row's label is known this long after its
+            event, and a later positive counts as none.
+        negative_rate: share of the rows with label 0 that the log has kept, for all or per domain
+            (1 where omitted); all rows with label 1 are there. Served probabilities are corrected
+            for it.
+        weight: column of numbers above 0: how often a row counts in training, reports and
+            baselines; 1/p for a row that was kept with probability p. Served probabilities then
+            need no correction.
+        label: column of the main task's label.
+        labels: columns of further tasks' labels by task: 0, 1 or empty (no label).
+        null_values: texts that mean a missing value in every column, besides empty and blank ones.
+        group: column within which grouped AUC is computed; null: the raw row (an impression, or a
+            click with its sampled negatives).
+        domain: column of the domain.
         dense: numeric columns.
+        categorical: columns of ids or lists.
+        crosses: features of several columns together.
+        explode: lists of shown items, one example per item.
+        sample_negatives: draws negatives for a log that has only clicks.
+        counters: past-only statistics.
+        history: a list feature of the user's last clicks.
     """
 
     files: Annotated[list[str], Field(min_length=1)]
@@ -530,7 +584,7 @@ class TableSettings(Settings):
     weight: str | None = None
     label: LabelColumn | None = None
     labels: dict[TaskName, LabelColumn] = Field(default_factory=dict)
-    null_values: list[str] = Field(default_factory=lambda: list(NULL_VALUES))
+    null_values: list[str] = Field(default=[*NULL_VALUES])
     group: str | None = None
     domain: DomainColumnSettings | None = None
     dense: list[str] = Field(default_factory=list)
@@ -576,7 +630,7 @@ class TableSettings(Settings):
             raise ValueError("categorical: give at least one column; models look up at least one")
         if self.negative_rate is not None and (self.labels or self.sample_negatives is not None):
             raise ValueError(
-                "negative_rate is of a log with one task and its own negatives; leave out labels "
+                "negative_rate is for a log with one task and its own negatives; leave out labels "
                 "and sample_negatives"
             )
         if self.negative_rate is not None and self.weight is not None:
@@ -585,13 +639,20 @@ class TableSettings(Settings):
             )
         if self.labels and self.label is None:
             raise ValueError(
-                "labels needs label: explode and sample_negatives know of no further task"
+                "labels needs label: explode and sample_negatives have no further tasks"
             )
         return self
 
 
 class DatasetSettings(Settings):
-    """A log: its ``format`` and the section of that name."""
+    """A log: its format, and the section of that name.
+
+    Attributes:
+        format: which of the sections below describes the log.
+        synthetic: the generated stream.
+        criteo: a log in Criteo's layout.
+        table: any other log, column by column.
+    """
 
     format: Literal["synthetic", "criteo", "table"]
     synthetic: SyntheticSettings | None = None

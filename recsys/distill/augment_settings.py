@@ -12,13 +12,17 @@ Member = Literal["own", "external", "logistic", "trees"]
 
 
 class ExternalSettings(Settings):
-    """Scores that something else has made: which files, and what their columns mean.
+    """Scores from another model: which files, and what their columns mean.
 
-    ``root``: the folder of ``files`` (Parquet or CSV; paths, globs, or folders of Parquet files);
-    DVC hashes it. ``key``: the column with the example_id of data/windows. ``task``: whose scores
-    they are; null: the main one's. ``score`` is the column of the scores, ``scale`` what they are.
-    ``learnt_until``: the column with the time, in ms since 1970, up to which the scorer had learnt
-    from labels when it made the score; ``window_start``: for each example the start of its window.
+    Attributes:
+        root: folder of the files; DVC hashes it.
+        files: Parquet or CSV; paths, globs, or folders of Parquet files.
+        key: column with the example_id of data/windows.
+        task: task of the scores; null: the main task.
+        score: column of the scores.
+        scale: what the scores are.
+        learnt_until: column with the time, in ms since 1970, up to which the scorer knew labels
+            when it made the score; window_start: the start of each example's window.
     """
 
     root: str
@@ -35,7 +39,7 @@ class ExternalSettings(Settings):
         for name in files:
             if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
                 raise ValueError(
-                    f"{name!r} does not lie under root, the folder that DVC hashes; set root"
+                    f"{name!r} is not under root, the folder that DVC hashes; set root"
                 )
         return files
 
@@ -56,13 +60,15 @@ LIGHTGBM = of_baseline("trees", "models/baselines")
 
 
 class StackSettings(Settings):
-    """Several scorers as one; see :mod:`recsys.distill.stacked_scores`.
+    """One score combined from several scorers; see :mod:`recsys.distill.stacked_scores`.
 
-    ``members``: own, the project's teacher; external, what ``external`` says; logistic and trees,
-    the baselines of all domains' rows. What is ``half_life_windows`` old counts half as much for
-    their weights. ``prior_strength`` pulls the weights towards equal ones: half of it times the
-    squared distance is added to the summed log loss. ``max_rows``: the newest of each domain that
-    count.
+    Attributes:
+        members: own: the project's teacher; external: the scores in ``external``; logistic and
+            trees: the baselines on all domains' rows.
+        half_life_windows: data this old count half for the weights.
+        prior_strength: pulls the weights towards equal ones: half of it times the squared distance
+            is added to the summed log loss.
+        max_rows: the newest rows per domain that are used.
     """
 
     members: list[Member] = Field(default=["own", "logistic", "trees"], min_length=1)
@@ -75,24 +81,28 @@ class StackSettings(Settings):
     def _once_each(cls, members: list[Member]) -> list[Member]:
         twice = next((name for name in members if members.count(name) > 1), None)
         if twice is not None:
-            raise ValueError(f"{twice!r} is there twice; give each member once")
+            raise ValueError(f"{twice!r} appears twice; give each member once")
         return members
 
 
 class AugmentSettings(Settings):
     """Whose scores are logged, and how.
 
-    ``teacher``: own, the project's; external, what ``external`` says; mean, of both logits where
-    both are there, else the one that is; stacked, the members of ``stack``, weighted in each domain
-    by how well they did before.
-
-    ``batch_size`` is global (over all ranks). ``max_staleness_hours``: an example whose event time
-    is further past the snapshot's high-water mark stays without a score; null scores every one.
-    ``wait_hours``: how long after its event an example waits for its score, in the stream's time;
-    then it trains on its hard label alone; null waits for every window's scores. ``segment_rows``:
-    examples of one file of the log, what memory and a kill can cost. ``staleness_bins_hours``:
-    borders of the report's histogram. ``parallel_tasks``: shares of the windows that Prefect scores
-    at once, each in processes of its own; ``runner`` says where.
+    Attributes:
+        teacher: own: the project's teacher; external: the scores in ``external``; mean: the mean of
+            both logits where both exist, otherwise the one that does; stacked: the members of
+            ``stack``, weighted in each domain by their past accuracy.
+        external: scores from another model.
+        stack: how several scorers are combined.
+        batch_size: examples per batch, over all ranks.
+        max_staleness_hours: an example gets no score if its event is later than this after the
+            snapshot's high-water mark; null: every example gets one.
+        wait_hours: how long after its event, in stream time, an example waits for its score; then
+            students train on its label alone. null: without limit.
+        segment_rows: examples per file of the log; limits memory and what a kill can cost.
+        staleness_bins_hours: borders of the report's histogram.
+        runner: what runs the shares of the windows.
+        parallel_tasks: shares of the windows scored at once, each in its own processes.
     """
 
     teacher: Literal["own", "external", "mean", "stacked"] = "stacked"

@@ -32,7 +32,7 @@ class DistillationDiagnostics:
         each head.
 
     Scores, clipping and calibration are of the main task, gradients of all. It costs one forward
-    and two backward passes a window, which update nothing, and one more read of its labels.
+    and two backward passes per window, which update nothing, and one more read of its labels.
     """
 
     def __init__(self, loss: DistillationLoss) -> None:

@@ -12,17 +12,18 @@ S = TypeVar("S", bound=Settings)
 
 
 class AdapterSettings(Settings):
-    """The student adapter (ExFM, section 3.4): an MLP of the teacher's logit that learns the hard
-    label.
-
-    ``kind``: its prediction is the target of a head of its own (``extra_head``) or takes the place
-    of the teacher's (``replace``). ``update``: it learns from a batch ``before`` the student does,
-    as in the paper's Algorithm 1, or ``after``, so that its target does not know the batch's
-    labels. ``loss_weight`` and ``label_scale`` are the extra head's w and α.
+    """The student adapter (ExFM, section 3.4): an MLP on the teacher's logit that is trained on the
+    hard label.
 
     Attributes:
+        kind: extra_head: its prediction is the target of a separate head; replace: it replaces the
+            teacher's prediction.
+        update: before: it trains on a batch before the student does, as in the paper's Algorithm 1;
+            after: so that its target does not know the batch's labels.
         hidden_layers: widths of the adapter's hidden layers.
-        learning_rate: of the adapter.
+        learning_rate: learning rate of the adapter.
+        loss_weight: w of the extra head.
+        label_scale: alpha of the extra head.
     """
 
     kind: Literal["extra_head", "replace"] = "extra_head"
@@ -36,35 +37,34 @@ class AdapterSettings(Settings):
 class DistillationSettings(Settings):
     """What a student learns besides the hard label of its serving head (ExFM, section 3.3).
 
-    ``mode``: ``none``; ``shared``: the serving head learns both labels; ``affine``: it does, the
-    teacher's through a learned affine map of its logit; ``auxiliary``: a head of its own learns the
-    teacher's; ``auxiliary_adapter``: the same with an adapter; ``co_distillation``: that head
-    learns from a ranker of ``peer_model`` that is trained with the student, instead of from the
-    teacher. With several tasks each learns its own label and score, through a head, a map or an
-    adapter of its own.
-
-    ``rows``: which examples the student trains on. ``own``: its domain's. ``scores_elsewhere``:
-    also other domains', on the teacher's scores alone; one without a score teaches nothing.
-    ``all``: other domains' as its own, labels and scores. ``auto``: what had the lowest NE on early
-    windows, see :class:`recsys.distill.student_settings.StudentsSettings`. Its predictions, metrics
-    and export are its own domain's whatever ``rows`` is.
-
-    ``loss_weight`` is w, ``label_scale`` is α (the target is min(α p, 1)), ``gradient_scale`` is β,
-    between a head of its own and the backbone; ``shared`` and ``affine`` have no such place and do
-    not read it. Under Adam only the product w·β matters. ``hard_label_weight``: the distillation
-    head also learns the hard label, with this weight (the auxiliary tower of Rec-Distill, arXiv
-    2605.29755).
-
-    An example whose score is older than ``max_staleness_hours`` (event time less the snapshot's
-    high-water mark) counts as unscored; its distillation term halves every
-    ``staleness_half_life_hours``.
-
-    ``gate_windows``: a window's scores are not learnt from if, over so many windows before it, the
-    teacher's log loss was larger than the student's by more than ``gate_deviations`` standard
-    errors; null: they always are. See :mod:`recsys.distill.teacher_gate`.
+    With several tasks, each learns its own label and score, through its own head, map or adapter.
+    Whatever ``rows`` is, predictions, metrics and export cover only the student's own domain.
 
     Attributes:
+        mode: none; shared: the serving head learns both labels; affine: so does it, but the
+            teacher's label through a learned affine map of its logit; auxiliary: a separate head
+            learns the teacher's label; auxiliary_adapter: the same with an adapter;
+            co_distillation: the separate head learns from a ranker of ``peer_model`` that is
+            trained with the student.
+        rows: which examples the student trains on. own: its domain's; scores_elsewhere: also other
+            domains' examples that have a score, without their labels; all: also other domains'
+            examples with labels and scores; auto: whichever had the lowest NE on early windows.
         head_layers: widths of the auxiliary head's hidden layers.
+        loss_weight: w, the weight of the teacher's label.
+        gradient_scale: beta, multiplies the gradient from a separate head into the backbone; shared
+            and affine ignore it. Under Adam only w * beta matters.
+        label_scale: alpha; the target is min(alpha * p, 1).
+        hard_label_weight: weight with which the distillation head learns the hard label too (the
+            auxiliary tower of Rec-Distill, arXiv 2605.29755).
+        max_staleness_hours: older scores (event time less the snapshot's high-water mark) count as
+            missing.
+        staleness_half_life_hours: the weight of a score halves in this time.
+        gate_windows: scores are ignored in a window if, over this many windows before it, the
+            teacher's log loss was significantly larger than the student's; null: never. See
+            :mod:`recsys.distill.teacher_gate`.
+        gate_deviations: how many standard errors are significant.
+        adapter: for auxiliary_adapter: the adapter.
+        peer_model: for co_distillation: the ranker that teaches.
     """
 
     mode: Annotated[str, AfterValidator(known_mode)] = "auxiliary"

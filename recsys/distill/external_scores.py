@@ -105,7 +105,7 @@ def log_external_scores(
     own: ScoreLog | None = None,
     project_dir: Path = Path(),
 ) -> ExternalReport:
-    """Write the scores of ``settings.external`` as the score log ``log_dir``, which is made anew.
+    """Write the scores of ``settings.external`` as a new score log ``log_dir``.
 
     Holds all rows of the files in memory (about 30 bytes each) and the examples of one window. A
     probability of 0 or 1 is taken as 1e-7 away from it.

@@ -148,8 +148,8 @@ def _check(job: StreamJob, schema: Schema) -> None:
         )
     if job.teacher.quantise_checkpoints != "none":
         raise InputError(
-            f"{job.teacher.where('quantise_checkpoints')}: a stream goes on from its checkpoints "
-            "and would lose bits each time; set none"
+            f"{job.teacher.where('quantise_checkpoints')}: a stream resumes from its checkpoints "
+            "and would lose precision each time; set none"
         )
     if job.train.nodes.count > 1:
         raise InputError(f"{job.train.where('nodes.count')}: a stream runs on one machine; set 1")
@@ -187,16 +187,15 @@ def _take(job: StreamJob, offered: Schema, taken_dir: Path) -> list[Window]:
         if window.name not in known:
             if taken and window.start_ms < taken[-1].end_ms:
                 raise InputError(
-                    f"{where}: this window lies before {taken[-1].name}, which the stream has "
-                    f"taken; "
-                    f"start over without {job.work_dir}"
+                    f"{where}: this window comes before {taken[-1].name}, which the stream has "
+                    f"already processed; start over without {job.work_dir}"
                 )
         elif window != known[window.name] or _parts(job.windows_dir, window) != _parts(
             taken_dir, window
         ):
             raise InputError(
-                f"{where}: this window has changed since the stream took it; start over without "
-                f"{job.work_dir}"
+                f"{where}: this window has changed since the stream processed it; start over "
+                f"without {job.work_dir}"
             )
     complete = offered.windows if job.finished else offered.windows[:-1]
     offered_new = [window for window in complete if window.name not in known]
@@ -305,7 +304,7 @@ def _score(job: StreamJob, folder: Path) -> None:
 
 
 def _stack(job: StreamJob, folder: Path, scoring: ScoringJob) -> None:
-    """Write the scores of all windows taken so far anew, from the teacher's and the baselines'."""
+    """Write the scores of all windows taken so far again, from the teacher's and the baselines'."""
     windows_dir, baselines_dir = folder / WINDOWS_DIR, folder / OUTPUT_DIR / BASELINES_DIR
     chosen = [name for name in job.baselines.run if name in job.augment.baselines]
     if chosen:

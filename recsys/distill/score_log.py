@@ -4,7 +4,7 @@ A folder holds ``log.json`` (what the whole log goes by) and, a window, a folder
 ``window.json``, which says that the window is done and holds the segments' hashes: what is read is
 checked against them. A log made by hand may instead hold one ``<window>.parquet`` a window with the
 columns of :data:`SCORE_SCHEMA`; a record's staleness is computed, whatever it says.
-A record has one logit a task: ``logit`` for the data's main one, ``logit_<task>`` for another.
+A record has one logit per task: ``logit`` for the data's main task, ``logit_<task>`` for others.
 """
 
 import json
@@ -212,8 +212,8 @@ class ScoreLog:
         there = pq.read_metadata(path).num_rows if path.is_file() else 0
         if there > fresh.height:
             raise InputError(
-                f"{path}: holds {there:,} records, and {fresh.height:,} would take their place; "
-                f"another run scores this window, wait for its end"
+                f"{path}: holds {there:,} records, and {fresh.height:,} would replace them; "
+                f"another run is scoring this window; wait for it to end"
             )
         _write_segment(path, fresh, {"domains": json.dumps(domains or {}, sort_keys=True)})
         return fresh.height
@@ -316,7 +316,7 @@ class ScoreLog:
         if records["high_water_mark"].null_count():
             unmarked = records.filter(pl.col("high_water_mark").is_null())["example_id"][0]
             raise InputError(
-                f"{path}: example {unmarked} has no high_water_mark; without it nobody knows what "
+                f"{path}: example {unmarked} has no high_water_mark; without it, nothing says what "
                 f"its snapshot had seen: give the label time (ms) up to which the snapshot was "
                 f"trained"
             )
@@ -466,7 +466,7 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     try:
         file = pq.ParquetFile(path, read_dictionary=["snapshot"])
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: is no Parquet file ({in_one_line(error)})") from error
+        raise InputError(f"{path}: is not a Parquet file ({in_one_line(error)})") from error
     with file:
         yield file
 

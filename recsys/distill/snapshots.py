@@ -128,7 +128,7 @@ def check_no_look_ahead(snapshot: Snapshot, window: Window, schema: Schema) -> N
         raise LookAheadError(
             f"snapshot {snapshot.name}: high-water mark {snapshot.high_water_mark} lies before the "
             f"end "
-            f"{learnt.end_ms} of window {learnt.name}, from which it learnt"
+            f"{learnt.end_ms} of window {learnt.name}, that it was trained on"
         )
     if snapshot.high_water_mark > window.start_ms:
         raise LookAheadError(

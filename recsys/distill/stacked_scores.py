@@ -77,7 +77,7 @@ def log_stacked_scores(
     baselines_dir: Path,
     project_dir: Path = Path(),
 ) -> StackedReport:
-    """Write the scores of ``settings.stack`` as the score log ``log_dir``, which is made anew.
+    """Write the scores of ``settings.stack`` as a new score log ``log_dir``.
 
     The data's main task is stacked; other tasks have the own teacher's scores. An example without
     the score of a member is given the mean of its other members' there; without any it has none.

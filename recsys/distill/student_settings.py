@@ -41,10 +41,16 @@ def _checked_name(name: str, what: str) -> str:
 
 
 class BudgetSettings(Settings):
-    """The most that a student may cost to serve: ``parameters``, tables included, and
-    ``training_flops`` a sample (forward and backward; a third of them are served): more is refused
-    before it trains. ``memory_mb`` of the exported weights, and the median ``latency_ms`` of one
-    row and ``latency_512_ms`` of 512: with more it does not become champion."""
+    """The most that a student may cost to serve. A student above ``parameters`` or
+    ``training_flops`` is refused before it trains; one above the others does not become champion.
+
+    Attributes:
+        parameters: parameters, including tables.
+        training_flops: FLOPs per example, forward and backward; serving takes a third of them.
+        memory_mb: size of the exported weights.
+        latency_ms: median latency of one row.
+        latency_512_ms: median latency of 512 rows.
+    """
 
     parameters: PositiveInt | None = None
     training_flops: PositiveInt | None = None
@@ -54,16 +60,17 @@ class BudgetSettings(Settings):
 
 
 class StudentSettings(Settings):
-    """One student: its name, the domain (vertical) it serves and, where it differs from the others,
-    how.
-
-    ``tasks``: what it predicts, its main task first; null: the data's main one. ``task_weights``:
-    of the losses of those beside its main one, whose weight is 1; 1 where none is given. What
-    ``model`` and ``distillation`` give goes before what :class:`StudentsSettings` gives for all.
+    """One student: its name, the domain (vertical) it serves, and how it differs from the others.
+    Keys of ``model`` and ``distillation`` override those of :class:`StudentsSettings`.
 
     Attributes:
-        name: of the student; its model is registered as towerflow-NAME.
-        domain: whose rows it is trained for, evaluated on and served for.
+        name: name of the student; its model is registered as towerflow-NAME.
+        domain: domain whose rows it is evaluated on and served for.
+        tasks: tasks that it predicts, its main task first; null: the data's main task.
+        task_weights: loss weights of its further tasks, relative to the main task's 1; default 1.
+        model: changes to the model.
+        budget: the most that it may cost to serve.
+        distillation: changes to the distillation.
     """
 
     name: str
@@ -83,24 +90,34 @@ class StudentSettings(Settings):
 class StudentsSettings(Settings):
     """Every student is trained once per arm and seed.
 
-    ``arms``: by name, what an arm changes in the distillation of each student; ``plain`` changes
-    the mode to none, and the report compares the others with it. An arm that sets the mode to none
-    has its own domain's rows, whatever ``distillation`` says, unless it sets ``rows`` itself.
-    ``auto_windows``: where ``rows`` or ``table_learning_rate`` is ``auto``, a student's arm is
-    first trained with each choice on so many windows, with the first seed, and takes the one of the
-    lowest NE on all of them but the first; then it starts anew.
-    ``batch_size``: auto: of each window, :func:`recsys.training.batch_size.fitting_batch`.
-    ``dense_passes``: of each window the dense part learns in so many passes, on tables as they were
-    before it, then the tables in one; 0: one pass trains both.
-    ``table_learning_rate``: of the embedding tables; null: that of all training; auto: one of
-    ``rates_tried``.
-    ``side_by_side``: each rank trains whole students, one after the other; false: all ranks train
-    one student together, which tables larger than one rank's memory need. Ranks of several nodes
-    train together. ``export``: how tables are stored and predictions calibrated. ``diagnostics``:
-    gradients and calibration of the heads, clipped and missing scores, in the metrics of each
-    window.
-    ``checkpoint_every_batches`` and ``keep_checkpoints`` are as the teacher's, for each
-    student.
+    If ``rows`` or ``table_learning_rate`` is ``auto``, each arm of a student is first trained with
+    every choice on ``auto_windows`` windows, with the first seed. It takes the choice with the
+    lowest NE on all of them but the first, and then starts over.
+
+    Attributes:
+        model: the students' model.
+        batch_size: examples per step; auto: fits each window, see
+            :func:`recsys.training.batch_size.fitting_batch`.
+        dense_passes: passes of the dense part over each window, on tables as they were before it;
+            then the tables train on it in one pass. 0: one pass trains both.
+        table_learning_rate: learning rate of the embedding tables; null: that of all training;
+            auto: one of ``rates_tried``.
+        rates_tried: the rates that auto chooses from.
+        seeds: each arm is trained once per seed.
+        students: the students.
+        distillation: how all students learn from the teacher.
+        arms: by name, changes to each student's distillation; ``plain`` sets the mode to none, and
+            the report compares the others with it. An arm with mode none trains on its own domain's
+            rows unless it sets ``rows`` itself.
+        auto_windows: windows that auto is chosen on.
+        side_by_side: true: each rank trains complete students, one after the other; false: all
+            ranks train one student together, which is needed if its tables do not fit one rank.
+            Ranks of several nodes train together.
+        export: how tables are stored and predictions calibrated.
+        diagnostics: whether each window's metrics have the gradients of both losses, the
+            calibration of both heads, and counts of clipped and missing scores.
+        checkpoint_every_batches: as the teacher's, for each student.
+        keep_checkpoints: as the teacher's, for each student.
     """
 
     model: Annotated[ModelSettings, filled_from(STUDENT_MODEL)] = STUDENT_MODEL

@@ -144,7 +144,7 @@ def run_students(
     needed, windows = job.settings.windows_to_choose_on, len(schema.windows)
     if windows < needed:
         raise InputError(
-            f"{job.settings.where('auto_windows')}: what is auto is chosen on {needed} windows, "
+            f"{job.settings.where('auto_windows')}: auto is chosen on {needed} windows, "
             f"the data have {windows}; set fewer, or rows: own and a table_learning_rate"
         )
     runs, trials = runs_of(job.settings), []
@@ -249,7 +249,7 @@ def _run_name(job: TrainingJob[StudentsSettings]) -> str:
 def students_checkpoints(
     folder: Path, run: str, settings: StudentsSettings, continued: bool = False
 ) -> Checkpoints:
-    """The checkpoints of ``run`` in ``folder``, a subfolder a student, as ``settings`` want
+    """The checkpoints of ``run`` in ``folder``, one subfolder per student, as ``settings`` want
     them."""
     every, keep = settings.checkpoint_every_batches, settings.keep_checkpoints
     return Checkpoints(folder, run, keep, every, continued=continued)

@@ -83,7 +83,7 @@ def train_teacher(
     Writes in ``job.output_dir``: snapshots/<name>/, predictions/<window>.parquet, metrics.json (a
     row a window), rate.json (the tables' learning rate, where it is chosen), plan.json (where each
     table's shards are), plan.png (what each rank is predicted to take and to hold) and size.json
-    (parameters, and training FLOPs an example).
+    (parameters, and training FLOPs per example).
 
     With ``resume_dir`` it works there and puts the results in ``job.output_dir`` at the end. A run
     that was killed goes on from its last checkpoint if data, code and settings are the same

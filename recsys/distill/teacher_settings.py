@@ -15,26 +15,37 @@ TEACHER_MODEL = ModelSettings(
 
 
 class TeacherSettings(Settings):
-    """The teacher's model and training; its towers are those of
+    """The teacher's model and training; its towers are set in
     :class:`recsys.towers.settings.TowersSettings`.
 
-    ``batch_size``: auto: of each window, :func:`recsys.training.batch_size.fitting_batch`.
-    ``dense_passes``: of each window the dense part learns in so many passes, on tables as they were
-    before it, then the tables in one; 0: one pass trains both.
-    ``table_learning_rate``: of the embedding tables; null: that of all training; auto: of
-    ``rates_tried`` the one with the lowest NE on the first ``rate_auto_windows`` windows.
-    ``snapshot_every_examples``: publish at the first window's end with so many examples since the
-    last snapshot; null: every ``snapshot_every_windows``. ``hold_back_ne_increase``: a snapshot
-    whose window NE is more than this fraction above that of the last good one (0.05 is 5 %), or
-    with a NaN anywhere, is written but never scores. ``keep_snapshots``: weights stay of so many
-    snapshots, the newest that may score; null: of all. What the others scored stays; a window that
-    one of them is due to score gets no scores. ``task_weights``: of the losses of tasks
-    beside the data's main one, whose weight is 1; 1 where none is given.
-    ``checkpoint_every_batches``: besides each window's end, a point to go on from after a kill;
-    null for none. ``keep_checkpoints``: how many. ``checkpoint_asynchronously``: training waits for
-    a copy in memory, not for the disk. Every ``full_checkpoint_every``-th is full, those between
-    hold the table rows trained on since. ``quantise_checkpoints``: table weights in them; a run
-    that goes on from fp16 or int8 does not end bitwise the same.
+    Attributes:
+        model: the teacher's model.
+        batch_size: examples per step; auto: fits each window, see
+            :func:`recsys.training.batch_size.fitting_batch`.
+        dense_passes: passes of the dense part over each window, on tables as they were before it;
+            then the tables train on it in one pass. 0: one pass trains both.
+        table_learning_rate: learning rate of the embedding tables; null: that of all training;
+            auto: one of ``rates_tried``, by NE on early windows.
+        rates_tried: the rates that auto chooses from.
+        rate_auto_windows: windows that auto is chosen on.
+        snapshot_every_windows: windows between two snapshots.
+        snapshot_every_examples: instead: publish at the end of the first window that brings the
+            examples since the last snapshot to this number.
+        hold_back_ne_increase: a snapshot whose window NE is more than this fraction above that of
+            the last good one (0.05 is 5 %), or that has a NaN, is written but never scores.
+        keep_snapshots: how many snapshots keep their weights, the newest that may score; null: all.
+            Scores of the others stay; a window that one of them should have scored gets no scores.
+        task_weights: loss weights of further tasks, relative to the main task's 1; default 1.
+        checkpoint_every_batches: checkpoints between the windows' ends, to resume from after a
+            kill; null: none.
+        keep_checkpoints: how many checkpoints are kept.
+        checkpoint_asynchronously: whether training waits only for a copy in memory, not for the
+            disk.
+        full_checkpoint_every: every N-th checkpoint is full; those between hold the table rows
+            trained on since.
+        quantise_checkpoints: precision of table weights in checkpoints; a run that resumes from
+            fp16 or int8 is not bitwise the same.
+        seed: seed of the initial weights.
     """
 
     model: Annotated[ModelSettings, filled_from(TEACHER_MODEL)] = TEACHER_MODEL
@@ -62,6 +73,10 @@ class TeacherSettings(Settings):
 
 
 class TeacherLadderSettings(Settings):
-    """Models of growing size, by name."""
+    """Models of growing size, by name.
+
+    Attributes:
+        models: settings of each model.
+    """
 
     models: dict[str, ModelSettings] = Field(min_length=1)

@@ -27,8 +27,9 @@ class TrainingJob(Generic[S]):
         partition_file: the towers of a teacher that has any.
         scores_dir: the score log that students read.
         checkpoints: where to go on from; None: neither read nor written.
-        live_dir: gets a file a model, ``teacher.jsonl`` or ``<student>/<arm>/seed-<n>.jsonl``, with
-            what is known of each window as it ends (:func:`recsys.progress.note_live`).
+        live_dir: gets one file per model, ``teacher.jsonl`` or
+            ``<student>/<arm>/seed-<n>.jsonl``, with what is known of each window as it ends
+            (:func:`recsys.progress.note_live`).
     """
 
     windows_dir: Path

@@ -88,7 +88,7 @@ def early_windows(
     where = settings.where("first_evaluation_window")
     if first < 2:
         raise InputError(
-            f"{where}: tuning learns on the windows before it, so it must be at least 2, got "
+            f"{where}: tuning trains on the windows before it, so it must be at least 2, got "
             f"{first}"
         )
     if len(schema.windows) < first:
@@ -148,7 +148,7 @@ class Tunable:
                 found = getattr(found, part)
             elif isinstance(found, list):
                 if not part.isdigit() or int(part) >= len(found):
-                    raise InputError(f"{key!r}: {part!r} is no element of a list of {len(found)}")
+                    raise InputError(f"{key!r}: no element {part!r} in a list of {len(found)}")
                 found = found[int(part)]
             elif isinstance(found, dict):
                 found = found.get(part)
@@ -430,7 +430,7 @@ class Search:
             pruner=MedianPruner(n_startup_trials=PRUNED_AFTER),
         )
         self._take_up()
-        # A sampler that begins anew must not draw what the killed one has drawn
+        # A sampler that starts over must not draw what the killed one has drawn
         begun = len(self.study.get_trials(deepcopy=False)) - 1
         self.study.sampler = TPESampler(seed=settings.seed + begun, n_startup_trials=STARTUP_TRIALS)
 
@@ -438,7 +438,7 @@ class Search:
         """Try settings until the budget is spent; ``told`` of each trial that has ended.
 
         Raises:
-            InputError: the present settings cannot be trained.
+            InputError: the current settings cannot be trained.
         """
         started, running = time.monotonic(), {}
         ended: list[TrialResult] = []
@@ -557,7 +557,7 @@ class Search:
         message = " ".join(str(error).split())
         result = self._ended_as(one, "refused", None, TrialState.PRUNED, message)
         if not one.values:
-            raise InputError(f"the present settings cannot be trained: {message}") from error
+            raise InputError(f"the current settings cannot be trained: {message}") from error
         return result
 
     def _ended_as(
@@ -671,14 +671,14 @@ def confirm(search: Search, says: Callable[[str], None] = lambda line: None) -> 
     of its changes put back; ``says`` what is being trained.
 
     Raises:
-        InputError: the present settings cannot be trained.
+        InputError: the current settings cannot be trained.
     """
     settings = search.settings
     finalists = search.best()[: settings.finalists]
     says(f"the present settings and the best {len(finalists)} again, {settings.seeds} seeds")
     present, *others = _measured(search, [{}, *finalists])
     if present is None:
-        raise InputError("the present settings cannot be trained with every seed")
+        raise InputError("the current settings cannot be trained with every seed")
     before = _mean(present)
     found = [(c, ne) for c, ne in zip(finalists, others, strict=True) if ne is not None]
     if not found:

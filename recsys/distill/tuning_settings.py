@@ -8,8 +8,14 @@ from recsys.config import Settings
 
 
 class DimensionSettings(Settings):
-    """What one key may be: a number from ``low`` to ``high`` (``log``: spread evenly over its
-    logarithm), or one of ``choices``."""
+    """The values that one key may take: a range or a list.
+
+    Attributes:
+        low: smallest number.
+        high: largest number.
+        log: whether numbers are spread evenly in their logarithm.
+        choices: instead of a range: a list of values.
+    """
 
     low: float | None = None
     high: float | None = None
@@ -67,15 +73,17 @@ DISTILLATION_SPACE: Space = {
 class TuneSettings(Settings):
     """What is searched, and for how long.
 
-    ``minutes``: of one call, the check of the best settings included as far as it can be foreseen;
-    with ``trials`` the search ends after so many trials of the study instead. ``workers``:
-    students trained at once, one thread each; null: one per core, at most two.
-
-    Trials train with ``seed``. The ``finalists`` best and the present settings are trained again
-    with ``seeds`` other seeds; ``confidence`` is the two-sided coverage of the intervals.
-
-    ``spaces``: by name, the keys that are tuned together, each named as for ``--set``
-    (``train.<key>`` or ``students.<key>``).
+    Attributes:
+        minutes: duration of one call, including the check of the best settings as far as it can be
+            foreseen.
+        trials: instead: the search ends after this many trials of the study.
+        workers: students trained at once, one thread each; null: one per core, at most two.
+        finalists: the best trials, trained again together with the current settings.
+        seeds: seeds of these trainings, different from the search's.
+        confidence: two-sided coverage of the intervals.
+        seed: seed of the search.
+        spaces: by name, the keys that are tuned together, each named as for ``--set`` (train.KEY or
+            students.KEY).
     """
 
     minutes: PositiveFloat = 15.0

@@ -6,11 +6,11 @@ from recsys.config import Settings
 
 
 class Withdrawal(Settings):
-    """One withdrawn snapshot: of its name, exactly the one with these weights.
+    """One withdrawn snapshot, identified by name and weights.
 
     Attributes:
-        snapshot: of the teacher, by its window.
-        weights_hash: of that snapshot's weights.
+        snapshot: window of the snapshot.
+        weights_hash: hash of its weights.
     """
 
     snapshot: str
@@ -18,7 +18,12 @@ class Withdrawal(Settings):
 
 
 class WithdrawnSettings(Settings):
-    """A person's decision, kept with the settings and not with the teacher's outputs."""
+    """Snapshots withdrawn by a person; this decision is kept with the settings, not with the
+    teacher's outputs.
+
+    Attributes:
+        snapshots: the withdrawn snapshots.
+    """
 
     snapshots: list[Withdrawal] = Field(default=[])
 

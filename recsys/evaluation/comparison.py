@@ -50,7 +50,7 @@ def compare(
     """Compare two arms on the same rows.
 
     Args:
-        first: logits [N] of the first arm, one array a seed.
+        first: logits [N] of the first arm, one array per seed.
         second: logits [N] of the second arm, paired by seed with ``first``.
         labels: [N], 0 or 1.
         groups: [N], what gAUC groups by (the user).

@@ -20,14 +20,16 @@ BaselineLabel = Literal[
 
 
 class GateSettings(Settings):
-    """What a student must not lose to before it is served.
+    """What a student must achieve before it is served.
 
-    ``baseline``: as it is called in the table; null: there is no gate. ``largest_ne_increase``: the
-    fraction by which its NE may lie above the baseline's (0.01 is 1 %).
-    ``largest_calibration_error``: how far its mean prediction, calibrated, may lie off the click
-    rate of the last window, as a fraction; null: any. ``largest_cheaper_ne_increase``: against the
-    present champion the interval of the paired difference must lie below 0; of a smaller model its
-    upper end may lie above by this fraction of NE.
+    Attributes:
+        baseline: the model of the table that it must not lose to; null: none.
+        largest_ne_increase: fraction by which its NE may be above the baseline's (0.01 is 1 %).
+        largest_calibration_error: how far its calibrated mean prediction may be off the click rate
+            of the last window, as a fraction; null: any.
+        largest_cheaper_ne_increase: the interval of the paired NE difference from the current
+            champion must lie below 0; for a smaller model, its upper end may be above 0 by this
+            fraction of NE.
     """
 
     baseline: BaselineLabel | None = "logistic (own rows)"

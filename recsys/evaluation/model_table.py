@@ -56,7 +56,7 @@ class ModelRow:
 
 
 def model_table(rows: Sequence[ModelRow]) -> str:
-    """Markdown: a line a model, with the task where a student has several."""
+    """Markdown: one line per model, with the task if a student has several."""
     shown = len({row.task for row in rows}) > 1
     headings = ["student", *(["task"] if shown else []), "model", "NE", "AUC"]
     lines = [

@@ -32,11 +32,11 @@ def evaluate_windows(
     """Measure every student's arms, the teacher and the oracle on each window, on predictions made
     before training.
 
-    Writes windows.csv, a row a model ``<student>/<arm, teacher or oracle>`` and window with the
+    Writes windows.csv, one row per model ``<student>/<arm, teacher or oracle>`` and window with the
     batch report's numbers, and table.md. Holds one window's predictions of one student in memory.
 
     Args:
-        kept_dir: a file a window that was measured before; others are measured now and kept there.
+        kept_dir: a file per window measured before; others are measured now and kept there.
         scores: as in :func:`recsys.evaluation.report.evaluate`.
 
     Returns:
@@ -96,7 +96,7 @@ def _mean(rows: list[dict[str, Any]], metric: str) -> float:
 
 
 def _markdown(rows: list[dict[str, Any]]) -> str:
-    """A row a model and task: its mean over all windows and its newest window."""
+    """A row per model and task: its mean over all windows and its newest window."""
     shown = ["task"] if shows_tasks(rows) else []
     headings = [
         "model",

@@ -49,7 +49,7 @@ def compare_sources(
 
     Args:
         first, second: a run's folder (the models in its ``models``), a model's or an arm's (of
-            seeds), or a folder of predictions, a Parquet file a window.
+            seeds), or a folder of predictions, one Parquet file per window.
         settings: blocks, samples, confidence and seed of the bootstrap.
         first_window: the place, in order of their names, of the first window that is compared.
         task: a task beside the models' main one.
@@ -90,7 +90,7 @@ def compare_sources(
 
 
 def find_models(source: Path) -> dict[str, list[Path]]:
-    """The folders of predictions in ``source`` by model, one a seed.
+    """The folders of predictions in ``source`` by model, one per seed.
 
     Raises:
         InputError: there are none.
@@ -229,7 +229,7 @@ def _parts(
     files = [_files(folder, first_window, columns) for folder in folders]
     for folder, own in zip(folders, files, strict=True):
         if [path.name for path in own] != [path.name for path in files[0]]:
-            raise InputError(f"{folders[0]} and {folder} have not the same windows")
+            raise InputError(f"{folders[0]} and {folder}have different windows")
     for place, paths in enumerate(zip(*files, strict=True), start=first_window):
         readers = [
             pq.ParquetFile(path).iter_batches(ROWS_AT_ONCE, columns=columns) for path in paths
@@ -294,13 +294,13 @@ def _aligned(
             if only.height:
                 ids = only["example_id"].head(SHOWN_IDS).to_list()
                 raise InputError(
-                    f"{base_folder} and {folder} are not of the same rows: {only.height:,} only in "
+                    f"{base_folder} and {folder} have different rows: {only.height:,} only in "
                     f"{where}, such as example_id {', '.join(map(str, ids))} of window "
                     f"{only['file'][0]}"
                 )
         repeated = frame.filter(frame["example_id"].is_duplicated())
         if repeated.height or base["example_id"].is_duplicated().any():
-            raise InputError(f"{base_folder} or {folder}: an example_id is there twice")
+            raise InputError(f"{base_folder} or {folder}: an example_id appears twice")
         frame = base.select("example_id").join(
             frame, on="example_id", how="left", maintain_order="left"
         )

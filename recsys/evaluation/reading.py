@@ -20,7 +20,7 @@ SMALLEST_PROBABILITY = 1e-12
 
 @dataclass(frozen=True)
 class Predictions:
-    """One student's rows over all windows, with each model's logits [N]; one array a seed for an
+    """One student's rows over all windows, with each model's logits [N]; one array per seed for an
     arm.
 
     ``event_time`` is in ms since 1970; ``seen`` as in :func:`recsys.evaluation.coldness.rows_seen`,

@@ -365,7 +365,7 @@ def _web_page(report: Report, figures: Path) -> str:
         drawn[student] = {what: path for what, path in drawn[student].items() if path.is_file()}
     counted = ", ".join(f"{name} {rows:,}" for name, rows in report.rows_by_student.items())
     judged = (
-        f"All models on the same rows, predicted before they learnt from them: windows from "
+        f"All models on the same rows, predicted before training on them: windows from "
         f"{report.first_window} on; rows: {counted}; training seeds: {len(report.seeds)}."
     )
     refusals = {name: one.why for name, one in report.verdicts.items() if not one.passes}
@@ -373,7 +373,7 @@ def _web_page(report: Report, figures: Path) -> str:
 
 
 def _sentences(report: Report) -> str:
-    """What the tables mean for each student's main task, a line a student."""
+    """What the tables mean for each student's main task, one line per student."""
     lines = []
     for student, tasks in report.tasks.items():
         rows = [row for row in report.models if (row.student, row.task) == (student, tasks[0])]

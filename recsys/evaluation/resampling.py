@@ -47,7 +47,8 @@ def resample(
     two blocks: they say nothing of what other blocks would show.
 
     Args:
-        models: logits [N] by model, one array a seed; models have one seed, or all the same number.
+        models: logits [N] by model, one array per seed; models have one seed, or all the same
+            number.
         labels: [N], 0 or 1.
         groups: [N], what gAUC groups by (the user).
         samples: how many draws.

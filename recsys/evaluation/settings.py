@@ -11,11 +11,14 @@ from recsys.evaluation.gate import GateSettings
 class EvaluateSettings(Settings):
     """How the students are compared.
 
-    ``first_evaluation_window`` is the index of the first window that counts in the headline
-    numbers. ``blocks``: what the bootstrap draws, as rows of one are not independent: the groups
-    (users), hours of event time or windows; a student's seeds are drawn beside them. ``confidence``
-    is the two-sided coverage of its intervals. ``gate``: what a student must not lose to before it
-    becomes champion.
+    Attributes:
+        first_evaluation_window: index of the first window that counts in the headline numbers.
+        bootstrap_samples: draws behind each interval.
+        blocks: what the bootstrap draws, since rows within one are not independent: groups (users),
+            hours of event time, or windows; a student's seeds are drawn as well.
+        confidence: two-sided coverage of the intervals.
+        seed: seed of the draws.
+        gate: what a student must achieve before it becomes champion.
     """
 
     first_evaluation_window: int = Field(default=4, ge=0)

@@ -29,7 +29,7 @@ ROWS_IN_CACHE = 1 << 16  # that are added at once: what is computed of them stay
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows: labels and blocks [n], each model's logits [n], one array a seed, and how often
+    """Some rows: labels and blocks [n], each model's logits [n], one array per seed, and how often
     each row counts [n]; None: once."""
 
     labels: FloatArray

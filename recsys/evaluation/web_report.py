@@ -25,7 +25,7 @@ figure { margin: 1.5rem 0; } img { max-width: 100%; } figcaption { color: #555; 
 """
 CAPTIONS = {
     "ne": "Normalised entropy (log loss over the entropy of the click rate; lower is better) by "
-    "window. Each prediction was made before the model learnt from the window.",
+    "window. Each prediction was made before the model trained on the window.",
     "calibration": "How often what was predicted came true, in bins of equally many rows. On the "
     "diagonal a model is right; below it, it predicts too much.",
     "gain": "NE below plain's, in % of it, with the interval of the bootstrap, by domain and by "

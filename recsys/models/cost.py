@@ -33,7 +33,7 @@ class RankerCost:
 
     @property
     def flops(self) -> float:
-        """All FLOPs a sample."""
+        """All FLOPs per sample."""
         return self.matrix_flops + self.cross_flops
 
     @property

@@ -44,7 +44,7 @@ def build_ranker(
     towers, pieces = None, None
     if settings.towers and partition is None:
         raise InputError(
-            f"{settings.where('towers')}: is true and no partition was given; run the partition "
+            f"{settings.where('towers')}: is true but no partition was given; run the partition "
             "stage or set false"
         )
     if settings.towers and partition is not None:

@@ -32,8 +32,8 @@ def check_sequences(schema: Schema, model: ModelSettings) -> None:
         if one.target not in features or features[one.target].kind == "list":
             single = ", ".join(feature for feature in features if feature not in lists)
             raise InputError(
-                f"{where}: target {one.target!r} is no feature of one id an example; there are: "
-                f"{single}"
+                f"{where}: target {one.target!r} is not a feature with one id per example; there "
+                f"are: {single}"
             )
         if one.attention == "multi_head" and dimension % one.heads:
             raise InputError(

@@ -85,7 +85,7 @@ class Partition:
             )
         repeated = sorted({piece.name for piece in placed if placed.count(piece) > 1})
         if repeated:
-            raise InputError(f"partition: feature {repeated[0]!r} stands in more than one tower")
+            raise InputError(f"partition: feature {repeated[0]!r} is in more than one tower")
         found = sorted(
             placed, key=lambda piece: (names.index(piece.feature), piece.count, piece.number)
         )
@@ -99,6 +99,6 @@ def _check_slices(name: str, found: list[Piece]) -> None:
     if found != [Piece(name, number, count) for number in range(1, count + 1)]:
         slices = ", ".join(piece.name for piece in found)
         raise InputError(
-            f"partition: feature {name!r} stands in towers as {slices}; give it whole, or 1ofn to "
+            f"partition: feature {name!r} is in the towers as {slices}; give it whole, or 1ofn to "
             f"nofn"
         )

@@ -1,4 +1,4 @@
-"""The rankers: embeddings and dense features -> interaction -> representation -> a logit a task."""
+"""The rankers: embeddings and dense features -> interaction -> representation -> logits."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -181,16 +181,16 @@ ARCHITECTURES = {"dlrm": DotArch, "dcn": CrossArch, "wukong": WukongArch}
 
 
 class Ranker(nn.Module):
-    """One embedding table a categorical feature, a dense arch, an interaction and an over arch.
+    """One embedding table per categorical feature, a dense arch, an interaction and an over arch.
 
     ``towers`` holds the positions of each tower's members in ``pieces``: features, or column slices
-    of them, each a table; None: the features of ``schema.categorical``. ``table_device="meta"``
-    leaves the tables without memory, for the engine to shard. ``peers`` is set by the tower
-    transform: this rank then computes its host's towers only, for its peers' examples. Each of
-    ``schema.tasks`` has a linear head whose bias starts at log(p / (1 - p)) of its initial base
-    rate; the main one's weights do not depend on the others. Two rankers in one model need two
-    ``table_prefix``. Sequences are pooled by attention in :meth:`embed`; what is above them sees
-    one vector a feature.
+    of them, with a table each; None: the features of ``schema.categorical``.
+    ``table_device="meta"`` leaves the tables without memory, for the engine to shard. ``peers`` is
+    set by the tower transform: this rank then computes only its host's towers, for its peers'
+    examples. Each of ``schema.tasks`` has a linear head whose bias starts at log(p / (1 - p)) of
+    its initial base rate; the main task's weights do not depend on the others. Two rankers in one
+    model need different ``table_prefix``. :meth:`embed` pools sequences by attention; layers above
+    it see one vector per feature.
 
     Raises:
         InputError: the sequences do not fit the schema, or features are cut beside them.
@@ -213,7 +213,8 @@ class Ranker(nn.Module):
         check_sequences(schema, settings)
         if settings.sequences and not are_whole(pieces):
             raise InputError(
-                "partition: column slices beside sequences are not offered; set slice_above: null"
+                "partition: column slices together with sequences are not supported; set "
+                "slice_above: null"
             )
         widths = settings.dense_layers
         self.dense_arch = perceptron(schema.dense_width, widths)
@@ -299,8 +300,8 @@ class Ranker(nn.Module):
         return self.pool(in_schema_order(found, names, self.embedding_dimension), sparse)
 
     def pool(self, columns: Tensor, sparse: KeyedJaggedTensor) -> Tensor:
-        """What is looked up, [B, C, N] with a column a position of a sequence, and its ids -> [B,
-        F, N]."""
+        """Pool the looked-up embeddings: [B, C, N], one column per feature or position of a
+        sequence, and the ids -> [B, F, N]."""
         return (
             self.sequences(columns, self.feature_names, sparse)
             if self.sequences.sequences

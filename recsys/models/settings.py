@@ -12,13 +12,18 @@ PASS_THROUGH = "pass_through"
 class TowerModuleSettings(Settings):
     """What a tower does to its features' embeddings; see recsys/models/tower_modules.py.
 
-    ``kind``: ``dot`` (DLRM's), ``cross`` (DCN's), ``pass_through`` (nothing: towers move tables,
-    not the model) or ``package.module:Class`` of a module of one's own, which may read ``options``
-    and runs only with ``allow_code: true``; null: the architecture's. ``dot`` gives ``vectors``
-    mixtures of the whole tower (the paper's p) and ``vectors_per_feature`` projections of each
-    feature (c). ``cross`` has ``cross_layers`` of rank ``cross_rank`` (null: the model's) and one
-    vector a tower; a tower of one feature is left as it is, or, with ``cross_singletons``, goes
-    through the cross layers and is not projected.
+    Attributes:
+        kind: dot (DLRM's), cross (DCN's), pass_through (nothing: towers place tables and do not
+            change the model) or package.module:Class for a module of your own; null: the
+            architecture's kind.
+        allow_code: whether kind may be a class of your own, whose code then runs.
+        vectors: for dot: mixtures of all the tower's embeddings (the paper's p).
+        vectors_per_feature: for dot: projections of each feature (the paper's c).
+        cross_layers: for cross: number of cross layers; the tower gives one vector.
+        cross_rank: for cross: rank of their weights; null: the model's.
+        cross_singletons: whether a tower of one feature goes through the cross layers too, instead
+            of passing through.
+        options: arguments of a class of your own.
     """
 
     kind: str | None = None
@@ -49,10 +54,15 @@ class TowerModuleSettings(Settings):
 
 
 class WukongSettings(Settings):
-    """Wukong's stack: ``layers``, each giving ``factorized`` + ``compressed`` vectors; see
-    recsys/models/wukong.py.
+    """Wukong's stack of layers; see recsys/models/wukong.py. Each layer gives ``factorized`` +
+    ``compressed`` vectors.
 
-    ``rank`` is that of the factorization's projection, ``widths`` of the perceptron above it.
+    Attributes:
+        layers: number of layers.
+        factorized: vectors per layer from the factorization machine.
+        compressed: vectors per layer from the linear compression.
+        rank: rank of the factorization's projection.
+        widths: hidden widths of the perceptron above it.
     """
 
     layers: PositiveInt = 2
@@ -63,14 +73,16 @@ class WukongSettings(Settings):
 
 
 class SequenceSettings(Settings):
-    """How a list feature is pooled by attention from its target's embedding; see
+    """How a list feature is pooled by attention, with its target's embedding as the query; see
     recsys/models/sequences.py.
 
-    ``target``: the feature that asks, the candidate. ``length``: ids that are looked up, the newest
-    (last) of the list. ``attention``: ``multi_head`` (softmax, ``heads`` that divide the
-    embedding's dimension) or ``activation_unit`` (DIN's weights, which need not add up to 1, from a
-    perceptron of ``widths``). ``shares_table``: the sequence has the target's table, as in DIN;
-    false: a table of its own.
+    Attributes:
+        target: the feature whose embedding is the query, such as the candidate.
+        length: ids that are looked up: the newest (last) of the list.
+        attention: multi_head (softmax) or activation_unit (DIN's weights, which need not sum to 1).
+        heads: for multi_head: heads; they must divide the embedding's dimension.
+        widths: for activation_unit: hidden widths of its perceptron.
+        shares_table: true: the sequence uses the target's table, as in DIN; false: its own.
     """
 
     target: str
@@ -85,20 +97,23 @@ class ModelSettings(Settings):
     """A DLRM (pairwise dots), DCNv2 (low-rank cross layers) or Wukong (stacked factorization
     machines) ranker.
 
-    ``dense_layers`` is the arch over the dense features; its output is projected to
-    ``embedding_dimension``. ``over_layers`` stands above the interaction; its last width is the
-    size of the representation that the heads read. ``cross_*`` are read by ``dcn`` only, ``wukong``
-    by ``wukong``, ``tower_*`` only with ``towers: true``: one tower module a group of the
-    partition, each output vector ``tower_dimension`` wide. ``sequences``: list features pooled by
-    attention, by name; the others are mean-pooled.
-
-    ``first_order``: the logit also has a weight of each id's own, the first column of its embedding
-    (a column per task), and a linear term of the dense features. The deep part starts at 0 then.
-
     Attributes:
-        cross_layers: of a dcn.
-        cross_rank: of each cross layer's low-rank weight.
-        towers: whether features are grouped by towers of the partition.
+        architecture: how the dense vector and the embeddings interact.
+        embedding_dimension: width of the embeddings; a multiple of 4.
+        dense_layers: widths of the arch over the dense features; its output is projected to the
+            embeddings' width.
+        over_layers: widths of the arch above the interaction; the last is the size of the
+            representation that the heads read.
+        cross_layers: for dcn: number of cross layers.
+        cross_rank: for dcn: rank of each cross layer's weight.
+        wukong: for wukong: sizes of its layers.
+        towers: whether each group of the partition has a tower module.
+        tower_dimension: with towers: width of each of a tower's output vectors.
+        tower_module: with towers: what a tower does.
+        sequences: list features that are pooled by attention, by name; others are mean-pooled.
+        first_order: whether the logit also has a weight per id (the first column of its embedding,
+            one column per task) and a linear term of the dense features; the deep part then starts
+            at 0.
     """
 
     architecture: Literal["dlrm", "dcn", "wukong"] = "dlrm"

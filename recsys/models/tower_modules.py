@@ -66,7 +66,7 @@ class DotTower(nn.Module):
 class CrossTower(nn.Module):
     """DCN's tower module: cross layers, then one vector of D for the whole tower.
 
-    Table 4's FLOPs fit one vector a tower, not the |F| vectors that listing 2 prints. A tower of
+    Table 4's FLOPs fit one vector per tower, not the |F| vectors that listing 2 prints. A tower of
     one feature is not projected, nor crossed unless ``cross_singletons``.
     """
 

@@ -19,11 +19,10 @@ UNITS = {"": 1, "B": 1} | {
 
 
 class Tier(Settings):
-    """One kind of memory as a rank sees it: bandwidth, and the bytes that one access moves at
-    least.
+    """One kind of memory as a rank sees it.
 
     Attributes:
-        gb_s: bandwidth of the memory.
+        gb_s: bandwidth.
         access_bytes: smallest access; a narrower row costs as much.
     """
 
@@ -32,18 +31,22 @@ class Tier(Settings):
 
 
 class Hardware(Settings):
-    """What one rank can do; gb_s are 10^9 bytes per second of one rank.
-
-    ``cross_gb_s`` is an all-to-all's bandwidth between nodes, ``reduce_gb_s`` the bus bandwidth of
-    reduce-scatter, all-gather and all-reduce between nodes, ``intra_gb_s`` of either inside a node.
-    ``collective_ms`` is the latency of a collective, ``shard_ms`` a shard's fixed cost in the
-    lookup kernels. ``reserved_gb`` of each rank's memory is not for the model. ``step_ms`` is a
-    step's cost on each rank beside all that is counted. ``cores`` are those that the ranks of a
-    node share (None: each has its own).
+    """What one rank can do; gb_s are 10^9 bytes per second per rank.
 
     Attributes:
         device: cpu or cuda.
+        hbm: the GPU's memory.
+        ddr: the host's memory.
+        ssd: flash.
+        intra_gb_s: bandwidth of all-to-all and reductions inside a node.
+        cross_gb_s: bandwidth of an all-to-all between nodes.
+        reduce_gb_s: bus bandwidth of reduce-scatter, all-gather and all-reduce between nodes.
+        collective_ms: latency of a collective.
+        shard_ms: fixed cost of a shard in the lookup kernels.
         dense_tflops: matrix multiplication rate that a step reaches.
+        reserved_gb: part of each rank's memory that is not for the model.
+        step_ms: cost of a step on each rank beyond everything that is counted.
+        cores: cores that the ranks of a node share; null: each rank has its own.
         source: where the figures come from.
     """
 
@@ -99,7 +102,7 @@ GPU = Hardware(
     ddr=Tier(gb_s=63.0, access_bytes=128),  # PCIe 5.0 x16, one direction
     ssd=None,
     intra_gb_s=450.0,  # NVLink 4, 900 GB/s in both directions
-    cross_gb_s=30.0,  # assumed: 0.6 of a ConnectX-7 of 400 Gb/s, one a GPU (DGX H100)
+    cross_gb_s=30.0,  # assumed: 0.6 of a ConnectX-7 of 400 Gb/s, one per GPU (DGX H100)
     reduce_gb_s=40.0,  # assumed: 0.8 of it
     collective_ms=0.05,  # assumed
     shard_ms=0.005,  # assumed
@@ -162,7 +165,7 @@ def parse_bytes(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if match is None or match[2].upper() not in UNITS:
         raise InputError(
-            f"{text!r} is no size; write a number and a unit, such as 40GB, 1.5TB or 32GiB"
+            f"{text!r} is not a size; write a number and a unit, such as 40GB, 1.5TB or 32GiB"
         )
     return round(float(match[1]) * UNITS[match[2].upper()])
 

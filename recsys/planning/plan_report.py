@@ -41,7 +41,7 @@ def summary(plan: Plan, model: PlannedModel, topology: Topology) -> dict[str, An
 
 
 def write_plan(plan: Plan, model: PlannedModel, topology: Topology, path: Path) -> None:
-    """Summary, a row a table, a row a rank; the same plan gives the same bytes."""
+    """A summary, a row per table and a row per rank; the same plan gives the same bytes."""
     document = {
         "summary": summary(plan, model, topology),
         "tables": [asdict(table) for table in plan.tables],

@@ -29,7 +29,7 @@ TINY = 1e-12
 
 @dataclass(frozen=True)
 class Way:
-    """How one table is split: ``ranks`` holds a rank a shard, as :class:`PlannedTable` orders
+    """How one table is split: ``ranks`` holds one rank per shard, as :class:`PlannedTable` orders
     them. ``kernel`` (None: the rows are in the device's own memory) and ``load_factor`` are what
     :func:`recsys.planning.assess.assess` reckons with; a search chooses its own."""
 
@@ -44,7 +44,7 @@ class Way:
 class PlannedTable:
     """One table's row of a plan; ``bytes`` and ``ms`` are sums over its shards.
 
-    ``ranks`` holds a rank a shard: column blocks in order and, in each, row shards in order.
+    ``ranks`` holds one rank per shard: column blocks in order and, in each, row shards in order.
     """
 
     table: str

@@ -31,7 +31,7 @@ def plan_or_explain(model: PlannedModel, topology: Topology) -> Plan:
         "none of fp16, rowwise_adagrad, more nodes and SSD does; shrink the tables",
     )
     memory = ", ".join(
-        f"{name.upper()} {format_bytes(size)} a {where}"
+        f"{name.upper()} {format_bytes(size)} per {where}"
         for name, size, where in (
             ("hbm", topology.hbm, "rank"),
             ("ddr", topology.ddr, "node"),
@@ -95,7 +95,7 @@ def _more_ssd(model: PlannedModel, topology: Topology) -> Iterator[str]:
     )
     if steps is not None:
         size = format_bytes(steps * SSD_STEP).replace(" ", "")
-        yield f"--ssd {size} a node"
+        yield f"--ssd {size} per node"
 
 
 def _smallest(below: int, most: int, fits: Callable[[int], bool]) -> int | None:

@@ -36,7 +36,7 @@ ID_BUFFERS = 2 + 4
 # Dense gradient: zero, write; flatten (2), average (2), copy back (2); square (2), mean, update (3)
 GRADIENT_PASSES = 14
 CACHE_SLOT_BYTES = 16  # FBGEMM: lxu_cache_state and lxu_state, int64 each
-CACHE_MAP_BYTES = 4  # FBGEMM: cache_index_table_map, int32 a row of the table
+CACHE_MAP_BYTES = 4  # FBGEMM: cache_index_table_map, int32 per row of the table
 EXCHANGES_PER_KIND = 5  # TorchRec: sizes, lengths, ids, pooled outputs, their gradients
 
 
@@ -44,7 +44,7 @@ EXCHANGES_PER_KIND = 5  # TorchRec: sizes, lengths, ids, pooled outputs, their g
 class Option:
     """One way to shard one table, and what each of its equal shards costs.
 
-    A shard of an option that ``spans`` a node stands for ``gpus`` shards, one a rank of one node;
+    A shard of an option that ``spans`` a node stands for ``gpus`` shards, one per rank of one node;
     one that spans all, for one shard on every rank. ``blocks`` shards are to be placed, on
     different ranks (or nodes). Bytes are those that one rank holds.
     """

@@ -82,16 +82,17 @@ class Spread(Settings):
 
 
 class TableGroup(Settings):
-    """``count`` tables alike; a :class:`Spread` or a list of dimensions makes them differ.
-
-    ``pooling`` is the mean number of ids per sample, over all ``features`` that share a table, each
-    with an output of its own. ``skew`` is the exponent of the ids' power law, which says what a
-    cache of hot rows is worth.
+    """A group of similar tables; a :class:`Spread` or a list of dimensions makes them differ.
 
     Attributes:
-        name: of the group; its tables are numbered.
+        name: name of the group; its tables are numbered.
+        count: number of tables.
+        rows: rows of each table.
         dimension: columns of each table, or a list to choose from.
-        dtype: of the weights.
+        pooling: mean number of ids per sample, over all features that share a table.
+        skew: exponent of the ids' power law, which decides how useful a cache of hot rows is.
+        dtype: type of the weights.
+        features: features that share a table, each with its own output.
     """
 
     name: str
@@ -124,17 +125,19 @@ class TableGroup(Settings):
 class PlannedModel(Settings):
     """A model to plan: its tables, its batch and what else takes memory and time.
 
-    ``batch_size`` counts samples per rank. ``kinds`` are those to choose from; by default all
-    that compute exactly what the unsharded optimiser does, so none that splits columns with
-    row-wise AdaGrad (each column shard would keep a moment of its own). ``load_factors`` are
-    the shares of a table's rows tried as the size of its cache.
-
     Attributes:
-        table_optimizer: of the embedding tables; its state counts as memory.
+        batch_size: samples per rank.
+        table_optimizer: optimiser of the embedding tables; its state counts as memory.
         forward_comm: precision of embeddings between ranks.
         backward_comm: precision of their gradients between ranks.
-        dense_optimizer: of the dense part; its state counts as memory.
-        dense_mflops_per_sample: of the dense part, forward, in MFLOPs.
+        kinds: sharding kinds to choose from; null: all that compute exactly what the unsharded
+            optimiser does, so none that splits columns with row-wise AdaGrad (each column shard
+            would keep its own moment).
+        load_factors: shares of a table's rows that are tried as the size of its cache.
+        dense_parameters: parameters of the dense part.
+        dense_optimizer: optimiser of the dense part; its state counts as memory.
+        dense_mflops_per_sample: MFLOPs per sample of the dense part, forward.
+        tables: the tables.
     """
 
     batch_size: PositiveInt

@@ -124,7 +124,7 @@ class Predictor:
         """
         description = _description(directory / MODEL_FILE)
         if description["first_rows"] != self._first_rows:
-            raise InputError(f"{directory}: is of tables that are laid out otherwise")
+            raise InputError(f"{directory}: has tables in another layout")
         same = not (directory / ENCODER_FILE).is_file()
         encoder = self.format if same else EncoderFormat.load(directory)
         above = _above_tables(directory, encoder, threads)
@@ -147,7 +147,8 @@ class Predictor:
         return [*columns, replace(domain, optional=not self.needs_domain)]
 
     def example_rows(self) -> list[dict[str, Any]]:
-        """A few raw rows of the log that the model serves, with the columns that it reads."""
+        """A few raw rows of the log that the model serves, with the columns that it reads and does
+        not look up."""
         rows = [dict(row) for row in self.format.examples]
         columns, count = columns_of(rows, self.format)
         found = self._encoder.domains_of(columns, count) if rows else None
@@ -157,6 +158,7 @@ class Predictor:
         names = [
             column.name
             for column in self.raw_columns
+            if column.origin != "counters"
             if column in self.format.columns or self.needs_domain
         ]
         return [{name: row[name] for name in names if name in row} for row in rows]
@@ -330,14 +332,14 @@ class Predictor:
             assert column is not None, "there are several domains"
             raise InputError(
                 f"column {column.name!r} is missing: the model serves {', '.join(self.domains)}, "
-                f"and each row says of which it is"
+                f"so each row must name its domain"
             )
         if given is None:
             return np.full(count, own)
         others = given[given != own] if self.domain is not None else []
         if len(others):
             raise InputError(
-                f"{len(others)} of {len(given)} rows are of other domains, such as "
+                f"{len(others)} of {len(given)} rows belong to other domains, such as "
                 f"{self.domains[others[0]]}; this model serves {self.domain}"
             )
         return np.broadcast_to(given, count) if len(given) != count else given

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.config import InputError
-from recsys.data.encoder_format import ENCODER_FILE
+from recsys.data.encoder_format import COUNTERS_FILE, ENCODER_FILE
 from recsys.files import (
     PARTIAL_SUFFIX,
     SUMS_FILE,
@@ -203,7 +203,7 @@ def _write_delta(
     save_file(arrays, folder / ROWS_FILE)
     names = [NETWORK_FILE, MODEL_FILE, CALIBRATION_FILE, CARD_FILE]
     if file_hash(export / ENCODER_FILE) != file_hash(base / ENCODER_FILE):
-        names.append(ENCODER_FILE)
+        names += [name for name in (ENCODER_FILE, COUNTERS_FILE) if (export / name).is_file()]
     for name in names:
         link_file(str(export / name), str(folder / name))
     write_json(folder / DELTA_FILE, {"base": base_model, "model": model_hash(export)})

@@ -3,7 +3,7 @@ one row in microseconds."""
 
 import math
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -13,6 +13,7 @@ from types import NoneType
 from typing import Any
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from recsys.config import InputError
@@ -183,6 +184,7 @@ class RawEncoder:
             return given[name]
 
         given |= self._clock(values_of)
+        columns = {**columns, **self._counted(columns, values_of, {*columns, *given})}
         ids: dict[str, NDArray[np.int64]] = {}
         lists: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
         for one in self.format.ids:
@@ -191,6 +193,34 @@ class RawEncoder:
             else:
                 ids[one.name] = self._single(columns, values_of, one)
         return Encoded(self._dense(columns, values_of, count), ids, lists)
+
+    def _counted(
+        self, columns: Columns, values_of: Callable[[str], Sequence[Any]], have: Set[str]
+    ) -> dict[str, Sequence[Any]]:
+        """The counters' features that rows lack, by their keys; ``have`` are all columns."""
+        found: dict[str, Sequence[Any]] = {}
+        for one in self.format.counters:
+            lacking = {name for name in one.names if None in columns.get(name, (None,))}
+            missing = one.missing(have - lacking)
+            if not missing:
+                continue
+            texts = [
+                [self._text(value, name) or "" for value in values_of(name)] for name in one.columns
+            ]
+            longest = max(map(len, [*texts, *(columns.get(name, ()) for name in missing)]))
+            texts = [text if len(text) == longest else text * longest for text in texts]
+            keys = [
+                xxhash.xxh3_64_intdigest(CROSSED.join(parts).encode())
+                for parts in zip(*texts, strict=True)
+            ]
+            looked_up = one.of(np.array(keys, np.uint64)).astype(np.float64)
+            for name in missing:
+                values = looked_up[:, one.names.index(name)].tolist()
+                own = columns.get(name, [None] * longest)
+                own = own if len(own) == longest else [*own] * longest
+                pairs = zip(own, values, strict=True)
+                found[name] = [value if given is None else given for given, value in pairs]
+        return found
 
     def _dense(
         self, columns: Columns, values_of: Callable[[str], Sequence[Any]], count: int
@@ -254,7 +284,7 @@ class RawEncoder:
             place = other if text is None else self._by_value.get(text, other)
             if place is None:
                 raise InputError(
-                    f"column {name!r} holds {value!r}, which is no domain; domains: "
+                    f"column {name!r} holds {value!r}, which is not a domain; domains: "
                     f"{', '.join(self.format.domains)} (in the log: {', '.join(domain.values)})"
                 )
             places.append(place)

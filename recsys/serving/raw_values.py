@@ -76,7 +76,7 @@ def text_of(value: Any, name: str) -> str | None:
         return value.isoformat(sep=" ", timespec="microseconds")
     if isinstance(value, str | date | Decimal):
         return str(value)
-    raise InputError(f"column {name!r} holds {kind.__name__}, which is no category")
+    raise InputError(f"column {name!r} holds {kind.__name__}, which is not a category")
 
 
 def _float_text(value: float | np.floating) -> str | None:

@@ -21,7 +21,7 @@ def score_file(predictor: Predictor, source: Path, target: Path, keep: list[str]
     ``target``, row by row as they came, whole or not at all; holds 16,384 rows in memory.
 
     Raises:
-        InputError: ``source`` is no Parquet file, lacks a column, or holds a wrong value.
+        InputError: ``source`` is not a Parquet file, lacks a column, or holds a wrong value.
     """
     try:
         file = pq.ParquetFile(source)

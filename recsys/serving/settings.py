@@ -12,12 +12,15 @@ Precision = Literal["fp32", "fp16", "int8"]
 class ExportSettings(Settings):
     """What a student's export holds.
 
-    ``tables``: how embeddings are stored; int8 has a scale per row. ``calibration``: a monotone map
-    per domain and task from what the network says to a probability, fitted on the
-    ``calibration_windows`` before the last window, which reports it: ``platt`` (two numbers),
-    ``isotonic`` (steps), ``off``, or ``auto``: the map (isotonic from ``isotonic_rows`` labelled
-    rows on) that would have lowered the log loss most on these windows, each predicted by the
-    windows before it; none unless by more than two standard errors.
+    Attributes:
+        tables: how embeddings are stored; int8 has a scale per row.
+        calibration: a monotone map per domain and task from the network's output to a probability.
+            platt: two numbers; isotonic: steps; off: none; auto: the map that would have lowered
+            the log loss most on these windows, each predicted from the windows before it, or none
+            if the gain is below two standard errors.
+        calibration_windows: windows before the last one that the map is fitted on; the last one
+            reports it.
+        isotonic_rows: auto considers isotonic steps from this many labelled rows on.
     """
 
     tables: Precision = "fp32"
@@ -29,10 +32,15 @@ class ExportSettings(Settings):
 class ServeSettings(Settings):
     """The server of ``towerflow serve``.
 
-    ``host``: loopback; 0.0.0.0 lets other machines in. ``largest_body_mb`` and ``largest_batch``
-    (rows or candidates) bound a request. ``unknown_columns``: ``refuse`` names a column that the
-    model does not read, ``ignore`` passes over it. ``threads``: of the network's session, per
-    request. ``poll_seconds``: how often a new champion or export is looked for.
+    Attributes:
+        host: address to listen on; 127.0.0.1 is only this machine, 0.0.0.0 lets other machines in.
+        port: port to listen on; 0: a free one.
+        largest_body_mb: larger requests are refused.
+        largest_batch: most rows or candidates per request.
+        unknown_columns: refuse: a column that the model does not read is an error; ignore: it is
+            ignored.
+        threads: threads of the network's session, per request.
+        poll_seconds: how often to look for a new champion or export.
     """
 
     host: str = "127.0.0.1"

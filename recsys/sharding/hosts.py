@@ -33,7 +33,7 @@ def hosts_of(ranks_per_host: int | None, where: str = "ranks_per_host") -> Itera
     local = local_size(ranks_per_host, world_size)
     if world_size % local:
         raise InputError(
-            f"{where}: {world_size} ranks are no whole hosts of {local} (ranks_per_host or "
+            f"{where}: {world_size} ranks do not fill whole hosts of {local} (ranks_per_host or "
             f"{LOCAL_WORLD_SIZE}); use a divisor of {world_size}"
         )
     os.environ[LOCAL_WORLD_SIZE] = str(local)

@@ -382,7 +382,7 @@ def _check_memory(model: nn.Module, rows: list[dict[str, Any]], request: PlanReq
 def _too_large(request: PlanRequest, what: str) -> str:
     settings = request.settings
     without = (
-        ", which may split no rows because communication is int8"
+        ", which must not split rows because communication is int8"
         if sends_int8(settings.communication)
         else ""
     )

@@ -30,11 +30,14 @@ HardwareOrFile = Annotated[Hardware, BeforeValidator(_read_if_a_file)]
 
 
 class CommunicationSettings(Settings):
-    """How many bits a number has on its way between ranks; weights and optimisers stay float32.
+    """Precision of numbers sent between ranks; weights and optimisers stay float32. int8 works only
+    with tables that are not split by rows. Neo's recipe is fp16 forward and bf16 backward.
 
-    ``forward`` is for pooled embeddings, ``backward`` for their gradients, ``gradients`` for the
-    all-reduce of the gradients of all that every rank holds whole. int8 goes with tables that are
-    not split by rows only. Neo's recipe is fp16 forward and bf16 backward.
+    Attributes:
+        forward: precision of pooled embeddings.
+        backward: precision of their gradients.
+        gradients: precision of the all-reduce of the gradients of everything that each rank holds
+            in full.
     """
 
     forward: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
@@ -43,10 +46,13 @@ class CommunicationSettings(Settings):
 
 
 class HostSettings(Settings):
-    """Ranks, and the hosts and devices that they are on.
+    """Ranks, and the hosts and devices that they run on.
 
-    ``world_size`` counts ranks over all nodes. A host, as the hierarchical sharding kinds see it,
-    has ``ranks_per_host`` ranks; None: as many as LOCAL_WORLD_SIZE says.
+    Attributes:
+        world_size: ranks over all nodes.
+        ranks_per_host: ranks of a host, as the hierarchical sharding kinds see it; null:
+            LOCAL_WORLD_SIZE.
+        device: cpu or cuda.
     """
 
     world_size: PositiveInt = 2
@@ -58,36 +64,36 @@ class HostSettings(Settings):
     def _divides_the_ranks(cls, ranks: int | None, info: ValidationInfo) -> int | None:
         world_size = info.data.get("world_size", 1)
         if ranks is not None and world_size % ranks:
-            raise ValueError(f"world_size {world_size} is no multiple of it")
+            raise ValueError(f"world_size {world_size} is not a multiple of it")
         return ranks
 
 
 class ShardingSettings(HostSettings):
-    """What a plan is made from, and the tables that it is of.
+    """The inputs of a sharding plan.
 
-    ``global_batch_size`` counts examples over all ranks. ``memory_gb`` is what one rank's
-    process may take: ``reserved_gb`` of ``hardware`` by itself, then tables, their optimiser state,
-    the gradients of data_parallel tables, the dense part and buffers.
+    ``global_batch_size`` counts examples over all ranks. ``memory_gb`` is the memory limit of a
+    rank's process: ``reserved_gb`` of ``hardware``, tables, their optimiser state, the gradients of
+    data_parallel tables, the dense part and buffers.
 
     ``sharding`` is how every table is split; ``table_sharding`` fixes single tables, by name, and
-    goes before the towers of a partition. The planner reckons with the bandwidths of
-    ``hardware`` (or the YAML file of that path; left out, it follows ``device``) and with
-    ``ids_per_list`` ids per example of a list. On a GPU it may also put rows into
-    ``host_memory_gb`` GiB of the host's memory per rank, all or all but a cache (UVM).
+    overrides the towers of a partition. The planner uses the bandwidths of ``hardware`` (or of a
+    YAML file at that path; by default, it follows ``device``) and counts ``ids_per_list`` ids per
+    list. On a GPU it may also put rows into ``host_memory_gb`` GiB of the host's memory per rank,
+    all rows or all but a cache (UVM).
 
-    ``table_precision`` is that of the tables' rows; what they give out, gradients and optimiser
-    state stay float32. FBGEMM rounds fp16 rows to nearest on the CPU: its stochastic rounding does
-    nothing there. ``table_memory: file`` keeps all but data_parallel tables and their optimiser
-    state in nameless files in ``table_file_dir``, so the disk bounds them and ``memory_gb`` does
-    not.
+    ``table_precision`` is the precision of the tables' rows; their outputs, gradients and optimiser
+    state stay float32. On the CPU, FBGEMM rounds fp16 rows to nearest: its stochastic rounding does
+    nothing there. ``table_memory: file`` keeps all tables but data_parallel ones, with their
+    optimiser state, in unnamed files in ``table_file_dir``, so they are limited by the disk and not
+    by ``memory_gb``.
     """
 
     global_batch_size: PositiveInt = 256
     table_optimizer: TableOptimizer = "adagrad"
     sharding: Sharding = "planner"
     table_sharding: dict[str, Kind] = Field(default_factory=dict)
-    memory_gb: PositiveFloat = Field(default=4.0, description="GiB a rank")
-    host_memory_gb: NonNegativeFloat = Field(default=0.0, description="GiB a rank, beside a GPU")
+    memory_gb: PositiveFloat = Field(default=4.0, description="GiB per rank")
+    host_memory_gb: NonNegativeFloat = Field(default=0.0, description="GiB per rank, with a GPU")
     hardware: HardwareOrFile = CPU
     ids_per_list: PositiveFloat = 5.0
     table_precision: Literal["fp32", "fp16"] = "fp32"

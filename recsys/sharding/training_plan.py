@@ -60,7 +60,7 @@ def needed_bytes(
 
 
 def _capacity(settings: ShardingSettings, ranks_per_host: int) -> int:
-    """Bytes a rank: of memory, or its share of the free space on the disk that holds the tables."""
+    """Bytes per rank: memory, or its share of the free space on the disk that holds the tables."""
     if settings.table_memory == "file":
         return shutil.disk_usage(settings.table_file_dir).free // ranks_per_host
     return int(settings.memory_gb * BYTES_PER_GIB)
@@ -114,8 +114,8 @@ def search(
 def predict_training(
     model: nn.Module, settings: ShardingSettings, world_size: int, rows: Sequence[Mapping[str, Any]]
 ) -> Plan:
-    """What the engine's plan of ``model`` (not sharded), a row a table, is predicted to take and to
-    hold."""
+    """Predicted time and memory of the engine's plan of ``model`` (not sharded), whose ``rows``
+    are one per table."""
     local = local_size(settings.ranks_per_host, world_size)
     topology = training_topology(settings, world_size // local, local)
     return assess(planned_model(model, settings, world_size), topology, ways_of(rows, local))

@@ -34,12 +34,20 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
 
 class AdvisedModel(Settings):
-    """A model to advise on : tables alike, the layers above them, the batch
-    of a rank.
+    """A model to advise on: equal tables, the layers above them, and the batch of a rank.
 
-    ``model`` is the flat model; ``tower_module`` what its towers would do, and ``compressions`` by
-    how much narrower their vectors may be than an embedding, with no word on what that costs in
-    quality.
+    Attributes:
+        batch_size: examples per rank.
+        features: number of features, one table each.
+        ids_per_example: ids per example, over all features; null: one per feature.
+        dense_features: number of dense features.
+        model: the flat model.
+        tower_module: what its towers would do.
+        compressions: how many times narrower than an embedding a tower's vectors may be; the effect
+            on quality is not predicted.
+        forward: precision of embeddings or tower outputs between hosts.
+        backward: precision of their gradients.
+        gradients: precision of the dense gradients.
     """
 
     batch_size: PositiveInt = Field(description="examples per rank")
@@ -109,8 +117,8 @@ def choices(model: AdvisedModel, cluster: TowerCluster, hosts: int) -> list[Choi
 
 
 def tower_counts(hosts: int, features: int) -> list[int]:
-    """Numbers of towers, one a group of hosts: divisors of ``hosts`` from 2 on, no more than
-    features."""
+    """Numbers of towers, one tower per group of hosts: divisors of ``hosts`` from 2 on, no more
+    than features."""
     return [count for count in range(2, hosts + 1) if hosts % count == 0 and count <= features]
 
 

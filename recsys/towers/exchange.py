@@ -18,7 +18,7 @@ class PeerExchange:
     divides by the number of peers, as TorchRec's other exchanges divide by theirs.
 
     Args:
-        ids: between the ranks of a process group, one a group of hosts.
+        ids: between the ranks of a process group, one per group of hosts.
         outputs: (position of the tower in the model, width O) of each group's towers, in its order.
         codecs: how outputs and their gradients are quantised on the wire; None: as they are.
     """

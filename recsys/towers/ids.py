@@ -17,7 +17,7 @@ class IdExchange:
     """All-to-alls of ids between the ranks of equal place on each group of hosts.
 
     Args:
-        peers: process group, one rank a group of hosts, each with as many examples.
+        peers: process group, one rank per group of hosts, each with as many examples.
         features: names that each group of hosts looks up.
         lists: those that have any number of ids per example; the others have one.
         dtype: of ids on the wire.
@@ -135,7 +135,7 @@ def _bags(sparse: KeyedJaggedTensor, exchange: IdExchange) -> dict[str, Tensor]:
     for name, ids in bags.items():
         if name not in exchange.lists and len(ids) != examples:
             raise ValueError(
-                f"{name}: {len(ids)} ids in {examples} examples; a feature that is no list has one "
-                f"each"
+                f"{name}: {len(ids)} ids in {examples} examples; a feature that is not a list has "
+                f"one each"
             )
     return bags

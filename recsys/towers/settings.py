@@ -19,35 +19,39 @@ PROBE_MODEL = ModelSettings(
 class PartitionSettings(Settings):
     """Settings of the tower partitioner.
 
-    ``strategy``: ``coherent`` puts features with similar embeddings together, ``diverse``
-    dissimilar ones, ``both`` tries the two and keeps the one whose ranker with towers predicts the
-    probe's windows better, each before it learns it (NE from the second on). Baselines:
-    ``spectral`` (of the same affinity), ``stride``, ``random``, ``greedy`` (the next heaviest to
-    the lightest tower); ``manual`` takes ``manual_towers``.
-
-    ``balance`` is what a feature weighs: 1, its table's bytes, or the embedding bytes it looks up
-    an example (rows x width). ``balance_ratio`` bounds the largest tower's feature count over the
-    smallest's; for other weights the heaviest tower over the mean, or over what greedy reaches if
-    that is more. ``slice_above`` first cuts a feature that weighs more than this part of a tower's
-    mean share into equal column slices (recsys/models/slices.py), as few as weigh no more each;
-    they stand where their own weights fit, and a manual tower may name them. None: no table is cut.
-
-    The probed strategies train a probe on the first ``probe_windows`` windows, ``probe_epochs``
-    times over (a probe is not served, so it may overfit): ``probe: ranker`` is ``probe_model``;
-    ``factorization`` a factorization machine of its width, whose cosines follow the interactions
-    more closely. They average cosines over ``affinity_batches`` batches: the absolute values, their
-    root mean square (``squared``), or, ``signed``, the cosines first and the absolute value after
-    (the paper leaves it open), of embeddings less their mean if ``affinity_centred``.
-    ``stretch_distances`` maps the distances of pairs onto [0, 1] before the map is drawn: what all
-    pairs share has no place in few dimensions.
+    The strategies coherent, diverse, both and spectral train a probe on the first windows and
+    average the cosines of its embeddings. The probe is not served, so it may overfit.
 
     Attributes:
-        towers: how many.
-        affinity_mean: how interactions of two features are averaged: |cosine|, root mean square, or
-            |mean of cosine|.
-        learning_rate: of the search for coordinates.
-        restarts: of the search; the best is kept.
-        seed: of the search.
+        towers: number of towers.
+        strategy: coherent: features with similar embeddings together; diverse: dissimilar ones;
+            both: tries the two and keeps the one whose ranker with towers has the lower NE on the
+            probe's windows, from the second on. Baselines: spectral (on the same affinity), stride,
+            random, greedy (the next heaviest feature to the lightest tower). manual:
+            ``manual_towers``.
+        balance: weight of a feature: count (1), bytes (of its table), or lookup_cost (embedding
+            bytes looked up per example: rows x width).
+        balance_ratio: largest tower's feature count over the smallest's; for other weights, the
+            heaviest tower over the mean, or over what greedy reaches if that is more.
+        slice_above: tables heavier than this part of a tower's mean share are first cut into as few
+            equal column slices as needed (recsys/models/slices.py); null: none.
+        dimensions: dimensions of the map on which features are clustered.
+        stretch_distances: whether the distances of pairs are first mapped onto [0, 1]: what all
+            pairs have in common does not fit into few dimensions.
+        probe: ranker: ``probe_model``; factorization: a factorization machine of its width, whose
+            cosines follow the interactions more closely.
+        probe_model: the ranker that is trained as probe.
+        probe_windows: windows that the probe trains on, the first ones.
+        probe_epochs: how often it trains on them.
+        affinity_batches: batches whose cosines are averaged.
+        affinity_mean: how they are averaged: the mean of |cosine|, the root mean square, or |mean
+            of cosine| (the paper leaves it open).
+        affinity_centred: whether the mean embedding is subtracted first.
+        steps: steps of the search for coordinates.
+        learning_rate: learning rate of this search.
+        restarts: restarts of this search; the best is kept.
+        seed: seed of this search.
+        manual_towers: for strategy manual: lists of feature names; slices may be named too.
     """
 
     towers: PositiveInt = 4
@@ -82,8 +86,14 @@ class PartitionSettings(Settings):
 
 
 class TeacherTowerSettings(TowerModuleSettings):
-    """The teacher's tower modules: as :class:`TowerModuleSettings`, their width D, and whether
-    there are any. By default towers place tables and leave the model as it is."""
+    """The teacher's tower modules: :class:`TowerModuleSettings`, their width D, and whether there
+    are any. By default towers only place tables and do not change the model.
+
+    Attributes:
+        enabled: whether the teacher has towers.
+        kind: see :class:`TowerModuleSettings`.
+        dimension: D, width of a tower's output vectors.
+    """
 
     enabled: bool = True
     kind: str | None = PASS_THROUGH
@@ -91,11 +101,14 @@ class TeacherTowerSettings(TowerModuleSettings):
 
 
 class TransformSettings(Settings):
-    """The tower transform: each tower's tables and module stay on ``hosts_per_tower`` hosts.
+    """The tower transform: each tower's tables and module stay on their own hosts.
 
-    A host has ``ranks_per_host`` ranks (None: as the training settings say). ``communication`` is
-    that of the tower outputs between hosts, and of the teacher's other gradients (None: as the
-    training settings say).
+    Attributes:
+        enabled: whether towers stay on their own hosts.
+        ranks_per_host: ranks per host; null: as in the training settings.
+        hosts_per_tower: hosts that a tower is spread over.
+        communication: precision of the tower outputs between hosts and of the teacher's other
+            gradients; null: as in the training settings.
     """
 
     enabled: bool = True
@@ -105,7 +118,14 @@ class TransformSettings(Settings):
 
 
 class TowersSettings(Settings):
-    """``partition`` is read by the partition stage, the rest by whatever runs the teacher."""
+    """The towers. ``partition`` is read by the partition stage, the rest by every stage that runs
+    the teacher.
+
+    Attributes:
+        partition: which features belong together.
+        module: what a tower does.
+        transform: where towers live.
+    """
 
     partition: PartitionSettings = PartitionSettings()
     module: TeacherTowerSettings = TeacherTowerSettings()

@@ -29,25 +29,25 @@ TERA = GIGA * 1_000
 
 
 class TowerCluster(Settings):
-    """Hosts and their links as one rank sees them ; gb_s are 10^9 bytes a
-    second of one rank.
+    """Hosts and their links as one rank sees them; gb_s are 10^9 bytes per second per rank.
 
     Attributes:
-        ranks_per_host: L.
-        compute_tflops: what the dense part reaches.
-        step_ms: of a step whatever the model: launches, optimisers, losses.
-        copy_gb_s: of memory, for lookups and shuffles.
-        inside_gb_s: to the other ranks of the host; also the bus bandwidth of a reduction inside
-            it.
+        ranks_per_host: ranks of each host (the paper's L).
+        compute_tflops: rate that the dense part reaches.
+        step_ms: cost of a step that does not depend on the model: launches, optimisers, losses.
+        copy_gb_s: memory bandwidth of lookups and shuffles.
+        inside_gb_s: bandwidth to the other ranks of the host; also the bus bandwidth of a reduction
+            inside it.
         across_gb_s: this rank's part of its host's link; infinity: the network costs nothing.
-        efficiency: part of ``across_gb_s`` that an all-to-all reaches, by how many ranks of other
-            hosts it goes to; between them it is linear in the logarithm.
-        reduce_gb_s: bus bandwidth of an all-reduce over hosts, by number of ranks; as above.
-        collective_ms: of each collective.
-        message_ms: of each message to another host.
-        hidden: how long the network works unseen, as a part of the time that a rank computes and
-            copies: ranks that share cores come to an exchange one after the other.
-        source: where the numbers are from.
+        efficiency: part of ``across_gb_s`` that an all-to-all reaches, by the number of ranks of
+            other hosts it goes to; linear in the logarithm between these.
+        reduce_gb_s: bus bandwidth of an all-reduce over hosts, by number of ranks; linear in the
+            logarithm between these.
+        collective_ms: latency of each collective.
+        message_ms: latency of each message to another host.
+        hidden: how long the network works unnoticed, as a part of the time that a rank computes and
+            copies: ranks that share cores arrive at an exchange one after the other.
+        source: where the figures come from.
     """
 
     model_config = ConfigDict(allow_inf_nan=True)  # a link may cost nothing
@@ -292,7 +292,7 @@ def _parts(ranks: int, ranks_per_host: int) -> tuple[float, float]:
 
 
 def _ring(size: float, ranks: int) -> float:
-    """Bytes a rank sends in a ring's all-reduce of ``size`` bytes."""
+    """Bytes that a rank sends in a ring's all-reduce of ``size`` bytes."""
     return 2 * size * (ranks - 1) / ranks
 
 

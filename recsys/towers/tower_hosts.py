@@ -23,21 +23,21 @@ def tower_ranks(
     """Ranks of the hosts that hold a tower; ``where`` is where a person finds ``hosts_per_tower``.
 
     Raises:
-        InputError: the hosts are no whole groups of ``hosts_per_tower``, or a group would have no
-            tower.
+        InputError: the hosts do not divide into groups of ``hosts_per_tower``, or a group would
+            have no tower.
     """
     hosts = world_size // ranks_per_host
     layout = f"{world_size} ranks are {hosts} hosts of {ranks_per_host}"
     if hosts % hosts_per_tower:
         raise InputError(
-            f"{where}: {hosts_per_tower} a tower: {layout}; use a divisor of {hosts}, or "
+            f"{where}: {hosts_per_tower} hosts per tower: {layout}; use a divisor of {hosts}, or "
             "change world_size or ranks_per_host"
         )
     groups = hosts // hosts_per_tower
     if towers < groups:
         raise InputError(
-            f"{where}: {layout}, {hosts_per_tower} a tower: the partition's {towers} towers leave "
-            f"{groups - towers} without one; raise hosts_per_tower, or make at least "
+            f"{where}: {layout}, {hosts_per_tower} hosts per tower: the partition's {towers} "
+            f"towers leave {groups - towers} without one; raise hosts_per_tower, or make at least "
             f"{groups} towers"
         )
     return ranks_per_host * hosts_per_tower

@@ -168,8 +168,8 @@ def _check_sequences(ranker: Ranker, partition: Partition, settings: TrainSettin
         if not any({name, one.target} <= set(tower) for tower in partition.towers):
             raise InputError(
                 f"{settings.where('tower_transform')}: the sequence {name} and its target "
-                f"{one.target} are in two towers; put them in one (partition.strategy: manual), or "
-                "set false"
+                f"{one.target} are in different towers; put them in one (partition.strategy: "
+                "manual), or set false"
             )
 
 

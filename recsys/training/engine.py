@@ -361,7 +361,7 @@ class Engine:
         return gathered
 
     def plan_summary(self) -> list[dict[str, Any]]:
-        """One row a table: table, kind, ranks, bytes."""
+        """One row per table: table, kind, ranks, bytes."""
         return self._plan_rows
 
     def _stop_gradients(

@@ -94,7 +94,7 @@ def launch(
 
     One rank without restarts runs in this process. Others run as forkserver processes, so
     ``function`` must be importable and arguments and results picklable. When a rank fails, is
-    killed or hangs, all ranks end; up to ``max_restarts`` times they are started anew, but not
+    killed or hangs, all ranks end; up to ``max_restarts`` times they are started again, but not
     after an InputError or a NonFiniteError; then a lost rank (no other error) is left out if
     ``min_world_size`` allows. So ``function`` must be fit to run again on another number of ranks.
     Then what went wrong last is raised.
@@ -144,7 +144,7 @@ def start_server(*modules: str) -> None:
 
 @contextmanager
 def main_module_stays_here(*sent: Any) -> Iterator[None]:
-    """Processes that are started inside do not import the program's main module anew.
+    """Processes that are started inside do not import the program's main module again.
 
     ``multiprocessing`` imports it in each, with all that it needs: for a Prefect flow two seconds
     per rank. They need it only if ``sent``, what they are given, has something of it. Threads take

@@ -22,13 +22,13 @@ class NodeSettings(Settings):
 
     Attributes:
         count: machines, with world_size / count ranks each.
-        min_count: as few go on, from the last checkpoint, when others are lost; None: count.
+        min_count: if machines are lost, this many continue from the last checkpoint; null: count.
         rendezvous_endpoint: host:port where they meet; the machine of that name keeps the list of
             nodes, so its loss ends the run.
         join_timeout_s: how long to wait for min_count of them.
-        last_call_s: how long to wait for the others once min_count are there.
-        keep_alive_s: how often a node says that it is there; after three times of silence it is
-            lost.
+        last_call_s: how long to wait for the others once min_count have joined.
+        keep_alive_s: how often a node sends a sign of life; after three times as long without one
+            it is lost.
     """
 
     count: PositiveInt = 1
@@ -48,15 +48,15 @@ class NodeSettings(Settings):
 
 
 class LaunchSettings(HostSettings):
-    """Ranks and where they run. After a rank was lost all ranks start again, up to ``max_restarts``
-    times, then with fewer ranks, down to ``min_world_size`` (None: world_size). A rank that makes
-    no progress for ``rank_timeout_s`` is lost: it must exceed the longest pause between two
+    """Ranks and where they run. After a rank is lost, all ranks start again, up to ``max_restarts``
+    times, and then with fewer ranks, down to ``min_world_size`` (None: world_size). A rank that
+    makes no progress for ``rank_timeout_s`` is lost; this must exceed the longest pause between two
     collectives, such as reading a window. ``network_interface`` carries the ranks' traffic; None:
-    the loopback, which is possible on one node only.
+    the loopback, which works only on one node.
     """
 
     threads_per_rank: PositiveInt = 1
-    max_restarts: int = Field(default=0, ge=0, description="of all ranks, after one was lost")
+    max_restarts: int = Field(default=0, ge=0, description="restarts after a rank was lost")
     min_world_size: PositiveInt | None = None
     rank_timeout_s: PositiveFloat = 1800.0
     nodes: NodeSettings = NodeSettings()
@@ -75,10 +75,10 @@ class LaunchSettings(HostSettings):
     def _share_the_ranks(cls, nodes: NodeSettings, info: ValidationInfo) -> NodeSettings:
         world_size = info.data.get("world_size", nodes.count)
         if world_size % nodes.count:
-            raise ValueError(f"world_size {world_size} is no multiple of count {nodes.count}")
+            raise ValueError(f"world_size {world_size} is not a multiple of count {nodes.count}")
         if nodes.count > 1 and info.data.get("min_world_size") is not None:
             raise ValueError(
-                "several nodes shrink by whole nodes: use min_count and leave min_world_size out"
+                "several nodes shrink by entire nodes: use min_count and leave min_world_size out"
             )
         return nodes
 

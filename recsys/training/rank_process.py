@@ -82,7 +82,7 @@ def join_group(settings: LaunchSettings, store: Store, rank: int, world_size: in
 
 
 def join_if_alone(settings: LaunchSettings) -> None:
-    """Where this process is in no process group: the group of one rank, until the process ends.
+    """If this process is in no process group, start one of a single rank, until the process ends.
 
     Raises:
         InputError: the settings want several ranks.
@@ -91,8 +91,8 @@ def join_if_alone(settings: LaunchSettings) -> None:
         return
     if settings.world_size > 1:
         raise InputError(
-            f"{settings.where('world_size')}: {settings.world_size} ranks, and this process is one "
-            "of none; make the engine in a function that recsys.training.launch.launch calls on "
+            f"{settings.where('world_size')}: {settings.world_size} ranks, but this process is not "
+            "a rank; make the engine in a function that recsys.training.launch.launch calls on "
             "every rank, or set 1"
         )
     os.environ.update(network_environment(settings))

@@ -226,7 +226,7 @@ class Checkpoints:
     def _restore(self, engine: Engine, path: Path) -> Position:
         if read_manifest(path)["facts"].get("run") != self.run:
             raise InputError(
-                f"{path}: this checkpoint is of a run with other data or settings; remove "
+                f"{path}: this checkpoint is from a run with other data or settings; remove "
                 f"{self.folder}"
             )
         state = engine.state()

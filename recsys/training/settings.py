@@ -40,13 +40,15 @@ DENSE_OPTIMIZERS = {
 
 
 class ScheduleSettings(Settings):
-    """The learning rates, dense and of the tables, over the steps of one engine.
-
-    They rise linearly over ``warmup_steps``, then fall over ``decay_steps`` to ``final_fraction``
-    of their value and stay there. ``power`` is the exponent of the polynomial decay.
+    """The learning rates, of dense part and tables, over the steps of one engine. They rise
+    linearly, then fall to a fraction of their value and stay there.
 
     Attributes:
-        decay: of the dense learning rate after the warm-up.
+        warmup_steps: steps of the linear rise.
+        decay_steps: steps of the fall.
+        decay: shape of the fall.
+        final_fraction: fraction of the learning rate after the fall.
+        power: exponent of the polynomial fall.
     """
 
     warmup_steps: NonNegativeInt = 0
@@ -66,23 +68,29 @@ class ScheduleSettings(Settings):
 class TrainSettings(LaunchSettings, ShardingSettings):
     """Settings of the engine, shared by the probe, the teacher and the students.
 
-    ``bf16`` runs the dense part of the forward pass in bfloat16; weights and optimiser state stay
-    float32. ``auto`` does so where every rank has instructions for it, so the same settings may
-    give other bits on another machine.
-
-    ``tower_transform``, which the settings of towers set, keeps each tower of a model on
-    ``hosts_per_tower`` hosts, where ``sharding`` and ``table_sharding`` split its tables (planner:
-    whole tables), so that only tower outputs cross hosts; it changes no model without towers.
-    ``communication`` is then that of the tower outputs; inside the hosts all is sent as it is.
-    ``initial_accumulator`` is what AdaGrad's sums of the tables start at, in units of gradients
-    that are summed over a batch's examples, so that it does not depend on the batch size. At 0 the
-    first gradients of a rare id move it by the whole learning rate, whatever they are.
-    ``dense_optimizer`` is the name of a class of torch.optim in any case,
-    ``dense_optimizer_options`` its further arguments. ``dense_clip_norm`` is the largest norm of
-    the dense part's gradient. A batch whose loss is NaN or infinite ends the run, or, with
-    ``skip_non_finite_batches``, is left out by all ranks. ``overlap`` reads up to
-    ``prefetch_batches`` batches ahead and distributes the next one while one is computed; it
-    changes no bit of the result.
+    Attributes:
+        table_learning_rate: learning rate of the embedding tables.
+        initial_accumulator: where AdaGrad's sums for the tables start, in gradients summed over a
+            batch's examples, so that it does not depend on the batch size. At 0, the first gradient
+            of a rare id moves it by the full learning rate, however small the gradient is.
+        dense_learning_rate: learning rate of the dense part.
+        dense_optimizer: name of a class of torch.optim, in upper or lower case.
+        dense_optimizer_options: further arguments of this class.
+        dense_clip_norm: largest norm of the dense part's gradient; null: not clipped.
+        schedule: how learning rates change over the steps.
+        skip_non_finite_batches: true: all ranks skip a batch whose loss is NaN or infinite; false:
+            it ends the run.
+        tower_transform: whether each tower of a model stays on ``hosts_per_tower`` hosts, so that
+            only tower outputs cross hosts; set by the settings of towers. ``sharding`` and
+            ``table_sharding`` then split its tables inside these hosts (planner: whole tables), and
+            ``communication`` applies to the tower outputs.
+        hosts_per_tower: hosts that a tower is spread over; set by the settings of towers.
+        bf16: whether the dense part of the forward pass computes in bfloat16; weights and optimiser
+            state stay float32. auto: if every rank has instructions for it, so the same settings
+            may give different bits on another machine.
+        overlap: whether the next batches are read and distributed during the current one; changes
+            no bit of the result.
+        prefetch_batches: batches read ahead.
     """
 
     table_learning_rate: PositiveFloat = 0.1

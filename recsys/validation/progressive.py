@@ -88,7 +88,7 @@ class DataView:
         return predicted + len(self.parts) * trained
 
     def taught(self, window: Window) -> pl.DataFrame:
-        """What is to be learnt in ``window``, in label time."""
+        """What to train on in ``window``, in label time."""
         return self.reader.label_examples(window, self.domain, self.scores, self.rows)
 
 

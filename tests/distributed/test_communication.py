@@ -455,5 +455,5 @@ def test_with_int8_the_planner_splits_no_rows_and_says_so_where_it_had_to() -> N
     kinds = launches.run_cases(plan_kinds, cases)
     assert kinds["neo"][0] == {"row_wise"}
     assert kinds["int8"][0] == {"table_wise"}
-    with pytest.raises(InputError, match="may split no rows because communication is int8"):
+    with pytest.raises(InputError, match="must not split rows because communication is int8"):
         run_on_ranks(plan_kinds, (recipe_settings(2, "planner", "int8", **tight),), 2, 1)

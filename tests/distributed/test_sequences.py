@@ -303,6 +303,6 @@ def test_a_tower_with_sequence_and_target_attends_on_its_host() -> None:
 def test_a_sequence_in_another_tower_than_its_target_is_refused() -> None:
     apart = Partition("manual", [["color", "user", "history"], ["shop", "saved"]], list(FEATURES))
     with pytest.raises(
-        InputError, match=r"sequence history and its target shop are in two towers; put them in one"
+        InputError, match=r"sequence history and its target shop are in different towers; put them"
     ):
         run_on_ranks(train_on_hosts, (apart,), 2, 1)

@@ -85,6 +85,6 @@ def start(lists: set[str]) -> None:
 
 def test_a_feature_without_an_id_in_some_example_has_to_be_a_list() -> None:
     with pytest.raises(
-        ValueError, match=r"b: \d+ ids in 7 examples; a feature that is no list has one each"
+        ValueError, match=r"b: \d+ ids in 7 examples; a feature that is not a list has one each"
     ):
         run_on_ranks(start, (set(),), 1, 1)

@@ -485,7 +485,7 @@ def test_hosts_that_do_not_fit_the_towers_are_refused() -> None:
     assert tower_ranks(world_size=8, ranks_per_host=2, hosts_per_tower=2, towers=2) == 4
     with pytest.raises(
         InputError,
-        match=r"hosts_per_tower: 3 a tower: 8 ranks are 4 hosts of 2; use a divisor of 4",
+        match=r"hosts_per_tower: 3 hosts per tower: 8 ranks are 4 hosts of 2; use a divisor of 4",
     ):
         tower_ranks(world_size=8, ranks_per_host=2, hosts_per_tower=3, towers=4)
     with pytest.raises(

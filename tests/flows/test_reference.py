@@ -1,4 +1,4 @@
-"""The reference pages are those of the settings classes and options as they are."""
+"""The reference pages match the settings classes and the options of the commands."""
 
 from pathlib import Path
 
@@ -29,11 +29,19 @@ def test_every_key_of_every_file_has_a_row(written: str) -> None:
             assert f"\n| `{key}` | " in section, f"{name}.{key}"
 
 
+def test_every_row_has_a_meaning(written: str) -> None:
+    rows = [line for line in written.splitlines() if line.startswith("| `")]
+    assert len(rows) > 300
+    assert [line for line in rows if line.endswith("|  |")] == []
+
+
 def test_a_row_has_type_default_unit_and_meaning(written: str) -> None:
     row = next(line for line in written.splitlines() if line.startswith("| `rank_timeout_s`"))
     assert row.startswith("| `rank_timeout_s` | number > 0 | `1800.0` | seconds | a rank without")
     mode = next(line for line in written.splitlines() if line.startswith("| `mode` |"))
     assert "`auxiliary`" in mode
+    weights = next(line for line in written.splitlines() if line.startswith("| `dense_clip_norm`"))
+    assert "| number > 0 or null | `null` |" in weights
 
 
 def test_defaults_of_lists_of_sections_stand_in_their_file(written: str) -> None:

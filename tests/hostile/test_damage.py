@@ -180,7 +180,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("stage", "name", "other", "maker", "damage"), CASES)
-def test_damage_is_one_line_that_names_the_file_and_what_makes_it_anew(
+def test_damage_is_one_line_that_names_the_file_and_what_rebuilds_it(
     stage: str,
     name: str,
     other: str | None,

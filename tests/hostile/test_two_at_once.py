@@ -74,7 +74,7 @@ def test_a_second_run_says_who_is_at_it_and_writes_nothing(
     assert status == STATUS_OF_A_MISTAKE
     said = capsys.readouterr().err
     assert said.startswith("error: .work/project.lock: another run is running augment (process ")
-    assert said.rstrip().endswith("minutes); wait for its end")
+    assert said.rstrip().endswith("minutes); wait for it to end")
     assert said.count("\n") == 1
     assert contents(busy) == before
 

@@ -1,7 +1,7 @@
 """Logs and YAMLs as people have them: the rows that were meant, or one line, and nothing
 half-written.
 
-Most rows are kinds of reports on other tools, made anew as tiny files.
+Most rows are kinds of reports on other tools, rebuilt as tiny files.
 """
 
 import gzip
@@ -127,7 +127,7 @@ TIMES = [
     Case("without seconds", log(ts=["2024-01-01T10:30", "2024-01-01 10:31"]), section(**ISO),
          columns={"event_time": at("2024-01-01T10:30", "2024-01-01T10:31")}),
     Case("US dates", log(ts=["04/01/2024 10:00:00", "04/02/2024 10:00:00"]), section(**ISO),
-         refusal="'04/01/2024 10:00:00', which is no ISO 8601 time; set format"),
+         refusal="'04/01/2024 10:00:00', which is not an ISO 8601 time; set format"),
     Case("US dates with their format", log(ts=["04/01/2024 10:00:00", "04/02/2024 10:00:00"]),
          section(time=time(format="%m/%d/%Y %H:%M:%S")),
          columns={"event_time": at("2024-04-01T10:00", "2024-04-02T10:00")}),
@@ -148,7 +148,7 @@ TIMES = [
     Case("digits of a date without a format", stored(ts=[20240101, 20240102]), parquet(**ISO),
          refusal="holds numbers; set unit: s, ms, us or ns, or, for digits like 20240131, format"),
     Case("numbers as text under datetime", log(ts=[START, START]), section(**ISO),
-         refusal="which is no ISO 8601 time; set unit: s, ms, us or ns"),
+         refusal="which is not an ISO 8601 time; set unit: s, ms, us or ns"),
     Case("a format with numbers", log(), section(time=time("s", format="%Y")),
          refusal="format needs unit: datetime"),
     Case("30 February", log(ts=["2024-02-30", *["2024-02-01"] * 3]), section(**ISO),
@@ -211,8 +211,8 @@ TIMES = [
          refusal="key 'table.time.earliest': Value error, expected a date or time like 2024-01-31"),
     Case("numbers too large for a time", log(ts=[START, START, START, "1e300", 2**63]), section(),
          columns={"event_time": [START * 1000] * 3}, quarantined={UNREAD: 2}),
-    Case("times that are lists", stored(ts=[[1], [2]]), parquet(), refusal="no numbers; set unit"),
-    Case("times that are booleans", stored(ts=[True, False]), parquet(**ISO), refusal="no times"),
+    Case("times that are lists", stored(ts=[[1], [2]]), parquet(), refusal="not numbers; set unit"),
+    Case("times that are booleans", stored(ts=[True, False]), parquet(**ISO), refusal="not times"),
     Case("times that are all missing", stored(ts=[None, None]), parquet(),
          refusal="2 of 2 rows are bad, over quarantine_limit"),
     Case("windows of less than a minute", log(), section(), refusal="key 'window_hours'",
@@ -468,7 +468,7 @@ CATEGORIES = [
     Case("dates", stored(c=[date(2024, 1, 1)] * 2), parquet(),
          columns={"c": ids(*["2024-01-01"] * 2)}),
     Case("a column that is all null", stored(c=[None, None]), parquet(), columns={"c": [0, 0]}),
-    Case("structs", stored(c=[{"a": 1}, {"a": 2}]), parquet(), refusal="which is no category"),
+    Case("structs", stored(c=[{"a": 1}, {"a": 2}]), parquet(), refusal="which is not a category"),
     Case("unsigned 64 bit", stored(c=pl.Series([2**64 - 1, 1], dtype=pl.UInt64)), parquet(),
          columns={"c": ids(str(2**64 - 1), "1")}),
     Case("groups of unsigned 64 bit", stored(c=pl.Series([2**64 - 1, 1], dtype=pl.UInt64)),
@@ -480,7 +480,7 @@ CATEGORIES = [
          parquet(categorical=category("c", kind="list")),
          columns={"c": [ids("1", None), ids("2")]}),
     Case("text as a list", log(), section(categorical=category("c", kind="list")),
-         refusal="holds String, no lists; if it is text, set separator"),
+         refusal="holds String, not lists; if it is text, set separator"),
     Case("lists as text", log(c=["x y", "[y,z]"]), section(
         categorical=category("c", kind="list", separator=" ")),
          columns={"c": [ids("x", "y"), ids("y,z")]}),
@@ -528,7 +528,7 @@ LABELS = [
          quarantined={OUTSIDE: 2}),
     Case("labels that are words", **label(["click", "skip"]), refusal="label outside {0, 1}"),
     Case("labels that are all missing", **label([None, None]), refusal="2 of 2 rows are bad"),
-    Case("labels that are lists", **label([[1], [0]]), refusal="which is no category"),
+    Case("labels that are lists", **label([[1], [0]]), refusal="which is not a category"),
     Case("further labels", stored(b=["yes", None]), parquet(labels={"buy": "b"}),
          columns={"label": [0, 1], "label_buy": [1, None]}),
     Case("further labels from counts", stored(b=[0, 2]),
@@ -568,7 +568,7 @@ LABELS = [
          parquet(**EXPLODED, explode={"shown": "s", "item": "i"}),
          refusal="give exactly one of clicked and label_separator"),
     Case("numbers instead of lists", stored(s=[1, 2], k=[1, 2]),
-         parquet(**EXPLODED, explode=IMPRESSIONS), refusal="column 's' holds Int64, no lists"),
+         parquet(**EXPLODED, explode=IMPRESSIONS), refusal="column 's' holds Int64, not lists"),
     Case("two sources of labels", stored(s=[[1], [2]], k=[[1], []]),
          parquet(explode=IMPRESSIONS), refusal="give exactly one of label, explode"),
     Case("clicks of one hour alone", stored(s=["x", "y"], ts=[START, START]),
@@ -593,7 +593,7 @@ VALUES = [
          columns={"d": [None, pytest.approx(1.3862944)]}),
     Case("booleans as numbers", stored(d=[True, False]), parquet(),
          columns={"d": pytest.approx([0.6931472, 0])}),
-    Case("lists as numbers", stored(d=[[1], [2]]), parquet(), refusal="no numbers"),
+    Case("lists as numbers", stored(d=[[1], [2]]), parquet(), refusal="not numbers"),
     Case("numbers that are all null", stored(d=[None, None]), parquet(),
          columns={"d": [None, None]}),
     Case("a domain that is not listed", log(),
@@ -699,7 +699,7 @@ PATHS = [
          section(header=["ts", "y", "c"], dense=[]),
          refusal="its first line has 4 fields, but header names 3"),
     Case("one name twice in header", log(), section(header=["ts", "y", "c", "c"]),
-         refusal="two columns have one name"),
+         refusal="two columns have the same name"),
     Case("header for Parquet", stored(), parquet(header=["ts", "y", "c", "d"]),
          refusal="header is for csv and tsv"),
     Case("a line of names is read as a row where header is given", log(),
@@ -719,7 +719,7 @@ PATHS = [
     Case("folders that are no keys", {"=a/b=/log.csv": frame(1)},
          section(files=["*/*/log.csv"], categorical=category("b")), columns={"b": [0]}),
     Case("a broken regular expression", log(), section(file_columns={"k": "(a"}),
-         refusal="no regular expression"),
+         refusal="not a regular expression"),
     Case("a URL of an unknown kind", log(), section(files=["nowhere://bucket/log.csv"]),
          refusal="nowhere://bucket/log.csv: "),
     Case("a URL of nothing", log(), section(files=["memory://bucket/none.csv"]),

@@ -1,4 +1,4 @@
-"""What every process that trains would work out or import anew, each in two seconds: the server
+"""What every process that trains would work out or import again, each in two seconds: the server
 that they are forked from does it once, as it imports this."""
 
 import matplotlib.backends.backend_agg

@@ -88,7 +88,7 @@ def test_the_projects_own_settings_pass(project: Path) -> None:
         ),
         (
             {"towers.transform.hosts_per_tower": "3"},
-            r"params/towers.yaml: key 'transform.hosts_per_tower': 3 a tower: 2 ranks",
+            r"params/towers.yaml: key 'transform.hosts_per_tower': 3 hosts per tower: 2 ranks",
         ),
         ({"towers.partition.towers": "1"}, r"'transform.hosts_per_tower': .*leave 1 without one"),
     ],

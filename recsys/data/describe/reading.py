@@ -83,7 +83,8 @@ def open_log(files: Sequence[Path]) -> Log:
     for file, found in formats.items():
         if found != formats[first]:
             raise InputError(
-                f"{file}: looks like {found}, {first} like {formats[first]}; describe one at a time"
+                f"{file}: looks like {found}, but {first} looks like {formats[first]}; describe "
+                f"one at a time"
             )
     file_format: FileFormat = formats[first]
     log = Log(list(files), file_format)

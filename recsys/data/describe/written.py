@@ -87,8 +87,8 @@ def dataset_text(choices: Choices) -> str:
         lines += [
             f"  label_time: {_flow(_moment(choices.label_time.settings))}   # when the label was "
             f"known",
-            f"  attribution_window_s: {choices.attribution_hours * 3600}   # every row is learnt "
-            f"so long after its event; a later positive is none",
+            f"  attribution_window_s: {choices.attribution_hours * 3600}   # every label is known "
+            f"this long after its event; a later positive is none",
         ]
     else:
         lines.append(

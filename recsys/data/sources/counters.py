@@ -8,6 +8,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from recsys.data.encoder_format import ValuesByKey
+from recsys.data.encoding import key_hashes
 from recsys.data.names import EVENT_TIME, OWN
 from recsys.data.settings import CounterSettings
 from recsys.data.sources.base import LABEL, LABEL_TIME
@@ -33,11 +35,12 @@ def counter_names(counter: CounterSettings) -> list[str]:
 @dataclass
 class CounterState:
     """What a counter knows of the rows before, by its key: examples and clicks per bin, as far back
-    as its hours reach, and the bin in which each key was first seen."""
+    as its hours reach, the bin in which each key was first seen, and the newest bin of all."""
 
     examples: pl.DataFrame | None = None
     clicks: pl.DataFrame | None = None
     first: pl.DataFrame | None = None
+    newest: int = 0
 
 
 def add_counters(
@@ -69,7 +72,57 @@ def _add(frame: pl.DataFrame, counter: CounterSettings, state: CounterState) -> 
     seen = seen if state.first is None else pl.concat([state.first, seen])
     seen = seen.group_by(by).agg(pl.col(FIRST).min()).with_row_index(KEY)
     rows = keyed.join(seen, on=by, how="left", nulls_equal=True, maintain_order="left")
-    reach = [math.ceil(hours * MINUTES_PER_HOUR / counter.bin_minutes) for hours in counter.hours]
+    features = _features(rows, examples, clicks, seen, counter)
+    if frame.height:
+        # No later row looks further back
+        state.newest = keyed[BIN][-1]
+        reached = pl.col(BIN) >= state.newest - max(_reach(counter), default=0)
+        examples, clicks = examples.filter(reached), clicks.filter(reached)
+    state.examples, state.clicks, state.first = examples, clicks, seen.drop(KEY)
+    return frame.with_columns(
+        feature.alias(name) for name, feature in zip(counter_names(counter), features, strict=True)
+    )
+
+
+def values_by_key(
+    counter: CounterSettings, state: CounterState, null_values: Sequence[str]
+) -> ValuesByKey:
+    """The counter's features of every key so far, for a row in the bin after the newest one."""
+    by = list(dict.fromkeys(counter.by))
+    names = counter_names(counter)
+    unseen = _unseen(counter)
+    if state.first is None or state.examples is None or state.clicks is None:
+        none = np.zeros((0, len(names)), np.float32)
+        return ValuesByKey(names, by, unseen, np.zeros(0, np.uint64), none)
+    seen = state.first.with_row_index(KEY)
+    rows = seen.with_columns(pl.lit(state.newest + 1, dtype=pl.Int64).alias(BIN))
+    found = _features(rows, state.examples, state.clicks, seen, counter)
+    values = np.stack([one.to_numpy() for one in found], axis=1).astype(np.float32)
+    keys, first = np.unique(key_hashes(seen, by, null_values), return_index=True)
+    return ValuesByKey(names, by, unseen, keys, values[first])
+
+
+def _unseen(counter: CounterSettings) -> list[float]:
+    """The features of a key that no row had."""
+    rate = math.log(counter.prior_rows * counter.prior_rate / counter.prior_rows)
+    return [rate if "_log_rate_" in name else 0.0 for name in counter_names(counter)]
+
+
+def _reach(counter: CounterSettings) -> list[int]:
+    """Of how many bins each of the hours is."""
+    return [math.ceil(hours * MINUTES_PER_HOUR / counter.bin_minutes) for hours in counter.hours]
+
+
+def _features(
+    rows: pl.DataFrame,
+    examples: pl.DataFrame,
+    clicks: pl.DataFrame,
+    seen: pl.DataFrame,
+    counter: CounterSettings,
+) -> list[pl.Series]:
+    """The features of ``rows``, which have the columns KEY, BIN and FIRST, in the order of
+    :func:`counter_names`."""
+    by, reach = list(dict.fromkeys(counter.by)), _reach(counter)
     clicked = _before(rows, clicks, seen, by, reach)
     shown = _before(rows, examples, seen, by, reach if counter.examples else [])
     features: list[pl.Series] = []
@@ -82,15 +135,7 @@ def _add(frame: pl.DataFrame, counter: CounterSettings, state: CounterState) -> 
             features += [shown[index].log1p(), rate.log()]
     age_h = (rows[BIN] - rows[FIRST]) * (counter.bin_minutes / MINUTES_PER_HOUR)
     # in its first bin an item's age is 0, known from the row itself
-    features.append(age_h.log1p())
-    if frame.height:
-        # No later row looks further back
-        reached = pl.col(BIN) >= keyed[BIN][-1] - max(reach, default=0)
-        examples, clicks = examples.filter(reached), clicks.filter(reached)
-    state.examples, state.clicks, state.first = examples, clicks, seen.drop(KEY)
-    return frame.with_columns(
-        feature.alias(name) for name, feature in zip(counter_names(counter), features, strict=True)
-    )
+    return [*features, age_h.log1p()]
 
 
 def _bins(

@@ -218,6 +218,6 @@ def uncompressed(path: Path, folder: Path) -> Iterator[Path]:
 def _check_length(path: Path, length: int) -> None:
     if length > LONGEST_LINE_BYTES:
         raise InputError(
-            f"{path}: a line is longer than {LONGEST_LINE_BYTES >> 20} MiB; this is no log of text "
-            f"lines"
+            f"{path}: a line is longer than {LONGEST_LINE_BYTES >> 20} MiB; this is not a log of "
+            f"text lines"
         )

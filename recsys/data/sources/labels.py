@@ -113,8 +113,8 @@ def _as_list(
         return column.cast(pl.List(pl.Null))
     if separator is None or column.dtype != pl.String:
         raise InputError(
-            f"column {name!r} holds {column.dtype}, no lists; if it is text, set "
-            f"explode.separator to what its elements stand apart by"
+            f"column {name!r} holds {column.dtype}, not lists; if it is text, set "
+            f"explode.separator to what separates its elements"
         )
     whole = canonical_text(column, null_values).str.strip_chars(" []()\t").fill_null("")
     element = pl.element().str.strip_chars(" '\"")

@@ -29,7 +29,7 @@ from recsys.data.sources.base import (
     Chunk,
     Source,
 )
-from recsys.data.sources.counters import CounterState, add_counters
+from recsys.data.sources.counters import CounterState, add_counters, values_by_key
 from recsys.data.sources.expressions import with_expressions
 from recsys.data.sources.files import resolve_files, short_names
 from recsys.data.sources.first_pass import (
@@ -82,7 +82,7 @@ def table_source(settings: TableSettings, data: DataSettings, folder: Path) -> S
     """The described log as a source, in two passes.
 
     The first reads the files block by block, parses the rows and leaves them in ``folder``, sorted;
-    where a killed call for the same log has left some there, it goes on after them.
+    where a killed call for the same log has left some there, it resumes after them.
     The second, of the chunks, takes them in event time, range by range, as many windows as ``data``
     asks for.
 
@@ -106,19 +106,25 @@ def table_source(settings: TableSettings, data: DataSettings, folder: Path) -> S
                 _count(examples.frame, settings, log.values)
         distinct = {name: values.count for name, values in log.values.items()}
         encoding = TableEncoding(settings, log.types, distinct, log.examples)
+        counters = [CounterState() for _ in settings.counters]
     notes = tables.partial_columns()
     if settings.label_time is not None and settings.attribution_window_s is None:
         notes.append(
-            "label_time without attribution_window_s: positives are learnt at another time than "
-            "negatives, which biases a model; set how long a positive is waited for"
+            "label_time without attribution_window_s: positives and negatives become known at "
+            "different times, which biases a model; set how long to wait for a positive"
         )
     one_each = settings.explode is None and settings.sample_negatives is None
     return Source(
         dense=encoding.dense,
         categorical=encoding.categorical,
         domains=table_domains(settings),
-        chunks=_chunks(log, settings, data, encoding, notes),
-        encoder=encoding.encoder,
+        chunks=_chunks(log, settings, data, encoding, counters, notes),
+        encoder=lambda: encoding.encoder(
+            [
+                values_by_key(one, state, settings.null_values)
+                for one, state in zip(settings.counters, counters, strict=True)
+            ]
+        ),
         expected_rows=log.runs.rows if one_each and data.max_windows is None else 0,
         tasks=table_tasks(settings),
         files=files,
@@ -228,7 +234,7 @@ def _first_pass(
     bad.take(state.bad, state.bad_rows)
     with RowProgress("read", tables.rows()) as progress:
         if state.read:
-            progress.note(f"goes on after {state.read:,} rows that a killed run has read")
+            progress.note(f"resumes after {state.read:,} rows that a killed run has read")
             progress.advance(state.read)
         for good in runs.take(state.runs):
             found.add(good, joins, len(used))
@@ -362,10 +368,10 @@ def _chunks(
     settings: TableSettings,
     data: DataSettings,
     encoding: TableEncoding,
+    counters: list[CounterState],
     notes: list[str],
 ) -> Iterator[Chunk]:
-    """The second pass; bad rows come first."""
-    counters = [CounterState() for _ in settings.counters]
+    """The second pass; bad rows come first, and ``counters`` are brought up to date."""
     history = HistoryState()
     first, unseen, kept = 0, 0, len(notes)
     window_ms = round(data.window_hours * MS_PER_HOUR)
@@ -631,7 +637,7 @@ def _or(reason: pl.Expr, wrong: pl.Series, text: str) -> pl.Expr:
 def _number(column: pl.Series) -> pl.Series:
     """Float64; null where it is no number."""
     if column.dtype.is_nested() or column.dtype == pl.Binary or column.dtype.is_temporal():
-        raise InputError(f"column {column.name!r} holds {column.dtype}, no numbers")
+        raise InputError(f"column {column.name!r} holds {column.dtype}, not numbers")
     return column.cast(pl.Float64, strict=False)
 
 

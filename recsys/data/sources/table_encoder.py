@@ -22,6 +22,7 @@ from recsys.data.encoder_format import (
     IdEncoding,
     RawColumn,
     Type,
+    ValuesByKey,
 )
 from recsys.data.encoding import (
     canonical_text,
@@ -82,7 +83,7 @@ def negative_rates(settings: TableSettings) -> list[float]:
     unknown = next((name for name in rate if name not in domains), None)
     if unknown is not None:
         raise InputError(
-            f"{settings.where('negative_rate')}: {unknown!r} is no domain; domains: "
+            f"{settings.where('negative_rate')}: {unknown!r} is not a domain; domains: "
             f"{', '.join(domains)}"
         )
     return [rate.get(name, 1.0) for name in domains]
@@ -153,8 +154,8 @@ def _check_kind(
     splits = dtype == pl.String and settings.separator is not None
     if settings.kind == "list" and not (is_list or splits or dtype == pl.Null):
         raise InputError(
-            f"{key}: column {name!r} holds {dtype}, no lists; if it is text, set separator to what "
-            f"its elements stand apart by"
+            f"{key}: column {name!r} holds {dtype}, not lists; if it is text, set separator to "
+            f"what separates its elements"
         )
 
 
@@ -304,8 +305,9 @@ class TableEncoding:
             self.count(frame)
         return part
 
-    def encoder(self) -> Encoder:
-        """The log's encoder, once all windows are encoded: as it stands for rows after them."""
+    def encoder(self, counters: list[ValuesByKey]) -> Encoder:
+        """The log's encoder, once all windows are encoded: as it stands for rows after them, as
+        ``counters`` do."""
         self.start_window(None)
         columns = [
             replace(
@@ -317,7 +319,11 @@ class TableEncoding:
         ]
         frames = [self._examples[domain] for domain in sorted(self._examples)]
         examples = [row for frame in frames for row in plain_rows(frame, columns)]
-        return replace(self._encoder, columns=columns, examples=examples)
+        counters = [
+            replace(one, needed=[name for name in one.columns if name not in self._missing])
+            for one in counters
+        ]
+        return replace(self._encoder, columns=columns, examples=examples, counters=counters)
 
     def _look_at(self, frame: pl.DataFrame) -> None:
         """Note which raw columns lack values, what the first texts can be read as, and examples."""
@@ -394,6 +400,8 @@ def _encoder(
     domain = domain_encoding(settings)
     if domain is not None and domain.column in settings.columns:
         read.append(domain.column)
+    keys = {name for counter in settings.counters for name in counter.by} - {*read}
+    read += sorted(keys)
     clock = [name for name in CLOCK if name in read and name not in types]
     moment = settings.time
     read = _with_inputs(read, settings, types)
@@ -405,7 +413,12 @@ def _encoder(
         moment = MomentSettings(**values)
     return Encoder(
         columns=[
-            _raw_column(name, settings, types) for name in dict.fromkeys(read) if name not in made
+            replace(column, optional=column.optional or column.name in keys)
+            for column in (
+                _raw_column(name, settings, types)
+                for name in dict.fromkeys(read)
+                if name not in made
+            )
         ],
         dense=dense,
         ids=ids,
@@ -448,7 +461,7 @@ def _raw_column(name: str, settings: TableSettings, types: Mapping[str, pl.DataT
     if settings.history is not None and name == settings.history.name:
         return RawColumn(name, "integer", is_list=True, optional=True, origin="history")
     if any(name in counter_names(one) for one in settings.counters):
-        return RawColumn(name, "number", origin="counters")
+        return RawColumn(name, "number", optional=True, origin="counters")
     if name not in types:
         return RawColumn(name, "integer", origin="impressions")  # shown_count
     dtype = types[name]

@@ -53,7 +53,7 @@ class TimesSeen:
             )
             raise InputError(
                 f"{settings.where('unit')}: column {settings.column!r} holds {self.example!r}, "
-                f"which is no ISO 8601 time; {hint}"
+                f"which is not an ISO 8601 time; {hint}"
             )
         if settings.format is not None and self.texts and not self.moments:
             raise InputError(
@@ -157,7 +157,7 @@ def whole_times(column: pl.Series, settings: MomentSettings) -> pl.Series:
 def _of_numbers(column: pl.Series, settings: MomentSettings) -> pl.Series:
     if not (column.dtype.is_numeric() or column.dtype in (pl.String, pl.Null)):
         raise InputError(
-            f"{settings.where('unit')}: column {column.name!r} holds {column.dtype}, no numbers; "
+            f"{settings.where('unit')}: column {column.name!r} holds {column.dtype}, not numbers; "
             f"set unit: datetime"
         )
     value = pl.col("value")
@@ -193,7 +193,7 @@ def _of_datetimes(
         column, dtype = column.cast(pl.String), pl.String()
     if dtype not in (pl.String, pl.Null):
         raise InputError(
-            f"{settings.where('column')}: column {column.name!r} holds {dtype}, no times"
+            f"{settings.where('column')}: column {column.name!r} holds {dtype}, not times"
         )
     text = column.cast(pl.String).str.strip_chars()
     read = _of_iso if settings.format is None else _of_format

@@ -223,6 +223,6 @@ def test_a_column_of_times_is_judged_as_a_whole(
     assert run(data, tmp_path / "most", "table", plain).quarantined == 9
     (tmp_path / "few").mkdir()
     pl.concat([log[9:], log[:9], log[-3:]]).write_csv(tmp_path / "few" / "log.csv")
-    with pytest.raises(InputError, match="'04/01/2024', which is no ISO 8601 time; set format"):
+    with pytest.raises(InputError, match="'04/01/2024', which is not an ISO 8601 time; set format"):
         run(data, tmp_path / "few", "table", plain)
     assert not (tmp_path / "few" / "windows").exists()

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,6 +16,7 @@ from recsys.data.encoder import Encoder, RawColumn, encoder_of_ids
 from recsys.data.ingest import ingest
 from recsys.data.schema import MANIFEST_FILE, CategoricalFeature, Schema
 from recsys.data.settings import DatasetSettings, DataSettings, SyntheticSettings
+from recsys.serving.raw_encoder import RawEncoder, columns_of
 from tests.support.raw_logs import LOG, SECTION, rows_of, run
 
 START_S = 1_704_070_800
@@ -149,10 +151,10 @@ def test_given_columns_and_those_of_impressions(
     origins = {column.name: (column.origin, column.optional) for column in encoder.columns}
     assert origins == {
         "shown_count": ("impressions", False),
-        "ad_clicks_24h": ("counters", False),
-        "ad_examples_24h": ("counters", False),
-        "ad_log_rate_24h": ("counters", False),
-        "ad_age": ("counters", False),
+        "ad_clicks_24h": ("counters", True),
+        "ad_examples_24h": ("counters", True),
+        "ad_log_rate_24h": ("counters", True),
+        "ad_age": ("counters", True),
         "ad": ("impressions", False),
         "user": ("log", False),
         "history": ("history", True),
@@ -169,6 +171,55 @@ def test_given_columns_and_those_of_impressions(
     assert found.equals(part.select(found.columns))
     alone = encoder.encode(raw.drop("history"))
     assert alone["history"].to_list() == [[]] * raw.height
+
+
+def test_counts_are_looked_up_where_rows_lack_them(
+    data_settings: DataSettings, tmp_path: Path
+) -> None:
+    log = pl.DataFrame(
+        {
+            "time": [START_S + 3_600 * i for i in range(8)],
+            "ad": ["a", "b", "1.0", None] * 2,
+            "page": [7, 8] * 4,
+            "hit": [1, 0, 1, 1] * 2,
+        }
+    )
+    log.write_parquet(tmp_path / "log.parquet")
+    counters = [{"by": by, "bin_minutes": 60, "hours": [24]} for by in (["ad"], ["ad", "page"])]
+    section = {
+        "files": ["log.parquet"],
+        "file_format": "parquet",
+        "time": {"column": "time", "unit": "s"},
+        "label": "hit",
+        "categorical": [{"column": "ad", "table_rows": 9}],
+        "counters": counters,
+    }
+    run(data_settings, tmp_path, "table", section)
+    encoder = Encoder.load(tmp_path / "windows")
+    rows = pl.DataFrame({"ad": ["a", "1", None, "new"], "page": [7, 7, 8, 7]})
+    found = encoder.encode(rows)
+    assert found["ad_clicks_24h"].to_list() == np.log1p([2, 2, 0, 0], dtype=np.float32).tolist()
+    assert found["ad_examples_24h"].to_list() == np.log1p([2, 2, 0, 0], dtype=np.float32).tolist()
+    assert found["ad_age"].to_list() == np.log1p([8, 6, 5, 0]).astype(np.float32).tolist()
+    assert found["ad_page_clicks_24h"].to_list() == found["ad_clicks_24h"].to_list()
+    served = RawEncoder(encoder).encode(*columns_of(rows.to_dicts(), encoder))
+    np.testing.assert_array_equal(served.dense, found.select(one.name for one in encoder.dense))
+    given = rows.with_columns(ad_clicks_24h=pl.Series([3.0, None, 3.0, 3.0]))
+    clicks = encoder.encode(given)["ad_clicks_24h"].to_list()
+    assert clicks == [3.0, found["ad_clicks_24h"][1], 3.0, 3.0]
+    for lacking in (encoder.encode, lambda one: RawEncoder(encoder).encode({"ad": ["a"]}, 1)):
+        with pytest.raises(InputError, match="'page' is missing; 'ad_page_clicks_24h' is looked"):
+            lacking(rows.drop("page"))
+    path = tmp_path / "windows/counters.npz"
+    with np.load(path) as arrays:
+        changed = dict(arrays) | {"values0": arrays["values0"] + 1}
+    for damaged, said in ((b"PK", "is damaged"), (None, "is not that of encoder.json")):
+        if damaged is None:
+            np.savez(path, **changed)
+        else:
+            path.write_bytes(damaged)
+        with pytest.raises(InputError, match=rf"counters\.npz: {said}"):
+            Encoder.load(tmp_path / "windows")
 
 
 def test_criteo_rows(data_settings: DataSettings, tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ def test_a_part_that_is_not_the_manifests_is_named_before_it_is_read(
         with pytest.raises(InputError, match=r"part-00000.parquet: is damaged.*towerflow ingest"):
             next(iter(batches(first, 512, 0, 1)))
     shutil.copyfile(windows / second.name / part.name, part)
-    with pytest.raises(InputError, match=r"part-00000.parquet: is damaged or of another run"):
+    with pytest.raises(InputError, match=r"part-00000.parquet: is damaged or from another run"):
         next(iter(reader.event_batches(first, 512, 0, 1)))
     part.unlink()
     with pytest.raises(InputError, match=r"part-00000.parquet: is missing"):

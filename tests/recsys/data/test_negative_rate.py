@@ -26,7 +26,7 @@ def test_the_schema_says_the_rate_of_each_domain(
 
 def test_a_rate_of_no_domain_is_refused(data_settings: DataSettings, tmp_path: Path) -> None:
     LOG.write_csv(tmp_path / "log.csv")
-    with pytest.raises(InputError, match="'tv' is no domain; domains: phone, desk, other"):
+    with pytest.raises(InputError, match="'tv' is not a domain; domains: phone, desk, other"):
         run(data_settings, tmp_path, "table", SECTION | {"negative_rate": {"tv": 0.5}})
 
 

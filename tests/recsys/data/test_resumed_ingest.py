@@ -99,7 +99,7 @@ def test_a_stopped_ingest_goes_on_and_gives_the_same_bytes(
     assert not windows.exists() and work.is_dir()
     capsys.readouterr()
     ingest(settings, dataset, windows, tmp_path / "oracle", work)
-    assert ("goes on after" in capsys.readouterr().err) == (runs > 1)
+    assert ("resumes after" in capsys.readouterr().err) == (runs > 1)
     assert contents(windows) == contents(tmp_path / "whole")
     assert not work.exists()
 
@@ -196,7 +196,7 @@ def test_a_killed_process_leaves_what_the_next_one_goes_on_from(
     killed = subprocess.run([sys.executable, "-c", KILLED, *given], check=False)
     assert killed.returncode == -signal.SIGKILL
     ingest(settings, dataset, tmp_path / "out", tmp_path / "oracle", tmp_path / "work")
-    assert "goes on after" in capsys.readouterr().err
+    assert "resumes after" in capsys.readouterr().err
     ingest(settings, dataset, tmp_path / "whole", tmp_path / "oracle")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 

@@ -408,7 +408,7 @@ def test_scale_is_required_and_files_lie_under_root() -> None:
     with pytest.raises(InputError, match=r"'external\.scale'"):
         parse_settings(json.dumps({"external": given}), "augment.yaml", AugmentSettings)
     for outside in ("/data/a.csv", "../a.csv"):
-        with pytest.raises(ValueError, match="does not lie under root"):
+        with pytest.raises(ValueError, match="is not under root"):
             ExternalSettings.model_validate({**given, "scale": "logit", "files": [outside]})
 
 

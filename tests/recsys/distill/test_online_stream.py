@@ -190,7 +190,7 @@ def test_changed_and_incomplete_windows_are_one_clear_line(
     advance(job_of(arrive(windows_dir, WINDOWS[:2], tmp_path), tmp_path), tmp_path / "first")
     grown = [replace(WINDOWS[0], rows=301), *WINDOWS[1:]]
     with pytest.raises(
-        InputError, match=r"w0: this window has changed since the stream took it; start over"
+        InputError, match=r"w0: this window has changed since the stream processed it; start over"
     ):
         advance(job_of(arrive(windows_dir, grown, tmp_path), tmp_path), tmp_path / "output")
 

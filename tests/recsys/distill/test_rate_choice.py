@@ -36,7 +36,7 @@ def test_the_teacher_is_the_one_that_is_trained_at_the_rate_that_is_chosen(
 
 
 def test_a_choice_that_is_made_stays(windows_dir: Path, tmp_path: Path) -> None:
-    """A run that goes on with more windows does not choose anew."""
+    """A run that goes on with more windows does not choose again."""
     said = {"table_learning_rate": 0.001, "windows": ["w1", "w2"], "ne": {"0.001": 1.0}}
     (tmp_path / "rate.json").write_text(json.dumps(said))
     train_teacher(TrainingJob(windows_dir, AUTO, TRAIN, tmp_path))

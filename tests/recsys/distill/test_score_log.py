@@ -357,5 +357,5 @@ def test_probabilities_in_the_place_of_logits_are_refused(
 
 def test_what_is_no_parquet_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "w1.parquet").write_text("example_id,logit")
-    with pytest.raises(InputError, match=r"w1.parquet: is no Parquet file"):
+    with pytest.raises(InputError, match=r"w1.parquet: is not a Parquet file"):
         ScoreLog(tmp_path).join(examples([5]), WINDOW)

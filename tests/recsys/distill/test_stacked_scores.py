@@ -293,5 +293,5 @@ def test_a_stream_trains_the_baselines_that_it_stacks(windows_dir: Path, tmp_pat
 
 
 def test_each_member_is_given_once() -> None:
-    with pytest.raises(ValueError, match="'own' is there twice"):
+    with pytest.raises(ValueError, match="'own' appears twice"):
         StackSettings(members=["own", "own"])

@@ -1,4 +1,4 @@
-"""Tuning: what it reads, what it tries, how it goes on after a kill, what it takes."""
+"""Tuning: what it reads, what it tries, how it resumes after a kill, what it takes."""
 
 import shutil
 from collections.abc import Callable
@@ -274,7 +274,7 @@ def test_present_settings_that_cannot_be_trained_are_one_line(
 ) -> None:
     tiny = StudentSettings(name="one", domain="b", budget=BudgetSettings(parameters=1))
     students = STUDENTS.model_copy(update={"students": [tiny]})
-    with pytest.raises(InputError, match=r"present settings cannot be trained: .* budget") as error:
+    with pytest.raises(InputError, match=r"current settings cannot be trained: .* budget") as error:
         searched(early_of(windows_dir, tmp_path), tmp_path / "s", settings_of(RATES), students)
     assert "\n" not in str(error.value)
 
@@ -286,7 +286,7 @@ def test_present_settings_that_cannot_be_trained_are_one_line(
         ({"students.model.over_layer": {"choices": [[1], [2]]}}, "did you mean 'over_layers'"),
         ({"data.window_hours": {"choices": [1, 2]}}, "no key of train or students; there are:"),
         ({"train": {"choices": [1, 2]}}, "no key of train or students; did you mean 'train'"),
-        ({"students.students.5.name": {"choices": ["a", "b"]}}, "'5' is no element of a list of 1"),
+        ({"students.students.5.name": {"choices": ["a", "b"]}}, "no element '5' in a list of 1"),
         ({"train.device.kind": {"choices": ["a", "b"]}}, "'kind' is one value"),
         ({"train.dense_clip_norm": {"low": 1, "high": 2}}, "is None now, .* give choices"),
         ({}, "own: no keys to tune"),

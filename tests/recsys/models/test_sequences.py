@@ -219,7 +219,7 @@ def test_the_predictor_equals_the_ranker(tmp_path: Path, kind: dict[str, Any]) -
         ),
         (
             {"items": {"target": "add"}},
-            "target 'add' is no feature of one id an example; there are: ad, user",
+            "target 'add' is not a feature with one id per example; there are: ad, user",
         ),
         ({"items": {"target": "items"}}, "target 'items' is no feature of one id"),
         ({"items": {"target": "ad", "heads": 3}}, "heads 3 must divide embedding_dimension 8"),

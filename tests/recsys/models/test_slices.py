@@ -120,12 +120,12 @@ def test_slices_need_weights(changes: dict[str, str]) -> None:
     [
         (
             [["user:1of2", "shop"], ["city"]],
-            r"'user' stands in towers as user:1of2; give it whole, or 1ofn to nofn",
+            r"'user' is in the towers as user:1of2; give it whole, or 1ofn to nofn",
         ),
-        ([["user:1of2", "user"], ["shop", "city"]], r"'user' stands in towers as user, user:1of2"),
+        ([["user:1of2", "user"], ["shop", "city"]], r"'user' is in the towers as user, user:1of2"),
         (
             [["user:1of2", "user:1of2"], ["shop", "city"]],
-            r"'user:1of2' stands in more than one tower",
+            r"'user:1of2' is in more than one tower",
         ),
         ([["user", "shop", "city", "hour:1of2"]], r"'hour' is not a categorical feature"),
     ],

@@ -154,12 +154,12 @@ def test_a_dense_value_that_is_no_number_is_missing(
 @pytest.mark.parametrize(
     ("domain", "message"),
     [
-        (-1, r"'domain' holds -1, which is no domain; domains: feed, video \(in the log: 0, 1\)"),
-        (99, "holds 99, which is no domain"),
+        (-1, r"holds -1, which is not a domain; domains: feed, video \(in the log: 0, 1\)"),
+        (99, "'domain' holds 99, which is not a domain"),
         (None, "'domain' holds None"),
         (float("nan"), "'domain' holds"),
-        (0.5, "holds 0.5, which is no domain"),
-        ("search", "holds 'search', which is no domain"),
+        (0.5, "holds 0.5, which is not a domain"),
+        ("search", "holds 'search', which is not a domain"),
     ],
 )
 def test_a_domain_that_does_not_exist_is_named(

@@ -167,7 +167,7 @@ def test_domains_of_any_value(values: list[Any], has_other: bool) -> None:
     try:
         expected = encoder.domain_of(pl.DataFrame({"site": values}, schema={"site": pl.String}))
     except InputError:
-        with pytest.raises(InputError, match="which is no domain"):
+        with pytest.raises(InputError, match="which is not a domain"):
             RawEncoder(encoder).domains_of({"site": values}, len(values))
         return
     assert expected is not None

@@ -104,6 +104,25 @@ def raw(root: Path) -> pl.DataFrame:
     return rows.hstack(part.select(made)).filter(pl.col("site") == "f")
 
 
+def test_counts_that_are_not_given_are_those_at_the_end_of_the_log(
+    predictor: Predictor, raw: pl.DataFrame
+) -> None:
+    soon = raw.filter(pl.col("ts") < FIRST_S + 2 * HOUR_S + 600)  # in the next bin of 10 minutes
+    counted = [name for name in raw.columns if name.startswith("query_")]
+    expected = predictor.predict(soon)
+    assert soon.height > 3
+    assert soon[counted].n_unique() > 3
+    without = soon.drop(counted)
+    for given in (without, without.to_pandas(), without.to_dicts()):
+        assert predictor.predict(given).tolist() == expected.tolist()
+    one_lacks = [*soon[:1].to_dicts(), *without[1:].to_dicts()]
+    assert predictor.predict(one_lacks).tolist() == expected.tolist()
+    shared = {"user": 3, "query": soon["query"][0]}
+    rows = [{"price": price, "site": "f", "ts": soon["ts"][0]} for price in (1.0, 2.0)]
+    assert len(set(predictor.rank(shared, rows)["click"])) == 2
+    assert all(name not in row for row in predictor.example_rows() for name in counted)
+
+
 def test_predictions_are_those_of_training(
     root: Path, predictor: Predictor, raw: pl.DataFrame
 ) -> None:
@@ -125,11 +144,12 @@ def test_predictions_are_those_of_training(
 
 def test_what_may_be_missing_may_be_left_out(predictor: Predictor, raw: pl.DataFrame) -> None:
     optional = [column.name for column in predictor.raw_columns if column.optional]
-    assert optional == ["price", "query", "tags", "history", "site"]
+    counted = [f"query_{name}" for name in ("clicks_1h", "examples_1h", "log_rate_1h", "age")]
+    assert optional == ["price", *counted, "query", "tags", "history", "site"]
     filled = raw.with_columns(pl.lit(None).alias(name) for name in optional[:-1])
     expected = predictor.predict(filled)
     np.testing.assert_array_equal(predictor.predict(raw.drop(optional)), expected)
-    for name in ("user", "ts", "query_age"):
+    for name in ("user", "ts"):
         with pytest.raises(InputError, match=f"column '{name}' is missing"):
             predictor.predict(raw.drop(name))
 
@@ -153,5 +173,5 @@ def test_other_domains_are_refused_by_name(predictor: Predictor, raw: pl.DataFra
     named = raw.drop("site").with_columns(domain=pl.lit("feed"))
     np.testing.assert_array_equal(predictor.predict(named), expected)
     for other in ("g", "rest", None):
-        with pytest.raises(InputError, match=r"of other domains, such as rest; .* serves feed"):
+        with pytest.raises(InputError, match=r"to other domains, such as rest; .* serves feed"):
             predictor.predict(raw.with_columns(site=pl.lit(other)))

@@ -195,7 +195,7 @@ def test_what_this_machine_has_not_is_said_before_ranks_start(
         ({"nodes": {"count": 2}, "network_interface": "lo"}, "need rendezvous_endpoint"),
         (
             {"nodes": {"count": 3, "rendezvous_endpoint": "a:1"}, "network_interface": "lo"},
-            "no multiple of count 3",
+            "not a multiple of count 3",
         ),
         (
             {"nodes": {"count": 2, "min_count": 3, "rendezvous_endpoint": "a:1"}},
@@ -207,7 +207,7 @@ def test_what_this_machine_has_not_is_said_before_ranks_start(
                 "network_interface": "lo",
                 "min_world_size": 1,
             },
-            "shrink by whole nodes",
+            "shrink by entire nodes",
         ),
     ],
 )

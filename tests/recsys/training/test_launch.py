@@ -39,7 +39,7 @@ def test_two_ranks_from_a_thread() -> None:
 
 
 def new_pages_of_a_step() -> float:
-    """Share of a step's pages that the kernel hands out anew, after others; eight blocks of 48 MiB
+    """Share of a step's pages that the kernel hands out again, after others; eight blocks of 48 MiB
     at a time."""
     page_bytes, elements, blocks = 4096, 12 * 2**20, 8
     shares = []
