@@ -3,7 +3,7 @@
 import os
 import re
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from recsys.config import Settings
 
@@ -31,6 +31,19 @@ class TrackingSettings(Settings):
     artifacts: str = "mlartifacts"
     wait_seconds: float = Field(default=10.0, gt=0)
     system_metrics: bool = True
+
+    @model_validator(mode="after")
+    def _without_credentials(self) -> "TrackingSettings":
+        """Not of the key alone: the message would show its value."""
+        found = USER_IN_URI.search(self.uri or "")
+        is_token = (self.uri or "").startswith("http")  # a database's user alone is no secret
+        if PASSWORD_IN_QUERY.search(self.uri or "") or (found and (is_token or ":" in found[0])):
+            raise ValueError(
+                "key 'uri': holds credentials, which Git and dvc.lock would keep; set it to null "
+                f"and give the whole URI as {URI_VARIABLE} in the environment, or, of a server, "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
+        return self
 
     @property
     def store(self) -> str:

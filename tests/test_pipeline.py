@@ -181,6 +181,71 @@ def test_dvcs_verbs_answer_with_the_students_numbers(project: Path, tmp_path: Pa
     assert "feed/distilled" in page
 
 
+VERBS = """
+import shlex
+import sys
+from pathlib import Path
+from dvc.cli import main
+
+for place, command in enumerate(Path(sys.argv[1]).read_text().splitlines()):
+    print(f"\\n$ {place}", flush=True)
+    assert main(shlex.split(command)) == 0, command
+"""
+
+
+def answers(folder: Path, commands: Path, *verbs: str) -> list[str]:
+    """What each of DVC's commands prints; all from one process, since its imports take a second."""
+    commands.write_text("\n".join(verbs))
+    said = run(folder, sys.executable, "-c", VERBS, str(commands)).stdout
+    return [one.partition("\n")[2].strip() for one in said.split("\n$ ")[1:]]
+
+
+def test_dvcs_experiments_differences_and_remotes_answer(project: Path, tmp_path: Path) -> None:
+    """As docs/tools.md shows them, in a copy of the project that has a commit."""
+    folder, commands = tmp_path / "project", tmp_path / "commands"
+    shutil.copytree(project, folder, symlinks=True)
+    for words in (["add", "."], ["commit", "--quiet", "--message", "students of May"]):
+        author = ("-c", "user.name=x", "-c", "user.email=x@example.com")
+        run(folder, "git", *author, *words)
+    setting = "-S params/evaluate.yaml:first_evaluation_window"
+    _, parameters, metrics, shown, _plots, alone, _, queue, _, dag = answers(
+        folder,
+        commands,
+        f"exp run {setting}=3 evaluate",
+        "params diff",
+        "metrics diff --json",
+        "exp show --json",
+        f"plots diff HEAD --out {tmp_path / 'plots'}",
+        "repro -s evaluate",
+        f"exp run --queue {setting}=2 evaluate",
+        "queue status",
+        "queue remove --queued",
+        "dag --dot",
+    )
+    assert parameters.split("\n")[1].split() == [
+        "params/evaluate.yaml",
+        "first_evaluation_window",
+        "2",
+        "3",
+    ]
+    (changed,) = json.loads(metrics)["diff"].values()
+    assert changed["feed.distilled.ne"]["diff"] != 0
+    assert len([one for one in json.loads(shown) if one["rev"] == "workspace"]) == 1
+    assert '"first_evaluation_window": 3' in shown
+    assert {"HEAD", "workspace"} <= set((tmp_path / "plots/index.html").read_text().split('"'))
+    assert "Stage 'evaluate' didn't change" in alone
+    assert "Queued" in queue
+    assert '"students" -> "evaluate"' in dag
+    remote = tmp_path / "remote"
+    remote.mkdir()
+    answers(folder, commands, f"remote add --default store {remote}", "push", "gc --workspace -f")
+    before = contents(folder / "models/students")
+    shutil.rmtree(folder / ".dvc/cache")
+    shutil.rmtree(folder / "models/students")
+    answers(folder, commands, "pull")
+    assert contents(folder / "models/students") == before
+
+
 def processor_seconds(folder: Path, *command: str) -> float:
     """What the command and all that it starts take."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -256,7 +256,8 @@ def test_a_store_that_fails_costs_a_warning(
     (tmp_path / "no").write_text("a file where a folder should be")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "false")
-    Path("params/tracking.yaml").write_text(f"uri: {uri}\nexperiment: test\nartifacts: artifacts\n")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    Path("params/tracking.yaml").write_text("experiment: test\nartifacts: artifacts\n")
     with caplog.at_level(logging.WARNING):
         register_students.fn()
     assert len([one for one in caplog.records if one.name == "tasks.registry"]) == 1

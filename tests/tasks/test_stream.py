@@ -14,6 +14,7 @@ import pytest
 import yaml
 from prefect.events.clients import AssertingEventsClient
 from prefect.events.schemas.deployment_triggers import DeploymentEventTrigger
+from prefect.events.schemas.events import ResourceSpecification
 from prefect.events.worker import EventsWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -228,7 +229,7 @@ def test_the_event_of_a_grown_log_is_the_one_that_starts_the_deployment(
         server.shutdown()
     (event,) = [event for client in AssertingEventsClient.all for event in client.events]
     assert {event.event} == awaited.expect
-    assert awaited.match.matches(event.resource)
+    assert ResourceSpecification.model_validate(trigger["match"]).matches(event.resource)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from recsys.config import InputError, load_settings
 from tasks.courier import main as run_courier
 from tasks.curves import curves_of
 from tasks.live import following
@@ -377,12 +378,31 @@ def test_a_password_is_never_shown(
     capfd: pytest.CaptureFixture[str],
     uri: str,
 ) -> None:
-    monkeypatch.chdir(made(tmp_path / "a", uri))
+    monkeypatch.chdir(made(tmp_path / "a", "null"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "false")
     record_file("first", "1")
     shown = caplog.text + "".join(capfd.readouterr())
     assert "MLflow did not take first" in shown and "cret" not in shown
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://me:cret@host",
+        "http://cret@host",
+        "postgresql://me:cret@host/db",
+        "postgresql://host/db?user=me&password=cret",
+    ],
+)
+def test_credentials_in_the_settings_are_refused_unseen(tmp_path: Path, uri: str) -> None:
+    """Git keeps params/, and DVC writes the settings into dvc.lock."""
+    path = made(tmp_path / "a", uri) / "params/tracking.yaml"
+    with pytest.raises(InputError, match="'uri': holds credentials, which Git") as error:
+        load_settings(path, TrackingSettings)
+    assert "cret@" not in str(error.value) and "=cret" not in str(error.value)
+    assert TrackingSettings(uri="postgresql://me@host/db").uri
 
 
 @pytest.mark.parametrize(
