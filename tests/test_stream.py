@@ -272,7 +272,9 @@ def test_nothing_new_is_said_and_changes_nothing(project: Path) -> None:
 def test_a_mistake_is_one_line_and_loses_nothing(project: Path) -> None:
     before = contents(project / "models/stream")
     saved = {path: path.read_text() for path in (project / "params").glob("*.yaml")}
-    said = call(project, lambda: main({"stream.poll_seconds": "-1"}, False), STATUS_OF_A_MISTAKE)
+    said = call(
+        project, lambda: main({"stream.poll_seconds": "-1"}, False, False), STATUS_OF_A_MISTAKE
+    )
     for path, text in saved.items():
         path.write_text(text)
     errors = [line for line in said.splitlines() if line.startswith("error: ")]

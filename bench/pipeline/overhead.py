@@ -65,11 +65,7 @@ def measure(way: str) -> dict[str, float]:
         environment["PREFECT_API_URL"] = f"http://127.0.0.1:{free_port()}/api"
     elif way == "server":
         environment["PREFECT_API_URL"] = prefect_server.api_url()
-    overrides = [
-        (f"{name}.{key}", json.dumps(value))
-        for name, values in SETTINGS.items()
-        for key, value in values.items()
-    ]
+    overrides = list(SETTINGS.items())
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / "project"
         folder.mkdir()

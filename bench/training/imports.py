@@ -13,7 +13,7 @@ import importlib._bootstrap
 import json
 import subprocess
 import sys
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 from statistics import median
 from time import process_time
@@ -29,7 +29,7 @@ ONE = "--one"
 
 def timed_import(module: str) -> dict[str, float]:
     """CPU seconds of importing ``module`` in this process, by package."""
-    own: Counter[str] = Counter()
+    own: defaultdict[str, float] = defaultdict(float)
     inner = [0.0]  # what is imported by each module that is being imported
     bootstrap: Any = importlib._bootstrap
     load = bootstrap._load_unlocked

@@ -174,6 +174,7 @@ class Engine:
             self._replicated_optimizer = replicated_table_optimizer(
                 list(self._replicated.values()), settings
             )
+        self.checks_late = self.device.type == "cuda"
         self._rates_are_constant = is_constant(settings.schedule)
         self._counts = torch.zeros(2, dtype=torch.int64)  # optimiser steps, skipped batches
         self._counted = self._counts.numpy()  # the same memory; torch would wait for a device
@@ -231,11 +232,15 @@ class Engine:
         """No step inside this context waits for the device to see whether its loss and gradients
         are finite: that is read a few steps later, and all of it by whatever reads weights or
         predicts. A bad step is then named all the same, but was taken. Steps look at once with
-        ``skip_non_finite_batches``.
+        ``skip_non_finite_batches``, and without :attr:`checks_late`: on a CPU there is nothing to
+        wait for, and keeping what is read later takes a small step 8 % longer.
 
         Raises:
             NonFiniteError, CommunicationOverflowError: at the end too.
         """
+        if not self.checks_late:
+            yield
+            return
         self._guard.begin_late()
         self._side.is_late = not self._guard.skip
         try:

@@ -33,6 +33,7 @@ def train(where: str, overlap: bool) -> str:
     """Train on eight batches, the fourth of which is bad; the error."""
     changes = FP16 if where == "wire" else {}
     engine = make_engine(settings_for("row_wise", 2, overlap=overlap, **changes))
+    engine.checks_late = True
     taken = []
 
     def loss(outputs: dict[str, Tensor], batch: Batch) -> Tensor:
@@ -75,6 +76,7 @@ def test_every_rank_names_the_step_and_what_it_began_with() -> None:
 
 def after_a_bad_step() -> Engine:
     engine = make_engine(settings_for("table_wise", 1))
+    engine.checks_late = True
     steps = train_batches(engine, batches(engine, with_infinity=True), engine.serving_loss)
     for _ in range(BAD + 1):
         next(steps)
