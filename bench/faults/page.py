@@ -18,6 +18,9 @@ command runs again. *Same bytes*: the hash of every result, dvc.lock included, i
 undisturbed run. *Left*: processes that live a minute after the kill. *Tidy*: TMPDIR is empty after
 the second run. The runs go without a Prefect server, as `dvc repro` runs stages; MLflow's records
 wait on disk.
+
+One kill left an empty file under a random name of eight letters, as `tempfile.gettempdir` makes
+and removes in each Python process to see whether it can write.
 """
 
 
