@@ -35,8 +35,10 @@ def _dvc(doing: str) -> Iterator[Any]:
         with Repo() as project:
             yield project
     except (DvcException, OSError) as error:
-        kind = BusyError if isinstance(error, LockError) else InputError
-        raise kind(f"dvc {doing}: {in_one_line(error)}") from error
+        kind, reason = BusyError if isinstance(error, LockError) else InputError, in_one_line(error)
+        if "is not a git repository" in reason:
+            reason += "; run git init, or dvc config --local core.no_scm true"
+        raise kind(f"dvc {doing}: {reason}") from error
 
 
 def settled_stages(*stages: str) -> set[str]:

@@ -6,8 +6,10 @@
 
 Cosmic Ray's operators make all mutants of each package; a seeded sample of them is tried, each in a
 copy of the project and a process forked from one that has imported the libraries. Only the tests of
-the mirrored folder that import the mutated module run: first those that start no ranks, then, if
-the mutant survives, those that do (``--ranks``). Goes on where the last call stopped.
+the mirrored folder that run the changed statement are asked, as a measurement of coverage says;
+then, with ``--ranks``, those there and in tests/distributed that name the module and start
+processes, which cannot be measured. Goes on where the last call stopped; ``--again`` asks anew
+about those that were not killed.
 """
 
 import argparse
@@ -31,8 +33,11 @@ from queue import Queue
 PACKAGES = ("distill", "towers", "sharding", "training", "data", "evaluation")
 COPIED = ("flows", "tasks", "recsys", "tests", "bench", "params", "pyproject.toml", "dvc.yaml")
 RESULT_FILE = "mutants.jsonl"
-CPU_SECONDS, WALL_SECONDS = 120, 900
+CPU_SECONDS, WALL_SECONDS = 60, 900
 NONE_COLLECTED = 5  # pytest's exit status
+KILLED, SURVIVED, NO_TEST = "killed", "survived", "no test"
+QUICK, OF_RANKS = "not slow and not ranks", "ranks"
+Runners = dict[str, dict[int, set[str]]]  # test files by the lines that they run, by file
 WARM = ("torch", "torchrec", "polars", "pandas", "hypothesis", "pydantic", "scipy.stats", "psutil")
 
 
@@ -45,6 +50,11 @@ class Mutant:
     occurrence: int
     line: int
 
+    @property
+    def package(self) -> str:
+        """Its folder of recsys."""
+        return Path(self.path).parts[1]
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -55,7 +65,7 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="then stop")
     parser.add_argument("--ranks", action="store_true", help="survivors meet the tests of ranks")
-    parser.add_argument("--again", action="store_true", help="try survivors anew: tests have come")
+    parser.add_argument("--again", action="store_true", help="ask anew about those not killed")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + options.seconds
@@ -65,21 +75,21 @@ def main() -> None:
         free.put(copy_of_the_project(options.work / f"copy-{number}"))
     samples = [sample(package, options.sample, options.seed) for package in options.packages]
     warm_up()
+    runners = {package: measured(package, options.work) for package in options.packages}
 
     def one(mutant: Mutant) -> None:
         done = known.get(mutant)
-        if time.monotonic() > end or (done is not None and (done != "survived" or not again)):
+        if time.monotonic() > end or (done is not None and (done == KILLED or not options.again)):
             return
         copy = free.get()
         try:
-            found = verdict(mutant, copy, options.ranks)
+            found = verdict(mutant, copy, runners[mutant.package], options.ranks)
         finally:
             free.put(copy)
         with (options.work / RESULT_FILE).open("a") as file:
             file.write(json.dumps({**asdict(mutant), "verdict": found}) + "\n")
         print(f"{found}: {mutant.path}:{mutant.line} {mutant.operator}", flush=True)
 
-    again = options.again or options.ranks
     with ThreadPoolExecutor(options.at_once) as pool:
         # One of each package after the other: a call that is stopped leaves samples of like size
         for group in zip(*samples, strict=False):
@@ -147,38 +157,91 @@ def _code(source: str) -> str:
     return ast.dump(tree)
 
 
-def tests_beside(path: Path) -> list[str]:
-    """The test files of the mirrored folder that name the module, or all of the folder's."""
-    folder = Path("tests") / path.parent
+def measured(package: str, work: Path) -> Runners:
+    """Which tests of the package's mirrored folder run which lines, with no mutant there.
+
+    Raises:
+        RuntimeError: they do not pass.
+    """
+    from coverage import CoverageData
+
+    copy, data = copy_of_the_project(work / "measured"), work.resolve() / f"{package}.coverage"
+    os.environ["COVERAGE_FILE"] = str(data)
+    try:
+        options = ["--cov=recsys", "--cov-context=test", "--cov-report="]
+        if tried(copy, [f"tests/recsys/{package}"], QUICK, options):
+            raise RuntimeError(f"{copy}: the tests of {package} fail; see output.txt there")
+    finally:
+        del os.environ["COVERAGE_FILE"]
+    read = CoverageData(str(data))
+    read.read()
+    return {
+        Path(file).relative_to(copy).as_posix(): {
+            line: {context.partition("::")[0] for context in contexts}
+            for line, contexts in read.contexts_by_lineno(file).items()
+        }
+        for file in read.measured_files()
+    }
+
+
+def tests_of(mutant: Mutant, runners: Runners) -> list[str]:
+    """The test files that run the changed statement; the module's, where it is run by an import."""
+    lines = runners.get(mutant.path, {})
+    changed = statement(ast.parse(Path(mutant.path).read_text()), mutant.line)
+    found = set[str]().union(*(lines.get(line, set()) for line in changed))
+    if "" in found:
+        found = set[str]().union(*lines.values())
+    return sorted(found - {""})
+
+
+def statement(tree: ast.AST, line: int) -> range:
+    """The lines of the smallest statement around ``line``; of a compound one its head alone."""
+    best = range(line, line + 1)
+    smallest = sys.maxsize
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.stmt) or node.end_lineno is None:
+            continue
+        body = getattr(node, "body", None)
+        last = body[0].lineno - 1 if body else node.end_lineno
+        if node.lineno <= line <= last and last - node.lineno < smallest:
+            best, smallest = range(node.lineno, last + 1), last - node.lineno
+    return best
+
+
+def tests_of_ranks(path: Path) -> list[str]:
+    """The test files of the mirrored folder and of tests/distributed that name the module."""
     module = re.compile(rf"\b{re.escape('.'.join(path.with_suffix('').parts))}\b")
-    files = sorted(folder.rglob("test_*.py"))
-    return [one.as_posix() for one in files if module.search(one.read_text())] or [
-        one.as_posix() for one in files
-    ]
+    folders = (Path("tests") / path.parent, Path("tests/distributed"))
+    files = [one for folder in folders for one in sorted(folder.rglob("test_*.py"))]
+    return [one.as_posix() for one in files if module.search(one.read_text())]
 
 
-def verdict(mutant: Mutant, copy: Path, ranks: bool) -> str:
+def verdict(mutant: Mutant, copy: Path, runners: Runners, ranks: bool) -> str:
     """Killed, survived, or without a test."""
     target = copy / mutant.path
     whole = Path(mutant.path).read_text()
-    tests = tests_beside(Path(mutant.path))
     target.write_text(mutated(mutant))
+    asked = [(tests_of(mutant, runners), QUICK)]
+    if ranks:
+        asked.append((tests_of_ranks(Path(mutant.path)), OF_RANKS))
+    found = NO_TEST
     try:
-        statuses = [tried(copy, tests, "not slow and not ranks")]
-        if ranks and statuses[0] in (0, NONE_COLLECTED):
-            statuses.append(tried(copy, tests, "ranks"))
+        for tests, marks in asked:
+            status = tried(copy, tests, marks, ["-x"]) if tests else NONE_COLLECTED
+            if status not in (0, NONE_COLLECTED):
+                return KILLED
+            if status == 0:
+                found = SURVIVED
     finally:
         target.write_text(whole)
-    if all(one in (0, NONE_COLLECTED) for one in statuses):
-        return "survived"
-    return "killed"
+    return found
 
 
-def tried(copy: Path, tests: list[str], marks: str) -> int:
+def tried(copy: Path, tests: list[str], marks: str, options: list[str]) -> int:
     """pytest's exit status in a forked process; its time is bounded."""
     child = os.fork()
     if not child:
-        _test(copy, tests, marks)
+        _test(copy, [*tests, *options, "-m", marks])
     end = time.monotonic() + WALL_SECONDS
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -189,7 +252,7 @@ def tried(copy: Path, tests: list[str], marks: str) -> int:
         time.sleep(0.2)
 
 
-def _test(copy: Path, tests: list[str], marks: str) -> None:
+def _test(copy: Path, arguments: list[str]) -> None:
     import pytest
 
     try:
@@ -202,8 +265,8 @@ def _test(copy: Path, tests: list[str], marks: str) -> None:
         os.environ["PYTHONPATH"] = str(copy)
         sys.path = [str(copy), *(one for one in sys.path if Path(one) != Path.cwd())]
         base = f"--basetemp={copy / 'tmp'}"
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", base, "-m", marks]
-        os._exit(int(pytest.main([*options, *tests])))
+        options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", base]
+        os._exit(int(pytest.main([*options, *arguments])))
     finally:
         os._exit(1)
 
@@ -242,13 +305,15 @@ def results(folder: Path) -> dict[Mutant, str]:
 
 
 def table(found: dict[Mutant, str]) -> list[str]:
-    """Killed and survived, by package."""
-    lines = ["| package | mutants | killed | share |", "|---|---:|---:|---:|"]
+    """Killed, survived and without a test, by package."""
+    lines = ["| package | mutants | killed | survived | no test | share killed |"]
+    lines.append("|---|---:|---:|---:|---:|---:|")
     for package in PACKAGES:
-        words = [word for one, word in found.items() if one.path.startswith(f"recsys/{package}/")]
+        words = [word for one, word in found.items() if one.package == package]
         if words:
-            killed = words.count("killed")
-            lines.append(f"| {package} | {len(words)} | {killed} | {killed / len(words):.0%} |")
+            numbers = [len(words), *(words.count(one) for one in (KILLED, SURVIVED, NO_TEST))]
+            share = f"{words.count(KILLED) / len(words):.0%}"
+            lines.append(f"| {package} | {' | '.join(map(str, numbers))} | {share} |")
     return lines
 
 

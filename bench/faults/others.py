@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -180,7 +180,8 @@ def servers(folder: Path) -> Iterator[Row]:
                 said = copy / "output.txt"
                 while "evaluate has to run" not in said.read_text() and process.poll() is None:
                     time.sleep(0.1)
-                os.kill((mlflow if kind == "MLflow" else prefect).pid, signal.SIGKILL)
+                # With its workers: each leads a group
+                os.killpg((mlflow if kind == "MLflow" else prefect).pid, signal.SIGKILL)
                 status = process.wait()
         row = outcome(f"{kind}'s server killed", copy, expected, status)
         tracking.write_text(yaml.safe_dump(settings))
@@ -207,7 +208,8 @@ def mlflow_server(folder: Path) -> Iterator[tuple[psutil.Process, str]]:
             time.sleep(0.2)
         yield psutil.Process(process.pid), f"http://127.0.0.1:{port}"
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def jobs(folder: Path) -> list[tuple[str, Callable[[Path], Iterator[Row]]]]:

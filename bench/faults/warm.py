@@ -9,14 +9,26 @@ import os
 import sys
 import tempfile
 import traceback
-from contextlib import suppress
-from multiprocessing import get_context, util
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import dvc.cli
+# What commands import as they run, DVC's too
+import dulwich.client  # noqa: F401
+import dvc.cli.parser
+import dvc.repo.checkout
+import dvc.repo.commit
+import dvc.repo.status
+import dvc_data.hashfile.db.local
+import dvc_data.hashfile.state  # noqa: F401
+import k_means_constrained  # noqa: F401
 import mlflow.pyfunc  # noqa: F401
 
+import recsys.baselines.training
+import recsys.distill.students
+import recsys.distill.teacher
+import recsys.evaluation.report
+import recsys.towers.probe  # noqa: F401
 from flows.augment import augment
 from flows.baselines import baselines
 from flows.command_line import exit_status
@@ -27,16 +39,26 @@ from flows.register import register
 from flows.stream import stream
 from flows.students import students
 from flows.teacher import teacher
-from recsys.training.launch import start_server
+from recsys import provenance
+from recsys.config import InputError
 from tasks import tracking, versioning
 from tasks.checks import check_before, check_settings_and_data
+from tasks.code import CALLERS
 from tasks.project import alone
 from tests.support import warm  # noqa: F401 (what each process would work out anew)
+from tests.support.forked_server import fork_the_server, in_a_fork
 
 STAGES = (ingest, baselines, partition, teacher, augment, students, evaluate, register)
 NAMES = tuple(stage.name for stage in STAGES)
 STREAM = stream.name
 TEMPORARY = "tmp"  # TMPDIR of a command, in its project
+
+# What a module's text means does not hang on where it lies: each is parsed here, once for all
+# copies of the project
+_parse = provenance._parsed
+provenance._parsed = lambda path, content: _parse(Path(path.name), content)  # type: ignore[assignment]
+for one in (*NAMES, STREAM):
+    provenance.code_of(f"flows.{one}", callers=CALLERS)
 
 
 def up_to(last: str) -> None:
@@ -77,9 +99,7 @@ def _work(work: str, folder: Path) -> NoReturn:
     os.environ["TMPDIR"] = str(temporary)
     tempfile.tempdir = None
     versioning._dvc = _dvc
-    util.spawnv_passfds = _fork_the_server
-    start_server()  # now, while this process has one thread
-    util.spawnv_passfds = _spawn  # where that one is killed
+    fork_the_server()
     status = 1
     try:
         # What is recorded waits in .tracking: to import MLflow takes the courier five seconds
@@ -91,46 +111,17 @@ def _work(work: str, folder: Path) -> NoReturn:
     sys.exit(status)
 
 
-_spawn = util.spawnv_passfds
-
-
-def _fork_the_server(path: Any, arguments: Any, descriptors: Any) -> int:
-    """A fork in place of a new interpreter, for multiprocessing's server."""
-    if "forkserver" not in str(arguments[-1]):
-        return _spawn(path, arguments, descriptors)
-    child = os.fork()
-    if child:
-        return child
-    with _always_exit():
-        kept = sorted({0, 1, 2, *descriptors})
-        for low, high in zip(kept, [*kept[1:], os.sysconf("SC_OPEN_MAX")], strict=True):
-            os.closerange(low + 1, high)
-        exec(arguments[-1], {})
-    raise AssertionError
-
-
 def _dvc(*arguments: str) -> str:
     """:func:`tasks.versioning._dvc`, by a fork."""
     with tempfile.TemporaryFile("w+") as printed:
-        child = os.fork()
-        if not child:
-            with _always_exit():
-                os.dup2(printed.fileno(), 1)
-                sys.stdout = os.fdopen(1, "w", closefd=False)
-                status = dvc.cli.main(list(arguments))
-                sys.stdout.flush()
-                os._exit(status)
-        _, status = os.waitpid(child, 0)
+
+        def command() -> int:
+            os.dup2(printed.fileno(), 1)
+            sys.stdout = os.fdopen(1, "w", closefd=False)
+            return dvc.cli.main(list(arguments))
+
+        _, status = os.waitpid(in_a_fork(command), 0)
         printed.seek(0)
         if status:
-            raise RuntimeError(f"dvc {' '.join(arguments)}: status {status}")
+            raise InputError(f"dvc {' '.join(arguments)}: status {status}")
         return printed.read()
-
-
-class _always_exit(suppress):  # noqa: N801
-    """The process ends with the block, whatever happens in it."""
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
-        if error is not None and kind is not SystemExit:
-            traceback.print_exc()
-        os._exit(0 if error is None else 1)

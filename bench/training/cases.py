@@ -23,7 +23,7 @@ class Contender:
     ``wire16``: embeddings cross the ranks as fp16, gradients as bf16.
     """
 
-    kind: Literal["engine", "plain", "fuxictr"]
+    kind: Literal["engine", "plain", "sparse", "torchrec", "fuxictr", "deepctr"]
     optimizer: Literal["rowwise_adagrad", "adagrad", "adam"]
     ranks: int = 1
     threads: int = 2
@@ -43,8 +43,17 @@ CONTENDERS = {
     ),
     "plain-adagrad": Contender("plain", "adagrad"),
     "plain-adam": Contender("plain", "adam"),
+    "sparse-1x1": Contender("sparse", "rowwise_adagrad", threads=1),
+    "sparse-1x2": Contender("sparse", "rowwise_adagrad"),
+    "torchrec-1x1": Contender("torchrec", "rowwise_adagrad", threads=1),
+    "torchrec-1x2": Contender("torchrec", "rowwise_adagrad"),
     "fuxictr-adam": Contender("fuxictr", "adam"),
+    "deepctr-adam": Contender("deepctr", "adam"),
 }
+
+
+# Packages in the folder of peers, by kind of contender
+PEERS = {"fuxictr": "fuxictr", "deepctr": "deepctr_torch"}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import polars as pl
@@ -27,6 +28,7 @@ from recsys.training.overlap import load_ahead, train_batches
 from recsys.training.settings import TrainSettings
 from recsys.units import BYTES_PER_GIB
 
+EPSILON = 1e-8  # as FBGEMM adds to the root of AdaGrad's sum
 WIRE16 = {"forward": "fp16", "backward": "bf16", "gradients": "bf16"}
 
 
@@ -63,7 +65,9 @@ def engine_rank(case: Case) -> dict[str, float]:
             engine,
             reader.label_batches(window, case.model.batch_size, ranks.rank(), ranks.world_size()),
         ),
-        lambda batches: (loss for _, loss in train_batches(engine, batches, engine.serving_loss)),
+        lambda batches: (
+            float(loss) for _, loss in train_batches(engine, batches, engine.serving_loss)
+        ),
         case.model.batch_size,
     )
     return {**measure(contest, case.seconds, case.least_steps), "peak_gib": peak_gib()}
@@ -72,16 +76,17 @@ def engine_rank(case: Case) -> dict[str, float]:
 class PlainRanker(nn.Module):
     """The same ranker, from the same weights, with one nn.EmbeddingBag a feature."""
 
-    def __init__(self, schema: Schema, model: Model) -> None:
+    def __init__(self, schema: Schema, model: Model, sparse: bool = False) -> None:
         super().__init__()
         self.ranker = dense_ranker(schema, model)
         shape = model.table_rows, model.dimension
         tables = [
-            initial_rows(SEED, TABLE_PREFIX + f.name, *shape, 0, shape[0])
+            initial_rows(SEED, TABLE_PREFIX + f.name, *shape, 0, shape[0], self.ranker.own_weights)
             for f in schema.categorical
         ]
         self.tables = nn.ModuleList(
-            nn.EmbeddingBag.from_pretrained(t, freeze=False, mode="sum") for t in tables
+            nn.EmbeddingBag.from_pretrained(t, freeze=False, mode="sum", sparse=sparse)
+            for t in tables
         )
 
     def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
@@ -99,7 +104,7 @@ def dense_ranker(schema: Schema, model: Model) -> Ranker:
 
 def dense_logit(ranker: Ranker, dense: Tensor, embeddings: Tensor) -> Tensor:
     """All of a ranker but its tables: [B, W], [B, F, N] -> [B]."""
-    return ranker.head(ranker.over_arch(ranker.interaction(ranker.dense_arch(dense), embeddings)))
+    return ranker.head(ranker.represent_embedded(dense, embeddings))
 
 
 def run_plain(case: Case) -> dict[str, float]:
@@ -113,6 +118,35 @@ def run_plain(case: Case) -> dict[str, float]:
         else torch.optim.Adam(model.parameters(), lr=ADAM_RATE)
     )
 
+    return _run_plain(case, schema, model, optimizer)
+
+
+def run_sparse(case: Case) -> dict[str, float]:
+    """Train as a good engineer writes it in plain PyTorch: gradients of the rows that were read,
+    and a row-wise AdaGrad of ten lines."""
+    schema = Schema.load(Path(case.windows))
+    model = PlainRanker(schema, case.model, sparse=True)
+    tables = [cast(nn.Parameter, table.weight) for table in model.tables]
+    sums = [torch.zeros(len(table)) for table in tables]
+    dense = torch.optim.Adam(model.ranker.parameters(), lr=ADAM_RATE)
+
+    @torch.no_grad()
+    def update_tables(*_: object) -> None:
+        for table, total in zip(tables, sums, strict=True):
+            assert table.grad is not None
+            gradient = table.grad.coalesce()
+            rows, values = gradient.indices()[0], gradient.values()
+            total[rows] += values.pow(2).mean(dim=1)
+            table[rows] -= ADAGRAD_RATE * values / (total[rows].sqrt() + EPSILON).unsqueeze(1)
+            table.grad = None
+
+    dense.register_step_post_hook(update_tables)
+    return _run_plain(case, schema, model, dense)
+
+
+def _run_plain(
+    case: Case, schema: Schema, model: PlainRanker, optimizer: torch.optim.Optimizer
+) -> dict[str, float]:
     def step(batch: list[Tensor]) -> float:
         dense, ids, label = batch
         optimizer.zero_grad()

@@ -7,7 +7,7 @@ import resource
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 from recsys.data.schema import Window
@@ -36,18 +36,21 @@ def measure(contest: Contest, seconds: float, least_steps: int) -> dict[str, flo
     """Warm up, time the loop, then time the reader alone; called by every rank.
 
     Returns:
-        samples, seconds, waited (for the reader, in ``seconds``), reader (seconds per sample,
-        alone) and first_loss (before any step: the same for contenders that start from the same
-        weights).
+        samples, seconds, waited (for the reader, in ``seconds``), cpu (seconds of all ranks),
+        reader (seconds per sample, alone) and first_loss (before any step: the same for contenders
+        that start from the same weights).
     """
     warm = [_timed(contest, batch) for batch in _some(contest, WARM_UP_STEPS)]
     steps = ranks.broadcast(max(least_steps, math.ceil(seconds / warm[-1][0])))
+    started = process_time()
     samples, elapsed, waited = _train(contest, steps)
+    used = ranks.means([process_time() - started])[0] * ranks.world_size()
     read = [_read(contest, window) for window in contest.windows]
     return {
         "samples": samples,
         "seconds": elapsed,
         "waited": waited,
+        "cpu": used,
         "reader": sum(read) / sum(window.rows for window in contest.windows),
         "first_loss": ranks.means([warm[0][1]])[0],
     }

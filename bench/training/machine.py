@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.training.cases import Model
+from bench.training.cases import FLOAT_BYTES, Model
 from bench.training.contenders import dense_logit, dense_ranker
 from bench.training.windows import TABLES
 from recsys.data.schema import Schema
@@ -17,6 +17,7 @@ from recsys.models.ranker import Ranker
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 COUNTED_ROWS = 8
+COPIED_FLOATS = 2**26  # 256 MiB: far more than caches hold
 REPEATS = 5
 
 
@@ -25,13 +26,16 @@ def measure_machine(model: Model, schema: Schema, threads: list[int]) -> dict[st
 
     Keys: "flops"; "gemm <precision> <threads>": torch.mm at the shapes of every linear layer,
     forward and both backward products; "dense <precision> <threads>": forward and backward of the
-    dense part.
+    dense part; "memory <threads>": bytes per second of a copy, read and written; "table_bytes":
+    what a sample's rows move through memory, read for the forward pass, read and written after it.
     """
     ranker = dense_ranker(schema, model)
-    found = {"flops": _flops(ranker, schema, model)}
+    found = {"flops": step_flops(schema, model)}
+    found["table_bytes"] = 3.0 * TABLES * model.dimension * FLOAT_BYTES
     before = torch.get_num_threads()
     for count in threads:
         torch.set_num_threads(count)
+        found[f"memory {count}"] = _memory_rate()
         for name, dtype in PRECISIONS.items():
             found[f"gemm {name} {count}"] = _gemm_rate(ranker, model.batch_size, dtype)
             step = _dense_step(ranker, schema, model, model.batch_size, dtype)
@@ -40,7 +44,9 @@ def measure_machine(model: Model, schema: Schema, threads: list[int]) -> dict[st
     return found
 
 
-def _flops(ranker: Ranker, schema: Schema, model: Model) -> float:
+def step_flops(schema: Schema, model: Model) -> float:
+    """FLOPs of a training step's dense part per sample, forward and backward."""
+    ranker = dense_ranker(schema, model)
     with FlopCounterMode(display=False) as counter:
         _dense_step(ranker, schema, model, COUNTED_ROWS, torch.float32)()
     return counter.get_total_flops() / COUNTED_ROWS
@@ -73,6 +79,12 @@ def _gemm_rate(ranker: Ranker, rows: int, dtype: torch.dtype) -> float:
             seconds += _seconds(lambda left=left, right=right: torch.mm(left, right))
             flops += 2.0 * rows * layer.in_features * layer.out_features
     return flops / seconds
+
+
+def _memory_rate() -> float:
+    source = torch.ones(COPIED_FLOATS)
+    target = torch.empty_like(source)
+    return 2.0 * COPIED_FLOATS * FLOAT_BYTES / _seconds(lambda: target.copy_(source))
 
 
 def _seconds(function: Callable[[], object]) -> float:

@@ -8,15 +8,16 @@ from typing import Any
 import psutil
 
 from bench.shared.report import machine_lines
-from bench.training.cases import CONTENDERS, Case, Model
+from bench.training.cases import CONTENDERS, PEERS, Case, Model
 from recsys.units import BYTES_PER_GIB, GIGA, MEGA
 
 BASELINE, BASELINE_KIND = "plain-adagrad", "plain"
 HEADER = (
-    "| contender | samples/s | spread | x plain-adagrad | of GEMM rate | loader alone / step | "
-    "waiting | peak GiB |\n"
-    "|---|---:|---:|---:|---:|---:|---:|---:|"
+    "| contender | samples/s | spread | samples per CPU s | x plain-adagrad | "
+    "of GEMM rate | of memory rate | loader alone / step | waiting | peak GiB |\n"
+    "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
 )
+COLUMNS = 10
 
 
 @dataclass
@@ -62,7 +63,8 @@ def section_lines(section: Section) -> list[str]:
     ]
     lines += [_row(section, contender) for contender in section.results]
     lines += [
-        f"| {contender} | {reason} | | | | | | |" for contender, reason in section.reasons.items()
+        f"| {contender} | {reason} |{' |' * (COLUMNS - 2)}"
+        for contender, reason in section.reasons.items()
     ]
     return lines + _ratios(section)
 
@@ -73,12 +75,15 @@ def _row(section: Section, contender: str) -> str:
     rate, plain = median(rates), section.rate(BASELINE)
     precision = "bf16" if who.bf16 else "fp32"
     gemm = section.machine.get(f"gemm {precision} {who.ranks * who.threads}")
+    memory = section.machine.get(f"memory {who.ranks * who.threads}")
     step = median((run["seconds"] - run["waited"]) / run["samples"] for run in runs)
     cells = [
         f"{rate:,.0f}",
         f"{min(rates):,.0f} - {max(rates):,.0f}",
+        f"{median(run['samples'] / run['cpu'] for run in runs):,.0f}" if "cpu" in runs[0] else "",
         f"{rate / plain:.1f}" if plain else "",
         f"{rate * section.machine['flops'] / gemm:.0%}" if gemm else "",
+        f"{rate * section.machine['table_bytes'] / memory:.0%}" if memory else "",
         f"{median(run['reader'] for run in runs) / step:.1%}",
         f"{median(run['waited'] / run['seconds'] for run in runs):.1%}",
         f"{median(run['peak_gib'] for run in runs):.1f}",
@@ -92,7 +97,7 @@ def _rate_lines(machine: dict[str, float]) -> list[str]:
         "| precision | threads | GEMM GFLOP/s | dense part alone GFLOP/s | of GEMM rate |",
         "|---|---:|---:|---:|---:|",
     ]
-    for key in machine:
+    for key in list(machine):
         if key.startswith("gemm "):
             _, precision, threads = key.split()
             gemm, dense = machine[key], machine[f"dense {precision} {threads}"]
@@ -100,7 +105,12 @@ def _rate_lines(machine: dict[str, float]) -> list[str]:
                 f"| {precision} | {threads} | {gemm / GIGA:.0f} | {dense / GIGA:.0f} | "
                 f"{dense / gemm:.0%} |"
             )
-    return lines
+    rates = [
+        f"{rate / GIGA:.1f} GB/s with {key.split()[1]} threads"
+        for key, rate in machine.items()
+        if key.startswith("memory ")
+    ]
+    return [*lines, "", f"Memory, copied: {', '.join(rates)}."] if rates else lines
 
 
 def _ratios(section: Section) -> list[str]:
@@ -125,7 +135,7 @@ def losses_differ(section: Section, tolerance: float) -> list[str]:
     first = {
         contender: runs[0]["first_loss"]
         for contender, runs in section.results.items()
-        if CONTENDERS[contender].kind != "fuxictr" and not CONTENDERS[contender].bf16
+        if CONTENDERS[contender].kind not in PEERS and not CONTENDERS[contender].bf16
     }
     plain = next(
         (loss for contender, loss in first.items() if CONTENDERS[contender].kind == BASELINE_KIND),
@@ -143,11 +153,9 @@ def losses_differ(section: Section, tolerance: float) -> list[str]:
 
 def reason_for_skipping(case: Case, tables: int) -> str | None:
     """Why ``case`` cannot run on this machine, None where it can."""
-    if (
-        case.who().kind == "fuxictr"
-        and not (Path(case.peers) / "fuxictr" / "__init__.py").is_file()
-    ):
-        return "skipped: no --peers folder with fuxictr"
+    package = PEERS.get(case.who().kind)
+    if package is not None and not (Path(case.peers) / package / "__init__.py").is_file():
+        return f"skipped: no --peers folder with {package}"
     needed, free = (
         case.table_bytes(tables) / BYTES_PER_GIB,
         psutil.virtual_memory().available / BYTES_PER_GIB,

@@ -21,7 +21,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from bench.shared.report import print_report
-from bench.training.cases import CONTENDERS, SEED, Case, Model
+from bench.training.cases import CONTENDERS, PEERS, SEED, Case, Model
 from bench.training.report import (
     Section,
     header,
@@ -73,7 +73,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--least-steps", type=int, default=2, help="of a measurement, however slow")
     parser.add_argument("--window-rows", type=int, default=65_536, help="examples per window")
     parser.add_argument("--sharding", default="planner", help="as in params/train.yaml")
-    parser.add_argument("--peers", default="", help="folder with fuxictr (see bench/README.md)")
+    parser.add_argument("--peers", default="", help="folder with the peers (see bench/README.md)")
     parser.add_argument("--timeout", type=float, default=1800.0, help="seconds, a measurement")
     parser.add_argument(
         "--results", type=Path, help="file of earlier repeats and models, to be continued"
@@ -92,7 +92,7 @@ def run_worker(
     count = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     path = os.pathsep.join(filter(None, [case.peers, os.environ.get("PYTHONPATH")]))
     environment = (
-        os.environ | SPIN | count | ({"PYTHONPATH": path} if case.who().kind == "fuxictr" else {})
+        os.environ | SPIN | count | ({"PYTHONPATH": path} if case.who().kind in PEERS else {})
     )
     command = [sys.executable, "-m", "bench.training.worker", what, case.to_json(), *more]
     try:

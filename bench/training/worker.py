@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 from bench.training.cases import Case
-from bench.training.contenders import run_engine, run_plain
+from bench.training.contenders import run_engine, run_plain, run_sparse
 from bench.training.machine import measure_machine
+from bench.training.torchrec_loop import run_torchrec
 from recsys.data.schema import Schema
 
 
@@ -31,9 +32,17 @@ def run_contender(case: Case) -> dict[str, float]:
         return run_engine(case)
     if case.who().kind == "plain":
         return run_plain(case)
-    from bench.training.peer import run_fuxictr  # only where the peer's folder is on the path
+    if case.who().kind == "sparse":
+        return run_sparse(case)
+    if case.who().kind == "torchrec":
+        return run_torchrec(case)
+    if case.who().kind == "fuxictr":  # peers only where their folder is on the path
+        from bench.training.peer import run_fuxictr
 
-    return run_fuxictr(case)
+        return run_fuxictr(case)
+    from bench.training.deepctr_peer import run_deepctr
+
+    return run_deepctr(case)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,14 @@ class Batch(Pipelineable):
 
     def to(self, device: torch.device, non_blocking: bool = True) -> "Batch":
         """The same batch on ``device``."""
+        if device.type != "cpu":
+            # TorchRec asks for these in each step; here they are counted without a wait
+            self.sparse.offset_per_key()
         return replace(self, **self._each(lambda part: part.to(device, non_blocking=non_blocking)))
+
+    def pinned(self) -> "Batch":
+        """The same batch in memory from which a GPU copies while the host goes on."""
+        return replace(self, **self._each(lambda part: part.pin_memory()))
 
     def record_stream(self, stream: Any) -> None:
         """Keep the memory until ``stream`` has used it."""

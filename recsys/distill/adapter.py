@@ -2,6 +2,7 @@
 present."""
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,8 @@ from recsys.models.layers import perceptron
 from recsys.models.ranker import SERVING
 from recsys.sharding.communication import average_gradients
 from recsys.training.label_loss import label_entropy
-from recsys.training.non_finite import NonFiniteGradientError
+from recsys.training.late import Late
+from recsys.training.non_finite import STEPS_BEHIND, NonFiniteGradientError
 from recsys.training.settings import TrainSettings
 from recsys.training.side_model import SideModel
 
@@ -76,6 +78,7 @@ class StudentAdapter(SideModel):
         self._before: list[Tensor] = []
         self._batch: Batch | None = None
         self._step = 0
+        self._unread: deque[tuple[int, Late]] = deque()  # steps, their largest gradients
 
     @torch.no_grad()
     def __call__(self, score: Tensor, task: str = SERVING) -> Tensor:
@@ -110,6 +113,15 @@ class StudentAdapter(SideModel):
                     value.copy_(before)
         self._before, self._batch = [], None
 
+    def settle(self) -> None:
+        """Look at the gradients of the steps that were not looked at yet.
+
+        Raises:
+            NonFiniteGradientError: see :meth:`begin`.
+        """
+        while self._unread:
+            self._check(*self._unread.popleft())
+
     def state(self) -> dict[str, Any]:
         """Weights and optimiser state, live."""
         side = {}
@@ -125,14 +137,25 @@ class StudentAdapter(SideModel):
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         if self._world_size > 1:
             average_gradients(gradients, self._train.communication.gradients)
-        if not math.isfinite(get_total_norm(gradients, norm_type=math.inf).item()):
-            if not self._train.skip_non_finite_batches:
-                raise NonFiniteGradientError(self._step, ["the student adapter"])
-            return
+        largest = Late(get_total_norm(gradients, norm_type=math.inf).view(1))
+        if self.is_late:
+            self._unread.append((self._step, largest))
+            if len(self._unread) > STEPS_BEHIND:
+                self._check(*self._unread.popleft())
+        elif self._train.skip_non_finite_batches:
+            if not math.isfinite(largest.read()[0]):
+                return
+        else:
+            self._check(self._step, largest)
         if self._train.dense_clip_norm is not None:
             for network in self.networks.values():
                 clip_grad_norm_(network.parameters(), self._train.dense_clip_norm)
         self._optimizer.step()
+
+    @staticmethod
+    def _check(step: int, largest: Late) -> None:
+        if not math.isfinite(largest.read()[0]):
+            raise NonFiniteGradientError(step, ["the student adapter"])
 
     def _loss(self, network: ScoreNetwork, batch: Batch) -> Tensor:
         """This rank's part of the mean loss, a scalar; only rows with a usable score and a label

@@ -38,14 +38,14 @@ class DistillationDiagnostics:
     def __init__(self, loss: DistillationLoss) -> None:
         self._loss = loss
 
-    def counts(self, batch: Batch) -> dict[str, float]:
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
         """``rows``, ``scored`` (usable scores) and ``clipped`` (targets cut at 1) of this rank's
         share."""
         real = batch.weight > 0
         scored = is_usable(batch, self._loss.settings) & real
         clipped = scored & (self._loss.settings.label_scale * torch.sigmoid(batch.score) > 1.0)
         counts = {"rows": real, "scored": scored, "clipped": clipped}
-        return {name: float(mask.sum()) for name, mask in counts.items()}
+        return {name: mask.sum() for name, mask in counts.items()}
 
     def summary(
         self, engine: Engine, counts: dict[str, float], probe: Batch | None

@@ -8,6 +8,7 @@ training diverged; here it ends the run.
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -57,46 +58,83 @@ class CommunicationOverflowError(RuntimeError):
         return type(self), (self.setting, self.precision)
 
 
+@dataclass
+class Overflows:
+    """Gradients that their format on the wire could not hold.
+
+    An overflow is raised before anything is sent. ``is_late``: what would show it is noted
+    instead, so that no step waits for the device; who reads it calls :meth:`taken`.
+    """
+
+    is_late: bool = False
+    _noted: list[tuple[str, str, Tensor]] = field(default_factory=list)
+
+    def check(self, setting: str, precision: str, sent: Tensor, largest: float) -> None:
+        """Look at the gradient ``sent`` under ``communication.setting``, all of which is to lie in
+        [-largest, largest].
+
+        Raises:
+            CommunicationOverflowError: it does not, and is not to be seen late.
+        """
+        if not self.is_late:
+            if not _fits(sent, largest):
+                raise CommunicationOverflowError(setting, precision)
+        elif sent.numel():
+            self._noted.append((setting, precision, torch.stack(sent.aminmax()) / largest))
+
+    def taken(self) -> list[tuple[str, str, Tensor]]:
+        """(setting, precision, [2]: smallest and largest number in parts of the largest that fits)
+        of each gradient since the last call."""
+        noted, self._noted = self._noted, []
+        return noted
+
+
 class WireCodec(QuantizedCommCodec):
     """FBGEMM's codec for one direction, without its silent clamping.
 
     Forward, what the format cannot hold, or a sum over ranks that it cannot hold, arrives as NaN,
-    so that the loss is NaN too. Backward it raises before anything is sent, as the tables'
-    optimisers run on what arrives.
+    so that the loss is NaN too; nothing waits for the device to see it. Backward
+    ``overflows`` is told, as the tables' optimisers run on what arrives.
 
     Args:
         precision: fp32, fp16, bf16 or int8. int8 sends a scale and an offset (8 bytes) each
             ``width`` numbers.
         forward: pooled embeddings, else their gradients.
         width: a divisor of the number of columns of every shard.
+        overflows: None: raise at once.
     """
 
-    def __init__(self, precision: str, forward: bool, width: int) -> None:
+    def __init__(
+        self, precision: str, forward: bool, width: int, overflows: Overflows | None = None
+    ) -> None:
         super().__init__(FORMATS[precision], is_fwd=forward)
         self._precision, self._width = precision, width
+        self._overflows = overflows or Overflows()
 
     def encode(self, input_tensor: Tensor, ctx: QuantizationContext | None = None) -> Tensor:
         """``input_tensor`` as it is sent: [N] or [B, N] float32 to the format.
 
         Raises:
-            CommunicationOverflowError: backward, a number does not fit.
+            CommunicationOverflowError: backward, a number does not fit, and it is not to be seen
+                late.
         """
-        if self._precision != "fp32" and not _fits(input_tensor, largest_number(self._precision)):
-            if not self._is_fwd:
-                raise CommunicationOverflowError("backward", self._precision)
-            fits = input_tensor.abs() <= largest_number(self._precision)  # False for NaN
+        if self._precision == "fp32":
+            return super().encode(input_tensor, ctx)
+        if not self._is_fwd:
+            self._overflows.check(
+                "backward", self._precision, input_tensor, largest_number(self._precision)
+            )
+        if self._precision == "int8":
             # An infinity makes the scale of int8 one, and with it the whole row NaN; a NaN it would
             # lose.
-            unfit = math.inf if self._precision == "int8" else math.nan
-            input_tensor = torch.where(fits, input_tensor, unfit)
-        return super().encode(input_tensor, ctx)
+            return super().encode(torch.where(input_tensor.isnan(), math.inf, input_tensor), ctx)
+        return input_tensor.to(DTYPES[self._precision])  # FBGEMM's bits, an overflow as infinity
 
     def decode(self, input_tensor: Tensor, ctx: QuantizationContext | None = None) -> Tensor:
-        """What arrived, as float32."""
+        """What arrived, as float32; what is infinite, as NaN."""
         decoded = super().decode(input_tensor, ctx)
-        if self._precision != "fp32" and not _fits(decoded, largest_number("fp32")):
-            decoded = torch.where(decoded.isfinite(), decoded, math.nan)
-        return decoded
+        # x + 0 x has the bits of x, or is NaN; it is a third of what isfinite costs
+        return decoded if self._precision == "fp32" else torch.add(decoded, decoded, alpha=0)
 
     def create_context(self) -> QuantizationContext:
         """A row of int8 is ``width`` numbers; FBGEMM's 32 must divide every rank's part, or it
@@ -105,7 +143,9 @@ class WireCodec(QuantizedCommCodec):
 
 
 def wire_codecs(
-    communication: CommunicationSettings, width: int = SMALLEST_COLUMN_SHARD
+    communication: CommunicationSettings,
+    width: int = SMALLEST_COLUMN_SHARD,
+    overflows: Overflows | None = None,
 ) -> dict[str, QuantizedCommCodecs] | None:
     """Codecs by collective, for TorchRec's sharder; None where all is sent as it is.
 
@@ -114,8 +154,8 @@ def wire_codecs(
     if communication.forward == communication.backward == "fp32":
         return None
     codecs = QuantizedCommCodecs()
-    codecs.forward = cast(Any, WireCodec(communication.forward, True, width))
-    codecs.backward = cast(Any, WireCodec(communication.backward, False, width))
+    codecs.forward = cast(Any, WireCodec(communication.forward, True, width, overflows))
+    codecs.backward = cast(Any, WireCodec(communication.backward, False, width, overflows))
     return {operation.name: codecs for operation in OPERATIONS}
 
 
@@ -165,7 +205,10 @@ def sends_int8(communication: CommunicationSettings) -> bool:
 
 
 def average_gradients(
-    gradients: Sequence[Tensor], precision: str = "fp32", group: ProcessGroup | None = None
+    gradients: Sequence[Tensor],
+    precision: str = "fp32",
+    group: ProcessGroup | None = None,
+    overflows: Overflows | None = None,
 ) -> None:
     """Put the mean over the ranks of ``group`` (None: all ranks) in each one's place; a collective
     for every BUCKET numbers, so that what is copied for it stays small.
@@ -177,7 +220,9 @@ def average_gradients(
         return
     for bucket in _buckets(gradients):
         flat = bucket[0] if len(bucket) == 1 else torch.cat(bucket)
-        means = mean_over_ranks(flat, precision, group).split([part.numel() for part in bucket])
+        means = mean_over_ranks(flat, precision, group, overflows).split(
+            [part.numel() for part in bucket]
+        )
         for part, mean in zip(bucket, means, strict=True):
             part.copy_(mean)
 
@@ -198,14 +243,17 @@ def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def mean_over_ranks(
-    flat: Tensor, precision: str = "fp32", group: ProcessGroup | None = None
+    flat: Tensor,
+    precision: str = "fp32",
+    group: ProcessGroup | None = None,
+    overflows: Overflows | None = None,
 ) -> Tensor:
     """Mean over the ranks of ``group`` (None: all ranks) of ``flat`` [N] float32, sent and added
     up in ``precision``; collective.
 
     Raises:
         CommunicationOverflowError: it holds what ``precision`` (not fp32) cannot hold; on every
-            rank.
+            rank; at once, where ``overflows`` does not say otherwise.
     """
     world_size = distributed.get_world_size(group)
     if precision == "fp32":
@@ -215,8 +263,7 @@ def mean_over_ranks(
     sent = (flat / world_size).to(DTYPES[precision])
     distributed.all_reduce(sent, group=group)
     mean = sent.float()
-    if not _fits(mean, largest_number("fp32")):
-        raise CommunicationOverflowError("gradients", precision)
+    (overflows or Overflows()).check("gradients", precision, mean, largest_number("fp32"))
     return mean
 
 

@@ -27,7 +27,7 @@ from recsys.models.partition_file import Partition
 from recsys.models.ranker import Ranker
 from recsys.models.slices import Piece
 from recsys.planning.tables import Kind
-from recsys.sharding.communication import average_gradients, wire_codecs
+from recsys.sharding.communication import Overflows, average_gradients, wire_codecs
 from recsys.sharding.plan import PlanRequest, make_plan, table_bytes
 from recsys.sharding.settings import CommunicationSettings, check_table_names
 from recsys.towers.exchange import PeerExchange
@@ -117,12 +117,14 @@ class TowerTransform:
         return [parameter for parameter in parameters if id(parameter) not in own]
 
 
-def transform(model: nn.Module, partition: Partition, settings: TrainSettings) -> TowerTransform:
+def transform(
+    model: nn.Module, partition: Partition, settings: TrainSettings, overflows: Overflows
+) -> TowerTransform:
     """Leave in ``model``, which holds a ranker with the towers of ``partition``, this rank's tables
     and towers.
 
-    Names in the state_dict stay. ``communication`` is that of the tower outputs between hosts.
-    Collective.
+    Names in the state_dict stay. ``communication`` is that of the tower outputs between hosts,
+    and ``overflows`` is told what it cannot hold. Collective.
 
     Raises:
         InputError: ``model`` has no towers, the hosts do not fit them, or a kind of sharding leaves
@@ -143,7 +145,7 @@ def transform(model: nn.Module, partition: Partition, settings: TrainSettings) -
     features = [list(dict.fromkeys(piece.feature for piece in held)) for held in pieces]
     widths = _widths(ranker)
     outputs = [[(tower, widths[tower]) for tower in towers] for towers in placed]
-    codecs = (wire_codecs(settings.communication, gcd(*widths)) or {}).get(
+    codecs = (wire_codecs(settings.communication, gcd(*widths), overflows) or {}).get(
         CommOp.POOLED_EMBEDDINGS_ALL_TO_ALL.name
     )
     lists = {config.feature_names[0] for config in tables if config.pooling is PoolingType.MEAN}

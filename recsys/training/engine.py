@@ -128,8 +128,10 @@ class Engine:
         self._side = side or SideModel()
         self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
         self.device = torch.device(settings.device)
+        self._copies: torch.cuda.Stream | None = None  # of batches to the device
         if settings.device == "cuda":
             self.device = torch.device("cuda", torch.cuda.current_device())
+            self._copies = torch.cuda.Stream()
         self._bf16 = computes_in_bf16(settings)
         self._guard = NonFiniteGuard(settings.skip_non_finite_batches)
         self._trains_tables = True
@@ -141,7 +143,7 @@ class Engine:
         self._towers = None
         if transform is not None:
             assert partition is not None, "a transform needs the towers of a partition"
-            self._towers = transform(model, partition, settings)
+            self._towers = transform(model, partition, settings, self._guard.overflows)
         set_table_precision(model, settings)
         self._set_table_optimizer(model)
         paths = list(bag_collections(model))
@@ -174,16 +176,17 @@ class Engine:
             )
         self._rates_are_constant = is_constant(settings.schedule)
         self._counts = torch.zeros(2, dtype=torch.int64)  # optimiser steps, skipped batches
+        self._counted = self._counts.numpy()  # the same memory; torch would wait for a device
 
     @property
     def steps(self) -> int:
         """Optimiser steps so far, those of a loaded checkpoint included."""
-        return int(self._counts[0])
+        return int(self._counted[0])
 
     @property
     def skipped_batches(self) -> int:
         """Batches left out because their loss was not finite."""
-        return int(self._counts[1])
+        return int(self._counted[1])
 
     @property
     def is_alone(self) -> bool:
@@ -216,15 +219,42 @@ class Engine:
 
     def outputs(self, batch: Batch) -> dict[str, Tensor]:
         """Every output of the model for this rank's share, float32, without gradients."""
+        self._settle()
         self._set_mode(training=False)
         batch = self.on_device(batch)
         with torch.no_grad(), self._precision():
             outputs = self._model.module(batch.dense, batch.sparse)
         return {name: value.float() for name, value in outputs.items()}
 
+    @contextmanager
+    def checking_late(self) -> Iterator[None]:
+        """No step inside this context waits for the device to see whether its loss and gradients
+        are finite: that is read a few steps later, and all of it by whatever reads weights or
+        predicts. A bad step is then named all the same, but was taken. Steps look at once with
+        ``skip_non_finite_batches``.
+
+        Raises:
+            NonFiniteError, CommunicationOverflowError: at the end too.
+        """
+        self._guard.begin_late()
+        self._side.is_late = not self._guard.skip
+        try:
+            yield
+        finally:
+            self._guard.end_late()
+            self._side.is_late = False
+        self._settle()
+
     def on_device(self, batch: Batch) -> Batch:
-        """``batch`` on this rank's device."""
-        return batch if self.device.type == "cpu" else batch.to(self.device)
+        """``batch`` on this rank's device; the copy to a GPU runs beside what it computes."""
+        if self._copies is None:
+            return batch
+        with torch.cuda.stream(self._copies):
+            moved = batch.to(self.device)
+        current = torch.cuda.current_stream()
+        current.wait_stream(self._copies)
+        moved.record_stream(current)
+        return moved
 
     def train_step(self, batch: Batch, loss_function: LossFunction) -> float:
         """One optimiser step on a global batch.
@@ -275,7 +305,7 @@ class Engine:
             outputs = self._model(batch.dense, batch.sparse)
         losses = loss_function({name: value.float() for name, value in outputs.items()}, batch)
         loss = (batch.weight * losses).sum() * (self.world_size / batch.global_rows)
-        if self._guard.skips_loss(loss.item(), batch, outputs):
+        if self._guard.skips_loss(loss, batch, outputs):
             self._end_step(updated=False)
             return None
         return loss
@@ -334,6 +364,7 @@ class Engine:
 
     def state(self) -> dict[str, Any]:
         """Live references to everything that a checkpoint holds."""
+        self._settle()
         tables = self._model.fused_optimizer.state_dict()["state"] | self._replicated_state()
         dense = {name: self._dense_state(parameter) for name, parameter in self._dense.items()}
         optimizers = {"tables": tables, "dense": dense}
@@ -348,6 +379,7 @@ class Engine:
 
     def gather_state(self) -> dict[str, Tensor]:
         """The unsharded model's state_dict, float32, on rank 0; empty on the other ranks."""
+        self._settle()
         if self._towers is not None:
             return self._towers.gather_whole(self._model.state_dict())
         gathered: dict[str, Tensor] = {}
@@ -384,8 +416,13 @@ class Engine:
         if self.module.training != training:
             self._model.train(training)
 
+    def _settle(self) -> None:
+        """Raise what the steps so far had wrong."""
+        self._guard.settle()
+        self._side.settle()
+
     def _end_step(self, updated: bool) -> bool:
-        self._counts[0 if updated else 1] += 1
+        self._counted[0 if updated else 1] += 1
         self._side.end(updated)
         return updated
 
@@ -395,7 +432,11 @@ class Engine:
         if self._towers is not None:
             replicated = self._towers.average_own(replicated)
         gradients = [parameter.grad for parameter in replicated if parameter.grad is not None]
-        average_gradients(gradients, self.settings.communication.gradients)
+        average_gradients(
+            gradients,
+            self.settings.communication.gradients,
+            overflows=self._guard.overflows,
+        )
 
     def _clip_gradients(self, limit: float) -> None:
         dense = list(self._dense.values())
@@ -428,7 +469,9 @@ class Engine:
             )
             group = distributed.group.WORLD
             sharder = BagSharder(
-                qcomm_codecs_registry=wire_codecs(communication, shard_width(plan))
+                qcomm_codecs_registry=wire_codecs(
+                    communication, shard_width(plan), self._guard.overflows
+                )
             )
             self._plan_rows = plan_rows(model, plan, self.settings)
         else:

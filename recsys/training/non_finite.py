@@ -3,7 +3,9 @@ out."""
 
 import math
 import sys
+from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
 
@@ -13,6 +15,8 @@ from torchrec.distributed.types import LazyAwaitable
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from recsys.data.loader import Batch
+from recsys.sharding.communication import CommunicationOverflowError, Overflows
+from recsys.training.late import Late
 
 SOURCES = (
     "the dense input",
@@ -23,6 +27,8 @@ SOURCES = (
 )
 ADVICE = "lower the learning rates, mend the data, or set skip_non_finite_batches: true"
 DENSE_COLUMN = "dense column {}"
+STEPS_BEHIND = 2  # that a late check is read: so far the host may run ahead of the device
+TINY = 2.0**-40  # a sum of float32 numbers times this one is finite where they are
 
 
 class NonFiniteError(RuntimeError):
@@ -83,19 +89,113 @@ class NonFiniteGradientError(NonFiniteError):
     what = "gradient"
 
 
+@dataclass
+class _Columns:
+    """Sums [columns of all features], times TINY, of a [B, columns] that was looked at."""
+
+    features: list[str]
+    widths: list[int]
+    sums: Tensor
+
+    @classmethod
+    def of(cls, features: list[str], widths: list[int], values: Tensor) -> Self:
+        values = values.detach()
+        return cls(features, widths, values.new_full((len(values),), TINY) @ values)
+
+    def held(self) -> list[str]:
+        """The features that hold a NaN or an infinity."""
+        return _held(self.features, self.widths, self.sums.unsqueeze(0))
+
+
+@dataclass
+class _Step:
+    """What tells, once the device has done step ``number``, whether it was right, and where not."""
+
+    number: int
+    loss: Tensor
+    batch: Batch
+    outputs: Mapping[str, Tensor]
+    pooled: list[_Columns]
+    gradients: list[_Columns] = field(default_factory=list)
+    overflows: list[tuple[str, str, Tensor]] = field(default_factory=list)
+    parameters: list[str] = field(default_factory=list)
+    differ: bool = False  # between ranks
+    extremes: Tensor | None = None  # [parameters, 2]: smallest and largest of each gradient
+    verdict: Late | None = None
+
+    def judge(self) -> None:
+        """Send off the few numbers that are finite if all is right."""
+        marks = [self.loss, *(columns.sums.sum() for columns in self.gradients)]
+        if self.overflows:
+            fits = torch.stack([part for *_, part in self.overflows]).abs() <= 1.0  # not NaN
+            marks.append(torch.where(fits.all(), 0.0, math.nan))
+        marks += [] if self.extremes is None else [(self.extremes * TINY).sum()]
+        self.verdict = Late(torch.stack(marks))
+
+    def error(self) -> RuntimeError | None:
+        """What was wrong; it waits for the device."""
+        if not _finite(self.loss):
+            sources = non_finite_sources(self.batch, self.outputs)
+            embeddings = [name for columns in self.pooled for name in columns.held()]
+            if embeddings:
+                sources = [name for name in sources if name != SOURCES[3]] + [SOURCES[-1]]
+            features = _dense_columns(self.batch) + embeddings
+            return NonFiniteLossError(self.number, sources, features)
+        held = [name for columns in self.gradients for name in columns.held()]
+        if held:
+            return NonFiniteGradientError(self.number, [SOURCES[-1]], held)
+        for setting, precision, extremes in self.overflows:
+            if not bool((extremes.abs() <= 1.0).all()):
+                return CommunicationOverflowError(setting, precision)
+        if self.extremes is not None and not _finite(self.extremes):
+            bad = (~self.extremes.isfinite()).any(dim=1).tolist()
+            found = [name for name, is_bad in zip(self.parameters, bad, strict=True) if is_bad]
+            return NonFiniteGradientError(self.number, found)
+        return None
+
+
 class NonFiniteGuard:
     """Looks at one engine's losses and gradients; ``skip``: leave a batch out on all ranks instead
-    of raising."""
+    of raising.
+
+    Between :meth:`begin_late` and :meth:`end_late` no step waits for the device: what is looked at
+    stays there and is read STEPS_BEHIND steps later, or by :meth:`settle`. The step is taken
+    meanwhile, so a bad one leaves bad weights, and whoever reads weights settles first. A batch
+    that may be left out has to be known before its step: with ``skip`` nothing is late.
+    """
 
     def __init__(self, skip: bool) -> None:
         self.skip = skip
+        self.overflows = Overflows()
         self._step = 0
         self._pooled: list[KeyedTensor] = []
         self._embeddings_are_bad = False
+        self._late: _Step | None = None
+        self._unread: deque[_Step] = deque()
+
+    def begin_late(self) -> None:
+        """From the next step on, read late."""
+        self.overflows.is_late = not self.skip
+
+    def end_late(self) -> None:
+        """From the next step on, look at once."""
+        self.overflows.is_late = False
 
     def begin(self, step: int) -> None:
         """Forget the step before ``step``."""
         self._step, self._pooled, self._embeddings_are_bad = step, [], False
+        self._late = None
+        if not self.overflows.is_late:
+            self.settle()
+
+    def settle(self) -> None:
+        """Read all that was to be read late.
+
+        Raises:
+            NonFiniteError, CommunicationOverflowError: the first bad step.
+        """
+        while self._unread:
+            self._read()
 
     def watch(
         self,
@@ -110,13 +210,19 @@ class NonFiniteGuard:
         else:
             output.callbacks.append(self._watch)
 
-    def skips_loss(self, loss: float, batch: Batch, outputs: Mapping[str, Tensor]) -> bool:
+    def skips_loss(self, loss: Tensor, batch: Batch, outputs: Mapping[str, Tensor]) -> bool:
         """Whether to leave ``batch`` out for its loss, the same on every rank.
 
         Raises:
             NonFiniteLossError: it may not be left out.
         """
-        finite = math.isfinite(loss)
+        if self.overflows.is_late:
+            pooled = [_Columns.of(p.keys(), p.length_per_key(), p.values()) for p in self._pooled]
+            held = {name: value.detach() for name, value in outputs.items()}
+            self._late = _Step(self._step, loss.detach(), batch, held, pooled)
+            self._pooled = []
+            return False
+        finite = math.isfinite(loss.item())
         if not self.skip:
             if not finite:
                 sources = non_finite_sources(batch, outputs, self._pooled)
@@ -134,6 +240,9 @@ class NonFiniteGuard:
         Raises:
             NonFiniteGradientError: it may not be left out.
         """
+        if self.overflows.is_late:
+            self._note(parameters, differ)
+            return False
         if self._embeddings_are_bad:
             return self._says(["the gradient of the embeddings"])
         gradients = [
@@ -163,11 +272,48 @@ class NonFiniteGuard:
             )
         return pooled
 
+    def _note(self, parameters: Mapping[str, nn.Parameter], differ: bool) -> None:
+        """Keep what tells whether this step was right, and read the one STEPS_BEHIND before it."""
+        step = self._late
+        assert step is not None, "skips_gradients without skips_loss"
+        gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+        if gradients:
+            step.parameters, step.differ = list(gradients), differ
+            extremes = [end for value in gradients.values() for end in value.aminmax()]
+            step.extremes = torch.stack(extremes).view(-1, 2)
+        step.overflows = self.overflows.taken()
+        step.judge()
+        self._unread.append(step)
+        self._late = None
+        if len(self._unread) > STEPS_BEHIND:
+            self._read()
+
+    def _read(self) -> None:
+        """Read the oldest step.
+
+        A gradient that was averaged over all ranks is bad on all of them: then they agree on the
+        error of the rank that it came from.
+        """
+        step = self._unread.popleft()
+        assert step.verdict is not None
+        if all(map(math.isfinite, step.verdict.read())):
+            return
+        error = step.error()
+        if error is None:
+            return
+        self._unread.clear()
+        if step.extremes is not None and not _finite(step.extremes) and not step.differ:
+            error = min(_of_all_ranks(error), key=_rank_of_cause)
+        raise error
+
     def _check_gradient(
         self, features: list[str], widths: list[int], gradient: Tensor
     ) -> Tensor | None:
         """Gradient [B, columns of all features] of the pooled embeddings; zeros where the batch is
         left out."""
+        if self._late is not None:
+            self._late.gradients.append(_Columns.of(features, widths, gradient))
+            return None
         bad = not _finite(gradient)
         if not self.skip:
             if bad:
@@ -179,11 +325,9 @@ class NonFiniteGuard:
         return torch.zeros_like(gradient) if self._embeddings_are_bad else None
 
     def _features(self, batch: Batch) -> list[str]:
-        columns = (~torch.isfinite(batch.dense)).any(dim=0).nonzero().flatten().tolist()
-        pooled = [
+        return _dense_columns(batch) + [
             name for p in self._pooled for name in _held(p.keys(), p.length_per_key(), p.values())
         ]
-        return [DENSE_COLUMN.format(column) for column in columns] + pooled
 
     def _says(self, sources: list[str]) -> bool:
         if sources and distributed.get_rank() == 0:
@@ -207,6 +351,28 @@ def non_finite_sources(
         if not all(_finite(v) for v in values)
     ]
     return found or [SOURCES[3]]
+
+
+def _dense_columns(batch: Batch) -> list[str]:
+    """The columns of the dense input that hold a NaN or an infinity."""
+    columns = (~torch.isfinite(batch.dense)).any(dim=0).nonzero().flatten().tolist()
+    return [DENSE_COLUMN.format(column) for column in columns]
+
+
+def _of_all_ranks(error: RuntimeError) -> list[RuntimeError]:
+    """Every rank's ``error``; collective."""
+    errors: list[Any] = [error] * distributed.get_world_size()
+    if len(errors) > 1:
+        distributed.all_gather_object(errors, error)
+    return errors
+
+
+def _rank_of_cause(error: RuntimeError) -> int:
+    """The lower, the nearer to the cause: a bad loss makes gradients bad, those of a rank's
+    embeddings make bad what is averaged over ranks."""
+    if isinstance(error, NonFiniteGradientError):
+        return 1 if error.sources == (SOURCES[-1],) else 3
+    return 0 if isinstance(error, NonFiniteLossError) else 2
 
 
 def on_any_rank(sources: Sequence[str]) -> list[str]:

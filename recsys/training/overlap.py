@@ -1,7 +1,6 @@
 """Training on a sequence of batches: loading, input distribution and compute at the same time, or
 in turn."""
 
-import math
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from typing import Any, cast
@@ -20,19 +19,32 @@ from recsys.data.loader import Batch
 from recsys.data.prefetch import prefetched
 from recsys.models.peers import Peers
 from recsys.training.engine import Engine, LossFunction, sharded_collections
+from recsys.training.late import StepLoss
 
 # What every collection is called with
 SPARSE = CallArgs(args=[ArgInfo([GetAttrArgInfoStep("sparse")])], kwargs={})
 
 
 def load_ahead(engine: Engine, batches: Iterable[Batch]) -> Generator[Batch]:
-    """``batches``, read by a thread of their own where the settings of ``engine`` overlap."""
+    """``batches``, read by a thread of their own where the settings of ``engine`` overlap; for a
+    GPU in pinned memory."""
+    if engine.device.type == "cuda":
+        batches = _pinned(batches)
     return prefetched(batches, engine.settings.prefetch_batches if engine.settings.overlap else 0)
+
+
+def _pinned(batches: Iterable[Batch]) -> Generator[Batch]:
+    try:
+        for batch in batches:
+            yield batch.pinned()
+    finally:
+        if isinstance(batches, Generator):
+            batches.close()
 
 
 def train_batches(
     engine: Engine, batches: Iterable[Batch], loss_function: LossFunction
-) -> Generator[tuple[Batch, float]]:
+) -> Generator[tuple[Batch, StepLoss]]:
     """Each of ``batches`` with what :meth:`Engine.train_step` returns for it, once it is trained
     on; collective.
 
@@ -42,29 +54,41 @@ def train_batches(
     trained, and nothing behind it, so a checkpoint between two batches is the plain loop's. Close
     it where you leave it early.
 
+    No step waits for the device: the loss is read by ``float``, and whether a step was right a few
+    steps later (:meth:`Engine.checking_late`).
+
     Raises:
         Exception: what reading a batch raised; with ``overlap`` up to two batches before its turn.
+        NonFiniteError, CommunicationOverflowError: a batch before the last one may be the bad one.
     """
-    if not engine.settings.overlap or engine.is_alone:
-        for batch in batches:
-            yield batch, engine.train_step(batch, loss_function)
-        return
-    if engine.peers is not None:
-        yield from _steps_with_ids_ahead(engine, engine.peers, batches, loss_function)
-        return
-    source = iter(batches)
-    with closing(OverlappedSteps(engine, loss_function)) as pipeline:
-        while True:
-            try:
-                done = pipeline.progress(source)
-            except StopIteration:
-                return
-            yield done
+    with engine.checking_late():
+        if not engine.settings.overlap or engine.is_alone:
+            yield from _steps(engine, batches, loss_function)
+        elif engine.peers is not None:
+            yield from _steps_with_ids_ahead(engine, engine.peers, batches, loss_function)
+        else:
+            source = iter(batches)
+            with closing(OverlappedSteps(engine, loss_function)) as pipeline:
+                while True:
+                    try:
+                        done = pipeline.progress(source)
+                    except StopIteration:
+                        break
+                    yield done
+
+
+def _steps(
+    engine: Engine, batches: Iterable[Batch], loss_function: LossFunction
+) -> Generator[tuple[Batch, StepLoss]]:
+    for batch in batches:
+        loss = engine.begin_step(engine.on_device(batch), loss_function)
+        updated = loss is not None and engine.finish_step(loss)
+        yield batch, StepLoss(loss if updated else None)
 
 
 def _steps_with_ids_ahead(
     engine: Engine, peers: Peers, batches: Iterable[Batch], loss_function: LossFunction
-) -> Generator[tuple[Batch, float]]:
+) -> Generator[tuple[Batch, StepLoss]]:
     """Under the tower transform batch i+1's ids are on their way to the peers while batch i is
     computed.
 
@@ -77,10 +101,9 @@ def _steps_with_ids_ahead(
             peers.send_ids()
             following = _next_batch(engine, peers, source)
             loss = engine.begin_step(batch, loss_function)
-            value = math.nan if loss is None else loss.item()
             peers.send_ids()
             updated = loss is not None and engine.finish_step(loss)
-            yield batch, value if updated else math.nan
+            yield batch, StepLoss(loss if updated else None)
             batch = following
     finally:
         peers.forget_ids()
@@ -96,7 +119,7 @@ def _next_batch(engine: Engine, peers: Peers, source: Iterator[Batch]) -> Batch 
     return batch
 
 
-class OverlappedSteps(TrainPipelineSparseDist[Batch, tuple[Batch, float]]):
+class OverlappedSteps(TrainPipelineSparseDist[Batch, tuple[Batch, Tensor | None]]):
     """TorchRec's pipeline with the engine's step: batch i+1 is distributed while batch i is
     computed.
 
@@ -116,7 +139,9 @@ class OverlappedSteps(TrainPipelineSparseDist[Batch, tuple[Batch, float]]):
             custom_model_fwd=self._begin,
         )
 
-    def progress(self, dataloader_iter: Iterator[Batch]) -> tuple[Batch, float]:
+    def progress(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, dataloader_iter: Iterator[Batch]
+    ) -> tuple[Batch, StepLoss]:
         """One step on the next batch: the batch and its loss, NaN if it was skipped.
 
         Raises:
@@ -125,7 +150,7 @@ class OverlappedSteps(TrainPipelineSparseDist[Batch, tuple[Batch, float]]):
         self._model.train()
         self._updated = False
         batch, loss = super().progress(dataloader_iter)
-        return batch, loss if self._updated else math.nan
+        return batch, StepLoss(loss if self._updated else None)
 
     def close(self) -> None:
         """Give the collections their own forward pass back."""
@@ -146,13 +171,12 @@ class OverlappedSteps(TrainPipelineSparseDist[Batch, tuple[Batch, float]]):
             self._pipelined_modules.append(module)
         self.start_sparse_data_dist(batch, context)
 
-    def _begin(self, batch: Batch | None) -> tuple[Tensor, tuple[Batch, float]]:
+    def _begin(self, batch: Batch | None) -> tuple[Tensor, tuple[Batch, Tensor | None]]:
         assert batch is not None
         for module in self._pipelined_modules:
             cast(DistributedForward, module.forward).sparse = batch.sparse
         loss = self._engine.begin_step(batch, self._loss_function)
-        value = math.nan if loss is None else loss.item()
-        return loss, (batch, value)  # pyright: ignore[reportReturnType]
+        return loss, (batch, loss)  # pyright: ignore[reportReturnType]
 
     def _backward(self, losses: Tensor | None) -> None:
         if losses is not None:

@@ -10,6 +10,7 @@ from torchrec.distributed.types import ModuleSharder, ShardingPlan
 
 from recsys.models.partition_file import Partition
 from recsys.models.peers import Peers
+from recsys.sharding.communication import Overflows
 from recsys.training.settings import TrainSettings
 
 
@@ -48,4 +49,4 @@ class TransformedModel(Protocol):
         ...
 
 
-Transform = Callable[[nn.Module, Partition, TrainSettings], TransformedModel]
+Transform = Callable[[nn.Module, Partition, TrainSettings, Overflows], TransformedModel]

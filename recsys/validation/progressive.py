@@ -3,12 +3,13 @@ known."""
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import polars as pl
@@ -30,7 +31,8 @@ from recsys.progress import RowProgress, note_live
 from recsys.training import ranks
 from recsys.training.batch_size import fitting_batch
 from recsys.training.engine import Engine, LossFunction, Part
-from recsys.training.non_finite import NonFiniteError
+from recsys.training.late import Late, StepLoss
+from recsys.training.non_finite import STEPS_BEHIND, NonFiniteError
 from recsys.training.optimizers import rate_factor
 from recsys.training.overlap import load_ahead, train_batches
 from recsys.training.resume import Checkpoints, Position
@@ -95,8 +97,8 @@ class DataView:
 class WindowDiagnostics(Protocol):
     """What is to be known of a window besides the metrics of its predictions."""
 
-    def counts(self, batch: Batch) -> dict[str, float]:
-        """Sums over this rank's share of a batch, by name."""
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Sums over this rank's share of a batch, scalars by name, on its device."""
         ...
 
     def summary(
@@ -315,6 +317,7 @@ def train(
             order = np.random.default_rng([position.window, place]).permutation(taught.height)
             shown = taught[order]
         batches = _batches(data, window, shown, position.batches - place * each)
+        seen: deque[_Seen] = deque()  # batches that are not in the position's sums yet
         try:
             with (
                 engine.learning(parts[place]),
@@ -327,27 +330,45 @@ def train(
                         position, batches=position.batches + 1, progress_rows=progress.rows
                     )
                     if is_last:
-                        position = _counted(position, batch, loss / share, diagnostics)
-                    if checkpoints is not None and checkpoints.due(position.batches):
+                        seen.append(_Seen.of(batch, loss, diagnostics))
+                    is_due = checkpoints is not None and checkpoints.due(position.batches)
+                    while len(seen) > (0 if is_due else STEPS_BEHIND):
+                        position = _counted(position, seen.popleft(), share)
+                    if checkpoints is not None and is_due:
                         checkpoints.save(engine, position)
         except NonFiniteError as error:
             dense = [feature_name(column) for column in data.reader.schema.dense]
             raise error.located(window.name, dense) from None
+        for one in seen:
+            position = _counted(position, one, share)
     return position
 
 
-def _counted(
-    position: Position, batch: Batch, loss: float, diagnostics: WindowDiagnostics | None
-) -> Position:
-    """``position`` with a batch of the last pass in its sums; a loss of NaN: it was skipped."""
-    counts = position.counts
-    if diagnostics is not None:
-        found = diagnostics.counts(batch)
-        counts = {name: counts.get(name, 0.0) + n for name, n in found.items()}
-    trained = 0 if math.isnan(loss) else batch.global_rows
+@dataclass(frozen=True)
+class _Seen:
+    """A batch of the last pass, its numbers still on the device."""
+
+    rows: int
+    loss: StepLoss
+    counts: dict[str, Late]
+
+    @classmethod
+    def of(cls, batch: Batch, loss: StepLoss, diagnostics: WindowDiagnostics | None) -> Self:
+        found = {} if diagnostics is None else diagnostics.counts(batch)
+        return cls(batch.global_rows, loss, {name: Late(n.view(1)) for name, n in found.items()})
+
+
+def _counted(position: Position, seen: _Seen, share: float) -> Position:
+    """``position`` with a batch in its sums; a loss of NaN: it was skipped."""
+    counts = {
+        name: position.counts.get(name, 0.0) + float(late.read()[0])
+        for name, late in seen.counts.items()
+    }
+    loss = float(seen.loss) / share
+    trained = 0 if math.isnan(loss) else seen.rows
     return replace(
         position,
         loss=position.loss + (loss * trained if trained else 0.0),
         rows=position.rows + trained,
-        counts=counts,
+        counts=counts or position.counts,
     )

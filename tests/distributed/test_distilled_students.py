@@ -99,7 +99,8 @@ def train(
     settings: DistillationSettings, changes: dict[str, Any], bad: int | None = None
 ) -> dict[str, Any]:
     engine, loss = student(settings, changes)
-    losses = [value for _, value in train_batches(engine, load_ahead(engine, batches(bad)), loss)]
+    steps = train_batches(engine, load_ahead(engine, batches(bad)), loss)
+    losses = [float(value) for _, value in steps]
     found = {"losses": losses, "state": engine.gather_state(), "side": side(engine)}
     return found | {"counts": (engine.steps, engine.skipped_batches)}
 
@@ -233,7 +234,7 @@ def diagnose(settings: DistillationSettings) -> dict[str, Any]:
     diagnostics = DistillationDiagnostics(loss)
     batch = next(batches())
     before = engine.gather_state()
-    counts = diagnostics.counts(batch)
+    counts = {name: float(count) for name, count in diagnostics.counts(batch).items()}
     found = diagnostics.summary(engine, counts, batch)
     return {"found": found, "unchanged": same(before, engine.gather_state()), "counts": counts}
 

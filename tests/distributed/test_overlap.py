@@ -88,7 +88,7 @@ def train(
         for batch, loss in train_batches(
             engine, load_ahead(engine, batches(SIZES[:length], bad)), weighted(engine)
         ):
-            losses.append(loss)
+            losses.append(float(loss))
             predictions.append(engine.predict(batch))
     counts = (engine.steps, engine.skipped_batches)
     return {
@@ -223,7 +223,7 @@ def stop_early(overlap: bool) -> dict[str, Any]:
         closing(load_ahead(engine, batches(SIZES))) as ahead,
         closing(train_batches(engine, ahead, engine.serving_loss)) as steps,
     ):
-        losses += [loss for (_, loss), _ in zip(steps, range(2), strict=False)]
+        losses += [float(loss) for (_, loss), _ in zip(steps, range(2), strict=False)]
     left = [thread.name for thread in threading.enumerate() if thread.name == THREAD_NAME]
     losses += [engine.train_step(batch, engine.serving_loss) for batch in batches(SIZES[3:])]
     return {"losses": losses, "state": engine.gather_state(), "threads": left}

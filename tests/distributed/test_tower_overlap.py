@@ -58,10 +58,10 @@ def train(changes: dict[str, Any], overlap: bool, bad: int | None) -> dict[str, 
     engine = engine_with_towers({**changes, "overlap": overlap})
     losses, predictions = [], []
     for batch, loss in train_batches(engine, batches(engine, bad), engine.serving_loss):
-        losses.append(loss)
+        losses.append(float(loss))
         predictions.append(engine.predict(batch))
     with closing(train_batches(engine, batches(engine), engine.serving_loss)) as steps:
-        losses += [loss for (_, loss), _ in zip(steps, range(2), strict=False)]
+        losses += [float(loss) for (_, loss), _ in zip(steps, range(2), strict=False)]
     losses += [engine.train_step(batch, engine.serving_loss) for batch in batches(engine)]
     counts = engine.steps, engine.skipped_batches
     return {

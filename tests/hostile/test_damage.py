@@ -17,6 +17,7 @@ from flows.command_line import (
 )
 from flows.pipeline import STAGES
 from recsys.files import folder_state
+from tasks.tracking import by_courier
 from tests.support.files import flip_a_bit
 from tests.support.projects import copy_project
 from tests.support.stages import run_stages
@@ -129,6 +130,7 @@ FILES: list[tuple[tuple[str, ...], str, str | None, str]] = [
         f"{TEACHER}/{SECOND}/weights/manifest.json",
         "teacher",
     ),
+    (("augment", "evaluate"), "models/teacher/plan.json", None, "teacher"),
     (
         ("evaluate",),
         f"models/teacher/predictions/{SECOND}.parquet",
@@ -195,7 +197,8 @@ def test_damage_is_one_line_that_names_the_file_and_what_rebuilds_it(
         damage(paths[0], paths[-1])
         before = state(project)
         flow = getattr(import_module(f"flows.{stage}"), stage)
-        status = exit_status(lambda: run_stage_flow(flow, Namespace(overrides=[])))
+        with by_courier():  # one process per case would outlive it
+            status = exit_status(lambda: run_stage_flow(flow, Namespace(overrides=[])))
         assert state(project) == before
     finally:
         for path, body in saved.items():

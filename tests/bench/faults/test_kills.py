@@ -15,7 +15,7 @@ from recsys.distill.training_job import TrainingJob
 from recsys.training.launch import start_server
 from tests.support.toy_stream import TEACHER, TRAIN
 
-KILLS = 5
+KILLS = 10
 OUTPUT = "output"
 
 
