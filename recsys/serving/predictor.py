@@ -204,7 +204,7 @@ class Predictor:
         }
         if candidates:
             columns |= columns_of_rows(candidates, wanted, self.format)
-        self.format.check_columns([*shared, *(name for row in candidates[:1] for name in row)])
+        self.format.check_columns([*shared, *(candidates[0] if candidates else {})])
         count = len(candidates)
         return self._predicted(columns, count, self._encoder, calibrated)
 

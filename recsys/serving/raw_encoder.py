@@ -76,7 +76,8 @@ def columns_of(rows: Rows, encoder: EncoderFormat) -> tuple[Columns, int]:
         if len(rows) == 0:
             return {name: [] for name in wanted}, 0
         names, count, found = list(rows[0]), len(rows), columns_of_rows(rows, wanted, encoder)
-    encoder.check_columns([*found, *(name for name in names if isinstance(name, str))])
+    given = [*found, *(name for name in names if isinstance(name, str))]
+    encoder.check_columns(list(dict.fromkeys(given)))
     return found, count
 
 

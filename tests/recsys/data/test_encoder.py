@@ -401,7 +401,9 @@ def test_a_domain_is_told_by_raw_value_or_name(data_settings: DataSettings, tmp_
         assert found is not None and found.to_list() == [1, 0]
     assert encoder.domain_of(pl.DataFrame({"user": ["u"]})) is None
     for value in ("tv", None):
-        with pytest.raises(InputError, match=r"no domain; domains: phone, desk \(in the log: 0, 1"):
+        with pytest.raises(
+            InputError, match=r"not a domain; domains: phone, desk \(in the log: 0, 1"
+        ):
             encoder.domain_of(pl.DataFrame({"device": ["0", value]}))
 
 

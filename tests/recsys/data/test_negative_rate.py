@@ -47,5 +47,5 @@ def test_a_rate_of_no_domain_is_refused(data_settings: DataSettings, tmp_path: P
     ],
 )
 def test_what_no_rate_corrects_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="negative_rate is of a log with one task"):
+    with pytest.raises(ValueError, match="negative_rate is for a log with one task"):
         TableSettings.model_validate(SECTION | change | {"negative_rate": 0.1})

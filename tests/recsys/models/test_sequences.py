@@ -221,7 +221,7 @@ def test_the_predictor_equals_the_ranker(tmp_path: Path, kind: dict[str, Any]) -
             {"items": {"target": "add"}},
             "target 'add' is not a feature with one id per example; there are: ad, user",
         ),
-        ({"items": {"target": "items"}}, "target 'items' is no feature of one id"),
+        ({"items": {"target": "items"}}, "target 'items' is not a feature with one id per example"),
         ({"items": {"target": "ad", "heads": 3}}, "heads 3 must divide embedding_dimension 8"),
         (
             {"items": {"target": "user", "shares_table": True}},
