@@ -44,6 +44,7 @@ RUN_BY = {
     "make test": (".ci/run", "check docs test"),
     "python -m flows.pipeline": ("tests/test_pipeline.py", '"flows.pipeline", *options'),
     "python -m flows.register": ("tests/test_pipeline.py", "@STAGES"),
+    "python -m flows.evaluate": ("tests/test_pipeline.py", "@STAGES"),
     "python -m flows.code": ("tests/tasks/test_code.py", '"flows.code", *options'),
     "python -m flows.reference": ("tests/flows/test_reference.py", "parameters()"),
     "python -m tasks.courier": ("tests/tasks/test_tracking.py", "run_courier("),

@@ -162,7 +162,7 @@ def test_what_must_be_there_first_is_named(copy: Path, capsys: pytest.CaptureFix
         }
     )
     assert main(["tune"]) == 2
-    assert "key 'first_evaluation_window': tuning learns on" in capsys.readouterr().err
+    assert "key 'first_evaluation_window': tuning trains on" in capsys.readouterr().err
     shutil.rmtree("data")
     assert main(["tune"]) == 2
     assert "error: data/windows: no such file or folder; run the stages" in capsys.readouterr().err

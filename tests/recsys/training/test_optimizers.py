@@ -179,7 +179,10 @@ def test_first_state_has_the_shapes_of_a_later_one() -> None:
         ("schedule: {warmup: 3}", r"unknown key 'schedule\.warmup'; did you mean 'warmup_steps'"),
         ("sharding: grid", "key 'sharding'"),
         ("table_sharding: {table_a: diagonal}", "key 'table_sharding.table_a"),
-        ("world_size: 4\nranks_per_host: 3", "key 'ranks_per_host': .*world_size 4 is no multiple"),
+        (
+            "world_size: 4\nranks_per_host: 3",
+            "key 'ranks_per_host': .*world_size 4 is not a multiple",
+        ),
     ],
 )
 def test_settings_name_what_is_wrong(text: str, message: str, tmp_path: Path) -> None:
