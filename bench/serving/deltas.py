@@ -123,10 +123,10 @@ def main() -> None:
         old, *new = options.exports or made_exports(scratch)
         table = [line(old, one, scratch) for one in new]
     about = [
-        "Each run checks that tables and predictions are those of the whole model, bit by bit.",
-        f"Medians of {REPEATS}. `publish`: compare tables, write the delta and the whole model",
-        "(hard links); `apply`: a running server looks, until it answers by the new model;",
-        "`pause`: of these, while no prediction runs; `load`: of the whole model.",
+        "Each run checks that tables and predictions equal those of the full model, bit by bit.",
+        f"Medians of {REPEATS}. `publish`: comparing tables, writing the delta and the full model",
+        "(hard links); `apply`: from a server's look until it answers with the new model;",
+        "`pause`: the part of this in which no prediction runs; `load`: loading the full model.",
     ]
     columns = [
         "| of | rows | changed | delta MiB | full MiB | publish s | apply s | pause ms | load s |",
