@@ -136,15 +136,19 @@ class ValuesByKey:
             )
         return names
 
+    @cached_property
+    def sha256(self) -> str:
+        """Of keys and values; asked when they are read, and again for the encoder's hash."""
+        return hashlib.sha256(self.keys.tobytes() + self.values.tobytes()).hexdigest()
+
     def described(self) -> dict[str, Any]:
         """What encoder.json says of it."""
-        arrays = hashlib.sha256(self.keys.tobytes() + self.values.tobytes()).hexdigest()
         return {
             "names": self.names,
             "columns": self.columns,
             "unseen": self.unseen,
             "needed": self.needed,
-            "sha256": arrays,
+            "sha256": self.sha256,
         }
 
 

@@ -103,7 +103,7 @@ def values_by_key(
 
 
 def _unseen(counter: CounterSettings) -> list[float]:
-    """The features of a key that no row had."""
+    """The features of a key that no row had, rounded as :func:`_features` rounds them."""
     rate = math.log(counter.prior_rows * counter.prior_rate / counter.prior_rows)
     return [rate if "_log_rate_" in name else 0.0 for name in counter_names(counter)]
 
