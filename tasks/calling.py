@@ -87,11 +87,8 @@ def call(task: Task[..., Any], *arguments: Any) -> Any:
     where = PARAMS / "prefect.yaml"
     settings = load_settings(where, PrefectSettings)
     hours = settings.timeout_hours
-    limited = task.with_options(
-        timeout_seconds=None if hours is None else 3600 * hours,
-        retries=settings.retries if task.retry_condition_fn else 0,
-        retry_delay_seconds=exponential_backoff(settings.retry_seconds),
-        retry_jitter_factor=1.0,
+    limited = retried(task, settings).with_options(
+        timeout_seconds=None if hours is None else 3600 * hours
     )
     try:
         return limited(*arguments)
@@ -104,6 +101,15 @@ def call(task: Task[..., Any], *arguments: Any) -> Any:
         if is_tracked():
             raise
         return task.fn(*arguments)
+
+
+def retried(task: Task[..., Any], settings: PrefectSettings) -> Task[..., Any]:
+    """``task`` with the retries of ``settings``, where it has a condition for them."""
+    return task.with_options(
+        retries=settings.retries if task.retry_condition_fn else 0,
+        retry_delay_seconds=exponential_backoff(settings.retry_seconds),
+        retry_jitter_factor=1.0,
+    )
 
 
 def is_tracked() -> bool:

@@ -102,6 +102,10 @@ class DistinctValues:
             self._full = len(both) >= self._kept
             self._smallest = both[: self._kept]
 
+    def take(self, other: "DistinctValues") -> None:
+        """Count what ``other``, which keeps as many, has counted."""
+        self.add(other._smallest)
+
     @property
     def count(self) -> int:
         """Distinct values so far."""

@@ -31,6 +31,7 @@ from recsys.data.settings import DatasetSettings, DataSettings
 from recsys.data.sources.base import Chunk, Source
 from recsys.data.sources.criteo import criteo_source
 from recsys.data.sources.files import order_shown
+from recsys.data.sources.shares import ReadShares, one_after_another
 from recsys.data.sources.table import table_source
 from recsys.data.standardise import Moments
 from recsys.data.synthetic import synthetic_source
@@ -66,6 +67,7 @@ def ingest(
     windows_dir: Path,
     oracle_dir: Path,
     work_dir: Path | None = None,
+    read_shares: ReadShares = one_after_another,
 ) -> IngestReport:
     """Write ``dataset`` as windows in ``windows_dir``; true probabilities, if known, in
     ``oracle_dir``.
@@ -77,6 +79,8 @@ def ingest(
         work_dir: takes temporary files, and keeps them where this process is killed: the next call
             for the same log does not read again what this one has read of a table. None: a folder
             in ``windows_dir``, which a killed process leaves there.
+        read_shares: reads the shares of a table's first pass, of which there are several where
+            ``settings.parallel_tasks`` is above 1; see :mod:`recsys.data.sources.shares`.
 
     Raises:
         InputError: a log is missing or wrong, holds no good row, or holds too many bad ones; or
@@ -91,9 +95,11 @@ def ingest(
     try:
         if work_dir is None:
             with TemporaryDirectory(prefix=".rows-", dir=windows_dir) as folder:
-                return _ingest(settings, dataset, windows_dir, oracle_dir, Path(folder))
+                return _ingest(
+                    settings, dataset, windows_dir, oracle_dir, Path(folder), read_shares
+                )
         work_dir.mkdir(parents=True, exist_ok=True)
-        report = _ingest(settings, dataset, windows_dir, oracle_dir, work_dir)
+        report = _ingest(settings, dataset, windows_dir, oracle_dir, work_dir, read_shares)
         shutil.rmtree(work_dir)
         return report
     except BaseException as error:
@@ -117,9 +123,10 @@ def _ingest(
     windows_dir: Path,
     oracle_dir: Path,
     folder: Path,
+    read_shares: ReadShares,
 ) -> IngestReport:
     balance = _Balance()
-    source = open_source(settings, dataset, folder)
+    source = open_source(settings, dataset, folder, read_shares)
     with RowProgress("ingest", source.expected_rows) as progress:
         if source.files:
             progress.note(order_shown(source.files))
@@ -258,7 +265,12 @@ def _first_rates(window_dir: Path, tasks: list[str], domains: int, weighted: boo
     return _FirstRates(rates, by_domain.tolist(), mean_weight)
 
 
-def open_source(settings: DataSettings, dataset: DatasetSettings, folder: Path) -> Source:
+def open_source(
+    settings: DataSettings,
+    dataset: DatasetSettings,
+    folder: Path,
+    read_shares: ReadShares = one_after_another,
+) -> Source:
     """The source that ``dataset`` describes; relative paths are under ``settings.root``.
 
     ``folder`` takes temporary files, as long as the chunks are taken.
@@ -270,7 +282,7 @@ def open_source(settings: DataSettings, dataset: DatasetSettings, folder: Path) 
     if dataset.criteo is not None and dataset.format == "criteo":
         return criteo_source(dataset.criteo, settings.root, folder)
     assert dataset.table is not None  # checked by DatasetSettings
-    return table_source(dataset.table, settings, folder)
+    return table_source(dataset.table, settings, folder, read_shares)
 
 
 def _truth_apart(chunk: Chunk) -> Chunk:

@@ -54,7 +54,10 @@ class DataSettings(Settings):
         window_hours: length of a window; at least a minute.
         max_windows: how many windows to read; null: all.
         rows_per_part: rows per Parquet file; limits the loader's memory.
-        memory_gb: memory for reading and sorting tables, in GiB; the rest waits on disk.
+        memory_gb: memory for reading and sorting tables, in GiB, of all tasks together; the rest
+            waits on disk.
+        runner: what runs the tasks that read a table.
+        parallel_tasks: how many of them run at once; 1: a table is read in the process of ingest.
         quarantine_limit: ingest stops if more than this share of the rows is bad.
         drift: how far windows may differ.
         dense_half_life_windows: after this many windows a window counts half; null: not
@@ -68,6 +71,8 @@ class DataSettings(Settings):
     max_windows: Annotated[int, Field(gt=0)] | None = None
     rows_per_part: Annotated[int, Field(gt=0)] = 200_000
     memory_gb: Annotated[float, Field(gt=0)] = 2.0
+    runner: Literal["threads", "dask", "ray"] = "threads"
+    parallel_tasks: Annotated[int, Field(ge=1)] = 1
     quarantine_limit: Annotated[float, Field(ge=0, le=1)] = 0.01
     drift: DriftSettings = Field(default_factory=DriftSettings)
     dense_half_life_windows: Annotated[float, Field(gt=0)] | None = 3.0

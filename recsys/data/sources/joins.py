@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import polars as pl
 
@@ -44,8 +45,14 @@ class Joins:
     example, which a row of impressions or of a click does not have yet."""
 
     settings: TableSettings
+    root: Path | str
+    folder: Path
     rows: list[SideTable]
     examples: list[SideTable]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process reads the side tables itself."""
+        return Joins.of, (self.settings, self.root, self.folder)
 
     @staticmethod
     def of(settings: TableSettings, root: Path | str, folder: Path) -> "Joins":
@@ -58,6 +65,8 @@ class Joins:
         late = [needs_item(table.settings, settings) for table in tables]
         return Joins(
             settings,
+            root,
+            folder,
             [table for table, is_late in zip(tables, late, strict=True) if not is_late],
             [table for table, is_late in zip(tables, late, strict=True) if is_late],
         )

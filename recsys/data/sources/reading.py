@@ -3,11 +3,14 @@
 import difflib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from recsys.config import InputError
 from recsys.data.sources.files import blocks, hive_keys, lines, of_name, uncompressed
@@ -19,12 +22,24 @@ PARTIAL_SHOWN = 10
 DUPLICATED = "_duplicated_0"  # what polars adds to a name that a header holds again
 
 
+Place = tuple[int, int]  # a file, by its index, and a row of it
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A file, or a row group of Parquet: where it begins, and its size in bytes."""
+
+    start: Place
+    size: int
+
+
 @dataclass(frozen=True)
 class Tables:
     """Files that are read as one log: the used columns of each, and their types in all of them.
 
     Compressed text is unpacked into a file of ``folder`` as long as it is read. ``of_paths`` are
-    columns that a file's path says, one text for all of its rows.
+    columns that a file's path says, one text for all of its rows. The first file is read from its
+    row ``first_row`` on, the last one up to ``end_row`` (None: to its end).
     """
 
     files: list[Path]
@@ -35,12 +50,47 @@ class Tables:
     types: dict[str, pl.DataType]
     header: Sequence[str] | None = None
     of_paths: dict[Path, dict[str, str | None]] = field(default_factory=dict)
+    first_row: int = 0
+    end_row: int | None = None
+
+    def pieces(self) -> list[Piece]:
+        """What can be read apart, in its order.
+
+        Raises:
+            InputError: a file cannot be read.
+        """
+        pieces: list[Piece] = []
+        for index, file in enumerate(self.files):
+            try:
+                if self.file_format != "parquet":
+                    pieces.append(Piece((index, 0), file.stat().st_size))
+                    continue
+                metadata = pq.read_metadata(file)
+            except (OSError, pa.ArrowException) as error:
+                raise _unreadable(file, self.file_format, error) from error
+            row = 0
+            for group in map(metadata.row_group, range(metadata.num_row_groups)):
+                pieces.append(Piece((index, row), group.total_byte_size))
+                row += group.num_rows
+        return pieces
+
+    def part(self, start: Place, end: Place) -> "Tables":
+        """From ``start`` up to ``end``; each begins a piece, or the end is that of all files."""
+        files = self.files[start[0] : end[0] + (end[1] > 0)]
+        return replace(
+            self,
+            files=files,
+            schemas={file: self.schemas[file] for file in files},
+            of_paths={file: self.of_paths[file] for file in files if file in self.of_paths},
+            first_row=start[1],
+            end_row=end[1] or None,
+        )
 
     def batches(
         self, rows: int = BATCH_ROWS, first_file: int = 0, first_row: int = 0
     ) -> Iterator[tuple[int, pl.DataFrame]]:
         """At most ``rows`` rows at a time, in their order, and the index of their file; the first
-        one may be empty. From ``first_row`` of ``first_file`` on.
+        one may be empty. From ``first_row`` of ``first_file`` on, counted from where it is begun.
 
         Raises:
             InputError: a file cannot be read.
@@ -49,7 +99,10 @@ class Tables:
         for index, file in enumerate(self.files):
             if index < first_file:
                 continue
-            skipped = first_row if index == first_file else 0
+            skipped = self.first_row if index == 0 else 0
+            skipped += first_row if index == first_file else 0
+            end = self.end_row if index == len(self.files) - 1 else None
+            length = None if end is None else end - skipped
             columns, of_path = self.schemas[file], self.of_paths.get(file, {})
             chosen = [
                 pl.col(name).cast(dtype)
@@ -58,7 +111,7 @@ class Tables:
                 for name, dtype in self.types.items()
             ]
             for frame in self._of_file(
-                file, [name for name in self.types if name in columns], rows, skipped
+                file, [name for name in self.types if name in columns], rows, skipped, length
             ):
                 yield index, frame.select(chosen)
 
@@ -79,14 +132,18 @@ class Tables:
         """Rows of all files; 0 where only reading them would tell."""
         if self.file_format not in ("parquet", "arrow"):
             return 0
-        counts = (_scan(file, self.file_format).select(pl.len()) for file in self.files)
-        return sum(count.collect().item() for count in counts)
+        counts = [
+            _scan(file, self.file_format).select(pl.len()).collect().item() for file in self.files
+        ]
+        if self.end_row is not None:
+            counts[-1] = self.end_row
+        return sum(counts) - self.first_row
 
     def _of_file(
-        self, file: Path, columns: list[str], rows: int, skipped: int
+        self, file: Path, columns: list[str], rows: int, skipped: int, length: int | None
     ) -> Iterator[pl.DataFrame]:
         if self.file_format in ("parquet", "arrow"):
-            log = _scan(file, self.file_format).select(columns).slice(skipped)
+            log = _scan(file, self.file_format).select(columns).slice(skipped, length)
             yield from _batches(log, self, file, rows)
             return
         with uncompressed(file, self.folder) as text:
@@ -112,6 +169,15 @@ class Tables:
             width = len(self.schemas[file])
             names = int(self.header is None)
             _check_lines(file, text, separator.encode(), width, found, self.quotes, names)
+
+
+@contextmanager
+def one_line(file: Path) -> Iterator[None]:
+    """Makes an error of polars' one line that names ``file``."""
+    try:
+        yield
+    except pl.exceptions.PolarsError as error:
+        raise InputError(f"{file}: {' '.join(str(error).split())[:300]}") from error
 
 
 def _batches(log: pl.LazyFrame, tables: Tables, file: Path, rows: int) -> Iterator[pl.DataFrame]:

@@ -1,26 +1,55 @@
 """Rows of any order, sorted by time in bounded memory: sorted runs on disk, read range by range."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
+from typing import TypeVar
 
 import polars as pl
 
 from recsys.data.names import EVENT_TIME, OWN
-from recsys.data.sources.base import ROW
+from recsys.data.sources.base import LABEL_TIME, ROW
 from recsys.files import flush_file
 
 KEY_EVERY_ROWS = 200  # one key in memory for so many rows
 GROUP_ROWS = 16_384  # of a run, read together: a range reads little more than its own
 BAD_ROWS = 250_000
 ROWS_AFTER, PART = f"{OWN}rows_after", f"{OWN}part"
+Frame = TypeVar("Frame", pl.DataFrame, pl.LazyFrame)
 
 
-@dataclass
+@dataclass(frozen=True)
+class Shift:
+    """Where a share of a log begins in it: its rows are ``rows`` further on than it counts them,
+    and have the ``time`` of their rows there if the rows are the clock."""
+
+    rows: int = 0
+    time: pl.Expr | None = None
+
+    def __call__(self, frame: Frame) -> Frame:
+        """A frame whose rows, and times, are those of the log."""
+        if self.rows == 0:
+            return frame
+        frame = frame.with_columns(pl.col(ROW) + self.rows)
+        if self.time is None:
+            return frame
+        return frame.with_columns(self.time.alias(EVENT_TIME), self.time.alias(LABEL_TIME))
+
+
+@dataclass(frozen=True)
 class _Run:
     path: Path
-    first_ms: int
-    last_ms: int
+    ends: pl.DataFrame  # its first row and its last one
+    shift: Shift = Shift()
+
+    @property
+    def first_ms(self) -> int:
+        return self.ends[EVENT_TIME][0]
+
+    @property
+    def last_ms(self) -> int:
+        return self.ends[EVENT_TIME][1]
 
 
 class SortedRuns:
@@ -49,6 +78,17 @@ class SortedRuns:
         flush_file(path)
         self._note(path, ordered.select(EVENT_TIME, ROW))
 
+    @staticmethod
+    def joined(shares: Sequence[tuple["SortedRuns", Shift]]) -> "SortedRuns":
+        """The runs of at least one share, each where it is in the log."""
+        joined = SortedRuns(shares[0][0].folder)
+        joined.empty = shares[0][0].empty
+        for one, shift in shares:
+            joined.rows += one.rows
+            joined._runs += [replace(run, ends=shift(run.ends), shift=shift) for run in one._runs]
+            joined._keys += [shift(keys).select(keys.columns) for keys in one._keys]
+        return joined
+
     def take(self, runs: int) -> Iterator[pl.DataFrame]:
         """Take the first ``runs`` of those that another has left in the folder, one by one."""
         for index in range(runs):
@@ -67,8 +107,7 @@ class SortedRuns:
         return self.folder / f"run-{index:06d}.parquet"
 
     def _note(self, path: Path, ordered: pl.DataFrame) -> None:
-        times = ordered[EVENT_TIME]
-        self._runs.append(_Run(path, times[0], times[-1]))
+        self._runs.append(_Run(path, ordered[[0, -1]]))
         keys = ordered.gather_every(KEY_EVERY_ROWS)
         after = (pl.lit(ordered.height) - pl.int_range(pl.len()) * KEY_EVERY_ROWS).clip(
             upper_bound=KEY_EVERY_ROWS
@@ -96,7 +135,10 @@ class SortedRuns:
                 after = starts[index + 1]
                 wanted = wanted & ~_from(*after) & (pl.col(EVENT_TIME) <= after[0])
                 runs = [run for run in runs if run.first_ms <= after[0]]
-            found = pl.scan_parquet([run.path for run in runs], glob=False).filter(wanted)
+            found = pl.concat(
+                of_share[0].shift(pl.scan_parquet([run.path for run in of_share], glob=False))
+                for of_share in _by_share(runs)
+            ).filter(wanted)
             yield found.collect(engine="streaming").sort(EVENT_TIME, ROW)
 
     def _starts(self, rows: int, whole_ms: int) -> list[tuple[int, int]]:
@@ -118,7 +160,16 @@ class BadRows:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.rows = 0
-        self._paths: list[Path] = []
+        self._paths: list[tuple[Path, int]] = []  # and where the share of the log begins
+
+    @staticmethod
+    def joined(shares: Sequence[tuple["BadRows", int]]) -> "BadRows":
+        """Those of at least one share, and the row of the log at which each begins."""
+        joined = BadRows(shares[0][0].folder)
+        for one, first in shares:
+            joined.rows += one.rows
+            joined._paths += [(path, first) for path, _ in one._paths]
+        return joined
 
     def add(self, bad: pl.DataFrame) -> None:
         """Take rows."""
@@ -126,12 +177,12 @@ class BadRows:
             path = self._path(len(self._paths))
             bad.write_parquet(path, compression="lz4")
             flush_file(path)
-            self._paths.append(path)
+            self._paths.append((path, 0))
             self.rows += bad.height
 
     def take(self, files: int, rows: int) -> None:
         """Take those ``rows`` that another has left in the first ``files`` files of the folder."""
-        self._paths += [self._path(index) for index in range(files)]
+        self._paths += [(self._path(index), 0) for index in range(files)]
         self.rows += rows
 
     @property
@@ -144,11 +195,24 @@ class BadRows:
 
     def batches(self) -> Iterator[pl.DataFrame]:
         """All rows, as many at a time however many were added at once."""
+        if not self._paths:
+            return
+        bad = pl.concat(
+            pl.scan_parquet([path for path, _ in paths], glob=False).with_columns(
+                pl.col("row") + first
+            )
+            for first, paths in groupby(self._paths, lambda one: one[1])
+        )
         for first in range(0, self.rows, BAD_ROWS):
-            yield pl.scan_parquet(self._paths, glob=False).slice(first, BAD_ROWS).collect()
+            yield bad.slice(first, BAD_ROWS).collect()
 
 
 def _from(time: int, row: int) -> pl.Expr:
     """Whether a row is at or after (time, row)."""
     event_time = pl.col(EVENT_TIME)
     return (event_time >= time) & ((event_time > time) | (pl.col(ROW) >= row))
+
+
+def _by_share(runs: Sequence[_Run]) -> list[list[_Run]]:
+    """The runs of each share together; they stand in the order of the shares."""
+    return [list(found) for _, found in groupby(runs, lambda run: run.shift.rows)]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
 import polars as pl
 
@@ -23,6 +24,8 @@ ISO = (
     r"\s?(?P<zone>[Zz]|UTC|[+-]\d{2}(?::?\d{2})?)?)?$"
 )
 
+Rows = TypeVar("Rows", pl.Series, pl.Expr)
+
 
 @dataclass
 class TimesSeen:
@@ -38,6 +41,19 @@ class TimesSeen:
     all_numbers: bool = True  # are those texts
     values: list[pl.Series] = field(default_factory=list)  # the first known ones, as numbers
     outside_ms: list[pl.Series] = field(default_factory=list)  # the first implausible times
+
+    def plus(self, other: "TimesSeen") -> None:
+        """Take what the rows behind these have shown."""
+        self.known += other.known
+        self.outside += other.outside
+        self.not_iso += other.not_iso
+        self.texts += other.texts
+        self.moments += other.moments
+        self.example = other.example if self.example is None else self.example
+        self.all_numbers &= other.all_numbers
+        for mine, more in ((self.values, other.values), (self.outside_ms, other.outside_ms)):
+            for one in more:
+                _keep_first(mine, lambda one=one: one)
 
     def check(self, settings: MomentSettings) -> None:
         """Refuse a column of which most is not what the settings say.
@@ -135,7 +151,7 @@ def _keep_first(kept: list[pl.Series], more: Callable[[], pl.Series]) -> None:
         kept.append(more().head(room))
 
 
-def row_times(rows: pl.Series, clock: RowClockSettings, window_ms: int) -> pl.Series:
+def row_times(rows: Rows, clock: RowClockSettings, window_ms: int) -> Rows:
     """Times of rows, Int64 ms, by their places [N] in the log: each window has as many."""
     start_ms = milliseconds(clock.start, clock.where("start")) // window_ms * window_ms
     window, place = rows // clock.rows_per_window, rows % clock.rows_per_window

@@ -57,9 +57,10 @@ def described(file_format: str = "csv") -> DatasetSettings:
     return DatasetSettings.model_validate({"format": "table", "table": section})
 
 
-def settings_of(data: DataSettings, root: Path) -> DataSettings:
+def settings_of(data: DataSettings, root: Path, tasks: int = 1) -> DataSettings:
+    small = {"memory_gb": SMALL * tasks, "rows_per_part": 300}
     return data.model_copy(
-        update={"root": str(root), "memory_gb": SMALL, "rows_per_part": 300, "dataset": "log"}
+        update=small | {"root": str(root), "dataset": "log", "parallel_tasks": tasks}
     )
 
 
@@ -78,6 +79,7 @@ def stop_after(runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SortedRuns, "add", counted)
 
 
+@pytest.mark.parametrize("tasks", [1, 3])
 @pytest.mark.parametrize(
     ("file_format", "runs"), [("csv", 1), ("csv", 5), ("parquet", 2), ("parquet", 4)]
 )
@@ -87,11 +89,12 @@ def test_a_stopped_ingest_goes_on_and_gives_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
     file_format: str,
     runs: int,
+    tasks: int,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     write_log(tmp_path, file_format)
-    settings, dataset = settings_of(data_settings, tmp_path), described(file_format)
-    ingest(settings, dataset, tmp_path / "whole", tmp_path / "oracle")
+    settings, dataset = settings_of(data_settings, tmp_path, tasks), described(file_format)
+    ingest(settings_of(data_settings, tmp_path), dataset, tmp_path / "whole", tmp_path / "oracle")
     windows, work = tmp_path / "windows", tmp_path / "work"
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         stop_after(runs, patch)
@@ -104,11 +107,12 @@ def test_a_stopped_ingest_goes_on_and_gives_the_same_bytes(
     assert not work.exists()
 
 
+@pytest.mark.parametrize("tasks", [1, 3])
 def test_files_that_were_read_are_not_read_again(
-    data_settings: DataSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data_settings: DataSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tasks: int
 ) -> None:
     write_log(tmp_path)
-    settings, dataset = settings_of(data_settings, tmp_path), described()
+    settings, dataset = settings_of(data_settings, tmp_path, tasks), described()
     ingest(settings, dataset, tmp_path / "whole", tmp_path / "oracle")
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         stop_after(5, patch)
@@ -136,13 +140,16 @@ def test_a_changed_log_is_read_from_its_start(
     assert contents(tmp_path / "windows") == contents(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("tasks", [1, 2])
 def test_a_label_of_minus_one_and_a_late_zero_survive_a_stop(
-    data_settings: DataSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data_settings: DataSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tasks: int
 ) -> None:
     write_log(tmp_path, labels=(-1, 1))
     late = pl.read_csv(tmp_path / "log-3.csv").with_columns(y=pl.lit(0))
     late.write_csv(tmp_path / "log-3.csv")
-    settings = settings_of(data_settings, tmp_path).model_copy(update={"quarantine_limit": 1.0})
+    settings = settings_of(data_settings, tmp_path, tasks).model_copy(
+        update={"quarantine_limit": 1.0}
+    )
     ingest(settings, described(), tmp_path / "whole", tmp_path / "oracle")
     for runs in (3, 3, 2):
         with monkeypatch.context() as patch, pytest.raises(Stopped):
@@ -164,6 +171,7 @@ def test_a_wrong_log_leaves_nothing_to_go_on_from(
 
 KILLED = """
 import os, signal, sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from recsys.data.settings import DatasetSettings, DataSettings
 from recsys.data.sources.runs import SortedRuns
@@ -175,19 +183,23 @@ def counted(self, frame):
         os.kill(os.getpid(), signal.SIGKILL)
 SortedRuns.add = counted
 root = Path(sys.argv[1])
+def at_once(read, shares, done):
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(read, shares))
 ingest(
     DataSettings.model_validate_json(sys.argv[2]),
     DatasetSettings.model_validate_json(sys.argv[3]),
-    root / "killed", root / "oracle", root / "work",
+    root / "killed", root / "oracle", root / "work", at_once,
 )
 """
 
 
+@pytest.mark.parametrize("tasks", [1, 3])
 def test_a_killed_process_leaves_what_the_next_one_goes_on_from(
-    data_settings: DataSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data_settings: DataSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str], tasks: int
 ) -> None:
     write_log(tmp_path)
-    settings, dataset = settings_of(data_settings, tmp_path), described()
+    settings, dataset = settings_of(data_settings, tmp_path, tasks), described()
     given = [
         str(tmp_path),
         settings.model_dump_json(),
