@@ -1,4 +1,4 @@
-"""Who runs mapped tasks: threads of this machine, or a Dask or Ray cluster on it."""
+"""Who runs mapped tasks: threads, or a Dask or Ray cluster, on this machine or a running one."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -14,7 +14,8 @@ from recsys.config import InputError
 
 def task_runner(name: str, workers: int, settings_file: str) -> Any:
     """A Prefect task runner with ``workers``: ``threads``, or processes of a ``dask`` or ``ray``
-    cluster.
+    cluster on this machine. Where the environment names a running cluster, by
+    DASK_SCHEDULER_ADDRESS or RAY_ADDRESS, it is used as it is.
 
     Raises:
         InputError: its package is not installed or is another version; names the key ``runner`` of
@@ -48,18 +49,24 @@ def one_server() -> Iterator[None]:
 
 
 def _dask(workers: int) -> Any:
-    """One thread a worker; Dask's workers are daemons by default, which may not start the ranks
+    """One thread per worker; Dask's workers are daemons by default, which may not start the ranks
     that score."""
-    import_module("dask").config.set({"distributed.worker.daemon": False})
-    size = {"n_workers": workers, "threads_per_worker": 1}
-    return import_module("prefect_dask").DaskTaskRunner(cluster_kwargs=size)
+    config, runner = import_module("dask").config, import_module("prefect_dask").DaskTaskRunner
+    address = config.get("scheduler-address", None)
+    if address is not None:
+        return runner(address=address)
+    config.set({"distributed.worker.daemon": False})
+    return runner(cluster_kwargs={"n_workers": workers, "threads_per_worker": 1})
 
 
 def _ray(workers: int) -> Any:
     """``prefect_ray`` imports ray only where a flow starts; a missing one is to be told before."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import_module("ray")
-    return import_module("prefect_ray").RayTaskRunner(init_kwargs={"num_cpus": workers})
+    runner, address = import_module("prefect_ray").RayTaskRunner, os.environ.get("RAY_ADDRESS")
+    if address is not None:
+        return runner(address=address)
+    return runner(init_kwargs={"num_cpus": workers})
 
 
 CLUSTER_RUNNERS: dict[str, Callable[[int], Any]] = {"dask": _dask, "ray": _ray}

@@ -2,11 +2,14 @@
 on a cluster; the bytes are those of one process, and a store that does not answer is asked again.
 """
 
+import os
 import re
 import shutil
+import subprocess
+import sys
 from argparse import Namespace
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,10 +24,11 @@ from recsys.data.sources.share_reading import ShareReader
 from recsys.data.sources.shares import Share
 from recsys.files import UnreachableError
 from tests.support.files import contents
+from tests.support.ports import free_port
 from tests.support.prefect_server import shared_server
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES, ROWS = 6, 200
+FILES, ROWS, WAIT_S = 6, 200, 60
 
 
 @pytest.fixture
@@ -98,6 +102,35 @@ def test_each_part_of_a_log_is_a_task_and_the_bytes_are_those_of_one_process(
     told = "\n".join([*ended, *capfd.readouterr()])  # a cluster's workers are other processes
     for index in range(FILES):
         assert f"Task run 'read day-{index}.csv' - Finished in state Completed()" in told
+
+
+def test_a_running_cluster_that_the_environment_names_does_the_work(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("prefect_dask", reason="needs pip install 'towerflow[dask]'")
+    from dask import config
+    from distributed import Client
+
+    assert run() == 0
+    expected = contents(project / "data/windows")
+    address = f"tcp://127.0.0.1:{free_port()}"
+    dask = [sys.executable, "-m", "dask"]
+    commands = [
+        [*dask, "scheduler", "--port", address.rpartition(":")[2], "--no-dashboard"],
+        [*dask, "worker", address, "--nthreads", "1", "--no-dashboard"],
+    ]
+    own = {**os.environ, "PYTHONPATH": str(ROOT)}
+    log = project / "cluster.log"
+    with ExitStack() as processes, log.open("w") as told, shared_server():
+        for command in commands:
+            started = subprocess.Popen(command, cwd=project, env=own, stdout=told, stderr=told)
+            processes.enter_context(started)
+            processes.callback(started.kill)
+        with Client(address, timeout=WAIT_S) as client, config.set({"scheduler-address": address}):
+            client.wait_for_workers(1, timeout=WAIT_S)
+            assert run(parallel_tasks="3", runner="dask") == 0
+    assert contents(project / "data/windows") == expected
+    assert log.read_text().count("Finished in state Completed()") == FILES
 
 
 def test_a_store_that_does_not_answer_is_asked_again_for_that_part_alone(
