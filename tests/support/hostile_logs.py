@@ -670,6 +670,12 @@ FORMATS = [
          refusal="needs more than its own row"),
     Case("a sum over a column", stored(), parquet(columns={"m": "SUM(d) OVER (PARTITION BY c)"}),
          refusal="needs more than its own row"),
+    Case("a column that is called like an SQL word", stored(user=["x", "y"]), parquet(
+        columns={"m": "CONCAT(user, c)"}),
+         refusal="""for the column of that name write "user", with its quotes"""),
+    Case("a column that is called like an SQL word, in quotes", stored(user=["x", "y"]), parquet(
+        columns={"m": 'CONCAT("user", c)'}, categorical=category("m")),
+         columns={"m": ids("xa", "yb")}),
     Case("an expression that is none", stored(), parquet(columns={"m": "d +"}),
          refusal="table.columns.m: 'd +': "),
     Case("a label time per row", stored(t=[None, NEXT_DAY]),

@@ -8,6 +8,7 @@ import polars as pl
 from recsys.config import InputError
 
 TEXT = re.compile(r"'[^']*'")
+NO_FUNCTION = re.compile(r"unsupported function '(\w+)'")  # SQL knows "user" as one
 OF_MANY_ROWS = re.compile(r"\b(OVER|SELECT)\b", re.IGNORECASE)
 
 
@@ -57,6 +58,9 @@ def _evaluated(frame: pl.DataFrame, text: str, place: str) -> pl.Series:
         if "GROUP BY" in str(error):
             raise InputError(many) from error
         hint = "; columns of CSV are text: CAST(x AS DOUBLE)" if "compare" in str(error) else ""
+        word = NO_FUNCTION.search(str(error))
+        if word is not None and word[1] in frame.columns:
+            hint = f'; for the column of that name write "{word[1]}", with its quotes'
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{place}: {text!r}: {reason}{hint}") from error
     if len(found) != frame.height:
