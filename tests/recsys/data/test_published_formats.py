@@ -3,6 +3,7 @@ by the YAML of params/datasets."""
 
 import gzip
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -305,6 +306,17 @@ def test_every_data_set_of_params_has_such_a_test() -> None:
     generated, others = {"synthetic", "synthetic_sparse"}, {"globo_clicks"}
     named = {path.stem for path in (PARAMS / "datasets").glob("*.yaml")}
     assert named - generated - others == {dataset.name for dataset in DATASETS}
+
+
+def test_every_data_set_is_on_the_page_of_data_sets() -> None:
+    """A line with its rows, base rate, time and licence, and where to get it with its traps."""
+    page = (PARAMS.parent / "docs/datasets/README.md").read_text()
+    line = r"^\| \[(.+?)\]\(#\S+\) \| `(\w+)` \|(?: [^|]+ \|){4}$"
+    named = {yaml: title for title, yaml in re.findall(line, page, re.MULTILINE)}
+    assert named.keys() == {dataset.name for dataset in DATASETS}
+    for title in named.values():
+        section = page.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+        assert "\n- Where: " in section and "\n- Traps: " in section, title
 
 
 def test_taobao_s_rows_have_their_ad_s_and_user_s_columns(
