@@ -73,11 +73,16 @@ def _cluster(runner: str) -> Any:
     )
 
 
-def test_threads_without_a_server_give_the_bytes_of_one_process(project: Path) -> None:
+def test_threads_without_a_server_give_the_bytes_of_one_process(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run() == 0
     expected = contents(project / "data/windows")
+    capsys.readouterr()
     assert run(parallel_tasks="2") == 0
     assert contents(project / "data/windows") == expected
+    read = [line for line in capsys.readouterr().err.splitlines() if line.startswith("read: ")]
+    assert len(read) == 1 and read[0].startswith(f"read: {FILES * ROWS:,} rows in ")
     assert not (project / ".work/ingest").exists()
 
 
