@@ -120,7 +120,7 @@ def _warn(choices: Choices) -> None:
     if choices.negatives is not None:
         warnings.append(
             "a log of clicks alone: negatives are sampled, so every score depends on the sampler; "
-            "popularity turns within hours, so try --set data.window_hours=1"
+            "windows are as short as the hours that negatives are drawn from"
         )
     elif choices.label is not None and clicks < FEW_CLICKS:
         warnings.append(f"{clicks:,.0f} rows are 1: too few to tell good models from bad ones")
