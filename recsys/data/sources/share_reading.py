@@ -1,5 +1,7 @@
-"""A share of a log is read block by block: its rows are left on disk, sorted, and a killed reader's
-successor resumes after the last whole block."""
+"""Read a share of a log block by block and leave its rows on disk, sorted.
+
+If the reader is killed, the next one resumes after the last whole block.
+"""
 
 import json
 import pickle
@@ -61,6 +63,11 @@ class PassState:
     bad_rows: int = 0
     times: dict[str, dict[str, Any]] = field(default_factory=dict)
     labels: dict[str, dict[str, bool]] = field(default_factory=dict)
+
+    @property
+    def negative(self) -> set[str]:
+        """Tasks of which a -1 has been taken for the label 0."""
+        return {task for task, flags in self.labels.items() if flags["negative"]}
 
     def seen(self) -> Seen:
         """What the blocks so far have shown."""
@@ -168,17 +175,12 @@ class ShareReader:
             InputError: a file cannot be read, or a column is not what the settings say.
         """
         folder, state = share.folder, PassState.left(share.folder)
-        if state is not None:
-            taken = [task for task, flags in state.labels.items() if flags["negative"]]
-            if not share.zeros.intersection(taken):
-                if (folder / PART_FILE).exists():
-                    return state.read
-                state.zeros = sorted({*state.zeros, *share.zeros})
-            else:
-                state = None
-        if state is None:
-            state = PassState(sorted(share.zeros))
+        if state is None or share.zeros & state.negative:
+            state = PassState()
             shutil.rmtree(folder, ignore_errors=True)
+        elif (folder / PART_FILE).exists():
+            return state.read
+        state.zeros = sorted({*state.zeros, *share.zeros})
         with one_line(share.tables.files[0]):
             while True:
                 folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A log cut into shares, which can be read apart, by any process."""
+"""A log cut into shares that any process can read, independently of the others."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ class Share:
     """Rows of a log that are read one after the other.
 
     Attributes:
-        name: what it is, for a person.
-        folder: takes what is left of it; its name stands for the log, its settings and the code.
-        tables: the files that it has rows of.
-        file_names: of each of them, as bad rows name it.
+        name: says which rows, for people.
+        folder: where its rows are left; the name stands for the log, its settings and the code.
+        tables: its files.
+        file_names: how bad rows name each of them.
         alone: whether it is the entire log, so that it shows its own progress.
-        zeros: tasks whose labels are known to hold a 0, from other shares.
+        zeros: tasks whose labels hold a 0 in another share.
     """
 
     name: str
@@ -32,7 +32,8 @@ class Share:
     zeros: frozenset[str] = frozenset()
 
 
-# Calls a function for each of the shares, and another one with the rows of each that it has read
+# (read, shares, done): calls read(share) for each share, in any order and any process, and then
+# done(rows) with the result
 ReadShares = Callable[[Callable[[Share], int], Sequence[Share], Callable[[int], None]], None]
 
 
@@ -45,11 +46,11 @@ def one_after_another(
 
 
 def shares_of(tables: Tables, tasks: int, folder: Path, mark: str) -> list[Share]:
-    """A log, cut at its files and at the row groups of Parquet into shares of about as many bytes,
-    some for each of ``tasks``; one where there is but one.
+    """Cut a log at its files, and at the row groups of Parquet, into shares of similar size: about
+    four per task, or one share if there is one task.
 
     Args:
-        folder: has the folders of the shares.
+        folder: parent of the shares' folders.
         mark: stands for all that decides what is left there.
 
     Raises:
