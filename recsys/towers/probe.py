@@ -1,6 +1,7 @@
 """Learn a partition: train a small probe on the first windows, then compare its features'
 embeddings."""
 
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from itertools import islice
@@ -47,7 +48,14 @@ def learn_partition(
     pieces, weights = cut_features(features, feature_weights(reader, settings, train), settings)
     of_piece = [features.index(piece.feature) for piece in pieces]
     features = [piece.name for piece in pieces]
-    if settings.strategy not in PROBED:
+    if len(features) < settings.towers and settings.strategy != "manual":
+        print(
+            f"partition: {len(features)} towers, one per categorical feature; partition.towers asks "
+            f"for {settings.towers}",
+            file=sys.stderr,
+        )
+        settings = settings.model_copy(update={"towers": len(features)})
+    if settings.strategy not in PROBED or len(features) == 1:
         partition = partition_without_probe(features, settings, weights)
     else:
         arguments = (windows_dir, settings, train)

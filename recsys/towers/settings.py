@@ -23,7 +23,7 @@ class PartitionSettings(Settings):
     average the cosines of its embeddings. The probe is not served, so it may overfit.
 
     Attributes:
-        towers: number of towers.
+        towers: number of towers, at most one per categorical feature; fewer if the log has fewer.
         strategy: coherent: features with similar embeddings together; diverse: dissimilar ones;
             both: tries the two and keeps the one whose ranker with towers has the lower NE on the
             probe's windows, from the second on. Baselines: spectral (on the same affinity), stride,
