@@ -50,8 +50,8 @@ def learn_partition(
     features = [piece.name for piece in pieces]
     if len(features) < settings.towers and settings.strategy != "manual":
         print(
-            f"partition: {len(features)} towers, one per categorical feature; partition.towers asks "
-            f"for {settings.towers}",
+            f"partition: {len(features)} towers, one per categorical feature; partition.towers "
+            f"asks for {settings.towers}",
             file=sys.stderr,
         )
         settings = settings.model_copy(update={"towers": len(features)})

@@ -117,7 +117,7 @@ def test_a_log_of_few_features_gets_a_tower_for_each(
     dataset = DatasetSettings.model_validate({"format": "table", "table": table})
     data = DataSettings(root=str(tmp_path), dataset="few")
     ingest(data, dataset, tmp_path / "windows", tmp_path / "oracle")
-    chosen = PartitionSettings(strategy=strategy, steps=20, restarts=1)
+    chosen = PartitionSettings.model_validate({"strategy": strategy, "steps": 20, "restarts": 1})
     partition = learn_partition(tmp_path / "windows", chosen, TRAIN, tmp_path / "partition")
     assert sorted(partition.towers) == [[name] for name in sorted(ids)]
     assert f"partition: {features} towers" in capfd.readouterr().err
