@@ -154,7 +154,7 @@ def test_a_copied_project_leaves_the_old_folder_as_it_was(
     shutil.rmtree(old)
     assert notes_by_run() == {"first": "1", "second": "2", "third": "3"}
     assert [one.getMessage() for one in caplog.records if one.name == "tasks.tracking"] == [
-        f"the project was at {old.as_uri()}: MLflow's paths follow it to {new.as_uri()}"
+        f"the project was at {old.as_uri()}: MLflow's paths now point to {new.as_uri()}"
     ]
 
 
