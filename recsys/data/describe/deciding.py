@@ -1,4 +1,4 @@
-"""What each column of an unknown log is used as, and why."""
+"""Decide what each column of an unknown log is used as, and why."""
 
 from recsys.config import InputError, nearest_hint
 from recsys.data.describe.choices import Choices, Use
@@ -13,13 +13,13 @@ from recsys.data.sources.files import hive_keys
 from recsys.units import MS_PER_HOUR
 
 FEW_CLICKS = 1_000
-WINDOWS = 8  # at least: four to begin with, four that judge
+WINDOWS = 8  # at least: four to start with, four for judging
 WINDOW_HOURS = (24.0 * 91, 24.0 * 30, 168.0, 24.0, 12.0, 6.0, 3.0, 2.0, 1.0, 0.5, 0.25, 0.1, 0.05)
-QUARANTINE_LIMIT = 0.01  # of ingest's settings
+QUARANTINE_LIMIT = 0.01  # ingest's default
 
 
 def columns_of(survey: Survey) -> list[Column]:
-    """What the columns of a surveyed log hold."""
+    """The contents of a surveyed log's columns."""
     return [column_of(raw, survey.distinct[raw.name]) for raw in survey.sample.iter_columns()]
 
 
@@ -27,12 +27,12 @@ def choose(survey: Survey, time: str | None = None, label: str | None = None) ->
     """Decide what each column of a surveyed log is used as.
 
     Args:
-        time: the column of the time of the event, instead of the likeliest.
-        label: the column of the label, likewise.
+        time: the column with the event's time; None: the likeliest one.
+        label: the column with the label; None: the likeliest one.
 
     Raises:
-        InputError: the log has no such column, no time, or nothing to learn from: no label, no
-            impressions, and no items and users to draw negatives for.
+        InputError: the log lacks the given column, a time, or anything to learn from (a label,
+            impression lists, or items and users for which negatives can be drawn).
     """
     columns = columns_of(survey)
     by_name = {column.name: column for column in columns}
@@ -86,7 +86,7 @@ def _event_time(survey: Survey, moments: list[Moment], wanted: str | None) -> Mo
 
 
 def _warn(choices: Choices) -> None:
-    """What the log as a whole should make a person think of."""
+    """Add warnings about the log as a whole."""
     survey, span, rows = choices.survey, choices.span, choices.survey.rows
     warnings = choices.warnings
     warnings[:0] = [f"{', '.join(left)}: {why}" for why, left in choices.left_out.items()]
@@ -119,7 +119,7 @@ def _warn(choices: Choices) -> None:
     clicks = choices.base_rate * rows if choices.explode is None else float("inf")
     if choices.negatives is not None:
         warnings.append(
-            "a log of clicks alone: negatives are sampled, so every score depends on the sampler; "
+            "a log with only clicks: negatives are sampled, so every score depends on the sampler; "
             "popularity turns within hours, so try --set data.window_hours=1"
         )
     elif choices.label is not None and clicks < FEW_CLICKS:

@@ -233,7 +233,7 @@ SHAPES = [
                 "seed": 1,
             }
         },
-        ["a log of clicks alone: negatives are sampled"],
+        ["a log with only clicks: negatives are sampled"],
         rate=0.2,
         rows=14_500,
     ),
@@ -313,12 +313,12 @@ def test_what_would_mislead_a_model_is_left_out_and_said(
     log.write_parquet(tmp_path / "log.parquet")
     table, text = described(tmp_path, "log.parquet", capsys)
     for line in (
-        "gain: alone has AUC 1.000",
+        "gain: has AUC 1.000 by itself",
         "play_time_ms: LEAK by name, known only after the event",
         "is_like: LEAK by name, outcomes",
         "country: always the same",
         "returned_at: times after the event",
-        "row_id: a value per row",
+        "row_id: a different value in every row",
         "1 rows are earlier than the row before",
         "40 rows repeat another in every column",
         "rows are 1: too few",
@@ -587,7 +587,7 @@ def test_a_label_that_is_always_1_is_a_log_of_clicks(
     LOG.with_columns(clicked=1).rename({"ms": "ts"}).write_parquet(tmp_path / "log.parquet")
     table, text = described(tmp_path, "log.parquet", capsys)
     assert table.label is None and table.sample_negatives is not None
-    assert "always 1: a log of clicks alone" in text
+    assert "always 1: a log with only clicks" in text
 
 
 def test_a_root_that_holds_more_than_the_log_is_said(
