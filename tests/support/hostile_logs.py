@@ -710,7 +710,7 @@ PATHS = [
          section(files=["*/log.csv"], categorical=category("k")), columns={"k": ids("a", "b")}),
     Case("a folder's key beside the files' own numbers", {
         "c=1/log.parquet": frame(1).drop("c"), "c=2/log.parquet": frame(1, c=[3])},
-         parquet(files=["*/log.parquet"]), refusal="make them one type"),
+         parquet(files=["*/log.parquet"]), refusal="give both one type"),
     Case("a key that only some folders have", {"k=a/log.csv": frame(1), "b/log.csv": frame(1)},
          section(files=["k=a/log.csv", "b/log.csv"], categorical=category("k")),
          columns={"k": ids("a", None)}),

@@ -255,7 +255,7 @@ def _check_types(
             before.is_numeric() or dtype.is_numeric()
         ):
             raise InputError(
-                f"{file}: column {name!r} holds {dtype}, but {before} in {where}; make them one "
+                f"{file}: column {name!r} holds {dtype}, but {before} in {where}; give both one  "
                 f"type"
             )
 
