@@ -27,7 +27,7 @@ CAPTIONS = {
     "ne": "Normalised entropy (log loss over the entropy of the click rate; lower is better) by "
     "window. Each prediction was made before the model trained on the window.",
     "calibration": "How often predictions came true, in bins with equal numbers of rows. On the "
-    "diagonal a model is right; below it, it predicts too much.",
+    "diagonal a model is right; below it, its predictions are too high.",
     "gain": "NE below plain's, in % of it, with the interval of the bootstrap, by domain and by "
     "how often the rarest of an example's ids had been seen before.",
 }
