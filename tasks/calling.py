@@ -98,7 +98,7 @@ def call(task: Task[..., Any], *arguments: Any) -> Any:
     except TaskRunTimeoutError as error:
         raise InputError(
             f"{where}: key 'timeout_hours': {task.name} took longer than {hours:g} hours and was "
-            "stopped; the next run goes on from there"
+            "stopped; the next run resumes there"
         ) from error
     except ConcurrencySlotAcquisitionError:  # before it begins
         if is_tracked():
@@ -176,7 +176,7 @@ def _note(work: _Work, server: str | None) -> None:
     if not _unreported:
         logging.raiseExceptions = False  # nor complain about each log line that cannot be sent
         logger.warning(
-            "Prefect's server at %s does not answer; %s goes on without it", server, _depth[0]
+            "Prefect's server at %s does not answer; %s continues without it", server, _depth[0]
         )
     _unreported.append(work)
 
@@ -230,7 +230,7 @@ def tell_server(event: str, resource: str) -> None:
     server = get_current_settings().api.url
     if not server:
         raise InputError(
-            "no Prefect server is set, which would be told; e.g. prefect config set "
+            "no Prefect server is set; for example  prefect config set "
             "PREFECT_API_URL=http://127.0.0.1:4200/api"
         )
     if not _answers(server):

@@ -101,7 +101,7 @@ def _check_transform(towers: TowersSettings, train: TrainSettings) -> None:
     if train.world_size % per_host:
         raise InputError(
             f"{train.where('ranks_per_host')}: {train.world_size} ranks "
-            f"({train.where('world_size')}) are no whole hosts of {per_host}"
+            f"({train.where('world_size')}) are not whole hosts of {per_host}"
         )
     partition = towers.partition
     by_hand = partition.strategy == "manual"

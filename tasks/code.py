@@ -45,7 +45,7 @@ def write_code() -> None:
     }.items():
         if _first_seen.setdefault(module, digest) != digest:
             raise InputError(
-                f"{module}: its code has changed since this process began; start again"
+                f"{module}: its code has changed since this process started; start again"
             )
     CODE_DIR.mkdir(parents=True, exist_ok=True)
     for stage, code in codes.items():
@@ -129,8 +129,9 @@ def _check_files_are_deps(codes: dict[str, Code]) -> None:
     for file in _further_files(codes):
         if not any(Path(file).is_relative_to(dep) for dep in deps):
             raise InputError(
-                f"{TOWERS_FILE}: key 'module.kind': {file} is no dependency of stage {CODE_STAGE} "
-                f"in {PIPELINE_FILE}, so DVC would not see it change; run {WRITE_COMMAND}"
+                f"{TOWERS_FILE}: key 'module.kind': {file} is not a dependency of stage "
+                f"{CODE_STAGE} in {PIPELINE_FILE}, so DVC would not notice a change; "
+                f"run {WRITE_COMMAND}"
             )
 
 

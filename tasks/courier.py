@@ -68,8 +68,8 @@ def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:
     if left and seconds:
         why = _trouble() or f"nothing was taken for {seconds:g} s"
         logger.warning(
-            "MLflow has not taken %s of this run's records (%s); they wait in %s and go with the "
-            "next run, or with python -m tasks.courier",
+            "MLflow has not taken %s of this run's records (%s); they wait in %s and are sent with "
+            "the next run, or with python -m tasks.courier",
             left,
             why,
             spool.SPOOL,

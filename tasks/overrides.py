@@ -91,7 +91,7 @@ def _target(key: str) -> tuple[Path, type[Settings], list[str]]:
         hint = nearest_hint(name.replace("/", "."), names)
         raise InputError(f"--set {key}: no parameter file {path}; {hint}")
     if not keys:
-        raise InputError(f"--set {key}: names no key; there are: {', '.join(model.model_fields)}")
+        raise InputError(f"--set {key}: names no key; choose from: {', '.join(model.model_fields)}")
     return path, model, keys
 
 

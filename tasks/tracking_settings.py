@@ -40,9 +40,9 @@ class TrackingSettings(Settings):
         is_token = (self.uri or "").startswith("http")  # a database's user name alone is no secret
         if PASSWORD_IN_QUERY.search(self.uri or "") or (found and (is_token or ":" in found[0])):
             raise ValueError(
-                "key 'uri': holds credentials, which Git and dvc.lock would keep; set it to null "
-                f"and give the whole URI as {URI_VARIABLE} in the environment, or, of a server, "
-                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+                "key 'uri': contains credentials, which Git and dvc.lock would keep; set it to "
+                f"null and give the whole URI as {URI_VARIABLE} in the environment, or, for a "
+                "server, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             )
         return self
 

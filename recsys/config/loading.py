@@ -161,7 +161,7 @@ class _KeysOnce(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(
                     None,
                     None,
-                    f"key {key.value!r} stands in lines {before.start_mark.line + 1} and "
+                    f"key {key.value!r} is in lines {before.start_mark.line + 1} and "
                     f"{key.start_mark.line + 1}; give it once",
                 )
         return super().construct_mapping(node, deep)

@@ -351,7 +351,7 @@ class EncodingSettings(Settings):
     @model_validator(mode="after")
     def _hashes_count_nothing(self) -> "EncodingSettings":
         if self.kind == "hash" and "min_count" in self.model_fields_set:
-            raise ValueError("min_count needs kind: vocabulary; hashes count nothing")
+            raise ValueError("min_count needs kind: vocabulary; hashes do not count")
         return self
 
 
@@ -609,7 +609,7 @@ class TableSettings(Settings):
             )
         needs_times = self.label_time is not None or any(one.time is not None for one in self.joins)
         if self.row_clock is not None and needs_times:
-            raise ValueError("label_time and joins with time need time; row_clock knows no hours")
+            raise ValueError("label_time and joins with time need time; row_clock has no hours")
         if self.attribution_window_s is not None and (self.label is None or not self.label_time):
             raise ValueError(
                 "attribution_window_s needs label and label_time, the time of positives"
@@ -627,7 +627,7 @@ class TableSettings(Settings):
         if sum(given) != 1:
             raise ValueError("give exactly one of label, explode and sample_negatives")
         if not self.categorical and self.history is None:
-            raise ValueError("categorical: give at least one column; models look up at least one")
+            raise ValueError("categorical: give at least one column; models need at least one")
         if self.negative_rate is not None and (self.labels or self.sample_negatives is not None):
             raise ValueError(
                 "negative_rate is for a log with one task and its own negatives; leave out labels "

@@ -256,13 +256,15 @@ def _read(path: Path, settings: ExternalSettings) -> pl.DataFrame:
     columns += [settings.learnt_until] if has_marks else []
     (frame,) = read_tables([path], kind, columns, lambda _: False)
     read = [
-        _whole(frame[settings.key], path, "is no example_id, a whole number").alias("example_id"),
+        _whole(frame[settings.key], path, "is not an example_id, a whole number").alias(
+            "example_id"
+        ),
         _number(frame[settings.score], path).alias("score"),
     ]
     if has_marks:
         hint = (
-            "is no time in whole milliseconds since 1970; without one nobody knows what the scorer "
-            "had seen"
+            "is not a time in whole milliseconds since 1970, without which nobody knows what the "
+            "scorer had seen"
         )
         read.append(_whole(frame[settings.learnt_until], path, hint).alias(LEARNT))
     return pl.DataFrame(read).with_row_index("row", offset=1)
@@ -301,7 +303,9 @@ def _number(column: pl.Series, path: Path) -> pl.Series:
         wrong = (number.is_null() & (column.str.strip_chars() != "")).arg_true()
         if len(wrong):
             row = int(wrong[0])
-            raise InputError(f"{path}: row {row + 1}: {column.name} {column[row]!r} is no number")
+            raise InputError(
+                f"{path}: row {row + 1}: {column.name} {column[row]!r} is not a number"
+            )
     return pl.select(pl.when(number.is_finite()).then(number)).to_series()
 
 
@@ -317,8 +321,8 @@ def _logits(scores: GivenScores, settings: ExternalSettings) -> pl.DataFrame:
     if settings.scale == "probability":
         if outside.height:
             raise InputError(
-                f"{scores.place(outside)}: score {outside.sort('file', 'row')['score'][0]:g} is no "
-                f"probability; {where}: set logit if the scores are logits"
+                f"{scores.place(outside)}: score {outside.sort('file', 'row')['score'][0]:g} is not "
+                f"a probability; {where}: set logit if the scores are logits"
             )
         probability = pl.col("score").clip(CERTAIN, 1.0 - CERTAIN)
         logit = (probability / (1.0 - probability)).log()
@@ -366,8 +370,8 @@ def with_scores(
     if ahead.height:
         example, event, mark = ahead.select("example_id", "event_time", LEARNT).row(0)
         raise LookAheadError(
-            f"{scores.place(ahead)}: example {example} of time {event} is scored by something that "
-            f"had learnt until {mark}, after it"
+            f"{scores.place(ahead)}: example {example} of time {event} is scored by a model that "
+            f"knew labels until {mark}, after it"
         )
     old = scored.filter(pl.col("event_time") - pl.col(LEARNT) > OLDEST_MS).sort("file", "row")
     if old.height:

@@ -139,8 +139,8 @@ def _check(job: StreamJob, schema: Schema) -> None:
     external = job.augment.teacher == "stacked" and "external" in job.augment.stack.members
     if job.augment.teacher not in ("own", "stacked") or external:
         raise InputError(
-            f"{job.augment.where('teacher')}: a stream's scores are made by what trains in it, not "
-            f"read from files; set own, or stacked without external"
+            f"{job.augment.where('teacher')}: a stream makes its own scores and does not read them "
+            f"from files; set own, or stacked without external"
         )
     missing = set(job.augment.baselines) - set(job.baselines.run)
     if missing:
@@ -235,7 +235,7 @@ def _link_window(source: Path, window: Window, taken_dir: Path) -> None:
         link_files(source / window.name, partial)
     except OSError as error:
         raise InputError(
-            f"{source / window.name}: cannot be taken ({error}); run the ingest stage again"
+            f"{source / window.name}: cannot be linked ({error}); run the ingest stage again"
         ) from error
     found = sum(
         pl.scan_parquet(part).select(pl.len()).collect().item()

@@ -332,7 +332,7 @@ class ScoreLog:
             event = event_time[ahead[0]]
             raise LookAheadError(
                 f"{path}: example {example} of time {event} is scored by snapshot {snapshot}, "
-                f"whose high-water mark {mark} lies after it"
+                f"whose high-water mark {mark} is after it"
             )
         old = (event_time - records["high_water_mark"] > OLDEST_MS).arg_true()
         if len(old):

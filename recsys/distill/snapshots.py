@@ -126,9 +126,8 @@ def check_no_look_ahead(snapshot: Snapshot, window: Window, schema: Schema) -> N
         )
     if snapshot.high_water_mark < learnt.end_ms:
         raise LookAheadError(
-            f"snapshot {snapshot.name}: high-water mark {snapshot.high_water_mark} lies before the "
-            f"end "
-            f"{learnt.end_ms} of window {learnt.name}, that it was trained on"
+            f"snapshot {snapshot.name}: high-water mark {snapshot.high_water_mark} is before the "
+            f"end {learnt.end_ms} of window {learnt.name}, on which it was trained"
         )
     if snapshot.high_water_mark > window.start_ms:
         raise LookAheadError(

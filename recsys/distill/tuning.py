@@ -153,7 +153,9 @@ class Tunable:
             elif isinstance(found, dict):
                 found = found.get(part)
             elif found is not None:
-                raise InputError(f"{key!r}: what comes before {part!r} is one value, not a section")
+                raise InputError(
+                    f"{key!r}: what comes before {part!r} is a single value, not a section"
+                )
         return found
 
     def changed(self, values: Values) -> "Tunable":
@@ -213,7 +215,7 @@ def _check_present(key: str, dimension: DimensionSettings, value: Any) -> None:
     if dimension.choices:
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"{key!r} is {value!r} now, which is in no range; give choices")
+        raise InputError(f"{key!r} is {value!r} now, which is in none of the ranges; give choices")
 
 
 def reads_scores(present: Tunable, space: Space) -> bool:
@@ -686,7 +688,7 @@ def confirm(search: Search, says: Callable[[str], None] = lambda line: None) -> 
     difference = paired_difference(present, ne, settings.confidence)
     if difference.high >= 0:
         return Outcome(before, _mean(ne), difference, [], {})
-    says(f"the best with each of its {len(best)} changes put back, {settings.seeds} seeds")
+    says(f"the best with each of its {len(best)} changes undone, {settings.seeds} seeds")
     put_back = [{k: v for k, v in best.items() if k != key} for key in best]
     effects = {
         key: paired_difference(without, ne, settings.confidence)

@@ -36,7 +36,7 @@ def withdraw(name: str, snapshots: list[Snapshot], withdrawn_file: Path) -> Snap
     found = next((snapshot for snapshot in snapshots if snapshot.name == name), None)
     if found is None:
         names = ", ".join(snapshot.name for snapshot in snapshots) or "none"
-        raise InputError(f"no snapshot {name!r}; there are: {names}")
+        raise InputError(f"no snapshot {name!r}; snapshots: {names}")
     before = load_settings(withdrawn_file, WithdrawnSettings)
     if found.weights_hash not in before.hashes:
         entries = [one.model_dump() for one in before.snapshots]

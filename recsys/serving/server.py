@@ -326,7 +326,7 @@ def create_app(source: Source, settings: ServeSettings) -> FastAPI:
         candidates = _checked_rows(body, "candidates", settings)
         shared = body.get("shared", {})
         if not isinstance(shared, dict):
-            raise RefusedError(422, "'shared' holds no object; expected columns by name")
+            raise RefusedError(422, "'shared' is not an object; expected columns by name")
         _check_columns([shared, *candidates], model.predictor, settings)
         found = _plain(model.predictor.rank(shared, candidates))
         first = found[model.predictor.tasks[0]]
@@ -410,7 +410,7 @@ async def _body(request: Request, limit: int) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         raise RefusedError(400, f"the body is not JSON: {error}") from None
     if not isinstance(values, dict):
-        raise RefusedError(422, "the body is no JSON object; GET /docs shows one")
+        raise RefusedError(422, "the body is not a JSON object; GET /docs shows one")
     return values
 
 
@@ -425,7 +425,7 @@ def _checked_rows(
 ) -> list[dict[str, Any]]:
     rows = body.get(key)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise RefusedError(422, f"{key!r} is missing or no list of objects; GET /docs shows one")
+        raise RefusedError(422, f"{key!r} is missing or not a list of objects; GET /docs shows one")
     if not rows:
         raise RefusedError(422, f"{key!r} is empty; give at least one")
     if len(rows) > settings.largest_batch:
@@ -438,7 +438,7 @@ def _checked_rows(
 def _checked_columns(body: Mapping[str, Any], settings: ServeSettings) -> dict[str, list[Any]]:
     columns = body["columns"]
     if not isinstance(columns, dict) or not all(isinstance(one, list) for one in columns.values()):
-        raise RefusedError(422, "'columns' is no object of lists; GET /docs shows one")
+        raise RefusedError(422, "'columns' is not an object of lists; GET /docs shows one")
     if "rows" in body:
         raise RefusedError(422, "'rows' and 'columns' are both there; give one")
     count = _rows_in(body)

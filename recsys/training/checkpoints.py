@@ -127,7 +127,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
             raise TypeError("files and facts must be objects")
     except OSError as error:
         raise DamagedCheckpointError(
-            f"{path}: cannot be read, so {directory} is no whole checkpoint"
+            f"{path}: cannot be read, so {directory} is not a complete checkpoint"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedCheckpointError(

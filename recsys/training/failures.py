@@ -16,7 +16,7 @@ FAILURE_SUFFIX = ".failure"
 RESTART_COUNT = "TORCHELASTIC_RESTART_COUNT"
 LASTING = (InputError, NonFiniteError)  # a restart fixes neither input nor data
 MEMORY_HINT = (
-    "; if nobody did it by hand, the machine ran out of memory: "
+    "; unless somebody did it by hand, the machine ran out of memory: "
     "lower world_size or use smaller tables"
 )
 # Gloo's messages, in a plain RuntimeError, when the process at the other end is gone.

@@ -131,7 +131,7 @@ def _place(rank: Rank, stack: str) -> str:
         return "its process is stopped by a signal"
     frame = FRAME.search(stack)
     if frame is None:
-        return "it did not say what it was doing"
+        return "it did not report what it was doing"
     return f"it was in {frame['function']} ({frame['file']}, line {frame['line']})"
 
 

@@ -25,7 +25,7 @@ SOURCES = (
     "the loss function's result",
     "the embeddings",
 )
-ADVICE = "lower the learning rates, mend the data, or set skip_non_finite_batches: true"
+ADVICE = "lower the learning rates, correct the data, or set skip_non_finite_batches: true"
 DENSE_COLUMN = "dense column {}"
 STEPS_BEHIND = 2  # after which a late check is read: how far the host may run ahead of the device
 TINY = 2.0**-40  # a sum of float32 numbers times this factor is finite if they are

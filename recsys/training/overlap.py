@@ -205,6 +205,6 @@ class DistributedForward(PipelinedForward):
             return type(self._module).forward(self._module, sparse)
         if sparse is not self.sparse:
             raise ValueError(
-                f"{self.name}: the model changes the batch's ids; such a model needs overlap: false"
+                f"{self.name}: the model changes the batch's ids, so it needs overlap: false"
             )
         return super().__call__(sparse)

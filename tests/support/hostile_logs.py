@@ -320,7 +320,7 @@ FILES = [
     Case("a row with a field too many", {"log.csv": frame().write_csv() + f"{START},0,a,1,9\n"},
          section(), refusal="log.csv: cannot be read as csv"),
     Case("a column twice in the header", {"log.csv": f"ts,y,c,c,d\n{START},0,a,b,1\n"}, section(),
-         refusal="log.csv: its header holds the column 'c' twice"),
+         refusal="log.csv: its header contains the column 'c' twice"),
     Case("a column that is not there", log(), section(dense=["dd"]),
          refusal="log.csv: no column 'dd'; did you mean 'd'?"),
     Case("columns in another order", {

@@ -71,14 +71,14 @@ def _event_time(survey: Survey, moments: list[Moment], wanted: str | None) -> Mo
         moments = [moment for moment in moments if moment.column.name == wanted]
         if not moments:
             raise InputError(
-                f"{file}: column {wanted!r} holds no times: neither numbers since 1970 nor ISO "
-                f"8601 nor text of one known format"
+                f"{file}: column {wanted!r} does not contain times: neither numbers since 1970 nor "
+                f"ISO 8601 nor text of one known format"
             )
     elif not moments or moments[0].likely < 0:
         others = ", ".join(moment.column.name for moment in moments)
         hint = f"; if it is one of {others}, name it: --time COLUMN" if others else ""
         raise InputError(
-            f"{file}: no column holds times of events; a table needs one: numbers since 1970, ISO "
+            f"{file}: no column contains event times; a table needs one: numbers since 1970, ISO "
             f"8601 text or text of one format{hint}; where the order of the rows is time, write "
             f"row_clock in its place"
         )
@@ -99,8 +99,8 @@ def _warn(choices: Choices) -> None:
             warnings.append(f"{count:,} of {rows:,} rows have {what}; ingest sets them aside")
     if bad > QUARANTINE_LIMIT * rows:
         warnings.append(
-            f"that is more than ingest allows: mend the rows, or leave them out with 'filter', or "
-            f"--set data.quarantine_limit={min(2 * bad / rows, 1):.2g}"
+            f"that is more than ingest allows: correct the rows, or leave them out with 'filter', "
+            f"or --set data.quarantine_limit={min(2 * bad / rows, 1):.2g}"
         )
     keys = dict.fromkeys(key for file in survey.log.files for key in hive_keys(file))
     if keys:
@@ -110,7 +110,7 @@ def _warn(choices: Choices) -> None:
         )
     if span.unsorted:
         warnings.append(
-            f"{span.unsorted:,} rows are earlier than the row before; ingest sorts them by time"
+            f"{span.unsorted:,} rows are earlier than the previous row; ingest sorts them by time"
         )
     if survey.duplicates:
         warnings.append(
@@ -120,10 +120,12 @@ def _warn(choices: Choices) -> None:
     if choices.negatives is not None:
         warnings.append(
             "a log with only clicks: negatives are sampled, so every score depends on the sampler; "
-            "popularity turns within hours, so try --set data.window_hours=1"
+            "popularity changes within hours, so try --set data.window_hours=1"
         )
     elif choices.label is not None and clicks < FEW_CLICKS:
-        warnings.append(f"{clicks:,.0f} rows are 1: too few to tell good models from bad ones")
+        warnings.append(
+            f"{clicks:,.0f} rows have label 1: too few to tell good models from bad ones"
+        )
     if span.last_ms - span.first_ms < WINDOWS * WINDOW_HOURS[-1] * MS_PER_HOUR:
         warnings.append(
             f"all rows lie within {(span.last_ms - span.first_ms) / 60_000:.0f} minutes: too few "

@@ -82,7 +82,7 @@ def _not_a_feature(
             return f"LEAK: AUC {auc:.3f} by itself"
         if auc > LEAK_AUC:
             choices.warnings.append(
-                f"{name}: the click rates of its values alone have AUC {auc:.3f}; check that it is "
+                f"{name}: the click rates of its values have AUC {auc:.3f}; check that it is "
                 f"known before the event"
             )
     if names.says(name, names.OF_SPLITS):

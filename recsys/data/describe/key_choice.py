@@ -122,7 +122,7 @@ def settle_negatives(choices: Choices) -> None:
         binary = [column.name for column in choices.columns if is_binary(column)]
         hint = f"; columns with two values: {', '.join(binary[:6])}" if binary else ""
         raise InputError(
-            f"{choices.survey.log.files[0]}: no column is called like a label, and none like an "
+            f"{choices.survey.log.files[0]}: no column name looks like a label, or like an "
             f"item and a session or user to draw negatives for; name it: --label COLUMN{hint}"
         )
     hours = (choices.span.last_ms - choices.span.first_ms + 1) / MS_PER_HOUR

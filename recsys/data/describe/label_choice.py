@@ -92,7 +92,7 @@ def find_label(columns: list[Column], time: Moment, wanted: str | None) -> Label
     if ranked:
         return min(ranked, key=lambda one: one[:2])[2]
     if wanted is not None:
-        raise InputError(f"column {wanted!r} holds no label: neither two values nor numbers")
+        raise InputError(f"column {wanted!r} is not a label: neither two values nor numbers")
     by_name = {column.name: column for column in columns}
     minus = [one for one in unnamed if _texts(by_name[one.column]) == {"-1", "1"}]
     unnamed = minus or unnamed

@@ -112,7 +112,7 @@ def _format_of(file: Path) -> FileFormat:
         return "arrow"
     if start.lstrip()[:1] == b"[":
         raise InputError(
-            f"{file}: holds one JSON array; write an object per line: jq -c '.[]' {file.name}"
+            f"{file}: contains one JSON array; write an object per line: jq -c '.[]' {file.name}"
         )
     line = next((line for line in lines(file) if line.strip()), b"").decode(errors="replace")
     if not line:
@@ -126,12 +126,12 @@ def _format_of(file: Path) -> FileFormat:
     names = [name.strip().strip('"') for name in line.split(SEPARATORS[file_format])]
     if len(names) == 1:
         raise InputError(
-            f"{file}: its first line holds neither tabs nor commas; ingest reads CSV, TSV, JSON "
+            f"{file}: its first line contains neither tabs nor commas; ingest reads CSV, TSV, JSON "
             f"lines, Parquet and Arrow"
         )
     if any(_is_number(name) for name in names) or "" in names[1:]:
         raise InputError(
-            f"{file}: its first line holds values, not the names of the columns; put a line of "
+            f"{file}: its first line contains values, not column names; put a line of "
             f"{len(names)} names in front"
         )
     return file_format

@@ -134,7 +134,7 @@ def _group_lines(choices: Choices) -> list[str]:
     if group:
         lines[0] += "   # gAUC is within it"
     if domain is None:
-        lines.append("  # domain: {column, values, other}: none is called like one, so one domain")
+        lines.append("  # domain: {column, values, other}: no column looks like one, so one domain")
     else:
         lines += [
             "  domain:   # a student per domain; rows of other values teach, too",

@@ -58,7 +58,7 @@ def url_of(pattern: str, root: Path | str) -> str:
 
 def _fetched(url: str, folder: Path | None) -> list[Path]:
     if folder is None:
-        raise InputError(f"{url}: no URL is read here; fetch the files and give their paths")
+        raise InputError(f"{url}: URLs are not read here; fetch the files and give their paths")
     from recsys.data.sources.remote import fetched  # fsspec is seldom needed
 
     return fetched(url, folder)
@@ -101,7 +101,7 @@ def of_name(path: Path, expression: str, column: str) -> str:
     """
     match = re.search(expression, path.as_posix())
     if match is None or match[1] is None:
-        raise InputError(f"{path}: file_columns.{column}: {expression!r} fits no part of this path")
+        raise InputError(f"{path}: file_columns.{column}: {expression!r} does not match this path")
     return match[1]
 
 

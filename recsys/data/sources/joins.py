@@ -135,8 +135,8 @@ def _read(
         lost = rows[SINCE].null_count()
         if lost:
             raise InputError(
-                f"{files[0]}: {lost:,} rows have no time in {settings.time.column!r}, so it is not "
-                f"known since when they hold; give them one or leave them out"
+                f"{files[0]}: {lost:,} rows have no time in {settings.time.column!r}, so it is "
+                f"unknown from when they are valid; add times or leave them out"
             )
         unique = [*unique, SINCE]
     rows = rows.drop_nulls(table.keys)
@@ -150,7 +150,7 @@ def _read(
         )
         what = "keys have" if settings.time is None else "keys and times have"
         hint = (
-            "; leave one, or give 'time', the column that says since when a row holds"
+            "; leave one, or give 'time', the column that says from when a row is valid"
             if settings.time is None
             else "; leave one"
         )

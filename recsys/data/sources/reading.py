@@ -173,7 +173,7 @@ def open_tables(
     for file, schema in schemas.items():
         twice = next((name for name in columns if name + DUPLICATED in schema), None)
         if twice is not None:
-            raise InputError(f"{file}: its header holds the column {twice!r} twice")
+            raise InputError(f"{file}: its header contains the column {twice!r} twice")
     types = {name: _common_type(name, schemas, of_paths, file_format) for name in columns}
     return Tables(list(files), file_format, quotes, folder, schemas, types, header, of_paths)
 

@@ -58,8 +58,8 @@ class TimesSeen:
             )
         if settings.format is not None and self.texts and not self.moments:
             raise InputError(
-                f"{settings.where('format')}: {settings.format!r} fits no time of column "
-                f"{settings.column!r}, for example {self.example!r}"
+                f"{settings.where('format')}: {settings.format!r} does not match any time in "
+                f"column {settings.column!r}, for example {self.example!r}"
             )
         if 2 * self.outside > self.known:
             self._refuse_span(settings)
@@ -70,7 +70,7 @@ class TimesSeen:
         assert isinstance(middle, float)
         message = (
             f"{settings.where('unit')}: with unit: {settings.unit} most times of column "
-            f"{settings.column!r} lie outside {settings.earliest} to {settings.latest}, in the "
+            f"{settings.column!r} are outside {settings.earliest} to {settings.latest}, in the "
             f"middle {_shown(middle)}; "
         )
         if settings.unit != "datetime":

@@ -68,7 +68,11 @@ CHANGES: dict[str, tuple[dict[str, Any], float, str]] = {
         0.9,
         r"100.0% of 'price' are missing, in earlier windows 0.0%",
     ),
-    "distinct": ({"ad": np.arange(DAILY)}, 12.0, "'ad' has .* distinct ids, in each earlier window"),
+    "distinct": (
+        {"ad": np.arange(DAILY)},
+        12.0,
+        "'ad' has .* distinct ids, in each earlier window",
+    ),
     "unknown": ({"user": 1_000 + np.arange(DAILY) % 7}, 0.5, "100.0% of 'user' are not in its"),
 }
 

@@ -154,7 +154,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Callable[[], pl.DataFrame], str]] = {
     "look-ahead": (
         {},
         lambda: table([4, 5], [2.0, 2.0], [4 * STEP, 5 * STEP + 1]),
-        r"a\.parquet: row 2: example 5 of time 60000 .* had learnt until 60001, after it",
+        r"a\.parquet: row 2: example 5 of time 60000 .* knew labels until 60001, after it",
     ),
     "parts of a millisecond": (
         {},
@@ -189,7 +189,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Callable[[], pl.DataFrame], str]] = {
     "logits as probabilities": (
         {"scale": "probability"},
         lambda: table([4, 5], [0.25, 1.5]),
-        r"a\.parquet: row 2: score 1\.5 is no probability; .*key 'scale'",
+        r"a\.parquet: row 2: score 1\.5 is not a probability; .*key 'scale'",
     ),
     "text for a score": (
         {},

@@ -409,8 +409,8 @@ HEADERLESS = "\n".join(f"{START_MS},{row},3" for row in range(5))
     ("content", "options", "message"),
     [
         ("", [], "is empty"),
-        ('[{"ts": 1}]', [], "holds one JSON array; write an object per line"),
-        (HEADERLESS, [], "its first line holds values, not the names of the columns"),
+        ('[{"ts": 1}]', [], "contains one JSON array; write an object per line"),
+        (HEADERLESS, [], "its first line contains values, not column names"),
         ("one\n1\n2\n", [], "holds neither tabs nor commas"),
         ("ts,y\n", [], "holds no rows"),
         ("name,y\na,1\nb,0\n", [], "no column holds times"),
