@@ -321,8 +321,8 @@ def _logits(scores: GivenScores, settings: ExternalSettings) -> pl.DataFrame:
     if settings.scale == "probability":
         if outside.height:
             raise InputError(
-                f"{scores.place(outside)}: score {outside.sort('file', 'row')['score'][0]:g} is not "
-                f"a probability; {where}: set logit if the scores are logits"
+                f"{scores.place(outside)}: score {outside.sort('file', 'row')['score'][0]:g} is "
+                f"not a probability; {where}: set logit if the scores are logits"
             )
         probability = pl.col("score").clip(CERTAIN, 1.0 - CERTAIN)
         logit = (probability / (1.0 - probability)).log()
