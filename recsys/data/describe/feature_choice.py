@@ -99,7 +99,7 @@ def _not_a_feature(
 def _dense(column: Column) -> str | None:
     """Why a column should be a dense feature; None: it is a category."""
     if column.kind == "number":
-        return "no whole numbers"
+        return "not whole numbers"
     coded = names.says(column.name, names.OF_IDS) or names.says(column.name, names.OF_CODES)
     if column.kind != "whole" or (coded and not names.says(column.name, names.OF_AMOUNTS)):
         return None

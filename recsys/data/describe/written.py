@@ -100,7 +100,7 @@ def dataset_text(choices: Choices) -> str:
         if choices.uses[column.name].role in ("", "group", "session")
     ]
     if left:
-        lines.append("  # No features:")
+        lines.append("  # Left out:")
         lines += [f"  #   {_flow(name)}: {why}" for name, why in left]
     # A column's name may contain a line break, a comment must not
     return "\n".join(" ".join(line.splitlines()) for line in lines) + "\n"
@@ -132,12 +132,12 @@ def _group_lines(choices: Choices) -> list[str]:
     group, domain = choices.group, choices.domain
     lines = [f"  group: {_flow(group)}" if group else "  group: null   # the raw row"]
     if group:
-        lines[0] += "   # gAUC is within it"
+        lines[0] += "   # gAUC is computed within it"
     if domain is None:
         lines.append("  # domain: {column, values, other}: no column looks like one, so one domain")
     else:
         lines += [
-            "  domain:   # a student per domain; rows of other values teach, too",
+            "  domain:   # a student per domain; models also train on rows with other values",
             f"    column: {_flow(domain.column)}",
             f"    values: {_flow(domain.values)}",
             f"    other: {domain.other}",
@@ -160,7 +160,7 @@ def _feature_lines(choices: Choices) -> list[str]:
     if "event_hour" not in by_name:
         lines.append("    - {column: event_hour, table_rows: 50}   # UTC; made from the time")
     if choices.counters:
-        lines.append("  counters:   # of the past alone: clicks, examples and smoothed rates")
+        lines.append("  counters:   # past-only clicks, examples and smoothed rates")
         lines += [f"    - {_flow(_counter(one))}" for one in choices.counters]
     return lines
 
