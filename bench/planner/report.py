@@ -34,7 +34,7 @@ TEXT = [
     "the tensors of tables",
     "and their optimiser state; equal on every rank, to the byte.",
     "",
-    "![predicted and measured step times](../images/planner_validation.png)",
+    "![Predicted against measured step times, per plan](../images/planner_validation.png)",
     "",
 ]
 
@@ -187,5 +187,7 @@ def _draw(cases: Sequence[Compared], hardware: Hardware) -> None:
                     *_times(shown, hardware), marker=marker, label=f"{model.name}, {size} ranks"
                 )
         axes.axline((1, 1), slope=1, color="black", linewidth=0.8)
-        axes.set(xscale="log", yscale="log", xlabel="predicted ms", ylabel="measured ms")
+        axes.set(
+            xscale="log", yscale="log", xlabel="predicted step (ms)", ylabel="measured step (ms)"
+        )
         axes.legend()

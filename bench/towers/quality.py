@@ -161,7 +161,7 @@ def report(logs: Logs) -> str:
         "",
         *NOTES,
         "",
-        f"![{FIGURE.stem}](../images/{FIGURE.name})",
+        f"![AUC minus the flat model's, by log and model](../images/{FIGURE.name})",
     ]
     for about, found in logs.values():
         lines += ["", *log_lines(about, found)]
@@ -257,7 +257,7 @@ def draw(logs: Logs) -> None:
                     range(len(rows)), [model.name for model, _ in rows], rotation=60, ha="right"
                 )
                 axes.set_title(f"{about['name']}, {architecture.upper()}")
-            axes_row[0].set_ylabel("AUC - flat's")
+            axes_row[0].set_ylabel("AUC minus flat")
 
 
 def work(given: argparse.Namespace, results: Results) -> Iterator[tuple[str, Callable[[], Any]]]:

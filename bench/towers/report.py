@@ -117,7 +117,7 @@ def _text() -> list[str]:
         "interface sent, headers",
         "included.",
         "",
-        "![speed-up over the rate](../images/towers_speed.png)",
+        "![Speed-up over flat by network rate](../images/towers_speed.png)",
         "",
     ]
 
@@ -348,4 +348,4 @@ def _draw(runs: list[Run]) -> None:
             place.axhline(1.0, color="black", linewidth=0.8)
             place.set(xscale="log", xlabel="Mbit/s per host", title=architecture.upper())
             place.legend(fontsize="x-small")
-        axes[0].set_ylabel("speed-up over flat")
+        axes[0].set_ylabel("speed-up over flat (times)")
