@@ -161,6 +161,7 @@ class _Weighted:
         each = np.ones(len(labels)) if weights is None else weights.astype(np.float64)
         columns = (each, each * labels, each * row_losses(logits, labels), each * predicted)
         sums = [np.bincount(block, weights=one, minlength=count) for one in columns]
+        self._unordered = len(sums)  # sums that need no order; those of bins and groups follow
         self._ranked, self._grouped = ranked, None
         if ranked:
             self._sorted = SortedScores(logits, labels, block, weights)
@@ -180,7 +181,7 @@ class _Weighted:
     def at(self, draws: NDArray[np.int64]) -> NDArray[np.float64]:
         """Values [draws, len(METRICS)] with ``draws`` [draws, blocks] copies of each block."""
         sums = draws.astype(np.float64) @ self._sums
-        rows, positives, loss, predicted = sums[:, :4].T
+        rows, positives, loss, predicted = sums[:, : self._unordered].T
         values = dict.fromkeys(METRICS, np.full(len(draws), np.nan))
         with np.errstate(invalid="ignore", divide="ignore"):
             values |= {
@@ -189,7 +190,8 @@ class _Weighted:
                 "calibration": predicted / positives,
             }
             if self._ranked:
-                values["ece"] = np.abs(sums[:, 4 : 4 + CALIBRATION_BINS]).sum(axis=1) / rows
+                bins = sums[:, self._unordered : self._unordered + CALIBRATION_BINS]
+                values["ece"] = np.abs(bins).sum(axis=1) / rows
                 ranking = np.array([self._sorted.ranking(one) for one in draws])
                 values["auc"], values["pr_auc"], values["recall"] = ranking.T
                 values["gauc"] = (
