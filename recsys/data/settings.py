@@ -49,7 +49,7 @@ class DataSettings(Settings):
     ``dense_half_life_windows`` later, and then clipped.
 
     Attributes:
-        dataset: name of a data set's description in params/datasets (:class:`DatasetSettings`).
+        dataset: name of a data set's description (:class:`DatasetSettings`).
         root: folder that the relative paths of real logs start from.
         window_hours: length of a window; at least a minute.
         max_windows: how many windows to read; null: all.

@@ -100,8 +100,8 @@ class StudentsSettings(Settings):
             :func:`recsys.training.batch_size.fitting_batch`.
         dense_passes: passes of the dense part over each window, on tables as they were before it;
             then the tables train on it in one pass. 0: one pass trains both.
-        table_learning_rate: learning rate of the embedding tables; null: the one in
-            params/train.yaml; auto: one of ``rates_tried``.
+        table_learning_rate: learning rate of the embedding tables; null: that of all training;
+            auto: one of ``rates_tried``.
         rates_tried: the rates that auto chooses from.
         seeds: each arm is trained once per seed.
         students: the students.

@@ -24,8 +24,8 @@ class TeacherSettings(Settings):
             :func:`recsys.training.batch_size.fitting_batch`.
         dense_passes: passes of the dense part over each window, on tables as they were before it;
             then the tables train on it in one pass. 0: one pass trains both.
-        table_learning_rate: learning rate of the embedding tables; null: the one in
-            params/train.yaml; auto: one of ``rates_tried``, by NE on early windows.
+        table_learning_rate: learning rate of the embedding tables; null: that of all training;
+            auto: one of ``rates_tried``, by NE on early windows.
         rates_tried: the rates that auto chooses from.
         rate_auto_windows: number of early windows on which auto is decided.
         snapshot_every_windows: windows between two snapshots.

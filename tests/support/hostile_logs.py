@@ -135,7 +135,7 @@ TIMES = [
          section(time=time(format="%d/%m/%Y")),
          columns={"event_time": at("2024-04-13", "2024-04-14")}),
     Case("a format that fits nothing", log(ts=["04/01/2024"] * 2),
-         section(time=time(format="%Y-%m-%d")), refusal="'%Y-%m-%d' fits no time of column 'ts'"),
+         section(time=time(format="%Y-%m-%d")), refusal="'%Y-%m-%d' does not match any time"),
     Case("12-hour clock", log(ts=["01/02/2024 12:30 AM", "01/02/2024 01:00 PM"]),
          section(time=time(format="%m/%d/%Y %I:%M %p")),
          columns={"event_time": at("2024-01-02T00:30", "2024-01-02T13:00")}),

@@ -107,7 +107,7 @@ def test_a_file_with_a_key_twice_is_refused_in_one_line(params: Path) -> None:
     path = params / "train.yaml"
     path.write_text(path.read_text() + "world_size: 2\n")
     before = contents(params)
-    with pytest.raises(InputError, match=r"train.yaml: not valid YAML: key 'world_size' stands in"):
+    with pytest.raises(InputError, match=r"train.yaml: not valid YAML: key 'world_size' is in"):
         apply_overrides({"train.world_size": "1"})
     assert contents(params) == before
 

@@ -75,7 +75,7 @@ def test_candidates_are_ranked_as_rows_are_predicted(client: TestClient, exports
         (b'{"rows": [{"price": 1e999, "user": "u", "ad": 1}]}', 400, "infinity"),
         (b"[" * 5000, 400, "the body is not JSON"),
         (b"\xff\xfe", 400, "the body is not JSON"),
-        (b"[]", 422, "the body is no JSON object"),
+        (b"[]", 422, "the body is not a JSON object"),
         (b"{}", 422, "'rows' is missing or not a list of objects"),
         (b'{"rows": {}}', 422, "'rows' is missing or not a list of objects"),
         (b'{"rows": [1]}', 422, "'rows' is missing or not a list of objects"),

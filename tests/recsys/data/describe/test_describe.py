@@ -319,9 +319,9 @@ def test_what_would_mislead_a_model_is_left_out_and_said(
         "country: always the same",
         "returned_at: times after the event",
         "row_id: a different value in every row",
-        "1 rows are earlier than the row before",
+        "1 rows are earlier than the previous row",
         "40 rows repeat another in every column",
-        "rows are 1: too few",
+        "rows have label 1: too few",
     ):
         assert line in text, line
     assert {one.column for one in table.categorical} == {
@@ -411,13 +411,13 @@ HEADERLESS = "\n".join(f"{START_MS},{row},3" for row in range(5))
         ("", [], "is empty"),
         ('[{"ts": 1}]', [], "contains one JSON array; write an object per line"),
         (HEADERLESS, [], "its first line contains values, not column names"),
-        ("one\n1\n2\n", [], "holds neither tabs nor commas"),
+        ("one\n1\n2\n", [], "contains neither tabs nor commas"),
         ("ts,y\n", [], "holds no rows"),
-        ("name,y\na,1\nb,0\n", [], "no column holds times"),
+        ("name,y\na,1\nb,0\n", [], "no column contains event times"),
         ("ts,u\n1711929600,a\n1711929700,b\n", [], "name it: --label COLUMN"),
         ("ts,u\n1711929600,a\n", ["--label", "clic"], "no column 'clic'"),
-        ("ts,u\n1711929600,a\n1711929601,b\n", ["--label", "u"], "'u' holds no label"),
-        ("ts,u\n1711929600,a\n", ["--time", "u"], "column 'u' holds no times"),
+        ("ts,u\n1711929600,a\n1711929601,b\n", ["--label", "u"], "'u' is not a label"),
+        ("ts,u\n1711929600,a\n", ["--time", "u"], "column 'u' does not contain times"),
     ],
 )
 def test_what_cannot_be_described_is_one_line_and_nothing_is_written(
