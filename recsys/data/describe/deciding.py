@@ -120,7 +120,7 @@ def _warn(choices: Choices) -> None:
     if choices.negatives is not None:
         warnings.append(
             "a log with only clicks: negatives are sampled, so every score depends on the sampler; "
-            "popularity changes within hours, so try --set data.window_hours=1"
+            "windows are as short as the hours from which negatives are drawn"
         )
     elif choices.label is not None and clicks < FEW_CLICKS:
         warnings.append(

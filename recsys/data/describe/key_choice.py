@@ -10,13 +10,17 @@ from recsys.data.describe.choices import Choices, Use
 from recsys.data.describe.columns import Column
 from recsys.data.describe.label_choice import is_binary
 from recsys.data.settings import CounterSettings, DomainColumnSettings, NegativeSettings
-from recsys.units import MS_PER_HOUR
+from recsys.units import MINUTES_PER_HOUR, MS_PER_HOUR
 
 DOMAIN_SHARE, DOMAIN_VALUES = 0.05, 30  # least share of rows per domain; most domain values
 FEWEST_GROUPS = 50
 MANY_VALUES = 1_000
 NEGATIVES_PER_CLICK = 4
 CLICKS_TO_DRAW_FROM = 50
+# For sampled negatives, in multiples of the hours from which they are drawn: what matters is how an
+# item's popularity changes after these (docs/benchmarks/real_logs.md)
+COUNTED_SPANS, PAIR_SPANS, BINS_PER_SPAN = (0.5, 1, 3, 6, 24, 240), (0.5, 1, 6, 240), 12
+PAIRED_COLUMNS, PAIRED_VALUES = 4, 64  # at most
 
 
 def settle_groups(choices: Choices) -> None:
@@ -136,6 +140,8 @@ def settle_negatives(choices: Choices) -> None:
         seed=1,
     )
     choices.base_rate = 1 / (1 + NEGATIVES_PER_CLICK)
+    # An item's popularity changes within the hours from which negatives are drawn
+    choices.window_hours = min(choices.window_hours, float(back))
     choices.group = None
     if by_name[session].distinct > MANY_VALUES and session != _best_id(choices, names.OF_USERS, 2):
         _drop(choices, session)
@@ -145,11 +151,12 @@ def settle_negatives(choices: Choices) -> None:
 def settle_counters(choices: Choices) -> None:
     """Choose past-only statistics of the ids that are likely to matter: the item, the user, the
     item per domain or per user."""
+    if choices.negatives is not None:
+        choices.counters = _counters_of_negatives(choices, choices.negatives)
+        return
     item = (
         choices.explode.item
         if choices.explode is not None
-        else choices.negatives.item
-        if choices.negatives is not None
         else _best_id(choices, names.OF_ITEMS, 3)
     )
     user = _best_id(choices, names.OF_USERS, 3)
@@ -177,7 +184,30 @@ def settle_counters(choices: Choices) -> None:
                 by=by,
                 bin_minutes=float(f"{max(window * 60 / 144, 1.0):.3g}"),
                 hours=[float(f"{one:.4g}") for one in (short if of_item else [7 * window])],
-                examples=choices.negatives is None,
                 prior_rate=rate,
             )
         )
+
+
+def _counters_of_negatives(choices: Choices, negatives: NegativeSettings) -> list[CounterSettings]:
+    """Statistics of the item, and of the item paired with the domain and a few small columns. Users
+    get none: sampling gives every user the same click rate."""
+    domain = None if choices.domain is None else choices.domain.column
+    small = sorted(
+        (column.name == domain, column.distinct, column.name)
+        for column in choices.columns
+        if choices.uses[column.name].role.startswith("categorical")
+        and column.name != negatives.item
+        and column.kind in ("whole", "text", "boolean")
+        and 2 <= column.distinct <= PAIRED_VALUES
+    )
+    paired = [[negatives.item, name] for *_, name in small[-PAIRED_COLUMNS:]]
+    return [
+        CounterSettings(
+            by=by,
+            bin_minutes=negatives.popularity_hours * MINUTES_PER_HOUR / BINS_PER_SPAN,
+            hours=[negatives.popularity_hours * one for one in spans],
+            prior_rate=choices.base_rate,
+        )
+        for by, spans in [([negatives.item], COUNTED_SPANS), *((by, PAIR_SPANS) for by in paired)]
+    ]

@@ -13,9 +13,9 @@ from recsys.data.encoding import key_hashes
 from recsys.data.names import EVENT_TIME, OWN
 from recsys.data.settings import CounterSettings
 from recsys.data.sources.base import LABEL, LABEL_TIME
+from recsys.units import MINUTES_PER_HOUR
 
 MS_PER_MINUTE = 60_000
-MINUTES_PER_HOUR = 60
 BIN, LABEL_BIN = f"{OWN}bin", f"{OWN}label_bin"
 TOTAL, FIRST, KEY = f"{OWN}total", f"{OWN}first", f"{OWN}key"
 BINS = 1 << 32  # more than any log has: 8,000 years of minutes

@@ -590,6 +590,20 @@ def test_a_label_that_is_always_1_is_a_log_of_clicks(
     assert "always 1: a log with only clicks" in text
 
 
+def test_sampled_negatives_bring_rates_of_the_item_over_the_hours_that_they_are_drawn_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    LOG.drop("clicked", "price").write_parquet(tmp_path / "log.parquet")
+    table, text = described(tmp_path, "log.parquet", capsys)
+    assert table.sample_negatives is not None and table.domain is not None
+    hours = table.sample_negatives.popularity_hours
+    first, *pairs = table.counters
+    assert first.by == ["item_id"] and first.hours[0] == hours / 2
+    assert pairs[-1].by == ["item_id", table.domain.column]
+    assert all(one.examples and one.prior_rate == 0.2 for one in table.counters)
+    assert f"data.window_hours={hours:g}" in text
+
+
 def test_a_root_that_holds_more_than_the_log_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
