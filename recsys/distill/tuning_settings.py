@@ -76,7 +76,7 @@ class TuneSettings(Settings):
     Attributes:
         minutes: duration of one call, including an estimate for the check of the best settings.
         trials: instead of minutes, end the search after this many trials of the study.
-        workers: students trained at once, one thread each; null: one per core, at most two.
+        workers: students trained in parallel, one thread each; null: one per core, at most two.
         finalists: number of best trials that are trained again, together with the current settings.
         seeds: seeds of these trainings, different from the search's.
         confidence: two-sided coverage of the intervals.
