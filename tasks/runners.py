@@ -1,4 +1,4 @@
-"""Who runs mapped tasks: threads of this machine, or a Dask or Ray cluster on it."""
+"""What runs mapped tasks: threads of this machine, or a Dask or Ray cluster on it."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -13,12 +13,12 @@ from recsys.config import InputError
 
 
 def task_runner(name: str, workers: int, settings_file: str) -> Any:
-    """A Prefect task runner with ``workers``: ``threads``, or processes of a ``dask`` or ``ray``
-    cluster.
+    """A Prefect task runner with this number of ``workers``: ``threads``, or processes of a
+    ``dask`` or ``ray`` cluster.
 
     Raises:
-        InputError: its package is not installed or is another version; names the key ``runner`` of
-            ``settings_file``.
+        InputError: its package is missing or has another version; the message names the key
+            ``runner`` of ``settings_file``.
     """
     if name == "threads":
         return ThreadPoolTaskRunner(max_workers=workers)
@@ -34,8 +34,8 @@ def task_runner(name: str, workers: int, settings_file: str) -> Any:
 
 @contextmanager
 def one_server() -> Iterator[None]:
-    """Where no Prefect server is set: let the workers of a cluster use the temporary one of this
-    process, in place of one each."""
+    """If no Prefect server is set, let a cluster's workers share this process's temporary server
+    instead of starting one each."""
     if get_current_settings().api.url:
         yield
         return
@@ -48,15 +48,16 @@ def one_server() -> Iterator[None]:
 
 
 def _dask(workers: int) -> Any:
-    """One thread a worker; Dask's workers are daemons by default, which may not start the ranks
-    that score."""
+    """A Dask runner with one thread per worker. Dask's workers are daemons by default, which may
+    not start the ranks that score."""
     import_module("dask").config.set({"distributed.worker.daemon": False})
     size = {"n_workers": workers, "threads_per_worker": 1}
     return import_module("prefect_dask").DaskTaskRunner(cluster_kwargs=size)
 
 
 def _ray(workers: int) -> Any:
-    """``prefect_ray`` imports ray only where a flow starts; a missing one is to be told before."""
+    """A Ray runner. ``prefect_ray`` imports ray only when a flow starts; a missing package should
+    be reported before that."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import_module("ray")
     return import_module("prefect_ray").RayTaskRunner(init_kwargs={"num_cpus": workers})

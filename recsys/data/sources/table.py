@@ -491,7 +491,7 @@ def _open(settings: TableSettings, files: list[Path], folder: Path) -> Tables:
         if derived in joined:
             where, hint = "joins", "prefix"
         raise InputError(
-            f"{files[0]}: the log has a column {derived!r} of its own, or two are called so; give "
+            f"{files[0]}: the log has a column {derived!r} of its own, or two have this name; give "
             f"the one in {where} another {hint}"
         )
     return tables
@@ -561,7 +561,7 @@ def _parse(
     for name in weights:
         weight = _number(clean[name]).cast(pl.Float32)
         usable = (weight.is_finite() & (weight > 0)).fill_null(False)
-        reason = _or(reason, ~usable, f"weight in {name} is no number above 0")
+        reason = _or(reason, ~usable, f"weight in {name} is not a number above 0")
         own.append(weight.alias(OWN_WEIGHT))
     if settings.explode is not None:
         clean, wrong = impression_lists(clean, settings.explode, settings.null_values)
