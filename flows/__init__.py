@@ -1,9 +1,9 @@
-"""What a person runs: one flow a file."""
+"""What a person runs: one flow per file."""
 
 import gc
 import os
 
-# To look through what imports leave for garbage every 700 objects takes a sixth of their time
+# Collecting garbage every 700 objects, the default, takes a sixth of the imports' time
 gc.set_threshold(10_000)
-# Prefect and MLflow send usage data, and Prefect prints a banner of it, unless this is set
+# Unless this is set, Prefect and MLflow send usage data, and Prefect prints a banner about it
 os.environ.setdefault("DO_NOT_TRACK", "true")

@@ -24,7 +24,8 @@ from tasks.shown import flow_run_name, tell_of_failure
 
 @flow(name="score windows", flow_run_name="score the windows")
 def score_shares(shares: list[list[WindowPlan]]) -> None:
-    """Score shares of the windows at once, on the task runner that params/augment.yaml names."""
+    """Score shares of the windows in parallel, on the task runner that params/augment.yaml
+    names."""
     score_share.map(shares).result()
 
 
@@ -41,7 +42,7 @@ def augment() -> None:
 
 
 def _score(settings: AugmentSettings) -> None:
-    """Score with the project's own teacher what is not scored."""
+    """Score what is not yet scored with the project's own teacher."""
     shares = call(plan_scores)
     if is_tracked() or settings.runner != "threads":
         runner = task_runner(settings.runner, settings.parallel_tasks, str(augment_settings_file()))

@@ -1,4 +1,4 @@
-"""The code stage: which code and libraries each stage's results come from, in data/code."""
+"""The code stage: write which code and libraries decide each stage's results to data/code."""
 
 import argparse
 
@@ -8,12 +8,12 @@ from flows.command_line import run_program
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--write``."""
     parser.add_argument(
-        "--write", action="store_true", help="write the dependencies on code into dvc.yaml instead"
+        "--write", action="store_true", help="instead write the code dependencies into dvc.yaml"
     )
 
 
 def run(options: argparse.Namespace) -> None:
-    """Write data/code, or what dvc.yaml says of it."""
+    """Write data/code, or the code dependencies in dvc.yaml."""
     from tasks.code import write_code, write_deps
 
     if options.write:

@@ -1,6 +1,6 @@
-"""What the commands share: options, one clear line for a user's mistake, exit status.
+"""Shared by all commands: options, one clear line for a user's mistake, exit status.
 
-Nothing slow is imported here before the options are read, so that ``--help`` answers at once.
+No slow import happens here before the options are parsed, so ``--help`` answers at once.
 """
 
 import argparse
@@ -19,7 +19,8 @@ RUNS = ("prefect.flow_runs", "prefect.task_runs")  # Prefect's loggers
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """Add ``--set file.key=value``; the options' ``overrides`` are pairs (file.key, value)."""
+    """Add ``--set file.key=value``, which fills the options' ``overrides`` with pairs (file.key,
+    value)."""
     parser.add_argument(
         "--set",
         dest="overrides",
@@ -40,16 +41,16 @@ def _override(text: str) -> tuple[str, str]:
 
 
 def apply_overrides(overrides: dict[str, str]) -> None:
-    """:func:`tasks.overrides.apply_overrides`, imported where there is something to write.
+    """Call :func:`tasks.overrides.apply_overrides`, imported only if there is something to write.
 
-    Nothing is written while another process works: its settings would change under it.
+    Nothing is written while another process is running: its settings would change under it.
     """
     if overrides:
         handlers = logging.getLogger().handlers[:]
         from tasks.overrides import apply_overrides as write
         from tasks.project import alone
 
-        # FBGEMM's import gives the root logger a handler, which Prefect would leave in charge
+        # Importing FBGEMM adds a handler to the root logger, which Prefect would leave in place
         logging.getLogger().handlers = handlers
         with alone("writing params"):
             write(overrides)
@@ -86,13 +87,13 @@ def run_program(
 
 
 def exit_status(command: Callable[[], Any]) -> int:
-    """Run ``command``; its exit status. A user's mistake is one line and status 2, Ctrl-C 130,
-    SIGTERM 143."""
+    """Run ``command`` and return its exit status: 2 after a user's mistake, which is printed in one
+    line, 130 after Ctrl-C, 143 after SIGTERM."""
     hide_tracebacks_of_mistakes()
     try:
         with stoppable(), quiet_libraries():
             command()
-    except BaseException as error:  # Prefect's signals are no Exception
+    except BaseException as error:  # Prefect's signals are not Exceptions
         number = signal_of(error)
         if number is not None:
             return end(number)
@@ -110,8 +111,8 @@ def hide_tracebacks_of_mistakes() -> None:
 
 
 def _once_without_traceback(record: logging.LogRecord) -> bool:
-    """Let no record of a mistake pass but that of the state in which a run ends, which says it,
-    too; of a signal, none with a traceback."""
+    """Whether to log a record. For a user's mistake only the record of the run's final state
+    passes, which contains the message; for a signal, only records without a traceback."""
     error = record.exc_info[1] if record.exc_info else None
     if error is not None and signal_of(error) is not None:
         record.exc_info = None
@@ -119,11 +120,11 @@ def _once_without_traceback(record: logging.LogRecord) -> bool:
 
 
 def say_errors_once(with_progress: bool) -> None:
-    """Keep a failure that Prefect logs from the console of a command, whose last line says it; a
-    server gets it all the same.
+    """Keep failures that Prefect logs off the console, since the command's last line reports them;
+    a server still gets them.
 
     Args:
-        with_progress: show what begins and ends, too.
+        with_progress: also show what begins and ends.
     """
     from prefect.logging.handlers import PrefectConsoleHandler
 
@@ -141,8 +142,8 @@ def _is_warning(record: logging.LogRecord) -> bool:
 
 
 def _is_a_mistake(error: BaseException | None) -> bool:
-    if isinstance(error, SystemExit):  # as --help ends
+    if isinstance(error, SystemExit):  # --help ends this way
         return False
-    from recsys.config import InputError  # with pydantic: only once something has gone wrong
+    from recsys.config import InputError  # imports pydantic: only after something has gone wrong
 
     return isinstance(error, InputError)

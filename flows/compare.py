@@ -6,18 +6,18 @@ from flows.command_line import run_program
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the two sides and which windows and task count."""
+    """Add the two sides, the first window and the task."""
     what = (
-        "a run's folder, an arm's or a model's (models/students/feed/plain), a folder of "
+        "the folder of a run, an arm (models/students/feed/plain) or a model, a folder of "
         "predictions, or models:/NAME@ALIAS"
     )
     parser.add_argument("first", metavar="A", help=what)
-    parser.add_argument("second", metavar="B", help="the same; differences are B - A")
+    parser.add_argument("second", metavar="B", help="as A; differences are B - A")
     parser.add_argument(
         "--first-window",
         type=int,
         metavar="N",
-        help="index of the first window that counts, from 0; default: "
+        help="index of the first window to compare, from 0; default: "
         "evaluate.first_evaluation_window",
     )
     parser.add_argument("--task", help="compare this task; default: the models' main task")

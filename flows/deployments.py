@@ -8,7 +8,7 @@ from flows.command_line import run_program
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """There are none: params/ and prefect.yaml say it all."""
+    """There are no options: params/ and prefect.yaml hold all settings."""
 
 
 def run(options: argparse.Namespace) -> None:
@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> None:
         pipeline.to_deployment("served"),
         stream.to_deployment("served", concurrency_limit=one_at_a_time, **schedule),
     ]
-    serve(*cast(list[RunnerDeployment], deployments))  # coroutines only where a loop is running
+    serve(*cast(list[RunnerDeployment], deployments))  # coroutines only inside a running loop
 
 
 if __name__ == "__main__":

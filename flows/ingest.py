@@ -1,4 +1,4 @@
-"""Raw logs to windows of event time: data/windows."""
+"""Cut raw logs into windows of event time: data/windows."""
 
 from prefect import flow
 
@@ -11,7 +11,7 @@ from tasks.shown import flow_run_name, tell_of_failure
 
 @flow(name="ingest", flow_run_name=flow_run_name("ingest"), on_failure=[tell_of_failure])
 def ingest() -> None:
-    """Raw logs to windows of event time: data/windows."""
+    """Cut raw logs into windows of event time: data/windows."""
     with alone("running ingest"):
         call(ingest_windows)
 

@@ -1,4 +1,4 @@
-"""Windows to a partition of the features into towers: models/partition."""
+"""Decide which features go into which tower: models/partition."""
 
 from prefect import flow
 
@@ -12,7 +12,7 @@ from tasks.towers import partition_features
 
 @flow(name="partition", flow_run_name=flow_run_name("partition"), on_failure=[tell_of_failure])
 def partition() -> None:
-    """Windows to a partition of the features into towers: models/partition."""
+    """Decide which features go into which tower: models/partition."""
     with alone_but_for_nodes("running partition"), stage_run():
         call(partition_features)
 

@@ -4,7 +4,7 @@ skipped. As a command it is flows/run.py."""
 from flows.command_line import apply_overrides, hide_tracebacks_of_mistakes, run_program
 from flows.run import add_arguments, run
 
-if __name__ == "__main__":  # before Prefect and torch are imported: most calls need neither
+if __name__ == "__main__":  # before importing Prefect and torch: most calls need neither
     run_program(__doc__, add_arguments, run)
 
 from typing import Annotated
@@ -28,7 +28,7 @@ from tasks.shown import flow_run_name, tell_of_failure
 from tasks.stages import commit_stage, is_stale
 from tasks.versioning import settled_stages, stale_stages
 
-hide_tracebacks_of_mistakes()  # also where a worker runs the flow
+hide_tracebacks_of_mistakes()  # also when a worker runs the flow
 STAGES = (ingest, baselines, partition, teacher, augment, students, evaluate, register)
 
 
@@ -41,12 +41,12 @@ def pipeline(
 ) -> None:
     """Run every stage that is not up to date, in order, and record each in dvc.lock.
 
-    What is given is written into params/ first; what is not stays as it is there.
+    Given values are written into params/ first; others stay as they are there.
 
     Args:
         dataset: the data set, a file of params/datasets without its .yaml
-        max_windows: at most so many windows of it, the first ones
-        seeds: of the students' training
+        max_windows: use at most this many windows, from the first on
+        seeds: random seeds of the students' training
         overrides: other settings by file and key, e.g. ``{"evaluate.confidence": "0.9"}``
     """
     given = {"data.dataset": dataset, "data.max_windows": max_windows, "students.seeds": seeds}

@@ -1,4 +1,5 @@
-"""docs/reference: every parameter and command, written from the settings and the options."""
+"""Write docs/reference, with every parameter and command, from the settings classes and the
+options."""
 
 import argparse
 import re
@@ -13,7 +14,7 @@ from flows.towerflow import COMMANDS, parser_of
 
 PARAMETERS = Path("docs/reference/parameters.md")
 COMMANDS_PAGE = Path("docs/reference/commands.md")
-UNITS = {  # by how a key's name ends
+UNITS = {  # by the ending of a key's name
     "_hours": "hours",
     "_minutes": "minutes",
     "_s": "seconds",
@@ -118,7 +119,7 @@ def parameters() -> str:
 
 
 def _nested_class(field: Mapping[str, Any]) -> str:
-    """The name of the settings class that a key holds, directly, in a list or as an alternative;
+    """The name of the settings class that a key holds directly, in a list or as one alternative;
     empty if there is none."""
     inner = [field, field.get("items", {}), *field.get("anyOf", [])]
     return next((one["$ref"].rpartition("/")[2] for one in inner if "$ref" in one), "")
@@ -181,10 +182,10 @@ def _type(field: Mapping[str, Any]) -> str:
 
 
 def _default(field: Mapping[str, Any]) -> str:
-    """A key's default as YAML shows it; that of nested settings is in their own section."""
+    """A key's default in YAML notation; defaults of nested settings are in their own section."""
     if "default" not in field and "$ref" in field:
         return "see there"
-    empty = {"array": [], "object": {}}.get(field.get("type", ""))  # of a default_factory
+    empty = {"array": [], "object": {}}.get(field.get("type", ""))  # from a default_factory
     value = field.get("default", empty)
     if isinstance(value, dict) and value:
         return "see there"

@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run the pipeline and print the comparison.
 
-    Prefect, torch and MLflow are imported only where there is something to do.
+    Prefect, torch and MLflow are imported only if there is something to do.
     """
     from recsys.evaluation.printed import print_report
     from tasks.nodes import alone_but_for_nodes
@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> None:
             )
             from tasks.checks import check_before
 
-            check_before("ingest")  # before a server is started for it
+            check_before("ingest")  # before starting a server for it
             from flows.pipeline import pipeline
             from tasks.calling import run_flow
 

@@ -1,4 +1,4 @@
-"""Score Parquet files of raw rows with an export: a file of probabilities for each."""
+"""Score Parquet files of raw rows with an export, one file of probabilities per input file."""
 
 import argparse
 import os
@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="FOLDER",
-        help="folder for one output file per input, of the same name",
+        help="folder for one output file per input file, with the same name",
     )
     parser.add_argument(
         "--keep", nargs="*", default=[], metavar="COLUMN", help="columns to write beside the scores"
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Score each file as a task of one flow."""
-    # Prefect's own server, started for the run, has 20 s where no project's settings say more
+    # Gives Prefect's temporary server more than its default of 20 s to start
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
     from tasks.batch_scoring import score
 

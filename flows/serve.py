@@ -1,4 +1,4 @@
-"""Serve a student over HTTP: the champion of the registry, or an export folder alone."""
+"""Serve a student over HTTP: the registered champion, or an export folder by itself."""
 
 import argparse
 from pathlib import Path
@@ -10,7 +10,7 @@ MODEL_FILE, CURRENT_FILE = "model.json", "current.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what is served, and where."""
+    """Add what to serve, and where."""
     parser.add_argument(
         "name",
         metavar="NAME",

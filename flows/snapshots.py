@@ -8,11 +8,11 @@ from flows.command_line import run_program
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the actions ``list`` and ``withdraw NAME``."""
     parser.add_argument(
-        "--stream", action="store_true", help="the stream's snapshots, not the batch pipeline's"
+        "--stream", action="store_true", help="use the stream's snapshots instead of the pipeline's"
     )
     actions = parser.add_subparsers(dest="action", required=True)
-    actions.add_parser("list", help="each snapshot, its state and what it has scored")
-    withdraw = actions.add_parser("withdraw", help="withdraw one and name what it touched")
+    actions.add_parser("list", help="list each snapshot, its state and what it has scored")
+    withdraw = actions.add_parser("withdraw", help="withdraw one and name what it affected")
     withdraw.add_argument("name")
 
 

@@ -1,5 +1,5 @@
-"""A command that is asked to stop, by Ctrl-C or SIGTERM: one line, and within seconds everything
-that it has started is gone."""
+"""Stop a command on Ctrl-C or SIGTERM: print one line, and end everything that it started within
+seconds."""
 
 import os
 import signal
@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-LONGEST_S = 8.0  # until what does not end by itself is ended
+LONGEST_S = 8.0  # then whatever has not ended by itself is killed
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
 class Stopped(KeyboardInterrupt):
-    """The signal ``number`` has come."""
+    """The signal ``number`` was received."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -25,7 +25,7 @@ class Stopped(KeyboardInterrupt):
 def stoppable() -> Iterator[None]:
     """While the block runs, Ctrl-C and SIGTERM raise :class:`Stopped`."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's
+        yield  # only the main thread can handle signals
         return
     before = {number: signal.signal(number, _stop) for number in NAMES}
     try:
@@ -36,9 +36,9 @@ def stoppable() -> Iterator[None]:
 
 
 def signal_of(error: BaseException) -> int | None:
-    """The signal that ``error`` tells of; None where it tells of none.
+    """The signal behind ``error``; None if there is none.
 
-    Elastic and Prefect have handlers of their own while they are at work.
+    Elastic and Prefect install their own handlers while they run.
     """
     if isinstance(error, KeyboardInterrupt):
         return getattr(error, "number", signal.SIGINT)
@@ -48,7 +48,7 @@ def signal_of(error: BaseException) -> int | None:
 
 
 def end(number: int) -> int:
-    """Say that the command was stopped; its exit status."""
+    """Print that the command was stopped, and return its exit status."""
     print(f"stopped by {NAMES.get(signal.Signals(number), number)}", file=sys.stderr, flush=True)
     _end_late(number)
     return 128 + number
@@ -60,7 +60,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _end_late(number: int) -> None:
-    """End this process and all below it if it is still there in a few seconds."""
+    """Kill this process and all its children if it is still alive in a few seconds."""
 
     def end_all() -> None:
         import psutil
@@ -68,7 +68,7 @@ def _end_late(number: int) -> None:
         own = os.getsid(0)
         for child in psutil.Process().children(recursive=True):
             try:
-                if os.getsid(child.pid) == own:  # tracking's courier has a session of its own
+                if os.getsid(child.pid) == own:  # tracking's courier has its own session
                     child.kill()
             except (psutil.NoSuchProcess, ProcessLookupError):
                 continue

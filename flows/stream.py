@@ -1,4 +1,4 @@
-"""Take new windows as they come: evaluate on them, score them, learn from them, publish:
+"""Take new windows as they come: evaluate on them, score them, train on them, and publish
 models/stream."""
 
 from flows.command_line import (
@@ -9,7 +9,7 @@ from flows.command_line import (
 )
 from flows.stream_command import add_arguments, run
 
-if __name__ == "__main__":  # before Prefect and torch are imported, so that --help answers at once
+if __name__ == "__main__":  # before importing Prefect and torch, so --help answers at once
     run_program(__doc__, add_arguments, run)
 
 import sys
@@ -44,8 +44,7 @@ hide_tracebacks_of_mistakes()  # also where a worker runs the flow
 
 @flow(name="stream", flow_run_name=flow_run_name("stream"), on_failure=[tell_of_failure])
 def stream(overrides: dict[str, str] | None = None) -> None:
-    """Take all complete windows that are new; a run that is stopped anywhere is gone on with by the
-    next one.
+    """Take all new complete windows; the next run continues one that was stopped at any point.
 
     Args:
         overrides: values to write into params/ first, e.g. ``{"stream.finished": "true"}``.
@@ -69,7 +68,8 @@ def stream(overrides: dict[str, str] | None = None) -> None:
 
 
 def take_windows() -> bool:
-    """Take what ``windows_at_once`` allows and publish; whether there may be more."""
+    """Take as many windows as ``windows_at_once`` allows and publish; returns whether there may be
+    more."""
     limit = load_stream_settings().windows_at_once
     taken = call(advance_stream)
     best = call(evaluate_stream, taken)
@@ -82,11 +82,12 @@ def take_windows() -> bool:
 
 
 def main(overrides: dict[str, str], stay: bool, tell: bool) -> None:
-    """Take what is there, or ``stay`` and watch, or watch and ``tell`` Prefect's server."""
+    """Take the windows that exist; or ``stay`` and watch; or watch and ``tell`` Prefect's
+    server."""
     apply_overrides(overrides)
     say_errors_once(with_progress=False)
     if tell:
-        tell_of_growth()  # whether a server is there is known before the first look
+        tell_of_growth()  # fails before the first look if there is no server
     if stay or tell:
         watch(tell)
     else:
@@ -94,20 +95,21 @@ def main(overrides: dict[str, str], stay: bool, tell: bool) -> None:
 
 
 def tell_of_growth() -> None:
-    """Tell Prefect's server, whose automation starts the deployment stream/local: see
-    prefect.yaml."""
+    """Tell Prefect's server that the log has grown; its automation starts the deployment
+    stream/local (see prefect.yaml)."""
     tell_server("log.grew", "towerflow.log")
 
 
 def watch(tell: bool = False) -> None:
-    """Run the flow whenever the raw log or the windows have changed and two looks find the same;
-    until stopped. With ``tell`` only the log counts, and the flow runs elsewhere.
+    """Until stopped, run the flow whenever the raw log or the windows have changed and two looks in
+    a row agree. With ``tell``, watch only the log; the flow runs elsewhere.
 
-    A mistake in the log is one line, and the next change of the log is another try.
+    A mistake in the log is reported in one line, and the next change of the log triggers another
+    try.
     """
     seconds = load_stream_settings().poll_seconds
     with only_one(WATCH_LOCK, "watching the log"):
-        _say(f"looks at the raw log every {seconds:g} s; Ctrl-C ends it")
+        _say(f"watching the raw log every {seconds:g} s; Ctrl-C stops it")
         take = tell_of_growth if tell else run_stage(stream)
         seen = handled = complaint = None
         while True:
@@ -133,7 +135,7 @@ def watch(tell: bool = False) -> None:
 
 
 def _complain(error: InputError, before: str | None) -> str:
-    """Say what is wrong, unless that was said before."""
+    """Print what is wrong unless it was printed before; returns the message."""
     if str(error) != before:
         print(f"error: {error}", file=sys.stderr, flush=True)
     return str(error)

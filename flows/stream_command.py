@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Take what is there, or stay and watch."""
+    """Take the windows that exist, or stay and watch."""
     from flows.stream import main
 
     main(dict(options.overrides), options.watch, options.tell)

@@ -1,4 +1,4 @@
-"""``towerflow``: what a person types. A new subcommand is one entry of COMMANDS."""
+"""The command ``towerflow``. A new subcommand is one entry in COMMANDS."""
 
 import argparse
 import sys
@@ -16,11 +16,11 @@ DESCRIPTION = "From raw click logs to small, served ranking models."
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand. Its module, imported once it is asked for, has ``add_arguments(parser)`` and
-    ``run(options)``; what is slow to import (Prefect, torch) is imported by ``run``.
+    """A subcommand. Its module, imported only when needed, has ``add_arguments(parser)`` and
+    ``run(options)``; slow imports (Prefect, torch) belong in ``run``.
 
-    ``defaults`` go before those of the module's own options. One that needs the project is refused
-    where there is no folder params/.
+    ``defaults`` override those of the module's own options. A subcommand that needs the project is
+    refused where there is no folder params/.
     """
 
     name: str
@@ -35,13 +35,13 @@ def _stage(name: str, what: str) -> Command:
 
 
 HARDWARE = {"hardware_folder": PARAMS / "hardware"}
-# By title, in the order in which a person meets them.
+# By title, in the order in which a user needs them.
 COMMANDS: dict[str, tuple[Command, ...]] = {
-    "the pipeline": (Command("run", "all stages, in order, that are not up to date", "flows.run"),),
+    "the pipeline": (Command("run", "run all stages that are not up to date", "flows.run"),),
     "one stage of it": (
-        _stage("ingest", "raw logs to windows of event time: data/windows"),
-        _stage("baselines", "what the students have to beat: models/baselines"),
-        _stage("partition", "which features go into which tower: models/partition"),
+        _stage("ingest", "cut raw logs into windows of event time: data/windows"),
+        _stage("baselines", "train what the students have to beat: models/baselines"),
+        _stage("partition", "decide which features go into which tower: models/partition"),
         _stage("teacher", "train the teacher in time order, with snapshots: models/teacher"),
         _stage("augment", "log the teacher's scores for later windows: data/scores"),
         _stage("students", "train the students, plain and distilled: models/students"),
@@ -52,13 +52,13 @@ COMMANDS: dict[str, tuple[Command, ...]] = {
         Command("compare", "two runs, arms or registered models on the same rows", "flows.compare"),
         Command(
             "serve",
-            "answer over HTTP: a student's champion, or an export folder",
+            "serve a student's champion or an export folder over HTTP",
             "flows.serve",
             needs_project=False,
         ),
         Command(
             "score",
-            "Parquet files of raw rows to probabilities",
+            "turn Parquet files of raw rows into probabilities",
             "flows.score",
             needs_project=False,
         ),
@@ -72,23 +72,23 @@ COMMANDS: dict[str, tuple[Command, ...]] = {
     "your own log": (
         Command(
             "describe",
-            "look at a log, draft a YAML for params/datasets",
+            "look at a log and draft a YAML for params/datasets",
             "recsys.commands.describe",
             needs_project=False,
         ),
-        Command("tune", "search for better settings on early windows, write params", "flows.tune"),
+        Command("tune", "search for better settings on early windows, write params/", "flows.tune"),
     ),
     "before you train": (
         Command(
             "plan",
-            "how each table is sharded on a cluster, and where",
+            "plan how to shard each table on a cluster, and where",
             "recsys.commands.plan",
             HARDWARE,
             needs_project=False,
         ),
         Command(
             "advise",
-            "flat or towers on a cluster, how many, how narrow, and why",
+            "advise flat or towers on a cluster, how many, how narrow, and why",
             "recsys.commands.advise",
             needs_project=False,
         ),
@@ -109,10 +109,10 @@ COMMANDS: dict[str, tuple[Command, ...]] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a subcommand; its exit status: 2 for a mistake, 130 for Ctrl-C.
+    """Run a subcommand and return its exit status: 2 for a mistake, 130 for Ctrl-C.
 
     Raises:
-        SystemExit: with ``--help``, or an option that argparse refuses.
+        SystemExit: with ``--help``, or for an option that argparse refuses.
     """
     parser = _parser()
     if not (sys.argv[1:] if arguments is None else arguments):
@@ -148,7 +148,7 @@ def _run(name: str, arguments: list[str]) -> None:
 
 
 def parser_of(command: Command) -> argparse.ArgumentParser:
-    """What reads the options of a subcommand."""
+    """The parser of a subcommand's options."""
     parser = argparse.ArgumentParser(prog=f"towerflow {command.name}", description=command.help)
     import_module(command.module).add_arguments(parser)
     parser.set_defaults(**command.defaults)

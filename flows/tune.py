@@ -7,7 +7,7 @@ from recsys.commands.arguments import positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what is tuned, the budget and ``--dry-run``."""
+    """Add what to tune, the budget and ``--dry-run``."""
     parser.add_argument(
         "--what",
         nargs="+",
@@ -17,16 +17,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument(
-        "--minutes", type=_minutes, help="about how long to search and check the result"
+        "--minutes", type=_minutes, help="roughly how long to search and check the result"
     )
     budget.add_argument(
         "--trials", type=positive, help="instead: end after this many trials of the study"
     )
     parser.add_argument(
-        "--workers", type=positive, help="students trained at once, one thread each"
+        "--workers", type=positive, help="students trained in parallel, one thread each"
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="show what is better, write nothing to params/"
+        "--dry-run", action="store_true", help="show better settings without writing to params/"
     )
 
 

@@ -32,11 +32,11 @@ def check_port(port: int) -> None:
 
 
 def open_interface(name: str, port: int) -> None:
-    """Replace this process by the server of the interface ``name``."""
+    """Replace this process with the server of the interface ``name``."""
     check_port(port)
     programs = Path(sys.executable).parent
     if name == "prefect":
-        os.environ["PREFECT_SERVER_UI_API_URL"] = f"http://{HOST}:{port}/api"  # where pages ask
+        os.environ["PREFECT_SERVER_UI_API_URL"] = f"http://{HOST}:{port}/api"  # for the pages
         arguments = [
             str(programs / "prefect"),
             "server",
@@ -56,7 +56,7 @@ def open_interface(name: str, port: int) -> None:
                 f"{PARAMS / 'tracking.yaml'}: runs are on a server; open "
                 f"{without_credentials(uri)} in a browser"
             )
-        # Judges and scorers of chats, in ten processes more
+        # MLflow's judges and scorers of chats run in ten more processes
         os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
         arguments = [
             str(programs / "mlflow"),
@@ -68,7 +68,7 @@ def open_interface(name: str, port: int) -> None:
             "--port",
             str(port),
             "--workers",
-            "1",  # of several, uvicorn ends those that start in over 5 s: on a busy machine all
+            "1",  # uvicorn kills workers that start in over 5 s: on a busy machine, all of them
         ]
     os.execv(arguments[0], arguments)
 
@@ -77,12 +77,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the interface's name and ``--port``."""
     parser.add_argument("name", choices=sorted(DEFAULT_PORTS))
     ports = ", ".join(f"{port} for {name}" for name, port in sorted(DEFAULT_PORTS.items()))
-    parser.add_argument("--port", type=_port, help=f"port of {HOST}; without it {ports}")
+    parser.add_argument("--port", type=_port, help=f"port on {HOST}; default: {ports}")
 
 
 def _port(text: str) -> int:
     if not text.isdigit() or not 0 < int(text) < 2**16:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port: a whole number from 1 to 65535")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: use a number from 1 to 65535")
     return int(text)
 
 

@@ -1,4 +1,4 @@
-"""How every figure looks: one style, and the same bytes for the same numbers."""
+"""Figures in the project's style; the same numbers give the same bytes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +13,8 @@ NO_VERSION = {"Software": None}  # the PNG would otherwise name Matplotlib's ver
 
 @contextmanager
 def figure_of(path: Path, size_inches: tuple[float, float]) -> Iterator[Figure]:
-    """A figure in the project's style (figures.mplstyle), which is saved as ``path`` at the end of
-    the block."""
+    """A figure in the project's style (figures.mplstyle), saved as ``path`` at the end of the
+    block."""
     with rc_context(fname=STYLE):
         figure = Figure(figsize=size_inches)
         yield figure

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, what they hold, and how they are linked."""
+"""Files: atomic writing, checksums, locks and links."""
 
 import fcntl
 import hashlib
@@ -17,12 +17,12 @@ from recsys.config import InputError
 
 PARTIAL_SUFFIX = ".partial"
 SUMS_FILE = "sums.json"
-_hashes: dict[tuple[int, ...], str] = {}  # of files that this process has hashed, by their state
+_hashes: dict[tuple[int, ...], str] = {}  # of files that this process has hashed, by file state
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a name of its own, then rename it: whole or absent, also after a power
-    cut."""
+    """Write a file under a temporary name, then rename it: it is complete or absent, even after a
+    power cut."""
     partial = partial_path(path)
     with partial.open("wb") as file:
         file.write(content)
@@ -30,7 +30,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def partial_path(path: Path) -> Path:
-    """A name that no other writer of ``path`` uses; what a killed one has left is removed."""
+    """A temporary name that no other writer of ``path`` uses; removes what killed writers left."""
     for left in path.parent.glob(f"{path.name}.*{PARTIAL_SUFFIX}"):
         if not Path(f"/proc/{left.name.split('.')[-2]}").exists():
             left.unlink(missing_ok=True)
@@ -38,14 +38,14 @@ def partial_path(path: Path) -> Path:
 
 
 def publish_file(partial: Path, path: Path) -> None:
-    """Give ``partial`` its final name once the disk has its content."""
+    """Rename ``partial`` to ``path`` once its content is on disk."""
     flush_file(partial)
     partial.rename(path)
     flush_folder(path.parent)
 
 
 def write_durably(path: Path, text: str) -> None:
-    """Write ``text`` and wait until the disk has it."""
+    """Write ``text`` and wait until it is on disk."""
     with path.open("w") as file:
         file.write(text)
         file.flush()
@@ -53,13 +53,13 @@ def write_durably(path: Path, text: str) -> None:
 
 
 def flush_file(path: Path) -> None:
-    """Wait until the disk has the content of ``path``."""
+    """Wait until the content of ``path`` is on disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def flush_folder(folder: Path) -> None:
-    """Wait until the disk has the names in ``folder``."""
+    """Wait until the names in ``folder`` are on disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -73,24 +73,25 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """The contents of a JSON file.
 
     Raises:
         InputError: it is not JSON.
     """
     try:
         return json.loads(path.read_text())
-    except ValueError as error:  # also bytes that are no UTF-8
+    except ValueError as error:  # also bytes that are not UTF-8
         raise InputError(f"{path}: not JSON: {error}") from error
 
 
 def in_one_line(error: BaseException) -> str:
-    """What ``error`` says, or its kind where it says nothing, in one line."""
+    """The message of ``error`` in one line, or its type if it has no message."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def damaged(path: Path, remedy: str, error: BaseException) -> InputError:
-    """What to raise where ``path`` does not hold what it should; ``remedy`` rebuilds it."""
+    """The error to raise if the content of ``path`` is wrong; ``remedy`` is the command that
+    rebuilds it."""
     return InputError(f"{path}: is damaged ({in_one_line(error)}); rebuild it with {remedy}")
 
 
@@ -110,21 +111,21 @@ def file_hash(path: Path) -> str:
 
 
 class UnreachableError(InputError):
-    """A store of files does not answer; another try may succeed."""
+    """A file store does not answer; another try may succeed."""
 
 
 class BusyError(InputError):
-    """Another process holds it; another try may succeed."""
+    """Another process holds a lock; another try may succeed."""
 
 
 @contextmanager
 def locked(path: Path, doing: str, shared: bool = False) -> Iterator[None]:
-    """Hold the lock file ``path``, which the end of this process frees, however it ends.
+    """Hold the lock file ``path``; it is released when this process ends, in any way.
 
     Args:
-        doing: what this process does while it holds the lock; the file says it, with the process
-            and the time, to whoever finds it locked.
-        shared: others that also share may hold it at the same time.
+        doing: what this process does while it holds the lock; written to the file, with process and
+            time, for whoever finds it locked.
+        shared: allow others that also share to hold it at the same time.
 
     Raises:
         BusyError: another process holds it; the message names what it does, and since when.
@@ -142,19 +143,19 @@ def locked(path: Path, doing: str, shared: bool = False) -> Iterator[None]:
 
 
 def _owner(path: Path) -> str:
-    """Who holds the lock file, in words."""
+    """The holder of the lock file, in words."""
     try:
         owner = json.loads(path.read_text())
         minutes = max(time.time() - owner["since"], 0.0) / 60
         process = f"process {owner['process']} on {owner['host']}"
         return f"another run is {owner['doing']} ({process}, for {minutes:.1f} minutes)"
-    except (ValueError, KeyError, TypeError):  # it has the lock, and is about to write
+    except (ValueError, KeyError, TypeError):  # it has the lock and is about to write the file
         return "another run has just begun"
 
 
 def known_hash(path: Path) -> str:
-    """As :func:`file_hash`; a file that this process has hashed is hashed again only where its
-    device, inode, size or time of change is another."""
+    """As :func:`file_hash`, but a file that this process has hashed is hashed again only if its
+    device, inode, size or time of change differs."""
     state = path.stat()
     key = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
     if key not in _hashes:
@@ -163,14 +164,14 @@ def known_hash(path: Path) -> str:
 
 
 def check_file(path: Path, digest: str, remedy: str) -> None:
-    """Check that a file is the one that was written.
+    """Check that a file is unchanged since it was written.
 
     Args:
-        digest: its SHA-256 then.
+        digest: its SHA-256 at that time.
         remedy: the command that rebuilds it.
 
     Raises:
-        InputError: it is missing, or is another.
+        InputError: it is missing or has changed.
     """
     if not path.is_file():
         raise InputError(f"{path}: is missing; rebuild it with {remedy}")
@@ -182,7 +183,7 @@ def check_file(path: Path, digest: str, remedy: str) -> None:
 
 
 def write_sums(folder: Path) -> None:
-    """Note the SHA-256 of each file in ``folder`` in its sums.json."""
+    """Write the SHA-256 of each file in ``folder`` to its sums.json."""
     own = folder / SUMS_FILE
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != own)
     sums = {path.relative_to(folder).as_posix(): known_hash(path) for path in files}
@@ -207,15 +208,14 @@ def check_sums(folder: Path, remedy: str) -> None:
 
 
 def folder_state(folder: Path) -> list[tuple[str, int, int]]:
-    """(path, bytes, ns of the last change) of each file: what a cheap look can tell of its
-    contents."""
+    """(path, bytes, ns of the last change) of each file: a cheap indication of its contents."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     stats = [(path, path.stat()) for path in files]
     return [(path.relative_to(folder).as_posix(), s.st_size, s.st_mtime_ns) for path, s in stats]
 
 
 def fingerprint(*parts: Any) -> str:
-    """A name for the run that these plain values decide."""
+    """A name for a run that these plain values decide."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(repr(part).encode() + b"\0")
@@ -223,12 +223,12 @@ def fingerprint(*parts: Any) -> str:
 
 
 def link_files(source: Path, target: Path) -> None:
-    """Put ``source``'s files in ``target``, as hard links where the file system can."""
+    """Put ``source``'s files into ``target``, as hard links if the file system supports them."""
     shutil.copytree(source, target, copy_function=link_file, dirs_exist_ok=True)
 
 
 def link_file(source: str, target: str) -> None:
-    """A hard link where the file system can, a copy elsewhere."""
+    """Make a hard link if the file system supports it, else a copy."""
     try:
         os.link(source, target)
     except OSError:

@@ -1,5 +1,5 @@
-"""Progress of a long step: a bar on a terminal, an occasional line elsewhere, and a file for those
-who watch."""
+"""Progress of a long step: a bar on a terminal, occasional lines elsewhere, and a file for other
+processes."""
 
 import json
 import logging
@@ -15,15 +15,15 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 logger = logging.getLogger(__name__)
 LINE_INTERVAL_S = 10.0
-# Why a model counts more rows than the log has
+# Why a model processes more rows than the log has
 EVERY_PASS = "each predicted, then trained on in every pass"
 
 
 def note_live(path: Path | None, step: int, values: Mapping[str, object]) -> None:
-    """Add a line to the file ``path`` that others read while a model trains; None: nobody does.
+    """Add a line to the file ``path``, which others read while a model trains; None: do nothing.
 
-    A line is ``{"time_ms": since 1970, "step": the window's place, "values": {name: number}}``;
-    what is no finite number is left out.
+    A line is ``{"time_ms": since 1970, "step": index of the window, "values": {name: number}}``;
+    values that are not finite numbers are left out.
     """
     if path is None:
         return
@@ -39,11 +39,11 @@ def note_live(path: Path | None, step: int, values: Mapping[str, object]) -> Non
 
 
 class RowProgress:
-    """Count rows of one step: ``with RowProgress("teacher", total) as p: p.advance(512)``.
+    """Counts the rows of a step: ``with RowProgress("teacher", total) as p: p.advance(512)``.
 
-    Shows rows, rows per second and the time left; 0 ``total_rows``: how many there are is not
-    known. ``enabled=False`` (ranks other than 0) shows nothing. ``counted`` says, at the end, why
-    there are more rows than the log has, such as EVERY_PASS.
+    Shows rows, rows per second and the time left; ``total_rows`` 0 means that the total is unknown.
+    ``enabled=False`` (for ranks other than 0) shows nothing. ``counted`` is shown at the end to
+    explain why there are more rows than in the log, such as EVERY_PASS.
     """
 
     def __init__(
@@ -70,13 +70,12 @@ class RowProgress:
         return self
 
     def note(self, text: str) -> None:
-        """Say ``text`` in a line of its own."""
+        """Print ``text`` on its own line."""
         if self.enabled:
             self._line(text)
 
     def expect(self, total_rows: int) -> None:
-        """Set the number of rows in all, where it becomes known only after the start; 0: it does
-        not."""
+        """Set the total number of rows once it is known; 0: unknown."""
         self.total_rows = total_rows
         if self._bar is not None:
             self._bar.update(self._task, total=total_rows or None)
@@ -85,7 +84,7 @@ class RowProgress:
         """Count ``rows`` more rows."""
         self.rows += rows
         if self.total_rows and self.rows > self.total_rows:
-            self.expect(0)  # what was expected was wrong: better nothing than a negative rest
+            self.expect(0)  # the expected total was wrong: show none rather than a negative rest
         if not self.enabled:
             return
         now = time.monotonic()
@@ -112,7 +111,7 @@ class RowProgress:
         print(f"{self.label}: {text}", file=sys.stderr, flush=True)
 
     def _so_far(self, rate: float) -> str:
-        if not self.total_rows:  # not known: neither is what is left
+        if not self.total_rows:  # total unknown, so the time left is too
             return f"{self.rows:,} rows, {rate:,.0f} rows/s"
         left_s = max(self.total_rows - self.rows, 0) / rate
         return f"{self.rows:,} of {self.total_rows:,} rows, {rate:,.0f} rows/s, {left_s:.0f} s left"

@@ -1,4 +1,4 @@
-"""Which code and which libraries a result comes from."""
+"""The code and libraries behind a result."""
 
 import ast
 import hashlib
@@ -19,12 +19,12 @@ HOME = Path(recsys.__file__).parents[1]
 
 @dataclass(frozen=True)
 class Code:
-    """What decides what some modules compute.
+    """Everything that decides what some modules compute.
 
     Attributes:
-        modules: a hash of each module that they import, directly or not, and of their own, by name.
-            Comments, docstrings and formatting do not count.
-        libraries: the version of each installed distribution that these modules import.
+        modules: hashes by name of these modules and of all that they import, directly or
+            indirectly. Comments, docstrings and formatting do not count.
+        libraries: versions of the installed distributions that these modules import.
     """
 
     modules: dict[str, str]
@@ -33,7 +33,7 @@ class Code:
 
 @dataclass(frozen=True)
 class _Source:
-    """A module's hash, and what it may import: (level of a relative import, dotted name)."""
+    """A module's hash, and what it may import, as (level of a relative import, dotted name)."""
 
     digest: str
     imports: frozenset[tuple[int, str]]
@@ -45,19 +45,18 @@ def code_of(
     without: Collection[str] = (),
     folder: Path = HOME,
 ) -> Code:
-    """The code that the modules ``roots`` run, found without importing any of it.
+    """The code that the modules ``roots`` run, found without importing it.
 
-    Imports inside functions count, those under ``if TYPE_CHECKING`` do not. A module is followed
-    where its package is that of a root, recsys or one of ``callers``.
+    Imports inside functions count, those under ``if TYPE_CHECKING`` do not. A module is followed if
+    its package is that of a root, recsys or one of ``callers``.
 
     Args:
-        callers: packages that call the library: the libraries that they alone import do not count.
-        without: modules that decide no result, so that they and what they alone import do not
-            count.
-        folder: where packages are looked for first, before ``sys.path``.
+        callers: packages that call the library; distributions that only they import do not count.
+        without: modules that do not affect results; they, and what only they import, do not count.
+        folder: where to look for packages before ``sys.path``.
 
     Raises:
-        InputError: there is no such root, or a file is not Python.
+        InputError: a root does not exist, or a file is not valid Python.
     """
     homes = _homes({_top(root) for root in roots} | {LIBRARY, *callers}, folder)
     for root in roots:
@@ -69,7 +68,7 @@ def code_of(
     while waiting:
         name = waiting.pop()
         path = _file(name, homes)
-        if path is None:  # a folder without __init__.py, or a name that a module defines
+        if path is None:  # a folder without __init__.py, or a name defined in a module
             continue
         source = _parsed(path, path.read_bytes())
         modules[name] = source.digest
@@ -85,12 +84,12 @@ def code_of(
 
 
 def modules_named(*references: str | None) -> list[str]:
-    """The modules of references such as ``package.module:Class``; other words name none."""
+    """The modules in references such as ``package.module:Class``; other texts are ignored."""
     return [one.partition(":")[0] for one in references if one is not None and ":" in one]
 
 
 def file_of(module: str, folder: Path = HOME) -> Path | None:
-    """A module's file, looked for in ``folder``, then on ``sys.path``; None where there is none."""
+    """A module's file, looked up in ``folder``, then on ``sys.path``; None if there is none."""
     return _file(module, _homes({_top(module)}, folder))
 
 
@@ -105,7 +104,7 @@ def _with_packages(module: str) -> list[str]:
 
 
 def _homes(packages: Iterable[str], folder: Path) -> dict[str, Path]:
-    """The folder that holds each top-level package or module; those without one are left out."""
+    """The folder that contains each top-level package or module; those not found are left out."""
     homes = {}
     for package in packages:
         spec = PathFinder.find_spec(package, [str(folder)]) or find_spec(package)
@@ -143,7 +142,7 @@ def _parsed(path: Path, content: bytes) -> _Source:
 
 
 def _is_text(statement: ast.stmt) -> bool:
-    """Whether it is a string that stands alone, such as a docstring."""
+    """Whether a statement is just a string, such as a docstring."""
     return (
         isinstance(statement, ast.Expr)
         and isinstance(statement.value, ast.Constant)
@@ -158,7 +157,7 @@ class _Imports(ast.NodeVisitor):
         self.found: set[tuple[int, str]] = set()
 
     def visit_If(self, node: ast.If) -> None:
-        """Type checkers alone go into ``if TYPE_CHECKING``."""
+        """Skip ``if TYPE_CHECKING``, which only type checkers enter."""
         tested = node.test.attr if isinstance(node.test, ast.Attribute) else node.test
         tested = tested.id if isinstance(tested, ast.Name) else tested
         for child in node.orelse if tested == "TYPE_CHECKING" else [*node.body, *node.orelse]:
@@ -175,7 +174,7 @@ class _Imports(ast.NodeVisitor):
 
 
 def _versions(imported: Iterable[str]) -> dict[str, str]:
-    """The version of each distribution that gives one of the ``imported`` names."""
+    """The version of each distribution that provides one of the ``imported`` names."""
     installed = _installed()
     found = {_named(one) for name in imported for one in installed.get(name, ())}
     return {name.lower().replace("_", "-"): version for name, version in sorted(found)}
@@ -183,8 +182,9 @@ def _versions(imported: Iterable[str]) -> dict[str, str]:
 
 @cache
 def _installed() -> dict[str, list[Distribution]]:
-    """What gives each top-level name: as ``importlib.metadata.packages_distributions`` has it, but
-    without a path of each file of every distribution, which takes most of that one's time."""
+    """The distributions that provide each top-level name, like
+    ``importlib.metadata.packages_distributions``, but without building a path for every file, which
+    takes most of that function's time."""
     found: dict[str, list[Distribution]] = {}
     for one in distributions():
         files = (line.partition(",")[0] for line in (one.read_text("RECORD") or "").splitlines())
@@ -198,5 +198,5 @@ def _installed() -> dict[str, list[Distribution]]:
 
 @cache
 def _named(distribution: Distribution) -> tuple[str, str]:
-    """Name and version, which are parsed again on each request."""
+    """Name and version, read once: each access parses the metadata again."""
     return distribution.metadata["Name"], distribution.version

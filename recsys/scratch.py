@@ -1,4 +1,5 @@
-"""Temporary files of a process, in one folder: what a killed one leaves, the next start removes."""
+"""A process's temporary files, in one folder; what a killed process leaves is removed at the next
+start."""
 
 import fcntl
 import os
@@ -13,27 +14,30 @@ from pathlib import Path
 from recsys.config import InputError
 
 PREFIX = "tf-"
-LOCK_FILE = "lock"  # held as long as the process of the folder lives
-NO_LOCK_S = 3600  # a folder without one is being made, or its process died just then
-LAST = -200  # of multiprocessing's finalizers: after its own folder, which lies in ours
-# A socket's path has 107 bytes; below TMPDIR are our folder, multiprocessing's and the socket
+LOCK_FILE = "lock"  # held as long as the folder's process lives
+NO_LOCK_S = 3600  # a newer folder without a lock is just being created
+# Priority among multiprocessing's finalizers: after its own folder, which is inside ours
+LAST = -200
+# A socket's path has at most 107 bytes; below TMPDIR come our folder, multiprocessing's and the
+# socket
 LONGEST_FOR_SOCKETS = 60
 SHORT = Path("/tmp")
 
-_own: dict[Path, tuple[int, Path]] = {}  # process and its folder, by TMPDIR
+_own: dict[Path, tuple[int, Path]] = {}  # process id and its folder, by TMPDIR
 
 
 def scratch(for_sockets: bool = False) -> Path:
-    """The folder for temporary files of this process, in TMPDIR; it ends with the process.
+    """The folder in TMPDIR for this process's temporary files; it is removed when the process ends.
 
-    The first call removes the folders of processes of this project that were killed. An advisory
-    lock tells which those are, so that no process of another host or container is taken for dead.
-    ``for_sockets``: in /tmp where TMPDIR is too long for a socket's path.
+    The first call removes the folders of this project's killed processes. These are recognised by
+    an advisory lock, so that a process on another host or in another container is not taken for
+    dead. With ``for_sockets`` the folder is in /tmp if TMPDIR is too long for a socket's path.
 
     Raises:
         InputError: it cannot be written.
     """
-    before, tempfile.tempdir = tempfile.tempdir, None  # in temporary_files_in_scratch it is ours
+    # Inside temporary_files_in_scratch it is ours
+    before, tempfile.tempdir = tempfile.tempdir, None
     base = Path(tempfile.gettempdir())
     tempfile.tempdir = before
     if for_sockets and len(os.fsencode(base)) > LONGEST_FOR_SOCKETS:
@@ -53,7 +57,7 @@ def scratch(for_sockets: bool = False) -> Path:
 
 @contextmanager
 def temporary_files_in_scratch(for_sockets: bool = False) -> Iterator[None]:
-    """What libraries put into TMPDIR goes into :func:`scratch` in here."""
+    """Within the block, libraries' temporary files go into :func:`scratch` instead of TMPDIR."""
     folder, before = scratch(for_sockets), tempfile.tempdir
     tempfile.tempdir = str(folder)
     try:
@@ -63,7 +67,7 @@ def temporary_files_in_scratch(for_sockets: bool = False) -> Iterator[None]:
 
 
 def remove_left_behind(base: Path) -> None:
-    """Remove the folders in ``base`` of processes that are no more; those of other users stay."""
+    """Remove the folders in ``base`` whose process no longer exists; those of other users stay."""
     for folder in base.glob(f"{PREFIX}*"):
         with suppress(OSError):
             lock = folder / LOCK_FILE
@@ -77,11 +81,11 @@ def remove_left_behind(base: Path) -> None:
 
 
 def _make(base: Path) -> Path:
-    """A new folder whose lock this process holds; made again where another start took it for
-    left."""
+    """A new folder with a lock held by this process; created again if another start removes it as a
+    leftover."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
-        # Open as long as the process lives
+        # Stays open as long as the process lives
         lock = os.open(folder / LOCK_FILE, os.O_CREAT | os.O_RDWR, 0o600)
         with suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

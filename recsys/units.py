@@ -1,4 +1,4 @@
-"""How many of one unit are in another."""
+"""Conversion factors between units."""
 
 FLOAT_BYTES = 4  # float32
 BYTES_PER_GIB = 2**30

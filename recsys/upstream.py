@@ -1,7 +1,7 @@
-"""What of PyTorch, TorchRec and FBGEMM is used that they do not promise to keep.
+"""Private parts of PyTorch, TorchRec and FBGEMM that this library uses.
 
-Nothing else in recsys reaches into them, but for the subclasses that docs/upstream.md lists with
-all that is here: why, and what would replace it. A test per use says which assumption broke.
+Nothing else in recsys uses private parts, except the subclasses listed in docs/upstream.md, which
+explains every use and names a replacement. A test per use says which assumption broke.
 """
 
 from collections.abc import Callable, Iterator
@@ -58,29 +58,29 @@ __all__ = [
 ]
 
 TableKernel = SplitTableBatchedEmbeddingBagsCodegen
-# (kernel, elements, their type, where each table begins) -> zeros [elements] on the CPU
+# (kernel, number of elements, their type, start of each table) -> zeros [elements] on the CPU
 Allocate = Callable[[TableKernel, int, torch.dtype, list[int]], Tensor]
 
 
 def offset_in_file(fake: Tensor) -> int:
-    """Where the bytes begin of a tensor that torch.load has read in FakeTensorMode."""
+    """The file offset of a tensor that torch.load has read in FakeTensorMode."""
     return cast(Any, fake.untyped_storage())._checkpoint_offset
 
 
 def table_configs(sharded: ShardedEmbeddingBagCollection) -> dict[str, BaseEmbeddingConfig]:
-    """The configuration of every table of ``sharded``, those of other ranks too, by name."""
+    """The configuration of every table of ``sharded``, including those on other ranks, by name."""
     return dict(sharded._table_name_to_config)
 
 
 def unwrap_replicated_tables(sharded: ShardedEmbeddingBagCollection) -> None:
-    """Take DDP off the replicated tables: it waits for a backward pass after each forward pass."""
+    """Remove DDP from the replicated tables: it expects a backward pass after each forward pass."""
     lookups = sharded._lookups
     lookups[:] = [m.module if isinstance(m, DistributedDataParallel) else m for m in lookups]
 
 
 def forget_groups_of_other_hosts(ranks_per_host: int) -> None:
-    """Have TorchRec make its groups of hosts anew where they are of another process group or of
-    hosts of another size; it keeps those of its first hierarchical table for good."""
+    """Make TorchRec create its groups of hosts again if they belong to another process group or
+    another host size; it keeps those of its first hierarchical table for good."""
     intra, cross = comm._INTRA_PG, comm._CROSS_PG
     known = distributed.distributed_c10d._world.pg_map
     if intra not in known or cross not in known or intra.size() != ranks_per_host:
@@ -88,10 +88,10 @@ def forget_groups_of_other_hosts(ranks_per_host: int) -> None:
 
 
 class LookUpAlone:
-    """The forward pass of a collection whose tables all lie whole on the only rank: the kernels'
-    look-up on the ids as they are, the same bits without TorchRec's exchange with nobody.
+    """The forward pass of a collection whose tables are all whole on a single rank: it runs the
+    kernels' look-up directly on the ids, bit-identical to TorchRec's but without an exchange.
 
-    That exchange takes several times as long as the look-up of a small batch. The first call is
+    The exchange takes several times as long as the look-up of a small batch. The first call uses
     TorchRec's, which checks the features.
     """
 
@@ -104,16 +104,16 @@ class LookUpAlone:
 
     @staticmethod
     def fits(sharded: ShardedEmbeddingBagCollection) -> bool:
-        """Whether that is all that the forward pass of ``sharded``, on one rank, does."""
+        """Whether the forward pass of ``sharded``, on one rank, does nothing else."""
         kinds = {one.sharding_type for one in sharded.module_sharding_plan.values()}
         return (
             kinds == {ShardingType.TABLE_WISE.value}
-            and "input_dist" not in vars(sharded)  # positions of sequences
+            and "input_dist" not in vars(sharded)  # set for positions of sequences
             and not sharded._has_mean_pooling_callback
         )
 
     def __call__(self, sparse: KeyedJaggedTensor) -> KeyedTensor | LazyAwaitable[KeyedTensor]:
-        """Pooled embeddings of the ids of every feature."""
+        """Pooled embeddings of every feature's ids."""
         sharded = self._sharded
         if not self._checked:
             self._checked = True
@@ -122,19 +122,19 @@ class LookUpAlone:
         if keys != self._features:
             sparse = sparse.permute([keys.index(name) for name in self._features])
         found = self._lookup(sparse)
-        if sharded.post_lookup_tracker_fn is not None:  # differential checkpoints
+        if sharded.post_lookup_tracker_fn is not None:  # set for differential checkpoints
             sharded.post_lookup_tracker_fn(sparse, found, sharded, None)
         return KeyedTensor(sharded._embedding_names, sharded._embedding_dims, found, key_dim=1)
 
 
 def admit_empty_shards(sharded: ShardedEmbeddingBagCollection) -> None:
-    """Let the CPU kernels of ``sharded`` hold tables without a row: of a table with fewer rows
-    than ranks the last ones hold none.
+    """Let the CPU kernels of ``sharded`` hold tables without rows: if a table has fewer rows than
+    ranks, the last ranks have none.
 
-    FBGEMM takes a kernel whose host memory is empty for one on a GPU; an element that belongs to
-    no table mends that. Its backward pass tells the tables of neighbouring features apart by the
-    number of rows before them, and so takes an empty table for the next one, of whatever width;
-    here every table counts at least one row.
+    FBGEMM mistakes a kernel with empty host memory for a GPU kernel; a placeholder element that
+    belongs to no table prevents that. Its backward pass tells the tables of neighbouring features
+    apart by the number of rows before them, and so confuses an empty table with the next one, even
+    of another width; here every table counts at least one row.
     """
     for kernel in (module for lookup in sharded._lookups for module in lookup.modules()):
         if isinstance(kernel, TableKernel) and kernel.use_cpu:
@@ -150,10 +150,10 @@ def admit_empty_shards(sharded: ShardedEmbeddingBagCollection) -> None:
 
 @contextmanager
 def put_new_tables_in(allocate: Allocate) -> Iterator[None]:
-    """Kernels that are made in this context take their tables and optimiser state in host memory
-    from ``allocate``, and leave in them what they hold.
+    """Kernels created in this context get the host memory for tables and optimiser state from
+    ``allocate``, and do not overwrite its contents.
 
-    TorchRec gives no way to hand buffers in, and draws random rows over the whole table first.
+    TorchRec has no way to pass in buffers, and fills the whole table with random rows first.
     """
     apply_split = TableKernel._apply_split
 
@@ -172,16 +172,17 @@ def put_new_tables_in(allocate: Allocate) -> Iterator[None]:
 
 
 def table_shapes(kernel: TableKernel) -> list[tuple[int, int]]:
-    """(rows, columns) of each table of ``kernel``, in the order in which they lie in its memory."""
+    """(rows, columns) of each table of ``kernel``, in memory order."""
     return [(rows, columns) for rows, columns, *_ in kernel.embedding_specs]
 
 
 def feature_tables(kernel: TableKernel) -> list[int]:
-    """Which of :func:`table_shapes` each feature of ``kernel`` is looked up in."""
+    """The index in :func:`table_shapes` of the table in which each feature of ``kernel`` is looked
+    up."""
     return list(kernel.feature_table_map)
 
 
 def _replace(stack: ExitStack, owner: type, name: str, function: Callable[..., Any]) -> None:
-    """Set an attribute until ``stack`` ends."""
+    """Set an attribute until ``stack`` is closed."""
     stack.callback(setattr, owner, name, getattr(owner, name))
     setattr(owner, name, function)

@@ -1,4 +1,4 @@
-"""The teacher's scores: planned, scored in shares of the windows, published as data/scores."""
+"""Score the teacher's later windows in shares and publish the log as data/scores."""
 
 import json
 import multiprocessing
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
     from recsys.distill.scoring import ScoringJob, WindowPlan
 
 LOG_DIR = SCORES_WORK / "log"
-EXTERNAL_DIR = SCORES_WORK / "external"  # a log apart, so that the two kinds never mix
+EXTERNAL_DIR = SCORES_WORK / "external"  # a separate log, so that the two kinds never mix
 
 
 def augment_settings_file() -> Path:
-    """params/augment.yaml."""
+    """The path of params/augment.yaml."""
     return PARAMS / "augment.yaml"
 
 
 @task(task_run_name="plan what is scored", tags=["scores"])
 def plan_scores() -> "list[list[WindowPlan]]":
-    """The windows still to be scored, in shares for mapped tasks; what a killed run has scored is
-    not among them."""
+    """The windows still to be scored, in shares for mapped tasks, without those that a killed run
+    has scored already."""
     from recsys.distill.scoring import parts_of, plan_scoring
 
     require(WINDOWS, PARTITION_FILE, TEACHER)
@@ -55,8 +55,8 @@ def plan_scores() -> "list[list[WindowPlan]]":
 
 @task(task_run_name="score share")
 def score_share(share: "list[WindowPlan]") -> None:
-    """Score some windows; in a process of its own where others do the same at once, since ranks
-    share nothing."""
+    """Score some windows, in a separate process if other shares run at the same time: launching
+    ranks changes the environment of a whole process."""
     from recsys.distill.scoring import score_part
     from recsys.training.launch import main_module_stays_here, start_server
 
@@ -73,8 +73,8 @@ def score_share(share: "list[WindowPlan]") -> None:
 
 @task(task_run_name="combine the scores", tags=["scores"])
 def combine_scores() -> None:
-    """Write the scores that params/augment.yaml names as a log of their own, and say what they are;
-    with ``teacher: mean`` or ``stacked`` together with those of the teacher."""
+    """Write the external scores that params/augment.yaml names to a separate log and describe them;
+    with ``teacher: mean`` or ``stacked``, combine them with the teacher's."""
     from recsys.distill.external_scores import log_external_scores
     from recsys.distill.score_log import ScoreLog
     from recsys.distill.stacked_scores import log_stacked_scores
@@ -94,8 +94,7 @@ def combine_scores() -> None:
 
 @task(task_run_name="publish the scores", tags=["scores"])
 def publish_scores() -> None:
-    """Write the report, put the log in the place of data/scores, and log speed and savings to
-    MLflow."""
+    """Write the report, move the log to data/scores, and send speed and savings to MLflow."""
     from recsys.distill.scoring import calls_saved, report_scores, scoring_speed
 
     job = _job()

@@ -14,7 +14,7 @@ from tasks.versioning import output_version
 
 @task(task_run_name="train the baselines", tags=["training"])
 def train_all_baselines() -> None:
-    """Train each baseline on its own domain's rows and on all domains' into models/baselines."""
+    """Train each baseline on each domain's own rows and on all rows, into models/baselines."""
     from recsys.baselines.training import train_baselines
 
     require(WINDOWS)
@@ -26,7 +26,7 @@ def train_all_baselines() -> None:
         parameters=flatten(settings),
         data_version=data_version,
         dataset=dataset,
-        description="What students have to beat; below it a run for each.",
+        description="The models that students have to beat, with a run for each below.",
     )
     with open_run(stage):
         with replacing(BASELINES) as (output,):

@@ -1,4 +1,4 @@
-"""Scoring of files, mapped over them by Prefect."""
+"""Score many files, one Prefect task per file."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def score_one(export: Path, source: Path, target: Path, keep: list[str]) -> int:
 
 @flow(name="score")
 def score(export: Path, files: list[Path], output: Path, keep: list[str]) -> list[int]:
-    """Score each of ``files``; the rows of each.
+    """Score each of ``files`` and return the number of rows in each.
 
     Raises:
         InputError: a file is wrong, or two have the same name.

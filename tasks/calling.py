@@ -1,7 +1,7 @@
-"""One stage, two doors: a tracked Prefect run where there is a flow run, a plain call elsewhere.
+"""Run a stage as a tracked Prefect run inside a flow run, and as a plain call elsewhere.
 
-Prefect's server may go away at any time: what runs goes on, and is reported late or said to be
-missing there.
+Prefect's server may go away at any time. Work continues; its end is reported late, or a message
+says that the server does not show it.
 """
 
 import logging
@@ -37,16 +37,16 @@ from tasks.project import PARAMS
 logger = logging.getLogger(__name__)
 ANSWER_SECONDS = 5.0
 LATE_TAG = "reported late"
-# Prefect's own words about a server that is away, for each event and log line that it cannot send
+# What Prefect logs for each event and log line that it cannot send to an unreachable server
 COMPLAINING = ("prefect.events.clients", "prefect._internal.concurrency")
 
 
 @dataclass
 class _Work:
-    """What has become of one call of a flow's function.
+    """The state of one call of a flow's function.
 
     Attributes:
-        run_id: of the flow run on the server; None where it has none.
+        run_id: id of the flow run on the server; None if there is none.
     """
 
     flow: Flow[..., Any]
@@ -72,7 +72,7 @@ class _Work:
 
 
 _unreported: list[_Work] = []
-_depth: list[str] = []  # flows that are running here, the outermost first
+_depth: list[str] = []  # flows running in this process, outermost first
 
 
 def call(task: Task[..., Any], *arguments: Any) -> Any:
@@ -80,7 +80,7 @@ def call(task: Task[..., Any], *arguments: Any) -> Any:
     params/prefect.yaml; as its plain function elsewhere.
 
     Raises:
-        InputError: it has taken longer than it may.
+        InputError: the task took longer than the timeout.
     """
     if not is_tracked():
         return task.fn(*arguments)
@@ -95,7 +95,7 @@ def call(task: Task[..., Any], *arguments: Any) -> Any:
     except TaskRunTimeoutError as error:
         raise InputError(
             f"{where}: key 'timeout_hours': {task.name} took longer than {hours:g} hours and was "
-            "stopped; the next run goes on from there"
+            "stopped; the next run resumes there"
         ) from error
     except ConcurrencySlotAcquisitionError:  # before it begins
         if is_tracked():
@@ -113,14 +113,14 @@ def retried(task: Task[..., Any], settings: PrefectSettings) -> Task[..., Any]:
 
 
 def is_tracked() -> bool:
-    """Whether this is inside a flow run whose server answers."""
+    """Whether this code is inside a flow run whose server answers."""
     context = FlowRunContext.get()
     return context is not None and _answers(str(context.client.api_url))
 
 
 def run_stage(flow: Flow[..., Any]) -> Callable[[], Any]:
-    """How a stage's command runs its flow: tracked where a Prefect server is set, plain where none
-    is.
+    """How a stage's command runs its flow: tracked if a Prefect server is set, as a plain call
+    otherwise.
 
     ``dvc repro`` runs each stage as a command of its own; a temporary server for each would cost
     about 12 s per stage.
@@ -129,11 +129,11 @@ def run_stage(flow: Flow[..., Any]) -> Callable[[], Any]:
 
 
 def run_flow(flow: Flow[..., Any], *arguments: Any) -> Any:
-    """Run ``flow``, tracked as long as Prefect's server answers, and its work once, whatever
-    becomes of the server.
+    """Run ``flow``, tracked as long as Prefect's server answers; its work runs exactly once,
+    whatever happens to the server.
 
-    A run whose end the server has missed is reported when the outermost flow of this process ends;
-    if the server does not answer then either, a line says so.
+    If the server misses the end of a run, it is told when the outermost flow of this process ends;
+    if it does not answer then either, a line says so.
     """
     work = _Work(flow)
 
@@ -160,7 +160,7 @@ def _run(watched: Flow[..., Any], work: _Work, arguments: tuple[Any, ...]) -> An
         except Exception as error:
             if work.error is None and not _is_away(error, server):
                 raise
-            if work.ended is None:  # it was away before the work began
+            if work.ended is None:  # the server was away before the work began
                 return _run_unseen(work, arguments, server)
             if error is not work.error:
                 _note(work, server)
@@ -178,18 +178,18 @@ def _run_unseen(work: _Work, arguments: tuple[Any, ...], server: str | None) -> 
 
 
 def _note(work: _Work, server: str | None) -> None:
-    """Note that the server has missed the end of ``work``; the first time, say so."""
+    """Note that the server missed the end of ``work``, with a warning the first time."""
     if not _unreported:
-        logging.raiseExceptions = False  # nor complain of each log line that cannot be sent
+        logging.raiseExceptions = False  # nor complain about each log line that cannot be sent
         logger.warning(
-            "Prefect's server at %s does not answer; %s goes on without it", server, _depth[0]
+            "Prefect's server at %s does not answer; %s continues without it", server, _depth[0]
         )
     _unreported.append(work)
 
 
 def report_late() -> None:
-    """Tell Prefect's server of the runs whose end it has missed; if it does not answer and no
-    :func:`run_flow` around this will try again, say which these are."""
+    """Tell Prefect's server about the runs whose end it missed. If it does not answer and no
+    enclosing :func:`run_flow` will try again, log which runs these are."""
     if not _unreported:
         return
     server = _server()
@@ -227,16 +227,16 @@ def _report(work: _Work) -> None:
 
 
 def tell_server(event: str, resource: str) -> None:
-    """Send Prefect's server an event of the resource of this id.
+    """Send Prefect's server an event for the resource with this id.
 
     Raises:
         InputError: no server is set.
-        UnreachableError: it does not answer.
+        UnreachableError: the server does not answer.
     """
     server = get_current_settings().api.url
     if not server:
         raise InputError(
-            "no Prefect server is set, which would be told; e.g. prefect config set "
+            "no Prefect server is set; for example  prefect config set "
             "PREFECT_API_URL=http://127.0.0.1:4200/api"
         )
     if not _answers(server):
@@ -245,7 +245,7 @@ def tell_server(event: str, resource: str) -> None:
 
 
 def _server() -> str | None:
-    """The URL of the server of the flow run that this is in, or else of the settings."""
+    """The URL of the current flow run's server, else of the one in the settings."""
     context = FlowRunContext.get()
     return get_current_settings().api.url if context is None else str(context.client.api_url)
 
@@ -255,7 +255,7 @@ def _is_away(error: Exception, server: str | None) -> bool:
 
 
 def _answers(server: str) -> bool:
-    """Whether a server answers at the URL ``server``, whatever it says."""
+    """Whether a server answers at the URL ``server``, with any response."""
     is_checked = server.startswith("https") and not PREFECT_API_TLS_INSECURE_SKIP_VERIFY.value()
     verify = _trusted(PREFECT_API_SSL_CERT_FILE.value()) if is_checked else False
     try:
@@ -267,18 +267,18 @@ def _answers(server: str) -> bool:
 
 @cache
 def _trusted(certificates: str | None) -> ssl.SSLContext:
-    """Read once: that takes 30 ms, and the server is asked before every task."""
+    """Read once: reading takes 30 ms, and the server is asked before every task."""
     return ssl.create_default_context(cafile=certificates)
 
 
 def _is_said_here(record: logging.LogRecord) -> bool:
-    """Let a record of Prefect's pass unless it says at length that the server is away, or that a
-    task has taken too long."""
+    """Whether to show a Prefect log record: not if it is a long report that the server is away or
+    that a task timed out."""
     error = record.exc_info[1] if record.exc_info else None
     return not (
         isinstance(error, httpx.HTTPError | TaskRunTimeoutError)
         or record.name in COMPLAINING
-        or "Finished in state Running" in record.getMessage()  # its end could not be told
+        or "Finished in state Running" in record.getMessage()  # its end could not be reported
     )
 
 

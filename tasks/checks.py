@@ -1,5 +1,5 @@
-"""The settings of all stages against each other and against the data, before the first minute of
-work."""
+"""Check the settings of all stages against each other and against the data before any work
+starts."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +25,7 @@ def check_settings(texts: Mapping[Path, str] | None = None) -> ProjectSettings:
     """Load every file of params/ and check them against each other.
 
     Args:
-        texts: contents that some of the files are to have, instead of what they hold.
+        texts: contents to check instead of those on disk, by file.
 
     Raises:
         InputError: a file is missing or wrong, or two contradict each other.
@@ -41,8 +41,8 @@ def check_settings(texts: Mapping[Path, str] | None = None) -> ProjectSettings:
 
 
 def check_before(stage: str) -> None:
-    """What the command of ``stage`` checks first: before ingest the data that are there may be of
-    other settings.
+    """Check what the command of ``stage`` needs; before ingest, existing data may belong to other
+    settings, so only the settings are checked.
 
     Raises:
         InputError: as :func:`check_settings_and_data`.
@@ -54,15 +54,17 @@ def check_before(stage: str) -> None:
 
 
 def check_settings_and_data() -> None:
-    """:func:`check_settings`, and, once there are windows, all that needs to be in the data.
+    """Run :func:`check_settings` and, once there are windows, check that the data have what the
+    settings name.
 
     Raises:
-        InputError: also where a setting names what the data do not have.
+        InputError: as :func:`check_settings`, or a setting names something that the data do not
+            have.
     """
     project = check_settings()
     if not (WINDOWS / SCHEMA_FILE).is_file():
         return
-    require(WINDOWS)  # what a damaged schema says would be called a wrong setting
+    require(WINDOWS)  # else a damaged schema would be reported as a wrong setting
     schema = Schema.load(WINDOWS)
     check_evaluated(project.evaluate, len(schema.windows))
     tables = [TABLE_PREFIX + feature.name for feature in schema.categorical]
@@ -90,7 +92,8 @@ def _check_chosen_on_the_past(
 
 
 def _check_transform(towers: TowersSettings, train: TrainSettings) -> None:
-    """The ranks are hosts that have a tower each, and no table leaves its tower's hosts."""
+    """Check that the ranks form whole hosts with a tower each, and that no table leaves its tower's
+    hosts."""
     check_kinds_inside(train)
     per_host = train.ranks_per_host
     if per_host is None:  # LOCAL_WORLD_SIZE, known where the ranks run
@@ -98,7 +101,7 @@ def _check_transform(towers: TowersSettings, train: TrainSettings) -> None:
     if train.world_size % per_host:
         raise InputError(
             f"{train.where('ranks_per_host')}: {train.world_size} ranks "
-            f"({train.where('world_size')}) are no whole hosts of {per_host}"
+            f"({train.where('world_size')}) are not whole hosts of {per_host}"
         )
     partition = towers.partition
     by_hand = partition.strategy == "manual"

@@ -1,7 +1,7 @@
-"""The code stage: which code and libraries each stage's results come from, in data/code.
+"""The code stage: write which code and libraries decide each stage's results to data/code.
 
-DVC compares the bytes of files, so it would run a stage again for a comment. This stage turns code
-into what decides results, one file per stage, and every other stage depends on its own.
+DVC compares the bytes of files, so a changed comment would run a stage again. This stage reduces
+code to what decides results, in one file per stage, and each other stage depends on its own file.
 """
 
 import json
@@ -22,7 +22,7 @@ TOWERS_FILE = Path("params/towers.yaml")
 CODE_DIR = Path("data/code")
 CODE_STAGE = "code"
 CALLERS = ("flows", "tasks")
-# Reads options and checks settings; what it lets through lies in params/.
+# Reads options and checks settings; whatever it accepts is in params/.
 WITHOUT = ("flows.command_line",)
 SOURCES = (*CALLERS, "recsys", "requirements/cpu.lock", "requirements/cuda.lock")
 STAGES_OF_THE_TEACHER = ("teacher", "augment")  # they build it, with the tower class it names
@@ -32,11 +32,11 @@ _first_seen: dict[str, str] = {}
 
 
 def write_code() -> None:
-    """Write data/code/<stage>.json of every stage; files that are right stay untouched.
+    """Write data/code/<stage>.json for every stage; files that are already right stay untouched.
 
     Raises:
-        InputError: a tower class lies in no file that the code stage depends on, or code has
-            changed since this process first looked, so that it may run what was there before.
+        InputError: a tower class is in a file that the code stage does not depend on, or code has
+            changed since this process first looked, so it may be running the old code.
     """
     codes = stage_codes()
     _check_files_are_deps(codes)
@@ -45,7 +45,7 @@ def write_code() -> None:
     }.items():
         if _first_seen.setdefault(module, digest) != digest:
             raise InputError(
-                f"{module}: its code has changed since this process began; start again"
+                f"{module}: its code has changed since this process started; start again"
             )
     CODE_DIR.mkdir(parents=True, exist_ok=True)
     for stage, code in codes.items():
@@ -55,7 +55,7 @@ def write_code() -> None:
 
 
 def code_file(stage: str) -> Path:
-    """Where a stage's code is written down."""
+    """The file that lists a stage's code."""
     return CODE_DIR / f"{stage}.json"
 
 
@@ -63,7 +63,7 @@ def stage_codes(folder: Path = Path()) -> dict[str, Code]:
     """The code of each stage of the project in ``folder``, by the stage's name.
 
     Raises:
-        InputError: params/towers.yaml names a tower class whose module is not there.
+        InputError: params/towers.yaml names a tower class whose module does not exist.
     """
     stages = yaml.safe_load((folder / PIPELINE_FILE).read_text())["stages"]
     tower_modules = _tower_modules(folder)
@@ -76,8 +76,8 @@ def stage_codes(folder: Path = Path()) -> dict[str, Code]:
 
 
 def written_deps(text: str, codes: dict[str, Code]) -> str:
-    """dvc.yaml's ``text`` with what the code stage depends on and writes, and what each other stage
-    reads of it; comments stay."""
+    """dvc.yaml's ``text`` with the code stage's dependencies and outputs, and each other stage's
+    dependency on it, filled in; comments stay."""
     from ruamel.yaml import YAML
 
     round_trip = YAML()
@@ -97,7 +97,7 @@ def written_deps(text: str, codes: dict[str, Code]) -> str:
 
 
 def write_deps() -> None:
-    """Write the deps that are computed into dvc.yaml.
+    """Write the computed dependencies into dvc.yaml.
 
     Raises:
         InputError: as :func:`stage_codes`.
@@ -107,7 +107,7 @@ def write_deps() -> None:
 
 
 def _tower_modules(folder: Path) -> list[str]:
-    """The module of the tower class that params/towers.yaml names, if any."""
+    """The module of the tower class that params/towers.yaml names; empty if there is none."""
     where = folder / TOWERS_FILE
     try:
         kind = ((yaml.safe_load(where.read_text()) or {}).get("module") or {}).get("kind")
@@ -129,14 +129,15 @@ def _check_files_are_deps(codes: dict[str, Code]) -> None:
     for file in _further_files(codes):
         if not any(Path(file).is_relative_to(dep) for dep in deps):
             raise InputError(
-                f"{TOWERS_FILE}: key 'module.kind': {file} is no dependency of stage {CODE_STAGE} "
-                f"in {PIPELINE_FILE}, so DVC would not see it change; run {WRITE_COMMAND}"
+                f"{TOWERS_FILE}: key 'module.kind': {file} is not a dependency of stage "
+                f"{CODE_STAGE} in {PIPELINE_FILE}, so DVC would not notice a change; "
+                f"run {WRITE_COMMAND}"
             )
 
 
 def _further_files(codes: dict[str, Code]) -> list[str]:
-    """The files of modules outside the project's packages, but for installed ones, whose changes
-    come with the lock files."""
+    """The files of modules outside the project's packages; not of installed ones, whose changes
+    show in the lock files."""
     modules = {module for code in codes.values() for module in code.modules}
     files = {file_of(one, Path()) for one in modules if one.split(".")[0] not in SOURCES}
     installed = Path(sysconfig.get_paths()["purelib"])

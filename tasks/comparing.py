@@ -1,4 +1,4 @@
-"""``towerflow compare``: what a person names, folders or registered models, on the same rows."""
+"""``towerflow compare``: two folders or registered models on the same rows."""
 
 import math
 import re
@@ -24,11 +24,11 @@ def compare_named(first: str, second: str, first_window: int | None, task: str |
 
     Args:
         first, second: a folder, or ``models:/<name>@<alias>`` or ``models:/<name>/<version>``.
-        first_window: the place of the first window that is compared; None: that of the evaluation.
-        task: a task beside the models' main one.
+        first_window: index of the first window to compare; None: the evaluation's first window.
+        task: another task than the models' main one; None: the main one.
 
     Raises:
-        InputError: one is no such thing, or they are not of the same rows.
+        InputError: one does not exist, or the two cover different rows.
     """
     from recsys.evaluation.pairs import compare_sources
 
@@ -46,7 +46,7 @@ def compare_named(first: str, second: str, first_window: int | None, task: str |
 
 
 def comparison_table(first: str, second: str, pairs: "list[Pair]") -> str:
-    """Markdown: one line per model and metric."""
+    """A Markdown table with one line per model and metric."""
     from recsys.evaluation.comparison import p_text
     from recsys.evaluation.metrics import LABELS
 
@@ -73,7 +73,7 @@ def comparison_table(first: str, second: str, pairs: "list[Pair]") -> str:
 
 
 def _folder(source: str) -> Path:
-    """Where the predictions of ``source`` are.
+    """The folder with the predictions of ``source``.
 
     Raises:
         InputError: there is no such folder, or no such registered model.
@@ -87,10 +87,10 @@ def _folder(source: str) -> Path:
 
 
 def _registered(uri: str) -> Path:
-    """The folder of the arm that was registered as ``uri``, if it is still that arm.
+    """The folder of the arm that was registered as ``uri``, if the arm has not changed since.
 
-    A registered model was trained on every window; what it is judged by are the predictions that
-    its arm made before, which stay in the project.
+    A registered model was trained on every window. It is judged by the predictions that its arm
+    made before training on them, which stay in the project.
     """
     from tasks.registry import folder_hash
     from tasks.tracking import connect, in_one_line

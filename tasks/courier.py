@@ -1,7 +1,7 @@
-"""The process that hands MLflow what a run records, so that a run never waits for it.
+"""The process that sends a run's records to MLflow, so that the run never waits for it.
 
-It outlives the run that has started it by as little as MLflow takes, and ends what a killed run has
-left open: ``python -m tasks.courier PROCESS STARTED``.
+It outlives its run only until MLflow has taken everything, and ends the MLflow runs that a killed
+process left open: ``python -m tasks.courier PROCESS STARTED``.
 """
 
 import logging
@@ -24,15 +24,15 @@ from tasks.tracking_settings import TrackingSettings
 logger = logging.getLogger(__name__)
 LOG_FILE, TROUBLE_FILE = "courier.log", "trouble"
 LOOK_SECONDS = 0.3
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0  # before MLflow is asked again, where it is away
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0  # between tries while MLflow is away
 LAST_TRIES = 2  # once the run has ended
 LOAD_SECONDS = 10
 
 
 @contextmanager
 def sending() -> Iterator[None]:
-    """While the block runs, a process of its own delivers what is recorded. At the end it is waited
-    for, as long as params/tracking.yaml allows; what waits then is said in a line."""
+    """Deliver what the block records from a separate process. At the end, wait for it as long as
+    params/tracking.yaml allows; a warning says what is still undelivered."""
     if tracking.courier_at_work():
         yield
         return
@@ -42,7 +42,7 @@ def sending() -> Iterator[None]:
     this = psutil.Process()
     command = [sys.executable, "-m", "tasks.courier", str(this.pid), str(this.create_time())]
     with (spool.SPOOL / LOG_FILE).open("w") as log:
-        # A session of its own: Ctrl-C ends the run, which the courier still has to tell
+        # A session of its own: Ctrl-C ends the run, and the courier still has to report that
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
@@ -56,7 +56,7 @@ def sending() -> Iterator[None]:
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:
-    """Wait until nothing is left, the courier is in trouble, or nothing was taken for
+    """Wait until everything is delivered, the courier reports trouble, or nothing was taken for
     ``seconds``."""
     left, since = len(spool.waiting()), time.monotonic()
     while left and not _trouble() and process.poll() is None:
@@ -68,8 +68,8 @@ def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:
     if left and seconds:
         why = _trouble() or f"nothing was taken for {seconds:g} s"
         logger.warning(
-            "MLflow has not taken %s of this run's records (%s); they wait in %s and go with the "
-            "next run, or with python -m tasks.courier",
+            "MLflow has not taken %s of this run's records (%s); they wait in %s and are sent with "
+            "the next run, or with python -m tasks.courier",
             left,
             why,
             spool.SPOOL,
@@ -82,13 +82,13 @@ def _trouble() -> str:
 
 
 class Loads:
-    """Notes the machine's load in the runs that want it, until they end."""
+    """Records the machine's load in the runs that ask for it, until they end."""
 
     def __init__(self) -> None:
         self._monitors: dict[str, Any] = {}
 
     def follow(self, run: tracking.RunRecord, run_id: str) -> None:
-        """Begin or end, as ``run`` says."""
+        """Begin or end recording, depending on the status of ``run``."""
         if run.status != tracking.RUNNING:
             monitor = self._monitors.pop(run.key, None)
             if monitor is not None:
@@ -102,7 +102,8 @@ class Loads:
 
 
 def main(process: int, started: float) -> None:
-    """Deliver until the run of ``process`` has ended and nothing is left, or MLflow is away."""
+    """Deliver until the run of ``process`` has ended and everything is delivered, or MLflow is
+    away."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     settings = load_settings(PARAMS / "tracking.yaml", TrackingSettings)
     loads = Loads().follow if settings.system_metrics else None
@@ -130,7 +131,7 @@ def main(process: int, started: float) -> None:
 
 
 def deliver_now() -> None:
-    """Deliver what waits, and say what does not go."""
+    """Deliver what waits, and log what cannot be delivered."""
     trouble = tracking.deliver()
     left = len(spool.waiting())
     print(f"MLflow has not taken {left} records: {trouble}" if trouble else "Nothing waits.")

@@ -1,4 +1,4 @@
-"""What a model's metrics.json gives as curves."""
+"""Curves from a model's metrics.json."""
 
 import json
 from pathlib import Path
@@ -19,8 +19,8 @@ def curves_of(folder: Path, first_window: int = 0) -> dict[str, list[float | Non
     """Per-window metrics, diagnostics and skipped batches of one model, as MLflow curves
     ``window/ne`` and so on.
 
-    A task beside the main one has ``window/ne_<task>``. Each value stands at its window's place,
-    None where it is not defined; those before ``first_window`` are left out.
+    For a further task they are ``window/ne_<task>``. Values are in window order, None where
+    undefined; windows before ``first_window`` are left out.
     """
     windows = json.loads((folder / "metrics.json").read_text())["windows"][first_window:]
     further = {

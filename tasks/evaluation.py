@@ -1,4 +1,4 @@
-"""Predictions to a report: students against themselves without a teacher, and against baselines."""
+"""Predictions to a report that compares students with their plain selves and with baselines."""
 
 import math
 from pathlib import Path
@@ -43,7 +43,7 @@ def evaluate_students() -> None:
     comparison = RunRecord(
         name="comparison",
         kind="comparison",
-        # Of all stages: what dvc.lock says that they have run with
+        # The settings of all stages, as dvc.lock recorded them
         parameters=dict(flat(used_parameters() | {"evaluate": settings.model_dump(mode="json")})),
         data_version=output_version(WINDOWS),
         dataset=Schema.load(WINDOWS).dataset,
@@ -66,14 +66,15 @@ def evaluate_students() -> None:
 
 
 def _scores_beside() -> tuple[str, Path] | None:
-    """Whose scores students learn from, and their log, where it is not the teacher alone."""
+    """The name and log of the scores that students learn from; None if they are the teacher's
+    alone."""
     teacher = load_settings(PARAMS / "augment.yaml", AugmentSettings).teacher
     return None if teacher == "own" else (teacher, SCORES)
 
 
 def _record_model(report: "Report", model: str, comparison: RunRecord) -> None:
-    """One run per student and model (each baseline, arm, teacher, oracle), on the same rows, to
-    compare side by side."""
+    """Record one MLflow run per student and model (baselines, arms, teacher, oracle) on the same
+    rows, for comparison side by side."""
     student, arm = model.split("/")
     values: dict[str, float] = {}
     curves: dict[str, list[float | None]] = {}
@@ -109,7 +110,8 @@ def _record_model(report: "Report", model: str, comparison: RunRecord) -> None:
 
 
 def _gains(slices: dict[str, dict[str, Any]], arm: str) -> dict[str, float]:
-    """How far ``arm`` lies below plain in % of its NE, by domain and by how cold an example is."""
+    """The NE by which ``arm`` is below plain, in % of plain's NE, by domain and by how cold an
+    example is."""
     gains = {}
     for kind in ("domain", "coldness"):
         for name, values in slices.get(kind, {}).items():
@@ -124,7 +126,7 @@ def _headline(report: "Report") -> dict[str, float]:
     """The differences arm - plain as MLflow metrics: ``feed/ne/difference``, its ``low`` and
     ``high``.
 
-    With several arms ``feed/<arm>/ne/difference``, of a task beside the main one
+    With several arms ``feed/<arm>/ne/difference``; for a further task
     ``feed/<task>/ne/difference``.
     """
     metrics = {}

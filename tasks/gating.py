@@ -1,4 +1,4 @@
-"""Whether a student may become champion: its verdict, and the present one on the same rows."""
+"""Whether a student may become champion, compared with the present champion on the same rows."""
 
 import logging
 import statistics
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     import polars as pl
 
 logger = logging.getLogger(__name__)
-MODEL_TAG = "model"  # of a version: what its files are, without those that tell of it
+MODEL_TAG = "model"  # on a version: the hash of its files, without those that describe the model
 JUDGED_FILE = "judged.parquet"
 MEBIBYTE = 1 << 20
 REPETITIONS = 20
 
 
 def gated(name: str, verdict: Verdict, export: Path, judged: "pl.DataFrame | None") -> Verdict:
-    """The verdict on a student's export, with all that a champion must be.
+    """The verdict on a student's export against everything required of a champion.
 
-    Where MLflow is away there is no champion to compare with, and the reasons say so.
+    If MLflow is away, there is no champion to compare with, and the reasons say so.
     """
     settings = load_settings(PARAMS / "evaluate.yaml", EvaluateSettings)
     students = load_settings(PARAMS / "students.yaml", StudentsSettings).students
@@ -44,9 +44,8 @@ def gated(name: str, verdict: Verdict, export: Path, judged: "pl.DataFrame | Non
 
 
 def judged_rows(name: str, arm: str) -> "pl.DataFrame | None":
-    """What the exported seed of an arm has predicted of its main task in the evaluation windows:
-    example_id, group, event_time, label, logit and, of a weighted log, weight; None where that is
-    not kept."""
+    """The exported seed's predictions for its main task in the evaluation windows: example_id,
+    group, event_time, label, logit and, for a weighted log, weight; None if they are not kept."""
     import polars as pl
 
     from recsys.evaluation.predictions import PREDICTIONS_DIR
@@ -74,7 +73,8 @@ def judged_rows(name: str, arm: str) -> "pl.DataFrame | None":
 
 
 def known_version(client: Any, registered: str, folder: Path) -> str | None:
-    """The version of a registered model that is the export in ``folder``; None: none is."""
+    """The version of a registered model that equals the export in ``folder``; None if there is
+    none."""
     wanted = model_hash(folder)
     versions = client.search_model_versions(f"name='{registered}'")
     found = [int(one.version) for one in versions if one.tags.get(MODEL_TAG) == wanted]
@@ -82,7 +82,8 @@ def known_version(client: Any, registered: str, folder: Path) -> str | None:
 
 
 def _calibration(export: Path) -> float | None:
-    """Mean prediction over click rate on the last window, of the main task, once calibrated."""
+    """Mean calibrated prediction over click rate on the last window, for the main task; None if
+    unknown."""
     report = read_json(export / CALIBRATION_FILE).get("report", [])
     return report[0]["after"]["calibration"] if report else None
 
@@ -114,7 +115,7 @@ def _median_ms(predictor: Any, rows: list[dict[str, Any]]) -> float:
 
 
 def weights_bytes(export: Path) -> int:
-    """Bytes of the tables and the network."""
+    """Size of the tables and the network in bytes."""
     return sum((export / name).stat().st_size for name in (WEIGHTS_FILE, NETWORK_FILE))
 
 

@@ -31,7 +31,7 @@ def ingest_windows() -> IngestReport:
     """Write data/windows, and data/oracle where the true probabilities are known."""
     settings = load_settings(PARAMS / "data.yaml", DataSettings)
     dataset = load_settings(PARAMS / "datasets" / f"{settings.dataset}.yaml", DatasetSettings)
-    remote = remote_states(dataset, settings)  # before it is read: what comes meanwhile is new
+    remote = remote_states(dataset, settings)  # before reading: what arrives meanwhile is new
     alone = settings.runner == "threads" and settings.parallel_tasks == 1
     read_shares = one_after_another if alone else partial(_read_shares, settings)
     with replacing(WINDOWS, ORACLE) as (windows, oracle):
@@ -79,7 +79,7 @@ def _read_shares(
 
 
 def remote_states(dataset: DatasetSettings, settings: DataSettings) -> dict[str, str]:
-    """By name the state of each of the log's files that is behind a URL, which DVC does not see.
+    """The state of each of the log's files behind a URL, by name; DVC does not see these.
 
     Raises:
         InputError: there is no such file, or the store does not answer.

@@ -1,5 +1,5 @@
-"""Models that train, followed by MLflow runs: what the library notes of each window is recorded
-while they train."""
+"""Follow models while they train: what the library notes after each window goes into MLflow
+runs."""
 
 import json
 import logging
@@ -27,27 +27,28 @@ SUFFIX = ".jsonl"
 
 
 class Follower:
-    """The runs of the models whose files are in ``folder``.
+    """The MLflow runs of the models whose files are in ``folder``.
 
     Args:
-        run_of: a model's name, as its file has it, to what its run holds from the start.
+        run_of: maps a model's name, taken from its file name, to what its run holds from the start.
     """
 
     def __init__(self, folder: Path, run_of: Callable[[str], RunRecord]) -> None:
         self.folder, self._run_of = folder, run_of
-        self._read: dict[str, int] = {}  # bytes of each file
+        self._read: dict[str, int] = {}  # bytes read of each file
         self._runs: dict[str, RunRecord] = {}
-        self._sent: dict[str, set[tuple[str, int]]] = {}  # metric and step
+        self._sent: dict[str, set[tuple[str, int]]] = {}  # metric and step of values already sent
         self._looking = threading.Lock()
 
     def look(self) -> None:
-        """Record what has been noted since the last look."""
+        """Record what was noted since the last look."""
         with self._looking:
             self._look()
 
     def finish(self, name: str, curves: dict[str, list[float | None]], **final: object) -> None:
-        """Record that the model called ``name`` is done, with its curves and the artifacts, metrics
-        and tags in ``final``; one that nobody has seen train becomes a run of one moment."""
+        """Record that the model ``name`` is done, with its curves and the artifacts, metrics and
+        tags in ``final``. A model that was not seen training gets a run that begins and ends at
+        once."""
         self.look()
         run = self._runs.pop(name, None)
         if run is None:
@@ -89,7 +90,7 @@ class Follower:
             start_run(self._runs[name])
             self._sent[name] = set()
         sent, points = self._sent[name], []
-        for line in lines:  # a window is noted again where ranks have started again
+        for line in lines:  # after a restart of the ranks a window is noted again
             for metric, value in line["values"].items():
                 key = (f"window/{metric}", line["step"])
                 if key not in sent:
@@ -101,9 +102,10 @@ class Follower:
 
 @contextmanager
 def following(name: str, run_of: Callable[[str], RunRecord]) -> Iterator[Follower]:
-    """Follow what trains in the block; ``folder`` of the follower is where the library notes it.
+    """Follow the models that train in the block; the library notes windows in the follower's
+    ``folder``.
 
-    Runs that the block has not finished are ended at its end.
+    Runs that the block leaves unfinished are ended with it.
     """
     folder = LIVE / name
     shutil.rmtree(folder, ignore_errors=True)
@@ -115,7 +117,7 @@ def following(name: str, run_of: Callable[[str], RunRecord]) -> Iterator[Followe
             try:
                 follower.look()
             except Exception as error:  # training goes on
-                logger.warning("what trains is not followed any more: %s", error)
+                logger.warning("models in training are no longer followed: %s", error)
                 return
 
     thread = threading.Thread(target=follow, daemon=True)

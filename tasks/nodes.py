@@ -1,4 +1,4 @@
-"""One run at a time where several machines may train together."""
+"""Allow one run at a time, whose machines may train together."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from tasks.project import PARAMS, alone
 
 @contextmanager
 def alone_but_for_nodes(doing: str) -> Iterator[None]:
-    """:func:`tasks.project.alone`; the nodes of one launch (params/train.yaml) share.
+    """As :func:`tasks.project.alone`, but shared by the nodes of one launch (params/train.yaml).
 
     Raises:
         BusyError: another process writes; nothing is written here.

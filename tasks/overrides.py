@@ -1,4 +1,4 @@
-"""``--set FILE.KEY=VALUE``: write values into params/, all or none, comments kept."""
+"""``--set FILE.KEY=VALUE``: write values into params/, all or none, keeping comments."""
 
 import io
 import types
@@ -26,7 +26,7 @@ from tasks.checks import check_settings
 from tasks.project import PARAMS
 from tasks.settings import DATASETS, FILES
 
-WIDTH = 4096  # no line is broken
+WIDTH = 4096  # wide enough that no line is broken
 
 
 class _KeepsNull(RoundTripRepresenter):
@@ -41,10 +41,9 @@ _KeepsNull.add_representer(
 def apply_overrides(overrides: Mapping[str, str]) -> None:
     """Write each value into its params/*.yaml.
 
-    A key is ``file.key``, dotted further for nested ones, with an index for an element of a list
-    (``students.students.0.domain``); ``datasets.<name>.key`` for params/datasets/<name>.yaml. It
-    may be one that the file leaves out. Nothing is written unless all files are right, by
-    themselves and together.
+    A key is ``file.key``, with more dots for nested keys and an index for an element of a list
+    (``students.students.0.domain``); ``datasets.<name>.key`` means params/datasets/<name>.yaml. The
+    file may omit the key so far. Nothing is written unless all files are valid, alone and together.
 
     Raises:
         InputError: there is no such file or key, or a value is wrong.
@@ -63,7 +62,7 @@ def apply_overrides(overrides: Mapping[str, str]) -> None:
             read_yaml(written, str(path))  # says in one line what is wrong with it
             documents[path], models[path] = round_trip.load(written), model
         try:
-            value = round_trip.load(text)  # a list on one line stays on one
+            value = round_trip.load(text)  # a list on one line stays on one line
         except YAMLError as error:
             raise InputError(
                 f"--set {key}: not valid YAML: {' '.join(str(error).split())}"
@@ -78,7 +77,7 @@ def apply_overrides(overrides: Mapping[str, str]) -> None:
 
 
 def _target(key: str) -> tuple[Path, type[Settings], list[str]]:
-    """The file that ``key`` is of, what it holds, and the keys in it."""
+    """The file of ``key``, its settings class, and the keys inside it."""
     name, *keys = key.split(".")
     if name == DATASETS:
         name, keys = f"{name}/{keys[0] if keys else ''}", keys[1:]
@@ -92,19 +91,19 @@ def _target(key: str) -> tuple[Path, type[Settings], list[str]]:
         hint = nearest_hint(name.replace("/", "."), names)
         raise InputError(f"--set {key}: no parameter file {path}; {hint}")
     if not keys:
-        raise InputError(f"--set {key}: names no key; there are: {', '.join(model.model_fields)}")
+        raise InputError(f"--set {key}: names no key; choose from: {', '.join(model.model_fields)}")
     return path, model, keys
 
 
 class _Setting:
-    """One ``--set``: finds its place in a document by what the settings classes say."""
+    """One ``--set``: finds its place in a document with the help of the settings classes."""
 
     def __init__(self, key: str, path: Path) -> None:
         self.key, self.path = key, path
 
     def write(self, node: Any, kind: Any, keys: list[str], value: Any) -> None:
-        """Put ``value`` under ``keys`` of ``node``, which holds a ``kind``; make what is missing
-        on the way."""
+        """Put ``value`` under ``keys`` of ``node``, which holds a ``kind``; create missing
+        levels."""
         first, *rest = keys
         place, inner, default = self._step(node, kind, first)
         if not rest:
@@ -113,7 +112,7 @@ class _Setting:
         if isinstance(node, dict) and node.get(place) is None:
             node[place] = _plain(default, inner)
         if not isinstance(node[place], dict | list):
-            raise self._mistake(f"{first!r} is one value and has no keys")
+            raise self._mistake(f"{first!r} is a single value and has no keys")
         self.write(node[place], inner, rest, value)
 
     def _step(self, node: Any, kind: Any, key: str) -> tuple[Any, Any, Any]:
@@ -134,7 +133,7 @@ class _Setting:
             given = node if isinstance(node, dict) else {}  # some defaults depend on other keys
             default = field.get_default(call_default_factory=True, validated_data=given)
             return key, field.annotation, default
-        return key, Any, PydanticUndefined  # what a class of one's own reads: validation judges
+        return key, Any, PydanticUndefined  # settings of a user's own class: validation decides
 
     def _mistake(self, hint: str) -> InputError:
         return InputError(f"--set {self.key}: no such key in {self.path}; {hint}")
@@ -150,8 +149,8 @@ def _container(kind: Any) -> Any:
 
 
 def _plain(default: Any, kind: Any) -> Any:
-    """What stands for a list, mapping or section that the file leaves out, before one key of it
-    is set: a section has the other keys' defaults by itself."""
+    """What to write for a list, mapping or section that the file omits, before one of its keys is
+    set; a section fills in the other keys' defaults itself."""
     if isinstance(default, list):
         return [_dumped(one) for one in default]
     if isinstance(default, dict):

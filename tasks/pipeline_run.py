@@ -1,4 +1,4 @@
-"""The MLflow run under which those of one pipeline run are shown, whichever door began it."""
+"""The parent MLflow run of one pipeline run, whichever command started it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,13 +11,14 @@ from tasks.project import EVALUATION, PARAMS, REGISTRATION, WINDOWS
 from tasks.tracking import RunRecord, flat, open_parent, open_run
 from tasks.versioning import output_hashes, output_version
 
-# Files of params/. The settings' classes would make every stage depend on those of all.
+# Files of params/. Importing the settings classes would make every stage depend on all of them.
 OF_NO_RESULT = {"tracking", "prefect", "stream", "tune", "teacher_ladder"}
 
 
 @contextmanager
 def pipeline_run(door: str) -> Iterator[None]:
-    """An MLflow run around all stages: the settings, and at the end what DVC calls each output."""
+    """An MLflow run around all stages, with the settings and, at the end, DVC's hash of each
+    output."""
     with sending(), open_run(_pipeline(door)) as run:
         yield
         run.tags = {**run.tags, **{f"dvc/{path}": md5 for path, md5 in output_hashes().items()}}
@@ -27,8 +28,8 @@ def pipeline_run(door: str) -> Iterator[None]:
 
 @contextmanager
 def stage_run() -> Iterator[None]:
-    """What MLflow needs around a stage: somebody who delivers, and, where ``dvc`` has started the
-    stage, the run of all that this ``dvc`` starts."""
+    """Set up MLflow around a stage: the courier and, if ``dvc`` started the stage, the parent run
+    of all stages that this ``dvc`` starts."""
     dvc = None if open_parent() else _dvc_above()
     with sending():
         if dvc is None:
@@ -64,7 +65,7 @@ def _pipeline(door: str) -> RunRecord:
 
 
 def _dvc_above() -> psutil.Process | None:
-    """The ``dvc`` that has started this process."""
+    """The ``dvc`` process that started this one; None if there is none."""
     for process in psutil.Process().parents():
         try:
             words = process.cmdline()

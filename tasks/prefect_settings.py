@@ -6,15 +6,15 @@ from recsys.config import Settings
 
 
 class PrefectSettings(Settings):
-    """How a flow run treats its tasks, if a Prefect server is set.
+    """How a flow run treats its tasks when a Prefect server is set.
 
     Attributes:
-        timeout_hours: a task that takes longer is stopped; null: none is.
-        retries: how often a task is retried when another process was in the way or a store did not
+        timeout_hours: a task that takes longer is stopped; null: no limit.
+        retries: how often a task is retried when another process held a lock or a store did not
             answer; never after a user's mistake.
         retry_seconds: pause before the first retry; it doubles for each further retry, with jitter.
-        failure_block: a notification block of the server, as type/name, that hears of each flow run
-            that fails; null: none.
+        failure_block: the server's notification block, as type/name, that is told of each failed
+            flow run; null: none.
     """
 
     timeout_hours: float | None = Field(default=None, gt=0)

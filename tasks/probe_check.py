@@ -1,4 +1,4 @@
-"""The towers are computed from windows before those that judge the models."""
+"""Check that the towers are computed from windows before those that judge the models."""
 
 from recsys.config import InputError
 from recsys.evaluation.settings import EvaluateSettings
@@ -6,10 +6,10 @@ from recsys.towers.settings import TowersSettings
 
 
 def check_probe_is_past(towers: TowersSettings, evaluate: EvaluateSettings) -> None:
-    """Check that the partition knows no label that judges it.
+    """Check that the partition uses no label of a window that judges it.
 
     Raises:
-        InputError: it would.
+        InputError: it would use one.
     """
     windows, first = towers.partition.probe_windows, evaluate.first_evaluation_window
     if windows > first:

@@ -1,4 +1,4 @@
-"""Where the project keeps its files, relative to its root, and its settings."""
+"""Where the project keeps its files and settings, relative to its root."""
 
 import os
 import shutil
@@ -14,25 +14,25 @@ from recsys.files import check_sums, locked, write_sums
 PARAMS = Path("params")
 WINDOWS = Path("data/windows")
 ORACLE = Path("data/oracle")
-INGEST_WORK = Path(".work/ingest")  # rows that a run which has not ended has read of the log
+INGEST_WORK = Path(".work/ingest")  # rows of the log read by an unfinished run
 BASELINES = Path("models/baselines")
 SCORES = Path("data/scores")
-SCORES_WORK = Path(".work/scores")  # the score log as it grows, and when each segment was scored
+SCORES_WORK = Path(".work/scores")  # the growing score log, and when each segment was scored
 WITHDRAWN_FILE = PARAMS / "withdrawn.yaml"
 PARTITION = Path("models/partition")
 PARTITION_FILE = PARTITION / "partition.json"
 TEACHER = Path("models/teacher")
-TEACHER_WORK = Path(".work/teacher")  # checkpoints of a run that has not ended
+TEACHER_WORK = Path(".work/teacher")  # checkpoints of an unfinished run
 STUDENTS = Path("models/students")
 STUDENTS_WORK = Path(".work/students")
-STUDENTS_KEPT = Path(".work/students-kept")  # what the last run has trained, by what decides it
+STUDENTS_KEPT = Path(".work/students-kept")  # the last run's students, by what decides them
 EVALUATION = Path("reports/evaluation")
 REGISTRATION = Path("reports/registration.json")
 STREAM = Path("models/stream")
 PUBLISHED = Path("models/published")  # a publication folder per student of the stream
-STREAM_WORK = Path(".work/stream")  # a stream's windows and checkpoints; it resumes from there
+STREAM_WORK = Path(".work/stream")  # a stream's windows and checkpoints, from which it resumes
 STREAM_REPORT = Path("reports/stream")
-TUNE_WORK = Path(".work/tune")  # studies, and the windows that they may read
+TUNE_WORK = Path(".work/tune")  # studies, and the windows they may read
 TUNE_REPORT = Path("reports/tune.md")
 MADE_BY = {
     WINDOWS: "ingest",
@@ -46,7 +46,7 @@ MADE_BY = {
     STREAM: "stream",
 }
 LOCKS_DIR = Path(".work")
-PROJECT_LOCK = "project.lock"  # of whoever writes results
+PROJECT_LOCK = "project.lock"  # held by the process that writes results
 OLD_SUFFIX = "-old"
 _HOST = socket.gethostname()
 
@@ -55,10 +55,10 @@ _held: set[Path] = set()  # lock files that this process holds
 
 
 def require(*inputs: Path) -> None:
-    """Check that a stage's inputs are there, and are what the stages before it have written.
+    """Check that a stage's inputs exist and are what earlier stages wrote.
 
     Raises:
-        InputError: one is missing or damaged; the message names it and the command that makes it.
+        InputError: one is missing or damaged; the message names it and the command that creates it.
     """
     for path in inputs:
         folder = path if path in MADE_BY else path.parent
@@ -71,10 +71,11 @@ def require(*inputs: Path) -> None:
 
 @contextmanager
 def only_one(lock_file: str, doing: str, shared: bool = False) -> Iterator[None]:
-    """Hold ``lock_file`` while ``doing`` something; where this process holds it already, nothing.
+    """Hold ``lock_file`` while ``doing`` something; do nothing if this process holds it already.
 
     Raises:
-        BusyError: another process holds it; the message names it and how long it has done so.
+        BusyError: another process holds it; the message names that process and for how long it has
+            held the lock.
     """
     path = (LOCKS_DIR / lock_file).absolute()
     if path in _held:
@@ -91,10 +92,10 @@ def only_one(lock_file: str, doing: str, shared: bool = False) -> Iterator[None]
 
 @contextmanager
 def alone(doing: str, shared: bool = False) -> Iterator[None]:
-    """:func:`only_one` of all that write results of this project.
+    """As :func:`only_one`, among everything that writes results of this project.
 
     Args:
-        shared: with others that share, as the nodes of one launch do.
+        shared: allow others that also share, such as the nodes of one launch.
 
     Raises:
         BusyError: another process writes; nothing is written here.
@@ -105,11 +106,10 @@ def alone(doing: str, shared: bool = False) -> Iterator[None]:
 
 @contextmanager
 def replacing(*targets: Path) -> Iterator[list[Path]]:
-    """Give an empty folder for each target; when the block ends well, put them in the targets'
-    places.
+    """Give an empty folder for each target; if the block succeeds, move each to its target.
 
-    When it ends with an error, the targets stay as they were and the folders are removed. Folders
-    that a killed run has left are removed first.
+    If it fails, the targets stay as they were and the folders are removed. Folders left by a killed
+    run are removed first.
     """
     scratch: list[Path] = []
     try:
@@ -127,7 +127,8 @@ def replacing(*targets: Path) -> Iterator[list[Path]]:
         for folder, target in zip(scratch, targets, strict=True):
             old = folder.with_name(f"{folder.name}{OLD_SUFFIX}")
             if target.exists():
-                # A reader misses the target for a rename, not for the removal of a large folder
+                # A reader misses the target only during a rename, not while a large folder is
+                # removed
                 target.rename(old)
             folder.rename(target)
             shutil.rmtree(old, ignore_errors=True)
@@ -137,9 +138,9 @@ def replacing(*targets: Path) -> Iterator[list[Path]]:
 
 
 def _remove_left_behind(target: Path) -> None:
-    """Remove the scratch folders of ``target`` whose process has ended; put back what one has moved
-    away."""
-    # Whether another node's process has ended cannot be seen here
+    """Remove the scratch folders of ``target`` whose process has ended, and restore a target that
+    one of them had moved away."""
+    # Whether a process on another node has ended cannot be seen from here
     prefix = f".{target.name}-{_HOST}-"
     for folder in target.parent.glob(f"{prefix}*-*"):
         process_id = folder.name.removeprefix(prefix).split("-")[0]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from recsys.serving.predictor import Predictor
 
 logger = logging.getLogger(__name__)
-# It checks the example, and compares what is installed with the lock file
+# MLflow checks the example, and compares installed packages with the lock file
 MLFLOW_CHATTER = ("mlflow.pyfunc", "mlflow.utils.requirements_utils")
 CHAMPION, CHALLENGER = "champion", "challenger"
 EXAMPLE_ROWS = 3
@@ -36,11 +36,10 @@ EXAMPLE_ROWS = 3
 
 @dataclass(frozen=True)
 class Served:
-    """A served model: the arm that it is of, its folder, the alias that its version takes, and why
-    in words.
+    """A served model: its arm, its folder, the alias for its version, and the reason in words.
 
-    ``judged``: its predictions on the rows that judge it, which the next one is compared on; None:
-    there are none.
+    ``judged`` holds its predictions on the rows that judge it, on which the next model is compared
+    with it; None if there are none.
     """
 
     arm: str
@@ -52,14 +51,14 @@ class Served:
 
 @task(task_run_name="register the students", tags=["registry"])
 def register_students() -> None:
-    """Register each student's arm of the lowest NE and write reports/registration.json.
+    """Register each student's arm with the lowest NE and write reports/registration.json.
 
-    It gets the alias ``champion``; one that fails the ``gate`` of evaluate.yaml (the baseline, the
-    present champion on the same rows, calibration, its budget) gets ``challenger``, and the
-    champion of before stays. A model that is registered already is not registered again.
+    It gets the alias ``champion``. If it fails the ``gate`` of evaluate.yaml (baseline, present
+    champion on the same rows, calibration, budget), it gets ``challenger`` and the present champion
+    stays. A model that is already registered is not registered again.
 
-    If MLflow is away, the models stay in models/students and the run says so; training results are
-    not lost.
+    If MLflow is away, the models stay in models/students, and a warning says so; no training
+    results are lost.
     """
     require(WINDOWS, STUDENTS, EVALUATION)
     report = json.loads((EVALUATION / "report.json").read_text())
@@ -109,16 +108,17 @@ def _export(name: str, arm: str) -> Path:
 
 
 def register_models(chosen: dict[str, Served]) -> None:
-    """One MLflow run that holds the served model of each student, and a new version of each
-    registered model, with a description in words.
+    """Record one MLflow run with each student's served model, and add a version with a description
+    to each registered model.
 
-    If MLflow does not take them, the models stay where they are and the run says so.
+    If MLflow does not take the models, they stay where they are, and a warning says so.
 
     Args:
-        chosen: the served model by student; its version takes the alias from the one before.
+        chosen: the served model per student; its version takes over the alias from the previous
+            one.
 
     Raises:
-        InputError: a folder holds no export, or params/tracking.yaml is wrong.
+        InputError: a folder does not contain an export, or params/tracking.yaml is wrong.
     """
     from recsys.serving.predictor import Predictor
 
@@ -139,14 +139,14 @@ def register_models(chosen: dict[str, Served]) -> None:
                 del left[name]
     except InputError:
         raise
-    except Exception as error:  # whatever MLflow raises, the models are there
+    except Exception as error:  # whatever MLflow raises, the models still exist
         folders = ", ".join(str(one.folder) for one in (left or chosen).values())
         reason = in_one_line(error)
         logger.warning("MLflow did not take the models, which stay in %s: %s", folders, reason)
 
 
 def _example(predictor: "Predictor") -> pd.DataFrame:
-    """A few raw rows that ``predictor`` serves, of the columns that it reads."""
+    """A few example rows for ``predictor``, with the raw columns that it reads."""
     rows = pd.DataFrame(predictor.example_rows()).head(EXAMPLE_ROWS)
     types = {column.name: column.type for column in predictor.raw_columns}
     for name in rows.columns:
@@ -162,8 +162,7 @@ def _log(
     example: pd.DataFrame,
     versions: dict[str, str],
 ) -> None:
-    """Log the model of the student ``name`` in the active run and make it a registered model's
-    version."""
+    """Log the model of the student ``name`` in the active run and register it as a version."""
     import mlflow
     from mlflow.models import ModelSignature, infer_signature
 
@@ -213,10 +212,10 @@ def _judged_file(one: Served, folder: Path) -> dict[str, str]:
 
 
 def _inputs(predictor: "Predictor") -> Any:
-    """MLflow's schema of the raw columns that are read, in the types that the log has.
+    """MLflow's schema of the raw columns that are read, with the log's types.
 
-    Where MLflow would refuse what a log may hold the type is any: integers where it expects floats,
-    and missing integers, which pandas makes floats.
+    The type is ``any`` where MLflow would refuse valid values: integers where it expects floats,
+    and integers with gaps, which pandas turns into floats.
     """
     from mlflow.types import ColSpec, DataType
     from mlflow.types import Schema as MlflowSchema
@@ -233,7 +232,7 @@ def _inputs(predictor: "Predictor") -> Any:
     def type_of(column: "RawColumn") -> Any:
         if column.is_list:
             return Array(types[column.type])
-        untyped = column.is_text and column.type != "text"  # a log of text alone
+        untyped = column.is_text and column.type != "text"  # a log with text columns only
         holds_floats = column.type == "number" or (column.type == "integer" and column.optional)
         return AnyType() if untyped or holds_floats else types[column.type]
 

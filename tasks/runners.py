@@ -1,4 +1,4 @@
-"""Who runs mapped tasks: threads, or a Dask or Ray cluster, on this machine or a running one."""
+"""What runs mapped tasks: threads, or a Dask or Ray cluster, on this machine or a running one."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -13,13 +13,13 @@ from recsys.config import InputError
 
 
 def task_runner(name: str, workers: int, settings_file: str) -> Any:
-    """A Prefect task runner with ``workers``: ``threads``, or processes of a ``dask`` or ``ray``
-    cluster on this machine. Where the environment names a running cluster, by
-    DASK_SCHEDULER_ADDRESS or RAY_ADDRESS, it is used as it is.
+    """A Prefect task runner with this number of ``workers``: ``threads``, or processes of a
+    ``dask`` or ``ray`` cluster on this machine. If the environment names a running cluster, by
+    DASK_SCHEDULER_ADDRESS or RAY_ADDRESS, that one is used, with the workers that it has.
 
     Raises:
-        InputError: its package is not installed or is another version; names the key ``runner`` of
-            ``settings_file``.
+        InputError: its package is missing or has another version; the message names the key
+            ``runner`` of ``settings_file``.
     """
     if name == "threads":
         return ThreadPoolTaskRunner(max_workers=workers)
@@ -35,8 +35,8 @@ def task_runner(name: str, workers: int, settings_file: str) -> Any:
 
 @contextmanager
 def one_server() -> Iterator[None]:
-    """Where no Prefect server is set: let the workers of a cluster use the temporary one of this
-    process, in place of one each."""
+    """If no Prefect server is set, let a cluster's workers share this process's temporary server
+    instead of starting one each."""
     if get_current_settings().api.url:
         yield
         return
@@ -49,8 +49,8 @@ def one_server() -> Iterator[None]:
 
 
 def _dask(workers: int) -> Any:
-    """One thread per worker; Dask's workers are daemons by default, which may not start the ranks
-    that score."""
+    """A Dask runner with one thread per worker. Dask's workers are daemons by default, which may
+    not start the ranks that score."""
     config, runner = import_module("dask").config, import_module("prefect_dask").DaskTaskRunner
     address = config.get("scheduler-address", None)
     if address is not None:
@@ -60,7 +60,8 @@ def _dask(workers: int) -> Any:
 
 
 def _ray(workers: int) -> Any:
-    """``prefect_ray`` imports ray only where a flow starts; a missing one is to be told before."""
+    """A Ray runner. ``prefect_ray`` imports ray only when a flow starts; a missing package should
+    be reported before that."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import_module("ray")
     runner, address = import_module("prefect_ray").RayTaskRunner, os.environ.get("RAY_ADDRESS")

@@ -11,7 +11,7 @@ from recsys.serving.predictor import Predictor
 
 
 class ServedStudent(PythonModel):
-    """Wraps recsys.serving's predictor; loads safetensors and JSON, no pickle."""
+    """Wraps the predictor of recsys.serving; loads safetensors and JSON, no pickle."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the exported student."""
@@ -20,13 +20,13 @@ class ServedStudent(PythonModel):
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> Any:
-        """Probabilities [N] for a frame of raw columns; for several tasks a frame with a column
-        each."""
+        """Probabilities [N] for a frame of raw columns; a frame with one column per task for
+        several tasks."""
         return probabilities(self.predictor, model_input)
 
 
 def probabilities(predictor: Predictor, rows: pd.DataFrame) -> Any:
-    """Probabilities [N] of ``rows``; for several tasks a frame with a column each."""
+    """Probabilities [N] for ``rows``; a frame with one column per task for several tasks."""
     found = predictor.predict_tasks(rows)
     return pd.DataFrame(found) if len(found) > 1 else next(iter(found.values()))
 

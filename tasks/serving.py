@@ -1,4 +1,4 @@
-"""Which registered model is served now."""
+"""The registered model to serve."""
 
 from pathlib import Path
 
@@ -8,9 +8,9 @@ from recsys.serving.server import Found, Source
 
 
 def registered_source(student: str, alias: str) -> Source:
-    """The version of towerflow-<student> that has the ``alias``.
+    """The version of towerflow-<student> with the ``alias``.
 
-    Each call asks MLflow; a version's files are fetched once.
+    Each call asks MLflow; a version's files are downloaded once.
     """
     name = f"towerflow-{student}"
     fetched: dict[str, Path] = {}
@@ -33,7 +33,7 @@ def registered_source(student: str, alias: str) -> Source:
             ) from error
         exported = next(fetched[uri].glob(f"artifacts/*/{MODEL_FILE}"), None)
         if exported is None:
-            raise InputError(f"{uri}: holds no export of a student; register it again")
+            raise InputError(f"{uri}: does not contain an exported student; register it again")
         return Found(f"{name}/{version}", exported.parent)
 
     return find

@@ -24,8 +24,8 @@ from tasks.teacher_settings import with_towers
 from tasks.tracking_settings import TrackingSettings
 
 S = TypeVar("S", bound=Settings)
-DATASETS = "datasets"  # the folder of PARAMS that describes logs
-# The files of params/, without .yaml, and what each holds.
+DATASETS = "datasets"  # the folder in PARAMS with descriptions of logs
+# The files of params/, without .yaml, and the settings class of each.
 FILES: dict[str, type[Settings]] = {
     "data": DataSettings,
     "baselines": BaselinesSettings,
@@ -47,7 +47,8 @@ FILES: dict[str, type[Settings]] = {
 
 @dataclass(frozen=True)
 class ProjectSettings:
-    """What the stages read. ``teacher`` and ``train_teacher`` have the towers of ``towers``."""
+    """The settings of all stages. ``teacher`` and ``train_teacher`` already include the towers of
+    ``towers``."""
 
     data: DataSettings
     dataset: DatasetSettings
@@ -61,7 +62,7 @@ class ProjectSettings:
 
 
 def load_project(params: Path = PARAMS, texts: Mapping[Path, str] | None = None) -> ProjectSettings:
-    """All settings of ``params``; of the files in ``texts`` as they would be with these contents.
+    """All settings of ``params``, with the contents in ``texts`` in place of those files.
 
     Raises:
         InputError: a file is missing or wrong, or two of them contradict each other.

@@ -1,4 +1,4 @@
-"""What Prefect's interface shows of a run: a name that says what it works on, and its result."""
+"""What Prefect's interface shows about a run: a telling name, and the result."""
 
 import asyncio
 import logging
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def flow_run_name(what: str) -> Callable[[], str]:
-    """A name for the flow runs of ``what``: the data set and the students as they are set."""
+    """A name for the flow runs of ``what``: the data set and students in the current settings."""
 
     def name() -> str:
         try:
@@ -33,14 +33,14 @@ def flow_run_name(what: str) -> Callable[[], str]:
             )
             names = " and ".join(str(student["name"]) for student in students["students"])
             return f"{what}: {data['dataset']}, students {names}"
-        except (InputError, OSError, KeyError, TypeError):  # the run itself says what is wrong
+        except (InputError, OSError, KeyError, TypeError):  # the run itself reports what is wrong
             return what
 
     return name
 
 
 def _failed_with(kind: type[InputError]) -> Callable[[Any, Any, Any], Coroutine[Any, Any, bool]]:
-    """A condition of Prefect's: whether a task has failed with an error of this kind."""
+    """A Prefect retry condition: whether a task failed with an error of this kind."""
 
     async def failed(task: Any, task_run: Any, state: Any) -> bool:
         try:
@@ -54,23 +54,23 @@ def _failed_with(kind: type[InputError]) -> Callable[[Any, Any, Any], Coroutine[
     return failed
 
 
-is_busy = _failed_with(BusyError)  # another process is at it
+is_busy = _failed_with(BusyError)  # another process holds the lock
 is_unreachable = _failed_with(UnreachableError)  # a store does not answer
 
 
 def tell_of_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Prefect's hook on a flow run that has failed: tell the block of params/prefect.yaml, unless
-    the run is a part of another one, which fails with it."""
+    """Prefect's hook for a failed flow run: notify the block of params/prefect.yaml, unless the run
+    is part of another one that fails with it."""
     name = load_settings(PARAMS / "prefect.yaml", PrefectSettings).failure_block
     if name is None or flow_run.parent_task_run_id is not None:
         return
     try:
         block: Any = Block.load(name)
         if not isinstance(block, NotificationBlock):
-            raise InputError("it is no notification block")
+            raise InputError("it is not a notification block")
         said = f"{flow_run.name}: {state.message}\n{url_for(flow_run) or ''}"
         told = block.notify(said, subject=f"{flow.name} has failed")
-        if isinstance(told, Coroutine):  # of a block of one's own, as the base class has it
+        if isinstance(told, Coroutine):  # a user's own block may be async, as the base class allows
             asyncio.run(told)
     except Exception as error:  # the run's own failure is what counts
         logger.warning(
@@ -82,8 +82,8 @@ def tell_of_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) 
 
 
 def show_report(folder: Path) -> None:
-    """Show the evaluation in ``folder`` beside the flow run, if this is in one whose server
-    answers: its table, and a link to its page."""
+    """Show the evaluation in ``folder`` (its table, and a link to its page) with the current flow
+    run, if there is one whose server answers."""
     if not is_tracked():
         return
     create_markdown_artifact(
@@ -95,5 +95,5 @@ def show_report(folder: Path) -> None:
         key="report",
         link=(folder / "report.html").resolve().as_uri(),
         link_text="The report with its figures",
-        description="A file of the machine that has run this; MLflow has it in *comparison*.",
+        description="A file on the machine that ran this; MLflow has it in the run *comparison*.",
     )

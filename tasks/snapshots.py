@@ -1,4 +1,4 @@
-"""The teacher's snapshots: shown, and taken back."""
+"""List and withdraw the teacher's snapshots."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +24,8 @@ from tasks.project import (
 
 @dataclass(frozen=True)
 class Results:
-    """Where a teacher, its scores and its students lie, and what brings them up to date after a
-    withdrawal."""
+    """The folders of a teacher, its scores and its students, and the command that brings them up to
+    date after a withdrawal."""
 
     teacher: Path
     scores: Path
@@ -60,7 +60,7 @@ def snapshot_table(of: Results = BATCH) -> list[str]:
 
 
 def withdraw_snapshot(name: str, of: Results = BATCH) -> list[str]:
-    """Withdraw a snapshot; lines that name the windows and students that it has touched.
+    """Withdraw a snapshot and return lines that name the affected windows and students.
 
     Raises:
         InputError: there is no such snapshot.
@@ -72,7 +72,7 @@ def withdraw_snapshot(name: str, of: Results = BATCH) -> list[str]:
     trained = [student for student in touched.students if (of.students / student).is_dir()]
     return [
         f"withdrawn: {name} (noted in {WITHDRAWN_FILE})",
-        f"windows that it has scored: {', '.join(touched.windows) or 'none'}",
+        f"windows it has scored: {', '.join(touched.windows) or 'none'}",
         f"students trained on these scores: {', '.join(trained) or 'none'}",
         f"run {of.command}: these windows are scored by the snapshot before it, then the students "
         f"train again",
@@ -80,11 +80,11 @@ def withdraw_snapshot(name: str, of: Results = BATCH) -> list[str]:
 
 
 def check_scores() -> None:
-    """Check, where the teacher is here, that no score is by a snapshot that is gone, changed or
+    """Check, if the teacher exists here, that no score is from a snapshot that is gone, changed or
     withdrawn.
 
     Raises:
-        InputError: one is; the message names its windows.
+        InputError: there is such a score; the message names the windows.
     """
     if not TEACHER.exists():
         return

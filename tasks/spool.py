@@ -1,7 +1,7 @@
-"""What MLflow is to be told, on disk until it has it: whole entries, in order, delivered once.
+"""Records for MLflow, kept on disk until delivered: whole entries, in order, each once.
 
-An entry is a folder of ``SPOOL`` with a JSON file and copies of the artifacts that belong to it, so
-that it says the same whenever it is sent.
+An entry is a folder in ``SPOOL`` with a JSON file and copies of its artifacts, so that it stays the
+same whenever it is sent.
 """
 
 import fcntl
@@ -25,22 +25,22 @@ from recsys.files import flush_folder, in_one_line, read_json, write_atomically,
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 SPOOL = Path(".tracking")
-ENTRY_NAME = re.compile(r"\d{20}-[0-9a-f]{32}")  # when it was made, in ns, and which it is
+ENTRY_NAME = re.compile(r"\d{20}-[0-9a-f]{32}")  # time of creation in ns, and a unique id
 RECORD_FILE, COPIES_DIR = "record.json", "artifacts"
 LOCK_FILE, OPEN_DIR = "delivering.lock", "open"
 DAMAGED_SUFFIX, REFUSED_SUFFIX, PARTIAL_SUFFIX = ".damaged", ".refused", ".partial"
 
 
 class RefusedError(Exception):
-    """An entry that will never be taken; those after it may be."""
+    """MLflow will never take this entry, but may take those after it."""
 
 
 def put(content: Mapping[str, Any], artifacts: Mapping[str, str] | None = None) -> Path:
-    """Add an entry; it is there as a whole or not at all.
+    """Add an entry, atomically.
 
     Args:
-        artifacts: local files and folders, which are copied, each with its folder in the run; one
-            that is not there is left out.
+        artifacts: local files and folders to copy, each with its folder in the run; missing ones
+            are left out.
     """
     SPOOL.mkdir(exist_ok=True)
     name = f"{time.time_ns():020d}-{uuid.uuid4().hex}"
@@ -71,20 +71,20 @@ def waiting() -> list[Path]:
 
 
 def deliver(parse: Callable[[dict[str, Any], Path], T], send: Callable[[T], None]) -> None:
-    """Send the entries, oldest first, and remove each once it is taken.
+    """Send the entries, oldest first, and remove each once MLflow has taken it.
 
-    One process does so at a time: another one leaves it to that one. An entry that is damaged, or
-    that is refused for good, is set aside, and those after it go on.
+    Only one process does this at a time; others return at once. An entry that is damaged or refused
+    for good is set aside, and the rest continue.
 
     Args:
-        parse: makes of an entry's content and its folder, to which the paths of ``copies`` are
-            relative, what is sent; raises TypeError, KeyError or ValueError where it cannot.
-        send: one that is given an entry a second time must add nothing.
+        parse: turns an entry's content and folder (to which the paths in ``copies`` are relative)
+            into what is sent; raises TypeError, KeyError or ValueError if it cannot.
+        send: must add nothing when given the same entry a second time.
 
     Raises:
-        Exception: whatever ``send`` raises, but :class:`RefusedError`; the entry stays.
+        Exception: whatever ``send`` raises except :class:`RefusedError`; the entry stays.
     """
-    while waiting():  # again: who came while the lock was held has left its entry here
+    while waiting():  # again: a process that came while the lock was held has left its entry here
         with _lock() as mine:
             if not mine:
                 return
@@ -101,7 +101,7 @@ def deliver(parse: Callable[[dict[str, Any], Path], T], send: Callable[[T], None
                     _set_aside(entry, REFUSED_SUFFIX, f"is refused by MLflow ({error})")
                     continue
                 done = entry.with_name(f"{entry.name}.{os.getpid()}{PARTIAL_SUFFIX}")
-                entry.rename(done)  # at once: half of a removed entry would be a damaged one
+                entry.rename(done)  # renamed first: a half-removed entry would look damaged
                 shutil.rmtree(done, ignore_errors=True)
 
 
@@ -112,18 +112,18 @@ def _set_aside(entry: Path, suffix: str, why: str) -> None:
 
 
 def open_run(key: str) -> None:
-    """Note that this process has a run that goes on."""
+    """Note that this process has an open run."""
     (SPOOL / OPEN_DIR).mkdir(parents=True, exist_ok=True)
     write_atomically(SPOOL / OPEN_DIR / key, json.dumps(_this_process()).encode())
 
 
 def close_run(key: str) -> None:
-    """The run is ended."""
+    """Note that the run has ended."""
     (SPOOL / OPEN_DIR / key).unlink(missing_ok=True)
 
 
 def lost_runs() -> list[str]:
-    """The runs that go on whose process has gone."""
+    """Open runs whose process no longer exists."""
     folder = SPOOL / OPEN_DIR
     lost = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -137,7 +137,7 @@ def lost_runs() -> list[str]:
 
 
 def is_alive(process: int, started: float) -> bool:
-    """Whether the process that began at ``started`` (seconds since 1970) is still there."""
+    """Whether the process that started at ``started`` (seconds since 1970) still exists."""
     try:
         found = psutil.Process(process)
         return found.status() != psutil.STATUS_ZOMBIE and abs(found.create_time() - started) < 1.0
@@ -151,7 +151,7 @@ def _this_process() -> dict[str, float]:
 
 @contextmanager
 def _lock() -> Iterator[bool]:
-    """Whether this process is the one that delivers; until the block ends, however it ends."""
+    """Hold the delivery lock for the block, if it is free; yields whether this process holds it."""
     with (SPOOL / LOCK_FILE).open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -162,7 +162,7 @@ def _lock() -> Iterator[bool]:
 
 
 def _remove_partial() -> None:
-    """Remove what a killed process has left half-written, or half-removed."""
+    """Remove what a killed process left half-written or half-removed."""
     for path in SPOOL.glob(f"*{PARTIAL_SUFFIX}"):
         if path.is_dir() and not psutil.pid_exists(int(path.name.split(".")[-2])):
             shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What the flows show of DVC: a stage is up to date, or has run and is recorded."""
+"""DVC in the flows: whether a stage is up to date, and recording it after a run."""
 
 from prefect import task
 from prefect.client.schemas.objects import State
@@ -13,15 +13,15 @@ CACHED = "Cached"
 
 @task(task_run_name="check {stage}", tags=["dvc"])
 def check_stage(stage: str, stale: set[str]) -> State:
-    """A completed state whose name is ``Cached`` if the stage is not among those that have to
-    run."""
+    """A completed state, named ``Cached`` if the stage is not among the stale ones."""
     if stage in stale:
         return Completed(message=f"{stage} has to run")
     return Completed(name=CACHED, message=f"{stage} is up to date")
 
 
 def is_stale(stage: str, stale: set[str]) -> bool:
-    """Whether the stage has to run, shown as :func:`check_stage` where Prefect's server answers."""
+    """Whether the stage has to run; shown as a task by :func:`check_stage` if Prefect's server
+    answers."""
     if is_tracked():
         return check_stage(stage, stale, return_state=True).name != CACHED
     return stage in stale

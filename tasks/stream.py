@@ -1,5 +1,4 @@
-"""The stream: new windows as they come, evaluated, scored, trained on and published as
-models/stream."""
+"""The stream: new windows are evaluated, scored, trained on and published as they arrive."""
 
 import json
 from dataclasses import dataclass
@@ -49,14 +48,14 @@ LINEAGE_FILE, EVALUATED_DIR, PUBLISHED_MARK = "lineage.json", "evaluated", "publ
 
 @dataclass(frozen=True)
 class Taken:
-    """What a call has taken.
+    """The result of taking new windows in one call.
 
     Attributes:
-        key: names all that decides the results of a window: settings, code, features, withdrawn
-            snapshots.
-        work: the folder that the stream goes on from.
+        key: identifies everything that decides the results of a window: settings, code, features,
+            withdrawn snapshots.
+        work: the folder from which the stream continues.
         windows: names of all windows taken so far.
-        new: how many of them are.
+        new: how many of them are new.
     """
 
     key: str
@@ -66,8 +65,8 @@ class Taken:
 
 
 def log_state() -> tuple[list[Any], list[tuple[str, int, int]]]:
-    """(path, bytes, ns of the last change) of the raw log's files with their settings, and of the
-    windows' schema; of a file behind a URL, its name and what the store says of its state.
+    """The raw log's files with their settings, and the windows' schema, each as (path, bytes, ns of
+    the last change); for a file behind a URL, its name and the state that the store reports.
 
     A log that is not there yet has no files.
 
@@ -92,7 +91,7 @@ def log_state() -> tuple[list[Any], list[tuple[str, int, int]]]:
 
 @task
 def ingest_is_due() -> bool:
-    """Whether data/windows are not those of the raw log, its settings and this code."""
+    """Whether data/windows do not match the raw log, its settings and this code."""
     if settled_stages("ingest"):
         return True
     settings = load_settings(PARAMS / "data.yaml", DataSettings)
@@ -103,7 +102,7 @@ def ingest_is_due() -> bool:
 
 @task
 def what_is_missing() -> str | None:
-    """What the stream waits for before it takes its first window; None where that is there."""
+    """What the stream waits for before it takes its first window; None if nothing is missing."""
     complete = len(Schema.load(WINDOWS).windows) - (0 if load_stream_settings().finished else 1)
     wanted, why = 1, "the last window of a log that is not finished may still grow"
     students = load_settings(PARAMS / "students.yaml", StudentsSettings)
@@ -125,7 +124,7 @@ def what_is_missing() -> str | None:
 
 @task
 def partition_is_due() -> bool:
-    """Whether the teacher's towers are still to be computed."""
+    """Whether the teacher's towers have yet to be computed."""
     return _lacks_partition()
 
 
@@ -143,7 +142,7 @@ def advance_stream() -> Taken:
         windows = [*done.before, *done.new]
         lineage = _lineage(job.work_dir / done.run, windows)
         (output / LINEAGE_FILE).write_text(lineage)
-        for part in (TEACHER_DIR, SCORES_DIR, STUDENTS_DIR):  # as the batch stages' outputs
+        for part in (TEACHER_DIR, SCORES_DIR, STUDENTS_DIR):  # like the batch stages' outputs
             if (output / part).is_dir():
                 write_sums(output / part)
     key = fingerprint(done.run, sorted(job.withdrawn))
@@ -152,8 +151,8 @@ def advance_stream() -> Taken:
 
 @task
 def evaluate_stream(taken: Taken) -> dict[str, str]:
-    """Measure each window that was not measured before and write reports/stream; each student's
-    best arm so far."""
+    """Measure each window not measured before, write reports/stream, and return each student's best
+    arm so far."""
     from recsys.distill.online_stream import SCORES_DIR, STUDENTS_DIR, TEACHER_DIR, WINDOWS_DIR
     from recsys.evaluation.online_report import best_arms, evaluate_windows
 
@@ -174,11 +173,10 @@ def evaluate_stream(taken: Taken) -> dict[str, str]:
 
 @task
 def publish_stream(taken: Taken, best: dict[str, str]) -> None:
-    """Publish each student's best arm in models/published for running servers, go on with one
-    MLflow run per model from the first window that it lacks, and register the best arms.
+    """Publish each student's best arm in models/published for running servers, continue each
+    model's MLflow run from the first window that it lacks, and register the best arms.
 
-    A call that is stopped is repeated by the next one: MLflow keeps a value that is sent twice
-    once.
+    The next call repeats one that was stopped; MLflow keeps a value once even if it is sent twice.
     """
     from recsys.distill.online_stream import STUDENTS_DIR
     from recsys.distill.students import EXPORT_DIR
@@ -239,7 +237,7 @@ def _lacks_partition() -> bool:
 
 
 def _files(dataset: DatasetSettings, settings: DataSettings) -> list[Path]:
-    """The raw log's files; none for a generated one and for one that is not there yet."""
+    """The raw log's files; none for a generated log or one that does not exist yet."""
     described = dataset.table or dataset.criteo
     if described is None:
         return []
@@ -250,7 +248,7 @@ def _files(dataset: DatasetSettings, settings: DataSettings) -> list[Path]:
 
 
 def _file_state(path: Path) -> tuple[str, int, int]:
-    """(path, bytes, ns of the last change); zeros where it is not."""
+    """(path, bytes, ns of the last change), with zeros for a missing file."""
     try:
         stat = path.stat()
     except FileNotFoundError:
@@ -279,8 +277,8 @@ def _job() -> "StreamJob":
 
 
 def _lineage(work: Path, windows: list[str]) -> str:
-    """lineage.json: which windows came with which version of data/windows and of the code, in order
-    of their coming."""
+    """The contents of lineage.json: which windows came with which version of data/windows and of
+    the code, in order of arrival."""
     from recsys.distill.online_stream import WINDOWS_DIR
     from recsys.files import file_hash, read_json, write_atomically
 

@@ -15,12 +15,11 @@ class StreamSettings(Settings):
     Attributes:
         finished: true: the log's last window is complete, so it is processed too; false: it may
             still grow.
-        windows_at_once: windows after which results are published while it catches up; null: when
-            all are done.
-        poll_seconds: how often ``--watch`` looks at the log.
+        windows_at_once: while catching up, publish after this many windows; null: only at the end.
+        poll_seconds: seconds between two looks of ``--watch`` at the log.
         alias: alias of each student's newest registered model; null: none is registered.
-        cron: schedule of the deployment, in cron's syntax.
-        interval_minutes: instead: interval of the deployment.
+        cron: schedule of the deployment, in cron syntax.
+        interval_minutes: interval of the deployment's runs, instead of cron.
     """
 
     finished: bool = False
@@ -45,8 +44,8 @@ class StreamSettings(Settings):
         return self
 
     def schedule(self) -> dict[str, Any]:
-        """The deployment's schedule as Prefect's keyword; empty: it runs when somebody asks for
-        it."""
+        """The deployment's schedule as a Prefect keyword argument; empty if it only runs on
+        request."""
         if self.interval_minutes is not None:
             return {"interval": 60.0 * self.interval_minutes}
         return {} if self.cron is None else {"cron": self.cron}

@@ -29,8 +29,8 @@ from tasks.versioning import output_version
 
 @task(task_run_name="train the students", tags=["training"])
 def train_all_students() -> None:
-    """Train each student once an arm and seed into models/students; a killed run goes on, and what
-    the last run has trained as it is now wanted is not trained again."""
+    """Train each student once per arm and seed into models/students. A killed run resumes, and
+    models that the last run trained with the same settings, data and code are reused."""
     from recsys.distill.students import train_students
     from recsys.distill.training_job import TrainingJob
 
@@ -57,7 +57,7 @@ def train_all_students() -> None:
                 "scores_version": output_version(SCORES),
             },
             description=(
-                f"The student {student}, {arm}, of training seed {number}. `window/ne` is of "
+                f"The student {student}, arm {arm}, with training seed {number}. `window/ne` is of "
                 "predictions made before it trained on the window; a step is a window."
             ),
         )
@@ -89,8 +89,8 @@ def train_all_students() -> None:
 
 
 def _recipe(settings: StudentsSettings, name: str, arm: str) -> dict[str, str]:
-    """Which rows the student called ``name`` trained on in ``arm``, and the rate of its
-    tables: as set, or as chosen."""
+    """The rows that the student ``name`` trained on in ``arm`` and its tables' learning rate, as
+    set or as chosen."""
     student = next(one for one in settings.students if one.name == name)
     rows, rate = settings.distillation_of(student, arm).rows, settings.table_learning_rate
     path = STUDENTS / name / CHOICES_FILE

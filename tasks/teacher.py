@@ -15,7 +15,7 @@ from tasks.versioning import output_version
 
 @task(task_run_name="train the teacher", tags=["training"])
 def train_teacher_model() -> None:
-    """Train the teacher over all domains in time order and write models/teacher; goes on where a
+    """Train the teacher on all domains in time order and write models/teacher; resumes where a
     killed run stopped."""
     from recsys.distill.teacher import train_teacher
     from recsys.distill.training_job import TrainingJob

@@ -1,4 +1,4 @@
-"""The teacher's settings, which three files of params/ share."""
+"""The teacher's settings, from three files of params/."""
 
 from pathlib import Path
 
@@ -10,7 +10,8 @@ from tasks.project import PARAMS
 
 
 def load_teacher(params: Path = PARAMS) -> tuple[TeacherSettings, TrainSettings]:
-    """The teacher of ``params``/teacher.yaml and train.yaml with the towers of towers.yaml.
+    """The teacher's settings from teacher.yaml and train.yaml in ``params``, with the towers of
+    towers.yaml.
 
     Raises:
         InputError: one of the files is missing or wrong.
@@ -23,9 +24,9 @@ def load_teacher(params: Path = PARAMS) -> tuple[TeacherSettings, TrainSettings]
 def with_towers(
     teacher: TeacherSettings, train: TrainSettings, towers: TowersSettings
 ) -> tuple[TeacherSettings, TrainSettings]:
-    """``teacher`` and how it is trained, with its towers.
+    """``teacher`` and its training settings with the towers added.
 
     Raises:
-        InputError: one of them sets towers of its own.
+        InputError: one of them sets its own towers.
     """
     return teacher.model_copy(update={"model": towers.model(teacher.model)}), towers.train(train)

@@ -1,4 +1,4 @@
-"""MLflow: what a run is, written to disk first, so that tracking never stops training."""
+"""Record runs for MLflow, on disk first, so that tracking never stops training."""
 
 import getpass
 import logging
@@ -26,16 +26,16 @@ from tasks.tracking_settings import TrackingSettings, without_credentials
 from tasks.versioning import code_version, git_commit
 
 logger = logging.getLogger(__name__)
-GROWS_TAG = "grows"  # names the model of a run that is gone on with
-NEXT_STEP_TAG = "next_step"  # of such a run: the first step that it lacks
-KEY_TAG = "run_key"  # names a run for those of its records that come later
-PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: its UI shows the run under that one
+GROWS_TAG = "grows"  # names the model of a run that later records continue
+NEXT_STEP_TAG = "next_step"  # on such a run: the first step that it lacks
+KEY_TAG = "run_key"  # names a run for its later records
+PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: its UI nests the run under that one
 NOTE_TAG = "mlflow.note.content"  # MLflow's own: the description, in Markdown
-METRICS_PER_REQUEST = 1000  # MLflow takes no more
+METRICS_PER_REQUEST = 1000  # MLflow's limit
 PARAMS_PER_REQUEST = 100
 LONGEST_PARAM = 6000
-NOT_IN_NAMES = re.compile(r"[^\w\-. :/]")  # of metrics: MLflow refuses them
-HTTP_RETRIES = "1"  # MLflow's 7 take four minutes, for each run while a server is away
+NOT_IN_NAMES = re.compile(r"[^\w\-. :/]")  # characters that MLflow refuses in metric names
+HTTP_RETRIES = "1"  # MLflow's default of 7 takes four minutes per run while a server is away
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 REFUSED_CODES = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST"}
 SQLITE = "sqlite:///"
@@ -46,26 +46,26 @@ PATHS_IN_STORE = [
     ("model_versions", "source"),
     ("model_versions", "storage_location"),
 ]
-# The UI opens runs and curves, not chats
+# The UI opens with runs and curves, not chats
 MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
-_parents: list[str] = []  # keys of the runs that are open around what is recorded
-_couriers: list[bool] = []  # a process of its own delivers; see tasks.courier
+_parents: list[str] = []  # keys of the open runs around what is recorded
+_couriers: list[bool] = []  # non-empty if a separate process delivers; see tasks.courier
 
 
 @dataclass
 class RunRecord:
-    """What one MLflow run holds, or a part of it.
+    """The contents of one MLflow run, or a part of them.
 
-    ``curves`` maps a metric name to its values, one per window, in order; None where it is not
-    defined. ``points`` are (name, step, value, ms since 1970). ``artifacts`` maps a local file or
-    folder to its folder in the run. ``data_version`` is the DVC hash of the windows. ``source`` is
-    the folder of the windows.
+    ``curves`` maps a metric name to one value per window, in order; None where undefined.
+    ``points`` are (name, step, value, ms since 1970). ``artifacts`` maps a local file or folder to
+    its folder in the run. ``data_version`` is the DVC hash of the windows, and ``source`` their
+    folder.
 
-    ``key`` names the run for later records, which go on with it; while ``status`` is RUNNING there
-    are more to come. ``grows`` names a model that grows: its records go on with one MLflow run,
-    each from step ``first_step`` on. ``parent`` is the ``key``, or what ``grows``, of the run
-    under which this one is shown. ``loads``: the machine's load is noted until the run ends.
-    ``started_ms`` and ``written_ms``: when the run began, and when this was recorded.
+    ``key`` names the run for later records that continue it; while ``status`` is RUNNING, more will
+    come. ``grows`` names a growing model: its records continue one MLflow run, each from step
+    ``first_step`` on. ``parent`` is the ``key`` or ``grows`` of the run under which this one is
+    shown. With ``loads``, the machine's load is recorded until the run ends. ``started_ms`` and
+    ``written_ms`` are when the run began and when this was recorded, in ms since 1970.
     """
 
     name: str
@@ -91,10 +91,10 @@ class RunRecord:
 
 
 def record(run: RunRecord) -> None:
-    """Write a run to disk, to be delivered to MLflow: by the process that :mod:`tasks.courier` has
-    started, or, where there is none, now. If MLflow does not take it, it waits for the next one.
+    """Write a run to disk for delivery to MLflow: by the process that :mod:`tasks.courier` started
+    or, without one, at once. If MLflow does not take it, it waits for the next delivery.
 
-    It is shown under the innermost run that is open here, unless it names its parent.
+    It is shown under the innermost open run of this process, unless it names its parent.
     """
     now = now_ms()
     run.written_ms = run.written_ms or now
@@ -113,7 +113,7 @@ def record(run: RunRecord) -> None:
 
 
 def record_points(key: str, points: list[tuple[str, int, float, int]]) -> None:
-    """Add metric values (name, step, value, ms since 1970) to the run ``key``, which goes on."""
+    """Add metric values (name, step, value, ms since 1970) to the open run ``key``."""
     record(_part(key, RUNNING, points=points))
 
 
@@ -125,11 +125,11 @@ def end_run(key: str, status: str) -> None:
 
 @contextmanager
 def open_run(run: RunRecord) -> Iterator[RunRecord]:
-    """An MLflow run that goes on while the block does, and is the parent of those recorded in it.
+    """An MLflow run that lasts as long as the block and is the parent of runs recorded in it.
 
-    What the block adds to the record's metrics, curves, tags and artifacts is sent at its end. A
-    block that ends with an error leaves a run that FAILED, or was KILLED where it was interrupted;
-    so does the end of this process, however it ends.
+    What the block adds to the record's metrics, curves, tags and artifacts is sent at its end. The
+    run's status is FAILED if the block ends with an error, and KILLED if it is interrupted or its
+    process ends in any way.
     """
     with running(run):
         _parents.append(run.key)
@@ -141,7 +141,7 @@ def open_run(run: RunRecord) -> Iterator[RunRecord]:
 
 @contextmanager
 def running(run: RunRecord) -> Iterator[RunRecord]:
-    """As :func:`open_run`, but not the parent of others."""
+    """As :func:`open_run`, but not the parent of other runs."""
     start_run(run)
     try:
         yield run
@@ -163,7 +163,7 @@ def start_run(run: RunRecord) -> None:
 
 
 def finish_run(run: RunRecord) -> None:
-    """Record all that a run that was started holds, and that it has ended well."""
+    """Record the full contents of a started run, and that it has succeeded."""
     spool.close_run(run.key)
     run.status, run.loads, run.written_ms = FINISHED, False, 0
     record(run)
@@ -190,12 +190,12 @@ def now_ms() -> int:
 
 
 def _part(key: str, status: str, **content: Any) -> RunRecord:
-    """A record that adds to the run ``key`` and says nothing else of it."""
+    """A record that only adds to the run ``key``."""
     return RunRecord("", "", {}, "", "", key=key, status=status, **content)
 
 
 def _origin() -> dict[str, str]:
-    """Tags that say where a run comes from."""
+    """Tags that say where a run came from."""
     tags = {
         "code_version": code_version(),
         "host": socket.gethostname(),
@@ -212,12 +212,12 @@ def _origin() -> dict[str, str]:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
+    except (KeyError, OSError):  # a container's user may have no name
         return str(os.getuid())
 
 
 def _flow_run_url() -> str:
-    """Where a Prefect server shows the flow run that this is in; empty where none does."""
+    """The URL at which a Prefect server shows the current flow run; empty if there is none."""
     if "prefect" not in sys.modules:
         return ""
     from prefect.runtime import flow_run
@@ -228,12 +228,12 @@ def _flow_run_url() -> str:
 
 
 def deliver(follow: Callable[[RunRecord, str], None] | None = None) -> str:
-    """Give MLflow what waits; what is wrong, in one line, where it does not take it.
+    """Give MLflow what waits; returns in one line why it did not take it, or an empty string.
 
-    Runs whose process was killed are ended first.
+    Runs of killed processes are ended first.
 
     Args:
-        follow: is told of each record once it is taken, with its run's id.
+        follow: called with each delivered record and its run's id.
     """
     for key in spool.lost_runs():
         spool.close_run(key)
@@ -254,13 +254,13 @@ def _ended_late(key: str) -> RunRecord:
 
 
 def flatten(settings: Settings) -> dict[str, Any]:
-    """Settings as dotted keys, ``{"model.embedding_dimension": 16}``; of a list of sections each
-    has its name, or its place, as a key."""
+    """Settings with dotted keys, ``{"model.embedding_dimension": 16}``; each section in a list gets
+    its name or index as a key."""
     return dict(flat(settings.model_dump(mode="json")))
 
 
 def flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """The values in nested mappings and lists, each with its dotted key; see :func:`flatten`."""
+    """The values in nested mappings and lists with their dotted keys; see :func:`flatten`."""
     parts: dict[str, Any] = {}
     if isinstance(value, dict):
         parts = value
@@ -273,20 +273,20 @@ def flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def in_one_line(error: Exception) -> str:
-    """What ``error`` says in its first line, without credentials."""
+    """The first line of ``error``, without credentials."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return without_credentials(lines[0])
 
 
 def connect() -> tuple[Any, str]:
-    """The MLflow module, set to the project's store, and the id of its experiment.
+    """The MLflow module, connected to the project's store, and the id of its experiment.
 
-    Where the project's folder was moved or copied, the paths in its own store follow it first.
+    If the project's folder was moved or copied, the paths in its own store are updated first.
 
     Raises:
         InputError: params/tracking.yaml is wrong.
-        MlflowException: MLflow is away, or the experiment was deleted. Much else that MLflow lets
-            through: an error of the database, of a store of artifacts, a driver that is missing.
+        MlflowException: MLflow is away, or the experiment was deleted. MLflow also lets through
+            many other errors: of the database, of the artifact store, of a missing driver.
     """
     settings = load_settings(PARAMS / "tracking.yaml", TrackingSettings)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -296,13 +296,13 @@ def connect() -> tuple[Any, str]:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     uri = settings.store
     _check_answers(uri, settings.wait_seconds)
-    import mlflow  # about 2 s: only where a run is sent
+    import mlflow  # takes about 2 s: only if a run is sent
 
     shown_uri = without_credentials(uri)
     if shown_uri != uri:  # MLflow prints the address of each run with them
         os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     database = _own_database(uri)
-    # One store a URI and process: a relative one would stay that of the first folder
+    # One store per URI and process: a relative URI would keep pointing to the first folder
     _set_uri(mlflow, uri if database is None else f"sqlite:///{database}")
     experiment = mlflow.get_experiment_by_name(settings.experiment)
     if experiment is None:
@@ -323,7 +323,7 @@ def connect() -> tuple[Any, str]:
 
 
 def _check_answers(uri: str, seconds: float) -> None:
-    """Check that something accepts connections at a server's ``uri``, before MLflow is imported.
+    """Check that something accepts connections at a server's ``uri``, before importing MLflow.
 
     Raises:
         OSError: nothing does.
@@ -333,7 +333,7 @@ def _check_answers(uri: str, seconds: float) -> None:
     try:
         port = parts.port or port
     except ValueError:
-        return  # MLflow says what is wrong with it
+        return  # MLflow reports what is wrong with it
     if parts.hostname is None or port is None:
         return
     try:
@@ -343,7 +343,8 @@ def _check_answers(uri: str, seconds: float) -> None:
 
 
 def _set_uri(mlflow: Any, uri: str) -> None:
-    """MLflow writes the URI into the environment, where it would pass for the user's own."""
+    """Set the URI without leaving it in the environment, where MLflow puts it and it would pass for
+    the user's own."""
     name = "MLFLOW_TRACKING_URI"
     before = os.environ.get(name)
     mlflow.set_tracking_uri(uri)
@@ -354,20 +355,20 @@ def _set_uri(mlflow: Any, uri: str) -> None:
 
 
 def _own_database(uri: str) -> Path | None:
-    """The file of a store that lies in the project's folder; None for any other store."""
+    """The database file of a store inside the project's folder; None for any other store."""
     path = Path(uri.removeprefix(SQLITE)).resolve()
     is_file = uri.startswith(SQLITE) and "?" not in uri and ":memory:" not in uri
     return path if is_file and path.is_relative_to(Path().resolve()) else None
 
 
 def _follow_the_project(database: Path, artifacts: str, location: str) -> None:
-    """Let the paths in the project's own store follow the project's folder.
+    """Update the paths in the project's own store to the project's current folder.
 
-    MLflow keeps absolute paths: of a copy, it would write into the folder that was copied.
+    MLflow keeps absolute paths, so a copied project would write into the original folder.
 
     Args:
-        artifacts: the folder of artifacts, as set.
-        location: the same, as the store has it.
+        artifacts: the artifact folder, as configured.
+        location: the same folder, as recorded in the store.
     """
     old, new = location.removesuffix(f"/{quote(artifacts)}"), Path().resolve().as_uri()
     if not location.startswith("file://") or old in (location, new):
@@ -379,7 +380,7 @@ def _follow_the_project(database: Path, artifacts: str, location: str) -> None:
                 f"WHERE substr({column}, 1, ?) = ?",
                 (new, len(old) + 1, len(old) + 1, f"{old}/"),
             )
-    logger.warning("the project was at %s: MLflow's paths follow it to %s", old, new)
+    logger.warning("the project was at %s: MLflow's paths now point to %s", old, new)
 
 
 def _parse(content: dict[str, Any], entry: Path) -> RunRecord:
@@ -388,7 +389,7 @@ def _parse(content: dict[str, Any], entry: Path) -> RunRecord:
 
 
 def _send(run: RunRecord, follow: Callable[[RunRecord, str], None] | None) -> None:
-    """Let MLflow have one record; a second time it adds nothing.
+    """Send one record to MLflow; sending it again adds nothing.
 
     Raises:
         RefusedError: MLflow will never take it.
@@ -398,7 +399,7 @@ def _send(run: RunRecord, follow: Callable[[RunRecord, str], None] | None) -> No
     found = find_run(client, experiment_id, run.key)
     if found is None:
         if not run.name:
-            return  # a part of a run that somebody has deleted
+            return  # part of a run that somebody has deleted
         found = client.create_run(
             experiment_id,
             start_time=run.started_ms,
@@ -423,7 +424,7 @@ def _send(run: RunRecord, follow: Callable[[RunRecord, str], None] | None) -> No
 
 
 def _fill(client: Any, experiment_id: str, found: Any, run: RunRecord) -> None:
-    """Add what the record holds to the run that was found."""
+    """Add the record's contents to the run that was found."""
     run_id = found.info.run_id
     first_step = int(found.data.tags.get(NEXT_STEP_TAG, 0)) if run.grows else 0
     metrics = _metrics(run, first_step)
@@ -440,7 +441,7 @@ def _fill(client: Any, experiment_id: str, found: Any, run: RunRecord) -> None:
 
 
 def _describe(client: Any, experiment_id: str, found: Any, run: RunRecord) -> None:
-    """Parameters, tags and data of a run."""
+    """Send a run's parameters, tags and data set."""
     from mlflow.data.dataset_source_registry import resolve_dataset_source
     from mlflow.data.meta_dataset import MetaDataset
     from mlflow.entities import DatasetInput, InputTag, Param, RunTag
@@ -464,7 +465,7 @@ def _describe(client: Any, experiment_id: str, found: Any, run: RunRecord) -> No
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items() if value])
     if not run.dataset:
         return
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # two names of one class
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # two names for a class
         source = resolve_dataset_source(Path(run.source).resolve().as_uri())
     data = MetaDataset(source, name=run.dataset, digest=run.data_version[:36])
     entity = data._to_mlflow_entity()
@@ -473,7 +474,7 @@ def _describe(client: Any, experiment_id: str, found: Any, run: RunRecord) -> No
 
 
 def find_run(client: Any, experiment_id: str, key: str) -> Any:
-    """The MLflow run that records of ``key`` go on with; None where there is none yet."""
+    """The MLflow run that records with ``key`` continue; None if there is none yet."""
     for tag in (KEY_TAG, GROWS_TAG) if key else ():
         found = client.search_runs([experiment_id], f"tags.{tag} = '{key}'", max_results=1)
         if found:
@@ -482,12 +483,12 @@ def find_run(client: Any, experiment_id: str, key: str) -> Any:
 
 
 def open_parent() -> str:
-    """The key of the innermost run that is open here; empty where there is none."""
+    """The key of the innermost open run of this process; empty if there is none."""
     return _parents[-1] if _parents else ""
 
 
 def _metrics(run: RunRecord, first_step: int) -> list[Any]:
-    """The record's metrics, curves and points; of curves, what the run has is left out."""
+    """The record's metrics, curves and points, without curve values that the run already has."""
     from mlflow.entities import Metric
 
     values = [(key, 0, value, run.written_ms) for key, value in run.metrics.items()]

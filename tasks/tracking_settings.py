@@ -19,11 +19,11 @@ class TrackingSettings(Settings):
     Attributes:
         uri: tracking URI; null: MLFLOW_TRACKING_URI if set, otherwise a file in the project's
             folder.
-        experiment: experiment that runs belong to.
-        artifacts: where artifacts of new experiments go.
-        wait_seconds: how long MLflow may take to answer, and how long a run waits for it at its
+        experiment: the experiment of all runs.
+        artifacts: folder or URI for the artifacts of new experiments.
+        wait_seconds: seconds that MLflow may take to answer, and that a run waits for it at its
             end.
-        system_metrics: whether the load of this machine is recorded while models train.
+        system_metrics: whether to record the machine's load while models train.
     """
 
     uri: str | None = None
@@ -34,14 +34,15 @@ class TrackingSettings(Settings):
 
     @model_validator(mode="after")
     def _without_credentials(self) -> "TrackingSettings":
-        """Not of the key alone: the message would show its value."""
+        """A check of the whole model, because the message of a check of the key would show its
+        value."""
         found = USER_IN_URI.search(self.uri or "")
-        is_token = (self.uri or "").startswith("http")  # a database's user alone is no secret
+        is_token = (self.uri or "").startswith("http")  # a database's user name alone is no secret
         if PASSWORD_IN_QUERY.search(self.uri or "") or (found and (is_token or ":" in found[0])):
             raise ValueError(
-                "key 'uri': holds credentials, which Git and dvc.lock would keep; set it to null "
-                f"and give the whole URI as {URI_VARIABLE} in the environment, or, of a server, "
-                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+                "key 'uri': contains credentials, which Git and dvc.lock would keep; set it to "
+                f"null and give the whole URI as {URI_VARIABLE} in the environment, or, for a "
+                "server, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             )
         return self
 
@@ -52,5 +53,5 @@ class TrackingSettings(Settings):
 
 
 def without_credentials(text: str) -> str:
-    """``text`` with the user, password and token of each URI in it as ``***``."""
+    """``text`` with the user, password and token of each URI replaced by ``***``."""
     return PASSWORD_IN_QUERY.sub(r"\1***", USER_IN_URI.sub("***@", text))

@@ -1,4 +1,4 @@
-"""Tune the students: a study in .work/tune, every trial an MLflow run, what is better into
+"""Tune the students: a study in .work/tune, an MLflow run per trial, better settings into
 params/."""
 
 import json
@@ -29,13 +29,13 @@ from tasks.versioning import output_version
 if TYPE_CHECKING:
     from recsys.distill.tuning import Outcome, Search, TrialResult
 
-MOST_WORKERS = 2  # without a setting: more wait for memory than they save
+MOST_WORKERS = 2  # the default limit: more workers lose more time waiting for memory than they save
 
 
 @dataclass(frozen=True)
 class TuneOptions:
-    """What a call asks for; None: as params/tune.yaml has it. ``dry_run``: params/ stays as it
-    is."""
+    """The options of a call; None means the value in params/tune.yaml. With ``dry_run``, params/ is
+    not changed."""
 
     what: Sequence[str] = ("model",)
     minutes: float | None = None
@@ -45,7 +45,7 @@ class TuneOptions:
 
 
 def tune_students(options: TuneOptions) -> "Outcome":
-    """Search, check the best again, write reports/tune.md and, unless ``dry_run``, params/.
+    """Search, check the best trials again, write reports/tune.md and, unless ``dry_run``, params/.
 
     Raises:
         InputError: a setting is wrong, there are no windows or too few early ones, or another
@@ -92,12 +92,12 @@ def tune_students(options: TuneOptions) -> "Outcome":
     Console(width=max(Console().width, TABLE_WIDTH)).print(Markdown(text))
     if outcome.chosen and not options.dry_run:
         apply_overrides({key: json.dumps(value) for key, value in outcome.chosen.items()})
-        print(f"tune: written; see what has changed: git diff {PARAMS}")
+        print(f"tune: written; to see the changes: git diff {PARAMS}")
     return outcome
 
 
 def _settings(options: TuneOptions) -> TuneSettings:
-    """params/tune.yaml with what the call gives; minutes go before the file's trials."""
+    """params/tune.yaml with the call's options; minutes take precedence over the file's trials."""
     settings = load_settings(PARAMS / "tune.yaml", TuneSettings)
     given = {
         name: value
@@ -110,8 +110,8 @@ def _settings(options: TuneOptions) -> TuneSettings:
 
 
 class _Teller:
-    """Says of each trial what it is worth, on the terminal and in MLflow: a run for the study, and
-    one under it for each trial."""
+    """Reports each trial's result on the terminal and in MLflow: a run for the study with one run
+    per trial below it."""
 
     def __init__(self, search: "Search", study: str, what: Sequence[str]) -> None:
         self.search, self.study, self.what = search, study, ", ".join(what)
@@ -140,7 +140,7 @@ class _Teller:
         )
 
     def record_end(self, outcome: "Outcome") -> None:
-        """The study's table and what the settings are worth before and after."""
+        """Record the study's table, and the NE of the settings before and after."""
         metrics = {"ne_before": outcome.before, "ne_after": outcome.after}
         artifacts = {str(TUNE_REPORT): ""}
         name = f"tune: {self.what}"

@@ -1,4 +1,4 @@
-"""DVC: which stages are up to date, record that they are, and the hash of their inputs."""
+"""DVC: which stages are up to date, recording that they are, and the hashes of their outputs."""
 
 import logging
 import subprocess
@@ -18,19 +18,20 @@ PIPELINE_FILE, LOCK_FILE = Path("dvc.yaml"), Path("dvc.lock")
 
 @contextmanager
 def _dvc(doing: str) -> Iterator[Any]:
-    """DVC's project in this folder, for ``doing`` something.
+    """The DVC project in this folder, for ``doing`` something.
 
-    In this process: a run asks sixteen times, and a command of its own imports DVC for a second.
+    It runs in this process: a run asks sixteen times, and a separate command spends a second
+    importing DVC each time.
 
     Raises:
-        BusyError: another process works with it.
-        InputError: DVC cannot do it.
+        BusyError: another process is using the DVC project.
+        InputError: DVC reports an error.
     """
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
     from dvc.repo import Repo
 
-    logging.getLogger("dvc").setLevel(logging.CRITICAL)  # no lines and no bars of its own
+    logging.getLogger("dvc").setLevel(logging.CRITICAL)  # no log lines of its own
     try:
         with Repo() as project:
             yield project
@@ -42,17 +43,17 @@ def _dvc(doing: str) -> Iterator[Any]:
 
 
 def settled_stages(*stages: str) -> set[str]:
-    """As :func:`stale_stages`, after two things that cost little: the code stage is brought up to
-    date, and outputs that were deleted but lie in DVC's cache are brought back.
+    """As :func:`stale_stages`, after two cheap steps: bringing the code stage up to date, and
+    restoring deleted outputs that are in DVC's cache.
 
     Raises:
-        InputError: as :func:`tasks.code.write_code`, or DVC cannot say.
+        InputError: as :func:`tasks.code.write_code`, or DVC reports an error.
     """
     write_code()
     targets = (CODE_STAGE, *stages) if stages else ()
     changes = _changes(*targets)
     if CODE_STAGE in changes or CODE_STAGE not in _lock():
-        commit_stage(CODE_STAGE)  # what other stages read of it was there before they were asked
+        commit_stage(CODE_STAGE)  # its outputs must exist before the other stages are checked
         changes.pop(CODE_STAGE, None)
     deleted = [stage for stage in changes if _lacks_outputs(changes[stage]) and stage in _lock()]
     if deleted:
@@ -61,8 +62,8 @@ def settled_stages(*stages: str) -> set[str]:
 
 
 def stale_stages(*stages: str) -> set[str]:
-    """Those of ``stages`` (none given: all) whose code, inputs, parameters or outputs are not those
-    of dvc.lock; those after them become so when they have run."""
+    """Those of ``stages`` (none given: all) whose code, inputs, parameters or outputs differ from
+    dvc.lock. Stages after them may become stale once these have run."""
     if stages and _lock().keys().isdisjoint(stages):  # a first run: DVC need not be asked
         return set(stages)
     return _stale(_changes(*stages), stages)
@@ -75,8 +76,8 @@ def commit_stage(stage: str) -> None:
 
 
 def output_version(path: Path) -> str:
-    """The DVC hash of an output that an earlier stage has committed; ``"uncommitted"`` if none
-    has."""
+    """The DVC hash of a committed stage's output; ``"uncommitted"`` if no stage has committed
+    it."""
     for stage in _lock().values():
         for out in stage.get("outs", []):
             if out["path"] == path.as_posix():
@@ -85,7 +86,7 @@ def output_version(path: Path) -> str:
 
 
 def output_hashes() -> dict[str, str]:
-    """The DVC hash of each output that a stage has committed, but those of the code stage."""
+    """The DVC hash of each committed output, except those of the code stage."""
     return {
         out["path"]: out["md5"]
         for name, stage in _lock().items()
@@ -95,7 +96,7 @@ def output_hashes() -> dict[str, str]:
 
 
 def used_parameters() -> dict[str, Any]:
-    """The settings of params/ by file with which the stages that are committed have run."""
+    """The settings with which the committed stages ran, by file of params/."""
     used: dict[str, Any] = {}
     for stage in _lock().values():
         for path, values in stage.get("params", {}).items():
@@ -112,7 +113,7 @@ def code_version() -> str:
 
 
 def git_commit() -> str:
-    """The Git commit in full; empty where there is none."""
+    """The full Git commit hash; empty if there is none."""
     result = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     )
@@ -120,8 +121,9 @@ def git_commit() -> str:
 
 
 def _changes(*stages: str) -> dict[str, Any]:
-    """What DVC finds changed, by stage: ``[{"changed deps": {path: how}}, "changed command"]``."""
-    _lock()  # DVC's own error does not name the file
+    """What DVC reports as changed, by stage: ``[{"changed deps": {path: how}}, "changed
+    command"]``."""
+    _lock()  # checked first: DVC's own error does not name the file
     with _dvc("status") as project:
         return project.status(targets=list(stages) or None)
 
@@ -141,13 +143,13 @@ def _lacks_outputs(changes: list[Any]) -> bool:
 
 
 def _restore(*stages: str) -> None:
-    """Bring the stages' outputs back from DVC's cache where it has them."""
+    """Restore the stages' outputs from DVC's cache where it has them."""
     with suppress(InputError), _dvc("checkout") as project:
         project.checkout(targets=list(stages))
 
 
 def _lock() -> dict[str, dict]:
-    """dvc.lock's stages.
+    """The stages in dvc.lock.
 
     Raises:
         InputError: the file is damaged.

@@ -363,7 +363,7 @@ def test_the_trees_teach_instead_and_the_teachers_scores_come_back_as_they_were(
     assert run_augment({"augment.external.scale": "probability"}) == STATUS_OF_A_MISTAKE
     wrong = capsys.readouterr().err
     [error] = [line for line in wrong.splitlines() if line.startswith("error: ")]
-    assert "is no probability" in error
+    assert "is not a probability" in error
     assert "Traceback" not in wrong
     settings.write_text(saved)
     assert run_augment({}) == 0

@@ -214,8 +214,9 @@ def report(results: list[dict]) -> str:
         "",
         f"The generated stream, 120,000 rows in {WINDOWS} days; a positive becomes known after an",
         f"exponential delay of {MEAN_H:g} h on average, at most {CAP_H:g} h. The plain student of",
-        "params/students.yaml, all domains' rows; each day is predicted, then what became known in",
-        f"it is learnt. NE by the true labels of days {FIRST_JUDGED + 1} to {WINDOWS}; differences",
+        "params/students.yaml, all domains' rows; each day is predicted, then the model trains on",
+        "the labels that became known in it. NE uses the true labels of days "
+        f"{FIRST_JUDGED + 1} to {WINDOWS}; differences",
         f"are to `{WAIT}`, paired by seed (of stream, delays and model), with 95 % intervals.",
         "",
         f"`{WAIT}` is `attribution_window_s`, `label times` is `label_time` without it: a positive",

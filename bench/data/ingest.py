@@ -1,4 +1,4 @@
-"""Rows per CPU second of ingest beside what people write by hand, and its memory as logs grow.
+"""Ingest's rows per CPU second against hand-written loaders, and its memory as logs grow.
 
     python -m bench.data.ingest speed                          # a generated log in Criteo's layout
     python -m bench.data.ingest speed --criteo day_0 --rows 1000000     # the head of a real one
@@ -6,10 +6,11 @@
     python -m bench.data.ingest memory --rows 1000000 10000000 100000000 --write
 
 speed: each contender reads the same file, takes logarithms of the 13 numbers, hashes the 26
-categories and writes Parquet (zstd), in a process of its own; they alternate. CPU time is of all
-threads of the process. ours also quarantines, counts collisions, cuts windows and hashes parts.
-memory: a CSV of 6 columns, its rows in no order, with table_rows: auto. Peaks are resident MiB.
-Results add up in --work; --write makes the report of all of them.
+categories and writes Parquet (zstd). Contenders alternate, each in its own process; CPU time
+covers all its threads. "ours" also quarantines bad rows, counts collisions, cuts windows and
+hashes parts.
+memory: a CSV of 6 columns in random row order, with table_rows: auto. Peaks are resident MiB.
+Results accumulate in --work; --write makes the report from all of them.
 """
 
 import argparse
@@ -238,7 +239,7 @@ def report(results: list[dict[str, Any]]) -> str:
         lines += [
             f"## Rows per CPU second, {log} log of {runs[0]['rows']:,} rows",
             "",
-            "| | median | lowest to highest | of polars', run by run | peak MiB |",
+            "| | median | lowest to highest | share of polars' rate, run by run | peak MiB |",
             "|---|---:|---:|---:|---:|",
         ]
         rates = {
@@ -255,9 +256,11 @@ def report(results: list[dict[str, Any]]) -> str:
             )
         lines.append("")
     lines += [
-        "## Memory of a table in no order, data.memory_gb 2",
+        "## Memory for a table in random order, data.memory_gb 2",
         "",
-        "| rows | log, MB | peak MiB | before, MiB | rows per CPU second | seconds |",
+        '"At start" is the memory of the process before ingest begins.',
+        "",
+        "| rows | log, MB | peak MiB | at start, MiB | rows per CPU second | seconds |",
         "|---:|---:|---:|---:|---:|---:|",
     ]
     for one in sorted((x for x in results if x["what"] == "memory"), key=lambda x: x["rows"]):

@@ -11,21 +11,21 @@ TOP = """# Faults
 
     python -m bench.faults.campaign --work /tmp/faults --kills 100 --at-once 3 --write
 
-A project of 3,000 rows, two ranks, one student with a distilled arm: its pipeline, stage by stage,
-and its stream. A kill is SIGKILL at a moment drawn over the time that the work takes alone, of the
-whole tree, of the parent, or of one rank (where there is none, another child). Then the same
-command runs again. *Same bytes*: the hash of every result, dvc.lock included, is that of an
-undisturbed run. *Left*: processes that live a minute after the kill. *Tidy*: TMPDIR is empty after
-the second run. The runs go without a Prefect server, as `dvc repro` runs stages; MLflow's records
-wait on disk.
+The project has 3,000 rows, two ranks, and one student with a distilled arm. Each stage of its
+pipeline is killed, and so is its stream. A kill is a SIGKILL at a random moment within the time
+that the work takes undisturbed. It hits the whole process tree, the parent, or one rank (another
+child where there are no ranks). Then the same command runs again. *Same bytes*: every result,
+dvc.lock included, has the same hash as in an undisturbed run. *Left*: processes still alive a
+minute after the kill. *Tidy*: TMPDIR is empty after the second run. The runs use no Prefect
+server, like the stages of `dvc repro`; MLflow's records wait on disk.
 
-One kill left an empty file under a random name of eight letters, as `tempfile.gettempdir` makes
-and removes in each Python process to see whether it can write.
+One kill left an empty file with a random name of eight letters: `tempfile.gettempdir` creates
+and removes such a file in each Python process to check that it can write.
 """
 
 
 def page(rows: list[dict[str, Any]]) -> list[str]:
-    """Markdown of what was found."""
+    """The results as Markdown lines."""
     kills = [row for row in rows if "victim" in row and row["hit"]]
     lines = [
         *TOP.splitlines(),
@@ -43,13 +43,13 @@ def page(rows: list[dict[str, Any]]) -> list[str]:
         lines.append(f"| {name} | {' | '.join(map(str, numbers))} |")
     late = sum("victim" in row and not row["hit"] for row in rows)
     if len(kills) < WANTED:
-        lines += ["", f"Not whole: {len(kills)} of {WANTED} kills so far."]
-    lines += ["", f"{late} more came after the work had ended, and are not counted."]
+        lines += ["", f"Incomplete: {len(kills)} of {WANTED} kills so far."]
+    lines += ["", f"{late} more kills came after the work had ended and are not counted."]
     if not any("fault" in row for row in rows):
         return lines
     lines += [
         "",
-        "| fault | exit status | traceback | what is said | same bytes in the end |",
+        "| fault | exit status | traceback | message | same bytes in the end |",
         "|---|---:|---|---|---|",
     ]
     for row in rows:

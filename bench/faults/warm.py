@@ -1,8 +1,8 @@
 """Commands of the project in processes forked from one that has imported everything.
 
 Each such process does what the command does, for its work alone: imports, ten seconds per process,
-are paid once. The server that its ranks are forked from, and DVC's commands, are forked likewise;
-they are processes of their own, children of the command's, as they are elsewhere.
+are paid once. The server that its ranks are forked from is forked likewise: a process of its own, a
+child of the command's, as it is elsewhere.
 """
 
 import os
@@ -18,7 +18,7 @@ import dulwich.client  # noqa: F401
 import dvc.cli.parser
 import dvc.repo.checkout
 import dvc.repo.commit
-import dvc.repo.status
+import dvc.repo.status  # noqa: F401
 import dvc_data.hashfile.db.local
 import dvc_data.hashfile.state  # noqa: F401
 import k_means_constrained  # noqa: F401
@@ -40,13 +40,12 @@ from flows.stream import stream
 from flows.students import students
 from flows.teacher import teacher
 from recsys import provenance
-from recsys.config import InputError
 from tasks import tracking, versioning
 from tasks.checks import check_before, check_settings_and_data
 from tasks.code import CALLERS
 from tasks.project import alone
 from tests.support import warm  # noqa: F401 (what each process would work out anew)
-from tests.support.forked_server import fork_the_server, in_a_fork
+from tests.support.forked_server import fork_the_server
 
 STAGES = (ingest, baselines, partition, teacher, augment, students, evaluate, register)
 NAMES = tuple(stage.name for stage in STAGES)
@@ -98,7 +97,6 @@ def _work(work: str, folder: Path) -> NoReturn:
     temporary.mkdir(exist_ok=True)
     os.environ["TMPDIR"] = str(temporary)
     tempfile.tempdir = None
-    versioning._dvc = _dvc
     fork_the_server()
     status = 1
     try:
@@ -109,19 +107,3 @@ def _work(work: str, folder: Path) -> NoReturn:
         traceback.print_exc()
     print(f"status {status}", flush=True)
     sys.exit(status)
-
-
-def _dvc(*arguments: str) -> str:
-    """:func:`tasks.versioning._dvc`, by a fork."""
-    with tempfile.TemporaryFile("w+") as printed:
-
-        def command() -> int:
-            os.dup2(printed.fileno(), 1)
-            sys.stdout = os.fdopen(1, "w", closefd=False)
-            return dvc.cli.main(list(arguments))
-
-        _, status = os.waitpid(in_a_fork(command), 0)
-        printed.seek(0)
-        if status:
-            raise InputError(f"dvc {' '.join(arguments)}: status {status}")
-        return printed.read()

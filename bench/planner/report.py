@@ -21,20 +21,18 @@ FIGURE = Path("docs/images/planner_validation.png")
 CLEAR = 2.0  # times as long: a pair whose order must be right
 RIVAL = "TorchRec's planner"
 TEXT = [
-    "The engine's own training step on gloo ranks of one host. Every plan is an engine; those of a "
-    "model share their",
-    "processes and train in turns of random order; the median over turns of the slowest rank. The "
-    "hardware file was",
-    "fitted on two ranks and other models (FITTED in bench/planner/cases.py), so these are "
-    "predictions. Ranks share",
-    "cores: a step takes the slowest rank's time, or the work of all ranks over the cores, "
-    "whichever is longer.",
+    "Each measurement is the engine's own training step on gloo ranks of one host. Every plan",
+    "is an engine; the plans of one model share processes and train in turns, in random",
+    "order. Times are medians over turns of the slowest rank. The hardware file was fitted on",
+    "two ranks and other models (FITTED in bench/planner/cases.py), so these are real",
+    "predictions. Ranks share cores: a step takes the slowest rank's time, or all ranks' work",
+    "divided by the cores, whichever is longer.",
     "",
-    "*Clear pairs*: plans of one model predicted to differ by more than a factor of 2. *Bytes*: "
-    "the tensors of tables",
-    "and their optimiser state; equal on every rank, to the byte.",
+    "*Clear pairs* are plans of one model that are predicted to differ by more than a factor",
+    'of 2. *Bytes* are the tensors of tables and their optimiser state; "equal" means on',
+    "every rank, to the byte.",
     "",
-    "![predicted and measured step times](../images/planner_validation.png)",
+    "![Predicted against measured step times, per plan](../images/planner_validation.png)",
     "",
 ]
 
@@ -187,5 +185,7 @@ def _draw(cases: Sequence[Compared], hardware: Hardware) -> None:
                     *_times(shown, hardware), marker=marker, label=f"{model.name}, {size} ranks"
                 )
         axes.axline((1, 1), slope=1, color="black", linewidth=0.8)
-        axes.set(xscale="log", yscale="log", xlabel="predicted ms", ylabel="measured ms")
+        axes.set(
+            xscale="log", yscale="log", xlabel="predicted step (ms)", ylabel="measured step (ms)"
+        )
         axes.legend()

@@ -196,13 +196,13 @@ def main() -> None:
         f"{options.export}"
         if options.export
         else (
-            f"A student of the default shape: {DENSE} dense and {CATEGORICAL} categorical features "
-            f"of {TABLE_ROWS:,} rows, random weights"
+            f"A student of the default shape: {DENSE} dense features and {CATEGORICAL} "
+            f"categorical ones with tables of {TABLE_ROWS:,} rows, random weights"
         )
     )
     about = (
-        f"{shape}. Milliseconds of {REPETITIONS} calls after 20; the contenders always have the "
-        f"made shape, PyTorch on one thread."
+        f"{shape}. Milliseconds per call, over {REPETITIONS} calls after 20 warm-up calls. "
+        "torch.export and eager PyTorch run on one thread, always with the default shape."
     )
     columns = ["| what | rows | median | p99 |", "|---|---:|---:|---:|"]
     print_table(head, [about], [*columns, *table], options.report)

@@ -63,7 +63,7 @@ def validate_progressively(
     partition: Partition | None = None,
 ) -> dict[str, float]:
     """Metrics of the pooled predictions from ``first_window`` on; each window is predicted before
-    it is learnt.
+    the model trains on it.
 
     Called inside a process group of one rank.
     """

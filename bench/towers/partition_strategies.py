@@ -1,4 +1,4 @@
-"""Is a learnt partition better than stride? The teacher of params/ with each, several seeds, the
+"""Is a learned partition better than stride? The teacher of params/ with each, several seeds, the
 DMT paper's test.
 
     towerflow ingest                      # or any earlier run: data/windows is read as it is

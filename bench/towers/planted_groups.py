@@ -42,7 +42,7 @@ COMMAND = (
 )
 NOTES = [
     "The generated stream has four planted groups of four features. ARI: adjusted Rand index of "
-    "the learnt towers",
+    "the learned towers",
     "and these groups, 1 for the same, 0 for chance. The probe sees the labels of all rows, "
     "`epochs` times over.",
     "The recipe `factorization` was chosen on the stream of params/; the other stream seeds had no "

@@ -50,24 +50,20 @@ from recsys.training.launch import launch
 PARAMS = Path("params")
 COLUMNS = ["AUC", "to flat", "NE", "to flat", "CR", "MFLOP/sample", "parameters"]
 NOTES = [
-    "Predictions are made before training on them, pooled. Medians (standard deviation) over "
-    "seeds; *to flat*:",
-    "mean of the differences to the flat model with the same seed, ± a 95 % t interval, bold where "
-    "it leaves 0",
-    "out. No correction for the number of rows: of twenty that make no difference one is bold. CR: "
-    "numbers of all",
-    "embeddings over those of all tower outputs, by which the bytes that cross hosts shrink. "
-    "MFLOP: a training",
-    "step, by recsys/models/cost.py. Embeddings of 16. DLRM's towers come with the short over "
-    "arch, as the",
-    "paper's FLOPs tell (it does not say so); the flat model with that arch tells the two effects "
-    "apart. DCN's",
-    "keep the whole one. Nothing was tuned for any of them. One rank, replicated tower modules; "
-    "*transform only*",
-    "is pass-through towers there, and that moving them between hosts changes nothing is",
-    "tests/distributed/test_tower_transform.py. Towers: the coherent partition by the "
-    "factorization probe, three",
-    "epochs, which is not the default of params/towers.yaml.",
+    "Predictions are made before training on them and pooled. Cells are medians (standard",
+    "deviation) over seeds. *To flat* is the mean difference from the flat model with the",
+    "same seed, ± a 95 % t interval, in bold where the interval excludes 0. There is no",
+    "correction for the number of rows: of twenty models without an effect, one is bold. CR",
+    "is the numbers in all embeddings over those in all tower outputs: the bytes that cross",
+    "hosts shrink by this factor. MFLOP is for a training step, by recsys/models/cost.py.",
+    "",
+    "Embeddings have width 16. DLRM's towers use the short over arch, which matches the",
+    "paper's FLOPs (the paper does not say so); the flat model with that arch separates the",
+    "two effects. DCN's towers keep the full over arch. Nothing was tuned for any of them.",
+    "Everything runs on one rank with replicated tower modules. *Transform only* means",
+    "pass-through towers there; tests/distributed/test_tower_transform.py checks that moving",
+    "them between hosts changes nothing. Towers are the coherent partition of the",
+    "factorization probe after three epochs, which is not the default of params/towers.yaml.",
 ]
 REPORT = Path("docs/benchmarks/towers_quality.md")
 FIGURE = Path("docs/images/towers_quality.png")
@@ -161,7 +157,7 @@ def report(logs: Logs) -> str:
         "",
         *NOTES,
         "",
-        f"![{FIGURE.stem}](../images/{FIGURE.name})",
+        f"![AUC minus the flat model's, by log and model](../images/{FIGURE.name})",
     ]
     for about, found in logs.values():
         lines += ["", *log_lines(about, found)]
@@ -257,7 +253,7 @@ def draw(logs: Logs) -> None:
                     range(len(rows)), [model.name for model, _ in rows], rotation=60, ha="right"
                 )
                 axes.set_title(f"{about['name']}, {architecture.upper()}")
-            axes_row[0].set_ylabel("AUC - flat's")
+            axes_row[0].set_ylabel("AUC minus flat")
 
 
 def work(given: argparse.Namespace, results: Results) -> Iterator[tuple[str, Callable[[], Any]]]:

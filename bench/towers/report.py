@@ -92,32 +92,25 @@ def _text() -> list[str]:
         f"{COMMUNICATION.gradients} gradients"
     )
     return [
-        "Hosts are network namespaces on one machine (bench/towers/cluster.py), each with an "
-        "egress rate; ranks are gloo",
-        f"processes and share {os.cpu_count()} cores. {TABLES} tables of width {DIMENSION}, "
-        f"{GLOBAL_BATCH} examples a",
-        "step over all ranks, so that a step without a limit takes 100 to 500 ms. The models are "
-        "the paper's, smaller,",
-        "with its ratio of exchanged embeddings to dense gradients. All contenders send the same "
-        "formats",
-        f"({wire}), overlap on. *Flat* is the faster of the planner's plan",
-        "(reckoning with 400 Mbit/s) and whole tables. A host has one tower, by stride. Contenders "
-        "are built once in",
-        "the same ranks and train in turns.",
+        "Hosts are network namespaces on one machine (bench/towers/cluster.py), each with a",
+        f"limited egress rate. Ranks are gloo processes and share {os.cpu_count()} cores.",
+        f"There are {TABLES} tables of width {DIMENSION} and {GLOBAL_BATCH} examples per step",
+        "over all ranks, so that a step without a rate limit takes 100 to 500 ms. The models",
+        "are smaller versions of the paper's, with its ratio of exchanged embeddings to dense",
+        f"gradients. All contenders use the same formats ({wire}), with overlap. *Flat* is the",
+        "faster of the planner's plan (made for 400 Mbit/s) and whole tables. Each host has",
+        "one tower, by stride. Contenders are built once in the same ranks and train in",
+        "turns.",
         "",
-        "*Exposed* is the step at the rate less the same contender's step without a limit. "
-        "*Blocked* is how long a",
-        "rank sleeps in collectives per step, the mean over ranks (bench/towers/asleep.py): for "
-        "bytes on their way, for the",
-        "processes that pack and copy them, and for ranks that share its core and come later, so "
-        "it is not 0 without",
-        "a limit. *Compute saved* is flat less towers, both without a limit: FLOPs, and bytes that "
-        "two cores need not",
-        "copy. *CPU* is processor time of all ranks. *MB per host* is what the busiest host's "
-        "interface sent, headers",
-        "included.",
+        "*Exposed* is the step time at the given rate minus the same contender's without a",
+        "limit. *Blocked* is how long a rank sleeps in collectives per step, as a mean over",
+        "ranks (bench/towers/asleep.py): for bytes in transit, for the processes that pack",
+        "and copy them, and for ranks that share its core and arrive later, so it is not 0",
+        "without a limit. *Compute saved* is flat minus towers, both without a limit: FLOPs,",
+        "and bytes that two cores need not copy. *CPU* is the CPU time of all ranks. *MB per",
+        "host* is what the busiest host's interface sent, including headers.",
         "",
-        "![speed-up over the rate](../images/towers_speed.png)",
+        "![Speed-up over flat by network rate](../images/towers_speed.png)",
         "",
     ]
 
@@ -348,4 +341,4 @@ def _draw(runs: list[Run]) -> None:
             place.axhline(1.0, color="black", linewidth=0.8)
             place.set(xscale="log", xlabel="Mbit/s per host", title=architecture.upper())
             place.legend(fontsize="x-small")
-        axes[0].set_ylabel("speed-up over flat")
+        axes[0].set_ylabel("speed-up over flat (times)")

@@ -1,10 +1,10 @@
-"""Where the processor time of the imports goes that a stage, or a rank, starts with.
+"""Where the processor time goes in the imports with which a stage, or a rank, starts.
 
     python -m bench.training.imports                                   # the engine
     python -m bench.training.imports recsys.distill.teacher --write
 
-Each module's own time, without what it imports in turn, added up by package, in CPU seconds: the
-median of REPEATS processes, whose files are in the page cache.
+Each module's own CPU seconds, without the modules it imports, summed per package: the median of
+REPEATS processes, with all files in the page cache.
 """
 
 import argparse

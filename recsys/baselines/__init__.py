@@ -1,1 +1,2 @@
-"""What a practitioner would try first, by the same protocol: a base rate, a regression, trees."""
+"""What a practitioner would try first, under the same protocol: a base rate, a regression,
+trees."""

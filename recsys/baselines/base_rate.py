@@ -7,18 +7,18 @@ from scipy.special import expit, logit
 from recsys.data.loader import Batch
 from recsys.data.schema import Schema
 
-PRIOR_ROWS = 20.0  # of the first window's base rate
+PRIOR_ROWS = 20.0  # at the first window's base rate
 SMALLEST_RATE = 1e-4
 
 
 def starting_logits(schema: Schema) -> NDArray[np.float64]:
-    """Of each domain's base rate in the first window: [number of domains]."""
+    """Logits of each domain's base rate in the first window: [number of domains]."""
     rates = schema.domain_base_rates or [schema.initial_base_rate] * len(schema.domains)
     return logit(np.clip(rates, SMALLEST_RATE, 1 - SMALLEST_RATE))
 
 
 class BaseRate:
-    """Predicts the share of clicks that an example's domain has had."""
+    """Predicts the click rate of the example's domain so far."""
 
     def __init__(self, schema: Schema) -> None:
         self._clicks = PRIOR_ROWS * expit(starting_logits(schema))

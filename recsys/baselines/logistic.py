@@ -16,12 +16,13 @@ from recsys.data.schema import Schema
 
 
 class LogisticRegression(nn.Module):
-    """A weight per id (of a list: their mean) and per dense input, each with its own AdaGrad rate.
+    """A weight per id (for a list, their mean) and per dense input, each with its own AdaGrad rate.
 
     It starts at each domain's base rate of the first window.
 
     Args:
-        schema: its tables and the width of the dense input, which ends with the domain as one-hot.
+        schema: gives the tables and the width of the dense input, which ends with the domain as
+            one-hot.
     """
 
     def __init__(self, schema: Schema, settings: LogisticSettings) -> None:
@@ -43,7 +44,7 @@ class LogisticRegression(nn.Module):
         )
 
     def forward(self, dense: Tensor, ids: Tensor, parts: Tensor, offsets: Tensor) -> Tensor:
-        """Logits [B] of ``dense`` [B, W] and the ids of :func:`by_example`."""
+        """Logits [B] from ``dense`` [B, W] and the ids of :func:`by_example`."""
         return (self.dense(dense) + self.ids(ids, offsets, per_sample_weights=parts)).squeeze(1)
 
     def predict(self, batch: Batch) -> NDArray[np.floating]:
@@ -52,11 +53,11 @@ class LogisticRegression(nn.Module):
             return self(batch.dense, *by_example(batch.sparse, self._first_rows)).numpy()
 
     def learn(self, batch: Batch) -> None:
-        """Learn examples whose labels have become known, ``batch_size`` at a time."""
+        """Train on examples whose labels have become known, ``batch_size`` at a time."""
         ids, parts, offsets = by_example(batch.sparse, self._first_rows)
         rows = len(batch.label)
         ends = [*offsets.tolist(), len(ids)]
-        # Torch warns until one has said whether it is to check what it makes itself
+        # Torch warns unless it is told whether to check the sparse tensors that it creates
         with torch.sparse.check_sparse_tensor_invariants(False):
             for start, stop in pairwise([*range(0, rows, self._batch_size), rows]):
                 own = slice(ends[start], ends[stop])
@@ -72,14 +73,14 @@ class LogisticRegression(nn.Module):
 
 
 def by_example(sparse: KeyedJaggedTensor, first_rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The ids of a batch of B examples, one example after the other.
+    """The ids of a batch of B examples, example by example.
 
     Args:
-        sparse: ids of F features, one feature after the other.
-        first_rows: [F + 1] where each feature's rows begin in one table of all.
+        sparse: ids of F features, feature by feature.
+        first_rows: [F + 1], where each feature's rows begin in one joint table.
 
     Returns:
-        Rows of that table [N], the part that each has in its feature's mean [N], and where each
+        Rows of the joint table [N], the weight of each in its feature's mean [N], and where each
         example's ids begin [B].
     """
     lengths = sparse.lengths().view(-1, sparse.stride())  # [F, B]

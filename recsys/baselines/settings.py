@@ -15,8 +15,8 @@ class LogisticSettings(Settings):
 
     Attributes:
         learning_rate: learning rate of AdaGrad.
-        initial_accumulator: where AdaGrad's sums start, in units of squared gradients summed over a
-            batch.
+        initial_accumulator: initial value of AdaGrad's sums of squared gradients, where a gradient
+            is summed over a batch.
         batch_size: examples per step.
     """
 
@@ -27,19 +27,20 @@ class LogisticSettings(Settings):
 
 class TreesSettings(Settings):
     """LightGBM on dense features, small categories and statistics of the past, refitted from
-    scratch.
+    scratch each time.
 
     Attributes:
         trees: boosting rounds.
         learning_rate: shrinkage of each tree.
         leaves: leaves per tree.
         smallest_leaf: fewest rows in a leaf.
-        bins: bins per feature.
+        bins: histogram bins per feature.
         refit_every_windows: windows between two fits.
-        max_rows: the newest rows of the past, used for training.
-        largest_category: ids of larger tables are seen only through their counts and rates.
-        smoothing: rows at the mean click rate that smooth each id's rate.
-        threads: threads of LightGBM; they do not change the results.
+        max_rows: rows used for training, the newest ones of the past.
+        largest_category: features with larger tables enter only through their ids' counts and
+            rates.
+        smoothing: number of rows at the mean click rate added to smooth each id's rate.
+        threads: LightGBM's threads; they do not change the results.
         seed: seed of LightGBM.
     """
 
@@ -61,7 +62,7 @@ class BaselinesSettings(Settings):
 
     Attributes:
         run: which baselines.
-        parallel: models trained at once; the results do not depend on it.
+        parallel: models trained in parallel; the results do not depend on it.
         logistic: the logistic regression.
         trees: LightGBM.
     """

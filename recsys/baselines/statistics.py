@@ -1,4 +1,4 @@
-"""How often each id was shown and clicked, by what was known at a time."""
+"""How often each id was shown and clicked, as known at a given time."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 
 class PastStatistics:
-    """Counts and smoothed click rates of the ids of ``columns`` over the examples added so far.
+    """Counts and smoothed click rates of the ids in ``columns`` over the examples added so far.
 
     Args:
         smoothing: examples at the mean rate that each id starts with.
@@ -31,10 +31,10 @@ class PastStatistics:
         self._clicks += known.select(label.sum()).item()
 
     def of(self, examples: pl.DataFrame) -> NDArray[np.float32]:
-        """Of B examples [B, 2 * columns]: each column's count and rate, side by side.
+        """Features of B examples, [B, 2 * columns]: each column's count and rate, side by side.
 
-        The rate is (clicks + smoothing * mean) / (rows + smoothing); an id that was never met has
-        the mean of all examples.
+        The rate is (clicks + smoothing * mean) / (rows + smoothing); an unseen id has the mean of
+        all examples.
         """
         mean = self._clicks / self._rows if self._rows else self._rate
         found = np.empty((examples.height, 2 * len(self._counts)), dtype=np.float32)

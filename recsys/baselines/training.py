@@ -1,4 +1,4 @@
-"""Predict a window, then learn what became known in it: every baseline, over all windows."""
+"""Predict each window, then train on what became known in it, with every baseline."""
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +41,7 @@ class Baseline(Protocol):
         ...
 
     def skip(self, window: Window) -> None:
-        """Note the examples whose event lies in ``window``, without predicting them again."""
+        """Note the examples whose event is in ``window``, without predicting them again."""
         ...
 
     def learn(self, window: Window) -> None:
@@ -50,14 +50,14 @@ class Baseline(Protocol):
 
 
 class BatchModel(Protocol):
-    """What predicts and learns examples that are given to it."""
+    """A model that predicts and trains on the examples it is given."""
 
     def predict(self, batch: Batch) -> NDArray[np.floating]:
         """Logits [B]."""
         ...
 
     def learn(self, batch: Batch) -> None:
-        """Learn examples whose labels have become known."""
+        """Train on examples whose labels have become known."""
         ...
 
 
@@ -67,14 +67,13 @@ def train_baselines(
     output_dir: Path,
     scopes: Sequence[str] = ("own", "all"),
 ) -> None:
-    """Predict and learn all windows with every baseline, the data's main task alone.
+    """Predict and train on all windows with every baseline, for the data's main task only.
 
     Writes <baseline>/<scope>/predictions/<window>.parquet and <baseline>/<scope>/metrics.json in
-    ``output_dir``, as a teacher or student has them. Each example of scope ``own`` is predicted by
-    a model that sees its own domain's examples alone, those of ``all`` by one that sees every
-    domain's. The same windows and settings give the same bytes. A window whose predictions are
-    there is learnt again and not predicted: a call after one that was stopped, or with more
-    windows, goes on.
+    ``output_dir``, in the same form as for a teacher or student. In scope ``own``, an example is
+    predicted by a model that sees only its domain's examples; in scope ``all``, by one that sees
+    every domain's. The same windows and settings give the same bytes. A window whose predictions
+    exist is only trained on, so a call continues one that was stopped or had fewer windows.
     """
     reader = WindowReader(windows_dir)
     chosen: list[tuple[BaselineName, str]] = [
@@ -87,7 +86,7 @@ def train_baselines(
     domains = range(len(reader.schema.domains))
     rows = sum(window.rows for window in reader.windows)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums in one order; the batches are too small for more
+    torch.set_num_threads(1)  # a fixed order of sums; the batches are too small for more threads
     try:
         with RowProgress("baselines", rows * len(chosen), counted="by every baseline") as progress:
 
@@ -99,7 +98,7 @@ def train_baselines(
                 ]
                 _predict_then_learn(models, reader.windows, output_dir / name / scope, progress)
 
-            # The costliest first; LightGBM and torch leave the interpreter to the others
+            # Costliest first; LightGBM and torch release the interpreter for the others
             with ThreadPoolExecutor(settings.parallel) as pool:
                 list(pool.map(run, reversed(chosen)))
     finally:
@@ -109,7 +108,7 @@ def train_baselines(
 def make(
     name: BaselineName, reader: WindowReader, domain: int | None, settings: BaselinesSettings
 ) -> Baseline:
-    """An untrained baseline that sees ``domain`` alone (None: all)."""
+    """An untrained baseline that sees only ``domain`` (None: all domains)."""
     schema = reader.schema
     if name == "trees":
         return Trees(reader.windows_dir, schema, domain, settings.trees)
@@ -123,7 +122,7 @@ class OnBatches:
     """A baseline that reads the batches that rankers read.
 
     Args:
-        step: rows that ``model`` learns at a time; it is given whole multiples of them.
+        step: rows that ``model`` trains on at a time; it is given whole multiples of them.
     """
 
     def __init__(
@@ -145,7 +144,7 @@ class OnBatches:
         return pl.concat(frames)
 
     def skip(self, window: Window) -> None:
-        """Does nothing: batches are read where they are trained on."""
+        """Does nothing: batches are read when they are trained on."""
 
     def learn(self, window: Window) -> None:
         """Take in the examples whose labels have become known in ``window``."""

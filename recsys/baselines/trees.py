@@ -20,11 +20,11 @@ Known = tuple[NDArray[np.float32], ...]  # features [N, W], labels [N], weights 
 class Trees:
     """LightGBM, trained from scratch on the examples whose labels are known.
 
-    Dense features are read as the windows hold them: trees need no standardising, and split on what
-    is missing. Of a list they see how long it is.
+    Dense features are read as stored: trees need no standardising, and can split on missing values.
+    Of a list, they see only its length.
 
     Args:
-        domain: whose examples alone are seen; None: all, and the domain is a category.
+        domain: only this domain's examples are used; None: all, with the domain as a category.
     """
 
     def __init__(
@@ -40,10 +40,11 @@ class Trees:
         self._statistics = PastStatistics(self._ids, settings.smoothing, schema.initial_base_rate)
         self._booster: lightgbm.Booster | None = None
         self._windows = 0
-        # Features, labels and times of labels that are not known yet, and of those that are
+        # Features, labels and label times, of examples whose labels are not known yet and of the
+        # others
         self._waiting: list[tuple[NDArray[np.float32], pl.DataFrame]] = []
         self._past: list[Known] = []
-        self._due: Known | None = None  # to be trained on
+        self._due: Known | None = None  # examples for the next training
 
     def predict(self, window: Window) -> pl.DataFrame:
         """Predictions of the examples whose event lies in ``window``, as PREDICTION_SCHEMA."""
@@ -78,8 +79,8 @@ class Trees:
         self._past = [tuple(one[newest] for one in whole)]
 
     def _note(self, window: Window) -> tuple[pl.DataFrame, NDArray[np.float32]]:
-        """The examples whose event lies in ``window`` and their features; they wait for their
-        labels."""
+        """The examples whose event is in ``window`` and their features; they are kept until their
+        labels are known."""
         is_due = self._windows % self._settings.refit_every_windows == 0
         if is_due and self._past and len(np.unique(self._past[0][1])) > 1:
             self._due = self._past[0]

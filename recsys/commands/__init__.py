@@ -1,5 +1,5 @@
-"""What `towerflow` offers of the library: describe, plan, advise, calibrate.
+"""The library's own commands in `towerflow`: describe, plan, advise, calibrate.
 
 Each module has ``add_arguments(parser)`` and ``run(options)``; ``run`` raises InputError for a
-user's mistake, and imports what is slow to import.
+user's mistake, and contains the slow imports.
 """

@@ -9,7 +9,7 @@ DEFAULT_ROWS = 12
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the model, the cluster and what to show of the choices."""
+    """Add the model, the cluster and how many choices to show."""
     parser.add_argument(
         "model", type=Path, help="a model and its batch, e.g. params/models/dcn_criteo.yaml"
     )
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Price every number of towers and every width, and print them, the best first.
+    """Compute the cost of every number of towers and every width, and print them, best first.
 
     Raises:
         InputError: a file or the number of hosts is wrong.

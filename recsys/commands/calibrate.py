@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add where to write, and where what is not measured stands."""
+    """Add where to write, and where to find the values that are not measured."""
     parser.add_argument(
         "--output",
         type=Path,
@@ -16,12 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--hardware-folder",
         type=Path,
         default=Path(),
-        help="folder whose cpu.yaml has what is not measured",
+        help="folder with a cpu.yaml, which gives the values that are not measured",
     )
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure this machine and say what was found.
+    """Measure this machine and print the results.
 
     Raises:
         InputError: there is no cpu.yaml, or no folder to write to.

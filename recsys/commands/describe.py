@@ -11,11 +11,11 @@ from tempfile import TemporaryDirectory
 from recsys.commands.arguments import positive
 
 MOST_FILES_SEEN = 10_000
-TOWERS = 4  # of params/towers.yaml; a log of fewer categorical features can have only so many
+TOWERS = 4  # as in params/towers.yaml; never more than the log's categorical features
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the files, where to write, and what is known of the log."""
+    """Add the files, where to write, and what the user knows about the log."""
     parser.add_argument(
         "files", nargs="+", metavar="FILE", help="a log's files or their URLs; globs in quotes"
     )
@@ -27,12 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--time", metavar="COLUMN", help="the column of the time of the event")
     parser.add_argument("--label", metavar="COLUMN", help="the column of the label")
     parser.add_argument(
-        "--sample-rows", type=positive, help="rows that are looked at closely, 100,000 by default"
+        "--sample-rows", type=positive, help="rows to look at closely, 100,000 by default"
     )
 
 
 def run(options: argparse.Namespace) -> None:
-    """Look at a log, print what was found, and write a first YAML that ingest can follow.
+    """Look at a log, print findings, and write a first YAML that ingest can use.
 
     Raises:
         InputError: a file cannot be read, the log has no time or nothing to learn from, or the
@@ -98,8 +98,8 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _patterns(given: list[str], root: Path | None) -> list[str]:
-    """What the description names the files by: URLs as they are, one glob from ``root`` on, so that
-    what comes to a folder later is found; none: the files by name."""
+    """The file patterns for the YAML: URLs as they are; a single glob relative to ``root``, so that
+    files added later are found; otherwise the files by name."""
     if root is None:
         return [one if "://" in one else str(Path(one).absolute()) for one in given]
     parts = Path(given[0]).absolute().parts
@@ -110,7 +110,7 @@ def _patterns(given: list[str], root: Path | None) -> list[str]:
 
 
 def _other_files(root: Path, files: Sequence[Path]) -> int:
-    """How many files of ``root`` are none of ``files``; at most as many as are looked at."""
+    """How many files in ``root`` are not in ``files``, counted up to a limit."""
     own = {file.resolve() for file in files}
     found = islice(root.rglob("*"), MOST_FILES_SEEN)
     return sum(1 for path in found if path.is_file() and path not in own)
@@ -119,7 +119,8 @@ def _other_files(root: Path, files: Sequence[Path]) -> int:
 def _next_command(
     name: str, root: Path | None, window_hours: float, students: Sequence[str], features: int
 ) -> str:
-    """What takes the data set ``name`` to compared students, one per domain in ``students``."""
+    """The command that takes the data set ``name`` to compared students, one per domain in
+    ``students``."""
     listed = ", ".join(f"{{name: {domain}, domain: {domain}}}" for domain in students)
     given = {
         "data.dataset": name,

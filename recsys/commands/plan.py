@@ -9,22 +9,22 @@ DEFAULT_ROWS = 40
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the model, the machines and what to show and write of the plan."""
+    """Add the model, the machines, and how to show and write the plan."""
     parser.add_argument(
         "model", type=Path, help="a model's tables, e.g. params/models/model_f.yaml"
     )
     parser.add_argument(
         "--hardware",
         default="a100_zionex",
-        help="a file of --hardware-folder, without .yaml, or the path of one, with .yaml",
+        help="a file in --hardware-folder, without .yaml, or a path, with .yaml",
     )
     parser.add_argument(
-        "--hardware-folder", type=Path, default=Path(), help="where the hardware is described"
+        "--hardware-folder", type=Path, default=Path(), help="folder with hardware descriptions"
     )
     parser.add_argument("--nodes", type=positive, default=1, help="hosts")
     parser.add_argument("--gpus", type=positive, default=8, help="ranks per host")
     parser.add_argument(
-        "--hbm", default="40GB", help="device memory per rank; not read for CPU hardware"
+        "--hbm", default="40GB", help="device memory per rank; ignored for CPU hardware"
     )
     parser.add_argument("--ddr", default="1.5TB", help="host memory per host")
     parser.add_argument("--ssd", default="0", help="flash per host")
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Choose how each table is sharded and where; print it, and write what was asked for.
+    """Choose how and where each table is sharded; print the plan, and write the requested files.
 
     Raises:
         InputError: a file or a size is wrong, or the model does not fit.

@@ -1,8 +1,8 @@
-"""The error that a person can mend."""
+"""The error for mistakes that the user can correct."""
 
 
 class InputError(Exception):
-    """Something the user gave is wrong.
+    """The user's input is wrong.
 
     The message is one line: what is wrong, where, and what would be right.
     The command line prints it and exits with status 2.

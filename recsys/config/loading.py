@@ -1,4 +1,4 @@
-"""Read one YAML file into one settings model, which remembers where its values are from."""
+"""Read a YAML file into a settings model, which remembers where its values came from."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ MERGE_TAG = "tag:yaml.org,2002:merge"
 
 @dataclass(frozen=True)
 class _Place:
-    """A section of a file; ``keys`` says of single keys where they are from instead."""
+    """A section of a file; ``keys`` gives the origin of single keys from elsewhere."""
 
     file: str
     section: str = ""
@@ -26,8 +26,8 @@ class _Place:
 class Settings(BaseModel):
     """Base of every settings model: immutable, unknown keys are errors.
 
-    It knows the file that it was loaded from, for messages (:meth:`where`); that is kept by copies
-    and pickles, and seen by neither equality, hash nor dumps.
+    It knows the file that it was loaded from, for messages (:meth:`where`). Copies and pickles keep
+    this; equality, hash and dumps ignore it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -37,7 +37,7 @@ class Settings(BaseModel):
         return type(self) is type(other) and self.__dict__ == other.__dict__
 
     def where(self, key: str) -> str:
-        """Where a person finds ``key`` (dotted for nested settings).
+        """Where the user finds ``key`` (dotted for nested settings).
 
         ``train.yaml: key 'memory_gb'`` if loaded from that file, ``TrainSettings: key 'memory_gb'``
         if made in code.
@@ -53,7 +53,8 @@ class Settings(BaseModel):
         return f"{self._place.file}: key {self._place.section + key!r}"
 
     def placed_in(self, file: str, section: str = "") -> Self:
-        """The same, as loaded from ``section`` (``"model."``; empty: all) of ``file``."""
+        """The same settings, marked as loaded from ``section`` of ``file`` (``"model."``; empty:
+        the whole file)."""
         copy = self.model_copy()
         copy._place = _Place(file, section)
         for name, value in self:
@@ -61,15 +62,16 @@ class Settings(BaseModel):
         return copy
 
     def placed_as(self, other: "Settings") -> Self:
-        """The same, as loaded from where ``other`` was."""
+        """The same settings, marked as loaded from where ``other`` was."""
         if other._place is None:
             return self
         return self.placed_in(other._place.file, other._place.section)
 
     def with_values(self, values: Mapping[str, Any], origins: Mapping[str, str]) -> Self:
-        """A copy with ``values``; ``origins`` says where those of other settings are from.
+        """A copy with ``values``; ``origins`` gives the source of values that come from other
+        settings.
 
-        The values are not validated; they come from settings that were.
+        The values are not validated again; they come from validated settings.
         """
         copy = self.model_copy(update=dict(values))
         place = self._place or _Place(type(self).__name__)
@@ -78,8 +80,8 @@ class Settings(BaseModel):
 
 
 def _placed(value: Any, file: str, key: str) -> Any:
-    """``value`` with every settings model in it placed under ``key`` of ``file``, but for those
-    that are from another file."""
+    """``value`` with every settings model in it placed under ``key`` of ``file``, except those from
+    another file."""
     if isinstance(value, Settings):
         return value if value._place else value.placed_in(file, f"{key}.")
     if isinstance(value, list):
@@ -93,9 +95,9 @@ S = TypeVar("S", bound=Settings)
 
 
 def filled_from(defaults: Settings) -> BeforeValidator:
-    """Validation of a field whose mapping may leave out keys: it has them from ``defaults``.
+    """A validator that fills in a mapping's missing keys from ``defaults``.
 
-    For a section whose defaults are not those of its class.
+    For a section whose defaults differ from those of its class.
     """
     chosen = defaults.model_dump(exclude_unset=True)
 
@@ -146,10 +148,10 @@ def parse_settings(text: str, file: str, model: type[S]) -> S:
 
 
 class _KeysOnce(yaml.SafeLoader):
-    """YAML's own rule, which PyYAML does not check: a mapping has no key twice."""
+    """A loader that enforces YAML's rule against duplicate keys, which PyYAML does not."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping of ``node``."""
+        """The mapping of ``node``; raises if a key occurs twice."""
         first: dict[tuple[str, str], yaml.Node] = {}
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag == MERGE_TAG:
@@ -159,14 +161,14 @@ class _KeysOnce(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(
                     None,
                     None,
-                    f"key {key.value!r} stands in lines {before.start_mark.line + 1} and "
+                    f"key {key.value!r} is in lines {before.start_mark.line + 1} and "
                     f"{key.start_mark.line + 1}; give it once",
                 )
         return super().construct_mapping(node, deep)
 
 
 def read_yaml(text: str, file: str) -> Any:
-    """What ``text``, the contents of ``file``, holds.
+    """The parsed YAML of ``text``, the contents of ``file``.
 
     Raises:
         InputError: it is not YAML, or a mapping has a key twice.
@@ -180,8 +182,8 @@ def read_yaml(text: str, file: str) -> Any:
 
 
 def _first_error(error: ValidationError, model: type[BaseModel]) -> str:
-    """One line for the first problem of a validation error; an unknown key comes before a missing
-    one, which it may have meant to be."""
+    """One line for the first problem in a validation error; an unknown key comes before a missing
+    one, which it may be a misspelling of."""
     errors = error.errors()
     first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
     location = _location(first["loc"])
@@ -193,7 +195,7 @@ def _first_error(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "missing":
         return f"missing key {location!r}"
     messages = [one["msg"] for one in error.errors() if _location(one["loc"]) == location]
-    if not location:  # of the whole file: the message says what is wrong
+    if not location:  # about the whole file: the message says what is wrong
         return " or ".join(dict.fromkeys(messages)).removeprefix("Value error, ")
     return f"key {location!r}: {' or '.join(dict.fromkeys(messages))}, got {first['input']!r}"
 
@@ -229,7 +231,7 @@ def nested_settings(annotation: Any) -> type[BaseModel] | None:
 
 
 def nearest_hint(name: str, valid: Iterable[str]) -> str:
-    """What ``name`` may have meant."""
+    """A hint at what ``name`` may have meant."""
     choices = list(valid)
     near = difflib.get_close_matches(name, choices, n=1)
     return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(choices)}"

@@ -1,5 +1,5 @@
-"""The planted history of the generated stream: what each user has clicked, as it becomes known, and
-what it does."""
+"""The planted click history of the generated stream: each user's clicks as they become known, and
+their effect."""
 
 import heapq
 import math
@@ -15,11 +15,11 @@ HISTORY = "history"
 
 
 class ClickHistory:
-    """Follows the stream, row after row; holds ``length`` ads per user and the clicks whose label
-    is not known yet.
+    """Follows the stream row by row; holds ``length`` ads per user and the clicks whose label is
+    not known yet.
 
     Args:
-        settings: length and strength.
+        settings: length of the history and strength of its effect.
         tastes: [ads, dimension] float64 unit vectors; the similarity of two ads is their product.
     """
 
@@ -32,8 +32,8 @@ class ClickHistory:
         self._pending: list[tuple[int, int, int, int]] = []
 
     def advance(self, rows: pl.DataFrame, logit: np.ndarray, chance: np.ndarray) -> pl.DataFrame:
-        """``rows`` with history, probability and label; in event time, and after those of the call
-        before.
+        """``rows`` with history, probability and label. Rows must be in event time, and later than
+        those of the previous call.
 
         Args:
             rows: N rows of example_id, event_time, label_time, user_id and ad_id, int64.

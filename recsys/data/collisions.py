@@ -1,4 +1,4 @@
-"""How the values of a categorical column share the rows of its hashed table."""
+"""Hash collisions: how a categorical column's values share the rows of its table."""
 
 import json
 import math
@@ -10,17 +10,17 @@ import polars as pl
 from numpy.typing import NDArray
 
 ENCODING_FILE = "encoding.json"
-SHARED_SHOWN = 0.15  # of a column's values without a row of their own, above which it is said
-EXACT_VALUES = 1 << 16  # held one by one; more are estimated
+SHARED_SHOWN = 0.15  # share of a column's values without a row of their own that is reported
+EXACT_VALUES = 1 << 16  # counted exactly up to here, estimated above
 RECENT, RECENT_SHIFTS = 1 << 16, (0, 20)
 BITS = 1 << 21
 KEPT_HASHES = 1 << 20
-ROWS_PER_VALUE = 5  # of table_rows: auto; then about one value in ten shares its row
-ROWS_PER_SQUARE, SMALL_TABLE = 10, 10_000  # of few values: 1 time in 20 any two share a row
+ROWS_PER_VALUE = 5  # for table_rows: auto; about one value in ten then shares its row
+ROWS_PER_SQUARE, SMALL_TABLE = 10, 10_000  # for few values: 1 time in 20 any two share a row
 
 
 class TableUse:
-    """Values and rows of one column, met chunk by chunk in bounded memory.
+    """Counts the values of one column and the rows they use, chunk by chunk in bounded memory.
 
     Above 65,536 distinct values their number is estimated by linear counting (Whang et al. 1990;
     within 1 % up to some ten million).
@@ -30,13 +30,13 @@ class TableUse:
         self.name, self.table_rows = name, table_rows
         self._taken = np.zeros(table_rows, dtype=bool)
         self._values: NDArray[np.uint64] | None = np.zeros(0, dtype=np.uint64)
-        # Pass over most of what is known
+        # Skip most values that were seen already
         self._recent = [np.zeros(RECENT, dtype=np.uint64) for _ in RECENT_SHIFTS]
         self._seen = np.zeros(0, dtype=bool)
 
     def add(self, hashed: NDArray[np.uint64], rows: NDArray[np.int64]) -> None:
-        """Count values by their hashes [N], and the rows [N] that they have; both are 0 of a
-        missing one."""
+        """Count values, given their hashes [N] and their rows [N]; both are 0 for a missing
+        value."""
         self._taken[rows] = True
         if self._values is not None:
             new = hashed
@@ -56,15 +56,15 @@ class TableUse:
 
     @property
     def distinct(self) -> int:
-        """Different values met, without the missing one."""
+        """The number of distinct values so far, without the missing one."""
         if self._values is not None:
             return int(np.count_nonzero(self._values))
         free = max(BITS - int(self._seen.sum()), 1)
         return round(-BITS * math.log(free / BITS))
 
     def summary(self) -> dict[str, int | bool]:
-        """For the report: ``found`` and ``expected`` are values without a row of their own, one
-        value per row being its owner."""
+        """For the report. ``found`` and ``expected`` count the values without a row of their own,
+        where one value per row is its owner."""
         distinct, own_rows = self.distinct, self.table_rows - 1
         filled = own_rows * -math.expm1(distinct * math.log1p(-1 / own_rows)) if own_rows > 1 else 1
         return {
@@ -82,10 +82,10 @@ def _bits(hashed: NDArray[np.uint64], shift: int) -> NDArray[np.int64]:
 
 
 class DistinctValues:
-    """How many distinct values there are, from their hashes: exact up to 2^20, then estimated by
-    the smallest 2^20 of them (Bar-Yossef et al. 2002; within 0.3 %).
+    """Counts distinct values from their hashes: exactly up to 2^20, then estimated from the
+    smallest 2^20 hashes (Bar-Yossef et al. 2002; within 0.3 %).
 
-    The order in which they come, and how often, changes nothing.
+    Order and repetition do not change the result.
     """
 
     def __init__(self, kept: int = KEPT_HASHES) -> None:
@@ -115,7 +115,7 @@ class DistinctValues:
 
 
 def crowded(uses: Sequence[TableUse]) -> list[str]:
-    """A line for each column of whose values more than 15 % have no row of their own."""
+    """A line for each column in which more than 15 % of the values have no row of their own."""
     lines = []
     for use in uses:
         found = use.summary()
@@ -133,7 +133,7 @@ def crowded(uses: Sequence[TableUse]) -> list[str]:
 
 
 def auto_rows(distinct: int) -> int:
-    """``table_rows`` for so many values."""
+    """``table_rows`` for this number of distinct values."""
     return 2 + max(ROWS_PER_VALUE * distinct, min(ROWS_PER_SQUARE * distinct**2, SMALL_TABLE))
 
 

@@ -1,4 +1,4 @@
-"""Conversions of the generated stream: a second task, known where an impression was clicked."""
+"""Conversions in the generated stream: a second task, known for clicked impressions."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -38,7 +38,7 @@ class Conversions:
     Args:
         sizes: ids of each feature that has an effect.
         random: draws the effects.
-        sample: ids by feature and the click's logit [N] of rows on which the mean is made
+        sample: ids by feature and the click's logit [N], for rows whose mean is calibrated to
             ``settings.rate``.
     """
 
@@ -55,12 +55,12 @@ class Conversions:
         self._intercept = intercept(logit, settings.rate)
 
     def add(self, frame: pl.DataFrame, random: np.random.Generator) -> pl.DataFrame:
-        """``frame``, which has ids, label and probability of the click, with those of the
-        conversion.
+        """``frame``, which has ids and the click's label and probability, with the conversion's
+        label and probability added.
 
-        ``label_conversion`` is float32, null where there is none; ``probability_conversion``,
-        float64, is that of the label: of click and conversion on impressions, given a click on
-        clicks.
+        ``label_conversion`` is float32, null where there is none. ``probability_conversion``,
+        float64, is the probability of that label: of click and conversion with labels on
+        impressions, of conversion given a click with labels on clicks.
         """
         click = frame["probability"].to_numpy()
         ids = {name: frame[name].to_numpy() for name in self._effects}
@@ -88,7 +88,7 @@ class Conversions:
 
 
 def intercept(logit: np.ndarray, base_rate: float) -> float:
-    """The number that, added to ``logit`` [N], makes the mean probability ``base_rate``."""
+    """The constant that must be added to ``logit`` [N] for a mean probability of ``base_rate``."""
     low, high = -30.0, 30.0
     for _ in range(BISECTION_STEPS):
         middle = (low + high) / 2

@@ -1,4 +1,5 @@
-"""How windows differ from those before: what manifests say of it, and what stops ingest."""
+"""Drift: how windows differ from earlier ones, what manifests record of it, and when ingest
+stops."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,14 +16,14 @@ from recsys.data.schema import CategoricalFeature
 from recsys.data.settings import DriftSettings
 from recsys.data.vocabulary import UNKNOWN
 
-SKETCH = 1 << 18  # places of a linear counter (Whang et al. 1990)
-BEYOND_CHANCE = 4.0  # standard errors by which a share must differ before it is said to
+SKETCH = 1 << 18  # slots of a linear counter (Whang et al. 1990)
+BEYOND_CHANCE = 4.0  # standard errors by which a share must differ to be reported
 NOTED_FACTOR, NOTED_MISSING, NOTED_GROWTH, NOTED_UNKNOWN = 2.0, 0.5, 10.0, 0.5
 
 
 @dataclass
 class WindowCounts:
-    """Counts over the rows of a window, by the feature's column where they are one's."""
+    """Counts over the rows of a window, some of them per feature column."""
 
     dense: Sequence[str]
     categorical: Sequence[CategoricalFeature]
@@ -31,7 +32,7 @@ class WindowCounts:
     clicks: float = 0.0
     missing: dict[str, int] = field(default_factory=dict)
     unknown: dict[str, int] = field(default_factory=dict)
-    ids: dict[str, int] = field(default_factory=dict)  # those that are not missing
+    ids: dict[str, int] = field(default_factory=dict)  # ids that are not missing
     _met: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
 
     def add(self, frame: pl.DataFrame) -> None:
@@ -59,8 +60,8 @@ class WindowCounts:
             self._met[one.name][present & (SKETCH - 1)] = True
 
     def summary(self) -> dict[str, Any]:
-        """For the manifest: ``base_rate``; by feature the shares ``missing`` and, of vocabularies,
-        ``unknown``, and how many ``distinct`` ids there were (an estimate above some ten
+        """For the manifest: ``base_rate``, and per feature the share ``missing``, the share
+        ``unknown`` for vocabularies, and the number of ``distinct`` ids (estimated above some ten
         thousand)."""
         return {
             "base_rate": self.clicks / self.rows,
@@ -79,7 +80,7 @@ def _distinct(met: NDArray[np.bool_]) -> int:
 
 @dataclass
 class Drift:
-    """Compares each window's counts with the mean of those before."""
+    """Compares each window's counts with the mean of earlier windows."""
 
     settings: DriftSettings
     notes: list[str] = field(default_factory=list)
@@ -90,12 +91,12 @@ class Drift:
     _unknown: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
 
     def check(self, window: str, counts: WindowCounts) -> dict[str, Any]:
-        """The window's summary; it is among those before from now on.
+        """Return the window's summary and add it to the earlier windows.
 
-        Adds to ``notes`` what a person should know.
+        Adds to ``notes`` what the user should know.
 
         Raises:
-            InputError: a bound is passed; the message names it, the window and both values.
+            InputError: a bound is exceeded; the message names it, the window and both values.
         """
         found = counts.summary()
         for key, value, noted, message in self._differences(counts, found):
@@ -116,10 +117,10 @@ class Drift:
         return found
 
     def unknown_lines(self) -> list[str]:
-        """For each vocabulary a line: which share of its values it did not know."""
+        """A line per vocabulary: the share of values that it did not contain."""
         lines = []
         for name, shares in self._unknown.items():
-            later = shares[1:] or shares  # the first window is encoded with its own
+            later = shares[1:] or shares  # the first window is encoded with its own vocabulary
             highest = max(later, key=lambda pair: pair[1])
             mean = sum(share for _, share in later) / len(later)
             lines.append(
@@ -131,7 +132,8 @@ class Drift:
     def _differences(
         self, counts: WindowCounts, found: Mapping[str, Any]
     ) -> list[tuple[str, float, float, str]]:
-        """Key of the settings, how large the difference is, from where on it is noted, in words."""
+        """For each difference: its settings key, its size, the size from which it is noted, and a
+        description."""
         rows = sum(self._rows)
         if not rows:
             return []  # nothing to compare with; the first vocabulary is the window's own
@@ -148,20 +150,20 @@ class Drift:
         if _beyond_chance(now, counts.rows, before, rows):
             low, high = sorted((now, before))
             factor = high / low if low > 0 else math.inf
-            text = f"base rate {now:.4g}, in those before {before:.4g}"
+            text = f"base rate {now:.4g}, in earlier windows {before:.4g}"
             differences.append(("base_rate", factor, NOTED_FACTOR, text))
         for name, share in found["missing"].items():
             before = self._missing.get(name, 0) / rows
             if _beyond_chance(share, counts.rows, before, rows):
                 shown = f"{share:.1%} of {feature_name(name)!r} are missing"
-                text = f"{shown}, in those before {before:.1%}"
+                text = f"{shown}, in earlier windows {before:.1%}"
                 differences.append(("missing", abs(share - before), NOTED_MISSING, text))
         more_rows = max(counts.rows * len(self._rows) / rows, 1.0)
         for name, distinct in found["distinct"].items():
             known = self._distinct[name]
             mean = max(sum(known) / len(known), 1.0)
             shown = f"{feature_name(name)!r} has {distinct:,} distinct ids"
-            text = f"{shown}, in each of those before {mean:,.0f}"
+            text = f"{shown}, in each earlier window {mean:,.0f}"
             growth = distinct / mean / more_rows
             differences.append(("distinct", growth, NOTED_GROWTH, text))
         return differences

@@ -1,4 +1,4 @@
-"""From raw rows to model inputs: one artifact, which ingest writes and training and serving use."""
+"""From raw rows to model inputs: one artifact that ingest writes, and training and serving use."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -54,8 +54,8 @@ TYPES: dict[str, pl.DataType] = {
 
 
 class Encoder(EncoderFormat):
-    """The encoder of frames: what ingest writes parts with. Serving's own, of single rows, is held
-    to the same values by a test (recsys/serving/raw_encoder.py).
+    """The encoder of data frames, with which ingest writes parts. A test keeps serving's encoder of
+    single rows (recsys/serving/raw_encoder.py) equal to it.
 
     Example::
 
@@ -71,15 +71,16 @@ class Encoder(EncoderFormat):
     """
 
     def encode(self, rows: pl.DataFrame, window: str | None = None) -> pl.DataFrame:
-        """The features of raw ``rows`` as ingest writes them: dense ones float32, ids int64 and
-        lists of int64.
+        """The features of raw ``rows`` as ingest writes them: dense features as float32, ids as
+        int64 or lists of int64.
 
         Args:
-            rows: with :attr:`columns`; others are not looked at.
-            window: encodes with what was known when this window began; None: after the last one.
+            rows: raw rows with :attr:`columns`; other columns are ignored.
+            window: encode with what was known when this window began; None: with what is known
+                after the last one.
 
         Raises:
-            InputError: a column is missing or holds something else than the log's.
+            InputError: a column is missing or has another type than in the log.
         """
         return self.features(self.prepared(rows), window)
 
@@ -115,7 +116,7 @@ class Encoder(EncoderFormat):
         return frame
 
     def _given(self, rows: pl.DataFrame, column: RawColumn) -> pl.Series:
-        """The raw ``column`` in types of the log's."""
+        """The raw ``column`` with the log's type."""
         name = column.name
         if name not in rows.columns:
             return pl.Series(name, [None], dtype=_dtype(column)).new_from_index(0, rows.height)
@@ -125,7 +126,7 @@ class Encoder(EncoderFormat):
         if column.is_text and found.dtype != pl.String and not found.dtype.is_nested():
             return category_text(found)
         if column.type == "boolean" and found.dtype.is_numeric():
-            return found.cast(pl.Boolean)  # what tables make of booleans with missing ones
+            return found.cast(pl.Boolean)  # how tables represent booleans with missing values
         is_number = not column.is_text and name in [one.column for one in self.dense]
         if is_number and found.dtype == pl.String:
             raise InputError(f"column {name!r} holds {found.dtype}; expected numbers")
@@ -137,10 +138,10 @@ class Encoder(EncoderFormat):
         window: str | None = None,
         uses: Mapping[str, TableUse] | None = None,
     ) -> pl.DataFrame:
-        """As :meth:`encode`, of a ``frame`` that is :meth:`prepared`.
+        """As :meth:`encode`, for a ``frame`` from :meth:`prepared`.
 
         Args:
-            uses: by feature, are told of the hashed values and their rows.
+            uses: counters by feature, which are given the hashed values and their rows.
         """
         numbers = frame.with_columns(
             _number(frame, one.column).alias(f"{NUMBER}{one.column}") for one in self.dense
@@ -175,13 +176,13 @@ class Encoder(EncoderFormat):
         return to_rows(values, self.null_values, rows_of)
 
     def domain_of(self, rows: pl.DataFrame) -> pl.Series | None:
-        """Index in :attr:`domains` of each raw row, int32; None where the rows do not say it.
+        """Index in :attr:`domains` of each raw row, int32; None if the rows do not name a domain.
 
-        A row says its domain by the raw value or by the domain's name, in the column of the log or
-        in one called ``domain``.
+        A row names its domain by the raw value or the domain's name, in the log's column or one
+        called ``domain``.
 
         Raises:
-            InputError: a value is no domain.
+            InputError: a value is not a domain.
         """
         if self.domain is None:
             return pl.Series(DOMAIN_COLUMN, [0], dtype=pl.Int32).new_from_index(0, rows.height)
@@ -205,7 +206,7 @@ class Encoder(EncoderFormat):
 
 
 def _dtype(column: RawColumn) -> pl.DataType:
-    """What a column without any value is taken for."""
+    """The type assumed for a column without any value."""
     dtype = TYPES["text" if column.is_text else column.type]
     return pl.List(dtype) if column.is_list else dtype
 
@@ -221,7 +222,7 @@ def encoder_of_ids(
 
 
 def plain_rows(frame: pl.DataFrame, columns: Sequence[RawColumn]) -> list[dict[str, Any]]:
-    """Raw rows for JSON, each value in the type of its column."""
+    """Raw rows for JSON, with each value in its column's type."""
     types: dict[str, Type] = {column.name: column.type for column in columns}
     return [
         {name: _plain(value, types.get(name)) for name, value in row.items()}
@@ -238,7 +239,7 @@ def _plain(value: Any, kind: Type | None) -> Any:
         value = text_of(value)
     if isinstance(value, str):
         readings = {"integer": int, "number": float, "boolean": "true".__eq__}
-        with suppress(ValueError):  # a later row's text may be none
+        with suppress(ValueError):  # a later row's text may not be a number
             value = readings.get(kind or "text", str)(value)
     if isinstance(value, Decimal):
         value = float(value)
@@ -248,8 +249,8 @@ def _plain(value: Any, kind: Type | None) -> Any:
 def cleaned(
     frame: pl.DataFrame, null_values: Sequence[str], stripped: Sequence[str]
 ) -> Iterator[pl.Series]:
-    """The text columns with null for a missing value, and one spelling of each value but in those
-    that are only ``stripped`` of blanks."""
+    """The text columns with null for missing values and one spelling per value; those in
+    ``stripped`` only lose surrounding blanks."""
     for name, dtype in frame.schema.items():
         if isinstance(dtype, pl.Categorical | pl.Enum):
             yield canonical_text(frame[name].cast(pl.String), null_values)
@@ -262,7 +263,8 @@ def cleaned(
 
 
 def clock(names: Iterable[str]) -> list[pl.Expr]:
-    """Those of event_hour and event_weekday (Monday is 0) that are among ``names``, in UTC."""
+    """Expressions for event_hour and event_weekday (UTC; Monday is 0), as far as they are in
+    ``names``."""
     hours = pl.col(EVENT_TIME) // MS_PER_HOUR
     found = {
         EVENT_HOUR: hours % HOURS_PER_DAY,
@@ -272,7 +274,7 @@ def clock(names: Iterable[str]) -> list[pl.Expr]:
 
 
 def domain_index(column: pl.Series, settings: DomainEncoding, domains: Sequence[str]) -> pl.Series:
-    """Index in ``domains`` of each raw value, int32; null where it is none."""
+    """Index in ``domains`` of each raw value, int32; null where it is not a domain."""
     index = {value: domains.index(name) for value, name in settings.values.items()}
     other = domains.index(settings.other) if settings.other else None
     text = canonical_text(category_text(column), ())
@@ -286,11 +288,12 @@ def category_values(
     is_list: bool,
     separator: str | None,
 ) -> pl.Series:
-    """What a categorical feature of ``columns`` is made of: the column, its texts split if it is to
-    be a list; of several the texts side by side, null where one of them is missing.
+    """The raw values of a categorical feature: its column, with texts split if it is a list; for
+    several ``columns``, their texts joined, null where one is missing.
 
     Raises:
-        InputError: a column holds lists and is to be no list, or the other way round.
+        InputError: a column contains lists although the feature is not a list, or the other way
+            round.
     """
     column = frame[columns[0]]
     splits = is_list and column.dtype == pl.String and separator is not None
@@ -317,7 +320,7 @@ def _number(frame: pl.DataFrame, name: str) -> pl.Series:
     """The column as float64.
 
     Raises:
-        InputError: a value is no number.
+        InputError: a value is not a number.
     """
     if NUMBER + name in frame.columns:
         return frame[NUMBER + name]
@@ -332,13 +335,13 @@ def _number(frame: pl.DataFrame, name: str) -> pl.Series:
 
 
 def _finite(name: str) -> pl.Expr:
-    """The values, float32; null where they are missing, NaN or infinite."""
+    """The values as float32; null where they are missing, NaN or infinite."""
     value = pl.col(name).cast(pl.Float32)
     return pl.when(value.is_finite()).then(value)
 
 
 def _ids(column: pl.Series, bound: int) -> pl.Series:
-    """The values, int64, each in [0, ``bound``)."""
+    """The values as int64, each in [0, ``bound``)."""
     if column.dtype.is_decimal():
         column = column.cast(pl.Float64)
     where = f"column {column.name!r}"
@@ -354,7 +357,7 @@ def _ids(column: pl.Series, bound: int) -> pl.Series:
 
 
 def _id_lists(column: pl.Series, bound: int) -> pl.Series:
-    """The lists as lists of int64, each in [0, ``bound``); null is an empty one."""
+    """The lists as lists of int64, with ids in [0, ``bound``); null becomes an empty list."""
     if isinstance(column.dtype, pl.Array):
         column = column.arr.to_list()
     if not isinstance(column.dtype, pl.List):

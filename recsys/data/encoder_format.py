@@ -1,4 +1,5 @@
-"""What ``encoder.json`` says: how raw rows become model inputs. Serving reads it without polars."""
+"""The format of ``encoder.json``: how raw rows become model inputs. Serving reads it without
+polars."""
 
 import hashlib
 import io
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
     from recsys.data.schema import CategoricalFeature
 
 ENCODER_FILE, COUNTERS_FILE = "encoder.json", "counters.npz"
-FORMAT_VERSION = 2  # since 2 with the values of counters by their keys
-DOMAIN_COLUMN = "domain"  # names a row's domain where no raw column is called so
+FORMAT_VERSION = 2  # 2 added the values of counters by key
+DOMAIN_COLUMN = "domain"  # names a row's domain if no raw column has this name
 EVENT_HOUR, EVENT_WEEKDAY = "event_hour", "event_weekday"
 HOURS_PER_DAY, DAYS_PER_WEEK = 24, 7
 FIRST_WEEKDAY = 3  # 1 January 1970 was a Thursday; Monday is 0
-CROSSED = "\x1f"  # stands between the texts of a cross
+CROSSED = "\x1f"  # separates the texts of a cross
 
 Type = Literal["integer", "number", "boolean", "text", "time"]
 
@@ -37,14 +38,14 @@ class RawColumn:
     """A column of raw rows that the encoder reads.
 
     Attributes:
-        type: of its values, or of those in its lists, as the log has them; of a log of text alone,
-            what all values can be read as.
-        is_list: it holds lists.
-        is_text: the log holds it as text, so expressions see text.
-        optional: it may be left out, and its values may be missing: the log lacked some, too.
-        origin: ``log``: as the log has it. The others are made by ingest and given by the caller:
-            ``impressions`` (the item and the number of items shown, raw), ``counters`` (log1p of
-            counts, log of rates, as ingest computes them; looked up where they are not given) and
+        type: type of its values, or of its lists' elements, in the log; for a text-only log, the
+            type that all values can be read as.
+        is_list: whether it contains lists.
+        is_text: whether the log stores it as text, so that expressions see text.
+        optional: whether the column, or single values, may be missing, as in the log.
+        origin: ``log`` for a column of the log. The others are made by ingest and given by the
+            caller: ``impressions`` (the item and the number of items shown, raw), ``counters``
+            (log1p of counts, log of rates, as ingest computes them; looked up if not given) and
             ``history`` (lists of ids, as ingest writes them).
     """
 
@@ -58,8 +59,8 @@ class RawColumn:
 
 @dataclass(frozen=True)
 class DenseEncoding:
-    """A dense feature ``name`` (its column in a part): the signed log1p of the raw ``column``, or,
-    if ``given``, its values as they are."""
+    """A dense feature ``name`` (its column in a part): the signed log1p of the raw ``column``, or
+    the raw values if ``given``."""
 
     name: str
     column: str
@@ -68,10 +69,11 @@ class DenseEncoding:
 
 @dataclass(frozen=True)
 class IdEncoding:
-    """A categorical feature ``name``: rows in [0, ``table_rows``) of the values of ``columns``.
+    """A categorical feature ``name``: table rows in [0, ``table_rows``) for the values of
+    ``columns``.
 
-    ``way``: ``hash`` and ``vocabulary`` of canonical texts, those of several columns together;
-    ``id``: the values are rows already. Lists as text are split at ``separator``.
+    ``way`` is ``hash`` or ``vocabulary`` for canonical texts (several columns' texts are joined),
+    or ``id`` if the values are table rows already. Lists as text are split at ``separator``.
     """
 
     name: str
@@ -84,7 +86,8 @@ class IdEncoding:
 
 @dataclass(frozen=True)
 class DomainEncoding:
-    """The raw ``column`` of domains: the name by canonical raw value; ``other`` of all others."""
+    """The raw ``column`` of domains: domain names by canonical raw value, and ``other`` for all
+    other values."""
 
     column: str
     values: dict[str, str]
@@ -93,16 +96,17 @@ class DomainEncoding:
 
 @dataclass(frozen=True)
 class ValuesByKey:
-    """Features that ingest counts, as they stand after the log: rows that lack the raw columns
-    ``names`` get them by their values of ``columns``.
+    """Ingest's counters as of the end of the log: rows without the raw columns ``names`` get them
+    by their values of ``columns``.
 
     Attributes:
         names: raw columns, in the order of ``values``.
-        columns: what the key is made of.
-        unseen: the values of a key that the log does not have.
-        keys: [K] uint64, rising: XXH3 of the canonical texts, of several columns joined by CROSSED.
+        columns: the columns of the key.
+        unseen: the values for a key that is not in the log.
+        keys: [K] uint64, ascending: XXH3 of the canonical texts, joined by CROSSED for several
+            columns.
         values: [K, len(names)] float32.
-        needed: those of ``columns`` that the log never lacks, so that rows have to have them.
+        needed: those of ``columns`` that are never missing in the log, so rows must have them.
     """
 
     names: list[str]
@@ -113,7 +117,7 @@ class ValuesByKey:
     needed: list[str] = field(default_factory=list)
 
     def of(self, hashes: NDArray[np.uint64]) -> NDArray[np.float32]:
-        """[N] hashes of keys -> [N, len(names)]."""
+        """Values [N, len(names)] for hashes [N] of keys."""
         found = np.tile(np.array(self.unseen, np.float32), (len(hashes), 1))
         if len(self.keys):
             places = np.searchsorted(self.keys, hashes).clip(max=len(self.keys) - 1)
@@ -122,10 +126,10 @@ class ValuesByKey:
         return found
 
     def missing(self, given: Collection[str]) -> list[str]:
-        """Those of ``names`` that are to be looked up, since they are not ``given``.
+        """Those of ``names`` that have to be looked up because they are not ``given``.
 
         Raises:
-            InputError: a needed part of the key is not given either.
+            InputError: a needed column of the key is not given either.
         """
         names = [name for name in self.names if name not in given]
         lacking = [name for name in self.needed if name not in given]
@@ -138,11 +142,11 @@ class ValuesByKey:
 
     @cached_property
     def sha256(self) -> str:
-        """Of keys and values; asked when they are read, and again for the encoder's hash."""
+        """SHA-256 of keys and values; used when they are read, and for the encoder's hash."""
         return hashlib.sha256(self.keys.tobytes() + self.values.tobytes()).hexdigest()
 
     def described(self) -> dict[str, Any]:
-        """What encoder.json says of it."""
+        """Its entry in encoder.json."""
         return {
             "names": self.names,
             "columns": self.columns,
@@ -154,21 +158,22 @@ class ValuesByKey:
 
 @dataclass(frozen=True)
 class EncoderFormat:
-    """What makes model inputs of raw rows, as it is written.
+    """How raw rows become model inputs, as stored on disk.
 
     Attributes:
-        columns: raw columns that are read.
-        dense: dense features in the order of the schema; standardised later, by the schema.
-        ids: categorical features in the order of the schema.
-        null_values: texts that are missing values, beside empty and blank ones.
-        derived: columns made by SQL expressions of one row, by name, in the order of their making.
-        time: the column of event times, where features of the clock are read.
-        clock: which ones: event_hour (UTC), event_weekday (UTC, Monday is 0).
-        stripped: text columns of numbers and times: blanks around a value do not count.
-        domains: names in the order of the schema; ``domain`` says how a row's is found.
-        vocabularies: by the name of their feature.
-        examples: a few raw rows of each domain.
-        counters: what rows that lack a counter's features get; counters.npz holds their values.
+        columns: the raw columns that are read.
+        dense: dense features in the schema's order; the schema standardises them later.
+        ids: categorical features in the schema's order.
+        null_values: texts that mean a missing value, besides empty and blank ones.
+        derived: SQL expressions over one row, by the name of the derived column, in order of
+            evaluation.
+        time: the column of event times, if clock features are read.
+        clock: the clock features: event_hour (UTC), event_weekday (UTC, Monday is 0).
+        stripped: text columns of numbers and times, where blanks around a value are ignored.
+        domains: names in the schema's order; ``domain`` says how to find a row's domain.
+        vocabularies: vocabularies by feature name.
+        examples: a few raw rows per domain.
+        counters: values for rows without a counter's features; stored in counters.npz.
     """
 
     columns: list[RawColumn]
@@ -186,10 +191,10 @@ class EncoderFormat:
     counters: list[ValuesByKey] = field(default_factory=list)
 
     def check_columns(self, names: Sequence[str]) -> None:
-        """Check that none is missing that has to be among ``names``.
+        """Check that ``names`` include every required column.
 
         Raises:
-            InputError: one is; the message names the nearest.
+            InputError: one is missing; the message names the nearest given name.
         """
         for column in self.columns:
             if not column.optional and column.name not in names:
@@ -199,14 +204,14 @@ class EncoderFormat:
 
     @cached_property
     def read_names(self) -> list[str]:
-        """Names of all columns that are looked at, those that may say the domain among them."""
+        """Names of all columns that are read, including those that may name the domain."""
         domain = [] if self.domain is None else [self.domain.column, DOMAIN_COLUMN]
         return list(dict.fromkeys([*(column.name for column in self.columns), *domain]))
 
     @property
     def domain_column(self) -> RawColumn | None:
-        """The raw column that says a row's domain; None where there is one domain only, or where an
-        expression says it."""
+        """The raw column that names a row's domain; None if there is only one domain or an
+        expression computes it."""
         if self.domain is None or self.domain.column in dict(self.derived):
             return None
         name = self.domain.column
@@ -231,7 +236,7 @@ class EncoderFormat:
         return json.dumps(values, indent=1, sort_keys=True) + "\n"
 
     def save(self, folder: Path) -> None:
-        """Write ``encoder.json`` in ``folder`` and, where there are counters, ``counters.npz``."""
+        """Write ``encoder.json`` to ``folder`` and, if there are counters, ``counters.npz``."""
         if self.counters:
             arrays: dict[str, NDArray[Any]] = {}
             for place, one in enumerate(self.counters):
@@ -243,10 +248,10 @@ class EncoderFormat:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read ``encoder.json`` of ``folder``, and its counters.
+        """Read ``encoder.json`` and its counters from ``folder``.
 
         Raises:
-            InputError: there is none, one of another version, or other counters.
+            InputError: it is missing or has another version, or the counters do not belong to it.
         """
         path = folder / ENCODER_FILE
         if not path.is_file():
@@ -274,7 +279,7 @@ class EncoderFormat:
 
 
 def _read_counters(path: Path, described: Sequence[dict[str, Any]]) -> list[ValuesByKey]:
-    """The counters that ``encoder.json`` describes, with their values of ``path``."""
+    """The counters that ``encoder.json`` describes, with the values in ``path``."""
     if not described:
         return []
     try:
@@ -303,11 +308,11 @@ def format_of_ids(
     domains: Sequence[str],
     given: bool = False,
 ) -> EncoderFormat:
-    """The encoder of rows whose categories are table rows already, and whose domain is an index or
+    """An encoder for rows whose categories are table rows already, and whose domain is an index or
     a name in the column ``domain``.
 
     Args:
-        given: the dense features are encoded already, too.
+        given: whether the dense features are encoded already, too.
     """
     return EncoderFormat(
         columns=[

@@ -1,4 +1,4 @@
-"""Raw values to model inputs: categories to table rows, numbers to signed logarithms."""
+"""Turn raw values into model inputs: categories into table rows, numbers into signed logarithms."""
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ from recsys.data.settings import NULL_VALUES
 
 WHOLE_FLOAT_BELOW = 2.0**63
 SPELT_LOWER = ("True", "TRUE", "False", "FALSE")
-# Texts that canonical_text changes: these, and those with a blank, a ".0" or a foreign letter
+# Texts that canonical_text changes: these, and any with a blank, a ".0" or a non-ASCII letter
 RESPELT = (*NULL_VALUES, *SPELT_LOWER, "-0", "")
 
 
@@ -27,14 +27,14 @@ def hash_to_rows(
     null_values: Sequence[str] = NULL_VALUES,
     use: TableUse | None = None,
 ) -> pl.Series:
-    """Each value's row of a table, int64 in [0, table_rows); 0 is kept for missing values.
+    """Each value's table row, int64 in [0, table_rows); row 0 is reserved for missing values.
 
     A list column gives lists. The hash depends on the value's canonical text only
     (:func:`category_text`), so it is the same in every run and on every machine.
 
     Args:
-        null_values: texts that stand for a missing value, beside empty and blank ones.
-        use: is told of the values and their rows.
+        null_values: texts that mean a missing value, besides empty and blank ones.
+        use: counter that is given the values and their rows.
     """
     return to_rows(
         column, null_values, lambda texts: table_rows_of(hash_text(texts), table_rows, use)
@@ -46,10 +46,10 @@ def to_rows(
     null_values: Sequence[str],
     rows_of: Callable[[pl.Series], NDArray[np.int64]],
 ) -> pl.Series:
-    """Each value's row, int64; 0 where it is missing. A list column gives lists.
+    """Each value's table row, int64; 0 where it is missing. A list column gives lists.
 
     Args:
-        rows_of: gives the rows of canonical texts, 0 of a null; is called once.
+        rows_of: returns the rows of canonical texts, 0 for null; called once.
     """
     if isinstance(column.dtype, pl.Array):
         column = column.arr.to_list()
@@ -69,8 +69,8 @@ def to_rows(
 def table_rows_of(
     hashed: NDArray[np.uint64], table_rows: int, use: TableUse | None = None
 ) -> NDArray[np.int64]:
-    """Rows [N] of a table, of the hashes of canonical texts; see :func:`hash_to_rows`."""
-    # By the high bits (Lemire 2019): no division
+    """Table rows [N] for hashes of canonical texts; see :func:`hash_to_rows`."""
+    # From the high bits (Lemire 2019), without division
     spread = ((hashed >> np.uint64(32)) * np.uint64(table_rows - 1)) >> np.uint64(32)
     rows = spread.view(np.int64) + (hashed != 0)
     if use is not None:
@@ -79,8 +79,7 @@ def table_rows_of(
 
 
 def counted_values(column: pl.Series, null_values: Sequence[str] = NULL_VALUES) -> dict[str, int]:
-    """How often each canonical text stands in ``column`` or in its lists; missing ones do not
-    count."""
+    """How often each canonical text occurs in ``column`` or its lists, without missing values."""
     if isinstance(column.dtype, pl.Array):
         column = column.arr.to_list()
     if isinstance(column.dtype, pl.List):
@@ -92,8 +91,8 @@ def counted_values(column: pl.Series, null_values: Sequence[str] = NULL_VALUES) 
 
 
 def value_hashes(column: pl.Series, null_values: Sequence[str] = NULL_VALUES) -> NDArray[np.uint64]:
-    """The hash of each value of ``column``, without missing ones; as :func:`hash_to_rows` makes
-    them, elements of lists too."""
+    """The hash of each value of ``column`` or element of its lists, as in :func:`hash_to_rows`,
+    without missing ones."""
     if isinstance(column.dtype, pl.Array):
         column = column.arr.to_list()
     if isinstance(column.dtype, pl.List):
@@ -104,7 +103,8 @@ def value_hashes(column: pl.Series, null_values: Sequence[str] = NULL_VALUES) ->
 def key_hashes(
     frame: pl.DataFrame, columns: Sequence[str], null_values: Sequence[str] = NULL_VALUES
 ) -> NDArray[np.uint64]:
-    """[N]: XXH3 of the canonical texts of ``columns`` side by side, a missing one as no text."""
+    """XXH3 [N] of the canonical texts of ``columns`` joined, with an empty text for a missing
+    value."""
     texts = [
         canonical_text(category_text(frame[name]), null_values).fill_null("").alias(str(place))
         for place, name in enumerate(columns)
@@ -113,7 +113,8 @@ def key_hashes(
 
 
 def category_text(column: pl.Series) -> pl.Series:
-    """The text of each value: whole floats as integers are written, NaN as null, bytes as text.
+    """The text of each value: whole floats are written like integers, NaN becomes null, bytes
+    become text.
 
     Raises:
         InputError: the values have no text.
@@ -145,7 +146,7 @@ def category_text(column: pl.Series) -> pl.Series:
 
 
 def text_of(value: bytes) -> str:
-    """UTF-8 as text, other bytes in hexadecimal."""
+    """UTF-8 bytes as text, others in hexadecimal."""
     try:
         return value.decode()
     except UnicodeDecodeError:
@@ -153,15 +154,15 @@ def text_of(value: bytes) -> str:
 
 
 def canonical_text(text: pl.Series, null_values: Sequence[str] = NULL_VALUES) -> pl.Series:
-    """``text`` with one spelling a value: ``1.0`` is ``1``, ``True`` is ``true``; null where it is
-    blank or one of ``null_values``."""
+    """``text`` with one spelling per value: ``1.0`` becomes ``1``, ``True`` becomes ``true``; null
+    where it is blank or in ``null_values``."""
     value = pl.col(text.name)
     plain = pl.when(value.is_in(list(SPELT_LOWER))).then(value.str.to_lowercase()).otherwise(value)
     if text.str.contains(".0", literal=True).any():  # few columns need the regular expressions
         whole = value.str.contains(r"^-?\d+\.0+$")
         plain = pl.when(whole).then(value.str.replace(r"\.0+$", "")).otherwise(plain)
     spelt = plain.replace("-0", "0")
-    # The spelling too, so that a second look at it finds the same
+    # The canonical spelling too, so that applying this twice changes nothing
     missing = (
         value.is_in(list(null_values))
         | spelt.is_in(list(null_values))
@@ -172,17 +173,17 @@ def canonical_text(text: pl.Series, null_values: Sequence[str] = NULL_VALUES) ->
 
 
 def text_hash(name: str) -> pl.Expr:
-    """XXH3 of the texts of the column ``name``, uint64; 0 of a null."""
+    """XXH3 of the texts in the column ``name``, uint64; 0 for null."""
     return plh.col(name).nchash.xxh3_64().fill_null(0).alias(name)
 
 
 def hash_text(column: pl.Series) -> NDArray[np.uint64]:
-    """[N]: :func:`text_hash` of a string column."""
+    """:func:`text_hash` [N] of a string column."""
     return column.to_frame().select(text_hash(column.name)).to_series().to_numpy()
 
 
 def lists(values: np.ndarray, lengths: np.ndarray) -> pl.Series:
-    """Lists of ``lengths`` [B] from ``values`` [their sum] int64, one after the other."""
+    """Lists with ``lengths`` [B], cut in order from the int64 ``values`` [sum of lengths]."""
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int64())
     return pl.Series(
         pl.from_arrow(pa.LargeListArray.from_arrays(offsets, pa.array(values, pa.int64())))
@@ -200,16 +201,16 @@ def signed_log1p(name: str) -> pl.Expr:
 def dense_values(
     frame: pl.DataFrame, dense: Sequence[str], order: Literal["C", "F"] = "C"
 ) -> NDArray[np.float32]:
-    """[N, D] float32 of the columns ``dense``; missing values are NaN. ``order`` is that in
-    memory."""
-    values = np.empty((frame.height, len(dense)), np.float32, order)  # a log may have none
+    """The columns ``dense`` as [N, D] float32; missing values are NaN. ``order`` is the memory
+    layout."""
+    values = np.empty((frame.height, len(dense)), np.float32, order)  # there may be no columns
     for index, name in enumerate(dense):
         values[:, index] = frame[name].cast(pl.Float32).to_numpy()
     return values
 
 
 def milliseconds(text: str, key: str) -> int:
-    """ISO date or time, taken as UTC, in ms since the epoch.
+    """Convert an ISO date or time, taken as UTC, to ms since the epoch.
 
     Raises:
         InputError: ``text`` is not one; the message names the setting ``key``.

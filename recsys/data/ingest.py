@@ -42,12 +42,12 @@ from recsys.units import MS_PER_HOUR
 QUARANTINE_FILE = "quarantine.parquet"
 QUARANTINE_TEXT = "quarantine.csv"
 EXAMPLES_SHOWN = 3
-PRIOR_ROWS = 20  # of all domains' base rate, in that of each domain
+PRIOR_ROWS = 20  # at the base rate of all domains, added to each domain's
 
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What ingest wrote. ``base_rate`` is the mean label; ``bytes`` the size of the parts.
+    """What ingest wrote. ``base_rate`` is the mean label, ``bytes`` the size of the parts.
 
     ``quarantined_by_reason`` and ``dropped`` (by rule) count rows of the log.
     """
@@ -72,19 +72,19 @@ def ingest(
     """Write ``dataset`` as windows in ``windows_dir``; true probabilities, if known, in
     ``oracle_dir``.
 
-    The folders are made if need be. The same settings and logs give the same bytes. What is worth a
-    person's look is said in lines on standard error. An error leaves the folders as they were.
+    The folders are created if necessary. The same settings and logs give the same bytes. Warnings
+    go to standard error, one per line. An error leaves the folders as they were.
 
     Args:
-        work_dir: takes temporary files, and keeps them where this process is killed: the next call
-            for the same log does not read again what this one has read of a table. None: a folder
-            in ``windows_dir``, which a killed process leaves there.
-        read_shares: reads the shares of a table's first pass, of which there are several where
+        work_dir: folder for temporary files. If this process is killed they remain, and the next
+            call for the same log does not read again what this one has read of a table. None: a
+            folder in ``windows_dir``, which a killed process leaves behind.
+        read_shares: reads the shares of a table's first pass, of which there are several if
             ``settings.parallel_tasks`` is above 1; see :mod:`recsys.data.sources.shares`.
 
     Raises:
-        InputError: a log is missing or wrong, holds no good row, or holds too many bad ones; or
-            ``windows_dir`` holds something.
+        InputError: a log is missing or wrong, has no good row, or has too many bad ones; or
+            ``windows_dir`` is not empty.
     """
     if windows_dir.is_dir() and any(windows_dir.iterdir()):
         raise InputError(f"{windows_dir}: is not empty; give a new folder for the windows")
@@ -197,7 +197,7 @@ def _ingest(
 
 @dataclass
 class _Balance:
-    """Rows in are rows out, quarantined or dropped by a named rule."""
+    """Checks that each row read is written, quarantined, or dropped by a named rule."""
 
     read: int = 0
     made: int = 0
@@ -234,8 +234,8 @@ class _Balance:
 
 @dataclass
 class _FirstRates:
-    """Mean labels of the first window, each row as often as its weight says: of each task, and of
-    the main one by domain; and the mean weight, where rows have weights."""
+    """Weighted mean labels of the first window, per task and, for the main task, per domain; and
+    the mean weight, if rows have weights."""
 
     by_task: list[float]
     by_domain: list[float]
@@ -243,8 +243,8 @@ class _FirstRates:
 
 
 def _first_rates(window_dir: Path, tasks: list[str], domains: int, weighted: bool) -> _FirstRates:
-    """The rates of a window. A further task without known labels has the main one's rate, and few
-    rows of a domain lean on that of all."""
+    """The rates of a window. A further task without known labels gets the main task's rate, and a
+    domain with few rows is smoothed towards the rate of all."""
     labels = task_columns("label", tasks)
     own = [WEIGHT] if weighted else []
     parts = pl.scan_parquet(window_dir / "part-*.parquet")
@@ -273,7 +273,7 @@ def open_source(
 ) -> Source:
     """The source that ``dataset`` describes; relative paths are under ``settings.root``.
 
-    ``folder`` takes temporary files, as long as the chunks are taken.
+    ``folder`` holds temporary files until all chunks have been read.
     """
     if dataset.synthetic is not None and dataset.format == "synthetic":
         source = synthetic_source(dataset.synthetic, settings.window_hours)
@@ -286,7 +286,8 @@ def open_source(
 
 
 def _truth_apart(chunk: Chunk) -> Chunk:
-    """A chunk of the generated stream, the one source that knows the truth."""
+    """Split the true probabilities off a chunk of the generated stream, the only source that knows
+    them."""
     known = [name for name in chunk.frame.columns if name.startswith("probability")]
     return replace(chunk, frame=chunk.frame.drop(known), truth=chunk.frame.select(known))
 
@@ -334,7 +335,7 @@ class _WindowWriter:
         self._bad = 0
 
     def add(self, chunk: Chunk) -> None:
-        """Take the chunk's examples, window by window; those of windows too many are left out."""
+        """Write the chunk's examples, window by window; windows beyond the maximum are left out."""
         self._bad += chunk.bad.height
         since = chunk.frame["event_time"] - self.origin_ms
         lows = since // self.window_ms * self.window_ms + self.origin_ms
@@ -357,7 +358,7 @@ class _WindowWriter:
         self._delay = 0
         window = Window(window_name(start), start, start + self.window_ms, 0, 0)
         self._done = _Done(window, 0)
-        # Of this window alone: what it counts distinct ids with is large
+        # Only for the current window: its counters of distinct ids are large
         self._counts = WindowCounts(self.dense, self.categorical, self.vocabularies)
         (self.windows_dir / self._done.window.name).mkdir()
 
@@ -444,10 +445,10 @@ class _Quarantine:
             self._writer.close()
 
     def check(self, good: int, limit: float) -> None:
-        """Check that no more than ``limit`` of the rows are bad.
+        """Check that at most a share ``limit`` of the rows is bad.
 
         Raises:
-            InputError: they are.
+            InputError: more are.
         """
         total = good + self.rows
         if self.rows > limit * total:
@@ -458,7 +459,7 @@ class _Quarantine:
             )
 
     def lines(self, read: int) -> list[str]:
-        """What a person should know of the bad rows of ``read``."""
+        """Lines for the user about the bad ones among ``read`` rows."""
         if not self.rows:
             return []
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.reasons.most_common())
@@ -466,8 +467,7 @@ class _Quarantine:
 
 
 def _write_manifests(done: list[_Done], encoder_hash: str, windows_dir: Path) -> None:
-    """One manifest a window; all name the hashes of the schema and the encoder they were written
-    under."""
+    """Write a manifest per window, with the hashes of the schema and the encoder in use."""
     schema_hash = hashlib.sha256((windows_dir / SCHEMA_FILE).read_bytes()).hexdigest()
     for one in done:
         values = {

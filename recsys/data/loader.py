@@ -27,19 +27,19 @@ class Batch(Pipelineable):
         dense: [B, schema.dense_width] float32: the values (missing as 0), the missing indicators,
             and the domain as one-hot.
         sparse: ids int64 of every categorical feature, keys in the order of ``schema.categorical``.
-        label: [B] float32 in {0, 1}, of the main task; NaN where it has none.
-        weight: [B] float32: of a real row its own, over the mean of the log's first window, or 1
-            where the log has none; 0 for padding.
+        label: [B] float32 in {0, 1}, of the main task; NaN where unknown.
+        weight: [B] float32: a row's weight divided by the mean weight of the log's first window, or
+            1 if the log has no weights; 0 for padding.
         domain: [B] int64, index in ``schema.domains``.
         group: [B] int64.
         example_id: [B] int64.
         event_time: [B] int64, ms since the epoch.
-        score: [B] float32, the teacher's logit of the main task; NaN where there is none.
+        score: [B] float32, the teacher's logit for the main task; NaN where there is none.
         staleness_ms: [B] int64, event_time minus the scoring snapshot's high-water mark; 0 where
-            there is none.
+            there is no score.
         global_rows: real rows of the global batch over all ranks.
-        further_labels: as ``label``, of each further task by name.
-        further_scores: as ``score``.
+        further_labels: as ``label``, for each further task by name.
+        further_scores: as ``score``, for each further task by name.
     """
 
     dense: Tensor
@@ -59,25 +59,25 @@ class Batch(Pipelineable):
     def to(self, device: torch.device, non_blocking: bool = True) -> "Batch":
         """The same batch on ``device``."""
         if device.type != "cpu":
-            # TorchRec asks for these in each step; here they are counted without a wait
+            # TorchRec asks for these at each step; computed here, they need no wait
             self.sparse.offset_per_key()
         return replace(self, **self._each(lambda part: part.to(device, non_blocking=non_blocking)))
 
     def pinned(self) -> "Batch":
-        """The same batch in memory from which a GPU copies while the host goes on."""
+        """The same batch in pinned memory, from which a GPU can copy while the host continues."""
         return replace(self, **self._each(lambda part: part.pin_memory()))
 
     def record_stream(self, stream: Any) -> None:
-        """Keep the memory until ``stream`` has used it."""
+        """Keep the memory allocated until ``stream`` has used it."""
         self._each(lambda part: part.record_stream(stream))
 
     def of_task(self, task: str) -> "Batch":
-        """The same batch with the further ``task`` as its main and only one."""
+        """The same batch with the further ``task`` as its only task."""
         label, score = self.further_labels[task], self.further_scores[task]
         return replace(self, label=label, score=score, further_labels={}, further_scores={})
 
     def _each(self, function: Callable[[Any], Any]) -> dict[str, Any]:
-        """``function`` of every tensor, by attribute."""
+        """``function`` applied to every tensor, by attribute."""
         found: dict[str, Any] = {}
         for name in (one.name for one in fields(self) if one.name != "global_rows"):
             value = getattr(self, name)
@@ -90,14 +90,14 @@ class Batch(Pipelineable):
 
 
 class ScoreJoin(Protocol):
-    """A log of a teacher's scores, to be joined to examples."""
+    """A log of teacher scores that can be joined to examples."""
 
     def join(self, frame: pl.DataFrame, window: Window) -> pl.DataFrame:
-        """``frame``, examples of ``window``, with ``score`` (``score_<task>``) and
-        ``staleness_ms``.
+        """``frame``, examples of ``window``, with ``score`` (``score_<task>``) and ``staleness_ms``
+        added.
 
-        They are null where an example has no score in time. The columns of logits that become
-        scores are those of :attr:`WindowReader.logits`.
+        They are null where an example has no score in time. :attr:`WindowReader.logits` names the
+        logit columns that become scores.
         """
         ...
 
@@ -109,13 +109,13 @@ class WindowReader:
     depend on the number of ranks. A rank takes a contiguous share of ceil(rows / world_size) rows.
 
     Args:
-        tasks: those whose labels and scores are read, the main one first; None: all of the data.
-            ``schema`` is that of a model of these tasks, ``labels`` are their columns in the data
-            and in what is predicted, ``logits`` those in the latter and in a log of scores.
-        first_windows: how many windows are read; None: all.
+        tasks: the tasks whose labels and scores are read, the main one first; None: all tasks of
+            the data. ``schema`` is then the schema of a model of these tasks, ``labels`` their
+            columns in data and predictions, ``logits`` their columns in predictions and score logs.
+        first_windows: read only this many windows; None: all.
 
     Raises:
-        InputError: the folder holds no schema, or the data lack a task.
+        InputError: the folder has no schema, or the data lack a task.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class WindowReader:
         self._counted: dict[tuple[str, int], int] = {}  # rows by window and domain
 
     def rows(self, window: Window, domain: int | None = None) -> int:
-        """Number of examples whose event lies in ``window`` (of one domain, if given)."""
+        """Number of examples whose event is in ``window`` (of one domain, if given)."""
         if domain is None:
             return window.rows
         key = window.name, domain
@@ -158,8 +158,8 @@ class WindowReader:
         domain: int | None = None,
         first_batch: int = 0,
     ) -> Iterator[Batch]:
-        """The examples whose event lies in ``window``, in event time, from a batch on; holds one
-        part in memory."""
+        """Batches of the examples whose event is in ``window``, in event time, from ``first_batch``
+        on; keeps one part in memory."""
         rest: pl.DataFrame | None = None
         skip = first_batch * batch_size
         for part in self._parts(window):
@@ -197,13 +197,13 @@ class WindowReader:
     ) -> pl.DataFrame:
         """The examples whose label became known during ``window``, in label time.
 
-        They may come from earlier windows. Over all windows every example whose label is known
-        by the end of the last one is met exactly once. With ``rows`` other than ``own`` examples
-        outside ``domain`` are among them; under ``scores_elsewhere`` these are without labels, and
-        those without a score are left out.
+        They may come from earlier windows. Over all windows, every example whose label is known by
+        the end of the last one occurs exactly once. With ``rows`` other than ``own``, examples
+        outside ``domain`` are included; with ``scores_elsewhere`` these have no labels, and those
+        without a score are left out.
 
         Raises:
-            InputError: ``scores`` lacks a window that is needed, or is wrong.
+            InputError: ``scores`` lacks a needed window, or is wrong.
         """
         position = self.windows.index(window)
         low = window.start_ms if position == 0 else self.windows[position - 1].end_ms
@@ -221,7 +221,7 @@ class WindowReader:
         ordered = (
             pl.concat(frames).rename(self._names, strict=False).sort("label_time", "example_id")
         )
-        if scores is not None:  # once a window: in each batch it costs more than the join
+        if scores is not None:  # once per window: in each batch it costs more than the join
             names = pl.col(task_columns("score", self.schema.tasks))
             ordered = ordered.with_columns(
                 names.fill_null(float("nan")), pl.col("staleness_ms").fill_null(0)
@@ -232,8 +232,8 @@ class WindowReader:
         return ordered
 
     def _with_labels_of(self, frame: pl.DataFrame, domain: int | None) -> pl.DataFrame:
-        """``frame`` with labels of ``domain`` alone, and without others' examples that have no
-        score."""
+        """``frame`` with labels for ``domain`` only, and without other domains' examples that have
+        no score."""
         own = pl.col("domain") == domain
         labels, scores = (
             pl.col(task_columns(base, self.schema.tasks)) for base in ("label", "score")
@@ -243,18 +243,18 @@ class WindowReader:
         return taught.with_columns(pl.when(own).then(labels).otherwise(unknown))
 
     def as_stored(self, predictions: pl.DataFrame) -> pl.DataFrame:
-        """``predictions`` with labels and logits under the names that they have where all tasks are
+        """``predictions`` with labels and logits under the names that they have when all tasks are
         predicted."""
         return predictions.rename(self._stored_names, strict=False)
 
     def _renaming(self, stored: Schema, base: str) -> dict[str, str]:
-        """Columns of the data whose task has another name in this reader's batches."""
+        """Columns of the data that have another name in this reader's batches."""
         tasks = self.schema.tasks
         pairs = zip(stored.columns(base, tasks), task_columns(base, tasks), strict=True)
         return {old: new for old, new in pairs if old != new}
 
     def _standardised(self, frame: pl.DataFrame, window: Window) -> pl.DataFrame:
-        """Examples of ``window`` with their dense features as a model of that time sees them."""
+        """Examples of ``window`` with dense features standardised as for a model at that time."""
         standard = self._standards.get(window.name)
         return frame if standard is None else standard.apply(frame, self.schema.dense)
 
@@ -269,7 +269,7 @@ class WindowReader:
         world_size: int,
         first_batch: int = 0,
     ) -> Iterator[Batch]:
-        """This rank's shares of the batches of ``frame``, in its order, from a batch on."""
+        """This rank's shares of the batches of ``frame``, in its order, from ``first_batch`` on."""
         for start in range(first_batch * batch_size, frame.height, batch_size):
             global_rows = min(batch_size, frame.height - start)
             share = -(-global_rows // world_size)
@@ -289,7 +289,7 @@ def batch_of(frame: pl.DataFrame, schema: Schema, weight: np.ndarray, global_row
         frame: B rows with the columns of a part, those of ``schema.tasks`` in its order, and
             ``score`` (``score_<task>``; NaN where an example has none) and ``staleness_ms`` if
             there are teacher scores.
-        weight: [B] float32, by which the rows' own are multiplied.
+        weight: [B] float32 factors for the rows' own weights.
     """
     if schema.mean_weight is not None:
         weight = weight * (frame[WEIGHT].to_numpy() / np.float32(schema.mean_weight))

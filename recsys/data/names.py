@@ -1,14 +1,14 @@
-"""Columns of a part: the project's own names, and what a feature's column is called."""
+"""Column names of a part: the project's own, and those of features."""
 
 from collections.abc import Sequence
 from urllib.parse import quote, unquote
 
 from recsys.data.schema import task_columns
 
-# Columns of the project's own beside those of a log, which may have any name but these.
+# The project's own columns beside those of a log, which may have any other name.
 OWN = "own:"
 EVENT_TIME = f"{OWN}event_time"
-NUMBER = f"{OWN}number:"  # and a column's name: its values as numbers
+NUMBER = f"{OWN}number:"  # followed by a column's name: its values as numbers
 FEATURE_PREFIX = "feature:"
 # Columns of parts, of scores joined to them and of predictions; and, by task, label_<task> and so
 # on.
@@ -19,11 +19,11 @@ TASK_COLUMNS = ("label", "score", "logit", "probability")
 
 
 def feature_column(name: str, tasks: Sequence[str]) -> str:
-    """The column, and so the table and the module, of the feature ``name`` in data of ``tasks``.
+    """The column (and so the table and the module) of the feature ``name`` in data with ``tasks``.
 
-    The name itself, unless it is one of the project's own or one that a module cannot have (with a
-    dot, or empty): then ``feature:`` and the name, percent-encoded. Two names never share a column;
-    :func:`feature_name` is the way back.
+    This is the name itself, unless it is one of the project's own or cannot be a module's name
+    (empty, or with a dot): then it is ``feature:`` and the percent-encoded name. Two names never
+    share a column; :func:`feature_name` is the inverse.
 
     Example::
 
@@ -37,6 +37,6 @@ def feature_column(name: str, tasks: Sequence[str]) -> str:
 
 
 def feature_name(column: str) -> str:
-    """The feature whose column it is, as the user calls it."""
+    """The user's name for the feature of a column."""
     encoded = column.removeprefix(FEATURE_PREFIX)
     return column if encoded == column else unquote(encoded)

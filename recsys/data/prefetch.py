@@ -1,4 +1,4 @@
-"""Batches read ahead by a thread of their own."""
+"""Read batches ahead in a separate thread."""
 
 import threading
 from collections.abc import Generator, Iterable
@@ -9,26 +9,25 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 THREAD_NAME = "prefetch"
-JOIN_S = 10.0  # a source that hangs must not keep the consumer's own error from being seen
+JOIN_S = 10.0  # a hanging source must not hide the consumer's own error
 
 
 @dataclass(frozen=True)
 class _End:
-    """Of the source; ``error`` is what it raised."""
+    """The end of the source; ``error`` is what it raised."""
 
     error: BaseException | None = None
 
 
 def prefetched(source: Iterable[Item], depth: int) -> Generator[Item]:
-    """The items of ``source`` in their order, up to ``depth`` of them read ahead by a thread.
+    """The items of ``source`` in order, up to ``depth`` of them read ahead by a thread.
 
-    The thread starts with the first item asked for and ends with the source, with its error, or
-    when the iterator is closed; a source that has a ``close`` is closed in the thread. ``depth`` 0
-    reads without a thread.
+    The thread starts when the first item is requested and ends with the source, with its error, or
+    when the iterator is closed; a source with a ``close`` method is closed in the thread. ``depth``
+    0 reads without a thread.
 
     Raises:
-        BaseException: what the source raised, after the items before it, with the source's
-            traceback.
+        BaseException: what the source raised, after all earlier items, with the source's traceback.
     """
     if depth == 0:
         yield from source
@@ -49,13 +48,13 @@ def prefetched(source: Iterable[Item], depth: int) -> Generator[Item]:
             raise item.error
     finally:
         stopped.set()
-        # A thread that waits for room goes on, sees that it is stopped, and puts at most one item
+        # A thread that waits for room continues, sees that it is stopped, and puts at most one item
         _empty(ready)
         thread.join(JOIN_S)
 
 
 def _read(source: Iterable[Item], ready: "Queue[Item | _End]", stopped: threading.Event) -> None:
-    """Body of the thread."""
+    """The thread's function."""
     error: BaseException | None = None
     try:
         items = iter(source)
@@ -68,7 +67,7 @@ def _read(source: Iterable[Item], ready: "Queue[Item | _End]", stopped: threadin
             if hasattr(items, "close"):
                 items.close()  # pyright: ignore[reportAttributeAccessIssue]
     except BaseException as raised:
-        # Also SystemExit: the consumer must not wait for a thread that is gone
+        # SystemExit too: the consumer must not wait for a dead thread
         error = raised
     if not stopped.is_set():
         ready.put(_End(error))

@@ -1,4 +1,4 @@
-"""What stands for a missing value in a log, and how its times are written."""
+"""Missing values and times in a log."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -18,7 +18,7 @@ def _checked_zone(name: str) -> str:
 
 
 def checked_time(text: str) -> str:
-    """``text``, which is a date or time in ISO 8601; for pydantic, else a ValueError."""
+    """Return ``text`` if it is an ISO 8601 date or time, else raise ValueError, for pydantic."""
     try:
         datetime.fromisoformat(text)
     except ValueError:

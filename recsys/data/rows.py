@@ -3,5 +3,5 @@
 from typing import Literal
 
 Rows = Literal["own", "scores_elsewhere", "all"]
-"""``own``: those of its domain. ``scores_elsewhere``: also the others' that have a teacher's score,
-without their labels. ``all``: everybody's, labels and scores."""
+"""``own``: its domain's. ``scores_elsewhere``: also other domains' examples that have a teacher's
+score, without their labels. ``all``: all domains', with labels and scores."""

@@ -1,4 +1,4 @@
-"""What a windows folder holds: features, tables, domains and windows, as written by ingest."""
+"""The contents of a windows folder: features, tables, domains and windows, as written by ingest."""
 
 import json
 from collections.abc import Sequence
@@ -14,18 +14,18 @@ from recsys.files import check_file, damaged, read_json
 SCHEMA_FILE = "schema.json"
 MANIFEST_FILE = "manifest.json"
 MAIN_TASK = "click"
-WEIGHT = "weight"  # the column of rows' weights, where a log has them
+WEIGHT = "weight"  # the column of row weights, if a log has them
 REMEDY = "towerflow ingest"
 
 
 def window_name(start_ms: int) -> str:
-    """What the window from ``start_ms`` on is called."""
+    """The name of the window that starts at ``start_ms`` (ms since 1970)."""
     return datetime.fromtimestamp(start_ms / 1000, tz=UTC).strftime("%Y-%m-%dT%H-%M")
 
 
 def task_columns(base: str, tasks: Sequence[str]) -> list[str]:
-    """Columns of ``base`` (label, logit, ...) of ``tasks``: ``base`` for the first, ``base_<task>``
-    for another."""
+    """The columns of ``base`` (label, logit, ...) for ``tasks``: ``base`` for the first task,
+    ``base_<task>`` for the others."""
     return [base, *(f"{base}_{task}" for task in tasks[1:])]
 
 
@@ -33,9 +33,9 @@ def task_columns(base: str, tasks: Sequence[str]) -> list[str]:
 class CategoricalFeature:
     """One categorical feature and its own embedding table of ``num_embeddings`` rows.
 
-    ``name`` is that of its column; see :func:`recsys.data.names.feature_name` for the user's own.
-    ``kind`` is ``"id"`` (one id an example) or ``"list"`` (any number of ids, also ordered
-    sequences).
+    ``name`` is the column's; :func:`recsys.data.names.feature_name` gives the user's own. ``kind``
+    is ``"id"`` (one id per example) or ``"list"`` (any number of ids, which may be an ordered
+    sequence).
     """
 
     name: str
@@ -47,8 +47,8 @@ class CategoricalFeature:
 class Window:
     """A slice of event time, [start_ms, end_ms); its folder is ``name``.
 
-    ``max_label_delay_ms`` is the largest label_time - event_time of its examples. ``dense`` are the
-    moments of its dense features; None where nobody has measured them.
+    ``max_label_delay_ms`` is the largest label_time - event_time of its examples. ``dense`` holds
+    the moments of its dense features; None if they were not measured.
     """
 
     name: str
@@ -65,17 +65,17 @@ class Schema:
 
     ``initial_base_rate`` is the mean label of the first window, the only one that a model may know
     before it starts. ``planted_groups`` is the true grouping of the generated stream, by feature
-    name, for evaluation only; empty on real logs. ``tasks`` are what is predicted, the main one
-    first; every example has its label, those of the others may be missing. ``further_base_rates``
-    are their mean known labels in the first window, ``domain_base_rates`` the main task's by
-    domain.
+    name, for evaluation only; it is empty for real logs. ``tasks`` are what is predicted, the main
+    one first. Every example has the main task's label; those of the others may be missing.
+    ``further_base_rates`` are the other tasks' mean known labels in the first window,
+    ``domain_base_rates`` the main task's mean labels by domain.
 
-    Dense features are stored as they are and standardised when they are read, by the windows
-    before: ``dense_half_life_windows`` and ``dense_clip`` say how; None: not at all.
-    ``negative_rates``, by domain, are the shares of rows with label 0 that the log has kept; empty:
-    all. ``mean_weight`` is that of the first window's rows, and the rates above are weighted; None:
-    rows have no weights. ``serving_standard`` is what comes after the last window, in an exported
-    schema that has no windows.
+    Dense features are stored raw and standardised when read, by earlier windows;
+    ``dense_half_life_windows`` and ``dense_clip`` say how (None: not at all). ``negative_rates``
+    gives, by domain, the share of rows with label 0 that the log has kept; empty means all.
+    ``mean_weight`` is the mean weight of the first window's rows, and the rates above are weighted;
+    None if rows have no weights. ``serving_standard`` is the standardisation after the last window,
+    in an exported schema without windows.
     """
 
     dataset: str
@@ -96,26 +96,26 @@ class Schema:
 
     @property
     def weight_columns(self) -> list[str]:
-        """The column of weights, where rows have them."""
+        """The column of weights, as a list; empty if rows have none."""
         return [] if self.mean_weight is None else [WEIGHT]
 
     @property
     def base_rates(self) -> dict[str, float]:
-        """Mean label of the first window by task, in their order."""
+        """Mean label of the first window by task, in the order of the tasks."""
         return dict(
             zip(self.tasks, [self.initial_base_rate, *self.further_base_rates], strict=True)
         )
 
     def columns(self, base: str, tasks: Sequence[str]) -> list[str]:
-        """The columns of these data that hold ``base`` of ``tasks``; see :func:`task_columns`."""
+        """The columns of these data with ``base`` for ``tasks``; see :func:`task_columns`."""
         names = dict(zip(self.tasks, task_columns(base, self.tasks), strict=True))
         return [names[task] for task in tasks]
 
     def for_tasks(self, tasks: list[str]) -> "Schema":
-        """The schema of a model that learns ``tasks`` alone, the first of them its main one.
+        """The schema of a model that learns only ``tasks``, with the first as its main task.
 
         Raises:
-            InputError: the data have no such task, none is given or one is given twice.
+            InputError: a task does not exist in the data or is given twice, or none is given.
         """
         rates = self.base_rates
         unknown = [task for task in tasks if task not in rates]
@@ -130,14 +130,15 @@ class Schema:
 
     @property
     def dense_width(self) -> int:
-        """Width of the dense input: each feature's value and missing indicator, and the domain as
+        """Width of the dense input: a value and a missing indicator per feature, and the domain as
         one-hot."""
         return 2 * len(self.dense) + len(self.domains)
 
     def standards(self) -> list[Standard]:
-        """What each window's dense features are standardised with, and what comes after the last.
+        """The standardisation for each window's dense features, and then the one after the last
+        window.
 
-        Empty where they are not standardised.
+        Empty if they are not standardised.
         """
         moments = [window.dense for window in self.windows if window.dense is not None]
         if self.dense_half_life_windows is None or len(moments) < len(self.windows):
@@ -145,7 +146,7 @@ class Schema:
         return standards(moments, self.dense_half_life_windows, self.dense_clip)
 
     def for_serving(self) -> "Schema":
-        """What a served model keeps: no windows, but what standardises the features after the
+        """The schema for a served model: without windows, with the standardisation after the
         last."""
         after = self.standards()
         standard = after[-1] if after else self.serving_standard
@@ -162,7 +163,7 @@ class Schema:
         """Read ``schema.json`` of ``windows_dir``.
 
         Raises:
-            InputError: there is none, or it is damaged.
+            InputError: the file is missing or damaged.
         """
         path = windows_dir / SCHEMA_FILE
         if not path.is_file():
@@ -174,7 +175,7 @@ class Schema:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Schema":
-        """The schema that ``dataclasses.asdict`` has written."""
+        """The schema from the output of ``dataclasses.asdict``."""
         read = dict(values)
         read["categorical"] = [CategoricalFeature(**feature) for feature in values["categorical"]]
         read["windows"] = [_window(window) for window in values["windows"]]
@@ -191,15 +192,15 @@ def _window(values: dict[str, Any]) -> Window:
 
 
 def window_parts(windows_dir: Path, window: Window) -> list[Path]:
-    """The files of a window, in order, checked against its manifest's hashes: each once a process.
+    """The files of a window, in order, checked against the manifest's hashes once per process.
 
     Raises:
-        InputError: one is missing or another than was written, or the manifest is damaged.
+        InputError: a file is missing or differs from what was written, or the manifest is damaged.
     """
     folder = windows_dir / window.name
     found = sorted(folder.glob("part-*.parquet"))
     manifest = folder / MANIFEST_FILE
-    if not manifest.is_file():  # windows that somebody has made by hand
+    if not manifest.is_file():  # windows that somebody made by hand
         if not found:
             raise InputError(f"{folder}: has no data; rebuild it with {REMEDY}")
         return found

@@ -12,8 +12,8 @@ from recsys.data.raw_values import NULL_VALUES, MomentSettings, checked_time
 from recsys.data.schema import MAIN_TASK
 
 TASK_PATTERN = r"^[a-z][a-z0-9_]*$"
-OUTPUT_NAMES = ("serving", "distillation", "adapted", "peer")  # a model's outputs that are no task
-LONGEST_NAME = 100  # of a data set; file systems end at 255 bytes
+OUTPUT_NAMES = ("serving", "distillation", "adapted", "peer")  # a model's outputs beside tasks
+LONGEST_NAME = 100  # of a data set; file systems allow 255 bytes
 
 
 def _checked_task(name: str) -> str:
@@ -26,8 +26,8 @@ TaskName = Annotated[str, Field(pattern=TASK_PATTERN), AfterValidator(_checked_t
 
 
 class DriftSettings(Settings):
-    """How far a window may differ from the mean of earlier windows before ingest stops; null: any
-    distance. Differences that chance explains do not count.
+    """How far a window may differ from the mean of earlier windows before ingest stops; null: no
+    limit. Differences that chance explains do not count.
 
     Attributes:
         base_rate: factor by which the mean label may rise or fall.
@@ -49,7 +49,7 @@ class DataSettings(Settings):
     ``dense_half_life_windows`` later, and then clipped.
 
     Attributes:
-        dataset: name of a description (:class:`DatasetSettings`).
+        dataset: name of a data set's description (:class:`DatasetSettings`).
         root: folder that the relative paths of real logs start from.
         window_hours: length of a window; at least a minute.
         max_windows: how many windows to read; null: all.
@@ -59,7 +59,7 @@ class DataSettings(Settings):
         runner: what runs the tasks that read a table.
         parallel_tasks: how many of them run at once; 1: a table is read in the process of ingest.
         quarantine_limit: ingest stops if more than this share of the rows is bad.
-        drift: how far windows may differ.
+        drift: how far windows may differ from each other.
         dense_half_life_windows: after this many windows a window counts half; null: not
             standardised.
         dense_clip: largest standardised value, in deviations.
@@ -206,8 +206,8 @@ class TimeSettings(MomentSettings):
         zone: time zone of times without an offset, such as Europe/Paris; null: UTC.
         earliest: earlier rows are bad.
         latest: rows from this time on are bad.
-        label_delay_s: how long after its event a row's label is known, if ``label_time`` does not
-            say.
+        label_delay_s: seconds after its event at which a row's label is known, if ``label_time`` is
+            not given.
     """
 
     label_delay_s: Annotated[float, Field(ge=0)] = 0.0
@@ -356,7 +356,7 @@ class EncodingSettings(Settings):
     @model_validator(mode="after")
     def _hashes_count_nothing(self) -> "EncodingSettings":
         if self.kind == "hash" and "min_count" in self.model_fields_set:
-            raise ValueError("min_count needs kind: vocabulary; hashes count nothing")
+            raise ValueError("min_count needs kind: vocabulary; hashes do not count")
         return self
 
 
@@ -365,7 +365,7 @@ class CategoricalColumnSettings(Settings):
 
     Attributes:
         column: the log's column.
-        name: name of the feature; default: that of the column.
+        name: name of the feature; default: the column's.
         table_rows: rows of the table, above 1, or auto: for a vocabulary, as many values as can be
             frequent; for hashes, 5 rows per distinct value of the entire log, so that about one
             value in ten shares its row (and up to 10,000 rows if there are few values). The size of
@@ -421,7 +421,7 @@ class CrossSettings(Settings):
 
     @property
     def separator(self) -> None:
-        """Nothing is split."""
+        """There is no separator: values are never split."""
         return None
 
 
@@ -493,9 +493,9 @@ class JoinSettings(Settings):
         prefix: put before the names of the joined columns.
         matched: name of a new column that says whether the key was found; it is the label if the
             side table lists conversions.
-        time: column since when a row of the side table holds; a row of the log gets the newest one
-            not after its event. null: each key may have only one row, and you must judge whether it
-            knows the future.
+        time: column with the time from which a row of the side table is valid; a row of the log
+            gets the newest one not after its event. null: each key may have only one row, and you
+            must judge whether it knows the future.
     """
 
     files: Annotated[list[str], Field(min_length=1)]
@@ -614,7 +614,7 @@ class TableSettings(Settings):
             )
         needs_times = self.label_time is not None or any(one.time is not None for one in self.joins)
         if self.row_clock is not None and needs_times:
-            raise ValueError("label_time and joins with time need time; row_clock knows no hours")
+            raise ValueError("label_time and joins with time need time; row_clock has no hours")
         if self.attribution_window_s is not None and (self.label is None or not self.label_time):
             raise ValueError(
                 "attribution_window_s needs label and label_time, the time of positives"
@@ -632,7 +632,7 @@ class TableSettings(Settings):
         if sum(given) != 1:
             raise ValueError("give exactly one of label, explode and sample_negatives")
         if not self.categorical and self.history is None:
-            raise ValueError("categorical: give at least one column; models look up at least one")
+            raise ValueError("categorical: give at least one column; models need at least one")
         if self.negative_rate is not None and (self.labels or self.sample_negatives is not None):
             raise ValueError(
                 "negative_rate is for a log with one task and its own negatives; leave out labels "

@@ -1,4 +1,4 @@
-"""Dense features in units of their own past: less its mean, over its deviation, clipped."""
+"""Standardise dense features by their past: subtract its mean, divide by its deviation, clip."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,8 @@ SMALLEST_DEVIATION = 1e-6
 
 @dataclass(frozen=True)
 class Moments:
-    """Of each dense feature in one window: known values, their mean and their variance."""
+    """Per dense feature in one window: the number of known values, their mean and their
+    variance."""
 
     count: list[int]
     mean: list[float]
@@ -20,7 +21,7 @@ class Moments:
 
     @classmethod
     def of(cls, values: NDArray[np.floating]) -> "Moments":
-        """Of ``values`` [N, D]; NaN is a missing value."""
+        """The moments of ``values`` [N, D]; NaN is a missing value."""
         count: list[int] = []
         means: list[float] = []
         variances: list[float] = []
@@ -33,7 +34,7 @@ class Moments:
         return cls(count, means, variances)
 
     def plus(self, other: "Moments", weight: float = 1.0) -> "Moments":
-        """Of both together, each value of these counted ``weight`` times."""
+        """The moments of both together, with each value of ``self`` counted ``weight`` times."""
         own = weight * np.array(self.count, dtype=np.float64)
         more = np.array(other.count, dtype=np.float64)
         total = np.maximum(own + more, 1e-300)
@@ -45,13 +46,13 @@ class Moments:
 
 
 def _sum(values: NDArray[np.float64]) -> float:
-    """One after the other, so that it does not depend on how numpy splits a sum."""
+    """A sequential sum, which does not depend on how numpy splits a sum."""
     return float(np.cumsum(values)[-1]) if len(values) else 0.0
 
 
 @dataclass(frozen=True)
 class Standard:
-    """What dense features are standardised with: (value - mean) / deviation, within ``clip``."""
+    """A standardisation of dense features: (value - mean) / deviation, limited to ``clip``."""
 
     mean: list[float]
     deviation: list[float]
@@ -68,11 +69,11 @@ class Standard:
 
 
 def standards(windows: Sequence[Moments], half_life_windows: float, clip: float) -> list[Standard]:
-    """What each of ``windows`` is standardised with, and what comes after the last one.
+    """The standardisation for each of ``windows``, and then the one after the last.
 
-    Only windows before it count, each half as much as the one ``half_life_windows`` after it. The
-    first window, which has none before it, is standardised by itself, as models start at its base
-    rate; no result is judged on it.
+    Only earlier windows count, each half as much as the one ``half_life_windows`` later. The first
+    window is standardised by itself, just as models start at its base rate; no result is judged on
+    it.
     """
     found: list[Standard] = []
     past: Moments | None = None
@@ -85,6 +86,6 @@ def standards(windows: Sequence[Moments], half_life_windows: float, clip: float)
 
 def _standard(moments: Moments, clip: float) -> Standard:
     deviation = np.sqrt(np.array(moments.variance))
-    # A constant feature says nothing: it stays at 0 until it moves.
+    # A constant feature carries no information: it stays at 0 until it changes.
     usable = np.where(deviation > SMALLEST_DEVIATION, deviation, 1.0)
     return Standard(list(moments.mean), usable.tolist(), clip)

@@ -4,13 +4,13 @@ Users, ads and pages have power-law popularity and live for a part of the stream
 
     intercept(domain) + main effects + interactions + effects of dense values + effects by domain,
 
-where interactions are products of latent vectors: of all features, stronger inside a planted group
-than across groups, and of attributes (features of few values, such as a segment, a category, a
-placement) across groups, which a model can learn from few rows. All effects but the last are shared
-over the domains. The effects drift. Conversions, if they are asked for, change nothing else of the
-stream. With ``history`` the user's past clicks add one more, which does not drift and which the
-domains' base rates leave out: see :mod:`recsys.data.click_history`. Chunks are made one at a time,
-so memory does not grow with the number of rows.
+where interactions are products of latent vectors. All features interact, more strongly inside a
+planted group than across groups. Attributes (features with few values, such as a segment, a
+category or a placement) also interact across groups, which a model can learn from few rows. All
+effects but the last are the same in all domains. The effects drift. Conversions, if enabled, change
+nothing else in the stream. With ``history``, the user's past clicks add one more effect, which does
+not drift and which the domains' base rates do not include: see :mod:`recsys.data.click_history`.
+Chunks are made one at a time, so memory does not grow with the number of rows.
 """
 
 from collections.abc import Iterator
@@ -40,19 +40,19 @@ from recsys.units import MS_PER_HOUR
 
 HOURS_PER_DAY = 24
 CALIBRATION_ROWS = 50_000
-# Raw value = sinh(tail * z): the larger, the heavier
+# Raw value = sinh(tail * z): the larger, the heavier the tail
 DENSE_TAILS = [0.5, 0.5, 1.0, 1.0, 1.5, 1.5, 2.0, 2.5]
 # Keys of random streams
 EFFECTS, ENTITIES, CALIBRATION, ROWS, TASTES, CONVERSION_EFFECTS, CONVERSION_ROWS, ATTRIBUTES = (
     range(8)
 )
-ATTRIBUTE_VALUES = 40  # a feature of at most so many is an attribute
+ATTRIBUTE_VALUES = 40  # a feature with at most this many is an attribute
 
 
 @dataclass(frozen=True)
 class _Feature:
-    """``entity`` features live and die; others follow their group's entity in a share ``sticky`` of
-    the rows."""
+    """``entity`` features have a limited lifetime; others follow their group's entity in a share
+    ``sticky`` of the rows."""
 
     group: str
     size: int
@@ -98,7 +98,7 @@ class SyntheticStream:
         self.features = _features(settings)
         self.window_ms = round(window_hours * MS_PER_HOUR)
         self.start_ms = milliseconds(settings.start, "synthetic.start")
-        self.examples: pl.DataFrame | None = None  # raw rows, once there are chunks
+        self.examples: pl.DataFrame | None = None  # raw rows, set once chunks were drawn
         self._draw_effects()
         self._draw_entities()
 
@@ -179,7 +179,7 @@ class SyntheticStream:
         self, random: np.random.Generator, window: int, event_time: np.ndarray
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
         """Ids by feature [N] int64, domain [N] int64, and standard normal dense values [N, 8], NaN
-        if missing."""
+        where missing."""
         count = len(event_time)
         shares = np.array([domain.share for domain in self.settings.domains])
         domain = np.searchsorted(np.cumsum(shares)[:-1], random.random(count), side="right")
@@ -206,13 +206,13 @@ class SyntheticStream:
         birth, death = self._lives[name]
         now = window / self.settings.windows
         alive = (birth <= now) & (now < death)
-        alive[0] = True  # someone is always there
+        alive[0] = True  # at least one is always active
         return weights * alive
 
     def _logit(
         self, window: int, ids: dict[str, np.ndarray], domain: np.ndarray, dense: np.ndarray
     ) -> np.ndarray:
-        """[N] float64, without the domain's intercept."""
+        """The logit [N] float64, without the domain's intercept."""
         settings = self.settings
         count, names = len(domain), list(self.features)
         turned = settings.drift * window / settings.windows
@@ -251,8 +251,8 @@ class SyntheticStream:
         )
 
     def _attribute_effect(self, ids: dict[str, np.ndarray], keep: float, turn: float) -> np.ndarray:
-        """[N] float64: products of attributes of different groups, of unit variance if their values
-        are independent and equally frequent."""
+        """[N] float64: products of attributes from different groups, with unit variance if their
+        values are independent and equally frequent."""
         stable, turning = self._attribute_latent
         sums: list[np.ndarray] = []  # [N, D], by group
         pairs, before = 0, 0
@@ -271,8 +271,8 @@ class SyntheticStream:
 
     @cached_property
     def intercepts(self) -> np.ndarray:
-        """[domains] float64: where each domain's mean probability over the stream is its base
-        rate."""
+        """[domains] float64: intercepts that make each domain's mean probability over the stream
+        its base rate."""
         _, domains, logits = zip(*self._calibration_rows(), strict=True)
         logit, domain = np.concatenate(logits), np.concatenate(domains)
         return np.array(
@@ -297,8 +297,8 @@ class SyntheticStream:
         )
 
     def _calibration_rows(self) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]]:
-        """Ids by feature, domain and logit [N] of rows of each window that are not of the
-        stream."""
+        """Ids by feature, domain and logit [N] of extra rows in each window that are not part of
+        the stream."""
         per_window = -(-CALIBRATION_ROWS // self.settings.windows)
         for window in range(self.settings.windows):
             random = self._random(CALIBRATION, window)
@@ -328,7 +328,7 @@ class SyntheticStream:
         self._by_domain = {n: random.standard_normal((domains, size)) for n, size in sizes.items()}
         dense = random.standard_normal(len(DENSE_TAILS))
         self._dense = dense / np.linalg.norm(dense)
-        # A stream of its own: the draws above stay what they were before there were attributes
+        # A separate random stream, so the draws above are the same as before attributes existed
         random = self._random(ATTRIBUTES)
         attributes = {name: size for name, size in sizes.items() if size <= ATTRIBUTE_VALUES}
         self._attribute_latent = [
@@ -369,7 +369,7 @@ def synthetic_source(settings: SyntheticSettings, window_hours: float) -> Source
     groups = {name: feature.group for name, feature in stream.features.items()}
     if settings.history is not None:
         categorical.append(CategoricalFeature(HISTORY, settings.ads, "list"))
-        groups[HISTORY] = stream.features["ad_id"].group  # what it interacts with
+        groups[HISTORY] = stream.features["ad_id"].group  # the group it interacts with
     return Source(
         dense=stream.dense,
         categorical=categorical,
@@ -384,7 +384,7 @@ def synthetic_source(settings: SyntheticSettings, window_hours: float) -> Source
 
 
 def _encoder(stream: SyntheticStream, categorical: list[CategoricalFeature]) -> Encoder:
-    """What encodes raw rows as the chunks are."""
+    """An encoder for raw rows, equal to that of the chunks."""
     encoder = encoder_of_ids(
         stream.dense, categorical, [domain.name for domain in stream.settings.domains]
     )

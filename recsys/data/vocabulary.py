@@ -1,6 +1,6 @@
-"""A column's vocabulary: the values that were frequent enough in the past have a row of their own.
+"""A column's vocabulary: values that were frequent enough in the past have their own row.
 
-Row 0 is for missing values, row 1 for all others. A row once given is never changed.
+Row 0 is for missing values, row 1 for all others. A row's value never changes.
 """
 
 from collections import Counter
@@ -17,7 +17,7 @@ FIRST_ROW = 2
 
 @dataclass(frozen=True)
 class Step:
-    """Values that got rows at once, in the order of their rows.
+    """Values that got rows at the same time, in the order of their rows.
 
     ``known_from`` is the first window whose rows are encoded with them; None: rows after the last
     window.
@@ -39,8 +39,8 @@ class Vocabulary:
         return {value: FIRST_ROW + place for place, value in enumerate(values)}
 
     def rows_of(self, texts: Sequence[str], window: str | None = None) -> NDArray[np.int64]:
-        """Rows of canonical ``texts`` [N], int64, as they were known in ``window``; None: after the
-        last one."""
+        """Table rows [N] int64 of canonical ``texts``, as known in ``window``; None: after the last
+        one."""
         end = FIRST_ROW + sum(
             len(step.values)
             for step in self.steps
@@ -53,11 +53,11 @@ class Vocabulary:
 
 
 class VocabularyGrowth:
-    """Makes a vocabulary window by window.
+    """Builds a vocabulary window by window.
 
-    A value gets a row once it was met ``min_count`` times in windows before; values that get theirs
-    together are ordered by their counts, then by their texts. Holds the count of every value that
-    has no row yet, and none once all ``table_rows`` are given.
+    A value gets a row once it has occurred ``min_count`` times in earlier windows; values that get
+    rows together are ordered by count, then by text. Keeps the count of every value without a row,
+    and no counts once all ``table_rows`` are used.
     """
 
     def __init__(self, table_rows: int, min_count: int) -> None:
@@ -67,12 +67,13 @@ class VocabularyGrowth:
         self._counts: Counter[str] = Counter()
 
     def count(self, met: Mapping[str, int]) -> None:
-        """Add how often each canonical text was met."""
+        """Add the number of occurrences of each canonical text."""
         if self._free:
             self._counts.update({text: n for text, n in met.items() if text not in self._known})
 
     def grow(self, known_from: str | None) -> None:
-        """Give rows to the values that are frequent by now; they are known from this window on."""
+        """Give rows to the values that are frequent by now; they are known from the window
+        ``known_from`` on."""
         passed = [(-n, text) for text, n in self._counts.items() if n >= self._min_count]
         values = [text for _, text in sorted(passed)[: self._free]]
         if not values:

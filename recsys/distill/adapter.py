@@ -1,4 +1,4 @@
-"""The student adapter (ExFM, section 3.4, Algorithm 1): the teacher's score, brought up to the
+"""The student adapter (ExFM, section 3.4, Algorithm 1), which corrects the teacher's score to the
 present."""
 
 import math
@@ -24,7 +24,7 @@ from recsys.training.side_model import SideModel
 
 
 class ScoreNetwork(nn.Module):
-    """logit [B] -> logit [B]: the teacher's plus an MLP of it. It starts as the identity."""
+    """logit [B] -> logit [B]: the teacher's logit plus an MLP of it. It starts as the identity."""
 
     def __init__(self, hidden: list[int], seed: int) -> None:
         super().__init__()
@@ -41,24 +41,24 @@ class ScoreNetwork(nn.Module):
 
 
 class StudentAdapter(SideModel):
-    """A :class:`ScoreNetwork` per task that learns the task's hard label on the examples that have
-    it and a score.
+    """A :class:`ScoreNetwork` per task, trained on the task's hard label where an example has the
+    label and a score.
 
-    Called with scores it gives its prediction without a gradient, so the student's loss does not
-    reach it. It learns by Adam of its own; its gradient is the mean over the ranks' global batch
-    and each task's is clipped like the dense part's, by a norm of its own: no task's adapter
-    depends on the others.
+    Calling it with scores returns predictions without a gradient, so the student's loss does not
+    reach it. It has its own Adam optimiser. Its gradient is the mean over the global batch, and
+    each task's is clipped like the dense part's by its own norm, so no task's adapter depends on
+    the others.
 
     Args:
-        settings: size, learning rate and when it learns.
-        train: precision of the gradients between ranks, clipping, what to do with non-finite ones,
+        settings: size, learning rate and when it is updated.
+        train: gradient precision between ranks, clipping, treatment of non-finite gradients,
             device.
-        seed: of its weights.
+        seed: seed of its weights.
         world_size: ranks that train it together.
-        further_tasks: those beside the student's main one.
+        further_tasks: the student's tasks besides the main one.
 
     Attributes:
-        networks: by task, SERVING being the main one; all start the same.
+        networks: networks by task, with SERVING for the main one; all start the same.
     """
 
     def __init__(
@@ -78,18 +78,18 @@ class StudentAdapter(SideModel):
         self._before: list[Tensor] = []
         self._batch: Batch | None = None
         self._step = 0
-        self._unread: deque[tuple[int, Late]] = deque()  # steps, their largest gradients
+        self._unread: deque[tuple[int, Late]] = deque()  # steps and their largest gradients
 
     @torch.no_grad()
     def __call__(self, score: Tensor, task: str = SERVING) -> Tensor:
-        """The adapted logits [B] of the teacher's [B] for ``task``, without a gradient."""
+        """The adapted logits [B] for the teacher's logits [B] and ``task``, without a gradient."""
         return self.networks[task](score)
 
     def begin(self, batch: Batch, step: int) -> None:
-        """Learn from ``batch`` if that is to be before the student does.
+        """Train on ``batch`` if the adapter is updated before the student.
 
         Raises:
-            NonFiniteGradientError: its gradient is NaN or infinite and no batch may be left out.
+            NonFiniteGradientError: its gradient is NaN or infinite, and batches may not be skipped.
         """
         self._batch, self._step = batch, step
         if self._settings.adapter.update == "before":
@@ -97,8 +97,8 @@ class StudentAdapter(SideModel):
             self._learn(batch)
 
     def end(self, updated: bool) -> None:
-        """Learn from the batch if that is to be after the student has; undo it where the student
-        left it out.
+        """Train on the batch if the adapter is updated after the student; undo an update if the
+        student skipped the batch.
 
         Raises:
             NonFiniteGradientError: see :meth:`begin`.
@@ -114,7 +114,7 @@ class StudentAdapter(SideModel):
         self._before, self._batch = [], None
 
     def settle(self) -> None:
-        """Look at the gradients of the steps that were not looked at yet.
+        """Check the gradients of steps that were not checked yet.
 
         Raises:
             NonFiniteGradientError: see :meth:`begin`.
@@ -123,7 +123,7 @@ class StudentAdapter(SideModel):
             self._check(*self._unread.popleft())
 
     def state(self) -> dict[str, Any]:
-        """Weights and optimiser state, live."""
+        """Weights and optimiser state, not copied."""
         side = {}
         for task, network in self.networks.items():
             optimizer = {name: self._optimizer.state[p] for name, p in network.named_parameters()}
@@ -158,7 +158,7 @@ class StudentAdapter(SideModel):
             raise NonFiniteGradientError(step, ["the student adapter"])
 
     def _loss(self, network: ScoreNetwork, batch: Batch) -> Tensor:
-        """This rank's part of the mean loss, a scalar; only rows with a usable score and a label
+        """This rank's share of the mean loss, a scalar; only rows with a usable score and a label
         count."""
         usable = is_usable(batch, self._settings)
         logit = network(torch.where(usable, batch.score.detach(), 0.0))  # [B]
@@ -172,8 +172,8 @@ class StudentAdapter(SideModel):
 
 
 def _filled(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """``optimizer`` with the state of before its first step, so that a checkpoint can be read into
-    it."""
+    """``optimizer`` with the state that it has before its first step, so that a checkpoint can be
+    loaded into it."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)

@@ -45,8 +45,8 @@ class ExternalSettings(Settings):
 
 
 def of_baseline(name: str, root: str) -> ExternalSettings:
-    """The scores of a baseline that learns from all domains' rows (recsys.baselines) and whose
-    folder is under ``root``."""
+    """The scores of a baseline trained on all domains' rows (recsys.baselines), whose folder is
+    under ``root``."""
     return ExternalSettings(
         root=root,
         files=[f"{name}/all/predictions"],
@@ -68,7 +68,7 @@ class StackSettings(Settings):
         half_life_windows: data this old count half for the weights.
         prior_strength: pulls the weights towards equal ones: half of it times the squared distance
             is added to the summed log loss.
-        max_rows: the newest rows per domain that are used.
+        max_rows: rows per domain that are used, the newest ones.
     """
 
     members: list[Member] = Field(default=["own", "logistic", "trees"], min_length=1)
@@ -99,10 +99,10 @@ class AugmentSettings(Settings):
             snapshot's high-water mark; null: every example gets one.
         wait_hours: how long after its event, in stream time, an example waits for its score; then
             students train on its label alone. null: without limit.
-        segment_rows: examples per file of the log; limits memory and what a kill can cost.
-        staleness_bins_hours: borders of the report's histogram.
+        segment_rows: examples per file of the log; limits memory and the work lost in a kill.
+        staleness_bins_hours: bin edges of the report's histogram.
         runner: what runs the shares of the windows.
-        parallel_tasks: shares of the windows scored at once, each in its own processes.
+        parallel_tasks: shares of the windows scored in parallel, each in its own processes.
     """
 
     teacher: Literal["own", "external", "mean", "stacked"] = "stacked"

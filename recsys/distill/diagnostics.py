@@ -1,4 +1,4 @@
-"""How distillation acts on a student, window by window: its gradient beside the label's, clipping,
+"""How distillation affects a student, window by window: its gradient against the label's, clipping,
 calibration."""
 
 from typing import Any
@@ -14,25 +14,26 @@ from recsys.sharding.communication import mean_over_ranks
 from recsys.training import ranks
 from recsys.training.engine import Engine
 
-# Of a ranker's parameters
+# Prefixes of a ranker's parameters
 TABLES_PREFIX, HEAD_PREFIXES = ("embeddings.", ("output.", "further_output."))
 
 
 class DistillationDiagnostics:
-    """How the two losses of a distilled student act on it, window by window.
+    """How a distilled student's two losses affect it, window by window.
 
-    ``missing_scores`` and ``clip_rate`` of all examples of a window, and on its middle batch, after
-    training:
+    ``missing_scores`` and ``clip_rate`` over all examples of a window; and on its middle batch,
+    after training:
 
     - ``gradient_ratio``: norm of the distillation loss's gradient in the backbone over the serving
         loss's;
-    - ``gradient_cosine``: between the two. The backbone is the dense part below the heads and the
-        pooled embeddings;
+    - ``gradient_cosine``: cosine between the two. The backbone is the dense part below the heads,
+      and the pooled embeddings;
     - ``serving_calibration``, ``distillation_calibration``: mean prediction over mean target of
         each head.
 
-    Scores, clipping and calibration are of the main task, gradients of all. It costs one forward
-    and two backward passes per window, which update nothing, and one more read of its labels.
+    Scores, clipping and calibration cover the main task, gradients all tasks. The diagnostics cost
+    one forward and two backward passes per window, which update nothing, and one more read of its
+    labels.
     """
 
     def __init__(self, loss: DistillationLoss) -> None:
@@ -50,7 +51,7 @@ class DistillationDiagnostics:
     def summary(
         self, engine: Engine, counts: dict[str, float], probe: Batch | None
     ) -> dict[str, Any]:
-        """The window's diagnostics; None where one is not defined."""
+        """The window's diagnostics; None for those that are undefined."""
         found: dict[str, Any] = {}
         if self._loss.settings.reads_scores:
             found["missing_scores"] = _ratio(
@@ -94,14 +95,14 @@ class DistillationDiagnostics:
 def _gradient_products(
     serving: Tensor, distillation: Tensor, model: DistilledRanker, embeddings: Tensor
 ) -> tuple[float, float, float]:
-    """Dot products of the two losses' gradients in the backbone: own, both, other; the losses are
-    sums over ranks."""
+    """Dot products of the two losses' gradients in the backbone: serving with itself, with each
+    other, distillation with itself; losses are sums over ranks."""
     dense = [
         parameter
         for name, parameter in model.ranker.named_parameters()
         if not name.startswith((TABLES_PREFIX, *HEAD_PREFIXES))
     ]
-    # Of each loss: the dense part's gradient over all ranks, this rank's examples' own
+    # Per loss: the dense part's gradient over all ranks, and this rank's own for its examples
     flat, rows = ([], [])
     for loss in (serving, distillation):
         *parameters, pooled = torch.autograd.grad(

@@ -83,17 +83,17 @@ class DistillationSettings(Settings):
 
     @property
     def way(self) -> Mode:
-        """What ``mode`` names."""
+        """The mode's definition."""
         return MODES[self.mode]
 
     @property
     def is_plain(self) -> bool:
-        """Whether there is no teacher: the student is its ranker and nothing more."""
+        """Whether there is no teacher, so that the student is only its ranker."""
         return self.way.teacher is Teacher.NOBODY
 
     @property
     def reads_scores(self) -> bool:
-        """Whether it needs the teacher's scores."""
+        """Whether the mode needs the teacher's scores."""
         return self.way.teacher is Teacher.SCORES
 
     @property
@@ -103,23 +103,23 @@ class DistillationSettings(Settings):
 
     @property
     def has_own_head(self) -> bool:
-        """Whether a head beside the serving head learns the soft label."""
+        """Whether a separate head learns the soft label."""
         return self.way.head is SoftHead.OWN
 
     @property
     def has_adapted_head(self) -> bool:
-        """Whether a further head learns the adapter's prediction."""
+        """Whether another head learns the adapter's prediction."""
         return self.way.adapts and self.adapter.kind == "extra_head"
 
     @property
     def target_is_adapted(self) -> bool:
-        """Whether the soft label is the adapter's prediction in place of the teacher's."""
+        """Whether the soft label is the adapter's prediction instead of the teacher's."""
         return self.way.adapts and self.adapter.kind == "replace"
 
 
 def overlaid(base: S, *changes: S | None) -> S:
-    """``base`` with every key that ``changes`` set, the last one winning; nested settings key by
-    key. It counts as loaded from where ``base`` was."""
+    """``base`` with every key that ``changes`` set, where the last one wins; nested settings are
+    merged key by key. The result counts as loaded from where ``base`` was."""
     values = base.model_dump(exclude_unset=True)
     for change in changes:
         if change is not None:

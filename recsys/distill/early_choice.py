@@ -1,4 +1,4 @@
-"""What early windows say of several ways to train: the one with the lowest NE is taken."""
+"""Choose between several ways to train: the lowest NE on early windows wins."""
 
 import math
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ class EarlyChoice(Generic[C]):
     """The choice of the lowest NE.
 
     Attributes:
-        choice: the first of those that tie.
-        windows: names of the windows that were predicted for it.
-        ne: the mean NE over them by choice, each window weighted by its rows; None where no window
-            defines it.
+        choice: the winner; the first one in a tie.
+        windows: names of the windows that decided.
+        ne: the mean NE over these windows by choice, weighted by rows; None if no window defines
+            it.
     """
 
     choice: C
@@ -31,7 +31,7 @@ class EarlyChoice(Generic[C]):
         return f"{_named(self.choice)} (NE of {self.windows[0]} to {self.windows[-1]}: {shown})"
 
     def as_json(self) -> dict[str, Any]:
-        """What it was chosen by."""
+        """The choice and the numbers behind it, for JSON."""
         return {
             "windows": self.windows,
             "ne": {_named(choice): ne for choice, ne in self.ne.items()},
@@ -42,9 +42,9 @@ def lowest_ne(histories: Mapping[C, list[dict[str, Any]]]) -> EarlyChoice[C]:
     """The choice of the lowest NE.
 
     Args:
-        histories: the metrics of each window by choice, as
-            :func:`recsys.validation.progressive.predict_then_train` returns them. The first window
-            is left out: nothing was trained before it.
+        histories: per choice, the metrics of each window from
+            :func:`recsys.validation.progressive.predict_then_train`. The first window is ignored:
+            nothing was trained before it.
     """
     nes = {choice: _mean_ne(history[1:]) for choice, history in histories.items()}
     best = min(nes.items(), key=lambda one: math.inf if one[1] is None else one[1])[0]
@@ -52,8 +52,8 @@ def lowest_ne(histories: Mapping[C, list[dict[str, Any]]]) -> EarlyChoice[C]:
 
 
 def ne_by_other_windows(histories: Mapping[C, list[dict[str, Any]]]) -> list[float]:
-    """What choosing by :func:`lowest_ne` is worth: NE of each window after the first, of what the
-    windows beside it choose; NaN where it is not defined."""
+    """An honest NE of choosing by :func:`lowest_ne`: for each window after the first, the NE of
+    what the other windows choose; NaN where undefined."""
     found = []
     for window in range(1, len(next(iter(histories.values())))):
         others = {one: rows[:window] + rows[window + 1 :] for one, rows in histories.items()}

@@ -1,7 +1,7 @@
-"""Scores that something else has made, checked as a snapshot's are and written as a score log.
+"""Scores from another model, checked like a snapshot's and written as a score log.
 
-A file has one row per example: its example_id as data/windows has it, the score, and the time up
-to which the scorer knew labels when it made it.
+A file has one row per example: its example_id in data/windows, the score, and the time up to which
+the scorer knew labels when it made the score.
 """
 
 import shutil
@@ -27,25 +27,25 @@ from recsys.files import PARTIAL_SUFFIX, file_hash
 
 FORMATS = {".parquet": "parquet", ".csv": "csv", ".csv.gz": "csv", ".csv.zst": "csv"}
 CERTAIN = 1e-7  # a probability of 0 or 1 has no finite logit
-NAMED = 3  # ids that a message names
+NAMED = 3  # ids that a message lists
 LEARNT = "learnt_until"
 
 
 @dataclass(frozen=True)
 class ExternalReport:
-    """What was found in the files.
+    """Statistics of the files.
 
     Attributes:
-        files: how many were read.
-        rows: their rows.
-        scored: examples that have a score now, in the log.
+        files: number of files read.
+        rows: number of rows in them.
+        scored: examples that now have a score in the log.
         examples: all examples of the windows.
-        unknown: ids that are of no example; ``named`` are some of them.
+        unknown: ids that belong to no example; ``named`` lists some of them.
         not_finite: rows whose score is missing, NaN or infinite.
-        unlearnt: scores of the first window under ``window_start``, before which nothing was
-            learnt.
-        calibration: by window the mean probability over the mean label of the scored examples whose
-            label is known; None where none is positive.
+        unlearnt: scores of the first window with ``window_start``, before which nothing was trained
+            on.
+        calibration: per window, mean probability over mean label of the scored examples with a
+            known label; None if none is positive.
     """
 
     files: int
@@ -59,7 +59,7 @@ class ExternalReport:
     calibration: dict[str, float | None]
 
     def lines(self) -> list[str]:
-        """What a person should know of it, a line per fact."""
+        """Lines for the user, one per fact."""
         files = f"{self.files:,} file{'s' if self.files > 1 else ''}"
         found = [
             f"external scores: {self.rows:,} rows of {files}; {self.scored:,} of "
@@ -86,14 +86,14 @@ class ExternalReport:
 
 @dataclass(frozen=True)
 class GivenScores:
-    """Rows of all ``files``: example_id (ascending, distinct), logit (Float32, null: none),
-    learnt_until (ms; not with ``window_start``), file (its number) and row (from 1)."""
+    """Rows of all ``files``: example_id (ascending, distinct), logit (Float32; null: none),
+    learnt_until (ms; not with ``window_start``), file (index) and row (from 1)."""
 
     files: list[Path]
     table: pl.DataFrame
 
     def place(self, found: pl.DataFrame) -> str:
-        """Where the first of some rows is."""
+        """The file and row of the first of ``found``, for messages."""
         file, row = found.sort("file", "row").select("file", "row").row(0)
         return f"{self.files[file]}: row {row}"
 
@@ -107,18 +107,18 @@ def log_external_scores(
 ) -> ExternalReport:
     """Write the scores of ``settings.external`` as a new score log ``log_dir``.
 
-    Holds all rows of the files in memory (about 30 bytes each) and the examples of one window. A
-    probability of 0 or 1 is taken as 1e-7 away from it.
+    Keeps all rows of the files in memory (about 30 bytes each) and the examples of one window.
+    Probabilities of 0 and 1 are moved by 1e-7.
 
     Args:
-        own: the project's own scores; where an example has one too, its logit is the mean of
-            both, and the later of the two scorers' times holds.
-        project_dir: that ``external.root`` is relative to.
+        own: the project's own scores; an example that also has one of these gets the mean of both
+            logits and the later of the two scorers' times.
+        project_dir: the folder to which ``external.root`` is relative.
 
     Raises:
-        InputError: a file or column is missing, an example is there twice, no id is one of the
-            data, or numbers are not what the settings say.
-        LookAheadError: a scorer had learnt until after its example's time.
+        InputError: a file or column is missing, an example occurs twice, no id is in the data, or
+            numbers do not match the settings.
+        LookAheadError: a scorer knew labels from after its example's time.
     """
     schema = Schema.load(windows_dir)
     external = settings.external
@@ -174,7 +174,7 @@ def log_external_scores(
 
 @contextmanager
 def new_log(log_dir: Path, schema: Schema) -> Iterator[ScoreLog]:
-    """An empty score log, which takes the place of ``log_dir`` when the block ends well."""
+    """An empty score log, which replaces ``log_dir`` when the block succeeds."""
     partial = log_dir.with_name(f"{log_dir.name}{PARTIAL_SUFFIX}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -191,10 +191,10 @@ def log_window(
     settings: AugmentSettings,
     schema: Schema,
 ) -> int:
-    """Write the records of a window's examples, see :func:`_records`; how many they are.
+    """Write the records of a window's examples (see :func:`_records`) and return their number.
 
     Args:
-        own: the project's own scores, where they have a part in these.
+        own: the project's own scores, if these are combined with them.
     """
     scorer = _scorer(own, window, settings.teacher)
     records = _records(scored, scorer, log, settings)
@@ -211,21 +211,21 @@ def finish_log(
     own: ScoreLog | None,
     settings: AugmentSettings,
 ) -> None:
-    """Write log.json, with ``facts`` on where the scores are from, and the report."""
+    """Write log.json, with ``facts`` about the origin of the scores, and the report."""
     external = facts | {OWN: None if own is None else own.facts.snapshots}
     log.write_facts(LogFacts(milliseconds(settings.wait_hours), None, external))
     report_scores(windows_dir, log.folder, settings)
 
 
 def read_scores(settings: ExternalSettings, project_dir: Path) -> GivenScores:
-    """All scores that ``settings`` describe.
+    """All scores described by ``settings``.
 
     Raises:
-        InputError: a file or column is missing, an example is there twice, or numbers are not what
-            the settings say.
+        InputError: a file or column is missing, an example occurs twice, or numbers do not match
+            the settings.
     """
     root = project_dir / settings.root
-    # Of a folder its files of this kind; others in it, such as notes, are none
+    # Of a folder, only files of this kind; others, such as notes, are ignored
     patterns = [f"{name}/*.parquet" if (root / name).is_dir() else name for name in settings.files]
     files = resolve_files(patterns, root)
     tables = [
@@ -247,7 +247,7 @@ def read_scores(settings: ExternalSettings, project_dir: Path) -> GivenScores:
 
 
 def _read(path: Path, settings: ExternalSettings) -> pl.DataFrame:
-    """One file's rows, with ``score`` as it is there (Float64, null: none)."""
+    """One file's rows, with the unchanged ``score`` (Float64; null: none)."""
     kind = next((kind for end, kind in FORMATS.items() if path.name.endswith(end)), None)
     if kind is None:
         raise InputError(f"{path}: is neither Parquet nor CSV; it must end in {', '.join(FORMATS)}")
@@ -256,13 +256,15 @@ def _read(path: Path, settings: ExternalSettings) -> pl.DataFrame:
     columns += [settings.learnt_until] if has_marks else []
     (frame,) = read_tables([path], kind, columns, lambda _: False)
     read = [
-        _whole(frame[settings.key], path, "is no example_id, a whole number").alias("example_id"),
+        _whole(frame[settings.key], path, "is not an example_id, a whole number").alias(
+            "example_id"
+        ),
         _number(frame[settings.score], path).alias("score"),
     ]
     if has_marks:
         hint = (
-            "is no time in whole milliseconds since 1970; without one nobody knows what the scorer "
-            "had seen"
+            "is not a time in whole milliseconds since 1970, without which nobody knows what the "
+            "scorer had seen"
         )
         read.append(_whole(frame[settings.learnt_until], path, hint).alias(LEARNT))
     return pl.DataFrame(read).with_row_index("row", offset=1)
@@ -272,7 +274,7 @@ def _whole(column: pl.Series, path: Path, hint: str) -> pl.Series:
     """``column`` as Int64.
 
     Raises:
-        InputError: a value is missing or no whole number.
+        InputError: a value is missing or not a whole number.
     """
     if column.dtype.is_integer() or column.dtype == pl.Null:
         whole = column.cast(pl.Int64, strict=False)
@@ -283,7 +285,7 @@ def _whole(column: pl.Series, path: Path, hint: str) -> pl.Series:
             .to_series()
             .cast(pl.Int64, strict=False)
         )
-        # Large ids of a text are no floats
+        # Large ids in text must not go through floats
         is_text = column.dtype == pl.String
         whole = column.cast(pl.Int64, strict=False).fill_null(as_float) if is_text else as_float
     else:
@@ -301,15 +303,17 @@ def _number(column: pl.Series, path: Path) -> pl.Series:
         wrong = (number.is_null() & (column.str.strip_chars() != "")).arg_true()
         if len(wrong):
             row = int(wrong[0])
-            raise InputError(f"{path}: row {row + 1}: {column.name} {column[row]!r} is no number")
+            raise InputError(
+                f"{path}: row {row + 1}: {column.name} {column[row]!r} is not a number"
+            )
     return pl.select(pl.when(number.is_finite()).then(number)).to_series()
 
 
 def _logits(scores: GivenScores, settings: ExternalSettings) -> pl.DataFrame:
-    """The table with ``logit`` in the place of ``score``.
+    """The table with ``logit`` instead of ``score``.
 
     Raises:
-        InputError: the scores cannot be, or are hardly, of the scale that the settings say.
+        InputError: the scores cannot have, or are unlikely to have, the scale in the settings.
     """
     table, where = scores.table, settings.where("scale")
     is_probability = pl.col("score").is_between(0.0, 1.0)
@@ -317,8 +321,8 @@ def _logits(scores: GivenScores, settings: ExternalSettings) -> pl.DataFrame:
     if settings.scale == "probability":
         if outside.height:
             raise InputError(
-                f"{scores.place(outside)}: score {outside.sort('file', 'row')['score'][0]:g} is no "
-                f"probability; {where}: set logit if the scores are logits"
+                f"{scores.place(outside)}: score {outside.sort('file', 'row')['score'][0]:g} is "
+                f"not a probability; {where}: set logit if the scores are logits"
             )
         probability = pl.col("score").clip(CERTAIN, 1.0 - CERTAIN)
         logit = (probability / (1.0 - probability)).log()
@@ -335,7 +339,7 @@ def _logits(scores: GivenScores, settings: ExternalSettings) -> pl.DataFrame:
 
 
 def examples_of(windows_dir: Path, window: Window, columns: Sequence[str]) -> pl.DataFrame:
-    """Ids, times, domains and the further ``columns`` of a window's examples."""
+    """Ids, times, domains and further ``columns`` of a window's examples."""
     columns = ["example_id", "event_time", "label_time", "domain", *columns]
     parts = window_parts(windows_dir, window)
     return pl.concat([pl.read_parquet(part, columns=columns) for part in parts])
@@ -355,8 +359,8 @@ def with_scores(
     """``examples`` with ``logit`` and ``learnt_until``, null where there is no score.
 
     Raises:
-        LookAheadError: a scorer had learnt until after its example's time.
-        InputError: it had last learnt ten years before.
+        LookAheadError: a scorer knew labels from after its example's time.
+        InputError: the scorer's time is more than ten years before the example.
     """
     joined = examples.join(scores.table, on="example_id", how="left", maintain_order="left")
     if settings.learnt_until == WINDOW_START:
@@ -366,8 +370,8 @@ def with_scores(
     if ahead.height:
         example, event, mark = ahead.select("example_id", "event_time", LEARNT).row(0)
         raise LookAheadError(
-            f"{scores.place(ahead)}: example {example} of time {event} is scored by something that "
-            f"had learnt until {mark}, after it"
+            f"{scores.place(ahead)}: example {example} of time {event} is scored by a model that "
+            f"knew labels until {mark}, after it"
         )
     old = scored.filter(pl.col("event_time") - pl.col(LEARNT) > OLDEST_MS).sort("file", "row")
     if old.height:
@@ -389,11 +393,11 @@ def _calibration(joined: pl.DataFrame, label: str) -> float | None:
 def _records(
     scored: pl.DataFrame, scorer: str, log: ScoreLog, settings: AugmentSettings
 ) -> pl.DataFrame:
-    """Log records of examples with the columns ``log.logits``, and ``learnt_until``, which is null
-    where there is no score; with ``domain``.
+    """Log records of examples, from a frame with the columns ``log.logits``, ``domain`` and
+    ``learnt_until``, which is null where there is no score.
 
     Args:
-        scorer: a name for what made the scores.
+        scorer: name of the scorer.
     """
     records = scored.select(
         "example_id",
@@ -408,15 +412,15 @@ def _records(
 
 
 def _scorer(own: ScoreLog | None, window: Window, teacher: str) -> str:
-    """The snapshot whose logits have a part in the scores of ``window``; ``teacher`` where there is
+    """The snapshot whose logits contribute to the scores of ``window``; ``teacher`` if there is
     none."""
     facts = None if own is None else own.window(window.name)
     return teacher if facts is None or facts.snapshot is None else facts.snapshot
 
 
 def with_own(frame: pl.DataFrame, own: ScoreLog, window: Window) -> pl.DataFrame:
-    """``frame`` with the logits of the project's own teacher, null where an example has none, under
-    the names of ``own.logits``, and ``learnt_until`` no earlier than what that teacher had learnt.
+    """``frame`` with the logits of the project's own teacher in the columns ``own.logits``, null
+    where there is none, and with ``learnt_until`` at least that teacher's high-water mark.
     """
     table = own.join(frame, window)
     names = {name.replace("logit", "score", 1): name for name in own.logits}
@@ -428,8 +432,8 @@ def with_own(frame: pl.DataFrame, own: ScoreLog, window: Window) -> pl.DataFrame
 def _mean_with(
     joined: pl.DataFrame, window: Window, logit: str, log: ScoreLog, own: ScoreLog | None
 ) -> pl.DataFrame:
-    """``joined`` with the columns ``log.logits``: the external score, or its mean with the own
-    one."""
+    """``joined`` with the columns ``log.logits``: the external score, or its mean with the
+    teacher's."""
     mark = pl.when(pl.col("logit").is_not_null()).then(LEARNT)
     table = joined.with_columns(mark.alias(LEARNT)).rename({"logit": "external"})
     if own is None:

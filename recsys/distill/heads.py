@@ -18,13 +18,13 @@ DISTILLATION, ADAPTED, PEER = "distillation", "adapted", "peer"
 
 
 def output_of(head: str, task: str) -> str:
-    """The output of ``head`` (``distillation``, ``adapted``, ``peer``) for a task, SERVING being
-    the main one."""
+    """The name of the output of ``head`` (``distillation``, ``adapted``, ``peer``) for a task;
+    SERVING is the main one."""
     return head if task == SERVING else f"{head}_{task}"
 
 
 class SplitRanker(Protocol):
-    """A module of recsys.models whose representation and head can be called apart."""
+    """A ranker whose representation and head can be called separately."""
 
     representation_size: int
     further_tasks: list[str]
@@ -50,30 +50,31 @@ class SplitRanker(Protocol):
         ...
 
     def first_order(self, representation: Tensor, task: int) -> Tensor | float:
-        """[B, H] -> the part of a task's logit [B] that is its ids' own; 0 without one."""
+        """[B, H] -> the first-order part of a task's logit [B], from its ids alone; 0 if there is
+        none."""
         ...
 
     def heads(self, representation: Tensor) -> dict[str, Tensor]:
-        """[B, H] -> logits [B]: ``serving``, and each further task's under its name."""
+        """[B, H] -> logits [B] by name: ``serving``, and each further task under its own name."""
         ...
 
 
 class DistilledRanker(nn.Module):
-    """A ranker with what its mode of distillation adds; see :class:`DistillationSettings`.
+    """A ranker with the additions of its distillation mode; see :class:`DistillationSettings`.
 
-    With a head of its own the serving head sees the hard label only and the distillation head the
-    soft one only (ExFM, section 3.3); they share the backbone. The gradient from the distillation
-    heads into the backbone is multiplied by ``gradient_scale``; their own parameters keep theirs.
-    Each of the ranker's tasks has what the mode adds for itself.
+    With a separate distillation head, the serving head learns only the hard label and the
+    distillation head only the soft one (ExFM, section 3.3); they share the backbone. The gradient
+    from the distillation heads into the backbone is multiplied by ``gradient_scale``; gradients of
+    their own parameters are unchanged. Each of the ranker's tasks gets its own additions.
 
     Args:
-        ranker: initialised; the same one trains the plain arm.
-        settings: mode, layers of the heads, and the scales.
-        seed: of the heads' weights.
-        base_rate: of the labels; a head starts at α times it, or its first steps, all one way,
-            would shake the backbone and use up the tables' AdaGrad.
-        further_base_rates: those of the ranker's further tasks.
-        peer: the larger ranker of co-distillation, of the same tasks.
+        ranker: an initialised ranker; the same one trains the plain arm.
+        settings: mode, head layers, and scales.
+        seed: seed of the heads' weights.
+        base_rate: mean label. A head starts at α times this rate; otherwise its first steps, all in
+            one direction, would disturb the backbone and use up the tables' AdaGrad.
+        further_base_rates: mean labels of the ranker's further tasks.
+        peer: the larger ranker for co-distillation, with the same tasks.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class DistilledRanker(nn.Module):
             self.affine = _identity()
             self.further_heads.extend(_identity() for _ in further_base_rates)
         if settings.has_adapted_head:
-            own_seed = seed + len(rates)  # not the other heads' weights
+            own_seed = seed + len(rates)  # different from the other heads'
             self.adapter_head, *further = _seeded_heads(
                 size, layers, own_seed, rates, settings.adapter.label_scale
             )
@@ -110,23 +111,23 @@ class DistilledRanker(nn.Module):
         self.peer = peer
 
     def forward(self, dense: Tensor, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
-        """Logits [B] by head: ``serving``, ``distillation``, ``adapted``, and in training ``peer``;
-        dense is [B, W].
+        """Logits [B] by head: ``serving``, ``distillation``, ``adapted`` and, in training,
+        ``peer``; dense is [B, W].
 
-        A further task's have its name: ``<task>``, ``distillation_<task>`` and so on.
+        Outputs of a further task contain its name: ``<task>``, ``distillation_<task>`` and so on.
         """
         outputs = self.heads(self.ranker.represent(dense, sparse))
         return outputs | self.of_peer(dense, sparse) if self.training else outputs
 
     def of_peer(self, dense: Tensor, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
-        """The peer's logits [B]: ``peer``, ``peer_<task>``; nothing without one."""
+        """The peer's logits [B]: ``peer``, ``peer_<task>``; empty without a peer."""
         if self.peer is None:
             return {}
         logits = self.peer.heads(self.peer.represent(dense, sparse))
         return {output_of(PEER, task): logit for task, logit in logits.items()}
 
     def heads(self, representation: Tensor) -> dict[str, Tensor]:
-        """Logits [B] of the heads on a representation [B, H]."""
+        """Logits [B] of the heads for a representation [B, H]."""
         scaled = scale_gradient(representation, self.gradient_scale)  # [B, H]
         outputs = self.ranker.heads(representation)  # each [B]
         if self.distillation_head is not None:
@@ -140,7 +141,7 @@ class DistilledRanker(nn.Module):
         return outputs | self._further(outputs, scaled)
 
     def _further(self, outputs: dict[str, Tensor], scaled: Tensor) -> dict[str, Tensor]:
-        """What learns the soft labels of the further tasks."""
+        """The outputs that learn the soft labels of the further tasks."""
         tasks = self.ranker.further_tasks
         if not self.further_heads:
             return {output_of(DISTILLATION, task): outputs[task] for task in tasks}
@@ -150,19 +151,18 @@ class DistilledRanker(nn.Module):
                 found[output_of(DISTILLATION, task)] = self._head(head, scaled, place)
             else:
                 found[output_of(DISTILLATION, task)] = head(outputs[task].unsqueeze(-1)).squeeze(-1)
-        # None without an own head
+        # None without a separate head
         for place, head in enumerate(self.further_adapter_heads, start=1):
             found[output_of(ADAPTED, tasks[place - 1])] = self._head(head, scaled, place)
         return found
 
     def _head(self, head: nn.Module, representation: Tensor, task: int) -> Tensor:
-        """[B, H + T] -> logit [B]: what the head makes of it, on top of the task's first-order
-        logit."""
+        """[B, H + T] -> logit [B]: the head's output plus the task's first-order logit."""
         return head(representation).squeeze(-1) + self.ranker.first_order(representation, task)
 
 
 def scale_gradient(value: Tensor, scale: float) -> Tensor:
-    """``value`` unchanged; its gradient times ``scale``."""
+    """``value`` unchanged, with its gradient multiplied by ``scale``."""
     return _GradientScale.apply(value, scale)  # type: ignore[return-value]
 
 
@@ -180,8 +180,8 @@ class _GradientScale(torch.autograd.Function):
 def _seeded_heads(
     inputs: int, hidden: list[int], seed: int, rates: list[float], scale: float
 ) -> list[nn.Sequential]:
-    """A head per base rate, drawn from ``seed`` and those after it; each starts at ``scale`` times
-    its rate."""
+    """A head per base rate, initialised from ``seed`` and the seeds after it; each starts at
+    ``scale`` times its rate."""
     heads = [_seeded_head(inputs, hidden, seed + number) for number in range(len(rates))]
     for head, rate in zip(heads, rates, strict=True):
         nn.init.constant_(head[-1].bias, log_odds(scale * rate))  # type: ignore[arg-type]
@@ -189,7 +189,7 @@ def _seeded_heads(
 
 
 def _seeded_head(inputs: int, hidden: list[int], seed: int) -> nn.Sequential:
-    """An MLP inputs -> hidden -> 1 with ReLU, drawn from ``seed`` alone."""
+    """An MLP inputs -> hidden -> 1 with ReLU, initialised from ``seed`` only."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return nn.Sequential(
@@ -198,7 +198,7 @@ def _seeded_head(inputs: int, hidden: list[int], seed: int) -> nn.Sequential:
 
 
 def _identity() -> nn.Linear:
-    """Logit [B, 1] -> logit [B, 1]; the identity until it is trained."""
+    """Logit [B, 1] -> logit [B, 1], initialised as the identity."""
     layer = nn.Linear(1, 1)
     nn.init.ones_(layer.weight)
     nn.init.zeros_(layer.bias)

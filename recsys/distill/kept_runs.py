@@ -1,5 +1,5 @@
-"""What earlier launches have trained, kept by what decides it: a student whose own settings, data
-and code are as they were is not trained again."""
+"""Results of earlier launches, keyed by what decides them: a student whose own settings, data and
+code are unchanged is not trained again."""
 
 import shutil
 from collections.abc import Iterable, Mapping
@@ -11,20 +11,20 @@ from recsys.files import SUMS_FILE, check_sums, file_hash, folder_state, link_fi
 
 
 def content_of(folder: Path) -> Any:
-    """What tells the folder's contents from others: a stage's output holds its files' hashes."""
+    """What identifies the folder's contents: a stage's output contains its files' hashes."""
     sums = folder / SUMS_FILE
     return file_hash(sums) if sums.is_file() else folder_state(folder)
 
 
 def take(kept_dir: Path, key: str, root: Path) -> bool:
-    """Put what is kept under ``key`` in its places below ``root``, as links; whether it is there
-    and whole."""
+    """Link the files kept under ``key`` to their places below ``root``; returns whether they exist
+    and are complete."""
     kept = kept_dir / key
     if not (kept / SUMS_FILE).is_file():
         return False
     try:
         check_sums(kept, "")
-    except InputError:  # it is trained again
+    except InputError:  # then it is trained again
         return False
     for path in kept.rglob("*"):
         target = root / path.relative_to(kept)
@@ -35,18 +35,18 @@ def take(kept_dir: Path, key: str, root: Path) -> bool:
 
 
 def keep(kept_dir: Path, root: Path, paths: Mapping[str, Iterable[Path]]) -> None:
-    """Keep the files of ``paths``, by key, each at its place below ``root``, as links; what was
-    kept under other keys goes."""
+    """Keep links to the files of ``paths``, by key, each at its place below ``root``, and remove
+    what other keys hold."""
     kept_dir.mkdir(parents=True, exist_ok=True)
     for old in kept_dir.iterdir():
         if old.name not in paths:
             shutil.rmtree(old)
     for key, own in paths.items():
-        shutil.rmtree(kept_dir / key, ignore_errors=True)  # it may be damaged, or half written
+        shutil.rmtree(kept_dir / key, ignore_errors=True)  # it may be damaged or half-written
         for top in own:
             for path in [top] if top.is_file() else sorted(top.rglob("*")):
                 if path.is_file():
                     target = kept_dir / key / path.relative_to(root)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     link_file(str(path), str(target))
-        write_sums(kept_dir / key)  # last: without it the rest does not count
+        write_sums(kept_dir / key)  # last: without this the rest does not count

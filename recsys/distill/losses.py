@@ -1,5 +1,5 @@
-"""What a distilled student minimises: the hard label, and the soft label of a teacher, an adapter
-or a peer."""
+"""The loss of a distilled student: the hard label, and the soft label from a teacher, an adapter or
+a peer."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -17,21 +17,20 @@ from recsys.units import MS_PER_HOUR
 
 
 class ScoreMap(Protocol):
-    """Logits of a teacher to logits of the present, [B] to [B], without gradients."""
+    """Maps a teacher's logits [B] to present-day logits [B], without gradients."""
 
     def __call__(self, score: Tensor, task: str, /) -> Tensor:
-        """The mapped logits of ``task``, SERVING being the main one."""
+        """The mapped logits of ``task``; SERVING is the main one."""
         ...
 
 
 class DistillationLoss:
-    """Loss [B] of each example: BCE(serving, label) + w · BCE(distillation, min(α p, 1)).
+    """The loss [B] per example: BCE(serving, label) + w · BCE(distillation, min(α p, 1)).
 
-    p is the probability of the teacher, of ``adapter`` or of the peer. An example without a usable
-    score has no second term, one without a label no first. An extra head for the adapter, a hard
-    label for the distillation head and the peer's own loss are further terms. A further task adds
-    all terms of its own label and score, times its weight in ``task_weights`` (1 where it has
-    none).
+    p is the probability from the teacher, ``adapter`` or the peer. An example without a usable
+    score has no second term, one without a label no first term. An extra head for the adapter, a
+    hard label for the distillation head and the peer's own loss add terms. A further task adds all
+    these terms for its own label and score, times its weight in ``task_weights`` (default 1).
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class DistillationLoss:
         return label_loss(outputs, batch, self._weights)
 
     def distillation(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
-        """All that the other heads add to the loss, [B], weighted."""
+        """The other heads' weighted contributions to the loss [B]."""
         loss = self._of_one_task(outputs, batch, SERVING)
         for task in batch.further_labels:
             names = {head: output_of(head, task) for head in (DISTILLATION, ADAPTED, PEER)}
@@ -70,8 +69,8 @@ class DistillationLoss:
         return loss
 
     def _of_one_task(self, outputs: dict[str, Tensor], batch: Batch, task: str) -> Tensor:
-        """The distillation loss [B] of the main task of ``batch``, which is ``task`` in the
-        student's."""
+        """The distillation loss [B] of the main task of ``batch``, which is the student's
+        ``task``."""
         settings = self.settings
         trust = self.trust(batch)
         target = self.target(outputs, batch, task)
@@ -88,10 +87,10 @@ class DistillationLoss:
         return loss
 
     def target(self, outputs: dict[str, Tensor], batch: Batch, task: str = SERVING) -> Tensor:
-        """What the distillation head learns, [B] probabilities, without gradients; arbitrary where
+        """The distillation head's targets: [B] probabilities, without gradients; arbitrary where
         trust is 0.
 
-        ``outputs`` and ``batch`` have ``task`` as their main one.
+        ``outputs`` and ``batch`` have ``task`` as their main task.
         """
         scale = self.settings.label_scale
         if self.settings.has_peer:
@@ -99,7 +98,8 @@ class DistillationLoss:
         return self._probability(batch, scale, task if self.settings.target_is_adapted else None)
 
     def trust(self, batch: Batch) -> Tensor:
-        """Weight [B] in [0, 1] of each example's soft label: 0 where it is missing or too old."""
+        """The weight [B] in [0, 1] of each example's soft label: 0 where it is missing or too
+        old."""
         if self.settings.has_peer:
             return torch.ones_like(batch.label)
         usable = is_usable(batch, self.settings).float()
@@ -109,8 +109,8 @@ class DistillationLoss:
         return usable * torch.exp2(-batch.staleness_ms / (half_life * MS_PER_HOUR)).float()
 
     def _probability(self, batch: Batch, scale: float, adapted: str | None) -> Tensor:
-        """The scaled probability [B] of the scores, as the adapter of task ``adapted`` has them, if
-        any."""
+        """The scaled probability [B] from the scores, corrected by the adapter of task ``adapted``
+        if given."""
         score = torch.where(is_usable(batch, self.settings), batch.score.detach(), 0.0)
         if adapted is not None:
             assert self._adapter is not None, "a mode with an adapter needs one"
@@ -119,7 +119,7 @@ class DistillationLoss:
 
 
 def is_usable(batch: Batch, settings: DistillationSettings) -> Tensor:
-    """Whether each example has a finite score that is not too old: [B] bool."""
+    """[B] bool: whether each example has a finite score that is not too old."""
     usable = torch.isfinite(batch.score)
     if settings.max_staleness_hours is None:
         return usable

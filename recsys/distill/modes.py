@@ -1,7 +1,8 @@
-"""The ways a student learns from a teacher, by the name that settings give them.
+"""Distillation modes: the ways in which a student learns from a teacher, by name.
 
-What a mode adds to the ranker, what its soft label is and what it needs stand here; heads, loss,
-students and diagnostics ask, and test no name. A mode made of these parts is one more entry.
+A mode says what is added to the ranker, which soft label is used and what it needs. Heads, loss,
+students and diagnostics ask the mode instead of testing its name, so a new mode made of existing
+parts is just one more entry.
 """
 
 from dataclasses import dataclass
@@ -13,15 +14,15 @@ class SoftHead(Enum):
 
     SERVING = auto()  # the serving head itself
     MAP = auto()  # an affine map of the serving head's logit
-    OWN = auto()  # a head of its own beside the serving head
+    OWN = auto()  # a separate head beside the serving head
 
 
 class Teacher(Enum):
-    """Whose prediction the soft label is."""
+    """The source of the soft label."""
 
     NOBODY = auto()
-    SCORES = auto()  # those that the teacher's snapshots have logged
-    PEER = auto()  # a larger ranker's, trained with the student
+    SCORES = auto()  # logged by the teacher's snapshots
+    PEER = auto()  # from a larger ranker trained with the student
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class Mode:
     """A way to learn from a teacher.
 
     Attributes:
-        teacher: whose prediction the soft label is.
+        teacher: the source of the soft label.
         head: what learns it.
-        adapts: whether an adapter brings the scores up to the present.
+        adapts: whether an adapter corrects the scores to the present.
     """
 
     teacher: Teacher
@@ -50,7 +51,7 @@ MODES = {
 
 
 def known_mode(name: str) -> str:
-    """``name``, if it is one of MODES.
+    """Return ``name`` if it is in MODES.
 
     Raises:
         ValueError: otherwise.

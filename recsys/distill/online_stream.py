@@ -1,10 +1,10 @@
-"""The stream: windows taken as they come, through the functions of the batch stages, so that the
-bytes are theirs.
+"""The stream: new windows go through the functions of the batch stages as they come, and give the
+same bytes.
 
-A stream keeps in its work folder the windows it has taken (hard links and a schema that lists no
-other), the teacher's and each student's checkpoints, the score log and all results. The batch
-functions see only these windows and go on from their checkpoints; on a finished stream they have
-seen what the batch stages see.
+In its work folder a stream keeps the windows it has taken (hard links, and a schema that lists only
+these), the teacher's and students' checkpoints, the score log and all results. The batch functions
+see only these windows and resume from their checkpoints; at the end of the stream they have seen
+the same data as the batch stages.
 """
 
 import json
@@ -64,17 +64,18 @@ PARQUET = ".parquet"
 
 @dataclass(frozen=True)
 class StreamJob:
-    """What a stream takes, how it learns, and where it keeps what it knows.
+    """A stream's inputs, its settings, and its work folder.
 
     Attributes:
-        baselines: what scores beside the teacher where ``augment`` stacks them.
-        windows_dir: as ingest writes it; it may be replaced by one with more windows at any time
-            between two calls.
-        withdrawn: weights' hashes of snapshots that may not score.
-        finished: no window comes after the last one, so it is taken too; else it may still grow.
-        windows_at_once: the most that one call takes; None: all that are complete. The first call
-            takes the windows that the teacher's rate and students' rows are chosen on, and none
-            before they are there.
+        baselines: the baselines that also score, if ``augment`` stacks them.
+        windows_dir: folder written by ingest; between two calls it may be replaced by one with more
+            windows.
+        withdrawn: hashes of the weights of snapshots that may not score.
+        finished: whether the last window is complete, so that it is taken too; otherwise it may
+            still grow.
+        windows_at_once: the most windows that one call takes; None: all complete ones. The first
+            call waits for, and takes, the windows on which the teacher's rate and the students'
+            rows are chosen.
     """
 
     windows_dir: Path
@@ -92,8 +93,8 @@ class StreamJob:
 
 @dataclass(frozen=True)
 class Advance:
-    """What a call has done: the stream's name, the windows that all its models had been through
-    before, those that are new to some (all, where the students started over)."""
+    """The result of a call: the stream's name, the windows that all its models had processed
+    before, and those that are new to some of them (all, if the students started over)."""
 
     run: str
     before: list[str]
@@ -101,20 +102,20 @@ class Advance:
 
 
 def advance(job: StreamJob, output_dir: Path) -> Advance:
-    """Take the complete new windows through teacher, scoring and students; put all results in an
-    empty folder.
+    """Take the complete new windows through teacher, scoring and students, and write all results to
+    an empty folder.
 
-    For each new window in order the teacher predicts it, trains and publishes; then each is scored
-    by the newest snapshot allowed; then each student predicts and trains. Writes in ``output_dir``:
-    teacher/, scores/ and students/ with the files of :func:`train_teacher`, :func:`score_windows`
-    and :func:`train_students`, byte for byte those of these functions over the same windows. A call
-    after a killed one goes on where that was. With other settings, code or features the stream
-    starts over; after a withdrawal the students do.
+    First the teacher predicts each new window in order, trains on it and publishes. Then each
+    window is scored by the newest allowed snapshot, and then each student predicts and trains.
+    Writes teacher/, scores/ and students/ to ``output_dir``, with the files of
+    :func:`train_teacher`, :func:`score_windows` and :func:`train_students`, byte-identical to these
+    functions' output for the same windows. A call resumes where a killed one stopped. With other
+    settings, code or features the stream starts over; after a withdrawal, the students do.
 
     Raises:
-        InputError: another process is advancing the stream, a window that it has taken has changed,
-            a new one lies before the last one taken, there are no or damaged data, or the settings
-            do not suit a stream.
+        InputError: another process is advancing the stream, a processed window has changed, a new
+            window precedes the last processed one, data are missing or damaged, or the settings do
+            not suit a stream.
         LookAheadError: as :func:`score_windows`.
     """
     offered = Schema.load(job.windows_dir)
@@ -126,7 +127,8 @@ def advance(job: StreamJob, output_dir: Path) -> Advance:
         if windows:
             _advance_teacher(job, run, folder, len(windows))
             _score(job, folder)
-            before = _done(folder)[STUDENTS_DIR]  # after _score, which may start the students over
+            # After _score, which may make the students start over
+            before = _done(folder)[STUDENTS_DIR]
             _advance_students(job, run, folder, len(windows))
         _copy_results(folder / OUTPUT_DIR, output_dir)
     names = [window.name for window in windows]
@@ -137,8 +139,8 @@ def _check(job: StreamJob, schema: Schema) -> None:
     external = job.augment.teacher == "stacked" and "external" in job.augment.stack.members
     if job.augment.teacher not in ("own", "stacked") or external:
         raise InputError(
-            f"{job.augment.where('teacher')}: a stream's scores are made by what trains in it, not "
-            f"read from files; set own, or stacked without external"
+            f"{job.augment.where('teacher')}: a stream makes its own scores and does not read them "
+            f"from files; set own, or stacked without external"
         )
     missing = set(job.augment.baselines) - set(job.baselines.run)
     if missing:
@@ -157,7 +159,8 @@ def _check(job: StreamJob, schema: Schema) -> None:
 
 
 def _run_name(job: StreamJob, schema: Schema) -> str:
-    """A name for all that decides the results besides the windows and the withdrawn snapshots."""
+    """A name for everything that decides the results, except the windows and withdrawn
+    snapshots."""
     return fingerprint(
         teacher_code(__name__, job.teacher.model),
         load_partition(job.partition_file, job.teacher.model),
@@ -171,14 +174,14 @@ def _run_name(job: StreamJob, schema: Schema) -> str:
 
 
 def _take(job: StreamJob, offered: Schema, taken_dir: Path) -> list[Window]:
-    """Take the complete windows that are new; all windows taken so far.
+    """Take the new complete windows; returns all windows taken so far.
 
-    The first ones are taken together, as many as the teacher's rate and students' rows are chosen
-    on.
+    The first ones are taken together, as many as are needed to choose the teacher's rate and the
+    students' rows.
 
     Raises:
-        InputError: a taken one has changed, or a new one lies before the last one taken or is not
-            whole.
+        InputError: a processed window has changed, or a new one precedes the last processed one or
+            is incomplete.
     """
     taken = Schema.load(taken_dir).windows if (taken_dir / SCHEMA_FILE).is_file() else []
     known = {window.name: window for window in taken}
@@ -217,23 +220,22 @@ def _take(job: StreamJob, offered: Schema, taken_dir: Path) -> list[Window]:
 
 
 def _parts(windows_dir: Path, window: Window) -> dict[str, str] | None:
-    """SHA-256 by part as the window's manifest has it; None without a manifest."""
+    """SHA-256 by part from the window's manifest; None without a manifest."""
     path = windows_dir / window.name / MANIFEST_FILE
     return read_json(path)["parts"] if path.is_file() else None
 
 
 def _link_window(source: Path, window: Window, taken_dir: Path) -> None:
-    """Hard links to a window's files, whole or not at all, so that ingest may replace its folder
-    meanwhile."""
+    """Hard-link a window's files, all or none, so that ingest may replace its folder meanwhile."""
     partial, target = taken_dir / f"{window.name}{PARTIAL_SUFFIX}", taken_dir / window.name
     for left in (partial, target):
         shutil.rmtree(left, ignore_errors=True)
-    window_parts(source, window)  # whole and as written
+    window_parts(source, window)  # checks that it is complete and unchanged
     try:
         link_files(source / window.name, partial)
     except OSError as error:
         raise InputError(
-            f"{source / window.name}: cannot be taken ({error}); run the ingest stage again"
+            f"{source / window.name}: cannot be linked ({error}); run the ingest stage again"
         ) from error
     found = sum(
         pl.scan_parquet(part).select(pl.len()).collect().item()
@@ -248,8 +250,8 @@ def _link_window(source: Path, window: Window, taken_dir: Path) -> None:
 
 
 def _done(folder: Path) -> dict[str, int]:
-    """Windows that the teacher and all students have been through, and those that a student may
-    have begun."""
+    """How many windows the teacher and all students have processed, and how many a student may have
+    begun."""
     path = folder / DONE_FILE
     return read_json(path) if path.is_file() else {TEACHER_DIR: 0, STUDENTS_DIR: 0, BEGUN: 0}
 
@@ -272,8 +274,8 @@ def _advance_teacher(job: StreamJob, run: str, folder: Path, windows: int) -> No
 
 
 def _score(job: StreamJob, folder: Path) -> None:
-    """Score what is not scored, or no longer by the right snapshot; in the latter case students
-    start over."""
+    """Score windows that are not scored yet, or no longer by the right snapshot; in the latter case
+    the students start over."""
     scoring = ScoringJob(
         windows_dir=folder / WINDOWS_DIR,
         partition_file=job.partition_file,
@@ -286,7 +288,7 @@ def _score(job: StreamJob, folder: Path) -> None:
         withdrawn=job.withdrawn,
         growing=True,
     )
-    if scoring.settings.teacher == "stacked":  # what is stacked is a log of its own
+    if scoring.settings.teacher == "stacked":  # stacked scores are a separate log
         scoring = replace(scoring, log_dir=folder / SCORING_DIR / OWN_DIR)
     plans = plan_scoring(scoring)
     begun = Schema.load(folder / WINDOWS_DIR).windows[: _done(folder)[BEGUN]]
@@ -304,7 +306,8 @@ def _score(job: StreamJob, folder: Path) -> None:
 
 
 def _stack(job: StreamJob, folder: Path, scoring: ScoringJob) -> None:
-    """Write the scores of all windows taken so far again, from the teacher's and the baselines'."""
+    """Rewrite the stacked scores of all windows taken so far, from the teacher's and the
+    baselines'."""
     windows_dir, baselines_dir = folder / WINDOWS_DIR, folder / OUTPUT_DIR / BASELINES_DIR
     chosen = [name for name in job.baselines.run if name in job.augment.baselines]
     if chosen:
@@ -331,8 +334,8 @@ def _advance_students(job: StreamJob, run: str, folder: Path, windows: int) -> N
 def _training(
     job: StreamJob, settings: S, folder: Path, part: str, checkpoints: Checkpoints
 ) -> TrainingJob[S]:
-    """The stream's ``part`` as a job of its own, on the windows and scores that are taken; its
-    folders are made."""
+    """The stream's ``part`` as a separate job on the windows and scores taken so far; creates its
+    folders."""
     output, scores = folder / OUTPUT_DIR / part, folder / OUTPUT_DIR / SCORES_DIR
     for path in (output, checkpoints.folder):
         path.mkdir(exist_ok=True)
@@ -343,8 +346,8 @@ def _training(
 
 
 def _copy_results(source: Path, target: Path) -> None:
-    """Copy the results, large files that are never rewritten as links; no half-written one is among
-    them."""
+    """Copy the results, with links for large files that are never rewritten; half-written files are
+    left out."""
 
     def copy(path: str, to: str) -> None:
         is_final = (

@@ -1,4 +1,4 @@
-"""What early windows may choose of one student's arm."""
+"""The settings of a student's arm that early windows may choose."""
 
 from dataclasses import dataclass
 
@@ -9,11 +9,12 @@ CHOICES_FILE = "chosen.json"
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a student learns, as far as ``auto`` leaves it open.
+    """The part of a student's settings that ``auto`` leaves open.
 
     Attributes:
-        rows: that it learns from.
-        table_learning_rate: of its embedding tables; None: that of all training.
+        rows: the rows that it trains on.
+        table_learning_rate: learning rate of its embedding tables; None: the one in the training
+            settings.
     """
 
     rows: Rows

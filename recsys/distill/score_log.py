@@ -1,10 +1,10 @@
-"""The score log: append-only, one record an example, written whole or not at all and never changed.
+"""The score log: append-only, one record per example, written atomically and never changed.
 
-A folder holds ``log.json`` (what the whole log goes by) and, a window, a folder of segments and
-``window.json``, which says that the window is done and holds the segments' hashes: what is read is
-checked against them. A log made by hand may instead hold one ``<window>.parquet`` a window with the
-columns of :data:`SCORE_SCHEMA`; a record's staleness is computed, whatever it says.
-A record has one logit per task: ``logit`` for the data's main task, ``logit_<task>`` for others.
+Its folder contains ``log.json`` (facts about the whole log) and, per window, a folder with segments
+and ``window.json``, which marks the window as done and holds the segments' hashes, against which
+reads are checked. A hand-made log may instead have one ``<window>.parquet`` per window with the
+columns of :data:`SCORE_SCHEMA`; its staleness column is ignored and computed anew. A record has one
+logit per task: ``logit`` for the data's main task, ``logit_<task>`` for others.
 """
 
 import json
@@ -41,14 +41,15 @@ LOG_FILE = "log.json"
 WINDOW_FILE = "window.json"
 SEGMENT_PREFIX = "segment-"
 LOGIT = "logit"
-OWN = "own"  # of log.json's ``external``: the snapshots whose logits have a part in the scores
-PLACE = "place"  # column of a record's place among the examples that are wanted
+OWN = "own"  # in log.json's ``external``: the snapshots whose logits contribute to the scores
+PLACE = "place"  # column with a record's position among the wanted examples
 REMEDY = "towerflow augment"
-OLDEST_MS = 10 * 365 * 24 * MS_PER_HOUR  # a mark that lies further back is a time in seconds
-FEWEST_PROBABILITIES = 100  # so many logits of a file made by hand, all in [0, 1], are none
-ROW_GROUP = 131_072  # rows; a reader skips groups whose ids it does not want
-CONSTANT = ["snapshot", "high_water_mark"]  # columns that seldom change from record to record
-# And those that grow slowly
+OLDEST_MS = 10 * 365 * 24 * MS_PER_HOUR  # an older mark must be a time in seconds
+# From this many on, logits of a hand-made file that all lie in [0, 1] must be probabilities
+FEWEST_PROBABILITIES = 100
+ROW_GROUP = 131_072  # rows; a reader skips groups without wanted ids
+CONSTANT = ["snapshot", "high_water_mark"]  # columns that rarely change between records
+# Columns that grow slowly
 DELTAS = dict.fromkeys(("example_id", "staleness_ms"), "DELTA_BINARY_PACKED")
 SCORE_SCHEMA = {
     "example_id": pl.Int64,
@@ -60,15 +61,15 @@ SCORE_SCHEMA = {
 
 
 class ScoreConflictError(InputError):
-    """Two records of one example by one snapshot with different logits."""
+    """Two records of an example by the same snapshot have different logits."""
 
 
 @dataclass(frozen=True)
 class LogFacts:
-    """log.json: ``wait_ms`` as in :class:`recsys.distill.augment_settings.AugmentSettings` (None:
-    wait for every window), and the high-water mark and weights' hash of each snapshot that scored;
-    None where the log does not tell. ``external`` says what scores of something
-    else's are from; None where snapshots alone have scored."""
+    """The contents of log.json: ``wait_ms`` as in
+    :class:`recsys.distill.augment_settings.AugmentSettings` (None: wait for every window), and the
+    high-water mark and weights' hash of each snapshot that scored (None if the log does not say).
+    ``external`` describes the origin of other scores; None if only snapshots scored."""
 
     wait_ms: int | None = None
     snapshots: dict[str, dict[str, Any]] | None = None
@@ -76,17 +77,17 @@ class LogFacts:
 
     @property
     def own_snapshots(self) -> dict[str, dict[str, Any]]:
-        """The snapshots that have a part in the scores, as ``snapshots`` has them."""
+        """The snapshots that contribute to the scores, in the form of ``snapshots``."""
         found = self.snapshots if self.external is None else self.external.get(OWN)
         return found or {}
 
 
 @dataclass(frozen=True)
 class WindowFacts:
-    """window.json of a window that is done.
+    """The contents of window.json for a finished window.
 
-    ``staleness`` counts records by the bins of the
-    settings; ``domains`` by domain. ``segments`` maps each file to its SHA-256.
+    ``staleness`` counts records by the settings' bins, ``domains`` by domain. ``segments`` maps
+    each file to its SHA-256.
     """
 
     window: str
@@ -102,15 +103,15 @@ class WindowFacts:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """Examples to find records of: their ids [M], ascending and distinct, and the time of each, [M]
-    ms: the first, where several have one id."""
+    """Examples whose records are wanted: their ids [M], ascending and distinct, and their times [M]
+    in ms (the earliest, if several share an id)."""
 
     ids: NDArray[np.int64]
     event_time: NDArray[np.int64]
 
 
 class ScoreLog:
-    """The log in ``folder``; ``logits`` are its columns of logits that are read or written.
+    """The log in ``folder``; ``logits`` names the logit columns that are read or written.
 
     Example::
 
@@ -138,13 +139,13 @@ class ScoreLog:
             name: dtype for name, dtype in SCORE_SCHEMA.items() if name != LOGIT or LOGIT in logits
         }
         self.schema = common | {name: pl.Float32 for name in logits if name != LOGIT}
-        # A text a record costs more than all else
+        # A text per record would cost more than everything else
         self._read_schema = self.schema | {"snapshot": pl.Categorical}
         self._facts: LogFacts | None = None
 
     @property
     def facts(self) -> LogFacts:
-        """log.json; defaults for a log made by hand that has none."""
+        """The contents of log.json; defaults for a hand-made log without one."""
         if self._facts is None:
             path = self.folder / LOG_FILE
             self._facts = _read_facts(path, LogFacts) if path.is_file() else LogFacts()
@@ -164,7 +165,7 @@ class ScoreLog:
         write_atomically(self.folder / LOG_FILE, _json(asdict(facts)))
 
     def window(self, name: str) -> WindowFacts | None:
-        """What is known of a window that is done; None where it is not.
+        """The facts of a finished window; None if it is not finished.
 
         Raises:
             InputError: its window.json is damaged.
@@ -173,14 +174,15 @@ class ScoreLog:
         return _read_facts(path, WindowFacts) if path.is_file() else None
 
     def holds(self, name: str) -> bool:
-        """Whether the window's records are all there."""
+        """Whether the window is complete."""
         return self._by_hand(name).is_file() or (self.folder / name / WINDOW_FILE).is_file()
 
     def segments(self, name: str) -> list[Path]:
-        """The window's files of records, in their order.
+        """The window's segments, in order.
 
         Raises:
-            InputError: window.json names one that is missing or another than was written.
+            InputError: window.json names a file that is missing or has changed since it was
+                written.
         """
         if self._by_hand(name).is_file():
             return [self._by_hand(name)]
@@ -193,19 +195,19 @@ class ScoreLog:
     def write_chunk(
         self, name: str, index: int, records: pl.DataFrame, domains: dict[str, int] | None = None
     ) -> int:
-        """Write the window's ``index``-th segment, in which every key is new.
+        """Write the window's ``index``-th segment, which contains only new keys.
 
         Args:
-            records: of ``schema``; exact repetitions and records of examples that already
-                have one are left out (the first one stays).
-            domains: records by domain, kept in the file for the report.
+            records: records with ``schema``; exact repetitions, and further records of an example,
+                are left out (the first one stays).
+            domains: number of records by domain, stored in the file for the report.
 
         Returns:
-            Records written.
+            The number of records written.
 
         Raises:
-            ScoreConflictError: a repetition by the same snapshot has another logit.
-            InputError: there is such a segment already, with more records than these.
+            ScoreConflictError: a repetition by the same snapshot has a different logit.
+            InputError: this segment exists already, with more records.
         """
         fresh = self._new(name, records)
         path = self.folder / name / f"{SEGMENT_PREFIX}{index:05d}.parquet"
@@ -219,30 +221,31 @@ class ScoreLog:
         return fresh.height
 
     def finish(self, facts: WindowFacts) -> None:
-        """Say that a window is done."""
+        """Mark a window as done."""
         (self.folder / facts.window).mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / facts.window / WINDOW_FILE, _json(asdict(facts)))
 
     def drop(self, name: str) -> None:
-        """Remove a window, ``window.json`` first, so that no half of it looks done."""
+        """Remove a window, ``window.json`` first, so that a half-removed window does not look
+        done."""
         folder = self.folder / name
         (folder / WINDOW_FILE).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
 
     def join(self, frame: pl.DataFrame, window: Window) -> pl.DataFrame:
-        """``frame`` with ``score`` (Float32) and ``staleness_ms`` (Int64), null where an example
-        has no score in time.
+        """``frame`` with ``score`` (Float32) and ``staleness_ms`` (Int64) added, null where an
+        example has no score in time.
 
-        A column ``logit_<task>`` of ``logits`` gives ``score_<task>``.
-        Holds ``frame`` and a row group of the log in memory, however long the log is.
+        A column ``logit_<task>`` of ``logits`` becomes ``score_<task>``. Only ``frame`` and one row
+        group of the log are in memory, however long the log is.
 
         Args:
             frame: examples of ``window`` with example_id, event_time and label_time.
 
         Raises:
-            LookAheadError: a score's snapshot knows labels of the example's time or later.
+            LookAheadError: a score's snapshot knows labels from the example's time or later.
             InputError: the window is not scored and its examples have not waited long enough, or a
-                record is of a snapshot that the log does not know.
+                record's snapshot is not in log.json.
         """
         if not self.holds(window.name):
             self._check_waited(frame, window)
@@ -261,7 +264,7 @@ class ScoreLog:
         ]
         if not np.array_equal(
             records[PLACE].to_numpy(), rows
-        ):  # mostly it is: a record an example, in their order
+        ):  # usually true: one record per example, in order
             record_of = np.full(len(wanted.ids), -1)
             record_of[records[PLACE].to_numpy()] = np.arange(records.height)
             of_row = pl.Series(record_of[rows], dtype=pl.Int64)  # -1: no record
@@ -271,12 +274,12 @@ class ScoreLog:
         return frame.hstack([*scores, (frame["event_time"] - mark).alias("staleness_ms")])
 
     def windows(self) -> set[str]:
-        """Names of the windows of which there is anything."""
+        """Names of all windows with any data."""
         files = [*self.folder.glob(f"*/{WINDOW_FILE}"), *self.folder.glob(f"*/{SEGMENT_PREFIX}*")]
         return {path.parent.name for path in files}
 
     def used(self) -> dict[str, list[str]]:
-        """Windows by the snapshot that scored them, of windows that are done."""
+        """Finished windows by the snapshot that scored them."""
         by_snapshot: dict[str, list[str]] = {}
         for path in sorted(self.folder.glob(f"*/{WINDOW_FILE}")):
             snapshot = _read_facts(path, WindowFacts).snapshot
@@ -311,7 +314,7 @@ class ScoreLog:
         return fresh
 
     def _found(self, path: Path, wanted: _Wanted) -> pl.DataFrame:
-        """The file's records of ``wanted`` examples with their places, checked."""
+        """The file's checked records of the ``wanted`` examples, with their positions."""
         records = self._read(path, wanted.ids)
         if records["high_water_mark"].null_count():
             unmarked = records.filter(pl.col("high_water_mark").is_null())["example_id"][0]
@@ -329,7 +332,7 @@ class ScoreLog:
             event = event_time[ahead[0]]
             raise LookAheadError(
                 f"{path}: example {example} of time {event} is scored by snapshot {snapshot}, "
-                f"whose high-water mark {mark} lies after it"
+                f"whose high-water mark {mark} is after it"
             )
         old = (event_time - records["high_water_mark"] > OLDEST_MS).arg_true()
         if len(old):
@@ -342,10 +345,10 @@ class ScoreLog:
         return records
 
     def _read(self, path: Path, wanted: NDArray[np.int64]) -> pl.DataFrame:
-        """The segment's records of the ``wanted`` ids [M], which ascend, with their place among
+        """The segment's records of the ascending ``wanted`` ids [M], with their positions among
         these.
 
-        Reads only row groups in their range of ids, and holds one of them beside what it has found.
+        Reads only row groups in the ids' range, and keeps one in memory beside the result.
         """
         found: list[pl.DataFrame] = []
         with _opened(path) as file:
@@ -361,7 +364,7 @@ class ScoreLog:
                 records = pl.DataFrame(batch).drop_nulls("example_id")
                 if (
                     records.schema["snapshot"] != pl.Categorical
-                ):  # a log made by hand may number its snapshots
+                ):  # a hand-made log may number its snapshots
                     records = records.cast({"snapshot": pl.String})
                 _check_marks(path, records)
                 rows, place = _matches(records["example_id"].to_numpy(), wanted)
@@ -372,8 +375,8 @@ class ScoreLog:
         return pl.concat(found) if found else self._none_found()
 
     def _check_by_hand(self, path: Path, file: pq.ParquetFile) -> None:
-        """Check that the logits of a file made by hand are not probabilities, by what the file's
-        footer knows of them.
+        """Check that a hand-made file's logits are not probabilities, using the statistics in the
+        file's footer.
 
         Raises:
             InputError: all lie between 0 and 1.
@@ -398,7 +401,7 @@ class ScoreLog:
         names, marks = records["snapshot"], records["high_water_mark"].to_numpy()
         codes = names.to_physical().to_numpy()
         changes = np.flatnonzero((codes[1:] != codes[:-1]) | (marks[1:] != marks[:-1])) + 1
-        starts = [0, *changes.tolist()][: len(names)]  # of runs of one snapshot
+        starts = [0, *changes.tolist()][: len(names)]  # of runs of the same snapshot
         for name, mark in dict.fromkeys((names[start], int(marks[start])) for start in starts):
             if name not in known or known[name]["high_water_mark"] != mark:
                 raise InputError(
@@ -409,20 +412,20 @@ class ScoreLog:
 
 
 def check_snapshots_of_log(log: ScoreLog, snapshots: list[Snapshot], withdrawn: set[str]) -> None:
-    """Check that every snapshot that scored exists, has the weights that scored, and is not
-    withdrawn. Scores that no snapshot has a part in are not looked at.
+    """Check that every snapshot that scored exists, has the weights with which it scored, and is
+    not withdrawn. Scores without a snapshot are not checked.
 
     Args:
-        withdrawn: weights' hashes of withdrawn snapshots.
+        withdrawn: hashes of the weights of withdrawn snapshots.
 
     Raises:
-        InputError: one does not; the message names it and its windows.
+        InputError: a snapshot fails the check; the message names it and its windows.
     """
     by_name = {snapshot.name: snapshot for snapshot in snapshots}
     logged_snapshots = log.facts.own_snapshots
     for name, windows in log.used().items():
         if log.facts.external is not None and name not in logged_snapshots:
-            continue  # scored by something else alone
+            continue  # scored without a snapshot
         logged = logged_snapshots.get(name, {})
         where = f"{log.folder}: windows {', '.join(windows)} are scored by snapshot {name}"
         if logged.get("weights_hash") in withdrawn:
@@ -434,13 +437,13 @@ def check_snapshots_of_log(log: ScoreLog, snapshots: list[Snapshot], withdrawn: 
 
 
 def staleness_parts(segments: list[Path]) -> Iterator[pl.Series]:
-    """``staleness_ms`` of each segment in turn, as their writer has computed it."""
+    """``staleness_ms`` of each segment in turn, as its writer computed it."""
     for segment in segments:
         yield pl.read_parquet(segment, columns=["staleness_ms"])["staleness_ms"]
 
 
 def domains_of(segments: list[Path]) -> dict[str, int]:
-    """Records by domain, as the segments' writer has counted them."""
+    """Number of records by domain, as the segments' writer counted them."""
     total: dict[str, int] = {}
     for segment in segments:
         counted = json.loads(pl.read_parquet_metadata(segment).get("domains", "{}"))
@@ -450,7 +453,7 @@ def domains_of(segments: list[Path]) -> dict[str, int]:
 
 
 def _read_facts(path: Path, kind: type[F]) -> F:
-    """A ``kind`` that the JSON file ``path`` holds.
+    """The ``kind`` stored in the JSON file ``path``.
 
     Raises:
         InputError: it is damaged.
@@ -472,7 +475,7 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
 
 
 def _check_marks(path: Path, records: pl.DataFrame) -> None:
-    """Check that high-water marks of a log made by hand are whole milliseconds or null."""
+    """Check that a hand-made log's high-water marks are whole milliseconds or null."""
     marks = records["high_water_mark"]
     if marks.dtype.is_integer() or marks.dtype == pl.Null:
         return
@@ -489,7 +492,7 @@ def _check_marks(path: Path, records: pl.DataFrame) -> None:
 
 
 def _wanted(frame: pl.DataFrame) -> tuple[_Wanted, NDArray[np.intp]]:
-    """The examples of ``frame``, and the place of each of its rows among them."""
+    """The distinct examples of ``frame``, and each row's position among them."""
     examples, times = frame["example_id"].to_numpy(), frame["event_time"].to_numpy()
     ids, first, rows = np.unique(examples, return_index=True, return_inverse=True)
     earliest = times[first]
@@ -499,19 +502,19 @@ def _wanted(frame: pl.DataFrame) -> tuple[_Wanted, NDArray[np.intp]]:
 
 
 def _column(file: pq.ParquetFile, name: str) -> int:
-    """The place of a column in the footer's order."""
+    """The index of a column in the footer."""
     return [file.schema.column(index).path for index in range(len(file.schema))].index(name)
 
 
 def _statistics(file: pq.ParquetFile, name: str) -> list[Any]:
-    """What the file's footer knows of a column: an entry per row group that says anything."""
+    """The footer's statistics for a column: an entry per row group that has any."""
     column = _column(file, name)
     groups = (file.metadata.row_group(index) for index in range(file.num_row_groups))
     return [known for one in groups if (known := one.column(column).statistics) is not None]
 
 
 def _groups_between(file: pq.ParquetFile, low: int, high: int) -> list[int]:
-    """Row groups of ``file`` that may hold an example_id from ``low`` to ``high``."""
+    """Row groups of ``file`` that may contain an example_id from ``low`` to ``high``."""
     column = _column(file, "example_id")
     groups = []
     for index in range(file.num_row_groups):
@@ -524,14 +527,14 @@ def _groups_between(file: pq.ParquetFile, low: int, high: int) -> list[int]:
 def _matches(
     ids: NDArray[np.int64], wanted: NDArray[np.int64]
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Places in ``ids`` [N] of those in ``wanted`` [M], in their order, and their places in
+    """Positions in ``ids`` [N] of ids that are in ``wanted`` [M], in order, and their positions in
     ``wanted``.
 
-    ``wanted`` ascends; ``ids`` may repeat and are in any order.
+    ``wanted`` is ascending; ``ids`` may repeat, in any order.
     """
     if len(wanted) < len(ids) and bool(
         (ids[1:] > ids[:-1]).all()
-    ):  # as our own segments: look up the fewer
+    ):  # true for our own segments: look up the shorter one
         consecutive = int(ids[-1]) - int(ids[0]) == len(ids) - 1
         row = wanted - int(ids[0]) if consecutive else np.searchsorted(ids, wanted)
         row = np.clip(row, 0, len(ids) - 1)
@@ -546,7 +549,7 @@ def _first_of_each(records: pl.DataFrame) -> pl.DataFrame:
     """The first record of each example.
 
     Raises:
-        ScoreConflictError: a later one by the same snapshot has another logit.
+        ScoreConflictError: a later one by the same snapshot has a different logit.
     """
     if records["example_id"].n_unique() == records.height:
         return records
@@ -573,7 +576,7 @@ def _write_segment(path: Path, records: pl.DataFrame, metadata: dict[str, str]) 
         table,
         partial,
         row_group_size=ROW_GROUP,
-        # Decompressing took more than half of the join's time; delta encoding is as small
+        # Decompression took more than half of the join's time; delta encoding is as small
         compression="NONE",
         use_dictionary=CONSTANT,  # type: ignore[arg-type]  # the stubs know no list of columns
         column_encoding={**DELTAS, **logits},
@@ -582,7 +585,8 @@ def _write_segment(path: Path, records: pl.DataFrame, metadata: dict[str, str]) 
 
 
 def score_name(logit: str) -> str:
-    """The column of a log's ``logit`` (logit, logit_<task>) once it is joined."""
+    """The joined column (score, score_<task>) for a log's ``logit`` column (logit,
+    logit_<task>)."""
     return f"score{logit.removeprefix(LOGIT)}"
 
 

@@ -1,4 +1,4 @@
-"""Fill the score log: every example scored once, by a teacher from before its time."""
+"""Fill the score log: score every example once, with a teacher from before its time."""
 
 import json
 import time
@@ -51,17 +51,16 @@ KEYS_DIR, TIMES_DIR, WHOLE_DIR = "keys", "times", "whole"
 
 @dataclass(frozen=True)
 class ScoringJob:
-    """What is scored, by what and where to.
+    """What to score, with which teacher, and where to write.
 
     Attributes:
         log_dir: the score log.
-        work_dir: keeps what decided each window of the log, so that what is still right stays and a
-            killed job goes on, and times/<window>.jsonl, when each segment was scored and in how
-            long: apart from the log, whose bytes do not depend on the clock. None: every call
-            scores everything.
-        withdrawn: weights' hashes of snapshots that may not score.
-        growing: more windows and snapshots are to come, so that there may be none of the latter
-            yet.
+        work_dir: records what decided each window of the log, so that valid windows stay and a
+            killed job resumes; and, in times/<window>.jsonl, when and how fast each segment was
+            scored. It is separate from the log, whose bytes do not depend on the clock. None: every
+            call scores everything.
+        withdrawn: hashes of the weights of snapshots that may not score.
+        growing: whether more windows and snapshots will come; there may be no snapshots yet.
     """
 
     windows_dir: Path
@@ -78,7 +77,8 @@ class ScoringJob:
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """One window: who scores it (None: nobody), and the name of all that decides its records."""
+    """A window, the snapshot that scores it (None: none), and a key for everything that decides its
+    records."""
 
     window: Window
     snapshot: Snapshot | None
@@ -87,10 +87,11 @@ class WindowPlan:
 
 @dataclass(frozen=True)
 class ScoreReport:
-    """Totals over all windows; ``mean_staleness_ms`` is over the scored examples, None without any.
+    """Totals over all windows; ``mean_staleness_ms`` is the mean over scored examples, None if
+    there are none.
 
-    ``staleness`` maps a bin, such as "1-2 h", to its examples; ``scored_by_domain`` a domain to
-    its.
+    ``staleness`` maps a bin, such as "1-2 h", to its number of examples, and ``scored_by_domain``
+    does so for domains.
     """
 
     rows: int
@@ -113,13 +114,13 @@ def score_windows(
     train: TrainSettings,
     output_dir: Path,
 ) -> ScoreReport:
-    """Score every example once with the newest snapshot allowed for its window.
+    """Score every example once, with the newest snapshot allowed for its window.
 
     Writes the score log (see :mod:`recsys.distill.score_log`) and scoring.json, the report.
 
     Raises:
-        LookAheadError: a snapshot that claims to be older than its training data.
-        InputError: no data or no snapshots, or the snapshots are of another model.
+        LookAheadError: a snapshot claims to be older than its training data.
+        InputError: there are no data or no snapshots, or the snapshots belong to another model.
     """
     job = ScoringJob(windows_dir, partition_file, teacher_dir, teacher, settings, train, output_dir)
     score_part(job, plan_scoring(job))
@@ -127,8 +128,8 @@ def score_windows(
 
 
 def plan_scoring(job: ScoringJob) -> list[WindowPlan]:
-    """The windows still to be scored; drops from the log what other data, snapshots or settings
-    have left.
+    """The windows still to be scored; removes from the log what was scored with other data,
+    snapshots or settings.
 
     Raises:
         LookAheadError, InputError: as :func:`score_windows`.
@@ -146,7 +147,7 @@ def plan_scoring(job: ScoringJob) -> list[WindowPlan]:
 
 
 def plans_of(job: ScoringJob, schema: Schema) -> list[WindowPlan]:
-    """All windows with the snapshot that each is due."""
+    """All windows, each with the snapshot that has to score it."""
     folder = job.teacher_dir / SNAPSHOTS_DIR
     snapshots = [] if job.growing and not folder.is_dir() else list_snapshots(folder)
     if not snapshots and not job.growing:
@@ -174,18 +175,18 @@ def plans_of(job: ScoringJob, schema: Schema) -> list[WindowPlan]:
 
 
 def _stays(job: ScoringJob, plan: WindowPlan) -> bool:
-    """Whether a growing job has begun to score the window by this plan."""
+    """Whether a growing job has begun to score the window under this plan."""
     return job.growing and _marked(job, plan.window.name) == plan.key
 
 
 def _marked(job: ScoringJob, window: str) -> str | None:
-    """The key of the plan by which the window was scored last, as far as is known."""
+    """The key of the plan under which the window was last scored; None if unknown."""
     marker = None if job.work_dir is None else job.work_dir / KEYS_DIR / window
     return marker.read_text() if marker is not None and marker.is_file() else None
 
 
 def choose_snapshots(schema: Schema, snapshots: list[Snapshot]) -> list[Snapshot | None]:
-    """The snapshot for each window, None where there is none yet.
+    """The snapshot for each window; None where there is none yet.
 
     Raises:
         LookAheadError: see :func:`check_no_look_ahead`.
@@ -198,8 +199,8 @@ def choose_snapshots(schema: Schema, snapshots: list[Snapshot]) -> list[Snapshot
 
 
 def parts_of(plans: list[WindowPlan], count: int) -> list[list[WindowPlan]]:
-    """``plans`` in up to ``count`` runs of neighbours of about equally many examples; none is
-    empty."""
+    """``plans`` split into up to ``count`` non-empty runs of neighbours with about equally many
+    examples."""
     total = sum(plan.window.rows for plan in plans)
     parts: list[list[WindowPlan]] = [[] for _ in range(count)]
     seen = 0
@@ -210,8 +211,8 @@ def parts_of(plans: list[WindowPlan], count: int) -> list[list[WindowPlan]]:
 
 
 def score_part(job: ScoringJob, plans: list[WindowPlan]) -> None:
-    """Score ``plans`` in one launch of ranks; goes on behind the last segment that a killed call
-    has written.
+    """Score ``plans`` in one launch of ranks; resumes after the last segment that a killed call has
+    written.
 
     Raises:
         LookAheadError, InputError: as :func:`score_windows`.
@@ -222,12 +223,12 @@ def score_part(job: ScoringJob, plans: list[WindowPlan]) -> None:
 
 
 def finish_scoring(job: ScoringJob) -> ScoreReport:
-    """Write scoring.json once every window is done; its report."""
+    """Write scoring.json once every window is done, and return the report."""
     return report_scores(job.windows_dir, job.log_dir, job.settings)
 
 
 def report_scores(windows_dir: Path, log_dir: Path, settings: AugmentSettings) -> ScoreReport:
-    """Write scoring.json over the windows of the log that are done; what it says."""
+    """Write scoring.json for the finished windows of the log, and return the report."""
     log = ScoreLog(log_dir)
     facts = [log.window(window.name) for window in Schema.load(windows_dir).windows]
     done = [one for one in facts if one is not None]
@@ -237,25 +238,25 @@ def report_scores(windows_dir: Path, log_dir: Path, settings: AugmentSettings) -
 
 
 def calls_saved(scored_by_domain: dict[str, int], readers: dict[str, int]) -> int:
-    """Calls of the teacher that one log for all saves against one a reader: reads of scores minus
-    scores.
+    """Teacher calls saved by one shared log instead of one per reader: scores read minus scores
+    made.
 
     Args:
-        readers: how many students read each domain.
+        readers: number of students that read each domain.
     """
     reads = sum(scored_by_domain.get(domain, 0) * count for domain, count in readers.items())
     return reads - sum(rows for domain, rows in scored_by_domain.items() if readers.get(domain))
 
 
 def scoring_speed(work_dir: Path) -> tuple[int, float]:
-    """(examples, seconds) of all segments that ``work_dir`` tells the times of."""
+    """(examples, seconds) over all segments with times in ``work_dir``."""
     paths = sorted((work_dir / TIMES_DIR).glob("*.jsonl"))
     lines = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
     return sum(line["rows"] for line in lines), sum(line["seconds"] for line in lines)
 
 
 def _drop_stale(job: ScoringJob, log: ScoreLog, plan: WindowPlan) -> None:
-    """Keep what an earlier call with the same key has written, whole or in part; remove anything
+    """Keep what an earlier call with the same key has written, complete or not; remove anything
     else."""
     name = plan.window.name
     try:
@@ -274,8 +275,8 @@ def _drop_stale(job: ScoringJob, log: ScoreLog, plan: WindowPlan) -> None:
 
 
 def _is_whole(job: ScoringJob, folder: Path, facts: WindowFacts) -> bool:
-    """Whether the segments are those that were written; a growing job reads one for this once, not
-    in each call."""
+    """Whether the segments are unchanged since they were written; a growing job reads each one only
+    once for this, not in every call."""
     seen = (
         job.work_dir / WHOLE_DIR / facts.window
         if job.growing and job.work_dir is not None
@@ -299,7 +300,7 @@ def _used(plans: list[WindowPlan]) -> list[Snapshot]:
 
 
 def milliseconds(hours: float | None) -> int | None:
-    """``hours`` in ms; None of None."""
+    """``hours`` in ms; None for None."""
     return None if hours is None else int(hours * MS_PER_HOUR)
 
 
@@ -320,7 +321,7 @@ def _score_rank(job: ScoringJob, partition: Partition | None, plans: list[Window
 
 
 def _in_time(plan: WindowPlan, settings: AugmentSettings) -> Snapshot | None:
-    """The plan's snapshot; None where all of the window is further past it than the limit."""
+    """The plan's snapshot; None if the whole window is further past it than the limit."""
     limit, snapshot = milliseconds(settings.max_staleness_hours), plan.snapshot
     if (
         snapshot is None
@@ -334,8 +335,8 @@ def _in_time(plan: WindowPlan, settings: AugmentSettings) -> Snapshot | None:
 def score_window(
     engine: Engine, reader: WindowReader, plan: WindowPlan, job: ScoringJob, progress: RowProgress
 ) -> None:
-    """Score one window with ``engine``, which holds its snapshot, segment by segment; called by
-    every rank.
+    """Score one window, segment by segment, with ``engine``, which has loaded the snapshot; called
+    by every rank.
 
     Raises:
         LookAheadError: see :func:`check_no_look_ahead`.
@@ -384,7 +385,7 @@ def _batches(
 def _records(
     predictions: pl.DataFrame, snapshot: Snapshot, settings: AugmentSettings, log: ScoreLog
 ) -> pl.DataFrame:
-    """Log records of predictions, with ``domain``; with a logit that is not finite there is no
+    """Log records from predictions, with ``domain``; an example whose logit is not finite gets no
     score."""
     records = predictions.select(
         "example_id",
@@ -401,7 +402,7 @@ def _records(
 def write_segment(
     log: ScoreLog, window: Window, index: int, records: pl.DataFrame, schema: Schema
 ) -> None:
-    """Write the window's ``index``-th segment, with its records counted by ``domain``."""
+    """Write the window's ``index``-th segment, and count its records by ``domain``."""
     counts = records["domain"].value_counts().sort("domain")
     domains = {schema.domains[domain]: rows for domain, rows in counts.iter_rows()}
     log.write_chunk(window.name, index, records, domains)
@@ -422,10 +423,10 @@ def _note_time(
 def window_facts(
     log: ScoreLog, window: Window, scorer: str | None, settings: AugmentSettings
 ) -> WindowFacts:
-    """What window.json says of a window whose segments are written.
+    """The contents of window.json for a window whose segments are written.
 
     Args:
-        scorer: the snapshot that has scored it, or what else has.
+        scorer: the snapshot, or other scorer, that scored it.
     """
     segments = log.segments(window.name)
     edges = np.array([milliseconds(hours) for hours in settings.staleness_bins_hours])

@@ -1,4 +1,4 @@
-"""Teacher snapshots on disk: published whole or not at all, and never used to look ahead."""
+"""Teacher snapshots on disk: published atomically, and never used to look ahead."""
 
 import hashlib
 import json
@@ -22,17 +22,16 @@ WEIGHTS_DIR = "weights"
 
 
 class LookAheadError(InputError):
-    """A window would be scored by a teacher trained on labels of its time or later."""
+    """A window would be scored by a teacher trained on labels from its time or later."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One published teacher.
+    """A published teacher.
 
-    ``high_water_mark`` (ms): every label it was trained on was known before. ``ne`` is that of its
-    last window, predicted before it was trained on; None where it is not defined. ``held_back``
-    snapshots never score. ``weights_hash`` is the SHA-256 of all weights by name. ``metrics`` are
-    all those of that window; a value that is not defined is None.
+    Every label it was trained on was known before ``high_water_mark`` (ms). ``ne`` and ``metrics``
+    are those of its last window, predicted before training on it; undefined values are None.
+    ``held_back`` snapshots never score. ``weights_hash`` is the SHA-256 of all weights by name.
     """
 
     name: str
@@ -45,7 +44,7 @@ class Snapshot:
 
 
 def publish(snapshots_dir: Path, snapshot: Snapshot, save_weights: Callable[[Path], None]) -> None:
-    """Write a snapshot under a partial name, then rename it. Called by every rank.
+    """Write a snapshot under a temporary name, then rename it. Called by every rank.
 
     Args:
         save_weights: writes the weights into a folder; called by every rank.
@@ -69,7 +68,7 @@ def list_snapshots(snapshots_dir: Path) -> list[Snapshot]:
     """All published snapshots, oldest first.
 
     Raises:
-        InputError: there is no such folder, or a snapshot.json is broken.
+        InputError: the folder does not exist, or a snapshot.json is damaged.
     """
     if not snapshots_dir.is_dir():
         raise InputError(
@@ -88,25 +87,26 @@ def list_snapshots(snapshots_dir: Path) -> list[Snapshot]:
 
 
 def drop_weights(snapshots_dir: Path, keep: int) -> None:
-    """Remove the weights of all snapshots but the newest ``keep`` that may score; what each one was
-    stays in its snapshot.json."""
+    """Remove the weights of all snapshots except the newest ``keep`` that may score; each one's
+    snapshot.json stays."""
     for left in snapshots_dir.glob(f"*/*{PARTIAL_SUFFIX}"):
         shutil.rmtree(left)
     snapshots = list_snapshots(snapshots_dir)
     kept = [one.name for one in snapshots if not one.held_back][-keep:]
     for name in (one.name for one in snapshots if one.name not in kept):
         weights = snapshots_dir / name / WEIGHTS_DIR
-        if weights.is_dir():  # half-removed ones would pass for whole
+        if weights.is_dir():  # half-removed ones would look complete
             shutil.rmtree(weights.rename(weights.with_name(f"{WEIGHTS_DIR}{PARTIAL_SUFFIX}")))
 
 
 def has_weights(snapshots_dir: Path, snapshot: Snapshot) -> bool:
-    """Whether the snapshot can still score; see :func:`drop_weights`."""
+    """Whether the snapshot still has its weights; see :func:`drop_weights`."""
     return (snapshots_dir / snapshot.name / WEIGHTS_DIR).is_dir()
 
 
 def latest_before(snapshots: list[Snapshot], time_ms: int) -> Snapshot | None:
-    """The newest snapshot, not held back, whose high-water mark is at most ``time_ms``."""
+    """The newest snapshot that is not held back and whose high-water mark is at most ``time_ms``;
+    None if there is none."""
     usable = [s for s in snapshots if not s.held_back and s.high_water_mark <= time_ms]
     return max(usable, key=lambda s: (s.high_water_mark, s.name), default=None)
 
@@ -115,9 +115,9 @@ def check_no_look_ahead(snapshot: Snapshot, window: Window, schema: Schema) -> N
     """Check that ``snapshot`` may score ``window``.
 
     Raises:
-        LookAheadError: its high-water mark lies after the window's start, or before the end of the
-            window that it says it was trained on.
-        InputError: it names a window that the data does not hold.
+        LookAheadError: its high-water mark is after the window's start, or before the end of the
+            window on which it claims to be trained.
+        InputError: it names a window that is not in the data.
     """
     learnt = next((w for w in schema.windows if w.name == snapshot.window), None)
     if learnt is None:
@@ -126,9 +126,8 @@ def check_no_look_ahead(snapshot: Snapshot, window: Window, schema: Schema) -> N
         )
     if snapshot.high_water_mark < learnt.end_ms:
         raise LookAheadError(
-            f"snapshot {snapshot.name}: high-water mark {snapshot.high_water_mark} lies before the "
-            f"end "
-            f"{learnt.end_ms} of window {learnt.name}, that it was trained on"
+            f"snapshot {snapshot.name}: high-water mark {snapshot.high_water_mark} is before the "
+            f"end {learnt.end_ms} of window {learnt.name}, on which it was trained"
         )
     if snapshot.high_water_mark > window.start_ms:
         raise LookAheadError(
@@ -138,7 +137,7 @@ def check_no_look_ahead(snapshot: Snapshot, window: Window, schema: Schema) -> N
 
 
 def hash_weights(state: dict[str, Tensor]) -> str:
-    """SHA-256 of a state: names, shapes, dtypes and bytes, in the order of names."""
+    """SHA-256 of a state: names, shapes, dtypes and bytes, ordered by name."""
     digest = hashlib.sha256()
     for name in sorted(state):
         value = state[name].detach().cpu().contiguous()

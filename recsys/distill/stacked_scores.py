@@ -1,10 +1,10 @@
-"""Stacking: one score from several scorers', weighted in each domain by how well they did before.
+"""Stacking: one score from several scorers, weighted per domain by their past accuracy.
 
-The logit of an example is an offset plus a weighted sum of its scorers' logits. Before each window
-and for each domain, weights and offset are fitted by logistic regression to the examples of earlier
+An example's logit is an offset plus a weighted sum of its scorers' logits. Before each window and
+for each domain, weights and offset are fitted by logistic regression to the examples of earlier
 windows whose labels are known by then, so nothing looks ahead. No weight is below 0 (Breiman,
-Stacked Regressions, 1996): a scorer that adds nothing gets none. What was predicted before it was
-learnt from is compared, so a scorer cannot buy weight by overfitting.
+Stacked Regressions, 1996): a scorer that adds nothing gets weight 0. The fit uses predictions made
+before training on the example, so a scorer cannot gain weight by overfitting.
 """
 
 from collections.abc import Sequence
@@ -41,12 +41,12 @@ from recsys.distill.score_log import ScoreLog
 from recsys.evaluation.metrics import row_losses
 from recsys.files import file_hash
 
-FORGOTTEN_AFTER = 8  # half-lives; what is older counts less than one in 250
+FORGOTTEN_AFTER = 8  # half-lives; older examples count less than 1/250
 
 
 @dataclass(frozen=True)
 class StackedReport:
-    """What was scored, and by what: ``weights`` of the members by window and domain, the offset
+    """What was scored, and how: the members' ``weights`` by window and domain, with the offset
     last."""
 
     members: list[str]
@@ -55,7 +55,7 @@ class StackedReport:
     weights: dict[str, dict[str, list[float]]]
 
     def lines(self) -> list[str]:
-        """What a person should know of it, a line per fact."""
+        """Lines for the user, one per fact."""
         found = [
             f"stacked scores: {self.scored:,} of {self.examples:,} examples have a score, from "
             f"{', '.join(self.members)}"
@@ -79,18 +79,18 @@ def log_stacked_scores(
 ) -> StackedReport:
     """Write the scores of ``settings.stack`` as a new score log ``log_dir``.
 
-    The data's main task is stacked; other tasks have the own teacher's scores. An example without
-    the score of a member is given the mean of its other members' there; without any it has none.
-    The time that the latest of the scorers had learnt until holds for all.
+    Only the data's main task is stacked; other tasks use the project's teacher. A missing member's
+    score is replaced by the mean of the example's other members; without any member there is no
+    score. The latest ``learnt_until`` of the scorers counts for the combined score.
 
     Args:
-        own: the scores of the project's teacher, where it is a member.
+        own: the scores of the project's teacher, if it is a member.
         baselines_dir: the folder of the baselines.
-        project_dir: that ``external.root`` is relative to.
+        project_dir: the folder to which ``external.root`` is relative.
 
     Raises:
         InputError: as :func:`recsys.distill.external_scores.log_external_scores`.
-        LookAheadError: a scorer had learnt until after its example's time.
+        LookAheadError: a scorer knew labels from after its example's time.
     """
     schema = Schema.load(windows_dir)
     members = settings.stack.members
@@ -154,13 +154,13 @@ def fit_weights(
     counted: NDArray[np.floating],
     prior_strength: float,
 ) -> NDArray[np.float64]:
-    """[M + 1]: M scorers' weights, none below 0, and the offset.
+    """[M + 1]: the non-negative weights of M scorers, and the offset.
 
-    They minimise the log loss, summed over N examples each of which counts ``counted`` [N] times,
-    plus half of ``prior_strength`` times the squared distance from equal weights and no offset.
+    They minimise the log loss summed over N examples, each counted ``counted`` [N] times, plus half
+    of ``prior_strength`` times the squared distance from equal weights and no offset.
 
     Args:
-        logits: [N, M] of the scorers.
+        logits: [N, M], the scorers' logits.
         labels: [N], 0 or 1.
     """
     scorers = logits.shape[1]
@@ -180,7 +180,7 @@ def fit_weights(
 
 @dataclass(frozen=True)
 class _Known:
-    """What the members said of one window's examples of a domain, [N, M], and what came of them."""
+    """The members' logits [N, M] for one window's examples in a domain, and the outcomes."""
 
     index: int
     logits: NDArray[np.float64]
@@ -191,7 +191,7 @@ class _Known:
 
 @dataclass
 class _Past:
-    """One domain's examples that have the logits of all members, the newest windows'."""
+    """A domain's examples from the newest windows that have the logits of all members."""
 
     settings: StackSettings
     _windows: list[_Known] = field(default_factory=list)
@@ -213,7 +213,8 @@ class _Past:
             rows -= len(self._windows[0].labels)
 
     def weights(self, members: int, window: Window, index: int) -> NDArray[np.float64]:
-        """Of the members in the ``index``-th ``window``, the offset last; equal ones at first."""
+        """The members' weights in the ``index``-th ``window``, with the offset last; equal weights
+        at first."""
         logits, counted = [np.zeros((0, members))], [np.zeros(0)]
         labels: list[NDArray[np.floating]] = [np.zeros(0)]
         for one in self._windows:
@@ -242,7 +243,7 @@ def _gathered(
     members: Sequence[str],
 ) -> tuple[pl.DataFrame, NDArray[np.float64]]:
     """``examples`` with the columns ``log.logits`` and ``learnt_until``, and the members' logits
-    [N, M]: a missing one is the mean of the others, NaN where none is there."""
+    [N, M], where a missing one is the mean of the others, or NaN if there is none."""
     found: dict[str, NDArray[np.float64]] = {}
     table = examples.with_columns(pl.lit(None, dtype=pl.Int64).alias(LEARNT))
     for name, scores in given.items():

@@ -1,4 +1,4 @@
-"""What students want of the data, checked before anything is trained; needs no PyTorch unless a
+"""Check what students need from the data before anything is trained; needs PyTorch only if a
 student has a budget."""
 
 from recsys.config import InputError
@@ -10,8 +10,8 @@ from recsys.training.task_weights import check_task_weights
 
 
 def check_students(schema: Schema, settings: StudentsSettings) -> None:
-    """Check that each student's domain, tasks and sequences are in the data, the budgets, and what
-    :func:`check_students_alone` does.
+    """Check that each student's domain, tasks and sequences are in the data, check the budgets, and
+    run :func:`check_students_alone`.
 
     Raises:
         InputError: otherwise.
@@ -35,8 +35,8 @@ def check_students(schema: Schema, settings: StudentsSettings) -> None:
 
 
 def check_students_alone(settings: StudentsSettings) -> None:
-    """Check what needs no data: that no student needs a partition, and that one which learns other
-    domains' rows from scores reads scores.
+    """Check what needs no data: no student may need a partition, and a student that uses other
+    domains' scores must read scores.
 
     Raises:
         InputError: otherwise.
@@ -53,19 +53,19 @@ def check_students_alone(settings: StudentsSettings) -> None:
         for one in (settings.model_of(student), *_peers_of(settings, student)):
             if one.towers:
                 raise InputError(
-                    f"{one.where('towers')}: {student.name!r}: students are too small to be split; "
+                    f"{one.where('towers')}: {student.name!r}: students are too small for towers; "
                     "set false"
                 )
 
 
 def _peers_of(settings: StudentsSettings, student: StudentSettings) -> list[ModelSettings]:
-    """The rankers that are trained with the student in its arms."""
+    """The peer rankers trained with the student in its arms."""
     arms = [settings.distillation_of(student, arm) for arm in settings.arms]
     return [arm.peer_model for arm in arms if arm.has_peer and arm.peer_model is not None]
 
 
 def tasks_of(student: StudentSettings, schema: Schema) -> list[str]:
-    """What the student predicts: the data's main task unless it says otherwise."""
+    """The student's tasks; by default the data's main task."""
     return schema.tasks[:1] if student.tasks is None else student.tasks
 
 

@@ -41,8 +41,8 @@ def _checked_name(name: str, what: str) -> str:
 
 
 class BudgetSettings(Settings):
-    """The most that a student may cost to serve. A student above ``parameters`` or
-    ``training_flops`` is refused before it trains; one above the others does not become champion.
+    """Upper limits on a student's cost. A student above ``parameters`` or ``training_flops`` is
+    refused before it trains; one above the others does not become champion.
 
     Attributes:
         parameters: parameters, including tables.
@@ -69,7 +69,7 @@ class StudentSettings(Settings):
         tasks: tasks that it predicts, its main task first; null: the data's main task.
         task_weights: loss weights of its further tasks, relative to the main task's 1; default 1.
         model: changes to the model.
-        budget: the most that it may cost to serve.
+        budget: upper limits on its cost.
         distillation: changes to the distillation.
     """
 
@@ -105,16 +105,16 @@ class StudentsSettings(Settings):
         rates_tried: the rates that auto chooses from.
         seeds: each arm is trained once per seed.
         students: the students.
-        distillation: how all students learn from the teacher.
-        arms: by name, changes to each student's distillation; ``plain`` sets the mode to none, and
-            the report compares the others with it. An arm with mode none trains on its own domain's
-            rows unless it sets ``rows`` itself.
-        auto_windows: windows that auto is chosen on.
+        distillation: how students learn from the teacher, shared by all.
+        arms: changes to each student's distillation, by the arm's name; ``plain`` sets the mode to
+            none, and the report compares the others with it. An arm with mode none trains on its
+            own domain's rows unless it sets ``rows`` itself.
+        auto_windows: number of early windows on which auto is decided.
         side_by_side: true: each rank trains complete students, one after the other; false: all
             ranks train one student together, which is needed if its tables do not fit one rank.
             Ranks of several nodes train together.
         export: how tables are stored and predictions calibrated.
-        diagnostics: whether each window's metrics have the gradients of both losses, the
+        diagnostics: whether each window's metrics include the gradients of both losses, the
             calibration of both heads, and counts of clipped and missing scores.
         checkpoint_every_batches: as the teacher's, for each student.
         keep_checkpoints: as the teacher's, for each student.
@@ -176,14 +176,14 @@ class StudentsSettings(Settings):
 
     @property
     def table_learning_rates(self) -> tuple[float | None, ...]:
-        """Those that a student may take; None is the rate of all training."""
+        """The rates a student may use; None is the rate in the training settings."""
         rate = self.table_learning_rate
         return tuple(self.rates_tried) if rate == AUTO else (rate,)
 
     @property
     def windows_to_choose_on(self) -> int:
-        """How many windows there must be before any student can be trained: 0 where nothing is to
-        be chosen."""
+        """How many windows must exist before any student can be trained; 0 if nothing is to be
+        chosen."""
         chosen = len(self.table_learning_rates) > 1 or any(
             self.distillation_of(student, arm).rows == AUTO
             for student in self.students

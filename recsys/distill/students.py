@@ -52,16 +52,16 @@ EXPORT_DIR = "export"
 SIZE_FILE = "size.json"
 ENDED_FILE = "ended.json"
 TRIAL_DIR = "trial"
-# Settings of which a run has its own share
+# Settings of which each run has its own part
 OF_EACH_RUN = {"model", "students", "seeds", "distillation", "arms"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """One student x arm x seed, with the student's own settings.
+    """One student, arm and seed, with the student's own settings.
 
-    ``table_learning_rates``: those that may be taken, the first where early windows do not choose;
-    None is the rate of all training.
+    ``table_learning_rates`` are the candidates; the first is used where early windows do not
+    choose. None is the rate in the training settings.
     """
 
     student: StudentSettings
@@ -73,13 +73,13 @@ class Run:
 
     @property
     def is_distilled(self) -> bool:
-        """Whether there is more to it than the ranker."""
+        """Whether the run trains more than the plain ranker."""
         return not self.distillation.is_plain
 
     @property
     def recipes(self) -> list[Recipe]:
-        """What early windows choose among, the simplest first; one where nothing is to be
-        chosen."""
+        """The recipes among which early windows choose, simplest first; just one if there is no
+        choice."""
         settings = self.distillation
         choices: list[Rows] = [settings.rows] if settings.rows != AUTO else ["own", "all"]
         if settings.rows == AUTO and settings.reads_scores:
@@ -87,13 +87,13 @@ class Run:
         return [Recipe(rows, rate) for rows in choices for rate in self.table_learning_rates]
 
     def with_recipe(self, recipe: Recipe) -> "Run":
-        """The same, trained by ``recipe``."""
+        """The same run with ``recipe``."""
         changed = overlaid(self.distillation, DistillationSettings(rows=recipe.rows))
         rates = (recipe.table_learning_rate,)
         return replace(self, distillation=changed, table_learning_rates=rates)
 
     def folder(self, output_dir: Path) -> Path:
-        """Where its predictions and metrics go."""
+        """The folder of its predictions and metrics."""
         return output_dir / self.student.name / self.arm / f"seed-{self.seed}"
 
 
@@ -102,21 +102,21 @@ def train_students(
     resume_dir: Path | None = None,
     kept_dir: Path | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Train all students x arms x seeds in one launch of ranks.
+    """Train all students in all arms and seeds, in one launch of ranks.
 
-    The arms of a seed start from the same weights and, of the same ``rows``, see the same batches;
-    what they add is not served. Writes <student>/<arm>/seed-<n>/{predictions,metrics.json}, for
-    the first seed <student>/<arm>/export/, and size.json (parameters of a served student), for a
-    student with a model of its own or several tasks in <student>/. Where ``rows`` or
-    ``table_learning_rate`` is ``auto`` they are chosen first, and <student>/chosen.json says which
-    by what NE.
+    Arms with the same seed start from the same weights and, with the same ``rows``, see the same
+    batches; what they add to the ranker is not served. Writes
+    <student>/<arm>/seed-<n>/{predictions,metrics.json}, <student>/<arm>/export/ for the first seed,
+    and size.json (parameters of a served student), which is in <student>/ for a student with its
+    own model or several tasks. Where ``rows`` or ``table_learning_rate`` is ``auto``, they are
+    chosen first, and <student>/chosen.json gives the choice and the NE behind it.
 
-    With ``resume_dir`` a killed run goes on at the student and window it was at, as
-    :func:`recsys.distill.teacher.train_teacher` does. The caller removes ``resume_dir``.
+    With ``resume_dir``, a killed run resumes at its student and window, as in
+    :func:`recsys.distill.teacher.train_teacher`. The caller removes ``resume_dir``.
 
-    With ``kept_dir``, too, what is trained is kept there until the next call: a student, arm and
-    seed whose own settings, data and code are still the same is then taken from there. Not where
-    several nodes train.
+    With ``kept_dir`` as well, results are kept there until the next call, which reuses them for
+    each student, arm and seed whose own settings, data and code are unchanged. With several nodes
+    nothing is kept.
 
     Returns:
         Metrics of each window by "<student>/<arm>/seed-<n>".
@@ -137,10 +137,10 @@ def train_students(
 def run_students(
     job: TrainingJob[StudentsSettings], kept_dir: Path | None = None
 ) -> dict[str, list[dict[str, Any]]]:
-    """One launch of :func:`train_students`, each student from the last of its checkpoints to the
+    """One launch of :func:`train_students`: each student continues from its last checkpoint to the
     last window."""
     schema = Schema.load(job.windows_dir)
-    Encoder.load(job.windows_dir)  # the exports hold it
+    Encoder.load(job.windows_dir)  # the exports contain it
     needed, windows = job.settings.windows_to_choose_on, len(schema.windows)
     if windows < needed:
         raise InputError(
@@ -156,7 +156,7 @@ def run_students(
     if kept_dir is not None:
         taken = sum(take(kept_dir, key, _root(job)) for key in _keys(runs, job, "run"))
         if taken:
-            said = f"{taken} of {len(runs)} trainings are as they were and are not repeated"
+            said = f"{taken} of {len(runs)} trainings are unchanged and reused"
             print(f"students: {said}", file=sys.stderr, flush=True)
     results = _launch(train_runs, runs, job)
     if kept_dir is not None:
@@ -171,7 +171,7 @@ def run_students(
 
 
 def _root(job: TrainingJob[StudentsSettings]) -> Path:
-    """What holds the outputs and the checkpoints of a launch."""
+    """The folder with a launch's outputs and checkpoints."""
     return job.output_dir.parent
 
 
@@ -181,7 +181,7 @@ def _checkpoint_folder(run: Run, job: TrainingJob[StudentsSettings], kind: str) 
 
 
 def _outputs(run: Run, job: TrainingJob[StudentsSettings], schema: Schema) -> list[Path]:
-    """All that training ``run`` has written, but for its checkpoints."""
+    """Everything that training ``run`` has written, except its checkpoints."""
     folder = run.folder(job.output_dir)
     if run.seed != job.settings.seeds[0]:
         return [folder]
@@ -189,14 +189,14 @@ def _outputs(run: Run, job: TrainingJob[StudentsSettings], schema: Schema) -> li
 
 
 def _size_file(run: Run, folder: Path, schema: Schema) -> Path:
-    """Where the size of the served student goes: of its own, or of all that are the same."""
+    """The size.json for the served student: its own, or the one shared by equal students."""
     is_common = run.student.model is None and len(schema.tasks) == 1
     return (folder.parents[2] if is_common else folder.parents[1]) / SIZE_FILE
 
 
 def _keys(runs: list[Run], job: TrainingJob[StudentsSettings], kind: str) -> dict[str, Run]:
-    """``runs`` by what decides all that they write, which the other runs' settings are no part
-    of."""
+    """``runs`` keyed by everything that decides their output, which excludes other runs'
+    settings."""
     of_all = (
         content_of(job.windows_dir),
         code_of(__name__),
@@ -225,8 +225,8 @@ def _keys(runs: list[Run], job: TrainingJob[StudentsSettings], kind: str) -> dic
 def _launch(
     function: Callable[..., dict[str, Any]], runs: list[Run], job: TrainingJob[StudentsSettings]
 ) -> dict[str, Any]:
-    """``function(runs, shows progress, job)`` on all ranks together, or on each rank alone with
-    some of the runs."""
+    """Call ``function(runs, shows progress, job)`` on all ranks together, or on each rank with a
+    part of the runs."""
     if not job.settings.side_by_side or job.train.nodes.count > 1:
         return launch(function, (runs, True, job), job.train)[0]
     schema = Schema.load(job.windows_dir)
@@ -236,7 +236,7 @@ def _launch(
 
 
 def _run_name(job: TrainingJob[StudentsSettings]) -> str:
-    """A name for what decides the students' weights: data, scores, code and settings, but not the
+    """A name for what decides the students' weights: data, scores, code and settings, but not
     placement."""
     decisive = (
         job.settings.model_dump(exclude=CHECKPOINT_KEYS, exclude_unset=True),
@@ -249,14 +249,14 @@ def _run_name(job: TrainingJob[StudentsSettings]) -> str:
 def students_checkpoints(
     folder: Path, run: str, settings: StudentsSettings, continued: bool = False
 ) -> Checkpoints:
-    """The checkpoints of ``run`` in ``folder``, one subfolder per student, as ``settings`` want
-    them."""
+    """The checkpoints of ``run`` in ``folder``, one subfolder per student, according to
+    ``settings``."""
     every, keep = settings.checkpoint_every_batches, settings.keep_checkpoints
     return Checkpoints(folder, run, keep, every, continued=continued)
 
 
 def runs_of(settings: StudentsSettings) -> list[Run]:
-    """All students x seeds x arms, in the order in which they are trained."""
+    """All students, seeds and arms, in the order of training."""
     return [
         Run(
             student,
@@ -275,7 +275,7 @@ def runs_of(settings: StudentsSettings) -> list[Run]:
 def train_runs(
     runs: list[Run], shown: bool, job: TrainingJob[StudentsSettings]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Train ``runs`` on this rank, one after the other, with or without a line of progress; see
+    """Train ``runs`` on this rank, one after the other, with or without showing progress; see
     :func:`train_students`."""
     schema = Schema.load(job.windows_dir)
     views = [_data(schema, run, job) for run in runs]
@@ -299,8 +299,8 @@ def train_runs(
 
 
 def _with_recipes(runs: list[Run], job: TrainingJob[StudentsSettings]) -> list[Run]:
-    """``runs`` with the recipes that are chosen, one choice for all seeds of a student's arm; what
-    it is goes into each student's chosen.json."""
+    """``runs`` with their chosen recipes, one choice for all seeds of a student's arm; writes each
+    student's chosen.json."""
     trials = _trials(runs, job)
     asked = {_trial_name(one): one for tried in trials.values() for one in tried.values()}
     histories = {name: _tried(trial, job) for name, trial in asked.items()}
@@ -330,7 +330,7 @@ def _with_recipes(runs: list[Run], job: TrainingJob[StudentsSettings]) -> list[R
 def _trials(
     runs: list[Run], job: TrainingJob[StudentsSettings]
 ) -> dict[tuple[str, str], dict[Recipe, Run]]:
-    """By student and arm, the runs that early windows choose among, where there is a choice."""
+    """The runs among which early windows choose, by student and arm, where there is a choice."""
     return {
         (run.student.name, run.arm): {recipe: run.with_recipe(recipe) for recipe in run.recipes}
         for run in runs
@@ -341,8 +341,8 @@ def _trials(
 def _try_recipes(
     trials: list[Run], shown: bool, job: TrainingJob[StudentsSettings]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Train ``trials`` on the first windows, each from the last of its checkpoints; keeps nothing
-    of them but their metrics."""
+    """Train ``trials`` on the first windows, each from its last checkpoint; keeps only their
+    metrics."""
     schema, count = Schema.load(job.windows_dir), job.settings.auto_windows
     views = [_data(schema, trial, job, count) for trial in trials]
     examples = [_examples(view, trial, None) for view, trial in zip(views, trials, strict=True)]
@@ -353,7 +353,7 @@ def _try_recipes(
             kept = _trial_checkpoints(trial, job)
             engine, loss_function = _engine(trial, data, job.train)
             with TemporaryDirectory(dir=scratch()) as temporary:
-                # What is predicted judges the teacher, also after a kill
+                # The predictions judge the teacher, also after a kill
                 folder = Path(temporary) if kept is None else kept.folder / TRIAL_DIR
                 gated, _ = _gated(trial, data, folder)
                 history = predict_then_train(
@@ -366,7 +366,7 @@ def _try_recipes(
 
 
 def _tried(trial: Run, job: TrainingJob[StudentsSettings]) -> list[dict[str, Any]]:
-    """The metrics of a trial that an earlier process has ended; none where it has not."""
+    """The metrics of a trial that an earlier process has finished; empty if it has not."""
     kept = _trial_checkpoints(trial, job)
     return [] if kept is None else _last_history(kept.folder)
 
@@ -378,7 +378,7 @@ def _trial_checkpoints(trial: Run, job: TrainingJob[StudentsSettings]) -> Checkp
     folder = kept.folder / _trial_name(trial)
     if ranks.rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-    return replace(kept, folder=folder, continued=False)  # a stream has no use for them later
+    return replace(kept, folder=folder, continued=False)  # a stream does not need them later
 
 
 def _trial_name(run: Run) -> str:
@@ -397,7 +397,7 @@ def _of_run(job: TrainingJob[StudentsSettings], run: Run) -> TrainingJob[Student
 
 
 def _examples(data: DataView, run: Run, checkpoints: Checkpoints | None) -> int:
-    """How far the progress of a student goes, see :meth:`DataView.examples`."""
+    """The total for a student's progress; see :meth:`DataView.examples`."""
     if ranks.rank() != 0:
         return 0  # rank 0 shows the progress
     history = [] if checkpoints is None else _last_history(run.folder(checkpoints.folder))
@@ -405,8 +405,8 @@ def _examples(data: DataView, run: Run, checkpoints: Checkpoints | None) -> int:
 
 
 def _ended(checkpoints: Checkpoints, windows: int) -> list[dict[str, Any]] | None:
-    """The metrics of a student that an earlier process has ended after ``windows`` windows; None
-    where it has not."""
+    """The metrics of a student that an earlier process has finished after ``windows`` windows; None
+    if it has not."""
     history: list[dict[str, Any]] = []
     if ranks.rank() == 0:
         checkpoints.folder.mkdir(parents=True, exist_ok=True)
@@ -416,13 +416,13 @@ def _ended(checkpoints: Checkpoints, windows: int) -> list[dict[str, Any]] | Non
 
 
 def _last_history(folder: Path) -> list[dict[str, Any]]:
-    """The metrics of the windows with which a student has ended; none where it has not."""
+    """The metrics of a finished student's windows; empty if it is not finished."""
     path = folder / ENDED_FILE
     return json.loads(path.read_text()) if path.exists() else []
 
 
 def _end(checkpoints: Checkpoints, history: list[dict[str, Any]]) -> None:
-    """Note that a student is done, then drop the checkpoints unless it is to be continued."""
+    """Note that a student is done, then remove its checkpoints unless it will be continued."""
     if ranks.rank() == 0:
         partial = checkpoints.folder / f"{ENDED_FILE}{PARTIAL_SUFFIX}"
         write_durably(partial, json.dumps(history))
@@ -457,7 +457,7 @@ def _data(
 def _train_run(
     run: Run, data: DataView, job: TrainingJob[StudentsSettings], progress: RowProgress
 ) -> list[dict[str, Any]]:
-    """Train one student in its own folders, those of ``job``; export it if it is of the first
+    """Train one student in its own folders, given by ``job``; export it if it has the first
     seed."""
     schema, folder, checkpoints = data.reader.schema, job.output_dir, job.checkpoints
     engine, loss_function = _engine(run, data, job.train)
@@ -511,7 +511,7 @@ def _train_run(
 
 
 def _card(run: Run, data: DataView, history: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the export says of where it comes from."""
+    """What the export says about its origin."""
     windows = [window.name for window in data.reader.windows]
     return {
         "student": run.student.name,
@@ -526,7 +526,7 @@ def _card(run: Run, data: DataView, history: list[dict[str, Any]]) -> dict[str, 
 
 
 def _gated(run: Run, data: DataView, output_dir: Path) -> tuple[DataView, GatedScores | None]:
-    """``data`` without the scores of a teacher that is worse than the student."""
+    """``data`` without scores where the teacher is worse than the student."""
     settings = run.distillation
     if settings.gate_windows is None or not isinstance(data.scores, ScoreLog):
         return data, None

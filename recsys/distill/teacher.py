@@ -1,5 +1,5 @@
-"""The teacher: one large model over all domains, trained once through the data, publishing
-snapshots."""
+"""The teacher: one large model for all domains, trained in one pass through the data, which
+publishes snapshots."""
 
 import math
 import sys
@@ -59,7 +59,7 @@ CHECKPOINT_KEYS = {
     "checkpoint_asynchronously",
     "full_checkpoint_every",
     "keep_snapshots",
-}  # not quantise_checkpoints, which decides what a killed run ends with
+}  # not quantise_checkpoints, which affects the result of a killed run
 PLACEMENT_KEYS = {
     *LaunchSettings.model_fields,
     "memory_gb",
@@ -80,24 +80,24 @@ def train_teacher(
 ) -> list[dict[str, Any]]:
     """Train the teacher through all windows.
 
-    Writes in ``job.output_dir``: snapshots/<name>/, predictions/<window>.parquet, metrics.json (a
-    row a window), rate.json (the tables' learning rate, where it is chosen), plan.json (where each
-    table's shards are), plan.png (what each rank is predicted to take and to hold) and size.json
-    (parameters, and training FLOPs per example).
+    Writes to ``job.output_dir``: snapshots/<name>/, predictions/<window>.parquet, metrics.json (one
+    row per window), rate.json (the tables' learning rate, if it was chosen), plan.json (where each
+    table's shards are), plan.png (predicted time and memory per rank) and size.json (parameters,
+    and training FLOPs per example).
 
-    With ``resume_dir`` it works there and puts the results in ``job.output_dir`` at the end. A run
-    that was killed goes on from its last checkpoint if data, code and settings are the same
-    (placement on ranks may differ), and writes the bytes of an undisturbed one. The caller removes
+    With ``resume_dir`` it works there and moves the results to ``job.output_dir`` at the end. A
+    killed run resumes from its last checkpoint if data, code and settings are the same (placement
+    on ranks may differ), and writes the same bytes as an undisturbed run. The caller removes
     ``resume_dir``.
 
     Returns:
         Metrics of each window.
 
     Raises:
-        InputError: no data, no partition though the model has towers, a plan that does not fit, or
-            ``resume_dir`` is in use.
+        InputError: there are no data, the model has towers but there is no partition, the plan does
+            not fit, or ``resume_dir`` is in use.
     """
-    Schema.load(job.windows_dir)  # before anything is made for them
+    Schema.load(job.windows_dir)  # fails before anything is created
     if resume_dir is None:
         return run_teacher(job)
     with resumable(job, resume_dir, _run_name(job), teacher_checkpoints) as resumed:
@@ -105,7 +105,8 @@ def train_teacher(
 
 
 def run_teacher(job: TrainingJob[TeacherSettings]) -> list[dict[str, Any]]:
-    """One launch of :func:`train_teacher`, from the last of ``job.checkpoints`` to the last window.
+    """One launch of :func:`train_teacher`, from the last checkpoint in ``job.checkpoints`` to the
+    last window.
 
     Raises:
         InputError: as :func:`train_teacher`.
@@ -118,7 +119,7 @@ def run_teacher(job: TrainingJob[TeacherSettings]) -> list[dict[str, Any]]:
 
 
 def _with_rate(job: TrainingJob[TeacherSettings], partition: Partition | None) -> TrainSettings:
-    """How the teacher is trained; a rate that is chosen goes into rate.json, and stays."""
+    """The teacher's training settings; a chosen rate is written to rate.json and kept."""
     settings, path = job.settings, job.output_dir / RATE_FILE
     rate = settings.table_learning_rate
     if rate == "auto":
@@ -136,7 +137,7 @@ def _with_rate(job: TrainingJob[TeacherSettings], partition: Partition | None) -
 def _tried(
     rate: float, job: TrainingJob[TeacherSettings], partition: Partition | None
 ) -> list[dict[str, Any]]:
-    """The metrics of the first windows with tables trained at ``rate``."""
+    """Metrics of the first windows with the tables' learning rate ``rate``."""
     train = job.train.model_copy(update={"table_learning_rate": rate})
     with TemporaryDirectory(dir=scratch()) as folder:
         trial = replace(job, train=train, output_dir=Path(folder), checkpoints=None)
@@ -146,7 +147,7 @@ def _tried(
 def teacher_checkpoints(
     folder: Path, run: str, settings: TeacherSettings, continued: bool = False
 ) -> Checkpoints:
-    """The checkpoints of ``run`` in ``folder``, as ``settings`` want them."""
+    """The checkpoints of ``run`` in ``folder``, according to ``settings``."""
     return Checkpoints(
         folder,
         run,
@@ -161,7 +162,7 @@ def teacher_checkpoints(
 
 def _run_name(job: TrainingJob[TeacherSettings]) -> str:
     """A name for what decides the teacher's weights: data, code, partition and settings, but not
-    the placement."""
+    placement."""
     partition = load_partition(job.partition_file, job.settings.model)
     decisive = (
         job.settings.model_dump(exclude=CHECKPOINT_KEYS),
@@ -172,8 +173,8 @@ def _run_name(job: TrainingJob[TeacherSettings]) -> str:
 
 
 def teacher_code(module: str, model: ModelSettings) -> Code:
-    """The code of ``module``, which builds ``model``, with the tower class that it names; one that
-    is not there is refused where the model is built."""
+    """The code of ``module``, which builds ``model``, with the tower class that it names; a missing
+    class is refused later, when the model is built."""
     classes = [one for one in modules_named(model.tower_module.kind) if file_of(one) is not None]
     return code_of(module, *classes)
 
@@ -203,7 +204,7 @@ def model_size(state: dict[str, Tensor]) -> dict[str, int]:
 def _fresh(
     job: TrainingJob[TeacherSettings], partition: Partition | None, reader: WindowReader
 ) -> tuple[TrainSettings, Engine, DataView]:
-    """How the teacher is trained, the untrained teacher, and the data it is shown."""
+    """The teacher's training settings, the untrained teacher, and its data."""
     is_auto = job.settings.batch_size == AUTO_BATCH
     given = {} if is_auto else {"global_batch_size": job.settings.batch_size}
     train = job.train.model_copy(update=given)
@@ -220,7 +221,7 @@ def _fresh(
 def _try_rank(
     job: TrainingJob[TeacherSettings], partition: Partition | None
 ) -> list[dict[str, Any]]:
-    """The teacher on one rank, through the windows that its rate is chosen on."""
+    """Train the teacher on this rank, on the windows that decide its rate."""
     reader = WindowReader(job.windows_dir, first_windows=job.settings.rate_auto_windows)
     _, engine, data = _fresh(job, partition, reader)
     loss = partial(label_loss, weights=job.settings.task_weights)
@@ -231,7 +232,7 @@ def _try_rank(
 def _train_rank(
     job: TrainingJob[TeacherSettings], partition: Partition | None
 ) -> list[dict[str, Any]]:
-    """The teacher on one rank."""
+    """Train the teacher on this rank."""
     settings, output_dir, checkpoints = job.settings, job.output_dir, job.checkpoints
     reader = WindowReader(job.windows_dir)
     train, engine, data = _fresh(job, partition, reader)
@@ -270,8 +271,8 @@ def _train_rank(
 
 
 class _Publisher:
-    """Publishes a snapshot every few windows; holds it back when its NE jumps above the last good
-    one's.
+    """Publishes a snapshot every few windows; holds it back if its NE is too far above the last
+    good one's.
 
     The NE is the main task's.
     """
@@ -283,7 +284,7 @@ class _Publisher:
         self._metrics = [name for metric in METRICS for name in task_columns(metric, tasks)]
 
     def after_window(self, window: Window, history: list[dict[str, Any]]) -> None:
-        """Publish if it is this window's turn; called by every rank."""
+        """Publish if a snapshot is due after this window; called by every rank."""
         turns = publication_turns(history, self._settings)
         if not turns or turns[-1] != len(history) - 1:
             return
@@ -306,10 +307,11 @@ class _Publisher:
 
 
 def publication_turns(history: list[dict[str, Any]], settings: TeacherSettings) -> list[int]:
-    """After which windows of ``history`` (places, from 0) a snapshot is published.
+    """The windows of ``history`` (indices from 0) after which a snapshot is published.
 
-    By examples it is at the first window's end with so many predicted since the last one: a
-    snapshot inside a window could not score before the next window's start, and the end is fresher.
+    When counting examples, this is the end of the first window with enough examples since the last
+    snapshot: a snapshot inside a window could not score before the next window's start anyway, and
+    one at the end is fresher.
     """
     if settings.snapshot_every_examples is None:
         every = settings.snapshot_every_windows
@@ -324,7 +326,7 @@ def publication_turns(history: list[dict[str, Any]], settings: TeacherSettings) 
 
 
 def is_broken(row: dict[str, Any], state: dict[str, Tensor]) -> bool:
-    """Whether the window's predictions or the weights after it hold a NaN or an infinity."""
+    """Whether the window's predictions, or the weights after it, contain NaN or infinity."""
     has_predictions = row.get("rows", 0) > 0 and row.get("logloss") is not None
     predicted_nan = has_predictions and not math.isfinite(row["logloss"])
     return predicted_nan or not all(
@@ -333,7 +335,7 @@ def is_broken(row: dict[str, Any], state: dict[str, Tensor]) -> bool:
 
 
 def last_good(nes: list[float], allowed_increase: float) -> float | None:
-    """The last NE that was not worse than the good one before it; None if there is none."""
+    """The last NE that is not worse than the previous good one; None if there is none."""
     good: float | None = None
     for ne in nes:
         if math.isfinite(ne) and not is_worse(ne, good, allowed_increase):
@@ -342,9 +344,9 @@ def last_good(nes: list[float], allowed_increase: float) -> float | None:
 
 
 def is_worse(ne: float, reference: float | None, allowed_increase: float) -> bool:
-    """Whether ``ne`` lies more than the allowed fraction above ``reference`` (None: nothing to
+    """Whether ``ne`` is more than the allowed fraction above ``reference`` (None: nothing to
     compare with).
 
-    An NE that is not defined (a window of one class) says nothing, so it holds nothing back.
+    An undefined NE (in a window with one class only) counts as not worse.
     """
     return reference is not None and ne > reference * (1.0 + allowed_increase)

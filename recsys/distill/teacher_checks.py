@@ -1,5 +1,5 @@
-"""What the teacher wants of its training and of the data, checked before anything is trained; needs
-no PyTorch."""
+"""Check what the teacher needs from its training settings and the data before anything is trained;
+needs no PyTorch."""
 
 from recsys.config import InputError
 from recsys.data.schema import Schema
@@ -11,12 +11,12 @@ from recsys.training.task_weights import check_task_weights
 
 
 def check_teacher(settings: TeacherSettings, train: TrainSettings) -> None:
-    """Check that it can be trained so.
+    """Check that the teacher can be trained with these settings.
 
     Raises:
         InputError: it cannot.
     """
-    if not train.tower_transform:  # whose communication is between hosts, where nothing is added up
+    if not train.tower_transform:  # its communication between hosts involves no sums
         check_kinds(train)
     if settings.checkpoint_asynchronously and train.table_memory == "file":
         raise InputError(
@@ -27,7 +27,7 @@ def check_teacher(settings: TeacherSettings, train: TrainSettings) -> None:
 
 
 def check_teacher_data(schema: Schema, settings: TeacherSettings) -> None:
-    """Check that tasks and sequences are in the data.
+    """Check that the teacher's tasks and sequences are in the data, with enough windows.
 
     Raises:
         InputError: one is not.

@@ -1,5 +1,4 @@
-"""Whether the teacher is worth learning from: where it predicts worse than its student it teaches
-nothing."""
+"""The teacher gate: students ignore the teacher's scores where it predicts worse than they do."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -21,13 +20,13 @@ GATE_FILE = "gate.json"
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the windows before one say of the teacher.
+    """How the teacher did in the windows before one window.
 
     Attributes:
-        window: whose scores are judged.
-        rows: predicted by both, with labels known before the window.
-        teacher: its mean log loss over them; None where there are none.
-        student: the student's.
+        window: the window whose scores are judged.
+        rows: examples predicted by both, with labels known before the window.
+        teacher: the teacher's mean log loss over them; None if there are none.
+        student: the student's mean log loss.
         teaches: whether students train on the window's scores.
     """
 
@@ -39,19 +38,18 @@ class Verdict:
 
 
 class GatedScores:
-    """A score log as one student sees it: without the scores of windows before which its own
+    """A score log as seen by one student: without the scores of windows before which its own
     predictions were better than the teacher's.
 
-    A window's scores are judged by the examples of the ``windows`` before it whose labels were
-    known at its start: they are left out where the teacher's log loss on the main task was larger
-    than the student's by more than ``deviations`` standard errors of the paired difference. So the
-    verdict knows nothing of the window itself, and is the same after a restart.
+    A window's scores are judged on the examples of the ``windows`` before it whose labels were
+    known at its start. They are left out if the teacher's log loss on the main task was larger than
+    the student's by more than ``deviations`` standard errors of the paired difference. The verdict
+    uses nothing from the window itself, and is the same after a restart.
 
     Args:
-        log: read on every rank.
-        reader: of the student's tasks.
-        output_dir: where the student's predictions are, of all windows before the one that is
-            judged.
+        log: the score log, read on every rank.
+        reader: a reader for the student's tasks.
+        output_dir: folder with the student's predictions for all windows before the judged one.
     """
 
     def __init__(
@@ -77,7 +75,7 @@ class GatedScores:
 
     def verdict(self, window: Window) -> Verdict:
         """Whether students train on the scores of ``window``."""
-        if window.name not in self._verdicts:  # late labels ask again
+        if window.name not in self._verdicts:  # late labels ask for a window again
             self._verdicts[window.name] = self._judge(window)
         return self._verdicts[window.name]
 
@@ -100,8 +98,8 @@ class GatedScores:
         return Verdict(window.name, rows, float(known[1].mean()), float(known[2].mean()), teaches)
 
     def _of_window(self, window: Window) -> NDArray[np.float64]:
-        """[3, rows]: label time, log loss of the teacher and of the student, times the weight, of
-        the examples that both have predicted."""
+        """[3, rows] for the examples that both have predicted: label time, and weighted log loss of
+        teacher and student."""
         if window.name in self._losses:
             return self._losses[window.name]
         label, logit = self._reader.labels[0], self._reader.logits[0]
@@ -120,7 +118,7 @@ class GatedScores:
 
 
 def in_words(verdicts: list[dict[str, Any]]) -> str:
-    """A line on the windows in which the teacher taught nothing; empty where it always taught."""
+    """A line about the windows in which the teacher was ignored; empty if there were none."""
     closed = [one for one in verdicts if not one["teaches"]]
     if not closed:
         return ""

@@ -27,18 +27,18 @@ class TeacherSettings(Settings):
         table_learning_rate: learning rate of the embedding tables; null: that of all training;
             auto: one of ``rates_tried``, by NE on early windows.
         rates_tried: the rates that auto chooses from.
-        rate_auto_windows: windows that auto is chosen on.
+        rate_auto_windows: number of early windows on which auto is decided.
         snapshot_every_windows: windows between two snapshots.
-        snapshot_every_examples: instead: publish at the end of the first window that brings the
-            examples since the last snapshot to this number.
+        snapshot_every_examples: instead, publish at the end of the first window with at least this
+            many examples since the last snapshot.
         hold_back_ne_increase: a snapshot whose window NE is more than this fraction above that of
             the last good one (0.05 is 5 %), or that has a NaN, is written but never scores.
         keep_snapshots: how many snapshots keep their weights, the newest that may score; null: all.
             Scores of the others stay; a window that one of them should have scored gets no scores.
         task_weights: loss weights of further tasks, relative to the main task's 1; default 1.
-        checkpoint_every_batches: checkpoints between the windows' ends, to resume from after a
-            kill; null: none.
-        keep_checkpoints: how many checkpoints are kept.
+        checkpoint_every_batches: batches between checkpoints within a window, for resuming after a
+            kill; null: only at the ends of windows.
+        keep_checkpoints: number of checkpoints to keep.
         checkpoint_asynchronously: whether training waits only for a copy in memory, not for the
             disk.
         full_checkpoint_every: every N-th checkpoint is full; those between hold the table rows
@@ -68,7 +68,7 @@ class TeacherSettings(Settings):
 
     @property
     def windows_to_choose_on(self) -> int:
-        """How many windows must be there before the teacher is trained on any."""
+        """How many windows must exist before the teacher can be trained."""
         return self.rate_auto_windows if self.table_learning_rate == "auto" else 1
 
 

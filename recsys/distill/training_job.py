@@ -1,4 +1,4 @@
-"""What trains the teacher or the students, of the batch stages and of the stream."""
+"""A training job for the teacher or the students, in the batch stages and the stream."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from recsys.files import link_files
 from recsys.training.resume import CHECKPOINTS_DIR, OUTPUT_DIR, Checkpoints, work_folder
 from recsys.training.settings import TrainSettings
 
-if TYPE_CHECKING:  # else an edit of the students' settings would retrain the teacher
+if TYPE_CHECKING:  # else a change of the students' settings code would retrain the teacher
     from recsys.distill.student_settings import StudentsSettings
     from recsys.distill.teacher_settings import TeacherSettings
 
@@ -19,16 +19,16 @@ S = TypeVar("S", "TeacherSettings", "StudentsSettings")
 
 @dataclass(frozen=True)
 class TrainingJob(Generic[S]):
-    """The data to train on, how, and where the results go.
+    """The data to train on, the settings, and where the results go.
 
     Attributes:
-        settings: the teacher's, or those of all students.
-        output_dir: a folder that is there.
-        partition_file: the towers of a teacher that has any.
+        settings: the teacher's settings, or those of all students.
+        output_dir: an existing folder for the results.
+        partition_file: the towers, for a teacher with towers.
         scores_dir: the score log that students read.
-        checkpoints: where to go on from; None: neither read nor written.
-        live_dir: gets one file per model, ``teacher.jsonl`` or
-            ``<student>/<arm>/seed-<n>.jsonl``, with what is known of each window as it ends
+        checkpoints: where to resume from; None: neither read nor written.
+        live_dir: folder for one file per model, ``teacher.jsonl`` or
+            ``<student>/<arm>/seed-<n>.jsonl``, with the results of each window as it ends
             (:func:`recsys.progress.note_live`).
     """
 
@@ -49,10 +49,10 @@ def resumable(
     run: str,
     checkpoints_of: Callable[[Path, str, S], Checkpoints],
 ) -> Iterator[TrainingJob[S]]:
-    """``job`` as it is done in ``resume_dir``, where a killed process of the same ``run`` has
-    stopped.
+    """``job`` running in ``resume_dir``, where it resumes after a killed process of the same
+    ``run``.
 
-    What is written there is in ``job.output_dir`` at the end.
+    At the end its results are moved to ``job.output_dir``.
 
     Raises:
         InputError: another process is using ``resume_dir``.

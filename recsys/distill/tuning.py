@@ -1,9 +1,9 @@
-"""Tuning: search the settings of students on the windows before those that judge them.
+"""Tuning: search students' settings on the windows before those that judge them.
 
-A trial trains every student, as the students stage does, on the early windows alone and is worth
+A trial trains every student, as the students stage does, on the early windows only. Its value is
 the mean NE of the windows after the first, each predicted before training on it. Optuna's TPE
-proposes the trials. The best of them and the present settings are trained again with other seeds,
-and a change counts only if it is better beyond its interval.
+proposes the trials. The best trials and the present settings are trained again with other seeds,
+and a change counts only if the gain exceeds its interval.
 """
 
 import json
@@ -56,19 +56,19 @@ S = TypeVar("S", bound=Settings)
 Values = dict[str, Any]  # by key, such as train.dense_learning_rate
 RUNS_FILE = "runs.jsonl"
 STUDY_FILE = "study.log"
-STARTUP_TRIALS = 8  # drawn at random before TPE models what it has seen
+STARTUP_TRIALS = 8  # drawn at random before TPE starts to model the results
 PRUNED_AFTER = 5  # trials
-PRESENT = "present"  # marks the trial of the present settings, which may lie outside the space
+PRESENT = "present"  # marks the trial of the present settings, which may be outside the space
 DISTILLATION = "students.distillation."
-SHARE = 0.1  # of the whole gain: what a change must bring to be worth writing
-REPETITIONS = 20  # in a row: the space has no more to offer
-# What a person, or a value of the space, has got wrong
+SHARE = 0.1  # share of the whole gain that a change must bring to be written
+REPETITIONS = 20  # in a row, after which the space counts as exhausted
+# Mistakes of the user, or of a value in the space
 REFUSALS = (InputError, NonFiniteError)
 
 
 @dataclass(frozen=True)
 class Early:
-    """The windows that tuning may read, in folders that hold no others, and what they are."""
+    """The windows that tuning may read, in folders without any other windows."""
 
     windows_dir: Path
     scores_dir: Path | None
@@ -78,11 +78,11 @@ class Early:
 def early_windows(
     windows_dir: Path, scores_dir: Path | None, settings: EvaluateSettings, folder: Path
 ) -> Early:
-    """Link the windows before ``settings.first_evaluation_window``, and their scores, into
-    ``folder``, which is empty.
+    """Link the windows before ``settings.first_evaluation_window``, and their scores, into the
+    empty ``folder``.
 
     Raises:
-        InputError: there is no schema, or fewer than two such windows.
+        InputError: there is no schema, or there are fewer than two such windows.
     """
     schema, first = Schema.load(windows_dir), settings.first_evaluation_window
     where = settings.where("first_evaluation_window")
@@ -114,22 +114,22 @@ def early_windows(
         path = scores_dir / name
         if path.is_file():
             link_file(str(path), str(scores / name))
-            # The log's own file grows with later windows
+            # The log's own log.json changes with later windows
             states.append([] if name == LOG_FILE else path.stat().st_mtime_ns)
     return Early(windows, scores, fingerprint(early, states, ScoreLog(scores).facts.wait_ms))
 
 
 @dataclass(frozen=True)
 class Tunable:
-    """The present settings, and the arm of the students that is measured."""
+    """The present settings, and the arm to measure."""
 
     students: StudentsSettings
     train: TrainSettings
     arm: str
 
     def value(self, key: str) -> Any:
-        """What ``key`` (``train.<key>`` or ``students.<key>``) is now; None in a section that is
-        not there.
+        """The present value of ``key`` (``train.<key>`` or ``students.<key>``); None in an absent
+        section.
 
         Raises:
             InputError: there is no such key.
@@ -153,14 +153,16 @@ class Tunable:
             elif isinstance(found, dict):
                 found = found.get(part)
             elif found is not None:
-                raise InputError(f"{key!r}: what comes before {part!r} is one value, not a section")
+                raise InputError(
+                    f"{key!r}: what comes before {part!r} is a single value, not a section"
+                )
         return found
 
     def changed(self, values: Values) -> "Tunable":
-        """The same with ``values``.
+        """A copy with ``values``.
 
         Raises:
-            InputError: the settings refuse one.
+            InputError: the settings refuse a value.
         """
         return replace(
             self,
@@ -169,7 +171,7 @@ class Tunable:
         )
 
     def runs(self, seeds: Sequence[int]) -> list[Run]:
-        """Students x seeds, in this order."""
+        """A run per student and seed, in this order."""
         settings = self.students.model_copy(update={"seeds": list(seeds)})
         return [run for run in runs_of(settings) if run.arm == self.arm]
 
@@ -177,13 +179,13 @@ class Tunable:
 def tunable(
     students: StudentsSettings, train: TrainSettings, settings: TuneSettings, what: Sequence[str]
 ) -> tuple[Tunable, Space]:
-    """The present settings and the space of all that ``what`` names.
+    """The present settings, and the search space of everything in ``what``.
 
-    Measured are the plain students, or, where the space holds keys of distillation, those of the
-    first other arm.
+    The plain students are measured, or those of the first other arm if the space has keys of
+    distillation.
 
     Raises:
-        InputError: there is no such name, key or arm, or a present value fits no range.
+        InputError: a name, key or arm does not exist, or a present value does not fit a range.
     """
     space: Space = {}
     present = Tunable(students, train, PLAIN)
@@ -213,7 +215,7 @@ def _check_present(key: str, dimension: DimensionSettings, value: Any) -> None:
     if dimension.choices:
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"{key!r} is {value!r} now, which is in no range; give choices")
+        raise InputError(f"{key!r} is {value!r} now, which is in none of the ranges; give choices")
 
 
 def reads_scores(present: Tunable, space: Space) -> bool:
@@ -255,7 +257,7 @@ def _inner(present: Any, part: str) -> Any:
 
 
 def _plain(present: Any) -> Any:
-    """A section or list that nobody has set, so that one key of it can be."""
+    """Fill in an absent section or list, so that one of its keys can be set."""
     if isinstance(present, list):
         return [_plain(one) for one in present]
     if isinstance(present, Settings):
@@ -265,20 +267,20 @@ def _plain(present: Any) -> Any:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one student is worth: NE of each window after the first (NaN where undefined)."""
+    """A student's result: NE of each window after the first (NaN where undefined)."""
 
     ne: list[float]
     seconds: float
 
 
 def measure_run(run: Run, job: TrainingJob[StudentsSettings]) -> Measured:
-    """Train one student on all windows of ``job``; nothing of it stays in ``job.output_dir``.
+    """Train one student on all windows of ``job``; leaves nothing in ``job.output_dir``.
 
-    Where the settings leave its recipe open, a window's NE is of the recipe that the other windows
-    choose, so that a recipe that is chosen and one that is given are judged alike.
+    If the settings leave the recipe open, a window's NE is that of the recipe which the other
+    windows choose, so that chosen and given recipes are judged alike.
     """
     started = time.monotonic()
-    # The progress of single students would hide that of the search
+    # Progress of single students would hide that of the search
     histories = {}
     for recipe in run.recipes:
         one = run.with_recipe(recipe)
@@ -289,15 +291,15 @@ def measure_run(run: Run, job: TrainingJob[StudentsSettings]) -> Measured:
 
 
 class Bench:
-    """Trains students on the early windows, ``workers`` at once, and remembers in ``folder`` what
-    each was worth: a run that comes again, also after a kill, costs nothing.
+    """Trains students on the early windows, ``workers`` in parallel, and stores their results in
+    ``folder``, so a repeated run costs nothing, even after a kill.
 
     One worker is this process.
     """
 
     def __init__(self, early: Early, folder: Path, workers: int) -> None:
         self.early, self.workers, self.folder = early, workers, folder
-        self.seconds: list[float] = []  # of each run that was trained
+        self.seconds: list[float] = []  # per trained run
         self._file = folder / RUNS_FILE
         self._known: dict[str, list[float]] = {}
         if self._file.is_file():
@@ -313,7 +315,7 @@ class Bench:
             )
 
     def submit(self, run: Run, settings: Tunable) -> "Future[Measured]":
-        """Train ``run``; the future's exception is one of ``REFUSALS`` where the settings are
+        """Train ``run``; the future's exception is one of ``REFUSALS`` if the settings are
         refused."""
         train = _alone(settings.train)
         key = fingerprint(run, train.model_dump(exclude=PLACEMENT_KEYS))
@@ -353,7 +355,7 @@ class Bench:
 
 
 def _parsed(line: str) -> dict[str, list[float]] | None:
-    """A line of the file of runs; None for one that a killed process has left half-written."""
+    """A line of the file of runs; None for a half-written line left by a killed process."""
     try:
         return json.loads(line)
     except ValueError:
@@ -361,7 +363,7 @@ def _parsed(line: str) -> dict[str, list[float]] | None:
 
 
 def _alone(train: TrainSettings) -> TrainSettings:
-    """``train`` on one rank, of one thread."""
+    """``train`` on one rank with one thread."""
     return train.model_copy(
         update={
             "world_size": 1,
@@ -377,13 +379,13 @@ def _alone(train: TrainSettings) -> TrainSettings:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """One trial that has ended.
+    """A finished trial.
 
     Attributes:
         state: complete, pruned or refused; ``message`` says why it was refused.
-        values: of every key of the space.
-        ne: mean over students and windows; None where it was not trained to its end.
-        curves: NE by student, of each window after the first.
+        values: the value of every key in the space.
+        ne: mean NE over students and windows; None if it was not trained to the end.
+        curves: NE of each window after the first, by student.
     """
 
     number: int
@@ -396,7 +398,7 @@ class TrialResult:
 
 @dataclass
 class _Running:
-    """A trial, the students that it has yet to train, and what those before are worth."""
+    """A running trial: the students yet to be trained, and the results of the others."""
 
     trial: Trial
     values: Values
@@ -406,14 +408,14 @@ class _Running:
 
 
 def study_name(present: Tunable, space: Space, early: Early, seed: int) -> str:
-    """A name for all that decides what trials are worth: data, code, present settings, space."""
+    """A name for everything that decides trial results: data, code, present settings, space."""
     students = present.students.model_dump(exclude=CHECKPOINT_KEYS | {"seeds"})
     train = present.train.model_dump(exclude=PLACEMENT_KEYS)
     return fingerprint(early.name, code_of(__name__), space, students, train, present.arm, seed)
 
 
 class Search:
-    """A study of Optuna in ``bench.folder``, which a later process goes on with."""
+    """An Optuna study in ``bench.folder``, which a later process can continue."""
 
     def __init__(self, present: Tunable, space: Space, bench: Bench, settings: TuneSettings):
         self.present, self.space, self.bench, self.settings = present, space, bench, settings
@@ -430,12 +432,12 @@ class Search:
             pruner=MedianPruner(n_startup_trials=PRUNED_AFTER),
         )
         self._take_up()
-        # A sampler that starts over must not draw what the killed one has drawn
+        # A restarted sampler must not repeat the draws of the killed one
         begun = len(self.study.get_trials(deepcopy=False)) - 1
         self.study.sampler = TPESampler(seed=settings.seed + begun, n_startup_trials=STARTUP_TRIALS)
 
     def run(self, told: Callable[[TrialResult], None]) -> None:
-        """Try settings until the budget is spent; ``told`` of each trial that has ended.
+        """Try settings until the budget is spent; call ``told`` with each finished trial.
 
         Raises:
             InputError: the current settings cannot be trained.
@@ -457,7 +459,7 @@ class Search:
             ended.clear()
 
     def best(self) -> list[Values]:
-        """The changes of the best trials that are not the present settings, the best first."""
+        """The changes in the best trials, best first, without the present settings."""
         found: list[Values] = []
         for trial in sorted(self._complete(), key=lambda one: (one.value, one.number)):
             changes = self._changes(trial)
@@ -471,7 +473,7 @@ class Search:
         return {state: states.count(state) for state in ("complete", "pruned", "refused")}
 
     def _take_up(self) -> None:
-        """Queue what a killed process was at, and first of all the present settings."""
+        """Queue the present settings first, and then what a killed process was working on."""
         left = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         for trial in left:
             self.study.tell(trial.number, state=TrialState.FAIL)
@@ -515,7 +517,7 @@ class Search:
     def _start_next(
         self, one: _Running, running: dict[Future[Measured], _Running], ended: list[TrialResult]
     ) -> None:
-        """Train the trial's next student, the first one once its settings are found to be right."""
+        """Train the trial's next student; before the first one, check the settings."""
         if not one.measured and not one.runs:
             try:
                 one.settings = self.present.changed(one.values)
@@ -533,7 +535,7 @@ class Search:
         running: dict[Future[Measured], _Running],
         ended: list[TrialResult],
     ) -> None:
-        """Note what a student is worth; go on with the next one, or end the trial."""
+        """Record a student's result; continue with the next one, or end the trial."""
         error = future.exception()
         if isinstance(error, REFUSALS):
             ended.append(self._refused(one, error))
@@ -571,7 +573,7 @@ class Search:
         return TrialResult(one.trial.number, name, values, ne, one.measured, message)
 
     def _changes(self, trial: Trial | FrozenTrial) -> Values:
-        """What a trial changes of the present settings."""
+        """The values in which a trial differs from the present settings."""
         if PRESENT in trial.user_attrs:
             return {}
         values = {}
@@ -583,8 +585,7 @@ class Search:
         return values
 
     def _nearest(self, key: str) -> Any:
-        """The present value as Optuna keeps it, which knows no lists; the end of the range where it
-        lies outside."""
+        """The present value in Optuna's form, which has no lists; clipped to the range."""
         dimension, now = self.space[key], self.now[key]
         if dimension.choices:
             return json.dumps(now)
@@ -592,7 +593,7 @@ class Search:
 
 
 def _distribution(dimension: DimensionSettings, now: Any) -> BaseDistribution:
-    """What Optuna draws from; the present value is one of the choices."""
+    """The distribution for Optuna; the present value is one of the choices."""
     if dimension.choices:
         texts = [json.dumps(one) for one in (now, *dimension.choices)]
         return CategoricalDistribution(list(dict.fromkeys(texts)))
@@ -602,14 +603,14 @@ def _distribution(dimension: DimensionSettings, now: Any) -> BaseDistribution:
 
 
 def _mean(values: NDArray[np.float64]) -> float:
-    """Of those that are defined; NaN where none is."""
+    """The mean of the defined values; NaN if there are none."""
     defined = values[np.isfinite(values)]
     return float(defined.mean()) if len(defined) else math.nan
 
 
 @dataclass(frozen=True)
 class Difference:
-    """NE of one minus that of another, paired, with its interval."""
+    """A paired difference of NE, with its interval."""
 
     mean: float
     low: float
@@ -621,9 +622,9 @@ def paired_difference(
 ) -> Difference:
     """``second`` - ``first``, each [students, seeds, windows] of NE, with a Student's t interval.
 
-    Cells of one seed share its luck and cells of one window share its rows, so neither are
-    independent. The interval is the wider of two: over students x seeds, each a mean over windows,
-    and over students x windows, each a mean over seeds.
+    Cells with the same seed share its luck, and cells of the same window share its rows, so neither
+    are independent. The interval is the wider of two: over students and seeds, with means over
+    windows, and over students and windows, with means over seeds.
     """
     difference = second - first
     mean = _mean(difference)
@@ -641,8 +642,8 @@ def paired_difference(
 
 @dataclass(frozen=True)
 class KeyEffect:
-    """One key of the best settings: what it was, what it is, and what its change brings on top of
-    the others' (NE; below 0 is better); None where they cannot be trained without it."""
+    """A key of the best settings: its old and new values, and the effect of its change on top of
+    the others' (in NE; below 0 is better), or None if the others cannot be trained without it."""
 
     key: str
     before: Any
@@ -653,10 +654,10 @@ class KeyEffect:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What tuning has found; ``chosen`` is empty where the present settings are good enough.
+    """The result of tuning; ``chosen`` is empty if the present settings are good enough.
 
-    ``before`` and ``after`` are NE on the early windows, ``difference`` is that of the chosen
-    settings, or of the best ones where none is chosen; None where no trial differed.
+    ``before`` and ``after`` are NE on the early windows. ``difference`` is for the chosen settings,
+    or for the best ones if none are chosen; None if no trial differed from the present.
     """
 
     before: float
@@ -668,7 +669,7 @@ class Outcome:
 
 def confirm(search: Search, says: Callable[[str], None] = lambda line: None) -> Outcome:
     """Train the best trials and the present settings with other seeds, then the best one with each
-    of its changes put back; ``says`` what is being trained.
+    of its changes undone; ``says`` is called with what is being trained.
 
     Raises:
         InputError: the current settings cannot be trained.
@@ -687,16 +688,16 @@ def confirm(search: Search, says: Callable[[str], None] = lambda line: None) -> 
     difference = paired_difference(present, ne, settings.confidence)
     if difference.high >= 0:
         return Outcome(before, _mean(ne), difference, [], {})
-    says(f"the best with each of its {len(best)} changes put back, {settings.seeds} seeds")
+    says(f"the best with each of its {len(best)} changes undone, {settings.seeds} seeds")
     put_back = [{k: v for k, v in best.items() if k != key} for key in best]
     effects = {
         key: paired_difference(without, ne, settings.confidence)
         for key, without in zip(best, _measured(search, put_back), strict=True)
         if without is not None
     }
-    # Few changes are easier to defend: of those that are sure of their own effect, and those with
-    # a share of the gain besides, the first that beat the present settings and are not worse than
-    # all together, each beyond its interval.
+    # Prefer few changes. Try first those with a certain effect of their own, then also those with a
+    # share of the gain. Take the first set that beats the present settings beyond its interval and
+    # is not worse than all changes together beyond its interval.
     chosen = best
     sure = {key for key in best if key not in effects or effects[key].high < 0}
     carry = {key for key, one in effects.items() if one.mean < SHARE * difference.mean}
@@ -717,7 +718,7 @@ def confirm(search: Search, says: Callable[[str], None] = lambda line: None) -> 
 
 
 def _measured(search: Search, candidates: list[Values]) -> list[NDArray[np.float64] | None]:
-    """NE of each candidate, [students, seeds, windows]; None where its training was refused."""
+    """NE of each candidate, [students, seeds, windows]; None if its training was refused."""
     first = search.settings.seed + 1
     seeds = range(first, first + search.settings.seeds)
     futures: list[list[Future[Measured]]] = []

@@ -1,18 +1,16 @@
-"""What tuning has found, as Markdown."""
+"""The result of tuning, as Markdown."""
 
 import json
 from typing import Any
 
 from recsys.distill.tuning import Outcome, Search
 
-GOOD_ENOUGH = (
-    "The present settings are good enough here: nothing found is better beyond its interval."
-)
-NOT_SURE = "Better on average, but its interval holds 0; more seeds may narrow it."
+GOOD_ENOUGH = "The present settings are good enough here: no gain exceeds its interval."
+NOT_SURE = "Better on average, but the interval contains 0; more seeds may narrow it."
 
 
 def report(search: Search, outcome: Outcome) -> str:
-    """The table of changes, each with its effect, and what is to be made of it."""
+    """The table of changes with their effects, and a conclusion."""
     settings, early = search.settings, search.schema.windows
     students = ", ".join(student.name for student in search.present.students.students)
     counts = ", ".join(f"{count} {state}" for state, count in search.counts().items())
@@ -23,12 +21,13 @@ def report(search: Search, outcome: Outcome) -> str:
     )
     lines.append("")
     if outcome.difference is None:
-        lines.append(f"Present settings {outcome.before:.4f}; no trial differed.")
+        lines.append(f"NE with the present settings {outcome.before:.4f}; no trial differed.")
     else:
         difference = outcome.difference
         relative = 100 * difference.mean / outcome.before
+        kind = "chosen" if outcome.chosen else "best"
         lines.append(
-            f"Present settings {outcome.before:.4f}, {'chosen' if outcome.chosen else 'best'} "
+            f"NE with the present settings {outcome.before:.4f}, with the {kind} ones "
             f"{outcome.after:.4f}: {difference.mean:+.4f} ({relative:+.2f} %), "
             f"{settings.confidence:.0%} interval {difference.low:+.4f} to {difference.high:+.4f}."
         )
@@ -49,7 +48,7 @@ def report(search: Search, outcome: Outcome) -> str:
     lines += ["", "The effect is that of one key's change on top of all the others."]
     if any(not one.taken for one in outcome.keys):
         lines.append(
-            "The others stay as they were: without them it is not worse beyond its interval."
+            "The others stay unchanged: without them the result is not worse beyond its interval."
         )
     return "\n".join([*lines, ""])
 

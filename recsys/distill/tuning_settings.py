@@ -1,4 +1,4 @@
-"""Settings of tuning: which keys may change, within what, and how much is spent on it."""
+"""Settings of tuning: which keys may change, in which ranges, and the budget."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ class DimensionSettings(Settings):
         low: smallest number.
         high: largest number.
         log: whether numbers are spread evenly in their logarithm.
-        choices: instead of a range: a list of values.
+        choices: a list of values, instead of a range.
     """
 
     low: float | None = None
@@ -74,16 +74,15 @@ class TuneSettings(Settings):
     """What is searched, and for how long.
 
     Attributes:
-        minutes: duration of one call, including the check of the best settings as far as it can be
-            foreseen.
-        trials: instead: the search ends after this many trials of the study.
-        workers: students trained at once, one thread each; null: one per core, at most two.
-        finalists: the best trials, trained again together with the current settings.
+        minutes: duration of one call, including an estimate for the check of the best settings.
+        trials: instead of minutes, end the search after this many trials of the study.
+        workers: students trained in parallel, one thread each; null: one per core, at most two.
+        finalists: number of best trials that are trained again, together with the current settings.
         seeds: seeds of these trainings, different from the search's.
         confidence: two-sided coverage of the intervals.
         seed: seed of the search.
-        spaces: by name, the keys that are tuned together, each named as for ``--set`` (train.KEY or
-            students.KEY).
+        spaces: the keys that are tuned together, by the space's name; keys are named as for
+            ``--set`` (train.KEY or students.KEY).
     """
 
     minutes: PositiveFloat = 15.0

@@ -1,4 +1,4 @@
-"""Snapshots taken back: which they are, and what they have touched."""
+"""Withdrawn snapshots, and what they affected."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +20,15 @@ HEADER = (
 
 @dataclass(frozen=True)
 class Touched:
-    """What a snapshot has scored, and who has read it."""
+    """The windows that a snapshot has scored, and the students that read them."""
 
     windows: list[str]
     students: list[str]
 
 
 def withdraw(name: str, snapshots: list[Snapshot], withdrawn_file: Path) -> Snapshot:
-    """Note in ``withdrawn_file``, in one atomic step, that snapshot ``name`` is withdrawn; again is
-    no error.
+    """Record atomically in ``withdrawn_file`` that the snapshot ``name`` is withdrawn; repeating it
+    is not an error.
 
     Raises:
         InputError: there is no such snapshot.
@@ -36,7 +36,7 @@ def withdraw(name: str, snapshots: list[Snapshot], withdrawn_file: Path) -> Snap
     found = next((snapshot for snapshot in snapshots if snapshot.name == name), None)
     if found is None:
         names = ", ".join(snapshot.name for snapshot in snapshots) or "none"
-        raise InputError(f"no snapshot {name!r}; there are: {names}")
+        raise InputError(f"no snapshot {name!r}; snapshots: {names}")
     before = load_settings(withdrawn_file, WithdrawnSettings)
     if found.weights_hash not in before.hashes:
         entries = [one.model_dump() for one in before.snapshots]
@@ -49,9 +49,9 @@ def withdraw(name: str, snapshots: list[Snapshot], withdrawn_file: Path) -> Snap
 def touched_by(
     snapshot: Snapshot, log: ScoreLog, schema: Schema, settings: StudentsSettings
 ) -> Touched:
-    """The windows that ``snapshot`` has scored and the students that learn from examples in them.
+    """The windows that ``snapshot`` has scored, and the students that train on examples in them.
 
-    A window scored by another snapshot of the same name is not among them.
+    Windows scored by another snapshot with the same name are not included.
     """
     logged = log.facts.own_snapshots.get(snapshot.name, {})
     if logged.get("weights_hash") != snapshot.weights_hash:
@@ -69,7 +69,8 @@ def touched_by(
 
 
 def _read_by(student: StudentSettings, settings: StudentsSettings, schema: Schema) -> set[str]:
-    """The domains whose scores the student reads, in one arm at least; with ``rows: auto`` all."""
+    """The domains whose scores the student reads in at least one arm; all domains with ``rows:
+    auto``."""
     arms = [settings.distillation_of(student, arm) for arm in settings.arms]
     elsewhere = any(arm.reads_scores and arm.rows != "own" for arm in arms)
     return set(schema.domains) if elsewhere else {student.domain}

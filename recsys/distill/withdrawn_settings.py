@@ -9,7 +9,7 @@ class Withdrawal(Settings):
     """One withdrawn snapshot, identified by name and weights.
 
     Attributes:
-        snapshot: window of the snapshot.
+        snapshot: the snapshot's name, which is that of its window.
         weights_hash: hash of its weights.
     """
 
@@ -18,7 +18,7 @@ class Withdrawal(Settings):
 
 
 class WithdrawnSettings(Settings):
-    """Snapshots withdrawn by a person; this decision is kept with the settings, not with the
+    """Snapshots withdrawn by the user; this decision is kept with the settings, not with the
     teacher's outputs.
 
     Attributes:
@@ -29,5 +29,5 @@ class WithdrawnSettings(Settings):
 
     @property
     def hashes(self) -> frozenset[str]:
-        """Weights' hashes of all."""
+        """The hashes of all withdrawn snapshots' weights."""
         return frozenset(withdrawal.weights_hash for withdrawal in self.snapshots)

@@ -1,4 +1,4 @@
-"""How often what a model gives a probability comes true, by predicted probability."""
+"""How often predictions come true, by predicted probability."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from recsys.evaluation.reading import Predictions
 
 
 def calibration_rows(student: str, predictions: Predictions) -> list[dict[str, Any]]:
-    """Rows of calibration.csv: model, bin (of equally many rows, the lowest predictions first),
-    rows, predicted and observed rate; of each model's first seed.
+    """Rows of calibration.csv for each model's first seed: model, bin (equal numbers of rows,
+    lowest predictions first), rows, predicted and observed rate.
 
-    A model whose logits hold a NaN has none.
+    A model whose logits contain NaN has no rows.
     """
     found = []
     for model, seeds in predictions.logits.items():

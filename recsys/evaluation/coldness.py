@@ -1,4 +1,4 @@
-"""How cold an example is: how often the rarest of its ids had been seen before."""
+"""How cold an example is: how often its rarest id had been seen before."""
 
 from pathlib import Path
 
@@ -7,16 +7,16 @@ import polars as pl
 
 from recsys.data.schema import Schema, window_parts
 
-COLDNESS_EDGES = (1, 10, 100, 1000)  # rows, each the first of the next bin
+COLDNESS_EDGES = (1, 10, 100, 1000)  # rows; each is the first value of the next bin
 COLDNESS_BINS = ("never seen", "1 to 9", "10 to 99", "100 to 999", "1000 or more")
 
 
 def rows_seen(schema: Schema, windows_dir: Path) -> dict[str, pl.DataFrame]:
-    """By window, ``example_id`` and ``seen``: in how many rows of the windows before the rarest of
-    the example's ids had been, of the features that have one id an example.
+    """Per window, a frame with ``example_id`` and ``seen``: how many rows of earlier windows
+    contain the example's rarest id, among features with one id per example.
 
-    Empty without such features, or where the windows' rows are not in ``windows_dir``. A table's
-    rows are counted: ids that share one by hashing are one id.
+    Empty without such features, or if the windows' rows are not in ``windows_dir``. Ids are counted
+    by table row, so ids that share a row by hashing count as one.
 
     Raises:
         InputError: as :func:`recsys.data.schema.window_parts`.

@@ -1,4 +1,4 @@
-"""Is one arm better than the other: paired bootstrap over blocks and seeds, corrected p values."""
+"""Compare two arms: paired bootstrap over blocks and seeds, corrected p values."""
 
 import math
 import warnings
@@ -18,10 +18,9 @@ from recsys.evaluation.resampling import resample
 class Comparison:
     """One metric: each arm's mean over seeds, the difference (second - first) and its interval.
 
-    ``p`` is the two-sided p value of the difference by its bootstrap, ``p_holm`` the same corrected
-    for all comparisons that were made beside it; NaN where it is not known. ``t_test_p`` and
-    ``wilcoxon_p`` are two-sided p values over seeds, None with one seed or where all differences
-    are equal to zero.
+    ``p`` is the two-sided bootstrap p value of the difference, and ``p_holm`` the same corrected
+    for all comparisons made together; NaN where unknown. ``t_test_p`` and ``wilcoxon_p`` are
+    two-sided p values over seeds, None with one seed or if all differences are zero.
     """
 
     metric: str
@@ -53,16 +52,16 @@ def compare(
         first: logits [N] of the first arm, one array per seed.
         second: logits [N] of the second arm, paired by seed with ``first``.
         labels: [N], 0 or 1.
-        groups: [N], what gAUC groups by (the user).
+        groups: [N], the group of each row for gAUC (the user).
         samples: bootstrap resamples.
         confidence: two-sided coverage of the interval, 0.95 for 95 %.
-        seed: of the resampling.
-        blocks: [N], the unit that is resampled: rows of one block are not independent; None: the
-            group.
+        seed: seed of the resampling.
+        blocks: [N], the unit that is resampled, since rows of a block are not independent; None:
+            the group.
         weights: [N], how often each row counts; None: once.
 
     Returns:
-        One comparison a metric, in the order of ``METRICS``; ``p_holm`` is corrected for these.
+        One comparison per metric, in the order of ``METRICS``; ``p_holm`` is corrected for these.
 
     Raises:
         ValueError: the arms have different numbers of seeds, or none.
@@ -90,8 +89,8 @@ def compare_values(
     differences: NDArray[np.float64],
     confidence: float,
 ) -> list[Comparison]:
-    """Compare two arms by their metrics, one dict a seed, and resampled ``differences``
-    [samples, len(METRICS)]; ``p_holm`` is left NaN."""
+    """Compare two arms by their metrics, one dict per seed, and resampled ``differences`` [samples,
+    len(METRICS)]; ``p_holm`` is left NaN."""
     comparisons = []
     for column, metric in enumerate(METRICS):
         a, b = (np.array([one[metric] for one in arm]) for arm in (first, second))
@@ -113,9 +112,10 @@ def compare_values(
 
 
 def p_value(difference: float, resampled: NDArray[np.float64]) -> float:
-    """Two-sided p value of no difference, for a normal error of the resampled differences' spread.
+    """Two-sided p value of no difference, assuming a normal error with the spread of the resampled
+    differences.
 
-    A share of draws would be at least 1 / samples, which is never small once corrected.
+    A share of draws would be at least 1 / samples, which is never small after correction.
     """
     finite = resampled[np.isfinite(resampled)]
     if len(finite) < 2 or not math.isfinite(difference):
@@ -127,15 +127,15 @@ def p_value(difference: float, resampled: NDArray[np.float64]) -> float:
 
 
 def p_text(p: float) -> str:
-    """A p value as a person reads it; how small one below 0.0001 is, no bootstrap can tell."""
+    """A p value as text; below 0.0001 no bootstrap can tell how small it is."""
     if math.isnan(p):
         return "-"
     return f"{p:.2g}" if p >= 1e-4 else "< 0.0001"
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's (1979) corrected p values: below alpha for none that is true with probability 1 -
-    alpha. NaN stays NaN and is no comparison."""
+    """Holm's (1979) corrected p values: with probability 1 - alpha, none is below alpha where there
+    is no difference. NaN stays NaN and does not count as a comparison."""
     corrected = [math.nan] * len(p_values)
     known = sorted((p, place) for place, p in enumerate(p_values) if not math.isnan(p))
     largest = 0.0
@@ -162,7 +162,7 @@ def _finite_or_none(value: Any) -> float | None:
 
 
 def interval(values: NDArray[np.float64], tail: float) -> tuple[float, float]:
-    """Lower and upper quantile of the finite values; NaN without any."""
+    """Lower and upper quantile of the finite values; NaN if there are none."""
     finite = values[np.isfinite(values)]
     if not len(finite):
         return float("nan"), float("nan")

@@ -1,4 +1,4 @@
-"""Figures of the report; the same numbers give the same bytes."""
+"""Figures for the report; the same numbers give the same bytes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from recsys.evaluation.comparison import Comparison
 from recsys.evaluation.model_table import BASELINES
 from recsys.figures import figure_of
 
-# The style's colours; baselines are thin and broken, and have no markers
+# The style's colours; baselines are thin dashed lines without markers
 LINES: dict[str, dict[str, Any]] = {
     "plain": {"color": "#7f7f7f", "marker": "o"},
     "distilled": {"color": "#d55e00", "marker": "o"},
@@ -23,14 +23,14 @@ LINES: dict[str, dict[str, Any]] = {
     "trees (own rows)": {"color": "#56b4e9", "linestyle": "--", "linewidth": 1.2},
     "trees (all rows)": {"color": "#56b4e9", "linestyle": ":", "linewidth": 1.8},
 }
-FURTHER_COLOUR = "#cc79a7"  # of further arms, which markers tell apart
+FURTHER_COLOUR = "#cc79a7"  # for further arms, which differ in their markers
 FURTHER_MARKERS = "Dv<>pPX*"
 DIFFERENCE_METRICS = ("ne", "auc", "gauc")
-MIDNIGHT = "T00-00"  # of a window's name: a day needs no hour
+MIDNIGHT = "T00-00"  # the end of a window's name that a day does not need
 
 
 def draw_windows(student: str, rows: list[dict[str, Any]], path: Path) -> None:
-    """NE of each model over windows; ``rows`` as in windows.csv."""
+    """Draw the NE of each model over windows; ``rows`` as in windows.csv."""
     with figure_of(path, (10, 4)) as figure:
         axes = figure.subplots()
         for model, line in _lines(student, rows).items():
@@ -48,8 +48,8 @@ def draw_windows(student: str, rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def draw_calibration(student: str, rows: list[dict[str, Any]], path: Path) -> None:
-    """Observed against predicted rate of each model but the baselines, whose lines would hide the
-    others'; ``rows`` as in calibration.csv."""
+    """Draw observed against predicted rate for each model except baselines, whose lines would hide
+    the others; ``rows`` as in calibration.csv."""
     with figure_of(path, (7, 5)) as figure:
         axes = figure.subplots()
         highest = max((max(row["predicted"], row["observed"]) for row in rows), default=1.0)
@@ -71,9 +71,9 @@ def draw_calibration(student: str, rows: list[dict[str, Any]], path: Path) -> No
 def draw_gains(
     student: str, slices: dict[str, dict[str, Any]], models: Sequence[str], path: Path
 ) -> None:
-    """How far each of ``models`` lies below plain in % of its NE, by domain and coldness.
+    """Draw by how much each of ``models`` is below plain's NE, in % of it, by domain and coldness.
 
-    ``slices`` is one student's, as in report.json; nothing is drawn where no row has a label.
+    ``slices`` is one student's, as in report.json; nothing is drawn if no row has a label.
     """
     kinds = [kind for kind in ("domain", "coldness") if slices.get(kind)]
     if not kinds:
@@ -106,7 +106,7 @@ def draw_gains(
 
 
 def draw_differences(comparisons: list[tuple[str, Comparison]], arm: str, path: Path) -> None:
-    """``arm`` minus plain with its interval, one panel a metric, one line a name."""
+    """Draw ``arm`` minus plain with its interval, one panel per metric, one line per name."""
     with figure_of(path, (10, 3)) as figure:
         panels = figure.subplots(1, len(DIFFERENCE_METRICS))
         for axes, metric in zip(panels, DIFFERENCE_METRICS, strict=True):
@@ -122,7 +122,7 @@ def draw_differences(comparisons: list[tuple[str, Comparison]], arm: str, path: 
 
 
 def _lines(student: str, rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """How each model's line is drawn, those that LINES does not know included."""
+    """The line style of each model, including models that are not in LINES."""
     models = list(dict.fromkeys(row["model"].removeprefix(f"{student}/") for row in rows))
     further = [model for model in models if model not in LINES]
     return LINES | {

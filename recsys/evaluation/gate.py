@@ -1,4 +1,5 @@
-"""Whether a student is worth serving: its best arm beside a baseline, on the same rows."""
+"""The gate: whether a student's best arm is worth serving, compared with a baseline on the same
+rows."""
 
 import math
 from collections.abc import Sequence
@@ -23,12 +24,12 @@ class GateSettings(Settings):
     """What a student must achieve before it is served.
 
     Attributes:
-        baseline: the model of the table that it must not lose to; null: none.
+        baseline: the model in the table to which it must not lose; null: none.
         largest_ne_increase: fraction by which its NE may be above the baseline's (0.01 is 1 %).
-        largest_calibration_error: how far its calibrated mean prediction may be off the click rate
-            of the last window, as a fraction; null: any.
+        largest_calibration_error: how far its calibrated mean prediction may be from the last
+            window's click rate, as a fraction of it; null: no limit.
         largest_cheaper_ne_increase: the interval of the paired NE difference from the current
-            champion must lie below 0; for a smaller model, its upper end may be above 0 by this
+            champion must be below 0; for a smaller model, its upper end may be above 0 by this
             fraction of NE.
     """
 
@@ -40,7 +41,7 @@ class GateSettings(Settings):
 
 @dataclass(frozen=True)
 class Verdict:
-    """The arm of the lowest NE of a student, whether it may be served, and why in words."""
+    """A student's arm with the lowest NE, whether it may be served, and why, in words."""
 
     arm: str
     ne: float
@@ -60,9 +61,9 @@ def judge(rows: Sequence[ModelRow], settings: GateSettings) -> Verdict:
     ne = arms[arm]
     baseline = by_name.get(settings.baseline, math.nan) if settings.baseline else math.nan
     if not math.isfinite(ne):
-        return Verdict(arm, ne, False, f"{arm} has no NE: its rows are all of one label")
+        return Verdict(arm, ne, False, f"{arm} has no NE: its rows all have the same label")
     if not math.isfinite(baseline):
-        return Verdict(arm, ne, True, f"{arm} has the lowest NE, {ne:.4f}; no baseline to hold to")
+        return Verdict(arm, ne, True, f"{arm} has the lowest NE, {ne:.4f}; no baseline is set")
     apart = 100 * (ne / baseline - 1)
     side = "above" if apart > 0 else "below"
     why = f"{arm} has NE {ne:.4f}, {abs(apart):.1f} % {side} {settings.baseline}"
@@ -71,8 +72,8 @@ def judge(rows: Sequence[ModelRow], settings: GateSettings) -> Verdict:
 
 @dataclass(frozen=True)
 class Against:
-    """A student beside the present champion on the rows that both have predicted: the difference of
-    NE, its interval, and whether the student is the smaller one."""
+    """A student against the present champion on the rows that both have predicted: the NE
+    difference, its interval, and whether the student is smaller."""
 
     champion: str
     rows: int
@@ -85,7 +86,7 @@ class Against:
 
 @dataclass(frozen=True)
 class Limit:
-    """Something that a student costs, and the most that it may; None: anything."""
+    """A cost of a student, and its upper limit; None: no limit."""
 
     name: str
     value: float
@@ -99,12 +100,13 @@ def decide(
     limits: Sequence[Limit],
     against: Against | None,
 ) -> Verdict:
-    """``verdict``, which compares with the baseline, with all else that a champion must be.
+    """``verdict``, which covers the baseline, extended by all other requirements of a champion.
 
     Args:
-        calibration: mean prediction over click rate on the last window; None: not known.
-        limits: of the student's budget.
-        against: None: there is no champion, or it has predicted none of these rows.
+        calibration: mean prediction over click rate on the last window; None: unknown.
+        limits: the student's budget.
+        against: comparison with the champion; None: there is no champion, or it has predicted none
+            of these rows.
     """
     failed: list[str] = []
     said: list[str] = []
@@ -128,6 +130,6 @@ def decide(
         if against.high < 0 or (against.is_smaller and against.high <= slack):
             said.append(text)
         else:
-            failed.append(f"{text}, which is not surely better")
+            failed.append(f"{text}, which is not certainly better")
     why = "; ".join([verdict.why, *said, *failed])
     return Verdict(verdict.arm, verdict.ne, verdict.passes and not failed, why)

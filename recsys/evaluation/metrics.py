@@ -1,7 +1,7 @@
-"""Metrics of click predictions from logits. All arrays are [N]; ``labels`` hold 0 and 1.
+"""Metrics of click predictions from logits. All arrays are [N]; ``labels`` are 0 or 1.
 
-With ``weights``, above 0, a row counts as often as its weight says; None: all count once. Every
-metric is NaN where it is not defined: no rows, only one class of label, or a logit that is NaN.
+With ``weights`` (above 0) each row counts that many times; None: once. Every metric is NaN where it
+is undefined: without rows, with only one class of label, or if a logit is NaN.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.floating]
 METRICS = ("ne", "auc", "gauc", "logloss", "calibration", "pr_auc", "ece", "recall")
-TABLE_METRICS = METRICS[:5]  # those of the terminal's table
+TABLE_METRICS = METRICS[:5]  # shown in the terminal's table
 LABELS = {
     "ne": "NE",
     "auc": "AUC",
@@ -23,8 +23,8 @@ LABELS = {
     "ece": "ECE",
     "recall": "recall at 10 %",
 }
-CALIBRATION_BINS = 20  # of equally many rows each, for ECE
-RECALL_BUDGET = 0.1  # share of the rows that may be shown, for recall at budget
+CALIBRATION_BINS = 20  # with equal numbers of rows, for ECE
+RECALL_BUDGET = 0.1  # share of rows that may be shown, for recall at budget
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Metrics:
     recall: float
 
     def as_dict(self) -> dict[str, float]:
-        """By name, ``rows`` included."""
+        """The metrics by name, including ``rows``."""
         return asdict(self)
 
 
@@ -74,7 +74,7 @@ def compute_metrics(
 
 
 def _total(values: FloatArray, weights: FloatArray | None) -> float:
-    """The sum of ``values``, each as often as its weight says."""
+    """The sum of ``values``, each times its weight."""
     if weights is not None:
         return float(np.dot(values.astype(np.float64), weights))
     return float(np.sum(values, dtype=np.float64))
@@ -101,12 +101,12 @@ def log_loss(logits: FloatArray, labels: FloatArray, weights: FloatArray | None 
 
 
 def entropy(rate: float) -> float:
-    """Entropy in nats of a coin that falls on 1 with probability ``rate``; 0 for 0 and 1."""
+    """Entropy in nats of a label that is 1 with probability ``rate``; 0 for rates 0 and 1."""
     return float(-sum(p * np.log(p) for p in (rate, 1.0 - rate) if p > 0))
 
 
 def entropies(rates: NDArray[np.float64]) -> NDArray[np.float64]:
-    """As :func:`entropy` of each rate; NaN for 0 and 1, of which there is one class."""
+    """:func:`entropy` of each rate; NaN for 0 and 1, where there is only one class."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return -(rates * np.log(rates) + (1 - rates) * np.log(1 - rates))
 
@@ -128,13 +128,15 @@ def calibration(logits: FloatArray, labels: FloatArray, weights: FloatArray | No
 
 
 def expected_calibration_error(logits: FloatArray, labels: FloatArray) -> float:
-    """Mean over rows of the distance between predicted and observed rate in a row's bin of logits
-    (Naeini et al. 2015, with bins of equally many rows: most clicks' probabilities are small)."""
+    """Mean over rows of the distance between predicted and observed rate in the row's bin of logits
+    (Naeini et al. 2015, but with equal numbers of rows per bin, since most click probabilities are
+    small)."""
     return _calibration_error(calibration_bins(logits), probabilities(logits) - labels, None)
 
 
 def calibration_bins(logits: FloatArray) -> NDArray[np.intp]:
-    """The bin [N] of each row: about N / CALIBRATION_BINS rows each, equal logits together."""
+    """The bin [N] of each row: about N / CALIBRATION_BINS rows per bin, with equal logits in the
+    same bin."""
     if not len(logits):
         return np.zeros(0, dtype=np.intp)
     places = len(logits) * np.arange(1, CALIBRATION_BINS) // CALIBRATION_BINS
@@ -145,7 +147,7 @@ def calibration_bins(logits: FloatArray) -> NDArray[np.intp]:
 def _calibration_error(
     bins: NDArray[np.intp], excess: NDArray[np.floating], weights: FloatArray | None
 ) -> float:
-    """ECE of rows whose prediction lies ``excess`` [N] above the label."""
+    """ECE of rows whose predictions exceed the labels by ``excess`` [N]."""
     if not len(excess):
         return float("nan")
     rows = len(excess) if weights is None else weights.sum(dtype=np.float64)
@@ -154,14 +156,14 @@ def _calibration_error(
 
 
 def pr_auc(logits: FloatArray, labels: FloatArray) -> float:
-    """Average precision: the mean, over positives, of the share of positives among the rows that
-    rank at least as high."""
+    """Average precision: the mean over positives of the share of positives among rows that rank at
+    least as high."""
     return SortedScores(logits, labels).ranking(np.ones(len(labels), dtype=np.int64))[1]
 
 
 def recall_at_budget(logits: FloatArray, labels: FloatArray) -> float:
-    """Share of the positives among the RECALL_BUDGET of rows that rank highest; of rows that tie
-    at its end, each counts the same part."""
+    """Share of all positives that are among the RECALL_BUDGET share of highest-ranked rows; rows
+    tied at the cut-off count in equal parts."""
     return SortedScores(logits, labels).ranking(np.ones(len(labels), dtype=np.int64))[2]
 
 
@@ -176,7 +178,8 @@ def grouped_auc(
     groups: NDArray[np.integer],
     weights: FloatArray | None = None,
 ) -> float:
-    """Mean AUC within groups, weighted by a group's rows; groups of one class are left out."""
+    """Mean AUC within groups, weighted by the groups' rows; groups with only one class are left
+    out."""
     if np.isnan(logits).any():
         return float("nan")
     group_auc, group_rows = auc_by_group(logits, labels, groups, weights)
@@ -187,7 +190,7 @@ def grouped_auc(
 
 
 def places_of(groups: NDArray[np.integer]) -> tuple[NDArray[np.integer], int]:
-    """Each row's place [N] among the sorted distinct ``groups``, and how many there are."""
+    """Each row's index [N] among the sorted distinct ``groups``, and their number."""
     lowest = int(groups.min()) if len(groups) else 0
     if not len(groups) or int(groups.max()) - lowest > 4 * len(groups):
         distinct, place = np.unique(groups, return_inverse=True)
@@ -203,7 +206,7 @@ def auc_by_group(
     groups: NDArray[np.integer],
     weights: FloatArray | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """AUC [G] (NaN for one class, or where a logit is NaN) and rows [G] of each group, in the order
+    """AUC [G] (NaN with only one class, or if a logit is NaN) and rows [G] per group, in the order
     of the sorted group ids."""
     group_index, count = places_of(groups)
     order = order_by(group_index, logits)
@@ -224,14 +227,14 @@ def pairs_by_group(
     is_positive: NDArray[np.bool_],
     count: int,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Of each of ``count`` groups [G]: its rows, its pairs of a positive and a negative, and how
-    many of these the positive wins; ties count one half.
+    """For each of ``count`` groups [G]: its rows, its pairs of a positive and a negative, and the
+    number of pairs that the positive wins; ties count one half.
 
     Args:
-        group: [N] of rows sorted by group and logit.
-        first, last: [N] of :func:`runs_of`.
+        group: [N], for rows sorted by group and logit.
+        first, last: [N], from :func:`runs_of`.
         weight: [N], how often each row counts.
-        is_positive: [N].
+        is_positive: [N], whether the label is 1.
     """
     positive = weight * is_positive
     below = np.concatenate([[0], np.cumsum(weight - positive)])
@@ -242,25 +245,25 @@ def pairs_by_group(
     ]
     rows, positives, won = sums
     negatives = rows - positives
-    won -= positives * (np.cumsum(negatives) - negatives)  # those of the groups before
+    won -= positives * (np.cumsum(negatives) - negatives)  # subtract those of earlier groups
     return rows, positives * negatives, won
 
 
 def order_by(group_index: NDArray[np.integer], logits: FloatArray) -> NDArray[np.intp]:
-    """The order [N] of rows by group, and by logit within one; ties in any order."""
+    """The order [N] of rows by group, then by logit; ties in any order."""
     by_logit = np.argsort(logits)
     groups = group_index[by_logit]
     if len(groups) and groups.max() < 1 << 16:
-        groups = groups.astype(np.uint16)  # which NumPy sorts by counting
+        groups = groups.astype(np.uint16)  # NumPy sorts these by counting
     return by_logit[np.argsort(groups, kind="stable")]
 
 
 def runs_of(
     group: NDArray[np.integer], logit: FloatArray
 ) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
-    """Of each row [N], sorted by group and logit: the row with which those of its group and logit
-    begin, and that after their last."""
-    # Compared, not subtracted: infinity less infinity is no 0
+    """For rows [N] sorted by group and logit: the first row with the same group and logit, and the
+    one after the last."""
+    # Compared, not subtracted: infinity minus infinity is not 0
     new = np.ones(len(logit), dtype=bool)
     new[1:] = (group[1:] != group[:-1]) | (logit[1:] != logit[:-1])
     first = np.flatnonzero(new)
@@ -269,13 +272,14 @@ def runs_of(
 
 
 class SortedScores:
-    """Scores sorted once, so that rankings under many weights cost one pass over the rows each.
+    """Scores sorted once, so that a ranking under new weights costs one pass over the rows.
 
     Args:
         logits: [N].
         labels: [N], 0 or 1.
-        groups: [N] places in the weights that are given later; None: each row has its own.
-        row_weights: [N], by which the later ones are multiplied; None: 1.
+        groups: [N], index of each row's weight in the weights given later; None: each row has its
+            own.
+        row_weights: [N], factors for the weights given later; None: 1.
     """
 
     def __init__(
@@ -292,23 +296,23 @@ class SortedScores:
         own = None if row_weights is None else row_weights.astype(np.float64)
         positive, self._positive = _sorted(scores, places, own, is_positive)
         negative, self._negative = _sorted(scores, places, own, ~is_positive)
-        # How many of the sorted negatives lie below each positive, and how many not above it
+        # How many of the sorted negatives are below each positive, and how many are not above it
         self._below = np.searchsorted(negative, positive, side="left")
         self._up_to = np.searchsorted(negative, positive, side="right")
         self._ties = bool((self._below != self._up_to).any())
-        # Positives of equal score are one run: first and last + 1
+        # Positives with equal scores form a run: first and last + 1
         new = np.flatnonzero(positive[1:] != positive[:-1]) + 1
         self._first = np.concatenate([[0], new]) if len(positive) else new
         self._last = np.append(self._first[1:], len(positive)) if len(positive) else new
 
     def auc(self, weights: NDArray[np.number]) -> float:
-        """AUC with ``weights`` of rows or groups, ties counting one half; NaN when one class has no
-        weight or a logit is NaN."""
+        """AUC with ``weights`` of rows or groups, counting ties as one half; NaN if one class has
+        no weight or a logit is NaN."""
         return self.ranking(weights)[0]
 
     def ranking(self, weights: NDArray[np.number]) -> tuple[float, float, float]:
-        """AUC, PR-AUC and recall at RECALL_BUDGET with ``weights`` of rows or groups; NaN as
-        :meth:`auc`. Whole numbers are summed eight times as fast as others."""
+        """AUC, PR-AUC and recall at RECALL_BUDGET with ``weights`` of rows or groups; NaN as in
+        :meth:`auc`. Integers are summed eight times as fast as floats."""
         weight = self._positive(weights)
         positives = _sums(weight)
         negatives = _sums(self._negative(weights))
@@ -318,7 +322,7 @@ class SortedScores:
         below = negatives.take(self._below)
         up_to = negatives.take(self._up_to) if self._ties else below
         won = float(np.dot(weight, below + up_to)) / 2
-        # Of each run, lowest first: weight of what lies at its score or above, and above it
+        # Per run, lowest first: weight of rows at its score or above, and of rows above it
         hits = all_positives - positives.take(self._first)
         hits_above = all_positives - positives.take(self._last)
         shown = hits + (all_negatives - below.take(self._first))
@@ -346,7 +350,8 @@ def _sorted(
     row_weights: NDArray[np.float64] | None,
     chosen: NDArray[np.bool_],
 ) -> tuple[FloatArray, Callable[[NDArray[np.number]], NDArray[np.number]]]:
-    """The ``chosen`` scores in ascending order, and what gives their rows' weights in it."""
+    """The ``chosen`` scores in ascending order, and a function that returns their rows' weights in
+    this order."""
     found = scores[chosen]
     order = np.argsort(found)
     place = places[chosen][order]

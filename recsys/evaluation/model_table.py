@@ -1,4 +1,4 @@
-"""Every model on a student's judged rows: baselines, arms, teacher and oracle, each against
+"""Every model on a student's evaluation rows: baselines, arms, teacher and oracle, each against
 plain."""
 
 import math
@@ -9,14 +9,14 @@ from typing import Any
 from recsys.evaluation.printed import number
 
 PLAIN, DISTILLED, TEACHER, ORACLE = "plain", "distilled", "teacher", "oracle"
-# What students learn from where that is not the teacher alone
+# What students learn from if it is not the teacher alone
 SCORERS = {
     "external": "teacher (external)",
     "mean": "teacher (mean)",
     "stacked": "teacher (stacked)",
 }
 NOT_ARMS = {TEACHER, *SCORERS.values(), ORACLE}
-# By what they are called in tables, where their predictions are in the folder of baselines.
+# Baselines by their names in tables, with the folders of their predictions.
 BASELINES = {
     "base rate": "base_rate/own",
     "logistic (own rows)": "logistic/own",
@@ -30,11 +30,11 @@ ON_ALL_ROWS = ("logistic (all rows)", "trees (all rows)")
 
 @dataclass(frozen=True)
 class ModelRow:
-    """One model on the evaluated rows of a student and task.
+    """One model on the evaluation rows of a student and task.
 
-    ``metrics`` are its seed means; ``low`` and ``high`` bound ``difference``, its NE less that of
-    the student's plain arm. ``p`` is the difference's p value, ``p_holm`` the same corrected for
-    every model of the report; NaN where it is not known.
+    ``metrics`` are its means over seeds; ``low`` and ``high`` bound ``difference``, its NE minus
+    that of the student's plain arm. ``p`` is the difference's p value, and ``p_holm`` the same
+    corrected for all models in the report; NaN where unknown.
     """
 
     student: str
@@ -48,7 +48,7 @@ class ModelRow:
     p_holm: float = math.nan
 
     def as_json(self) -> dict[str, Any]:
-        """Each metric's value, and the difference of NE."""
+        """Each metric's value, and the NE difference."""
         values: dict[str, Any] = {name: {"value": value} for name, value in self.metrics.items()}
         apart = ("difference", "low", "high", "p", "p_holm")
         values["ne"] |= {name: getattr(self, name) for name in apart}
@@ -56,7 +56,7 @@ class ModelRow:
 
 
 def model_table(rows: Sequence[ModelRow]) -> str:
-    """Markdown: one line per model, with the task if a student has several."""
+    """A Markdown table with one line per model, and a task column if a student has several."""
     shown = len({row.task for row in rows}) > 1
     headings = ["student", *(["task"] if shown else []), "model", "NE", "AUC"]
     lines = [
@@ -74,7 +74,8 @@ def model_table(rows: Sequence[ModelRow]) -> str:
 
 
 def in_words(rows: Sequence[ModelRow]) -> str:
-    """One sentence on the models of one student and task: who beats its plain arm, by how much."""
+    """One sentence about the models of a student and task: which ones beat its plain arm, and by
+    how much."""
     plain = next(row for row in rows if row.model == PLAIN)
     arms = [row for row in rows if row.model not in {PLAIN, *NOT_ARMS, *BASELINES}]
     parts = [f"{row.model} {_against(row, plain)}" for row in arms]
@@ -88,7 +89,7 @@ def in_words(rows: Sequence[ModelRow]) -> str:
 
 
 def _against(row: ModelRow, plain: ModelRow) -> str:
-    """What a model does to plain, in % of plain's NE; intervals are of the gain."""
+    """A model against plain, in words, in % of plain's NE; intervals are those of the gain."""
     base = plain.metrics["ne"] / 100
     gain, low, high = -row.difference / base, -row.high / base, -row.low / base
     if not all(map(math.isfinite, (gain, low, high))):

@@ -1,5 +1,5 @@
-"""Progressive metrics of a stream: each window measured once, when it comes, and summed up over all
-so far."""
+"""Progressive metrics of a stream: each window is measured once, when it arrives, and summarised
+with all earlier ones."""
 
 import json
 import math
@@ -29,21 +29,23 @@ def evaluate_windows(
     output_dir: Path,
     scores: tuple[str, Path] | None = None,
 ) -> list[dict[str, Any]]:
-    """Measure every student's arms, the teacher and the oracle on each window, on predictions made
-    before training.
+    """Measure every student's arms, the teacher and the oracle on each window, using predictions
+    made before training.
 
-    Writes windows.csv, one row per model ``<student>/<arm, teacher or oracle>`` and window with the
-    batch report's numbers, and table.md. Holds one window's predictions of one student in memory.
+    Writes windows.csv, with one row per window and model ``<student>/<arm, teacher or oracle>`` and
+    the batch report's numbers, and table.md. Keeps one window's predictions for one student in
+    memory.
 
     Args:
-        kept_dir: a file per window measured before; others are measured now and kept there.
+        kept_dir: folder with a file per window measured before; others are measured now and stored
+            there.
         scores: as in :func:`recsys.evaluation.report.evaluate`.
 
     Returns:
         The rows of windows.csv.
 
     Raises:
-        InputError: there are no windows, or predictions of one are missing.
+        InputError: there are no windows, or predictions for one are missing.
     """
     schema = Schema.load(windows_dir)
     kept_dir.mkdir(parents=True, exist_ok=True)
@@ -60,10 +62,10 @@ def evaluate_windows(
 
 
 def mean_over_windows(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """By model, the mean of each metric over its windows of one task, weighted by their rows.
+    """By model, the mean of each metric over the windows of one task, weighted by rows.
 
-    A window in which it is not defined (one class of label) is left out. LogLoss is that of all
-    rows pooled; the others are not what pooled rows would give.
+    Windows in which a metric is undefined (only one class of label) are left out. LogLoss equals
+    that of the pooled rows; the other metrics do not.
     """
     ordered = sorted(rows, key=lambda row: row["model"])
     by_model = {model: list(own) for model, own in groupby(ordered, key=lambda row: row["model"])}
@@ -73,7 +75,7 @@ def mean_over_windows(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]
 
 
 def best_arms(rows: list[dict[str, Any]]) -> dict[str, str]:
-    """Each student's arm of the lowest LogLoss of its main task, its first, over all rows so
+    """Each student's arm with the lowest LogLoss for its main (first) task, over all rows so
     far."""
     losses: dict[str, dict[str, float]] = {}
     main: dict[str, str] = {}
@@ -88,7 +90,7 @@ def best_arms(rows: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def _mean(rows: list[dict[str, Any]], metric: str) -> float:
-    # A window that was kept by an older version lacks what was not measured then
+    # A window measured by an older version lacks newer metrics
     values = [(row["rows"], row.get(metric, math.nan)) for row in rows]
     defined = [(count, value) for count, value in values if count and math.isfinite(value)]
     total = sum(count for count, _ in defined)
@@ -96,7 +98,7 @@ def _mean(rows: list[dict[str, Any]], metric: str) -> float:
 
 
 def _markdown(rows: list[dict[str, Any]]) -> str:
-    """A row per model and task: its mean over all windows and its newest window."""
+    """A table with a row per model and task: the mean over all windows, and the newest window."""
     shown = ["task"] if shows_tasks(rows) else []
     headings = [
         "model",

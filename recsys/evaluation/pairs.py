@@ -1,4 +1,4 @@
-"""Two models, or two runs' models, on the same rows: ``towerflow compare``."""
+"""``towerflow compare``: two models, or the models of two runs, on the same rows."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from recsys.evaluation.settings import EvaluateSettings
 from recsys.evaluation.streamed import Rows, stream_metrics
 from recsys.progress import RowProgress
 
-ROWS_IN_MEMORY = 10_000_000  # more are read once, some at a time
+ROWS_IN_MEMORY = 10_000_000  # larger sets are read once, in pieces
 ROWS_AT_ONCE = 1 << 21
 SHOWN_IDS = 3  # of rows that only one side has
 ROW = ["example_id", "group", "event_time"]
@@ -29,8 +29,8 @@ ROW = ["example_id", "group", "event_time"]
 
 @dataclass(frozen=True)
 class Pair:
-    """A model of both sides ("" where each side is one model), the rows that they share, and the
-    metrics of the second less those of the first."""
+    """A model on both sides ("" if each side is a single model), the number of rows, and the
+    metrics of the second minus those of the first."""
 
     model: str
     rows: int
@@ -45,18 +45,18 @@ def compare_sources(
     first_window: int,
     task: str | None = None,
 ) -> list[Pair]:
-    """Compare every model that both folders have; p values are corrected for all of them.
+    """Compare every model that is in both folders; p values are corrected for all of them.
 
     Args:
-        first, second: a run's folder (the models in its ``models``), a model's or an arm's (of
-            seeds), or a folder of predictions, one Parquet file per window.
+        first, second: the folder of a run (with its models in ``models``), of a model or of an arm
+            (with its seeds), or a folder of predictions, one Parquet file per window.
         settings: blocks, samples, confidence and seed of the bootstrap.
-        first_window: the place, in order of their names, of the first window that is compared.
-        task: a task beside the models' main one.
+        first_window: index of the first window to compare, in the order of names.
+        task: another task than the models' main one; None: the main one.
 
     Raises:
-        InputError: a folder has no predictions, the two have no model in common, or the rows of a
-            model differ.
+        InputError: a folder has no predictions, the two have no model in common, or a model's rows
+            differ.
     """
     found = [find_models(folder) for folder in (first, second)]
     if [list(one) for one in found] == [[""], [""]]:
@@ -90,7 +90,7 @@ def compare_sources(
 
 
 def find_models(source: Path) -> dict[str, list[Path]]:
-    """The folders of predictions in ``source`` by model, one per seed.
+    """The folders of predictions in ``source``, by model, one per seed.
 
     Raises:
         InputError: there are none.
@@ -186,7 +186,7 @@ def _pair(
     drawn: dict[str, NDArray[np.float64]],
     settings: EvaluateSettings,
 ) -> Pair:
-    # One seed of a side stands beside each of the other's
+    # A side with one seed is paired with each seed of the other
     values = {side: own * (seeds // len(own)) for side, own in measured.items()}
     differences = drawn["second"] - drawn["first"]
     comparisons = compare_values(
@@ -196,7 +196,7 @@ def _pair(
 
 
 def _files(folder: Path, first_window: int, columns: list[str]) -> list[Path]:
-    """The windows' files from the place ``first_window`` on."""
+    """The windows' files from index ``first_window`` on."""
     files = sorted(folder.glob("*.parquet"))
     if not 0 <= first_window < len(files):
         raise InputError(
@@ -219,10 +219,10 @@ def _parts(
     logit: str,
     blocks: str,
 ) -> Iterator[Rows]:
-    """All rows, some at a time; every folder must have them in the same order.
+    """All rows, in pieces; every folder must have them in the same order.
 
     Raises:
-        InputError: a folder has not.
+        InputError: a folder has another order or other rows.
     """
     folders = [folder for own in sides.values() for folder in own]
     columns = [*row, label, logit]
@@ -261,7 +261,7 @@ def _parts(
 
 
 def _same(first: pa.Array, second: pa.Array) -> bool:
-    """Whether two columns are equal, two NaN too."""
+    """Whether two columns are equal, where NaN equals NaN."""
     return first is second or np.array_equal(
         first.to_numpy(zero_copy_only=False),
         second.to_numpy(zero_copy_only=False),
@@ -270,7 +270,7 @@ def _same(first: pa.Array, second: pa.Array) -> bool:
 
 
 def _read(folder: Path, first_window: int, columns: list[str]) -> pl.DataFrame:
-    """The rows of the windows from the place ``first_window`` on, with that place."""
+    """The rows of the windows from index ``first_window`` on, with the window's index."""
     frames = [
         pl.read_parquet(path, columns=columns).with_columns(
             window=pl.lit(place), file=pl.lit(path.stem)
@@ -286,7 +286,7 @@ def _aligned(
     """``frame`` in the order of ``base``.
 
     Raises:
-        InputError: they are not of the same rows; the message names some that differ.
+        InputError: the rows differ; the message names some of those.
     """
     if not frame["example_id"].equals(base["example_id"]):
         for own, other, where in ((base, frame, base_folder), (frame, base, folder)):

@@ -1,4 +1,4 @@
-"""What a model leaves behind of each window: predictions and their metrics."""
+"""A model's output for each window: predictions and their metrics."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from recsys.evaluation.metrics import compute_metrics
 
 PREDICTIONS_DIR = "predictions"
 METRICS_FILE = "metrics.json"
-# Where the log's rows have weights, there is a column of these too
+# If the log's rows have weights, there is a column for these too
 PREDICTION_SCHEMA = {
     "example_id": pl.Int64,
     "group": pl.Int64,
@@ -22,8 +22,8 @@ PREDICTION_SCHEMA = {
 
 
 def measure(predictions: pl.DataFrame, tasks: Sequence[str] = (MAIN_TASK,)) -> dict[str, Any]:
-    """Metrics of a predictions frame by name, each of ``tasks`` on the rows that have its label;
-    ``rows`` are all, each counted once."""
+    """Metrics of a frame of predictions by name, for each of ``tasks`` on the rows with its label;
+    ``rows`` counts all rows once."""
     found: dict[str, Any] = {}
     labels, logits = task_columns("label", tasks), task_columns("logit", tasks)
     for task, label, logit in zip(tasks, labels, logits, strict=True):

@@ -1,5 +1,5 @@
-"""The table of an evaluation on the terminal: apart, so that it is shown before what computes it is
-imported."""
+"""Print an evaluation's table; a separate module, so that printing does not import what computes
+it."""
 
 import math
 from pathlib import Path
@@ -14,7 +14,7 @@ TABLE_WIDTH = 110  # characters, so that no cell of the table is cut
 
 
 def number(value: float, form: str) -> str:
-    """``value`` in the format ``form``; a dash where it is not defined."""
+    """``value`` in the format ``form``; a dash if it is undefined."""
     return format(value, form) if math.isfinite(value) else "-"
 
 

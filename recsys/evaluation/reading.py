@@ -1,4 +1,4 @@
-"""What the evaluation reads: a student's predictions with every other model's on the same rows."""
+"""Read a student's predictions together with every other model's on the same rows."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,11 +20,12 @@ SMALLEST_PROBABILITY = 1e-12
 
 @dataclass(frozen=True)
 class Predictions:
-    """One student's rows over all windows, with each model's logits [N]; one array per seed for an
-    arm.
+    """A student's rows over all windows, with each model's logits [N]; arms have one array per
+    seed.
 
-    ``event_time`` is in ms since 1970; ``seen`` as in :func:`recsys.evaluation.coldness.rows_seen`,
-    -1 where it is not known. ``weights`` are the rows' own; None: the log has none.
+    ``event_time`` is in ms since 1970; ``seen`` is as in
+    :func:`recsys.evaluation.coldness.rows_seen`, with -1 where unknown. ``weights`` are the rows'
+    weights; None if the log has none.
     """
 
     window: NDArray[np.integer]
@@ -37,7 +38,7 @@ class Predictions:
     weights: NDArray[np.floating] | None = None
 
     def select(self, mask: NDArray[np.bool_]) -> "Predictions":
-        """The rows of ``mask`` [N]."""
+        """The rows where ``mask`` [N] is true."""
         logits = {model: [one[mask] for one in seeds] for model, seeds in self.logits.items()}
         columns = {
             one.name: getattr(self, one.name)[mask]
@@ -47,7 +48,7 @@ class Predictions:
         return replace(self, logits=logits, **columns)
 
     def metrics(self, pool: ThreadPoolExecutor) -> dict[str, list[dict[str, float]]]:
-        """Each model's metrics, a dict a seed."""
+        """Each model's metrics, one dict per seed."""
         each = [(model, one) for model, seeds in self.logits.items() for one in seeds]
         found = pool.map(
             lambda one: compute_metrics(one[1], self.labels, self.groups, self.weights), each
@@ -64,7 +65,7 @@ def over_seeds(values: list[dict[str, float]]) -> dict[str, float]:
 
 
 def common_arms(students_dir: Path, students: list[str]) -> list[str]:
-    """The arms beside plain, the same for every student; distilled first."""
+    """The arms besides plain, which must be the same for every student; distilled first."""
     found = {
         student: sorted(path.name for path in (students_dir / student).glob("*/"))
         for student in students
@@ -106,7 +107,7 @@ def common_seeds(students_dir: Path, students: list[str], arms: list[str]) -> li
 
 
 def tasks_of(schema: Schema, model_dir: Path) -> list[str]:
-    """The tasks that a model has predicted, in the order of its columns: its main one first."""
+    """The tasks that a model has predicted, in the order of its columns, the main one first."""
     by_column = dict(zip(schema.columns("logit", schema.tasks), schema.tasks, strict=True))
     path = _window_file(model_dir, schema.windows[0])
     return [by_column[name] for name in pl.read_parquet_schema(path) if name in by_column]
@@ -124,11 +125,11 @@ def read_predictions(
     scores: tuple[str, Path] | None = None,
     coldness: Mapping[str, pl.DataFrame] | None = None,
 ) -> Predictions:
-    """All windows of one student, the baselines, the teacher and the oracle joined by example, of
-    those with a label of ``task``.
+    """All windows' examples with a label for ``task``: one student's predictions joined with the
+    baselines', the teacher's and the oracle's.
 
     Args:
-        coldness: as :func:`recsys.evaluation.coldness.rows_seen` gives it; None: left out.
+        coldness: the result of :func:`recsys.evaluation.coldness.rows_seen`; None: left out.
     """
     label, logit, probability = (
         schema.columns(base, [task])[0] for base in ("label", "logit", "probability")
@@ -203,7 +204,7 @@ def _read_window(model_dir: Path, window: Window, columns: list[str]) -> pl.Data
 
 
 def _read_scores(folder: Path, logit: str) -> pl.DataFrame:
-    """example_id and ``logit`` of a window of the score log; examples without a score are left
+    """example_id and ``logit`` of a window in the score log; examples without a score are left
     out."""
     schema = {"example_id": pl.Int64, logit: pl.Float32}
     parts = sorted(folder.glob("*.parquet"))
@@ -217,8 +218,7 @@ def _oracle_logits(path: Path, column: str) -> pl.DataFrame:
 
 
 def _join(frame: pl.DataFrame, predictions: pl.DataFrame, logit: str, name: str) -> pl.DataFrame:
-    """``frame`` with the predictions' column ``logit`` as column ``name``; rows keep their
-    order."""
+    """``frame`` with the predictions' column ``logit`` added as ``name``; rows keep their order."""
     if frame["example_id"].equals(predictions["example_id"]):
         return frame.with_columns(predictions[logit].alias(name))
     joined = frame.join(

@@ -1,4 +1,5 @@
-"""The evaluate stage: is a student better with a teacher than without, by how much, how surely."""
+"""The evaluate stage: whether a student is better with a teacher than without, by how much, and how
+certainly."""
 
 import csv
 import math
@@ -55,11 +56,11 @@ WINDOWS_FILE = "windows.csv"
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One student, task, arm and metric over the evaluation windows; the comparison is plain's with
-    the arm's.
+    """One student, task, arm and metric over the evaluation windows; the comparison is between
+    plain and the arm.
 
-    Only rows that have the task's label count. ``teacher`` and ``oracle`` (the generated stream's
-    true probabilities) are measured on the same rows; ``oracle`` is None on real logs.
+    Only rows with the task's label count. ``teacher`` and ``oracle`` (the generated stream's true
+    probabilities) are measured on the same rows; ``oracle`` is None for real logs.
     """
 
     student: str
@@ -72,13 +73,14 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class Report:
-    """What evaluate found: ``arms`` are those beside plain; ``windows`` is windows.csv, a row a
-    model, task and window; ``models`` has every model of each student and task, ``verdicts``
-    whether each student may be served. ``slices`` has the main task's parts by student, kind and
-    slice, as :func:`recsys.evaluation.slices.measure_slices` gives them, and ``calibration`` the
-    rows of calibration.csv.
+    """The results of evaluate. ``arms`` are those besides plain. ``windows`` has the rows of
+    windows.csv, one per model, task and window. ``models`` has every model of each student and
+    task, ``verdicts`` whether each student may be served. ``slices`` has the main task's results by
+    student, kind and slice, from :func:`recsys.evaluation.slices.measure_slices`, and
+    ``calibration`` the rows of calibration.csv.
 
-    ``tasks`` are each student's, its main one first; ``rows_by_student`` counts the main one's.
+    ``tasks`` lists each student's tasks, the main one first; ``rows_by_student`` counts the main
+    task's rows.
     """
 
     first_window: str
@@ -95,7 +97,7 @@ class Report:
 
     @property
     def shows_tasks(self) -> bool:
-        """Whether there is more than one task to tell apart."""
+        """Whether there is more than one task."""
         return shows_tasks(self.windows)
 
     def is_main(self, student: str, task: str) -> bool:
@@ -113,20 +115,21 @@ def evaluate(
     baselines_dir: Path | None = None,
     scores: tuple[str, Path] | None = None,
 ) -> Report:
-    """Compare every arm of every student with the plain one, on the evaluation windows, all their
-    rows pooled.
+    """Compare every arm of every student with the plain one, on the pooled rows of the evaluation
+    windows.
 
-    Writes report.json, metrics.json (its numbers in short), table.md, windows.csv, calibration.csv,
-    figures/*.png and report.html, which holds tables and figures, in ``output_dir``.
+    Writes report.json, metrics.json (a summary), table.md, windows.csv, calibration.csv,
+    figures/*.png and report.html, which contains tables and figures, to ``output_dir``.
 
     Args:
-        baselines_dir: baselines of the data's main task, which stand beside the models of each
-            student that learns it; None: there are none.
-        scores: whose scores students learn from (a key of SCORERS) and the log of them,
-            where that is not the teacher alone; they then stand beside the teacher.
+        baselines_dir: baselines for the data's main task, listed with each student that predicts
+            it; None: there are none.
+        scores: the source of the students' scores (a key of SCORERS) and their log, if it is not
+            the teacher alone; it is then listed beside the teacher.
 
     Raises:
-        InputError: no students, arms with different seeds, missing predictions, or no window left.
+        InputError: there are no students, arms have different seeds, predictions are missing, or no
+            window is left.
     """
     schema = Schema.load(windows_dir)
     check_evaluated(settings, len(schema.windows))
@@ -199,8 +202,8 @@ def evaluate(
 def _compare(
     student: str, task: str, arms: list[str], evaluated: Predictions, settings: EvaluateSettings
 ) -> tuple[list[MetricRow], list[ModelRow]]:
-    """Every arm's metrics and every model's NE against plain, under the same draws; models that
-    are simplest first."""
+    """Every arm's metrics and every model's NE against plain, under the same draws; the simplest
+    models come first."""
     arrays = sum(len(seeds) for seeds in evaluated.logits.values())
     rows, name = len(evaluated.labels), student if task == MAIN_TASK else f"{student} {task}"
     with (
@@ -244,7 +247,7 @@ def _compare(
 
 
 def _blocks(predictions: Predictions, settings: EvaluateSettings) -> NDArray[np.integer]:
-    """What the bootstrap draws, of each row."""
+    """The bootstrap's block of each row."""
     one = predictions
     return blocks_of(settings.blocks, one.groups, one.event_time, one.window)
 
@@ -267,7 +270,7 @@ def _by_slice(
 def _corrected(
     metrics: list[MetricRow], models: list[ModelRow]
 ) -> tuple[list[MetricRow], list[ModelRow]]:
-    """The rows with p values corrected for all of their table."""
+    """The rows with p values corrected for their whole table."""
     of_metrics = holm([row.comparison.p for row in metrics])
     of_models = holm([row.p for row in models])
     return (
@@ -327,8 +330,8 @@ def _write(report: Report, output_dir: Path) -> None:
 
 
 def _in_short(report: Report) -> dict[str, Any]:
-    """NE and AUC of each student's arms and of the teacher; of an arm its NE less plain's in % of
-    that, and how much of the teacher's gain over plain it has."""
+    """NE and AUC of each student's arms and of the teacher; and for each arm its NE minus plain's,
+    in % of plain's, and its share of the teacher's gain over plain."""
     found: dict[str, Any] = {}
     for student, tasks in report.tasks.items():
         rows = {
@@ -349,7 +352,7 @@ def _in_short(report: Report) -> dict[str, Any]:
 
 
 def _web_page(report: Report, figures: Path) -> str:
-    """report.html; draws the figures that it has beside those of the folder."""
+    """The text of report.html; also draws the figures that only this page has."""
     models, drawn = {}, {}
     for student, tasks in report.tasks.items():
         models[student] = [
@@ -373,7 +376,7 @@ def _web_page(report: Report, figures: Path) -> str:
 
 
 def _sentences(report: Report) -> str:
-    """What the tables mean for each student's main task, one line per student."""
+    """A summary of each student's main task in words, one line per student."""
     lines = []
     for student, tasks in report.tasks.items():
         rows = [row for row in report.models if (row.student, row.task) == (student, tasks[0])]
@@ -385,12 +388,12 @@ def _sentences(report: Report) -> str:
 
 
 def shows_tasks(rows: list[dict[str, Any]]) -> bool:
-    """Whether ``rows`` of windows.csv are of more than one task to tell apart."""
+    """Whether ``rows`` of windows.csv contain more than one task."""
     return len({row["task"] for row in rows}) > 1
 
 
 def write_windows(rows: list[dict[str, Any]], path: Path) -> None:
-    """Write windows.csv, with a column of tasks where there are several."""
+    """Write windows.csv, with a task column if there are several."""
     with path.open("w", newline="") as file:
         names = ["model", *(["task"] if shows_tasks(rows) else []), "window", "rows", *METRICS]
         writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
@@ -399,11 +402,11 @@ def write_windows(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def _as_json(report: Report) -> dict[str, Any]:
-    """A metric of a student: each arm's value and the first arm's difference; ``comparisons`` has
-    every arm's.
+    """The report as JSON: per student and metric, each arm's value and the first arm's difference;
+    ``comparisons`` has every arm's.
 
-    Both are of its main task; ``further_tasks`` has the others': student, task, arm, metric.
-    ``models`` has every model of the main task, baselines included: student, model, metric.
+    Both cover the main task; ``further_tasks`` has the others, by student, task, arm and metric.
+    ``models`` has every model of the main task, including baselines, by student, model and metric.
     """
     students: dict[str, dict[str, Any]] = {}
     comparisons: dict[str, dict[str, dict[str, Any]]] = {}
@@ -444,7 +447,7 @@ def _as_json(report: Report) -> dict[str, Any]:
 
 
 def _names(row: MetricRow, report: Report) -> list[str]:
-    """The student, with its arm and its task where there are several."""
+    """The student's name, with arm and task if there are several."""
     student = row.student if len(report.arms) == 1 else f"{row.student}: {row.arm}"
     return [student, row.task] if report.shows_tasks else [student]
 
@@ -466,8 +469,7 @@ def _markdown(report: Report) -> str:
 
 
 def _cells(row: MetricRow) -> list[str]:
-    """The row's values as text; one that is not defined (gAUC of a log without groups) is a
-    dash."""
+    """The row's values as text; an undefined value (gAUC in a log without groups) is a dash."""
     one = row.comparison
     oracle = "" if row.oracle is None else number(row.oracle, ".4f")
     signed = [number(value, "+.5f") for value in (one.difference, one.low, one.high)]
@@ -490,8 +492,8 @@ def measure_window(
     students_dir: Path,
     scores: tuple[str, Path] | None = None,
 ) -> list[dict[str, Any]]:
-    """The rows of windows.csv of one window: each student's arms, the teacher, what students learn
-    from (as in :func:`evaluate`) and the oracle on the student's rows.
+    """The rows of windows.csv for one window: each student's arms, the teacher, the other source of
+    scores (as in :func:`evaluate`) and the oracle on the student's rows.
 
     Raises:
         InputError: predictions are missing.

@@ -25,7 +25,7 @@ from recsys.evaluation.metrics import (
 from recsys.units import MS_PER_HOUR
 
 DRAWS_AT_ONCE = 64
-WEIGHTS_AT_ONCE = 1 << 24  # draws times blocks that are held in memory
+WEIGHTS_AT_ONCE = 1 << 24  # draws times blocks in memory
 
 
 def resample(
@@ -39,29 +39,30 @@ def resample(
     advance: Callable[[int], None] = lambda _: None,
     weights: FloatArray | None = None,
 ) -> dict[str, NDArray[np.float64]]:
-    """Each model's metrics [samples, len(METRICS)] when blocks of rows, and nested in them the
-    training seeds, are drawn with replacement.
+    """Each model's metrics [samples, len(METRICS)] when blocks of rows, and training seeds nested
+    in them, are drawn with replacement.
 
-    All models see the same draws, so that of a difference what they share cancels. A model of one
-    seed has it in each draw. NaN where a draw has one class of label, and everywhere for fewer than
-    two blocks: they say nothing of what other blocks would show.
+    All models see the same draws, so shared variation cancels in differences. A model with one seed
+    has that seed in every draw. Values are NaN where a draw has only one class of label, and
+    everywhere with fewer than two blocks, which say nothing about other blocks.
 
     Args:
-        models: logits [N] by model, one array per seed; models have one seed, or all the same
-            number.
+        models: logits [N] by model, one array per seed; each model has one seed or the common
+            number of seeds.
         labels: [N], 0 or 1.
-        groups: [N], what gAUC groups by (the user).
-        samples: how many draws.
-        seed: of the draws.
-        blocks: [N], the unit that is drawn: rows of one block are not independent; None: the group.
-        ranked: models whose AUC, gAUC, PR-AUC, recall and ECE are wanted; the others' are NaN, as
-            ordering rows costs nearly all of the time. None: all models.
-        advance: told of every array of logits how many rows are done, from several threads' work
-            but by one thread.
+        groups: [N], the group of each row for gAUC (the user).
+        samples: number of draws.
+        seed: seed of the draws.
+        blocks: [N], the unit that is drawn, since rows of a block are not independent; None: the
+            group.
+        ranked: models whose AUC, gAUC, PR-AUC, recall and ECE are wanted; the others' are NaN,
+            because ordering rows takes nearly all of the time. None: all models.
+        advance: called with the number of rows done, for every array of logits; the work is done by
+            several threads, the calls are made by one.
         weights: [N], how often each row counts; None: once.
 
     Raises:
-        ValueError: models have different numbers of seeds, neither one.
+        ValueError: models have different numbers of seeds above one.
     """
     seeds = max((len(model) for model in models.values()), default=1)
     for name, model in models.items():
@@ -101,7 +102,7 @@ def resample(
 
 def draws_of(seed: int, count: int, samples: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """How often each of ``count`` blocks is drawn, [draws, count], some draws at a time, with the
-    first one's place among the ``samples``."""
+    index of the first one among ``samples``."""
     generator = np.random.default_rng(seed)
     at_once = max(1, min(DRAWS_AT_ONCE, WEIGHTS_AT_ONCE // count))
     for start in range(0, samples, at_once):
@@ -113,8 +114,8 @@ def draws_of(seed: int, count: int, samples: int) -> Iterator[tuple[int, NDArray
 
 
 def seed_shares(seed: int, seeds: int, samples: int) -> NDArray[np.float64]:
-    """The share [samples, seeds] that each training seed has in each draw."""
-    generator = np.random.default_rng([seed, 1])  # blocks' draws stay those of one seed
+    """The share [samples, seeds] of each training seed in each draw."""
+    generator = np.random.default_rng([seed, 1])  # the blocks' draws stay the same as with one seed
     drawn = generator.integers(seeds, size=(samples, seeds))
     return (drawn[:, :, None] == np.arange(seeds)).mean(axis=1)
 
@@ -125,24 +126,24 @@ def blocks_of(
     event_time: NDArray[np.integer],
     window: NDArray[np.integer],
 ) -> NDArray[np.integer]:
-    """What the bootstrap draws of each row [N], by ``evaluate.blocks``; times are in ms."""
+    """The bootstrap's block of each row [N], according to ``evaluate.blocks``; times are in ms."""
     return {"group": groups, "hour": event_time // MS_PER_HOUR, "window": window}[kind]
 
 
 def over_drawn_seeds(
     values: Sequence[NDArray[np.float64]], shares: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """The mean [draws, metrics] over the seeds that are drawn, of ``values`` [draws, metrics] of
-    each; a model of one seed has it in each draw."""
+    """The mean [draws, metrics] over the drawn seeds, from each seed's ``values`` [draws, metrics];
+    a model with one seed has it in every draw."""
     weights = shares if len(values) > 1 else np.ones((len(shares), 1))
     return np.einsum("ds,sdm->dm", weights, np.stack(values))
 
 
 class _Weighted:
-    """One set of predictions whose blocks count any number of times.
+    """A set of predictions whose blocks may count any number of times.
 
-    Log loss, NE, calibration and ECE come from sums per block, and so does gAUC where a group is a
-    block; what else orders rows is weighed by row.
+    Log loss, NE, calibration and ECE come from sums per block, and so does gAUC if groups are the
+    blocks; other ranking metrics are computed from row weights.
     """
 
     def __init__(
@@ -160,6 +161,7 @@ class _Weighted:
         each = np.ones(len(labels)) if weights is None else weights.astype(np.float64)
         columns = (each, each * labels, each * row_losses(logits, labels), each * predicted)
         sums = [np.bincount(block, weights=one, minlength=count) for one in columns]
+        self._unordered = len(sums)  # sums that need no order; those of bins and groups follow
         self._ranked, self._grouped = ranked, None
         if ranked:
             self._sorted = SortedScores(logits, labels, block, weights)
@@ -179,7 +181,7 @@ class _Weighted:
     def at(self, draws: NDArray[np.int64]) -> NDArray[np.float64]:
         """Values [draws, len(METRICS)] with ``draws`` [draws, blocks] copies of each block."""
         sums = draws.astype(np.float64) @ self._sums
-        rows, positives, loss, predicted = sums[:, :4].T
+        rows, positives, loss, predicted = sums[:, : self._unordered].T
         values = dict.fromkeys(METRICS, np.full(len(draws), np.nan))
         with np.errstate(invalid="ignore", divide="ignore"):
             values |= {
@@ -188,7 +190,8 @@ class _Weighted:
                 "calibration": predicted / positives,
             }
             if self._ranked:
-                values["ece"] = np.abs(sums[:, 4 : 4 + CALIBRATION_BINS]).sum(axis=1) / rows
+                bins = sums[:, self._unordered : self._unordered + CALIBRATION_BINS]
+                values["ece"] = np.abs(bins).sum(axis=1) / rows
                 ranking = np.array([self._sorted.ranking(one) for one in draws])
                 values["auc"], values["pr_auc"], values["recall"] = ranking.T
                 values["gauc"] = (
@@ -200,11 +203,11 @@ class _Weighted:
 
 
 class _GroupedScores:
-    """gAUC where what is drawn is not the group: a group's rows have the weights of their blocks.
+    """gAUC when blocks are not the groups: a group's rows have the weights of their blocks.
 
     Args:
         logits, labels, groups, block: [N].
-        weights: [N], by which those of the blocks are multiplied; None: 1.
+        weights: [N], factors for the weights of the blocks; None: 1.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ class EvaluateSettings(Settings):
 
 
 def check_evaluated(settings: EvaluateSettings, windows: int) -> None:
-    """Check that of ``windows`` windows some are evaluated.
+    """Check that at least one of ``windows`` windows is evaluated.
 
     Raises:
         InputError: none is.

@@ -1,4 +1,4 @@
-"""The models on parts of a student's judged rows: domains, windows, hours of day, coldness."""
+"""The models on parts of a student's evaluation rows: domains, windows, hours of day, coldness."""
 
 import os
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ from recsys.evaluation.resampling import draws_of, seed_shares
 from recsys.units import MS_PER_HOUR
 
 Values = dict[str, NDArray[np.float64]]
-MOST_BLOCKS = 4096  # of more blocks, some are drawn together: memory stays bounded
+MOST_BLOCKS = 4096  # more blocks are drawn in bundles, to bound memory
 
 
 def slices_of(
     predictions: Predictions, domains: Sequence[str], windows: Sequence[str]
 ) -> dict[str, tuple[list[str], NDArray[np.integer]]]:
-    """By kind of slice, the names of the slices and each row's place [N] in them, where known."""
+    """By kind of slice, the slices' names and each row's index [N] among them, where known."""
     hour = predictions.event_time // MS_PER_HOUR % 24  # UTC
     kinds = {
         "domain": (list(domains), predictions.domain),
@@ -52,15 +52,15 @@ def measure_slices(
     confidence: float,
     seed: int,
 ) -> dict[str, dict[str, Any]]:
-    """By kind, slice and model: NE, AUC, LogLoss and calibration (means over seeds), and the
-    difference of its NE to ``baseline``'s with its interval.
+    """By kind, slice and model: NE, AUC, LogLoss and calibration (means over seeds), and the NE
+    difference from ``baseline`` with its interval.
 
     Slices without rows are left out.
 
     Args:
-        blocks: [N], what is drawn for the intervals, with the training seeds nested; at most
-            MOST_BLOCKS, beyond which blocks are drawn in bundles.
-        samples, confidence, seed: of the bootstrap.
+        blocks: [N], the unit that is drawn for the intervals, with training seeds nested in it;
+            more than MOST_BLOCKS are drawn in bundles.
+        samples, confidence, seed: settings of the bootstrap.
     """
     block, count = places_of(blocks)
     block, count = block % MOST_BLOCKS, min(count, MOST_BLOCKS)
@@ -112,7 +112,7 @@ def measure_slices(
 def _means(
     models: Sequence[tuple[str, FloatArray]], values: Sequence[Values], name: str, place: int
 ) -> dict[str, float]:
-    """Each metric of one model in one slice, mean over seeds."""
+    """A model's metrics in a slice, as means over seeds."""
     own = [one for (model, _), one in zip(models, values, strict=True) if model == name]
     return {metric: float(np.mean([one[metric][place] for one in own])) for metric in own[0]}
 
@@ -124,7 +124,7 @@ def _by_slice(
     index: NDArray[np.integer],
     count: int,
 ) -> Values:
-    """Metrics [count] of one set of predictions in each slice."""
+    """Metrics [count] of a set of predictions in each slice."""
     each = np.ones(len(labels)) if weights is None else weights.astype(np.float64)
     losses, predicted = row_losses(logits, labels), probabilities(logits)
     columns = (each, each * labels, each * losses, each * predicted)
@@ -149,7 +149,8 @@ def _drawn_ne(
     block: NDArray[np.integer],
     draws: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """NE [draws, models] of ``losses`` [models, N] when each block counts as often as drawn."""
+    """NE [draws, models] from ``losses`` [models, N] when each block counts as often as it is
+    drawn."""
     columns = (weights, weights * labels, *(weights * losses))
     sums = [np.bincount(block, weights=one, minlength=draws.shape[1]) for one in columns]
     drawn = draws @ np.stack(sums, axis=1)
@@ -159,5 +160,5 @@ def _drawn_ne(
 
 
 def _over_seeds(values: NDArray[np.float64], shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean [draws] over the drawn seeds of ``values`` [draws, seeds]."""
+    """The mean [draws] of ``values`` [draws, seeds] over the drawn seeds."""
     return values[:, 0] if values.shape[1] == 1 else (values * shares).sum(axis=1)

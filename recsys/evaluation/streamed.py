@@ -1,5 +1,4 @@
-"""Many models' metrics and their draws in one pass over predictions, in memory that does not grow
-with them."""
+"""Many models' metrics and bootstrap draws in one pass over predictions, in bounded memory."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,18 +18,18 @@ from recsys.evaluation.metrics import (
 )
 from recsys.evaluation.resampling import draws_of, over_drawn_seeds, seed_shares
 
-BUNDLES = 512  # of blocks, which are drawn together
+BUNDLES = 512  # of blocks that are drawn together
 LOGIT_BINS = 8192
-LARGEST_LOGIT = 16.0  # beyond it logits count as equal where rows are ordered
+LARGEST_LOGIT = 16.0  # larger logits count as equal when rows are ordered
 HASH = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: Knuth's multiplicative hash
 BUNDLE_BITS = np.uint64(64 - 9)
-ROWS_IN_CACHE = 1 << 16  # that are added at once: what is computed of them stays in the processor
+ROWS_IN_CACHE = 1 << 16  # added at a time, so that intermediate results stay in the CPU cache
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows: labels and blocks [n], each model's logits [n], one array per seed, and how often
-    each row counts [n]; None: once."""
+    """Some rows: labels and blocks [n], each model's logits [n] with one array per seed, and how
+    often each row counts [n] (None: once)."""
 
     labels: FloatArray
     blocks: NDArray[np.integer]
@@ -40,7 +39,7 @@ class Rows:
 
 @dataclass
 class _Sums:
-    """Of one set of predictions: sums per bundle, and labels' counts per bundle and bin."""
+    """For one set of predictions: sums per bundle, and counts of labels per bundle and bin."""
 
     loss: NDArray[np.float64]
     predicted: NDArray[np.float64]
@@ -54,19 +53,19 @@ def stream_metrics(
     seed: int,
     advance: Callable[[int], None] = lambda _: None,
 ) -> tuple[int, dict[str, list[dict[str, float]]], dict[str, NDArray[np.float64]]]:
-    """The rows' number, each model's metrics (a dict a seed) and their resampled means over seeds
-    [samples, len(METRICS)].
+    """The number of rows, each model's metrics (one dict per seed), and their resampled means over
+    seeds [samples, len(METRICS)].
 
-    NE, LogLoss and calibration are exact; what orders rows takes logits that are less than
-    2 * LARGEST_LOGIT / LOGIT_BINS apart for ties, and ECE their middle for the logit. gAUC is NaN:
-    it would need a group's rows together. Blocks are drawn in BUNDLES, by their hash: as good as
-    one by one where blocks are many more than that.
+    NE, LogLoss and calibration are exact. Ranking metrics treat logits that are less than 2 *
+    LARGEST_LOGIT / LOGIT_BINS apart as ties, and ECE uses the middle of the bin as the logit. gAUC
+    is NaN: it would need a group's rows together. Blocks are drawn in BUNDLES, by their hash, which
+    is as good as one by one if there are many more blocks than bundles.
 
     Args:
-        parts: all rows, some at a time; each is held in memory.
-        samples, seed: of the bootstrap; training seeds are nested as in
+        parts: all rows, in parts; one part is in memory at a time.
+        samples, seed: settings of the bootstrap; training seeds are nested as in
             :func:`recsys.evaluation.resampling.resample`.
-        advance: told how many rows of a set of predictions have been added.
+        advance: called with the number of rows added for a set of predictions.
     """
     count, rows_and_positives = 0, np.zeros((2, BUNDLES))
     sums: dict[tuple[str, int], _Sums] = {}
@@ -128,7 +127,7 @@ def _add(
     bundle: NDArray[np.int64],
     weights: FloatArray | None,
 ) -> None:
-    # A third of the time of row_losses and probabilities, which take an exponential each
+    # Takes a third of the time of row_losses and probabilities, which need an exponential each
     wide = logits.astype(np.float64)
     with np.errstate(invalid="ignore"):  # NaN gives NaN
         tail = np.exp(-np.abs(wide))
@@ -144,7 +143,7 @@ def _add(
     scaled = (logits + np.float32(LARGEST_LOGIT)) * np.float32(LOGIT_BINS / (2 * LARGEST_LOGIT))
     place = np.clip(scaled, 0, LOGIT_BINS - 1).astype(np.int64)
     place += (bundle * 2 + (labels > 0)) * LOGIT_BINS
-    # In place: bincount would write all bins anew for some rows. Of the counts' own type, else
+    # In place: bincount would write all bins for a few rows. With the counts' own type: otherwise
     # NumPy takes thirty times as long
     each = sums.counts.dtype.type(1) if weights is None else weights.astype(np.float64)
     np.add.at(sums.counts.reshape(-1), place, each)
@@ -191,7 +190,7 @@ def _ranked(
     ]
     middle = (np.arange(LOGIT_BINS)[::-1] + 0.5) * (2 * LARGEST_LOGIT / LOGIT_BINS) - LARGEST_LOGIT
     excess = (positive + negative) * probabilities(middle) - positive
-    # Bins of equally many rows, of the rows as they were drawn
+    # Bins with equal numbers of rows, counted as drawn
     place = np.minimum((shown - 1) * CALIBRATION_BINS // rows[:, None], CALIBRATION_BINS - 1)
     offset = np.arange(len(rows))[:, None] * CALIBRATION_BINS
     size = len(rows) * CALIBRATION_BINS

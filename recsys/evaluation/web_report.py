@@ -1,5 +1,5 @@
-"""The evaluation as one HTML file: tables, figures and what they mean; needs no other file and no
-network."""
+"""The evaluation as a single HTML file with tables, figures and explanations; needs no other file
+and no network."""
 
 import base64
 from collections.abc import Sequence
@@ -26,8 +26,8 @@ figure { margin: 1.5rem 0; } img { max-width: 100%; } figcaption { color: #555; 
 CAPTIONS = {
     "ne": "Normalised entropy (log loss over the entropy of the click rate; lower is better) by "
     "window. Each prediction was made before the model trained on the window.",
-    "calibration": "How often what was predicted came true, in bins of equally many rows. On the "
-    "diagonal a model is right; below it, it predicts too much.",
+    "calibration": "How often predictions came true, in bins with equal numbers of rows. On the "
+    "diagonal a model is right; below it, its predictions are too high.",
     "gain": "NE below plain's, in % of it, with the interval of the bootstrap, by domain and by "
     "how often the rarest of an example's ids had been seen before.",
 }
@@ -44,10 +44,10 @@ def web_page(
     """The page; the same content gives the same text.
 
     Args:
-        judged: in words, what the models were judged on.
-        models: each student's, on its main task.
-        refusals: why a student may not be served, by student; of those alone.
-        figures: PNG files, by student and by what they show (a key of CAPTIONS).
+        judged: a description of the rows on which the models were judged.
+        models: each student's models, for its main task.
+        refusals: why a student may not be served, by student; only refused students.
+        figures: PNG files by student and content (a key of CAPTIONS).
     """
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',

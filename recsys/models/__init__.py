@@ -1,1 +1,1 @@
-"""The rankers, as pure torch modules."""
+"""Rankers as plain torch modules."""

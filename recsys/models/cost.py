@@ -1,11 +1,11 @@
-"""What a ranker costs: FLOPs of a training step a sample, counted by torch, and parameters.
+"""A ranker's cost: FLOPs per sample of a training step, counted by torch, and parameters.
 
-Products of matrices are counted by ``torch.utils.flop_counter`` through forward and backward,
-without the gradient of the raw dense input, which nobody needs: 6 FLOPs a multiply-add, 4 in the
-first layer. That is the convention of the DMT paper's Tables 4 and 5 (arXiv 2403.00877). The
-counter knows no elementwise work; the tables show that the paper's includes the cross layers', 5
-FLOPs an element a layer. The gradient of the dots is counted as two products, as autograd's is and
-the paper's; ours takes one.
+Matrix products are counted by ``torch.utils.flop_counter`` through forward and backward, without
+the gradient of the raw dense input, which is not needed: 6 FLOPs per multiply-add, 4 in the first
+layer. That is the convention of Tables 4 and 5 in the DMT paper (arXiv 2403.00877). The counter
+ignores elementwise work; the paper's numbers include that of the cross layers, 5 FLOPs per element
+and layer. The gradient of the dots counts as two products, as in autograd and the paper; ours takes
+one.
 """
 
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from recsys.models.layers import DotInteraction, LowRankCrossNetwork
 from recsys.models.ranker import Ranker
 
 CROSS_FLOPS = 5  # x0 * y + x: two forward, three backward
-SAMPLES = 2  # of one, a batch of matrices could be counted as a plain product
+SAMPLES = 2  # with one, a batch of matrices could be counted as a plain product
 
 
 @dataclass(frozen=True)
 class RankerCost:
-    """FLOPs of forward and backward a sample, and parameters."""
+    """FLOPs per sample, forward and backward, and parameters."""
 
     matrix_flops: float
     cross_flops: int
@@ -38,13 +38,13 @@ class RankerCost:
 
     @property
     def parameters(self) -> int:
-        """All parameters, tables included."""
+        """All parameters, including tables."""
         return self.dense_parameters + self.table_parameters
 
 
 def ranker_cost(ranker: Ranker) -> RankerCost:
-    """The cost of ``ranker`` above its tables, attention included, on any device, ``meta`` too;
-    lookups are none."""
+    """The cost of ``ranker`` above its tables, including attention, on any device (also ``meta``);
+    look-ups count as 0 FLOPs."""
     above = {name: p for name, p in ranker.named_parameters() if not name.startswith("embeddings.")}
     tables = sum(
         config.num_embeddings * config.embedding_dim
@@ -70,7 +70,7 @@ def _matrix_flops(ranker: Ranker, parameters: list[nn.Parameter]) -> int:
     # Attention reads their lengths
     ids = KeyedJaggedTensor(ranker.feature_names, lengths, lengths=lengths)
     with FlopCounterMode(display=False) as counter:
-        # The counter's module tracker does not take leaves as the inputs of modules.
+        # The counter's module tracker does not accept leaf tensors as inputs of modules.
         pooled = ranker.pool(embeddings.clone(), ids)
         logits: dict[str, Tensor] = ranker.heads(ranker.represent_embedded(dense, pooled))
         torch.autograd.grad([logit.sum() for logit in logits.values()], [embeddings, *parameters])
@@ -84,5 +84,5 @@ def _cross_elements(module: nn.Module) -> int:
 
 
 def _saved_flops(module: nn.Module) -> int:
-    """Those of the second product that the gradient of dots does without."""
+    """The FLOPs of the second product, which our gradient of dots avoids."""
     return 2 * module.vectors**2 * module.dimension if isinstance(module, DotInteraction) else 0

@@ -1,4 +1,4 @@
-"""A factorization machine (Rendle 2010): the probe whose embeddings alone carry the
+"""A factorization machine (Rendle 2010): a probe in which only the embeddings carry
 interactions."""
 
 import torch
@@ -14,9 +14,9 @@ class FactorizationMachine(nn.Module):
     """logit = bias + dense part + main effect of each id + dots of all pairs of factors, each with
     weight 1.
 
-    Where an over arch weighs every pair as it likes, factors of features that do not interact may
-    lie anywhere. Here they must be orthogonal, and those that do interact share directions: cosines
-    tell. Column 0 of a table is the main effect, the others are factors.
+    If an over arch can weight every pair freely, factors of features that do not interact may point
+    anywhere. Here they must be orthogonal, while interacting ones share directions, so cosines show
+    which features interact. Column 0 of a table is the main effect, the others are factors.
     """
 
     def __init__(self, schema: Schema, dimension: int, table_device: str = "cpu") -> None:
@@ -30,7 +30,7 @@ class FactorizationMachine(nn.Module):
         self.embeddings = EmbeddingBagCollection(tables=tables, device=torch.device(table_device))
 
     def embed(self, sparse: KeyedJaggedTensor) -> Tensor:
-        """Factors in the order of the schema: [B, F, N - 1]."""
+        """Factors in the schema's order: [B, F, N - 1]."""
         return self._columns(sparse)[:, :, 1:]
 
     def forward(self, dense: Tensor, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:

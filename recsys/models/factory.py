@@ -1,4 +1,4 @@
-"""Build a ranker from settings, the same for the same seed on every rank."""
+"""Build a ranker from settings; the same seed gives the same ranker on every rank."""
 
 import torch
 
@@ -21,12 +21,12 @@ def build_ranker(
     table_device: str = "cpu",
     table_prefix: str = TABLE_PREFIX,
 ) -> Ranker:
-    """A ranker whose weights depend on ``seed`` only.
+    """A ranker whose weights depend only on ``seed``.
 
-    Pass ``table_device="meta"`` to an engine: it writes the same initial tables into its shards.
+    For an engine, pass ``table_device="meta"``: it writes the same initial tables into its shards.
 
     Raises:
-        InputError: the settings ask for towers and there is no partition, or it does not fit the
+        InputError: the settings want towers and there is no partition, or it does not match the
             schema.
 
     Example::
@@ -35,7 +35,7 @@ def build_ranker(
         >>> from recsys.data.schema import CategoricalFeature
         >>> schema = Schema("toy", ["price"], [CategoricalFeature("ad", 100)], ["all"], [], 0.2, {})
         >>> ranker = build_ranker(schema, ModelSettings(architecture="dcn"), seed=1)
-        >>> lengths = torch.tensor([1, 1])  # one id an example
+        >>> lengths = torch.tensor([1, 1])  # one id per example
         >>> ids = KeyedJaggedTensor(["ad"], torch.tensor([7, 8]), lengths=lengths)
         >>> logits = ranker(torch.zeros(2, schema.dense_width), ids)  # price, missing, domain
         >>> torch.sigmoid(logits["serving"]).tolist()  # a new ranker predicts the base rate
@@ -58,7 +58,7 @@ def build_ranker(
 
 
 def _tower_positions(schema: Schema, partition: Partition) -> tuple[list[list[int]], list[Piece]]:
-    """Positions of each tower's features and slices among all, and these."""
+    """Positions of each tower's features and slices in the list of all pieces, and this list."""
     pieces = partition.pieces([feature.name for feature in schema.categorical])
     names = [piece.name for piece in pieces]
     return [[names.index(name) for name in tower] for tower in partition.towers], pieces

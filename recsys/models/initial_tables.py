@@ -1,4 +1,4 @@
-"""Initial embedding rows that depend on (seed, table, row) only, never on plan or world size."""
+"""Initial embedding rows, which depend only on (seed, table, row), never on plan or world size."""
 
 import hashlib
 from collections.abc import Iterator
@@ -23,9 +23,9 @@ def initial_rows(
     """Rows [start, stop) of a table: [stop - start, dimension] float32, uniform in
     +-1/sqrt(num_embeddings).
 
-    Rows are drawn in blocks, each with its own generator, so that any shard can be filled alone. A
-    column slice (recsys/models/slices.py) has its columns of the whole table's rows. The whole
-    table's first ``zero_columns`` columns are 0.
+    Rows are drawn in blocks, each with its own generator, so that any shard can be filled
+    independently. A column slice (recsys/models/slices.py) gets its columns of the whole table's
+    rows. The whole table's first ``zero_columns`` columns are 0.
     """
     piece = Piece.parse(table)
     if piece.count > 1:
@@ -57,7 +57,7 @@ def initial_rows(
 
 
 def row_blocks(start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """[start, stop) in pieces, each of one block that :func:`initial_rows` draws as a whole."""
+    """[start, stop) in pieces, each within one block of :func:`initial_rows`."""
     while start < stop:
         end = min((start // ROWS_PER_BLOCK + 1) * ROWS_PER_BLOCK, stop)
         yield start, end
@@ -65,8 +65,7 @@ def row_blocks(start: int, stop: int) -> Iterator[tuple[int, int]]:
 
 
 def _block(seed: int, table: str, block: int, rows: int, dimension: int, bound: float) -> Tensor:
-    """The first ``rows`` of a block: a generator gives a short draw the numbers that begin a long
-    one."""
+    """The first ``rows`` of a block: a short draw returns the first numbers of a longer one."""
     digest = hashlib.sha256(f"{seed}/{table}/{block}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     return torch.empty(rows, dimension).uniform_(-bound, bound, generator=generator)

@@ -1,4 +1,4 @@
-"""The parts that rankers and tower modules are composed of."""
+"""Layers from which rankers and tower modules are built."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 
 def perceptron(in_features: int, widths: list[int]) -> nn.Sequential:
-    """Linear layers of ``widths``, a ReLU after each."""
+    """Linear layers of ``widths``, each followed by a ReLU."""
     layers: list[nn.Module] = []
     for width in widths:
         layers += [nn.Linear(in_features, width), nn.ReLU()]
@@ -19,7 +19,7 @@ def perceptron(in_features: int, widths: list[int]) -> nn.Sequential:
 
 
 class DotInteraction(nn.Module):
-    """Dots of all pairs of vectors, after the first vector itself (DLRM, arXiv 1906.00091)."""
+    """The first vector, followed by the dots of all pairs of vectors (DLRM, arXiv 1906.00091)."""
 
     def __init__(self, vectors: int, dimension: int) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class DotInteraction(nn.Module):
 
 
 class PairDots(Function):
-    """Dots x_i x_j, whose gradient is one product: with G symmetric, d(X X^T) = G X where autograd
+    """Dots x_i x_j with a gradient of one product: with G symmetric, d(X X^T) = G X, where autograd
     takes two."""
 
     @staticmethod
@@ -48,7 +48,7 @@ class PairDots(Function):
         """[B, V, D], [P], [V*V] -> [B, P]."""
         ctx.save_for_backward(vectors, places)
         dots = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1)
-        if torch.onnx.is_in_onnx_export():  # ONNX Runtime is three times as fast at this
+        if torch.onnx.is_in_onnx_export():  # ONNX Runtime is three times as fast this way
             return dots.gather(1, pairs.expand_as(dots[:, : len(pairs)]))
         return dots.index_select(1, pairs)
 
@@ -63,7 +63,7 @@ class PairDots(Function):
 
 
 class LowRankCrossNetwork(nn.Module):
-    """DCNv2 cross layers x <- x0 * (W V x + b) + x of low rank (arXiv 2008.13535)."""
+    """DCNv2's low-rank cross layers x <- x0 * (W V x + b) + x (arXiv 2008.13535)."""
 
     def __init__(self, in_features: int, layers: int, rank: int) -> None:
         super().__init__()

@@ -1,20 +1,20 @@
-"""Names of tables and of what sequences look up, and a check of sequences that needs no PyTorch."""
+"""Names of tables and of sequence positions, and a check of sequences that needs no PyTorch."""
 
 from recsys.config import InputError
 from recsys.data.schema import Schema
 from recsys.models.settings import ModelSettings
 
-TABLE_PREFIX = "table_"  # and the feature's name
+TABLE_PREFIX = "table_"  # followed by the feature's name
 
 
 def position_names(name: str, length: int) -> list[str]:
-    """Features of the positions of a sequence, the newest first; no "@", which means a table to
-    TorchRec."""
+    """Feature names for the positions of a sequence, newest first; without "@", by which TorchRec
+    separates tables."""
     return [f"{name}[{position}]" for position in range(length)]
 
 
 def check_sequences(schema: Schema, model: ModelSettings) -> None:
-    """Check that the sequences of ``model`` and their targets are features of ``schema`` and fit
+    """Check that the sequences of ``model`` and their targets are features of ``schema`` and match
     each other.
 
     Raises:

@@ -1,4 +1,4 @@
-"""partition.json: which feature stands in which tower, a file to read, diff and version."""
+"""partition.json: which feature is in which tower, as a file to read, diff and version."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -37,7 +37,7 @@ class Partition:
         """Read a partition from ``path``.
 
         Raises:
-            InputError: there is no such file, or it is not a partition of this version.
+            InputError: the file does not exist, or is not a partition of this version.
         """
         if not path.is_file():
             raise InputError(
@@ -58,15 +58,15 @@ class Partition:
         return partition
 
     def check_features(self, names: list[str]) -> None:
-        """Check that every feature of ``names``, or every slice of it, stands in exactly one tower.
+        """Check that every feature in ``names``, or every slice of it, is in exactly one tower.
 
         Raises:
-            InputError: a feature is missing, unknown or repeated, or some of its slices are.
+            InputError: a feature, or one of its slices, is missing, unknown or repeated.
         """
         self.pieces(names)
 
     def pieces(self, names: list[str]) -> list[Piece]:
-        """What stands in the towers, in the order of ``names``; slices of a feature one after the
+        """The pieces in the towers, in the order of ``names``; slices of a feature follow each
         other.
 
         Raises:

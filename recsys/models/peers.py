@@ -1,4 +1,4 @@
-"""What a ranker needs of the ranks that hold the towers of other hosts."""
+"""The interface to the ranks that hold other hosts' towers."""
 
 from typing import Protocol
 
@@ -7,29 +7,30 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 
 class Peers(Protocol):
-    """What crosses hosts when each holds some of the towers: ids to the towers, tower outputs back.
+    """Exchange between hosts when each holds some of the towers: ids go to the towers, outputs come
+    back.
 
-    :class:`recsys.towers.exchange.PeerExchange` is one.
+    :class:`recsys.towers.exchange.PeerExchange` implements it.
     """
 
     def exchange_ids(self, sparse: KeyedJaggedTensor) -> KeyedJaggedTensor:
-        """Ids of B examples, all features -> ids of all peers' B examples each, the features held
-        here."""
+        """Ids of B examples for all features -> ids of all peers' B examples each, for the features
+        held here."""
         ...
 
     def exchange_outputs(self, outputs: list[Tensor]) -> list[Tensor]:
-        """Outputs [peers * B, O] of the towers held here -> those of all towers, [B, O], in the
+        """Outputs [peers * B, O] of the towers held here -> outputs [B, O] of all towers, in the
         model's order."""
         ...
 
     def start_ids(self, sparse: KeyedJaggedTensor) -> None:
-        """Begin a coming :meth:`exchange_ids`, which has to be called with the same object."""
+        """Start a later :meth:`exchange_ids`, which must be called with the same object."""
         ...
 
     def send_ids(self) -> None:
-        """Send what is left of what has begun."""
+        """Send the rest of an exchange that has started."""
         ...
 
     def forget_ids(self) -> None:
-        """Expect none of what was sent ahead."""
+        """Discard exchanges that were started ahead."""
         ...

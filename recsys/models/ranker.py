@@ -30,13 +30,14 @@ SMALLEST_RATE = 1e-4
 
 
 class Arch(nn.Module):
-    """The dense vector, and embeddings or the towers' outputs; subclasses interact them.
+    """Combines the dense vector with the embeddings or the towers' outputs; subclasses define the
+    interaction.
 
-    ``members`` holds the positions of each tower's ``pieces``, which are features or column slices
-    of them; None without towers. The tower modules run here on what :meth:`compress` is given; the
-    tower transform empties the towers of other hosts, leaves their outputs out, and calls
-    :meth:`interact` with those of all. Towers that pass their embeddings through give them back in
-    the order of the schema, so that the model is the one without towers.
+    ``members`` has the positions of each tower's ``pieces``, which are features or column slices of
+    them; None without towers. :meth:`compress` runs the tower modules on this rank. The tower
+    transform empties the towers of other hosts, leaves out their outputs, and calls
+    :meth:`interact` with the outputs of all towers. Pass-through towers return embeddings in the
+    schema's order, so the model is the same as without towers.
     """
 
     out_features: int
@@ -68,11 +69,12 @@ class Arch(nn.Module):
         self._build(s)
 
     def forward(self, dense: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, W], [B, F, N] -> as :meth:`interact`."""
+        """[B, W], [B, F, N] -> the result of :meth:`interact`."""
         return self.interact(dense, self.compress(embeddings))
 
     def compress(self, embeddings: Tensor) -> list[Tensor]:
-        """[B, P, N] -> each tower's output [B, O + T], its last T the sums of its ids' own weights.
+        """[B, P, N] -> each tower's output [B, O + T], where the last T columns are the sums of its
+        ids' first-order weights.
 
         Without towers all embeddings are one output, [B, P * N + T].
         """
@@ -86,7 +88,7 @@ class Arch(nn.Module):
         return outputs
 
     def _with_own_weights(self, output: Tensor, embeddings: Tensor) -> Tensor:
-        """``output`` [B, O], then the sums over P of the first T columns of [B, P, N]."""
+        """``output`` [B, O], followed by the sums over P of the first T columns of [B, P, N]."""
         if self.own_weights == 0:
             return output
         sums = embeddings[:, :, : self.own_weights].sum(dim=1)
@@ -95,7 +97,7 @@ class Arch(nn.Module):
     def interact(self, dense: Tensor, outputs: list[Tensor]) -> tuple[Tensor, Tensor]:
         """[B, W] and the outputs of all towers, in the model's order -> [B, out_features], [B, T].
 
-        The second are the sums of all ids' own weights.
+        The second result contains the sums of all ids' first-order weights.
         """
         projected = self.project(dense)
         vectors = [output.to(projected.dtype) for output in outputs]
@@ -111,7 +113,7 @@ class Arch(nn.Module):
         return crossed, first_order
 
     def _build(self, s: ModelSettings) -> None:
-        """Make what the vectors go through, and set ``out_features``."""
+        """Create the layers of the interaction, and set ``out_features``."""
         raise NotImplementedError
 
     def _dense_dimension(self, settings: ModelSettings) -> int:
@@ -122,7 +124,7 @@ class Arch(nn.Module):
 
 
 class DotArch(Arch):
-    """DLRM: dots between the dense vector and the embeddings, or the towers' vectors of D."""
+    """DLRM: dots between the dense vector and the embeddings, or the towers' vectors of width D."""
 
     def _build(self, s: ModelSettings) -> None:
         self.interaction = DotInteraction(1 + self.width // self.dimension, self.dimension)
@@ -151,7 +153,7 @@ class CrossArch(Arch):
 
 class WukongArch(Arch):
     """Wukong: a stack of layers over the dense vector and the embeddings, or the towers' vectors of
-    D."""
+    width D."""
 
     def _build(self, s: ModelSettings) -> None:
         vectors, layers = 1 + self.width // self.dimension, []
@@ -183,17 +185,18 @@ ARCHITECTURES = {"dlrm": DotArch, "dcn": CrossArch, "wukong": WukongArch}
 class Ranker(nn.Module):
     """One embedding table per categorical feature, a dense arch, an interaction and an over arch.
 
-    ``towers`` holds the positions of each tower's members in ``pieces``: features, or column slices
-    of them, with a table each; None: the features of ``schema.categorical``.
-    ``table_device="meta"`` leaves the tables without memory, for the engine to shard. ``peers`` is
-    set by the tower transform: this rank then computes only its host's towers, for its peers'
-    examples. Each of ``schema.tasks`` has a linear head whose bias starts at log(p / (1 - p)) of
-    its initial base rate; the main task's weights do not depend on the others. Two rankers in one
-    model need different ``table_prefix``. :meth:`embed` pools sequences by attention; layers above
-    it see one vector per feature.
+    ``towers`` has the positions of each tower's members in ``pieces``, which are features or column
+    slices of them, with a table each; None: the features of ``schema.categorical``.
+    ``table_device="meta"`` creates tables without memory, for the engine to shard. ``peers`` is set
+    by the tower transform; this rank then computes only its host's towers, for its peers' examples.
+    Each of ``schema.tasks`` has a linear head whose bias starts at log(p / (1 - p)) of its initial
+    base rate; the main task's weights do not depend on the others. Two rankers in one model need
+    different ``table_prefix``. :meth:`embed` pools sequences by attention, so layers above it see
+    one vector per feature.
 
     Raises:
-        InputError: the sequences do not fit the schema, or features are cut beside them.
+        InputError: the sequences do not match the schema, or the partition has column slices as
+            well.
     """
 
     def __init__(
@@ -240,11 +243,11 @@ class Ranker(nn.Module):
             for head in (self.output, self.further_output):
                 if head is not None:
                     nn.init.zeros_(head.weight)
-        # After the dense part, so that it starts the same with sequences as without.
+        # After the dense part, so that it starts the same with and without sequences.
         self.sequences = SequencePooling(
             settings.sequences, settings.embedding_dimension, self.own_weights
         )
-        # Last, so that its draws of random numbers do not reach the dense part.
+        # Last, so that its random draws do not affect the dense part.
         tables = table_configs(
             schema,
             settings.embedding_dimension,
@@ -258,14 +261,14 @@ class Ranker(nn.Module):
     def hold(
         self, pieces: list[Piece], tables: list[EmbeddingBagConfig], table_device: str
     ) -> None:
-        """Look up ``pieces`` in ``tables``, and nothing else from now on."""
+        """From now on look up only ``pieces``, in ``tables``."""
         self.pieces = pieces
         self.feature_names = list(dict.fromkeys(piece.feature for piece in pieces))
         self.embeddings = bag_collection(tables, torch.device(table_device))
         self._keys = [key for keys in get_embedding_names_by_table(tables) for key in keys]
 
     def represent(self, dense: Tensor, sparse: KeyedJaggedTensor) -> Tensor:
-        """[B, W] float32 and ids of F features -> [B, H + T], see :meth:`head`."""
+        """[B, W] float32 and ids of F features -> [B, H + T]; see :meth:`head`."""
         return self._represent(dense, self.tower_outputs(sparse))
 
     def _represent(self, dense: Tensor, outputs: list[Tensor]) -> Tensor:
@@ -277,8 +280,8 @@ class Ranker(nn.Module):
         return torch.cat([hidden, first_order.to(hidden.dtype)], dim=1)
 
     def tower_outputs(self, sparse: KeyedJaggedTensor) -> list[Tensor]:
-        """Outputs [B, O] of the towers, in the model's order; without towers the embeddings [B, F *
-        N]."""
+        """Outputs [B, O] of the towers, in the model's order; without towers, the embeddings [B, F
+        * N]."""
         if self.peers is None:
             return self.interaction.compress(self.embed(sparse))
         embeddings = self.embed(self.peers.exchange_ids(sparse))
@@ -289,8 +292,7 @@ class Ranker(nn.Module):
         return self._represent(dense, self.interaction.compress(embeddings))
 
     def embed(self, sparse: KeyedJaggedTensor) -> Tensor:
-        """Pooled embeddings in the order of the schema: [B, P, N]; the columns that a slice does
-        not have are 0."""
+        """Pooled embeddings in the schema's order: [B, P, N]; columns outside a slice are 0."""
         found = self.embeddings(sparse)
         if not are_whole(self.pieces):
             return in_own_columns(
@@ -300,8 +302,8 @@ class Ranker(nn.Module):
         return self.pool(in_schema_order(found, names, self.embedding_dimension), sparse)
 
     def pool(self, columns: Tensor, sparse: KeyedJaggedTensor) -> Tensor:
-        """Pool the looked-up embeddings: [B, C, N], one column per feature or position of a
-        sequence, and the ids -> [B, F, N]."""
+        """Pool looked-up embeddings [B, C, N], with one entry per feature or sequence position,
+        using the ids -> [B, F, N]."""
         return (
             self.sequences(columns, self.feature_names, sparse)
             if self.sequences.sequences
@@ -311,14 +313,14 @@ class Ranker(nn.Module):
     def head(self, representation: Tensor) -> Tensor:
         """[B, H + T] -> serving logit [B].
 
-        The first H columns are what the over arch gives, the others each task's first-order logit.
+        The first H columns are the over arch's output, the others each task's first-order logit.
         """
         return self.output(representation[:, : self.hidden_size]).squeeze(1) + self.first_order(
             representation, 0
         )
 
     def first_order(self, representation: Tensor, task: int) -> Tensor | float:
-        """[B, H + T] -> the first-order logit [B] of the ``task``-th task; 0 without one."""
+        """[B, H + T] -> the first-order logit [B] of the ``task``-th task; 0 if there is none."""
         return representation[:, self.hidden_size + task] if self.own_weights else 0.0
 
     def heads(self, representation: Tensor) -> dict[str, Tensor]:
@@ -332,12 +334,13 @@ class Ranker(nn.Module):
         return outputs
 
     def forward(self, dense: Tensor, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
-        """Logits [B] as :meth:`heads`."""
+        """Logits [B] by name; see :meth:`heads`."""
         return self.heads(self.represent(dense, sparse))
 
 
 def own_weights(schema: Schema, settings: ModelSettings) -> int:
-    """T: the first columns of every embedding that are weights of the id's own, one per task.
+    """T: how many leading columns of every embedding are first-order weights of the id, one per
+    task.
 
     Raises:
         InputError: there are more tasks than columns.
@@ -353,9 +356,10 @@ def own_weights(schema: Schema, settings: ModelSettings) -> int:
 
 
 def _linear_term(schema: Schema) -> nn.Linear:
-    """[B, W] -> [B, T]; it starts at what each domain's base rate differs from that of all.
+    """[B, W] -> [B, T]; starts at the difference between each domain's base rate and the overall
+    one, in logits.
 
-    The last columns of the dense input are the domain as one-hot; the rates are the main task's.
+    The last columns of the dense input are the one-hot domain; the rates are the main task's.
     """
     linear = nn.Linear(schema.dense_width, len(schema.tasks), bias=False)
     nn.init.zeros_(linear.weight)
@@ -368,13 +372,13 @@ def _linear_term(schema: Schema) -> nn.Linear:
 
 
 def log_odds(rate: float) -> float:
-    """log(p / (1 - p)) of ``rate``, kept off 0 and 1."""
+    """log(p / (1 - p)) of ``rate``, which is kept away from 0 and 1."""
     kept = min(max(rate, SMALLEST_RATE), 1 - SMALLEST_RATE)
     return math.log(kept / (1 - kept))
 
 
 def in_schema_order(pooled: KeyedTensor, names: list[str], dimension: int) -> Tensor:
-    """Pooled embeddings of ``names``, in their order: [B, F, N]."""
+    """Pooled embeddings of ``names``, in this order: [B, F, N]."""
     keys = pooled.keys()
     columns = pooled.values().view(-1, len(keys), dimension)  # [B, F, N], no copy
     if keys == names:
@@ -384,8 +388,8 @@ def in_schema_order(pooled: KeyedTensor, names: list[str], dimension: int) -> Te
 
 
 def in_own_columns(pooled: KeyedTensor, pieces: dict[str, Piece], dimension: int) -> Tensor:
-    """Pooled embeddings of ``pieces`` (by key) in their order, each in its own columns, the others
-    0: [B, P, N]."""
+    """Pooled embeddings of ``pieces``, in this order: [B, P, N], where each fills its own columns
+    and the others are 0."""
     places = {key: (place * dimension, piece) for place, (key, piece) in enumerate(pieces.items())}
     found = [places[key] for key in pooled.keys()]  # noqa: SIM118
     columns = torch.tensor(
@@ -406,11 +410,11 @@ def table_configs(
     pieces: Sequence[Piece] | None = None,
     zero_columns: int = 0,
 ) -> list[EmbeddingBagConfig]:
-    """A table for each of ``pieces``, by default the categorical features.
+    """A table for each of ``pieces``, by default for each categorical feature.
 
-    Lists are mean-pooled; ``sequences`` are looked up position by position, in a table of their own
-    or in their target's. Weights are written by the caller; the first ``zero_columns`` columns of a
-    feature start at 0.
+    Lists are mean-pooled; ``sequences`` are looked up position by position, in their own table or
+    their target's. The caller writes the weights; the first ``zero_columns`` columns of a feature
+    start at 0.
     """
     features, chosen = {feature.name: feature for feature in schema.categorical}, sequences or {}
     tables = []
@@ -446,5 +450,5 @@ def table_configs(
 
 
 def _leave(weight: Tensor) -> Tensor:
-    """Initialise nothing: initial rows are written explicitly, by (seed, table, row)."""
+    """Do not initialise: initial rows are written explicitly, by (seed, table, row)."""
     return weight

@@ -1,9 +1,9 @@
-"""Sequences: list features whose embeddings are pooled by attention from a target's (DIN, arXiv
+"""Sequences: list features pooled by attention, with a target's embedding as the query (DIN, arXiv
 1706.06978).
 
-A sequence is looked up as ``length`` features of one id each, newest first, that share a table, so
-that it goes through the same collection, and so the same plans, optimisers, codecs and checkpoints,
-as every other feature.
+A sequence is looked up as ``length`` features with one id each, newest first, which share a table.
+It therefore uses the same collection as every other feature, with the same plans, optimisers,
+codecs and checkpoints.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,8 +28,9 @@ from recsys.models.settings import SequenceSettings
 class RankerBagConfig(EmbeddingBagConfig):
     """A table of a ranker.
 
-    ``lengths`` by sequence that is looked up in it, whose positions are among its features. The
-    first ``zero_columns`` columns of the whole feature's embedding start at 0.
+    ``lengths`` gives the length of each sequence that is looked up in it; the sequence's positions
+    are among its features. The first ``zero_columns`` columns of the whole feature's embedding
+    start at 0.
     """
 
     lengths: dict[str, int] = field(default_factory=dict)
@@ -40,10 +41,10 @@ class SequencePooling(nn.Module):
     """The attention of every sequence of a model.
 
     Args:
-        sequences: by feature.
-        dimension: N, of the embeddings.
-        own_weights: first columns of what is pooled that stay 0: a sequence has no weight of its
-            own.
+        sequences: settings by feature.
+        dimension: N, the width of the embeddings.
+        own_weights: number of leading columns that stay 0 after pooling: a sequence has no
+            first-order weight.
     """
 
     def __init__(
@@ -59,11 +60,11 @@ class SequencePooling(nn.Module):
         )
 
     def columns(self, features: Iterable[str]) -> list[str]:
-        """Names of what is looked up for ``features``, in their order."""
+        """Names of the look-ups for ``features``, in order."""
         return [column for name in features for column in self._columns_of(name)]
 
     def keep(self, features: Iterable[str]) -> None:
-        """Drop the attention of sequences that are not among ``features``."""
+        """Remove the attention of sequences that are not in ``features``."""
         self.sequences = {name: one for name, one in self.sequences.items() if name in features}
         for key in self.pools.keys() - {f"{name}_pool" for name in self.sequences}:
             del self.pools[key]
@@ -71,7 +72,8 @@ class SequencePooling(nn.Module):
     def forward(
         self, columns: Tensor, features: Sequence[str], sparse: KeyedJaggedTensor
     ) -> Tensor:
-        """Embeddings [B, C, N] of :meth:`columns` of F ``features``, and their ids -> [B, F, N]."""
+        """Embeddings [B, C, N] of the :meth:`columns` of F ``features``, and their ids -> [B, F,
+        N]."""
         counts = dict(
             zip(sparse.keys(), sparse.lengths().view(len(sparse.keys()), -1), strict=True)
         )  # [B] each
@@ -80,7 +82,7 @@ class SequencePooling(nn.Module):
     def pooled(
         self, columns: Tensor, features: Sequence[str], counts: Mapping[str, Tensor]
     ) -> Tensor:
-        """As :meth:`forward`, with how many ids each example has [B] by sequence."""
+        """As :meth:`forward`, given the number of ids per example [B], by sequence."""
         widths = [len(self._columns_of(name)) for name in features]
         # [B, 1 or L, N] each
         vectors = dict(zip(features, columns.split(widths, dim=1), strict=True))
@@ -104,8 +106,7 @@ class SequencePooling(nn.Module):
 
 
 class MultiHeadPool(nn.Module):
-    """Softmax attention; a key and value of zeros stand beside the sequence, so that an empty one
-    is defined."""
+    """Softmax attention with an extra zero key and value, so that an empty sequence is defined."""
 
     def __init__(self, dimension: int, settings: SequenceSettings) -> None:
         super().__init__()
@@ -115,8 +116,8 @@ class MultiHeadPool(nn.Module):
 
     def forward(self, query: Tensor, sequence: Tensor, absent: Tensor) -> Tensor:
         """[B, 1, N], [B, L, N], [B, L] bool -> [B, 1, N]."""
-        # With weights asked for it is products of matrices, which the FLOP counter knows; the fused
-        # kernel is not.
+        # When weights are requested, it uses matrix products, which the FLOP counter knows, unlike
+        # the fused kernel.
         pooled, _ = self.attention(
             query, sequence, sequence, key_padding_mask=absent, need_weights=True
         )
@@ -124,8 +125,8 @@ class MultiHeadPool(nn.Module):
 
 
 class ActivationUnitPool(nn.Module):
-    """DIN's sum of the sequence with weights of a perceptron of each pair (section 4.3); it starts
-    as sum / L."""
+    """DIN's weighted sum of the sequence, with weights from a perceptron on each pair (section
+    4.3); it starts as sum / L."""
 
     def __init__(self, dimension: int, settings: SequenceSettings) -> None:
         super().__init__()
@@ -146,7 +147,7 @@ class ActivationUnitPool(nn.Module):
 def bag_collection(
     tables: list[EmbeddingBagConfig], device: torch.device
 ) -> EmbeddingBagCollection:
-    """An unsharded collection that looks up the positions of its sequences."""
+    """An unsharded collection that looks up sequences by position."""
     collection = EmbeddingBagCollection(tables=tables, device=device)
     lengths = sequence_lengths(tables)
     if lengths:
@@ -163,12 +164,12 @@ def _take_positions(
 def look_up_positions(
     sharded: ShardedEmbeddingBagCollection, tables: Iterable[EmbeddingBagConfig]
 ) -> None:
-    """Have a sharded collection look up the positions of the sequences of ``tables``, ahead of time
-    too."""
+    """Make a sharded collection look up the sequences of ``tables`` by position, also when ids are
+    distributed ahead."""
     lengths, distribute = sequence_lengths(tables), sharded.input_dist
     if lengths:
-        # Here, not in the forward pass, which a pipeline that distributes the next batch's ids goes
-        # around.
+        # Here, not in the forward pass, which a pipeline skips when it distributes the next batch's
+        # ids.
         def distribute_positions(ctx: Any, features: Any) -> Any:
             return distribute(ctx, with_positions(features, lengths))
 
@@ -176,14 +177,14 @@ def look_up_positions(
 
 
 def sequence_lengths(tables: Iterable[EmbeddingBagConfig]) -> dict[str, int]:
-    """L of each sequence that is looked up in ``tables``."""
+    """The length L of each sequence that is looked up in ``tables``."""
     found = [table.lengths for table in tables if isinstance(table, RankerBagConfig)]
     return {name: length for lengths in found for name, length in lengths.items()}
 
 
 def with_positions(sparse: KeyedJaggedTensor, lengths: Mapping[str, int]) -> KeyedJaggedTensor:
-    """``sparse`` with each list of ``lengths`` as its positions: the newest L ids, one or none
-    each, newest first."""
+    """``sparse`` with each list in ``lengths`` replaced by its positions: the newest L ids, newest
+    first, with one or no id each."""
     keys: list[str] = []
     ids: list[Tensor] = []
     counts: list[Tensor] = []

@@ -77,7 +77,7 @@ class SequenceSettings(Settings):
     recsys/models/sequences.py.
 
     Attributes:
-        target: the feature whose embedding is the query, such as the candidate.
+        target: the feature whose embedding is the query, such as the candidate item.
         length: ids that are looked up: the newest (last) of the list.
         attention: multi_head (softmax) or activation_unit (DIN's weights, which need not sum to 1).
         heads: for multi_head: heads; they must divide the embedding's dimension.
@@ -131,7 +131,7 @@ class ModelSettings(Settings):
 
     @property
     def tower_kind(self) -> str:
-        """The kind of tower module, the architecture's own where none is given."""
+        """The kind of tower module; the architecture's own if none is given."""
         return (
             self.tower_module.kind
             or {"dlrm": "dot", "dcn": "cross", "wukong": "dot"}[self.architecture]
@@ -139,6 +139,6 @@ class ModelSettings(Settings):
 
     @property
     def interaction_dimension(self) -> int:
-        """Width of the vectors that DLRM's dots are taken of and Wukong's layers mix."""
+        """Width of the vectors in DLRM's dots and Wukong's layers."""
         compressed = self.towers and self.tower_kind != PASS_THROUGH
         return self.tower_dimension if compressed else self.embedding_dimension

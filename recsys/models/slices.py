@@ -1,9 +1,8 @@
-"""Column slices of large tables, which stand in towers of their own (DMT, arXiv 2403.00877, section
+"""Column slices of large tables, which can be in different towers (DMT, arXiv 2403.00877, section
 3.3).
 
-A slice is a table: of the feature's rows, and of some of its columns. In a partition it is called
-``user:1of2``, the first half of the columns of ``user``. To a tower it is a feature whose other
-columns are 0.
+A slice is a table with the feature's rows and some of its columns. In a partition, ``user:1of2`` is
+the first half of the columns of ``user``. A tower sees it as a feature whose other columns are 0.
 """
 
 import re
@@ -22,8 +21,8 @@ COLUMN_MULTIPLE = 4  # FBGEMM's rows are multiples of 4 floats
 
 @dataclass(frozen=True)
 class Piece:
-    """The columns of a feature's embedding that are part ``number`` of ``count`` equal ones; 1 of 1
-    is the whole."""
+    """Part ``number`` of ``count`` equal parts of a feature's embedding columns; 1 of 1 is the
+    whole embedding."""
 
     feature: str
     number: int = 1
@@ -31,7 +30,7 @@ class Piece:
 
     @classmethod
     def parse(cls, name: str) -> "Piece":
-        """The piece that is called ``name``; a name without a slice in it is a whole feature's."""
+        """The piece called ``name``; a name without a slice means the whole feature."""
         found = NAME.fullmatch(name)
         return (
             cls(found["feature"], int(found["number"]), int(found["count"])) if found else cls(name)
@@ -39,14 +38,14 @@ class Piece:
 
     @property
     def name(self) -> str:
-        """As in a partition."""
+        """The name in a partition."""
         return self.feature if self.count == 1 else f"{self.feature}:{self.number}of{self.count}"
 
     def columns(self, dimension: int) -> range:
-        """Its columns of the feature's ``dimension``.
+        """Its columns among the feature's ``dimension`` columns.
 
         Raises:
-            InputError: they cannot be cut so.
+            InputError: the columns cannot be cut this way.
         """
         if dimension % (self.count * COLUMN_MULTIPLE) and self.count > 1:
             raise InputError(
@@ -60,18 +59,17 @@ class Piece:
 
 
 def whole_pieces(features: Sequence[str]) -> list[Piece]:
-    """Every feature uncut."""
+    """Every feature as one piece."""
     return [Piece(name) for name in features]
 
 
 def are_whole(pieces: Sequence[Piece]) -> bool:
-    """Whether none is cut."""
+    """Whether no feature is cut."""
     return all(piece.count == 1 for piece in pieces)
 
 
 def kept_columns(pieces: Sequence[Piece], dimension: int) -> list[int]:
-    """Where the own columns of ``pieces`` lie in their embeddings of ``dimension``, laid one after
-    the other."""
+    """Positions of the pieces' own columns in their concatenated embeddings of ``dimension``."""
     return [
         place * dimension + column
         for place, piece in enumerate(pieces)
@@ -80,9 +78,11 @@ def kept_columns(pieces: Sequence[Piece], dimension: int) -> list[int]:
 
 
 def schema_order(placed: Sequence[Piece], features: Sequence[str], dimension: int) -> list[int]:
-    """How to put ``placed``, own columns laid one after the other, in the order of ``features``.
+    """The permutation that puts ``placed``, concatenated own columns, into the order of
+    ``features``.
 
-    In units: the most columns that divide every piece, so whole embeddings where none is cut.
+    It counts in units: the largest number of columns that divides every piece, hence whole
+    embeddings if none is cut.
     """
     unit = gcd(*(len(piece.columns(dimension)) for piece in placed))
     starts = [
@@ -94,14 +94,14 @@ def schema_order(placed: Sequence[Piece], features: Sequence[str], dimension: in
 def cut_heavy(
     features: Sequence[str], weights: NDArray[np.float64], limit: float, dimension: int
 ) -> tuple[list[Piece], NDArray[np.float64]]:
-    """The features, those heavier than ``limit`` in as few slices as are each no heavier, if there
-    are such; weights.
+    """The pieces and their weights: features heavier than ``limit`` are cut into the fewest slices
+    that are each within it, if possible.
 
     Args:
         features: F names.
-        weights: [F] > 0; a slice has its part.
+        weights: [F] > 0; a slice gets its share.
         limit: the most that a slice should weigh.
-        dimension: of an embedding, whose slices are multiples of 4.
+        dimension: width of an embedding; slices are multiples of 4 columns.
     """
     narrowest = dimension // COLUMN_MULTIPLE
     counts = [count for count in range(1, narrowest + 1) if narrowest % count == 0] or [1]

@@ -1,9 +1,9 @@
 """Tower modules: each tower compresses its features' embeddings (DMT, arXiv 2403.00877, section
 3.2).
 
-A tower module is a class with ``__init__(features, settings)``, the attribute ``out_features`` and
-``forward([B, F, N]) -> [B, out_features]``. DLRM takes the output as vectors of
-``tower_dimension``, so there ``out_features`` is a multiple of it. Any importable class will do::
+A tower module is a class with ``__init__(features, settings)``, an attribute ``out_features`` and
+``forward([B, F, N]) -> [B, out_features]``. DLRM treats the output as vectors of width
+``tower_dimension``, so ``out_features`` must be a multiple of it. Any importable class will do::
 
     # my_towers.py
     class MeanTower(nn.Module):
@@ -32,10 +32,11 @@ from recsys.models.slices import Piece, are_whole, kept_columns
 
 
 class DotTower(nn.Module):
-    """DLRM's tower module: p mixtures of the tower and c projections of each feature (listing 1).
+    """DLRM's tower module: p mixtures of all embeddings and c projections of each feature (listing
+    1).
 
-    ``out_features`` is D (p + c F). A tower of one feature that would give one vector of the same
-    width is the identity.
+    ``out_features`` is D (p + c F). A tower with one feature that would return one vector of the
+    same width is the identity.
     """
 
     def __init__(self, features: int, settings: ModelSettings) -> None:
@@ -64,10 +65,10 @@ class DotTower(nn.Module):
 
 
 class CrossTower(nn.Module):
-    """DCN's tower module: cross layers, then one vector of D for the whole tower.
+    """DCN's tower module: cross layers, then one vector of width D for the whole tower.
 
-    Table 4's FLOPs fit one vector per tower, not the |F| vectors that listing 2 prints. A tower of
-    one feature is not projected, nor crossed unless ``cross_singletons``.
+    Table 4's FLOPs match one vector per tower, not the |F| vectors in listing 2. A tower with one
+    feature is not projected, and not crossed unless ``cross_singletons`` is set.
     """
 
     def __init__(self, features: int, settings: ModelSettings) -> None:
@@ -88,7 +89,7 @@ class CrossTower(nn.Module):
 
 
 class PassThrough(nn.Module):
-    """The embeddings as they are: the tower transform alone (section 3.1)."""
+    """Returns the embeddings unchanged: the tower transform only (section 3.1)."""
 
     def __init__(self, features: int, settings: ModelSettings) -> None:
         super().__init__()
@@ -100,8 +101,7 @@ class PassThrough(nn.Module):
 
 
 class PassSlices(nn.Module):
-    """Gives the own columns of a tower with slices as they are: what the embeddings have besides is
-    0."""
+    """Returns the own columns of a tower with slices unchanged; the other columns are 0 anyway."""
 
     columns: Tensor
 
@@ -124,8 +124,8 @@ KINDS: dict[str, type[nn.Module]] = {
 
 
 def tower_of(pieces: Sequence[Piece], settings: ModelSettings) -> nn.Module:
-    """The tower module of ``settings`` for ``pieces``; one that passes them through leaves the
-    zeros of slices out.
+    """The tower module of ``settings`` for ``pieces``; a pass-through module leaves out the zero
+    columns of slices.
 
     Raises:
         InputError: as :func:`build_tower`.
@@ -139,7 +139,7 @@ def build_tower(features: int, settings: ModelSettings) -> nn.Module:
     """The tower module of ``settings`` for a tower of ``features`` features.
 
     Raises:
-        InputError: there is no such kind, or DLRM cannot take its output as vectors.
+        InputError: the kind does not exist, or DLRM cannot split its output into vectors.
     """
     kind = settings.tower_kind
     tower = _tower_class(settings)(features, settings)

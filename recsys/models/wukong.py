@@ -8,9 +8,10 @@ from recsys.models.layers import perceptron
 
 
 class FactorizationBlock(nn.Module):
-    """``outputs`` vectors from the dots of all pairs of vectors, by a projection of rank ``rank``.
+    """``outputs`` vectors from the dots of all pairs of vectors, with a projection of rank
+    ``rank``.
 
-    FM(X) = X X^T Y costs V N rank instead of V^2 N, since X^T Y is taken first (section 3.4).
+    FM(X) = X X^T Y costs V N rank instead of V^2 N, because X^T Y is computed first (section 3.4).
     """
 
     def __init__(
@@ -34,10 +35,10 @@ class FactorizationBlock(nn.Module):
 
 
 class WukongLayer(nn.Module):
-    """LayerNorm(factorization block and linear compression side by side + residual).
+    """LayerNorm(concatenated factorization block and linear compression + residual).
 
-    Each layer doubles the order of the interactions that the stack can express, and adds one. The
-    residual is the layer's input, linearly brought to as many vectors where their number changes.
+    Each layer doubles the order of the interactions that the stack can express, plus one. The
+    residual is the layer's input, linearly mapped to the new number of vectors if it changes.
     """
 
     def __init__(

@@ -1,1 +1,1 @@
-"""What sharding would be best, before there is a model: no TorchRec."""
+"""Find the best sharding before a model exists; uses no TorchRec."""

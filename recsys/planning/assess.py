@@ -1,4 +1,4 @@
-"""What a given plan is predicted to take and to hold, whoever made it."""
+"""Predict time and memory of a given plan, whoever made it."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -20,8 +20,8 @@ GIVEN = "given"
 
 
 def ways_of(rows: Iterable[Mapping[str, Any]], ranks_per_host: int) -> dict[str, Way]:
-    """The ways of an engine's plan: its rows have table, kind and ranks, and the kernel where rows
-    are in the host's memory."""
+    """The ways of an engine's plan, whose rows have table, kind and ranks, and the kernel if table
+    rows are in host memory."""
     ways = {}
     for row in rows:
         kind, ranks = row["kind"], list(row["ranks"])
@@ -35,12 +35,12 @@ def ways_of(rows: Iterable[Mapping[str, Any]], ranks_per_host: int) -> dict[str,
 
 
 def assess(model: PlannedModel, topology: Topology, ways: Mapping[str, Way]) -> Plan:
-    """Predicted milliseconds and bytes of the plan that splits each table of ``model`` as ``ways``
-    says.
+    """Predicted milliseconds and bytes of the plan that splits each table of ``model`` according to
+    ``ways``.
 
-    Where a way names no kernel, the table is in the device's own memory. Shards of a kind count
-    alike, as in :mod:`recsys.planning.table_costs`; :func:`held_bytes` counts the last, shorter row
-    shards as they are.
+    A way without a kernel puts the table into the device's own memory. All shards of a table count
+    alike, as in :mod:`recsys.planning.table_costs`; :func:`held_bytes` counts shorter last row
+    shards exactly.
 
     Raises:
         KeyError: ``ways`` lacks a table.
@@ -67,8 +67,7 @@ def assess(model: PlannedModel, topology: Topology, ways: Mapping[str, Way]) -> 
 
 
 def held_bytes(plan: Plan, optimizer: TableOptimizer, world_size: int) -> list[int]:
-    """Bytes of weights and optimiser state that each rank holds, to the byte; buffers and gradients
-    not counted."""
+    """Exact bytes of weights and optimiser state on each rank, without buffers and gradients."""
     held = [0] * world_size
     for table in plan.tables:
         for rank, (_, (rows, columns)) in zip(table.ranks, shard_geometry(table), strict=True):

@@ -1,4 +1,4 @@
-"""The machine that a plan is for: ranks, nodes, memory by tier, bandwidths."""
+"""The machine for a plan: ranks, nodes, memory by tier, bandwidths."""
 
 import os
 import re
@@ -19,11 +19,11 @@ UNITS = {"": 1, "B": 1} | {
 
 
 class Tier(Settings):
-    """One kind of memory as a rank sees it.
+    """One kind of memory from a rank's point of view.
 
     Attributes:
-        gb_s: bandwidth.
-        access_bytes: smallest access; a narrower row costs as much.
+        gb_s: bandwidth in 10^9 bytes per second.
+        access_bytes: smallest access; a narrower row costs as much as this.
     """
 
     gb_s: PositiveFloat
@@ -31,7 +31,7 @@ class Tier(Settings):
 
 
 class Hardware(Settings):
-    """What one rank can do; gb_s are 10^9 bytes per second per rank.
+    """The performance of one rank; gb_s are 10^9 bytes per second per rank.
 
     Attributes:
         device: cpu or cuda.
@@ -42,11 +42,11 @@ class Hardware(Settings):
         cross_gb_s: bandwidth of an all-to-all between nodes.
         reduce_gb_s: bus bandwidth of reduce-scatter, all-gather and all-reduce between nodes.
         collective_ms: latency of a collective.
-        shard_ms: fixed cost of a shard in the lookup kernels.
-        dense_tflops: matrix multiplication rate that a step reaches.
-        reserved_gb: part of each rank's memory that is not for the model.
-        step_ms: cost of a step on each rank beyond everything that is counted.
-        cores: cores that the ranks of a node share; null: each rank has its own.
+        shard_ms: fixed cost of a shard in the look-up kernels.
+        dense_tflops: matrix multiplication rate reached in a step.
+        reserved_gb: memory of each rank that is not available to the model.
+        step_ms: cost of a step on each rank beyond everything else counted.
+        cores: cores shared by the ranks of a node; null: each rank has its own.
         source: where the figures come from.
     """
 
@@ -67,7 +67,7 @@ class Hardware(Settings):
 
     @property
     def device_tier(self) -> int:
-        """Index in :data:`TIERS` of the memory that lookups write their outputs to."""
+        """Index in :data:`TIERS` of the memory to which look-ups write their outputs."""
         return TIERS.index("ddr" if self.hbm is None else "hbm")
 
     def tier(self, index: int) -> Tier | None:
@@ -75,27 +75,27 @@ class Hardware(Settings):
         return (self.hbm, self.ddr, self.ssd)[index]
 
 
-# A rank that is a process on a CPU host, two cores shared by the ranks: what training plans with
-# unless it is told otherwise, so that the same settings give the same plan on every machine.
+# A rank as a process on a CPU host, where ranks share two cores. Training plans with this by
+# default, so that the same settings give the same plan on every machine.
 CPU = Hardware(
     device="cpu",
     hbm=None,
-    ddr=Tier(gb_s=10.0, access_bytes=64),  # a large copy, read and written; a cache line
+    ddr=Tier(gb_s=10.0, access_bytes=64),  # a large copy, read plus write; a cache line
     ssd=None,
     intra_gb_s=3.27,  # fitted: gloo over the loopback
     cross_gb_s=3.27,
     reduce_gb_s=3.27,
-    collective_ms=1.04,  # fitted: a collective and the Python around it
-    shard_ms=0.554,  # fitted: a table's share of lookup, update and exchange
+    collective_ms=1.04,  # fitted: a collective and the Python code around it
+    shard_ms=0.554,  # fitted: a table's share of look-up, update and exchange
     dense_tflops=0.1,
     reserved_gb=0.5,  # an idle rank has 0.30; initial rows, the loader's parts of windows
-    step_ms=5.24,  # fitted: optimiser, autograd and Python of a step
+    step_ms=5.24,  # fitted: optimiser, autograd and Python code of a step
     cores=2,
     source="fitted to 27 plans on 2 gloo ranks (python -m bench.planner.validation --fit)",
 )
 
 
-# A rank that is an H100 SXM: what training on GPUs plans with unless it is told otherwise
+# A rank as an H100 SXM. Training on GPUs plans with this by default
 GPU = Hardware(
     device="cuda",
     hbm=Tier(gb_s=3350.0, access_bytes=32),  # H100 SXM5 data sheet; a DRAM sector
@@ -125,12 +125,12 @@ class Topology:
 
     @property
     def world_size(self) -> int:
-        """Ranks over all nodes."""
+        """Number of ranks over all nodes."""
         return self.nodes * self.gpus
 
     @property
     def ranks_per_core(self) -> float:
-        """Ranks that share a core; 0 where each has its own."""
+        """Ranks per shared core; 0 if each rank has its own cores."""
         return self.gpus / self.hardware.cores if self.hardware.cores else 0.0
 
     def total_bytes(self) -> tuple[int, int, int]:
@@ -139,10 +139,10 @@ class Topology:
 
 
 def load_hardware(name: str, folder: Path) -> Hardware:
-    """``folder/name.yaml``; for ``cpu`` the calibration of this machine where there is one.
+    """Load ``folder/name.yaml``; for ``cpu``, this machine's calibration if there is one.
 
     Raises:
-        InputError: there is no such file, or it holds a wrong key.
+        InputError: the file does not exist, or has a wrong key.
     """
     calibrated = calibration_path()
     if name == "cpu" and calibrated.is_file():
@@ -151,7 +151,7 @@ def load_hardware(name: str, folder: Path) -> Hardware:
 
 
 def calibration_path() -> Path:
-    """Where ``calibrate`` keeps what it measured of this machine."""
+    """The file with this machine's measurements by ``calibrate``."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "towerflow" / "cpu.yaml"
 
@@ -171,7 +171,7 @@ def parse_bytes(text: str) -> int:
 
 
 def format_bytes(count: float) -> str:
-    """Bytes for a person, in decimal units: 23.96 TB."""
+    """Bytes in decimal units for display: 23.96 TB."""
     for unit in ("B", "KB", "MB", "GB", "TB"):
         if count < 1000:
             return f"{count:.4g} {unit}"

@@ -1,4 +1,4 @@
-"""Place shards on bins (ranks, or nodes): the smallest largest load that memory allows."""
+"""Place shards on bins (ranks or nodes) so that the largest load is as small as memory allows."""
 
 import heapq
 from collections.abc import Callable
@@ -17,8 +17,8 @@ MENDING_ROUNDS = 3
 
 @dataclass(frozen=True)
 class Item:
-    """``blocks`` equal shards of one table for as many different bins; ``need`` is bytes of each,
-    by tier."""
+    """``blocks`` equal shards of one table, for as many different bins; ``need`` is the bytes of
+    each, by tier."""
 
     key: int
     ms: float
@@ -28,7 +28,7 @@ class Item:
 
 @dataclass
 class Bins:
-    """Load of each bin, and the memory still free: bin b draws its tier-t bytes from
+    """The load of each bin, and the free memory: bin b takes its tier-t bytes from
     room[t][pool[t][b]]."""
 
     load: Array  # [bins]
@@ -36,7 +36,7 @@ class Bins:
     pool: list[Index]  # by tier: [bins]
 
     def copy(self) -> "Bins":
-        """A copy to place into; the pools are shared, nobody writes them."""
+        """A copy to place items into; it shares the pools, which are never written."""
         return Bins(self.load.copy(), [free.copy() for free in self.room], self.pool)
 
     def fits(self, need: tuple[float, ...]) -> NDArray[np.bool_]:
@@ -56,10 +56,10 @@ class Bins:
 
 @dataclass(frozen=True)
 class Placement:
-    """Bins of each item by key, and the bins after.
+    """The bins of each item by key, and the bins after placing.
 
-    ``unplaced`` are the items that found no room. ``reached`` are the largest loads of all
-    methods tried, None for one that left items unplaced.
+    ``unplaced`` lists the items that found no room. ``reached`` has the largest load of each method
+    tried; None for one that left items unplaced.
     """
 
     method: str
@@ -75,7 +75,7 @@ class Placement:
 
 
 def place(items: list[Item], bins: Bins) -> Placement:
-    """The better of greedy and largest differencing: the fewest unplaced, then the smallest largest
+    """The better of greedy and largest differencing: fewest unplaced items, then smallest largest
     load.
 
     Ties go to greedy. The same items and bins give the same placement.
@@ -89,9 +89,10 @@ def place(items: list[Item], bins: Bins) -> Placement:
 
 
 def greedy(items: list[Item], bins: Bins, by_memory: bool = False) -> Placement:
-    """Longest processing time first: the next largest item to the least loaded bin that has room.
+    """Longest processing time first: each item, largest first, goes to the least loaded bin with
+    room.
 
-    With ``by_memory`` the largest in memory first, which finds room more often.
+    With ``by_memory``, items that need most memory come first, which finds room more often.
     """
     bins = bins.copy()
     size = _share_of_memory(bins) if by_memory else _load
@@ -101,11 +102,11 @@ def greedy(items: list[Item], bins: Bins, by_memory: bool = False) -> Placement:
 
 
 def largest_differencing(items: list[Item], bins: Bins) -> Placement:
-    """Karmarkar and Karp's differencing over many bins, mended where memory is short.
+    """Karmarkar and Karp's differencing for many bins, with repairs where memory is short.
 
-    Every item starts as a partition of its own, the present loads as another. The two partitions
-    with the widest spread merge, fullest bin on emptiest, until one is left. Items that have no
-    room in their bin are then pinned greedily and the others differenced again on top of them.
+    Every item starts as its own partition, and the present loads as another. The two partitions
+    with the widest spread are merged, fullest bin onto emptiest, until one is left. Items without
+    room in their bin are then placed greedily, and the others are differenced again on top of them.
     """
     size = _share_of_memory(bins)
     pinned: set[int] = set()
@@ -133,7 +134,7 @@ def largest_differencing(items: list[Item], bins: Bins) -> Placement:
 
 @dataclass(frozen=True)
 class _Partition:
-    """Loads, largest first, of one tree of merges; ``order`` says which bin of the merge each
+    """The loads of one merge tree, largest first; ``order`` says which bin of the merge each one
     was."""
 
     loads: Array
@@ -143,7 +144,7 @@ class _Partition:
 
 
 def _difference(items: list[Item], base: Array) -> dict[int, list[int]]:
-    """Bins of each item by Karmarkar-Karp, memory not looked at."""
+    """The bins of each item by Karmarkar-Karp, ignoring memory."""
     order = np.argsort(-base, kind="stable")
     leaves = [_Partition(base[order], order)] + [_leaf(item, len(base)) for item in items]
     heap = [
@@ -171,7 +172,7 @@ def _merge(first: _Partition, second: _Partition) -> _Partition:
 
 
 def _unfold(root: _Partition) -> dict[int, list[int]]:
-    """Walk the merges down: which real bin every part's n-th fullest bin became."""
+    """Walk down the merges to find which real bin each part's n-th fullest bin became."""
     labels: dict[int, Index] = {}
     real = np.zeros(0, dtype=np.int64)
     stack = [(root, np.arange(len(root.loads)))]
@@ -190,7 +191,7 @@ def _unfold(root: _Partition) -> dict[int, list[int]]:
 
 
 def _add_at(item: Item, chosen: list[int], bins: Bins) -> bool:
-    """Put the blocks into these bins if each has room; all or none."""
+    """Put the blocks into these bins if all of them have room; returns whether they had."""
     trial = bins.copy() if item.blocks > 1 else bins
     for one in chosen:
         if not trial.fits(item.need)[one]:
@@ -201,8 +202,8 @@ def _add_at(item: Item, chosen: list[int], bins: Bins) -> bool:
 
 
 def _add_in_turn(items: list[Item], bins: Bins, where: dict[int, list[int]]) -> list[int]:
-    """Each item to the least loaded bins with room, written into ``where``; the keys that found
-    none."""
+    """Assign each item to the least loaded bins with room, written to ``where``; returns the keys
+    without room."""
     unplaced = []
     for item in items:
         trial = bins.copy() if item.blocks > 1 else bins
@@ -226,6 +227,6 @@ def _load(item: Item) -> float:
 
 
 def _share_of_memory(bins: Bins) -> Callable[[Item], float]:
-    """Size of an item: its largest share of a tier's free memory."""
+    """The size of an item: its largest share of a tier's free memory."""
     free = [max(float(room.sum()), 1.0) for room in bins.room]
     return lambda item: max(need / room for need, room in zip(item.need, free, strict=True))

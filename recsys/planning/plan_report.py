@@ -1,4 +1,4 @@
-"""A plan for a person (tables in the terminal), for a program (JSON) and as a figure."""
+"""Show a plan: tables in the terminal, JSON for programs, and a figure."""
 
 import json
 from dataclasses import asdict
@@ -41,7 +41,7 @@ def summary(plan: Plan, model: PlannedModel, topology: Topology) -> dict[str, An
 
 
 def write_plan(plan: Plan, model: PlannedModel, topology: Topology, path: Path) -> None:
-    """A summary, a row per table and a row per rank; the same plan gives the same bytes."""
+    """Write a summary, a row per table and a row per rank; the same plan gives the same bytes."""
     document = {
         "summary": summary(plan, model, topology),
         "tables": [asdict(table) for table in plan.tables],
@@ -56,7 +56,7 @@ def write_plan(plan: Plan, model: PlannedModel, topology: Topology, path: Path) 
 def print_plan(
     plan: Plan, model: PlannedModel, topology: Topology, rows: int, console: Console
 ) -> None:
-    """The ``rows`` slowest tables, the busiest ranks, and the headline."""
+    """Print the ``rows`` slowest tables, the busiest ranks, and the headline numbers."""
     console.print(_table_grid(plan, rows))
     console.print(_rank_grid(plan))
     facts = summary(plan, model, topology)
@@ -80,7 +80,7 @@ def print_plan(
 
 
 def draw_plan(plan: Plan, path: Path) -> None:
-    """Bars of predicted time and of bytes by tier, a bar a rank."""
+    """Draw predicted time, and bytes by tier, as a bar per rank."""
     from recsys.figures import figure_of
 
     with figure_of(path, SIZE_INCHES) as figure:
@@ -102,7 +102,7 @@ def draw_plan(plan: Plan, path: Path) -> None:
                 below.bar(ranks, held, width=1.0, bottom=bottom, color=colour, label=name.upper())
                 bottom = [low + size for low, size in zip(bottom, held, strict=True)]
         below.set(xlabel="rank", ylabel="GB")
-        if len(below.containers) > 1:  # one kind of memory needs no name
+        if len(below.containers) > 1:  # a single kind of memory needs no legend
             below.legend()
 
 
@@ -157,7 +157,7 @@ def _rank_grid(plan: Plan) -> Grid:
 
 
 def short_ranks(ranks: list[int]) -> str:
-    """Ranks with runs drawn together: 0-7, 12."""
+    """Rank numbers with consecutive ones joined: 0-7, 12."""
     runs: list[list[int]] = []
     for rank in sorted(ranks):
         if runs and rank == runs[-1][-1] + 1:

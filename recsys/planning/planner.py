@@ -1,5 +1,5 @@
-"""Choose how each table is sharded and where its shards go: the shortest predicted step that memory
-allows."""
+"""Choose how each table is sharded and where its shards go, for the shortest predicted step that
+fits into memory."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -13,14 +13,14 @@ from recsys.planning.placement import Array, Bins, Item, Placement, place
 from recsys.planning.table_costs import Option, base_bytes, base_ms, kernel_options, options
 from recsys.planning.tables import Kind, PlannedModel, Table, WeightType, expand_tables
 
-# Largest shard allowed, over the mean load of a rank
+# Largest shard allowed, relative to the mean load of a rank
 PEAKS = (0.0, 0.5, 0.8, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 6.0, float("inf"))
 QUICK_PEAKS = (float("inf"), 0.0)
-# Share of the memory to choose for: packing whole shards leaves gaps
+# Share of the memory to plan for: packing whole shards leaves gaps
 BUDGETS = (1.0, 0.98, 0.92, 0.8, 0.6)
 PRICE_ROUNDS = 40
-FIRST_PRICE = 0.01  # of the fastest total time, for all of a tier
-LARGEST_STEP = 1.0  # of the logarithm of a price
+FIRST_PRICE = 0.01  # of the fastest total time, for a whole tier
+LARGEST_STEP = 1.0  # in the logarithm of a price
 REPAIRS_PER_TABLE = 4
 MOST_FILLS = 200
 MOST_RETRIES = 12
@@ -29,9 +29,9 @@ TINY = 1e-12
 
 @dataclass(frozen=True)
 class Way:
-    """How one table is split: ``ranks`` holds one rank per shard, as :class:`PlannedTable` orders
-    them. ``kernel`` (None: the rows are in the device's own memory) and ``load_factor`` are what
-    :func:`recsys.planning.assess.assess` reckons with; a search chooses its own."""
+    """How one table is split. ``ranks`` has one rank per shard, in the order of
+    :class:`PlannedTable`. ``kernel`` (None: the rows are in the device's own memory) and
+    ``load_factor`` are used by :func:`recsys.planning.assess.assess`; a search chooses its own."""
 
     kind: Kind
     ranks: list[int]
@@ -42,9 +42,9 @@ class Way:
 
 @dataclass(frozen=True)
 class PlannedTable:
-    """One table's row of a plan; ``bytes`` and ``ms`` are sums over its shards.
+    """One table's row in a plan; ``bytes`` and ``ms`` are sums over its shards.
 
-    ``ranks`` holds one rank per shard: column blocks in order and, in each, row shards in order.
+    ``ranks`` has one rank per shard: column blocks in order and, within each, row shards in order.
     """
 
     table: str
@@ -62,12 +62,12 @@ class PlannedTable:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every table's way and place, and what each rank is predicted to hold and take.
+    """How and where every table is sharded, and each rank's predicted memory and time.
 
-    ``rank_bytes`` are (HBM, DDR, SSD) a rank, with what every rank holds whatever the plan.
-    ``base_ms`` is every rank's time without tables. ``placements`` names the largest load, in
-    ms, that each placement heuristic reached (None: no room found); ``kept`` is the best.
-    ``ranks_per_core`` is below 1 where every rank has cores of its own.
+    ``rank_bytes`` are (HBM, DDR, SSD) per rank, including what every rank holds in any plan.
+    ``base_ms`` is every rank's time without tables. ``placements`` gives the largest load, in ms,
+    that each placement heuristic reached (None: no room found); ``kept`` is the best.
+    ``ranks_per_core`` is below 1 if every rank has its own cores.
     """
 
     tables: list[PlannedTable]
@@ -80,13 +80,13 @@ class Plan:
 
     @property
     def step_ms(self) -> float:
-        """Predicted time of a step: the slowest rank's, or all ranks' work over the cores that they
-        share."""
+        """Predicted time of a step: the slowest rank's time, or all ranks' work divided by the
+        cores that they share, whichever is longer."""
         return max(*self.rank_ms, sum(self.rank_ms) / len(self.rank_ms) * self.ranks_per_core)
 
     @property
     def imbalance(self) -> float:
-        """Slowest rank over mean rank, of the time that tables take; 1 is perfect."""
+        """The slowest rank's time for tables over the mean rank's; 1 is perfect."""
         loads = [ms - self.base_ms for ms in self.rank_ms]
         mean = sum(loads) / len(loads)
         return max(loads) / mean if mean > 0 else 1.0
@@ -98,14 +98,15 @@ def find_plan(
     quick: bool = False,
     fixed: Mapping[str, Way] | None = None,
 ) -> Plan | None:
-    """The best plan found, or None where none fits. The same input gives the same plan.
+    """The best plan found, or None if none fits. The same input gives the same plan.
 
-    Tables in ``fixed`` are split and placed as it says; their time and bytes count on their ranks.
+    Tables in ``fixed`` are split and placed as given; their time and bytes count on their ranks.
 
-    Choices are priced: of each table's options the one with the least time plus priced memory,
-    prices raised until memory suffices, then mended and filled one table at a time. This is done
-    for several limits on the largest single shard, as a long shard makes a slow rank; every choice
-    is placed by :func:`recsys.planning.placement.place`. ``quick`` stops at the first that fits.
+    The search puts a price on memory: for each table it takes the option with the least time plus
+    priced memory, raises prices until memory suffices, then repairs and fills one table at a time.
+    It does this for several limits on the largest single shard, since a long shard makes a slow
+    rank, and places every choice with :func:`recsys.planning.placement.place`. ``quick`` stops at
+    the first plan that fits.
 
     Example::
 
@@ -138,21 +139,22 @@ def find_plan(
 
 @dataclass(frozen=True)
 class _Menu:
-    """Options of every table as arrays [tables, options]; what a table has not is inf."""
+    """The options of every table as arrays [tables, options]; absent options are inf."""
 
     options: list[list[Option]]
     ms: Array  # over all ranks
     peak: Array  # of one shard
     use: Array  # [tiers, tables, options], as a share of the free memory of all ranks
-    free: tuple[int, int, int]  # of a rank (HBM) or node (DDR, SSD), once the base is in
-    # Ranks of the tables that are placed already
+    # Bytes of a rank (HBM) or node (DDR, SSD) after subtracting the base
+    free: tuple[int, int, int]
+    # Ranks of the tables that are already placed
     fixed: dict[int, list[int]] = field(default_factory=dict)
 
 
 def _menu(
     tables: list[Table], model: PlannedModel, topology: Topology, fixed: Mapping[str, Way]
 ) -> _Menu | None:
-    """None where a table has no option that fits at all."""
+    """The options of all tables; None if a table has no option that fits at all."""
     base = base_bytes(tables, model, topology)
     gpus = topology.gpus
     free = (topology.hbm - base[0], topology.ddr - base[1] * gpus, topology.ssd - base[2] * gpus)
@@ -205,7 +207,8 @@ def _fits_alone(option: Option, free: tuple[int, int, int], topology: Topology) 
 
 
 def _undominated(found: list[Option], topology: Topology) -> list[Option]:
-    """The options that no other one beats or equals in time, largest shard and every memory."""
+    """The options that no other one beats or equals in time, largest shard and every kind of
+    memory."""
     if not found:
         return []
     ranks = np.array([o.ranks_held(topology) for o in found], dtype=float)
@@ -213,7 +216,7 @@ def _undominated(found: list[Option], topology: Topology) -> list[Option]:
     costs = np.array([[o.ms, *o.bytes] for o in found]) * ranks[:, None]
     costs = np.hstack([costs, np.array(peaks)[:, None]])
     kept: list[int] = []
-    for index in np.lexsort(costs.T[::-1]):  # an option can only be dominated by one before it
+    for index in np.lexsort(costs.T[::-1]):  # an option can only be dominated by an earlier one
         if not any(bool((costs[other] <= costs[index]).all()) for other in kept):
             kept.append(int(index))
     return [found[index] for index in sorted(kept)]
@@ -226,7 +229,7 @@ class _Candidate:
 
 
 def _limits(menu: _Menu, topology: Topology, quick: bool) -> list[float]:
-    """Limits on the time of one shard: multiples of a rank's mean load."""
+    """Limits on the time of a single shard: multiples of a rank's mean load."""
     mean = float(menu.ms.min(axis=1).sum()) / topology.world_size
     return [mean * factor for factor in (QUICK_PEAKS if quick else PEAKS)]
 
@@ -238,8 +241,8 @@ def _search(
     topology: Topology,
     placements: dict[bytes, Placement | None],
 ) -> _Candidate | None:
-    """Choose and place; forbid what found no room, and again. ``placements`` remembers those made
-    before."""
+    """Choose and place options; forbid those without room, and repeat. ``placements`` caches
+    earlier placements."""
     allowed = menu.peak <= np.maximum(menu.peak.min(axis=1), limit)[:, None]
     for _ in range(MOST_RETRIES):
         choice = _choose(menu, allowed, budget)
@@ -259,7 +262,8 @@ def _search(
 
 
 def _forbid(found: list[Option], index: int, allowed: NDArray[np.bool_]) -> None:
-    """Strike the option at ``index``, and those that need at least its memory on as many ranks."""
+    """Forbid the option at ``index``, and those that need at least as much memory on as many
+    ranks."""
     failed = found[index]
     for other, one in enumerate(found):
         larger = all(need >= least for need, least in zip(one.bytes, failed.bytes, strict=True))
@@ -267,15 +271,14 @@ def _forbid(found: list[Option], index: int, allowed: NDArray[np.bool_]) -> None
 
 
 def _choose(menu: _Menu, allowed: NDArray[np.bool_], budget: float) -> NDArray[np.int64] | None:
-    """The allowed options with the least time over all ranks that use at most ``budget`` of each
-    tier."""
+    """The allowed options with the least total time that use at most ``budget`` of each tier."""
     ms = np.where(allowed, menu.ms, np.inf)
     rows = np.arange(len(ms))
     prices = np.full(len(TIERS), FIRST_PRICE * float(ms.min(axis=1).sum()))
     choice, least = ms.argmin(axis=1), (np.inf, np.inf)
     if not np.isfinite(ms.min(axis=1)).all():
         return None
-    # Options that are not there cost infinite time
+    # Absent options cost infinite time
     use = np.where(np.isfinite(menu.use), menu.use, 0.0)
     for turn in range(PRICE_ROUNDS):
         priced = ms if turn == 0 else ms + np.tensordot(prices, use, 1)
@@ -294,7 +297,7 @@ def _choose(menu: _Menu, allowed: NDArray[np.bool_], budget: float) -> NDArray[n
 def _repair(
     ms: Array, use: Array, choice: NDArray[np.int64], budget: float
 ) -> NDArray[np.int64] | None:
-    """Change one table at a time, the least time lost for the memory won, until all tiers fit."""
+    """Change one table at a time, losing the least time per byte gained, until all tiers fit."""
     rows, choice = np.arange(len(ms)), choice.copy()
     for _ in range(REPAIRS_PER_TABLE * len(ms)):
         used = use[:, rows, choice].sum(axis=1)
@@ -315,7 +318,7 @@ def _repair(
 def _fill(
     ms: Array, use: Array, choice: NDArray[np.int64] | None, budget: float
 ) -> NDArray[np.int64] | None:
-    """Spend the memory that is left: one table at a time, the most time won for it."""
+    """Spend the remaining memory one table at a time, gaining the most time per byte."""
     if choice is None:
         return None
     rows = np.arange(len(ms))
@@ -333,7 +336,7 @@ def _fill(
 
 
 def _place_all(menu: _Menu, choice: NDArray[np.int64], topology: Topology) -> Placement | None:
-    """Fixed shards first, then those on all ranks, then those that fill a node, then single
+    """Place fixed shards first, then those on all ranks, then those that span a node, then single
     shards."""
     chosen = {row: menu.options[row][column] for row, column in enumerate(choice)}
     nodes, gpus = topology.nodes, topology.gpus
@@ -367,8 +370,8 @@ def _place_all(menu: _Menu, choice: NDArray[np.int64], topology: Topology) -> Pl
 
 
 def _free_ranks(free: tuple[int, int, int], load: Array, held: Array, gpus: int) -> Bins:
-    """A bin a rank, of which ``held`` [ranks, tiers] bytes are taken: HBM is each rank's own, the
-    rest the node's."""
+    """A bin per rank, with ``held`` [ranks, tiers] bytes taken; HBM belongs to the rank, the rest
+    to the node."""
     ranks = np.arange(len(load))
     of_node = ranks // gpus
     shared = [free[tier] - held[:, tier].reshape(-1, gpus).sum(axis=1) for tier in (1, 2)]
@@ -376,8 +379,8 @@ def _free_ranks(free: tuple[int, int, int], load: Array, held: Array, gpus: int)
 
 
 def _node_bins(ranks: Bins, gpus: int) -> Bins:
-    """A bin a node: what is on all its ranks takes the time of the fullest and the room of the one
-    with the least."""
+    """A bin per node: a shard on all its ranks takes the time of the fullest rank and the room of
+    the one with the least."""
     by_node = np.arange(len(ranks.load) // gpus)
     hbm = ranks.room[0].reshape(-1, gpus).min(axis=1)
     load = ranks.load.reshape(-1, gpus).max(axis=1)
@@ -385,7 +388,7 @@ def _node_bins(ranks: Bins, gpus: int) -> Bins:
 
 
 def _rank_bins(ranks: Bins, before: Bins, after: Bins, gpus: int) -> Bins:
-    """``ranks`` with what was put on their nodes, whose bins were ``before``; exact where a node's
+    """``ranks`` plus what was put on their nodes, whose bins were ``before``; exact if a node's
     ranks are alike."""
     lighter = np.repeat(before.load, gpus) - ranks.load
     roomier = ranks.room[0] - np.repeat(before.room[0], gpus)
@@ -423,8 +426,8 @@ def _describe(
 
 
 def plan_table(table: Table, option: Option, kind: Kind, ranks: list[int]) -> PlannedTable:
-    """The row of ``table``, which ``kind`` splits over ``ranks`` into shards that cost what
-    ``option`` says."""
+    """The row of ``table``, split by ``kind`` over ``ranks`` into shards with the costs of
+    ``option``."""
     return PlannedTable(
         table=table.name,
         kind=kind,
@@ -443,8 +446,8 @@ def plan_table(table: Table, option: Option, kind: Kind, ranks: list[int]) -> Pl
 def shard_geometry(table: PlannedTable) -> list[tuple[list[int], list[int]]]:
     """(offset, size), each [row, column], of the shard on each of ``table.ranks``.
 
-    Rows are split as TorchRec does: blocks of rows / shards rounded up, the last ones short or
-    empty.
+    Rows are split as in TorchRec: blocks of rows / shards, rounded up; the last blocks are shorter
+    or empty.
     """
     if table.kind == "data_parallel":
         return [([0, 0], [table.rows, table.dimension])] * len(table.ranks)

@@ -1,4 +1,4 @@
-"""A model that does not fit: the smallest change that makes it fit, with its numbers."""
+"""If a model does not fit: the smallest change that makes it fit, with its numbers."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -9,8 +9,8 @@ from recsys.planning.planner import Plan, find_plan
 from recsys.planning.table_costs import base_bytes
 from recsys.planning.tables import PlannedModel, expand_tables
 
-FEW_MORE_NODES = 2  # times as many, before a tier of SSD is proposed
-MOST_NODES = 64  # times as many, after it
+FEW_MORE_NODES = 2  # times as many, tried before SSD is proposed
+MOST_NODES = 64  # times as many, tried after SSD
 SSD_STEP = 10**11  # bytes per node
 MOST_SSD_STEPS = 1000
 
@@ -19,9 +19,9 @@ def plan_or_explain(model: PlannedModel, topology: Topology) -> Plan:
     """The best plan.
 
     Raises:
-        InputError: none fits; the message has the bytes needed and available and the first of these
-            that makes it fit: fp16 weights, row-wise AdaGrad, both, up to twice the nodes, SSD,
-            still more nodes.
+        InputError: none fits; the message gives the bytes needed and available, and the first of
+            these changes that makes it fit: fp16 weights, row-wise AdaGrad, both, up to twice the
+            nodes, SSD, more nodes.
     """
     plan = find_plan(model, topology)
     if plan is not None:
@@ -48,8 +48,7 @@ def plan_or_explain(model: PlannedModel, topology: Topology) -> Plan:
 
 
 def needed_bytes(model: PlannedModel, topology: Topology) -> int:
-    """Bytes over all ranks of weights, optimiser state and what every rank holds whatever the
-    plan."""
+    """Bytes over all ranks: weights, optimiser state, and what every rank holds in any plan."""
     tables = expand_tables(model)
     base = sum(base_bytes(tables, model, topology)) * topology.world_size
     return base + sum(table.held_bytes(model.table_optimizer) for table in tables)
@@ -99,8 +98,8 @@ def _more_ssd(model: PlannedModel, topology: Topology) -> Iterator[str]:
 
 
 def _smallest(below: int, most: int, fits: Callable[[int], bool]) -> int | None:
-    """The smallest number in (below, most] that fits, by doubling the step and then halving the
-    gap."""
+    """The smallest number in (below, most] that fits, found by doubling the step and then halving
+    the gap; None if none fits."""
     step, high = 1, min(below + 1, most)
     while not fits(high):
         if high == most:

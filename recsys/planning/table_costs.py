@@ -1,9 +1,9 @@
-"""What each way to shard a table costs: bytes by memory tier and milliseconds, per shard and in
-all.
+"""The cost of each way to shard a table: bytes by memory tier and milliseconds, per shard and in
+total.
 
-Costs are counted bytes over bandwidths, after the cost functions of Neo (arXiv 2104.05158, section
-4): lookups move rows through the tier that holds them, pooled outputs move by all-to-all (whole
-tables and column shards) or by reduce-scatter (row shards), each forward and backward.
+Costs are bytes divided by bandwidths, following the cost functions of Neo (arXiv 2104.05158,
+section 4). Look-ups move rows through the tier that holds them. Pooled outputs move by all-to-all
+(whole tables and column shards) or by reduce-scatter (row shards), forward and backward.
 """
 
 import math
@@ -29,9 +29,9 @@ ID_BYTES = 8  # int64
 LENGTH_BYTES = 8
 ROW_PASSES = 3  # forward reads a row; the fused backward reads and writes it
 STATE_PASSES = 2  # read and written
-MISS_PASSES = 2  # a missed row comes in, a changed one goes out
+MISS_PASSES = 2  # a missed row is read in, a changed one written out
 OUTPUT_COPIES = 2  # the pooled output and its gradient
-# This batch and the prefetched one; keys and values of the backward's sort, in and out
+# This batch and the prefetched one; keys and values of the sort in the backward pass, in and out
 ID_BUFFERS = 2 + 4
 # Dense gradient: zero, write; flatten (2), average (2), copy back (2); square (2), mean, update (3)
 GRADIENT_PASSES = 14
@@ -42,11 +42,11 @@ EXCHANGES_PER_KIND = 5  # TorchRec: sizes, lengths, ids, pooled outputs, their g
 
 @dataclass(frozen=True)
 class Option:
-    """One way to shard one table, and what each of its equal shards costs.
+    """One way to shard a table, and the cost of each of its equal shards.
 
-    A shard of an option that ``spans`` a node stands for ``gpus`` shards, one per rank of one node;
-    one that spans all, for one shard on every rank. ``blocks`` shards are to be placed, on
-    different ranks (or nodes). Bytes are those that one rank holds.
+    A shard of an option that ``spans`` a node stands for ``gpus`` shards, one per rank of a node;
+    one that spans all stands for a shard on every rank. ``blocks`` shards must be placed, on
+    different ranks (or nodes). Bytes are per rank.
     """
 
     kind: Kind
@@ -60,7 +60,7 @@ class Option:
     bytes: tuple[int, int, int]  # HBM, DDR, SSD
 
     def ranks_held(self, topology: Topology) -> int:
-        """Ranks that hold a shard."""
+        """Number of ranks that hold a shard."""
         return (
             self.blocks * {"rank": 1, "node": topology.gpus, "all": topology.world_size}[self.spans]
         )
@@ -68,7 +68,7 @@ class Option:
 
 @dataclass(frozen=True)
 class _Split:
-    """Geometry of a kind: what one rank looks up, and how many samples it makes outputs for."""
+    """The geometry of a kind: what one rank looks up, and for how many samples it makes outputs."""
 
     kind: Kind
     spans: str
@@ -76,7 +76,7 @@ class _Split:
     rows: int
     columns: int
     ids: float  # looked up by one rank
-    samples: int  # pooled by one rank, in full or in part, a sample a feature
+    samples: int  # pooled by one rank, in full or in part, per sample and feature
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def options(table: Table, model: PlannedModel, topology: Topology) -> list[Optio
 def kernel_options(
     table: Table, kind: Kind, column_shards: int, model: PlannedModel, topology: Topology
 ) -> list[Option]:
-    """``kind`` with every kernel that the machine allows; the first has the whole shard in the
+    """``kind`` with every kernel that the machine allows; the first keeps the whole shard in the
     device's own memory."""
     return _priced(table, _split(table, kind, column_shards, model, topology), model, topology)
 
@@ -106,7 +106,7 @@ def kernel_options(
 def base_bytes(
     tables: list[Table], model: PlannedModel, topology: Topology
 ) -> tuple[int, int, int]:
-    """Bytes of each rank whatever the plan: dense part, pooled embeddings of its batch, reserve."""
+    """Bytes on each rank in any plan: dense part, pooled embeddings of its batch, reserve."""
     dense = model.dense_parameters * FLOAT_BYTES * (2 + DENSE_STATE_WORDS[model.dense_optimizer])
     width = sum(table.dimension * table.features for table in tables)
     pooled = model.batch_size * width * FLOAT_BYTES * OUTPUT_COPIES
@@ -120,8 +120,7 @@ def base_bytes(
 def base_ms(model: PlannedModel, topology: Topology, kinds: Collection[Kind]) -> float:
     """Milliseconds of each rank's step without tables: dense compute, its all-reduce, latencies.
 
-    TorchRec exchanges the tables of each of ``kinds`` by collectives of their own; copies need
-    none.
+    TorchRec exchanges the tables of each kind in separate collectives; replicated tables need none.
     """
     hardware = topology.hardware
     exchanged = len(set(kinds) - {"data_parallel"})
@@ -143,14 +142,14 @@ def base_ms(model: PlannedModel, topology: Topology, kinds: Collection[Kind]) ->
 
 
 def hit_rate(rows: int, skew: float, load_factor: float) -> float:
-    """Share of lookups that a cache of the hottest ``load_factor`` of the rows answers (power law
+    """Share of look-ups answered by a cache with the hottest ``load_factor`` of the rows (power-law
     ids)."""
     kept = min(load_factor, 1.0) * rows
     return min(_power_sum(kept, skew) / _power_sum(rows, skew), 1.0)
 
 
 def column_counts(dimension: int, most: int) -> list[int]:
-    """Numbers of equal column shards, powers of two, that FBGEMM's kernels take."""
+    """Numbers of equal column shards, powers of two, that FBGEMM's kernels accept."""
     counts = [2**power for power in range(1, most.bit_length()) if 2**power <= most]
     return [count for count in counts if dimension % (count * SMALLEST_COLUMN_SHARD) == 0]
 
@@ -194,7 +193,7 @@ def _split(
     elif sharding.rows:
         row_shards = world if sharding.spans == "all" else gpus
         ids, rows = ids / row_shards, -(-rows // row_shards)
-    elif sharding.spans == "node":  # its one block holds a shard of columns on each rank
+    elif sharding.spans == "node":  # its single block has a column shard on each rank
         blocks = 1
     return _Split(kind, sharding.spans, blocks, rows, columns, ids, samples)
 
@@ -241,7 +240,7 @@ def _price(
 def _shard_bytes(
     table: Table, split: _Split, kernel: _Kernel, model: PlannedModel, topology: Topology
 ) -> tuple[int, int, int]:
-    """Weights, optimiser state, cache, buffers of ids and outputs of one shard, by tier."""
+    """Bytes of one shard by tier: weights, optimiser state, cache, buffers of ids and outputs."""
     element = BYTES_OF[table.dtype]
     weights = split.rows * split.columns * element
     state = state_bytes(model.table_optimizer, split.rows, split.columns)
@@ -266,7 +265,7 @@ def _shard_bytes(
 def _compute_ms(
     table: Table, split: _Split, kernel: _Kernel, model: PlannedModel, topology: Topology
 ) -> float:
-    """Lookup and fused update of one shard: bytes moved in each tier over its bandwidth."""
+    """Look-up and fused update of one shard: bytes moved in each tier over its bandwidth."""
     hardware = topology.hardware
     device = _known(hardware.tier(hardware.device_tier))
     home = _known(hardware.tier(kernel.tier))
@@ -291,7 +290,7 @@ def _compute_ms(
 def _communication_ms(
     table: Table, split: _Split, model: PlannedModel, topology: Topology
 ) -> float:
-    """Ids in, pooled outputs out, gradients back, of one shard."""
+    """Communication of one shard: ids in, pooled outputs out, gradients back."""
     if split.kind == "data_parallel":
         return _all_reduce_ms(split.rows * split.columns * FLOAT_BYTES, topology)
     ids = _all_to_all_ms(split.ids * ID_BYTES + split.samples * LENGTH_BYTES, topology)
@@ -305,7 +304,7 @@ def _communication_ms(
 
 
 def _all_to_all_ms(volume: float, topology: Topology) -> float:
-    """``volume`` bytes of one rank to all ranks, itself included."""
+    """Time to send ``volume`` bytes from one rank to all ranks, including itself."""
     world, gpus, hardware = topology.world_size, topology.gpus, topology.hardware
     inside, outside = (gpus - 1) / world, (world - gpus) / world
     return (
@@ -322,7 +321,7 @@ def _reduce_scatter_ms(volume: float, topology: Topology) -> float:
 
 
 def _node_reduce_ms(volume: float, topology: Topology) -> float:
-    """Reduce-scatter inside the node, then an all-to-all of the shares between nodes."""
+    """Time of a reduce-scatter inside the node, then an all-to-all of the shares between nodes."""
     gpus, nodes, hardware = topology.gpus, topology.nodes, topology.hardware
     inside = volume * (gpus - 1) / gpus / hardware.intra_gb_s
     outside = volume / gpus * (nodes - 1) / nodes / hardware.cross_gb_s
@@ -338,7 +337,7 @@ def _reduce_gb_s(topology: Topology) -> float:
 
 
 def _access(size: int, tier: Tier) -> float:
-    """Seconds to move ``size`` bytes at a random place of a tier."""
+    """Seconds to access ``size`` bytes at a random position in a tier."""
     return math.ceil(size / tier.access_bytes) * tier.access_bytes / (tier.gb_s * GIGA)
 
 
@@ -349,7 +348,7 @@ def _known(tier: Tier | None) -> Tier:
 
 @cache
 def _power_sum(count: float, skew: float) -> float:
-    """The sum of k^-skew over k = 1..count, by its integral."""
+    """The sum of k^-skew over k = 1..count, approximated by an integral."""
     low, high = 0.5, count + 0.5
     if math.isclose(skew, 1.0):
         return math.log(high / low)

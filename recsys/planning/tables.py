@@ -1,4 +1,4 @@
-"""What is planned: a model's tables as a YAML file describes them; no weights, no torch."""
+"""The input of planning: a model's tables, as described in a YAML file; no weights, no torch."""
 
 import math
 from collections import Counter
@@ -38,14 +38,14 @@ POOLING_STEP = math.sqrt(2) - 1
 
 @dataclass(frozen=True)
 class ShardingKind:
-    """What a kind of sharding does to a table.
+    """How a kind of sharding splits a table.
 
     Attributes:
-        rows: whether they are split; the parts of a pooled output are then added up over ranks
-            on the way, in a reduce-scatter.
-        columns: whether they are split.
-        spans: the ranks that a block of columns takes: one rank, those of one node, or all.
-        inside: the kind that does the same among the ranks of one node; None: there is none.
+        rows: whether rows are split; a reduce-scatter then adds up the parts of pooled outputs over
+            ranks.
+        columns: whether columns are split.
+        spans: the ranks used by a block of columns: one rank, those of one node, or all.
+        inside: the kind that does the same among the ranks of one node; None if there is none.
     """
 
     rows: bool
@@ -66,7 +66,7 @@ SHARDINGS: dict[Kind, ShardingKind] = {
 
 
 class Spread(Settings):
-    """Values spread evenly in their logarithm over [low, high], without a random number.
+    """Values spread evenly in their logarithm over [low, high], without random numbers.
 
     Attributes:
         low: smallest value.
@@ -118,25 +118,25 @@ class TableGroup(Settings):
         return self
 
     def dimensions(self) -> list[int]:
-        """The dimensions that the tables of this group take in turn."""
+        """The dimensions that the tables of this group use in turn."""
         return self.dimension if isinstance(self.dimension, list) else [self.dimension]
 
 
 class PlannedModel(Settings):
-    """A model to plan: its tables, its batch and what else takes memory and time.
+    """A model to plan: its tables, its batch size, and what else takes memory and time.
 
     Attributes:
         batch_size: samples per rank.
         table_optimizer: optimiser of the embedding tables; its state counts as memory.
         forward_comm: precision of embeddings between ranks.
         backward_comm: precision of their gradients between ranks.
-        kinds: sharding kinds to choose from; null: all that compute exactly what the unsharded
-            optimiser does, so none that splits columns with row-wise AdaGrad (each column shard
-            would keep its own moment).
-        load_factors: shares of a table's rows that are tried as the size of its cache.
+        kinds: sharding kinds to choose from; null: all that compute exactly the same as the
+            unsharded optimiser, so none that splits columns with row-wise AdaGrad (each column
+            shard would keep its own moment).
+        load_factors: cache sizes to try, as shares of a table's rows.
         dense_parameters: parameters of the dense part.
         dense_optimizer: optimiser of the dense part; its state counts as memory.
-        dense_mflops_per_sample: MFLOPs per sample of the dense part, forward.
+        dense_mflops_per_sample: MFLOPs per sample in the dense part's forward pass.
         tables: the tables.
     """
 
@@ -172,7 +172,7 @@ class Table:
 
     @property
     def parameters(self) -> int:
-        """Weights of the table."""
+        """Number of weights in the table."""
         return self.rows * self.dimension
 
     def held_bytes(self, optimizer: TableOptimizer) -> int:
@@ -184,7 +184,7 @@ def expand_tables(model: PlannedModel) -> list[Table]:
     """Every table of ``model``, named ``name`` or, in a group of several, ``name_0``, ``name_1``...
 
     Raises:
-        InputError: two tables have one name.
+        InputError: two tables have the same name.
     """
     tables: list[Table] = []
     for group in model.tables:
@@ -211,8 +211,7 @@ def expand_tables(model: PlannedModel) -> list[Table]:
 
 
 def state_bytes(optimizer: TableOptimizer, rows: int, columns: int) -> int:
-    """Bytes of optimiser state of a shard: fp32 whatever the weights are, as FBGEMM allocates
-    it."""
+    """Bytes of a shard's optimiser state, which FBGEMM always allocates in fp32."""
     rowwise = optimizer == "rowwise_adagrad"
     return rows * (1 if rowwise else columns * DENSE_STATE_WORDS[optimizer]) * FLOAT_BYTES
 
@@ -223,8 +222,8 @@ def shard_bytes(rows: int, columns: int, dtype: WeightType, optimizer: TableOpti
 
 
 def computes_exactly(kind: Kind, optimizer: TableOptimizer) -> bool:
-    """Whether a table split so learns what it would unsplit: row-wise AdaGrad keeps a moment of
-    its own for each block of columns."""
+    """Whether a table split this way trains exactly as if unsplit: row-wise AdaGrad does not when
+    columns are split, since each block keeps its own moment."""
     return optimizer != "rowwise_adagrad" or not SHARDINGS[kind].columns
 
 

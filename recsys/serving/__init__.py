@@ -1,1 +1,1 @@
-"""Export and predictor."""
+"""Export, predictor and server."""

@@ -1,4 +1,4 @@
-"""Fit a calibration on predictions that were made before their labels were known."""
+"""Fit a calibration on predictions made before their labels were known."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +16,12 @@ from recsys.evaluation.predictions import PREDICTIONS_DIR
 from recsys.serving.calibration import UNCALIBRATED, CalibrationMap, Isotonic, Platt
 from recsys.serving.settings import ExportSettings
 
-SMALLEST_CLASS = 20  # clicks, and rows without one; of fewer nothing is fitted
+SMALLEST_CLASS = 20  # fewest positives and fewest negatives for a fit
 STEPS, ENOUGH = 50, 1e-10  # of Newton's method
-TO_ITSELF = 1.0  # rows that speak for the network as it is, so that few labels change it little
+# Pseudo-rows that support the uncalibrated network, so that few labels change it little
+TO_ITSELF = 1.0
 SMALLEST_PROBABILITY = 1e-12
-ERRORS = 2.0  # standard errors that a map must have been better by
+ERRORS = 2.0  # standard errors by which a map must have been better
 Kind = Literal["platt", "isotonic"]
 # Logits, labels and weights [N]
 Predictions = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
@@ -29,19 +30,20 @@ Predictions = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32
 def calibration_of(
     model_dir: Path, schema: Schema, tasks: Sequence[str], settings: ExportSettings
 ) -> dict[str, Any]:
-    """What calibration.json holds: a map by domain and task, and what it did on the last window.
+    """The contents of calibration.json: a map per domain and task, and its results on the last
+    window.
 
-    Fitted on the windows before the last, the first one (which a model meets untrained) left out;
-    the last one alone reports. A domain or task with too few labels has no map, nor, of ``auto``,
-    one that :func:`chosen_kind` leaves as it is.
+    Maps are fitted on the windows before the last, without the first one, which an untrained model
+    predicts; only the last window is reported. A domain or task has no map if it has too few labels
+    or, with ``auto``, if :func:`chosen_kind` chooses none.
 
-    Where the log has kept a share of the rows with label 0 alone, fit and report are of the rows
-    that are there, and the maps give probabilities over all rows (He et al. 2014, section 6.3).
+    If the log has kept only a share of the rows with label 0, fit and report use the rows that
+    exist, and the maps give probabilities over all rows (He et al. 2014, section 6.3).
 
     Args:
-        model_dir: holds predictions/<window>.parquet of every window.
-        schema: of the data, with its windows.
-        tasks: those that the model predicts.
+        model_dir: folder with predictions/<window>.parquet for every window.
+        schema: the data's schema, with its windows.
+        tasks: the tasks that the model predicts.
     """
     names = [window.name for window in schema.windows]
     before_last = names[:-1][1:]
@@ -86,7 +88,7 @@ def calibration_of(
 def _of_all_rows(
     maps: Mapping[str, Mapping[str, Platt | Isotonic]], schema: Schema
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """The maps as calibration.json has them, corrected for rows with label 0 that were left out."""
+    """The maps in the form of calibration.json, corrected for dropped rows with label 0."""
     rates = schema.negative_rates or [1.0] * len(schema.domains)
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for domain, rate in zip(schema.domains, rates, strict=True):
@@ -101,11 +103,11 @@ def _of_all_rows(
 
 
 def chosen_kind(windows: Sequence[Predictions], kinds: Sequence[Kind], count: int) -> Kind | None:
-    """The kind of map that would have lowered the log loss most so far; None: no map would have, by
+    """The kind of map that would have lowered the log loss most so far; None if none would have, by
     more than two standard errors.
 
-    Each of the last ``count`` windows is predicted by a map fitted on the ``count`` windows before
-    it, as the next one will be.
+    Each of the last ``count`` windows is predicted with a map fitted on the ``count`` windows
+    before it, as the next window will be.
     """
     saved: dict[Kind, list[NDArray[np.float64]]] = {kind: [np.zeros(0)] for kind in kinds}
     for place in range(max(1, len(windows) - count), len(windows)):
@@ -137,9 +139,9 @@ def _has_both(labels: NDArray[np.floating]) -> bool:
 def fit_platt(
     logits: NDArray[np.floating], labels: NDArray[np.floating], weights: NDArray[np.floating]
 ) -> Platt:
-    """Slope and intercept of the largest likelihood, by Newton's method.
+    """Slope and intercept of maximum likelihood, by Newton's method.
 
-    A slope that would not be positive is left at 1, with the intercept alone fitted.
+    If the slope would not be positive, it stays at 1 and only the intercept is fitted.
 
     Args:
         logits: [N].
@@ -177,7 +179,7 @@ def _newton(
 def fit_isotonic(
     logits: NDArray[np.floating], labels: NDArray[np.floating], weights: NDArray[np.floating]
 ) -> Isotonic:
-    """The rising steps of the least squares (scikit-learn's), kept off 0 and 1 by half a row."""
+    """Increasing steps by least squares (scikit-learn's), kept away from 0 and 1 by half a row."""
     from sklearn.isotonic import IsotonicRegression
 
     off = 0.5 / len(labels)
@@ -200,7 +202,7 @@ def _read(model_dir: Path, window: str) -> pl.DataFrame:
 
 
 def _of(frame: pl.DataFrame, schema: Schema, domain: int, task: str) -> Predictions:
-    """Logits, labels and weights [N] of the rows of a domain whose label is known."""
+    """Logits, labels and weights [N] of a domain's rows with a known label."""
     label, logit = (schema.columns(base, [task])[0] for base in ("label", "logit"))
     own = frame.filter((pl.col("domain") == domain) & pl.col(label).is_not_nan())
     logits, labels = own[logit].to_numpy(), own[label].to_numpy()

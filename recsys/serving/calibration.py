@@ -12,7 +12,7 @@ Floats = NDArray[np.floating]
 
 
 class CalibrationMap(Protocol):
-    """Logits [N] to probabilities [N], never falling."""
+    """A non-decreasing map from logits [N] to probabilities [N]."""
 
     def __call__(self, logits: Floats) -> NDArray[np.float64]:
         """[N] -> [N]."""
@@ -21,7 +21,7 @@ class CalibrationMap(Protocol):
 
 @dataclass(frozen=True)
 class Platt:
-    """The probability of ``slope`` * logit + ``intercept``; the slope is positive (Platt 1999)."""
+    """The sigmoid of ``slope`` * logit + ``intercept``; the slope is positive (Platt 1999)."""
 
     slope: float = 1.0
     intercept: float = 0.0
@@ -31,14 +31,15 @@ class Platt:
         return sigmoid(self.slope * logits.astype(np.float64) + self.intercept)
 
     def at_negative_rate(self, rate: float) -> "Platt":
-        """The probability over all rows, where this one is over a log that has kept the share
-        ``rate`` of the rows with label 0: its odds are 1 / ``rate`` of the true ones."""
+        """The map for all rows, if this one is for a log that has kept the share ``rate`` of the
+        rows with label 0, in which odds are 1 / ``rate`` times the true ones."""
         return Platt(self.slope, self.intercept + math.log(rate))
 
 
 @dataclass(frozen=True)
 class Isotonic:
-    """Linear between the points (``logits``, ``probabilities``), both rising; level beyond."""
+    """Linear between the points (``logits``, ``probabilities``), both increasing; constant
+    beyond."""
 
     logits: list[float]
     probabilities: list[float]
@@ -48,7 +49,7 @@ class Isotonic:
         return np.interp(logits.astype(np.float64), self.logits, self.probabilities)
 
     def at_negative_rate(self, rate: float) -> "Isotonic":
-        """As :meth:`Platt.at_negative_rate`, at the points."""
+        """As :meth:`Platt.at_negative_rate`, applied to the points."""
         here = self.probabilities
         return Isotonic(self.logits, [rate * one / (rate * one + 1 - one) for one in here])
 
@@ -63,7 +64,7 @@ UNCALIBRATED = Platt()
 
 
 def map_of(values: Mapping[str, Any]) -> CalibrationMap:
-    """The map that calibration.json describes: its fields and its ``kind``."""
+    """The map described by an entry of calibration.json: its fields and its ``kind``."""
     kinds = {"platt": Platt, "isotonic": Isotonic}
     fields = dict(values)
     return kinds[fields.pop("kind")](**fields)

@@ -1,4 +1,4 @@
-"""Write a ranker so that it can be served without anything that trained it."""
+"""Export a ranker so that it can be served without the code that trained it."""
 
 import json
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ from recsys.serving.network import Network, onnx_of
 from recsys.serving.settings import Precision
 
 TABLE_KEY = "embeddings.embedding_bags.{}.weight"
-UNUSED_SEED = 0  # every weight is overwritten by the exported one
+UNUSED_SEED = 0  # every weight is overwritten with the exported one
 LARGEST_INT8 = 127
 
 
@@ -48,19 +48,19 @@ def export_ranker(
     calibration: Mapping[str, Any] | None = None,
     card: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the files that :mod:`recsys.serving.export_format` lists, encoder.json and sums.json in
+    """Write the files listed in :mod:`recsys.serving.export_format`, encoder.json and sums.json to
     ``directory``.
 
     Args:
         state: full unsharded weights of a plain :class:`Ranker`, without distillation heads.
-        schema: what :meth:`Schema.for_serving` keeps of it is written.
-        encoder: of the data that the model was trained on.
-        partition: of a model with towers.
-        domain: the only one of ``schema.domains`` that the model serves; None: all of them.
-        precision: of the tables.
-        calibration: as :func:`recsys.serving.calibrating.calibration_of` gives it; None: there is
-            none.
-        card: what the model is and where it comes from, for people.
+        schema: its :meth:`Schema.for_serving` form is written.
+        encoder: the encoder of the training data.
+        partition: the partition, for a model with towers.
+        domain: the only one of ``schema.domains`` that the model serves; None: all domains.
+        precision: precision of the tables.
+        calibration: the result of :func:`recsys.serving.calibrating.calibration_of`; None: no
+            calibration.
+        card: a description of the model and its origin, for people.
 
     Example::
 
@@ -113,7 +113,7 @@ def merged_tables(
     state: Mapping[str, Tensor], schema: Schema, ranker: Ranker
 ) -> tuple[dict[str, int], Tensor]:
     """The first row of each feature's table, and all tables as one [R, N] float32; column slices
-    are put side by side."""
+    are joined."""
     pieces = {piece.feature: [] for piece in ranker.pieces}
     for piece in ranker.pieces:
         pieces[piece.feature].append(piece)
@@ -138,7 +138,7 @@ def merged_tables(
 
 
 def quantised(tables: Tensor, precision: Precision) -> dict[str, Tensor]:
-    """[R, N] float32 as it is stored: int8 with a scale per row."""
+    """Tables [R, N] float32 in their stored form: int8 has a scale per row."""
     if precision == "fp32":
         return {TABLES: tables}
     if precision == "fp16":

@@ -22,8 +22,8 @@ SAMPLES = 2
 class Network(nn.Module):
     """[B, W], [B, C, N] and, with sequences, [B, S] -> logits [B, T].
 
-    C counts what is looked up: one of each feature, L of a sequence. S counts the sequences; their
-    input says how many ids each example has.
+    C is the number of look-ups: one per feature, L per sequence. S is the number of sequences;
+    their input is the number of ids per example.
     """
 
     places: Tensor
@@ -44,12 +44,12 @@ class Network(nn.Module):
 
     @property
     def columns(self) -> list[str]:
-        """Names of what is looked up, in the order of the input."""
+        """Names of the look-ups, in the order of the input."""
         return self.ranker.sequences.columns(self.ranker.feature_names)
 
     def forward(self, dense: Tensor, embeddings: Tensor, *counts: Tensor) -> Tensor:
-        """See the class."""
-        if self.cut:  # a slice is its feature's embedding with 0 in the other columns
+        """Logits [B, T]; see the class."""
+        if self.cut:  # a slice is its feature's embedding with zeros in the other columns
             embeddings = embeddings[:, self.places] * self.kept
         elif self.sequence_names:
             by_name = dict(zip(self.sequence_names, counts[0].unbind(1), strict=True))
@@ -62,7 +62,7 @@ class Network(nn.Module):
 
 @torch.no_grad()
 def onnx_of(network: Network) -> bytes:
-    """The network as an ONNX model, its weights in it; any number of rows goes in."""
+    """The network as an ONNX model with its weights, for any number of rows."""
     ranker = network.ranker
     inputs = [
         torch.zeros(SAMPLES, ranker.dense_width),
@@ -73,10 +73,10 @@ def onnx_of(network: Network) -> bytes:
         inputs.append(torch.ones(SAMPLES, len(network.sequence_names), dtype=torch.int64))
         names.append(COUNTS_INPUT)
     written, fast = io.BytesIO(), torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # its kernel is no product of matrices
+    torch.backends.mha.set_fastpath_enabled(False)  # its kernel is not a matrix product
     try:
-        with warnings.catch_warnings(action="ignore"):  # of shapes taken as constants, and its age
-            # The exporter by tracing; the newer one needs onnxscript
+        with warnings.catch_warnings(action="ignore"):  # about constant shapes, and about its age
+            # The tracing exporter; the newer one needs onnxscript
             torch.onnx.export(
                 network.eval(),
                 tuple(inputs),

@@ -1,4 +1,4 @@
-"""Serve an exported ranker with numpy and ONNX Runtime: raw rows in, probabilities out."""
+"""Predict with an exported ranker, using numpy and ONNX Runtime: raw rows in, probabilities out."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -50,9 +50,9 @@ Maps = Mapping[str, Mapping[str, CalibrationMap]]  # by domain and task
 
 
 class Predictor:
-    """Probabilities of raw rows, of each task that the model was trained on.
+    """Predicts probabilities for raw rows, for each task that the model was trained on.
 
-    Rows are a list of rows by name, lists by name, or a frame of pandas or polars.
+    Rows are a list of dicts, a dict of lists, or a pandas or polars frame.
 
     Example::
 
@@ -96,13 +96,14 @@ class Predictor:
 
     @classmethod
     def load(cls, directory: Path, threads: int = 1) -> "Predictor":
-        """Read what :func:`recsys.serving.export.export_ranker` wrote.
+        """Load what :func:`recsys.serving.export.export_ranker` wrote.
 
         Args:
-            threads: that the network of one call may use.
+            threads: threads that the network may use per call.
 
         Raises:
-            InputError: ``directory`` holds no export, one of another version, or a damaged one.
+            InputError: ``directory`` does not contain an export, or one that is damaged or has
+                another version.
         """
         path = directory / MODEL_FILE
         if not path.is_file():
@@ -116,11 +117,11 @@ class Predictor:
         return cls(description, encoder, tables, *_above_tables(directory, encoder, threads))
 
     def changed(self, directory: Path, threads: int = 1) -> "Predictor":
-        """One that shares these tables, with all else as ``directory`` has it; without an
-        encoder.json there it encodes as this one does.
+        """A predictor that shares these tables, with everything else from ``directory``; without an
+        encoder.json there, it keeps this encoder.
 
         Raises:
-            InputError: the files there are of another version, or for other tables.
+            InputError: the files there have another version, or are for other tables.
         """
         description = _description(directory / MODEL_FILE)
         if description["first_rows"] != self._first_rows:
@@ -130,25 +131,25 @@ class Predictor:
         above = _above_tables(directory, encoder, threads)
         found = Predictor(description, encoder, self.tables, *above)
         if same:
-            found._encoder = self._encoder  # with what it remembers
+            found._encoder = self._encoder  # with its cache
         return found
 
     @property
     def needs_domain(self) -> bool:
-        """Whether rows must say their domain: the model serves several."""
+        """Whether rows must name their domain, because the model serves several."""
         return self.domain is None and len(self.domains) > 1
 
     @property
     def raw_columns(self) -> list[RawColumn]:
-        """The columns of raw rows that are read; that of the domain, if it is no other, last."""
+        """The raw columns that are read; a separate domain column comes last."""
         columns, domain = self.format.columns, self.format.domain_column
         if domain is None or domain in columns:
             return columns
         return [*columns, replace(domain, optional=not self.needs_domain)]
 
     def example_rows(self) -> list[dict[str, Any]]:
-        """A few raw rows of the log that the model serves, with the columns that it reads and does
-        not look up."""
+        """A few raw rows of the log in the model's domain, with the columns that it reads and does
+        not look up itself."""
         rows = [dict(row) for row in self.format.examples]
         columns, count = columns_of(rows, self.format)
         found = self._encoder.domains_of(columns, count) if rows else None
@@ -164,22 +165,22 @@ class Predictor:
         return [{name: row[name] for name in names if name in row} for row in rows]
 
     def predict(self, rows: Rows, calibrated: bool = True) -> NDArray[np.float64]:
-        """Probabilities [N] of the main task; see :meth:`predict_tasks`."""
+        """Probabilities [N] for the main task; see :meth:`predict_tasks`."""
         return self.predict_tasks(rows, calibrated)[self.tasks[0]]
 
     def predict_tasks(self, rows: Rows, calibrated: bool = True) -> Probabilities:
-        """Probabilities [N] by task of raw rows, with the columns and values that the log has.
+        """Probabilities [N] by task, for raw rows with the log's columns and values.
 
-        :attr:`raw_columns` says which are read, and which of them may be left out; other columns
-        are not looked at. A value that the log never had is what training calls unknown. The domain
-        is given as the log has it or by its name.
+        :attr:`raw_columns` says which columns are read, and which may be left out; others are
+        ignored. A value that never occurred in the log is treated as unknown, as in training. The
+        domain is given as in the log or by its name.
 
         Args:
-            calibrated: False: what the network says, as training reports it.
+            calibrated: False returns the network's own output, as reported in training.
 
         Raises:
-            InputError: a column is missing, appears twice or holds something else than in the log,
-                or a row is of a domain that the model does not serve.
+            InputError: a column is missing, appears twice or has another type than in the log, or a
+                row belongs to a domain that the model does not serve.
         """
         return self._predicted(*columns_of(rows, self.format), self._encoder, calibrated)
 
@@ -189,7 +190,7 @@ class Predictor:
         candidates: Sequence[Mapping[str, Any]],
         calibrated: bool = True,
     ) -> Probabilities:
-        """Probabilities [N] by task of N ``candidates`` for one user and context, whose ``shared``
+        """Probabilities [N] by task for N ``candidates`` of one user and context, whose ``shared``
         columns are encoded once.
 
         Raises:
@@ -209,13 +210,13 @@ class Predictor:
         return self._predicted(columns, count, self._encoder, calibrated)
 
     def predict_encoded(self, rows: Rows, calibrated: bool = True) -> NDArray[np.float64]:
-        """Probabilities [N] of the main task of rows as ingest encodes them.
+        """Probabilities [N] for the main task, for rows encoded by ingest.
 
-        They hold the features and, if the model serves several domains, ``domain``, an index or a
-        name. A dense value that is null, NaN or infinite is missing. Numbers may be of any type.
+        The rows have the features and, if the model serves several domains, ``domain`` as an index
+        or name. Dense values that are null, NaN or infinite are missing. Numbers may have any type.
 
         Raises:
-            InputError: as :meth:`predict_tasks`; or an id lies outside its table.
+            InputError: as :meth:`predict_tasks`; or an id is outside its table.
         """
         given = self._encoder_of_encoded
         columns, count = columns_of(rows, given.format)
@@ -258,7 +259,7 @@ class Predictor:
         return self._probabilities(logits, domains, calibrated)
 
     def logits(self, encoded: Encoded, domains: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Logits [N, T] of encoded rows, whose domains are indices in :attr:`domains`."""
+        """Logits [N, T] for encoded rows, whose domains are indices in :attr:`domains`."""
         count = len(domains)
         if count == 0:
             return np.zeros((0, len(self.tasks)), np.float32)
@@ -274,7 +275,8 @@ class Predictor:
     def _dense(
         self, values: NDArray[np.float32], domains: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """[N, D] -> [N, W]: the values (missing as 0), the missing indicators, the domain."""
+        """[N, D] -> [N, W]: the values (0 where missing), the missing indicators, and the
+        domain."""
         if self._standard is not None:
             mean, deviation, clip = self._standard
             values = ((values - mean) / deviation).clip(-clip, clip).astype(np.float32)
@@ -287,7 +289,7 @@ class Predictor:
         return dense
 
     def _embeddings(self, encoded: Encoded, count: int) -> NDArray[np.float32]:
-        """[N, C, dimension]: what is looked up."""
+        """The looked-up embeddings [N, C, dimension]."""
         ids = np.empty((count, len(self._single)), np.int64)
         for place, name in enumerate(self._single):
             ids[:, place] = encoded.ids[name]
@@ -346,7 +348,7 @@ class Predictor:
 
 
 def _description(path: Path) -> dict[str, Any]:
-    """What model.json says."""
+    """The contents of model.json."""
     try:
         description = read_json(path)
         version = description["version"]
@@ -363,7 +365,7 @@ def _description(path: Path) -> dict[str, Any]:
 def _above_tables(
     directory: Path, encoder: EncoderFormat, threads: int
 ) -> tuple[onnxruntime.InferenceSession, Maps, dict[str, Any]]:
-    """The network, the calibration and the card of an export whose encoder is ``encoder``."""
+    """The network, calibration and card of an export with the encoder ``encoder``."""
     if encoder.hash != read_json(directory / MODEL_FILE)["encoder"]:
         raise InputError(
             f"{directory / ENCODER_FILE}: is not the encoder that the model was exported with"

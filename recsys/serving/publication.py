@@ -1,9 +1,9 @@
-"""Publish a model that goes on learning: the rows that changed since the last time, and the whole
-model for whoever has missed one.
+"""Publish a model that keeps training: the rows that changed since the last version, and the whole
+model for servers that missed a version.
 
-A publication folder holds current.json, full-<n> (the newest export) and delta-<k> for the last
-versions k: rows.safetensors with the changed rows of the tables, the network and all else that is
-small, delta.json with the model that it changes and the one that it makes, and sums.json.
+A publication folder contains current.json, full-<n> (the newest export), and delta-<k> for the last
+versions k. A delta contains rows.safetensors with the changed table rows, the network and other
+small files, delta.json with the hashes of the models before and after it, and sums.json.
 """
 
 import hashlib
@@ -46,8 +46,8 @@ from recsys.serving.export_format import (
 from recsys.serving.tables import Tables, read_array
 
 CURRENT_FILE, DELTA_FILE, ROWS_FILE = "current.json", "delta.json", "rows.safetensors"
-KEPT_DELTAS = 24  # a server that looks less often than these are published takes the whole model
-LARGEST_SHARE = 0.5  # of all rows; a larger delta is not worth its chain
+KEPT_DELTAS = 24  # a server that falls further behind takes the whole model
+LARGEST_SHARE = 0.5  # of all rows; a larger delta is not worth it
 ROWS_AT_ONCE = 1 << 18
 REMEDY = "towerflow stream"
 
@@ -57,9 +57,9 @@ class Published:
     """A version of a publication folder.
 
     Attributes:
-        version: counts from 1.
-        model: see :func:`model_hash`.
-        rows: of the tables that changed since the version before; None: there is no delta.
+        version: number of the version, from 1.
+        model: the model's hash; see :func:`model_hash`.
+        rows: number of table rows that changed since the previous version; None: there is no delta.
     """
 
     version: int
@@ -69,8 +69,8 @@ class Published:
 
 @dataclass(frozen=True)
 class Delta:
-    """What makes the model ``model`` of the model ``base``: rows [K] of the tables, their stored
-    values [K, N] and, of int8, scales [K]; the folder has the rest."""
+    """What turns the model ``base`` into ``model``: table rows [K], their stored values [K, N] and,
+    for int8, scales [K]; the folder has the rest."""
 
     base: str
     model: str
@@ -81,23 +81,23 @@ class Delta:
 
 
 def model_hash(export: Path) -> str:
-    """A name for what an export predicts: SHA-256 over its files' sums, without its card."""
+    """A name for what an export predicts: SHA-256 over its files' checksums, without the card."""
     sums = {name: one for name, one in read_json(export / SUMS_FILE).items() if name != CARD_FILE}
     return hashlib.sha256(repr(sorted(sums.items())).encode()).hexdigest()
 
 
 def full_folder(folder: Path, version: int) -> Path:
-    """The whole model of a version."""
+    """The folder with the whole model of a version."""
     return folder / f"full-{version}"
 
 
 def delta_folder(folder: Path, version: int) -> Path:
-    """What leads to a version from the one before."""
+    """The folder with the delta from the previous version."""
     return folder / f"delta-{version}"
 
 
 def current(folder: Path) -> Published | None:
-    """The newest version in ``folder``; None where nothing is published yet.
+    """The newest version in ``folder``; None if nothing is published yet.
 
     Raises:
         InputError: current.json is damaged.
@@ -112,15 +112,15 @@ def current(folder: Path) -> Published | None:
 
 
 def publish(export: Path, folder: Path) -> Published:
-    """Make ``export`` the newest version in ``folder``, with a delta from the version before if the
-    tables have the same shape and at most half of their rows differ.
+    """Make ``export`` the newest version in ``folder``, with a delta from the previous version if
+    the tables have the same shape and at most half of their rows differ.
 
-    A model that is the newest already makes no version. A call that is stopped is repeated by the
-    next one. Files of the whole model are hard links where the file system can.
+    If the model is already the newest, there is no new version. The next call repeats one that was
+    stopped. Files of the whole model are hard links if the file system supports them.
     """
     try:
         before = current(folder)
-    except InputError:  # servers see another model by its hash, whatever its number
+    except InputError:  # servers recognise a new model by its hash, whatever its number
         before = None
     model = model_hash(export)
     if before is not None and before.model == model:
@@ -147,7 +147,7 @@ def publish(export: Path, folder: Path) -> Published:
 
 
 def read_delta(folder: Path) -> Delta:
-    """A delta, checked against its sums.
+    """A delta, checked against its checksums.
 
     Raises:
         InputError: it is missing or damaged.
@@ -163,8 +163,8 @@ def read_delta(folder: Path) -> Delta:
 
 
 def _changed_rows(before: Path, after: Path) -> NDArray[np.int64] | None:
-    """Rows [K] whose stored bits differ; None where the tables are of another shape or kind, or
-    more than half of the rows differ, or ``before`` is damaged."""
+    """Rows [K] whose stored bits differ; None if the tables have another shape or type, more than
+    half of the rows differ, or ``before`` is damaged."""
     try:
         old, new = Tables.map(before), Tables.map(after)
     except InputError:
@@ -187,7 +187,7 @@ def _parts(rows: int) -> Iterator[slice]:
 
 
 def _bits(values: NDArray[Any]) -> NDArray[Any]:
-    """As integers, so that NaN equals itself and -0 is not 0."""
+    """The bits as integers, so that NaN equals itself and -0 differs from 0."""
     return values.view(f"u{values.dtype.itemsize}")
 
 
@@ -212,9 +212,9 @@ def _write_delta(
 
 @contextmanager
 def _written(target: Path) -> Iterator[Path]:
-    """An empty folder that takes the place of ``target`` when the block ends well."""
+    """An empty folder that replaces ``target`` when the block succeeds."""
     partial = target.with_name(f"{target.name}{PARTIAL_SUFFIX}")
-    for left in (partial, target):  # of a call that was stopped
+    for left in (partial, target):  # left by a call that was stopped
         shutil.rmtree(left, ignore_errors=True)
     partial.mkdir()
     yield partial

@@ -1,5 +1,5 @@
-"""Raw rows to model inputs by ``encoder.json``, with numpy alone: what ingest's encoder gives, for
-one row in microseconds."""
+"""Turn raw rows into model inputs according to ``encoder.json``, with numpy only: the same as
+ingest's encoder, in microseconds per row."""
 
 import math
 import struct
@@ -32,10 +32,10 @@ from recsys.data.encoder_format import (
 from recsys.serving.raw_values import BLANK, canonical, milliseconds_of, number_of, row_of, text_of
 from recsys.units import MS_PER_HOUR
 
-REMEMBERED = 32_768  # values by feature whose rows are kept; a few MB each
+REMEMBERED = 32_768  # values per feature whose table rows are cached; a few MB each
 Rows = Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]] | Any
 Columns = Mapping[str, Sequence[Any]]
-DOMAIN = "own:domain"  # under which the places of domains are remembered
+DOMAIN = "own:domain"  # the name under which indices of domains are cached
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Encoded:
 
     Attributes:
         dense: [N, D] float32, not standardised; NaN is missing.
-        ids: [N] int64 by feature of one id.
-        lists: by list feature its rows one after the other, and how many each example has [N].
+        ids: [N] int64 by feature with one id.
+        lists: by list feature, its concatenated table rows, and their number per example [N].
     """
 
     dense: NDArray[np.float32]
@@ -54,10 +54,10 @@ class Encoded:
 
 
 def columns_of(rows: Rows, encoder: EncoderFormat) -> tuple[Columns, int]:
-    """The columns that ``encoder`` reads of the rows, and how many rows there are.
+    """The columns of the rows that ``encoder`` reads, and the number of rows.
 
     Args:
-        rows: a list of rows by name, lists by name, or a frame of pandas or polars.
+        rows: a list of dicts, a dict of lists, or a pandas or polars frame.
 
     Raises:
         InputError: a column is missing, appears twice, or is longer than another.
@@ -84,7 +84,7 @@ def columns_of(rows: Rows, encoder: EncoderFormat) -> tuple[Columns, int]:
 def columns_of_rows(
     rows: Sequence[Mapping[str, Any]], wanted: Iterable[str], encoder: EncoderFormat
 ) -> dict[str, Sequence[Any]]:
-    """Those of the ``wanted`` columns that a row has; None where another row lacks an optional one.
+    """The ``wanted`` columns that any row has, with None in rows that lack an optional one.
 
     Raises:
         InputError: a row lacks a column that others have and that is not optional.
@@ -92,7 +92,7 @@ def columns_of_rows(
     first = rows[0]
     here = [name for name in wanted if name in first]
     if len(here) > 1:
-        try:  # of all rows at once, in the interpreter's own loops
+        try:  # all rows at once, in the interpreter's own loops
             values = zip(*map(itemgetter(*here), rows), strict=True)
             found: dict[str, Sequence[Any]] = dict(zip(here, values, strict=True))
         except KeyError:
@@ -132,11 +132,11 @@ def _of_frame(frame: Any, wanted: Iterable[str]) -> dict[str, list[Any]]:
 
 
 class RawEncoder:
-    """Encodes raw rows as the encoder that ingest wrote, as it stands after the last window.
+    """Encodes raw rows like the encoder that ingest wrote, in its state after the last window.
 
     Raises:
-        InputError: it has expressions or a time format, which polars alone can evaluate, and polars
-            is not installed here.
+        InputError: it has expressions or a time format, which need polars, and polars is not
+            installed.
     """
 
     def __init__(self, encoder: EncoderFormat) -> None:
@@ -145,7 +145,7 @@ class RawEncoder:
         self._columns = {column.name: column for column in encoder.columns}
         self._dense_columns = {one.column for one in encoder.dense}
         self._stripped = frozenset(encoder.stripped)
-        # Columns whose values need no look at their neighbours before they are encoded
+        # Columns whose values can be encoded independently of their neighbours
         self._plain_numbers = {
             name
             for name in self._dense_columns & self._columns.keys()
@@ -167,11 +167,11 @@ class RawEncoder:
             self._frames = _encoder_of_frames(encoder)
 
     def encode(self, columns: Columns, count: int) -> Encoded:
-        """The features of ``count`` rows, given as raw values by column; one value alone is that of
+        """The features of ``count`` rows, given as raw values by column; a single value applies to
         all rows.
 
         Raises:
-            InputError: a column is missing or holds something else than the log's.
+            InputError: a column is missing or has another type than in the log.
         """
         self.format.check_columns(list(columns))
         if self._frames is not None:
@@ -198,7 +198,8 @@ class RawEncoder:
     def _counted(
         self, columns: Columns, values_of: Callable[[str], Sequence[Any]], have: Set[str]
     ) -> dict[str, Sequence[Any]]:
-        """The counters' features that rows lack, by their keys; ``have`` are all columns."""
+        """The counters' features that rows lack, looked up by key; ``have`` names all given
+        columns."""
         found: dict[str, Sequence[Any]] = {}
         for one in self.format.counters:
             lacking = {name for name in one.names if None in columns.get(name, (None,))}
@@ -235,7 +236,7 @@ class RawEncoder:
             if found is None:
                 found = self._numbers(values_of(one.column), one.column)
             numbers[place] = found
-        with np.errstate(over="ignore"):  # beyond float32 is infinite: missing
+        with np.errstate(over="ignore"):  # too large for float32 becomes infinite: missing
             made = np.sign(numbers) * np.log1p(np.abs(numbers))
             made[self._taken_as_given] = numbers[self._taken_as_given]
             dense = np.where(np.isfinite(numbers), made, np.nan).T.astype(np.float32, order="C")
@@ -245,7 +246,7 @@ class RawEncoder:
     def _single(
         self, columns: Columns, values_of: Callable[[str], Sequence[Any]], one: IdEncoding
     ) -> NDArray[np.int64]:
-        """Rows [N] of a feature of one id, or [1] of all rows."""
+        """Table rows [N] of a feature with one id, or [1] if all rows share it."""
         name = one.columns[0]
         if len(one.columns) > 1:
             return self._rows(self._crossed(values_of, one), one)
@@ -257,10 +258,10 @@ class RawEncoder:
         return self._rows(values_of(name), one)
 
     def domains_of(self, columns: Columns, count: int) -> NDArray[np.int64] | None:
-        """Index of each row's domain [N]; None where the rows do not say it.
+        """Index [N] of each row's domain; None if the rows do not name one.
 
         Raises:
-            InputError: a value is no domain.
+            InputError: a value is not a domain.
         """
         domain = self.format.domain
         if domain is None:
@@ -293,13 +294,13 @@ class RawEncoder:
         return np.array(places, dtype=np.int64)
 
     def _given(self, values: Sequence[Any], column: RawColumn) -> Sequence[Any]:
-        """Raw values in types of the log's, with None where they are missing."""
+        """Raw values in the log's types, with None where they are missing."""
         name, is_number = column.name, column.name in self._dense_columns
         kinds = set(map(type, values))
         if kinds <= {int, type(None)} and column.type != "boolean" and not column.is_text:
             return values
         if kinds <= {str, type(None)} and column.type != "time" and not is_number:
-            return values  # cleaned by whoever reads a value that was not met before
+            return values  # cleaned when a new value is read
         if column.is_text:
             return [self._cleaned(value, column) for value in values]
         if kinds <= {float, int, type(None)} and is_number and column.type != "boolean":
@@ -371,7 +372,7 @@ class RawEncoder:
         return canonical(text, self._null_values)
 
     def _rows(self, values: Sequence[Any], one: IdEncoding) -> NDArray[np.int64]:
-        """Rows of single values; each distinct one is encoded once, and remembered."""
+        """Table rows of single values; each distinct value is encoded once and cached."""
         found = self._remembered(values, one.name)
         if found is not None:
             return found
@@ -383,10 +384,10 @@ class RawEncoder:
         return np.array(places, dtype=np.int64)
 
     def _remembered(self, values: Sequence[Any], what: str) -> NDArray[np.int64] | None:
-        """What is remembered of each value; None: not of all.
+        """The cached row of each value; None if some are not cached.
 
-        Texts and integers are kept apart, and no value of another type equals a text; True and 1.0
-        do equal 1, so with integers nothing else may stand among the values.
+        Texts and integers are cached separately. No value of another type equals a text, but True
+        and 1.0 equal 1, so integers may not be mixed with other types.
         """
         kind = next((type(value) for value in values if value is not None), str)
         known = self._known.get((what, kind))
@@ -394,18 +395,18 @@ class RawEncoder:
             return None
         try:
             found = itemgetter(*values)(known) if len(values) > 1 else (known[values[0]],)
-        except (KeyError, IndexError, TypeError):  # a new value, no value, one that has no hash
+        except (KeyError, IndexError, TypeError):  # a new value, no value, or an unhashable one
             return None
         return np.frombuffer(b"".join(found), np.int64)
 
     def _remember(self, values: Sequence[Any], rows: Sequence[int], what: str) -> None:
-        """Remember the row of each value, if all are texts or all integers. As eight bytes: many
-        are made an array faster than as many integers."""
+        """Cache the row of each value, if all are texts or all are integers. Rows are stored as
+        eight bytes, which turn into an array faster than integers."""
         kinds = set(map(type, values)) - {NoneType}
         if kinds != {str} and kinds != {int}:
             return
         known = self._known.setdefault((what, kinds.pop()), {})
-        if len(known) > REMEMBERED:  # the values of late come back by themselves
+        if len(known) > REMEMBERED:  # recent values will be cached again
             known.clear()
         known.update(
             (value, row.to_bytes(8, "little"))
@@ -433,7 +434,7 @@ class RawEncoder:
             values = [self._elements(value, one) for value in values_of(name)]
         counts = np.fromiter(map(len, values), np.int64, len(values))
         rows = self._rows(list(chain.from_iterable(values)), one)
-        times = count // len(values) if values else 1  # one list of all rows
+        times = count // len(values) if values else 1  # one list for all rows
         return (rows, counts) if times == 1 else (np.tile(rows, times), np.tile(counts, times))
 
     def _elements(self, value: Any, one: IdEncoding) -> list[Any]:
@@ -472,7 +473,7 @@ class RawEncoder:
 
 
 def _packed(values: Sequence[Any]) -> NDArray[np.float64] | None:
-    """Numbers as float64; None where a value is none, which the caller looks at."""
+    """Numbers as float64; None if a value is not a number, which the caller handles."""
     try:
         return np.frombuffer(struct.pack(f"{len(values)}d", *values))
     except (struct.error, OverflowError, TypeError):
@@ -495,7 +496,7 @@ def _encoder_of_frames(encoder: EncoderFormat) -> Any:
 def _frame(columns: Columns, count: int) -> Any:
     import polars as pl
 
-    row = pl.Series("own:row", np.arange(count))  # rows may have no column that is read
+    row = pl.Series("own:row", np.arange(count))  # rows may have none of the columns
     columns = {
         name: [value.tolist() if isinstance(value, np.ndarray) else value for value in values]
         * (1 if len(values) == count else count)

@@ -1,7 +1,7 @@
-"""A raw value as the encoder of ingest reads it: its text, its number, its moment.
+"""Read single raw values like ingest's encoder: as text, number or time.
 
-The same values as recsys/data/encoding.py and recsys/data/sources/times.py give, one at a time and
-without polars; tests/recsys/serving/test_raw_encoder.py holds them together.
+The results equal those of recsys/data/encoding.py and recsys/data/sources/times.py, one value at a
+time and without polars; tests/recsys/serving/test_raw_encoder.py checks this.
 """
 
 import math
@@ -39,7 +39,8 @@ NOT_READ, IMPLAUSIBLE = "missing or unparsable time", "implausible time"
 
 
 def canonical(text: str | None, null_values: Collection[str]) -> str | None:
-    """One spelling a value: ``1.0`` is ``1``, ``True`` is ``true``; None where it is missing."""
+    """One spelling per value: ``1.0`` becomes ``1``, ``True`` becomes ``true``; None if it is
+    missing."""
     if text is None or text in null_values or not text.strip(BLANK):
         return None
     spelt = SPELT_LOWER.get(text, text)
@@ -51,10 +52,10 @@ def canonical(text: str | None, null_values: Collection[str]) -> str | None:
 
 
 def text_of(value: Any, name: str) -> str | None:
-    """The text of one value; whole floats as integers are written; None where it is missing.
+    """The text of one value; whole floats are written like integers; None if it is missing.
 
     Raises:
-        InputError: it has none; ``name`` is its column.
+        InputError: it has no text; ``name`` is its column.
     """
     kind = type(value)
     if kind is str or value is None:
@@ -95,10 +96,10 @@ def _float_text(value: float | np.floating) -> str | None:
 
 
 def number_of(value: Any, name: str) -> float:
-    """One value as a float; NaN where it is missing.
+    """One value as a float; NaN if it is missing.
 
     Raises:
-        InputError: it is no number.
+        InputError: it is not a number.
     """
     if value is None:
         return math.nan
@@ -115,7 +116,7 @@ def number_of(value: Any, name: str) -> float:
 
 
 def row_of(text: str | None, table_rows: int) -> int:
-    """The row of a table of a canonical text, by its XXH3; 0 of a missing one."""
+    """The table row of a canonical text, from its XXH3; 0 if it is missing."""
     if text is None:
         return 0
     hashed = xxhash.xxh3_64_intdigest(text.encode())
@@ -189,7 +190,8 @@ def _moment(value: Any, settings: MomentSettings) -> int | None:
 
 
 def _in_utc(moment: datetime, settings: MomentSettings) -> int | None:
-    """Milliseconds of a moment: one without a zone is in that of the settings, else UTC."""
+    """A moment in ms since 1970; without a zone, it is taken to be in the settings' zone, or in
+    UTC."""
     if moment.tzinfo is None:
         if settings.zone is None:
             return (moment - NAIVE_EPOCH) // MILLISECOND

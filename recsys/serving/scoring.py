@@ -15,13 +15,13 @@ PREFIX = "probability"
 
 
 def score_file(predictor: Predictor, source: Path, target: Path, keep: list[str]) -> int:
-    """Predict every row of a Parquet file; how many there were.
+    """Predict every row of a Parquet file; returns the number of rows.
 
-    Writes ``probability`` (of a further task ``probability_<task>``) beside the columns ``keep`` to
-    ``target``, row by row as they came, whole or not at all; holds 16,384 rows in memory.
+    Writes ``probability`` (for further tasks ``probability_<task>``) and the columns ``keep`` to
+    ``target``, in the same row order and atomically; keeps 16,384 rows in memory.
 
     Raises:
-        InputError: ``source`` is not a Parquet file, lacks a column, or holds a wrong value.
+        InputError: ``source`` is not a Parquet file, lacks a column, or contains a wrong value.
     """
     try:
         file = pq.ParquetFile(source)

@@ -1,4 +1,4 @@
-"""The server: rows over HTTP to probabilities, and a new model without a lost request."""
+"""The server: probabilities over HTTP, and a change of model without a lost request."""
 
 import logging
 import socket
@@ -34,7 +34,8 @@ from recsys.serving.settings import ServeSettings
 logger = logging.getLogger(__name__)
 MEGABYTE = 1 << 20
 BACKLOG = 2048
-ROWS_INLINE = 64  # more are predicted beside the loop, so that others are answered meanwhile
+# Larger requests are predicted outside the event loop, so that others are answered meanwhile
+ROWS_INLINE = 64
 BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
 JSON_TYPES = {
     "integer": {"type": "integer"},
@@ -47,10 +48,10 @@ JSON_TYPES = {
 
 @dataclass(frozen=True)
 class Found:
-    """A model that can be served: its version, as the answers name it, and its export folder.
+    """A model that can be served: its version, as named in answers, and its export folder.
 
-    ``number``: of its version in a publication folder, where deltas lead to it; None: it is in
-    none.
+    ``number`` is its version number in a publication folder, where deltas lead to it; None
+    elsewhere.
     """
 
     version: str
@@ -62,7 +63,7 @@ Source = Callable[[], Found]  # the model that should be served now
 
 
 class RefusedError(Exception):
-    """A request that is wrong: the status and one clear line."""
+    """A wrong request: the HTTP status and one clear line."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -71,7 +72,7 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model that is being served since ``since`` (seconds since 1970); ``model`` is its
+    """A model that has been served since ``since`` (seconds since 1970); ``model`` is its
     :func:`recsys.serving.publication.model_hash`."""
 
     version: str
@@ -82,7 +83,7 @@ class Loaded:
 
 
 class Turns:
-    """Many may read at a time, or one may write; who wants to write is next."""
+    """A lock for many readers or one writer; a waiting writer goes next."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -90,7 +91,7 @@ class Turns:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Nobody writes in the block."""
+        """No one writes during the block."""
         with self._changed:
             self._changed.wait_for(lambda: not self._writing)
             self._readers += 1
@@ -103,7 +104,7 @@ class Turns:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Nobody reads in the block, nor writes."""
+        """No one else reads or writes during the block."""
         with self._changed:
             self._changed.wait_for(lambda: not self._writing)
             self._writing = True
@@ -117,8 +118,8 @@ class Turns:
 
 
 class Models:
-    """Holds the model that is served. A new one takes its place between two predictions; where
-    deltas of a publication folder lead to it, the rows that changed are written into its tables.
+    """Holds the served model. A new one replaces it between two predictions; if deltas of a
+    publication folder lead to the new one, only the changed rows are written into the tables.
 
     Raises:
         InputError: ``source`` has no model, or a damaged one.
@@ -130,20 +131,20 @@ class Models:
         self._source, self._settings = source, settings
         self._stop = threading.Event()
         self._switches = Counter(
-            "model_switches", "Models taken after the first", registry=registry
+            "model_switches", "Models loaded after the first", registry=registry
         )
         self._failures = Counter(
-            "model_failures", "Looks for a new model that failed", registry=registry
+            "model_failures", "Failed checks for a new model", registry=registry
         )
         self._deltas = Counter(
-            "model_deltas", "Deltas written into the tables in place", registry=registry
+            "model_deltas", "Deltas applied to the tables in place", registry=registry
         )
         self._refused, self._turns = "", Turns()
         self.current = self._load(source())
 
     @contextmanager
     def reading(self) -> Iterator[Loaded]:
-        """The model that is served, which stays as it is for the block."""
+        """The served model, which does not change during the block."""
         with self._turns.reading():
             yield self.current
 
@@ -154,11 +155,11 @@ class Models:
         return Loaded(found.version, predictor, time.time(), found.number, model)
 
     def _follow(self, found: Found) -> bool:
-        """Write the deltas between the present model and ``found`` into the tables; False: there is
-        a gap, and nothing has changed.
+        """Apply the deltas between the present model and ``found``; returns False, without changing
+        anything, if there is a gap.
 
         Raises:
-            InputError: a delta is damaged, and nothing has changed.
+            InputError: a delta is damaged; nothing has changed.
         """
         now = self.current
         if now.number is None or found.number is None or found.number <= now.number:
@@ -186,27 +187,26 @@ class Models:
         return True
 
     def look(self) -> None:
-        """Take the source's model if it is another; where it cannot be loaded the present one
-        stays."""
+        """Load the source's model if it is new; if it cannot be loaded, the present one stays."""
         try:
             found = self._source()
             if found.version == self.current.version:
                 return
             try:
                 followed = self._follow(found)
-            except Exception as error:  # of a delta that is damaged; the whole model may be well
-                logger.warning("%s: takes the whole model: %s", found.version, in_one_line(error))
+            except Exception as error:  # a delta is damaged; the whole model may be fine
+                logger.warning("%s: loading the whole model: %s", found.version, in_one_line(error))
                 followed = False
             if not followed:
                 self.current = self._load(found)
             self._switches.inc()
             self._refused = ""
-            logger.warning("serves %s from now on", found.version)
+            logger.warning("now serving %s", found.version)
         except Exception as error:  # whatever a registry or a half-written folder raises
             self._failures.inc()
             reason = in_one_line(error)
-            if reason != self._refused:  # said once, not every few seconds
-                logger.warning("stays with %s: %s", self.current.version, reason)
+            if reason != self._refused:  # logged once, not every few seconds
+                logger.warning("keeps serving %s: %s", self.current.version, reason)
             self._refused = reason
 
     def watch(self) -> None:
@@ -220,7 +220,8 @@ class Models:
 
 
 def folder_source(folder: Path) -> Source:
-    """An export folder, under the hash of its sums: another export in its place is a new model."""
+    """A source for an export folder, identified by the hash of its checksums: another export in its
+    place is a new model."""
 
     def find() -> Found:
         sums = folder / SUMS_FILE
@@ -232,7 +233,7 @@ def folder_source(folder: Path) -> Source:
 
 
 def publication_source(folder: Path) -> Source:
-    """The newest version in a publication folder."""
+    """A source for the newest version in a publication folder."""
 
     def find() -> Found:
         now = current(folder)
@@ -245,14 +246,14 @@ def publication_source(folder: Path) -> Source:
 
 
 def _warm(predictor: Predictor) -> None:
-    """Do what is slow the first time before a request does."""
+    """Do once what is slow the first time, before the first request."""
     examples = predictor.example_rows()
     if examples:
         predictor.predict_tasks(examples)
 
 
 def create_app(source: Source, settings: ServeSettings) -> FastAPI:
-    """The application: /predict, /rank, /health, /metrics and /docs.
+    """The application with /predict, /rank, /health, /metrics and /docs.
 
     Raises:
         InputError: ``source`` has no model, or a damaged one.
@@ -264,7 +265,7 @@ def create_app(source: Source, settings: ServeSettings) -> FastAPI:
         "request_seconds", "Time to answer", ["path"], buckets=BUCKETS, registry=registry
     )
     rows_predicted = Counter("rows", "Rows predicted", registry=registry)
-    since = Gauge("model_since_seconds", "When the model was taken", registry=registry)
+    since = Gauge("model_since_seconds", "When the model was loaded", registry=registry)
     since.set_function(lambda: models.current.since)
 
     @asynccontextmanager
@@ -325,7 +326,7 @@ def create_app(source: Source, settings: ServeSettings) -> FastAPI:
         candidates = _checked_rows(body, "candidates", settings)
         shared = body.get("shared", {})
         if not isinstance(shared, dict):
-            raise RefusedError(422, "'shared' holds no object; expected columns by name")
+            raise RefusedError(422, "'shared' is not an object; expected columns by name")
         _check_columns([shared, *candidates], model.predictor, settings)
         found = _plain(model.predictor.rank(shared, candidates))
         first = found[model.predictor.tasks[0]]
@@ -339,12 +340,12 @@ def create_app(source: Source, settings: ServeSettings) -> FastAPI:
 
     @app.post("/rank", openapi_extra=_documented(models.current.predictor, "rank"))
     async def rank(request: Request) -> Response:
-        """Candidates for one user and context: probabilities, and their order, the best first."""
+        """Rank candidates for one user and context: probabilities, and their order, best first."""
         return await answered(request, ranked)
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        """Which model is served, since when, what it reads and gives."""
+        """Which model is served and since when, and its inputs and outputs."""
         model = models.current
         predictor = model.predictor
         return {
@@ -361,7 +362,7 @@ def create_app(source: Source, settings: ServeSettings) -> FastAPI:
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        """For Prometheus."""
+        """Metrics for Prometheus."""
         return Response(generate_latest(registry), media_type="text/plain; version=0.0.4")
 
     app.state.models = models
@@ -381,7 +382,7 @@ def serve(source: Source, settings: ServeSettings) -> NoReturn:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((settings.host, settings.port))
-        listening.listen(BACKLOG)  # requests wait from here on, until uvicorn takes them
+        listening.listen(BACKLOG)  # from here on requests wait until uvicorn accepts them
     except OSError as error:
         raise InputError(
             f"{settings.where('port')}: {settings.host}:{settings.port}: {error.strerror}; choose "
@@ -409,7 +410,7 @@ async def _body(request: Request, limit: int) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         raise RefusedError(400, f"the body is not JSON: {error}") from None
     if not isinstance(values, dict):
-        raise RefusedError(422, "the body is no JSON object; GET /docs shows one")
+        raise RefusedError(422, "the body is not a JSON object; GET /docs shows one")
     return values
 
 
@@ -424,7 +425,7 @@ def _checked_rows(
 ) -> list[dict[str, Any]]:
     rows = body.get(key)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise RefusedError(422, f"{key!r} is missing or no list of objects; GET /docs shows one")
+        raise RefusedError(422, f"{key!r} is missing or not a list of objects; GET /docs shows one")
     if not rows:
         raise RefusedError(422, f"{key!r} is empty; give at least one")
     if len(rows) > settings.largest_batch:
@@ -437,7 +438,7 @@ def _checked_rows(
 def _checked_columns(body: Mapping[str, Any], settings: ServeSettings) -> dict[str, list[Any]]:
     columns = body["columns"]
     if not isinstance(columns, dict) or not all(isinstance(one, list) for one in columns.values()):
-        raise RefusedError(422, "'columns' is no object of lists; GET /docs shows one")
+        raise RefusedError(422, "'columns' is not an object of lists; GET /docs shows one")
     if "rows" in body:
         raise RefusedError(422, "'rows' and 'columns' are both there; give one")
     count = _rows_in(body)
@@ -452,7 +453,7 @@ def _checked_columns(body: Mapping[str, Any], settings: ServeSettings) -> dict[s
 
 
 def _rows_in(body: Mapping[str, Any]) -> int:
-    """How many rows a body asks for, whichever way it gives them."""
+    """The number of rows in a request body, in any of its forms."""
     columns = body.get("columns")
     given = columns.values() if isinstance(columns, dict) else body.values()
     return max((len(one) for one in given if isinstance(one, list)), default=0)
@@ -475,7 +476,7 @@ def _plain(found: Probabilities) -> dict[str, list[float]]:
 
 
 def _documented(predictor: Predictor, path: str) -> dict[str, Any]:
-    """What OpenAPI shows of a request: the columns' types, and rows of the log."""
+    """The OpenAPI description of a request: the columns' types, and example rows of the log."""
     row = {
         "type": "object",
         "properties": {column.name: _type(column) for column in predictor.raw_columns},
@@ -486,12 +487,15 @@ def _documented(predictor: Predictor, path: str) -> dict[str, Any]:
     if path == "predict":
         lists = {
             "type": "object",
-            "description": "in place of rows: a list per column, which is read faster",
+            "description": "instead of rows: a list per column, which is read faster",
         }
         schema = {"type": "object", "properties": {"rows": rows, "columns": lists}}
         example: dict[str, Any] = {"rows": examples}
     else:
-        columns = {"type": "object", "description": "columns that are the same for all candidates"}
+        columns = {
+            "type": "object",
+            "description": "columns with the same value for all candidates",
+        }
         schema = {"type": "object", "properties": {"shared": columns, "candidates": rows}}
         example = {"shared": {}, "candidates": examples}
     content = {"application/json": {"schema": schema, "example": example}}

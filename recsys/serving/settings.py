@@ -1,4 +1,4 @@
-"""Settings of what is exported and of the server."""
+"""Settings of exports and of the server."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ Precision = Literal["fp32", "fp16", "int8"]
 
 
 class ExportSettings(Settings):
-    """What a student's export holds.
+    """The contents of a student's export.
 
     Attributes:
         tables: how embeddings are stored; int8 has a scale per row.
@@ -20,7 +20,7 @@ class ExportSettings(Settings):
             if the gain is below two standard errors.
         calibration_windows: windows before the last one that the map is fitted on; the last one
             reports it.
-        isotonic_rows: auto considers isotonic steps from this many labelled rows on.
+        isotonic_rows: auto considers isotonic steps only with at least this many labelled rows.
     """
 
     tables: Precision = "fp32"

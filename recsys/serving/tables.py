@@ -1,4 +1,4 @@
-"""Embedding tables as they lie in weights.safetensors, mapped into memory."""
+"""Embedding tables in weights.safetensors, mapped into memory."""
 
 import json
 from pathlib import Path
@@ -16,9 +16,9 @@ HEADER_BYTES = 8
 
 
 class Tables:
-    """All tables of a model, one after the other: R rows of N.
+    """All tables of a model, concatenated: R rows of N values.
 
-    They are mapped: only pages that are looked up take memory, shared by all processes. What
+    They are memory-mapped: only pages that are looked up take memory, and processes share it. What
     :meth:`put` writes stays in this process.
     """
 
@@ -28,10 +28,10 @@ class Tables:
 
     @classmethod
     def map(cls, path: Path) -> "Tables":
-        """Those of a weights.safetensors.
+        """The tables in a weights.safetensors file.
 
         Raises:
-            InputError: it is no such file.
+            InputError: it is not a safetensors file.
         """
         values = read_array(path, TABLES)
         if values is None:
@@ -48,16 +48,16 @@ class Tables:
     def put(
         self, rows: NDArray[np.int64], values: NDArray[Any], scales: NDArray[np.float32] | None
     ) -> None:
-        """Change ``rows`` [K] to ``values`` [K, N] as they are stored, and, of int8, ``scales``
-        [K]; in this process."""
+        """Change ``rows`` [K] to the stored ``values`` [K, N] and, for int8, ``scales`` [K], in
+        this process."""
         self.values[rows] = values
         if self.scales is not None:
             assert scales is not None, "rows of int8 have scales"
             self.scales[rows] = scales
 
     def own(self, rows: NDArray[np.int64]) -> None:
-        """Copy the pages of ``rows`` into this process, so that :meth:`put` need not wait for it;
-        who reads meanwhile reads the same values."""
+        """Copy the pages of ``rows`` into this process, so that :meth:`put` does not wait for that;
+        concurrent readers see the same values."""
         self.values[rows] = self.values[rows]
         if self.scales is not None:
             self.scales[rows] = self.scales[rows]
@@ -65,7 +65,7 @@ class Tables:
     def takes(
         self, rows: NDArray[np.int64], values: NDArray[Any], scales: NDArray[np.float32] | None
     ) -> bool:
-        """Whether these could be :meth:`put`: of this kind and width, all rows there."""
+        """Whether these can be :meth:`put`: same type and width, and all rows exist."""
         return (
             values.dtype == self.values.dtype
             and values.shape == (len(rows), self.dimension)
@@ -76,10 +76,10 @@ class Tables:
 
 
 def read_array(path: Path, name: str) -> NDArray[Any] | None:
-    """A tensor of a safetensors file, mapped; None where the file has no such one.
+    """A memory-mapped tensor of a safetensors file; None if the file does not have it.
 
     Raises:
-        InputError: it is no such file.
+        InputError: it is not a safetensors file.
     """
     try:
         with path.open("rb") as file:
@@ -96,4 +96,4 @@ def _mapped(path: Path, described: dict[str, object], start: int) -> NDArray[Any
     if first == last:
         return np.zeros(shape, dtype)
     mapped = np.memmap(path, dtype, mode="c", offset=start + first, shape=shape)
-    return mapped.view(np.ndarray)  # whose look-up is faster
+    return mapped.view(np.ndarray)  # look-ups are faster on a plain array

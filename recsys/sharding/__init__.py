@@ -1,1 +1,1 @@
-"""Making a plan so: TorchRec's sharding, and what travels between ranks."""
+"""Apply a sharding plan with TorchRec, and exchange data between ranks."""

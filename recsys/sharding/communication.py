@@ -1,9 +1,9 @@
-"""What the collectives of sharded training carry: full or fewer bits per number, by direction.
+"""Precision of the collectives in sharded training: bits per number, by direction.
 
 Neo (Mudigere et al., arXiv 2104.05158) sends pooled embeddings forward in float16 and their
 gradients back in bfloat16. The codecs are FBGEMM's, built here because TorchRec's registry turns
-bfloat16 into float16 on gloo. FBGEMM's clamp a number that the format cannot hold, which hides that
-training diverged; here it ends the run.
+bfloat16 into float16 on gloo. FBGEMM's codecs clamp numbers that the format cannot represent, which
+hides divergence; here such a number ends the run.
 """
 
 import math
@@ -34,16 +34,16 @@ FORMATS = {
     "int8": SparseType.INT8,
 }
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-BUCKET = 2**22  # numbers that one all-reduce of gradients carries: 16 MiB in float32
+BUCKET = 2**22  # numbers per all-reduce of gradients: 16 MiB in float32
 OPERATIONS = (CommOp.POOLED_EMBEDDINGS_ALL_TO_ALL, CommOp.POOLED_EMBEDDINGS_REDUCE_SCATTER)
 
 
 class CommunicationOverflowError(RuntimeError):
-    """A gradient holds a NaN, an infinity or a number that its format on the wire cannot hold.
+    """A gradient contains NaN, infinity or a number too large for its format on the wire.
 
     Args:
-        setting: of ``communication`` : ``backward`` or ``gradients``.
-        precision: its value.
+        setting: key of ``communication``: ``backward`` or ``gradients``.
+        precision: the key's value.
     """
 
     def __init__(self, setting: str, precision: str) -> None:
@@ -60,21 +60,21 @@ class CommunicationOverflowError(RuntimeError):
 
 @dataclass
 class Overflows:
-    """Gradients that their format on the wire could not hold.
+    """Records gradients that were too large for their format on the wire.
 
-    An overflow is raised before anything is sent. ``is_late``: what would show it is noted
-    instead, so that no step waits for the device; who reads it calls :meth:`taken`.
+    An overflow is raised before anything is sent. With ``is_late`` the evidence is kept instead, so
+    that no step waits for the device; the reader calls :meth:`taken`.
     """
 
     is_late: bool = False
     _noted: list[tuple[str, str, Tensor]] = field(default_factory=list)
 
     def check(self, setting: str, precision: str, sent: Tensor, largest: float) -> None:
-        """Look at the gradient ``sent`` under ``communication.setting``, all of which is to lie in
+        """Check the gradient ``sent`` under ``communication.setting``, which must be within
         [-largest, largest].
 
         Raises:
-            CommunicationOverflowError: it does not, and is not to be seen late.
+            CommunicationOverflowError: it is not, and checks are not late.
         """
         if not self.is_late:
             if not _fits(sent, largest):
@@ -83,25 +83,25 @@ class Overflows:
             self._noted.append((setting, precision, torch.stack(sent.aminmax()) / largest))
 
     def taken(self) -> list[tuple[str, str, Tensor]]:
-        """(setting, precision, [2]: smallest and largest number in parts of the largest that fits)
-        of each gradient since the last call."""
+        """For each gradient since the last call: (setting, precision, [2]: smallest and largest
+        number relative to the largest that fits)."""
         noted, self._noted = self._noted, []
         return noted
 
 
 class WireCodec(QuantizedCommCodec):
-    """FBGEMM's codec for one direction, without its silent clamping.
+    """FBGEMM's codec for one direction, without silent clamping.
 
-    Forward, what the format cannot hold, or a sum over ranks that it cannot hold, arrives as NaN,
-    so that the loss is NaN too; nothing waits for the device to see it. Backward
-    ``overflows`` is told, as the tables' optimisers run on what arrives.
+    In the forward direction, a number or a sum over ranks that is too large for the format arrives
+    as NaN, so the loss becomes NaN too, without waiting for the device. In the backward direction
+    ``overflows`` is told, because the tables' optimisers use what arrives.
 
     Args:
-        precision: fp32, fp16, bf16 or int8. int8 sends a scale and an offset (8 bytes) each
+        precision: fp32, fp16, bf16 or int8. int8 sends a scale and an offset (8 bytes) per
             ``width`` numbers.
-        forward: pooled embeddings, else their gradients.
+        forward: whether it is for pooled embeddings; otherwise for their gradients.
         width: a divisor of the number of columns of every shard.
-        overflows: None: raise at once.
+        overflows: records overflows; None: raise at once.
     """
 
     def __init__(
@@ -112,11 +112,11 @@ class WireCodec(QuantizedCommCodec):
         self._overflows = overflows or Overflows()
 
     def encode(self, input_tensor: Tensor, ctx: QuantizationContext | None = None) -> Tensor:
-        """``input_tensor`` as it is sent: [N] or [B, N] float32 to the format.
+        """Convert ``input_tensor``, [N] or [B, N] float32, to the format in which it is sent.
 
         Raises:
-            CommunicationOverflowError: backward, a number does not fit, and it is not to be seen
-                late.
+            CommunicationOverflowError: in the backward direction, a number does not fit, and checks
+                are not late.
         """
         if self._precision == "fp32":
             return super().encode(input_tensor, ctx)
@@ -125,19 +125,20 @@ class WireCodec(QuantizedCommCodec):
                 "backward", self._precision, input_tensor, largest_number(self._precision)
             )
         if self._precision == "int8":
-            # An infinity makes the scale of int8 one, and with it the whole row NaN; a NaN it would
-            # lose.
+            # An infinity makes int8's scale infinite, and so the whole row NaN; a NaN would be
+            # lost.
             return super().encode(torch.where(input_tensor.isnan(), math.inf, input_tensor), ctx)
-        return input_tensor.to(DTYPES[self._precision])  # FBGEMM's bits, an overflow as infinity
+        # The same bits as FBGEMM, with overflow as infinity
+        return input_tensor.to(DTYPES[self._precision])
 
     def decode(self, input_tensor: Tensor, ctx: QuantizationContext | None = None) -> Tensor:
-        """What arrived, as float32; what is infinite, as NaN."""
+        """What arrived, as float32, with infinity as NaN."""
         decoded = super().decode(input_tensor, ctx)
-        # x + 0 x has the bits of x, or is NaN; it is a third of what isfinite costs
+        # x + 0 x has the bits of x, or is NaN; it costs a third of isfinite
         return decoded if self._precision == "fp32" else torch.add(decoded, decoded, alpha=0)
 
     def create_context(self) -> QuantizationContext:
-        """A row of int8 is ``width`` numbers; FBGEMM's 32 must divide every rank's part, or it
+        """An int8 row has ``width`` numbers; FBGEMM's 32 must divide every rank's part, or it
         crashes."""
         return QuantizationContext(row_dim=self._width)
 
@@ -147,9 +148,9 @@ def wire_codecs(
     width: int = SMALLEST_COLUMN_SHARD,
     overflows: Overflows | None = None,
 ) -> dict[str, QuantizedCommCodecs] | None:
-    """Codecs by collective, for TorchRec's sharder; None where all is sent as it is.
+    """Codecs by collective, for TorchRec's sharder; None if everything is sent unchanged.
 
-    ``width`` divides the columns of every shard, see :func:`shard_width`.
+    ``width`` divides the columns of every shard; see :func:`shard_width`.
     """
     if communication.forward == communication.backward == "fp32":
         return None
@@ -160,21 +161,22 @@ def wire_codecs(
 
 
 def shard_width(plan: ShardingPlan) -> int:
-    """The largest number of columns that divides those of every shard."""
+    """The greatest common divisor of all shards' column counts."""
     widths: list[int] = []
     for module in plan.plan.values():
         assert isinstance(module, EmbeddingModuleShardingPlan)
         for sharding in module.values():
             shards = getattr(sharding.sharding_spec, "shards", [])
             widths += [shard.shard_sizes[1] for shard in shards if shard.shard_sizes[1]]
-    return math.gcd(*widths) or SMALLEST_COLUMN_SHARD  # all tables replicated: nothing is sent
+    # If all tables are replicated, nothing is sent
+    return math.gcd(*widths) or SMALLEST_COLUMN_SHARD
 
 
 def check_kind(settings: ShardingSettings, table: str, kind: Kind) -> None:
-    """Refuse int8 where a collective adds up: it has no sum.
+    """Refuse int8 where a collective adds up: int8 cannot be summed.
 
     Raises:
-        InputError: ``table`` is split as ``kind``, and a direction is int8.
+        InputError: ``kind`` adds up over ranks, and a direction is int8.
     """
     if not SHARDINGS[kind].rows:
         return
@@ -186,10 +188,10 @@ def check_kind(settings: ShardingSettings, table: str, kind: Kind) -> None:
 
 
 def check_kinds(settings: ShardingSettings) -> None:
-    """:func:`check_kind` for every kind that ``settings`` fix.
+    """Run :func:`check_kind` for every kind that ``settings`` fix.
 
     Raises:
-        InputError: as it does.
+        InputError: as :func:`check_kind`.
     """
     kinds: dict[str, Kind] = dict(settings.table_sharding)
     if settings.sharding != "planner":
@@ -199,7 +201,7 @@ def check_kinds(settings: ShardingSettings) -> None:
 
 
 def sends_int8(communication: CommunicationSettings) -> bool:
-    """Whether a direction is int8, so that the planner has to leave out the kinds of
+    """Whether a direction is int8, so that the planner must avoid the kinds refused by
     :func:`check_kind`."""
     return "int8" in (communication.forward, communication.backward)
 
@@ -210,8 +212,8 @@ def average_gradients(
     group: ProcessGroup | None = None,
     overflows: Overflows | None = None,
 ) -> None:
-    """Put the mean over the ranks of ``group`` (None: all ranks) in each one's place; a collective
-    for every BUCKET numbers, so that what is copied for it stays small.
+    """Replace each gradient by its mean over the ranks of ``group`` (None: all ranks), with a
+    collective per BUCKET numbers, so that copies stay small.
 
     Raises:
         CommunicationOverflowError: see :func:`mean_over_ranks`.
@@ -228,10 +230,10 @@ def average_gradients(
 
 
 def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Flat views of ``gradients``, in order, in lists of at most BUCKET numbers."""
+    """Flat views of ``gradients``, in order, in lists with at most BUCKET numbers."""
     bucket: list[Tensor] = []
     for gradient in gradients:
-        # Dense whatever its strides: in the order in which it lies
+        # A dense view whatever the strides: in memory order
         flat = gradient.as_strided((gradient.numel(),), (1,))
         for part in flat.split(BUCKET):
             if bucket and sum(one.numel() for one in bucket) + part.numel() > BUCKET:
@@ -248,18 +250,18 @@ def mean_over_ranks(
     group: ProcessGroup | None = None,
     overflows: Overflows | None = None,
 ) -> Tensor:
-    """Mean over the ranks of ``group`` (None: all ranks) of ``flat`` [N] float32, sent and added
-    up in ``precision``; collective.
+    """The mean of ``flat`` [N] float32 over the ranks of ``group`` (None: all ranks), sent and
+    summed in ``precision``; collective.
 
     Raises:
-        CommunicationOverflowError: it holds what ``precision`` (not fp32) cannot hold; on every
-            rank; at once, where ``overflows`` does not say otherwise.
+        CommunicationOverflowError: it contains numbers too large for ``precision`` (other than
+            fp32); raised on every rank, and at once unless ``overflows`` is late.
     """
     world_size = distributed.get_world_size(group)
     if precision == "fp32":
         distributed.all_reduce(flat, group=group)
         return flat.div_(world_size)
-    # Divided first, so that the sum fits where its parts did
+    # Divided first, so that the sum fits if its terms do
     sent = (flat / world_size).to(DTYPES[precision])
     distributed.all_reduce(sent, group=group)
     mean = sent.float()
@@ -268,12 +270,12 @@ def mean_over_ranks(
 
 
 def largest_number(precision: str) -> float:
-    """The largest finite number of a format; int8 scales each row, so it has float32's."""
+    """The largest finite number of a format; for int8, which scales each row, that of float32."""
     return torch.finfo(DTYPES.get(precision, torch.float32)).max
 
 
 def _fits(values: Tensor, largest: float) -> bool:
-    """Whether all lie in [-largest, largest]; one pass, which NaN does not."""
+    """Whether all values are within [-largest, largest], in one pass; NaN is not."""
     if not values.numel():
         return True
     low, high = values.aminmax()

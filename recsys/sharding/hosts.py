@@ -1,4 +1,4 @@
-"""Which ranks share a host, as TorchRec's hierarchical kinds see it."""
+"""Which ranks share a host, for TorchRec's hierarchical kinds."""
 
 import os
 from collections.abc import Iterator
@@ -13,21 +13,21 @@ LOCAL_WORLD_SIZE = "LOCAL_WORLD_SIZE"
 
 
 def local_size(ranks_per_host: int | None, world_size: int) -> int:
-    """Ranks of a host: ``ranks_per_host``, else LOCAL_WORLD_SIZE, else all."""
+    """Ranks per host: ``ranks_per_host``, else LOCAL_WORLD_SIZE, else all ranks."""
     return ranks_per_host or min(int(os.environ.get(LOCAL_WORLD_SIZE) or world_size), world_size)
 
 
 @contextmanager
 def hosts_of(ranks_per_host: int | None, where: str = "ranks_per_host") -> Iterator[int]:
-    """Shard in here with hosts of ``ranks_per_host`` ranks (None: LOCAL_WORLD_SIZE as it is); gives
-    that number.
+    """Within the block, shard with hosts of ``ranks_per_host`` ranks (None: keep LOCAL_WORLD_SIZE);
+    yields that number.
 
     TorchRec keeps the process groups of its first hierarchical table for good; those of another
-    process group or of other hosts are forgotten here. Collective, as the groups' creation is.
-    ``where`` is where a person finds the number.
+    process group or of other hosts are dropped here. Collective, because creating groups is.
+    ``where`` is where the user finds the number.
 
     Raises:
-        InputError: the ranks are not whole hosts.
+        InputError: the ranks do not form whole hosts.
     """
     world_size, before = distributed.get_world_size(), os.environ.get(LOCAL_WORLD_SIZE)
     local = local_size(ranks_per_host, world_size)

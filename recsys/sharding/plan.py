@@ -1,4 +1,4 @@
-"""Which shard of which embedding table sits on which rank."""
+"""Which shard of which embedding table is on which rank."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -56,8 +56,8 @@ ParameterShardingGenerator = Callable[
     [nn.Parameter, int, int, str, ModuleSharder[Any]], ParameterSharding
 ]
 
-# With the optimiser in the backward pass. On a GPU also with rows in the host's memory, all or all
-# but a cache; not key_value, which needs a folder on a disk.
+# Kernels with the optimiser in the backward pass. On a GPU also those with rows in host memory, all
+# of them or all but a cache; not key_value, which needs a folder on disk.
 IN_HOST_MEMORY = [
     EmbeddingComputeKernel.FUSED_UVM.value,
     EmbeddingComputeKernel.FUSED_UVM_CACHING.value,
@@ -69,28 +69,28 @@ COMPUTE_KERNELS = {
 ON_ONE_HOST = [
     kind
     for kind, split in SHARDINGS.items()
-    if split.spans == "node" and not (split.rows and split.columns)  # a grid takes several
+    if split.spans == "node" and not (split.rows and split.columns)  # a grid needs several
 ]
 
 
 class BagSharder(EmbeddingBagCollectionSharder):
-    """TorchRec's sharder, offering every kind: all run over gloo; on CPU it lists no row-wise ones
-    by itself."""
+    """TorchRec's sharder, offering every kind: all run over gloo, but TorchRec lists no row-wise
+    kinds for the CPU."""
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         """Kinds that a planner may choose from."""
         return [kind.value for kind in ShardingType]
 
     def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
-        """Kernels that a planner may choose from; the first is that of tables whose kind is
+        """Kernels that a planner may choose from; the first one is used for tables whose kind is
         given."""
         return COMPUTE_KERNELS[compute_device_type]
 
     def shard(
         self, module: EmbeddingBagCollection, *arguments: Any, **more: Any
     ) -> ShardedEmbeddingBagCollection:
-        """TorchRec's sharded collection; a rank may hold no row, and positions of sequences are
-        looked up too."""
+        """TorchRec's sharded collection, in which a rank may hold no rows, and sequences are looked
+        up by position."""
         sharded = super().shard(module, *arguments, **more)
         admit_empty_shards(sharded)
         look_up_positions(sharded, module.embedding_bag_configs())
@@ -99,7 +99,7 @@ class BagSharder(EmbeddingBagCollectionSharder):
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What a plan is made for: settings, ranks, ranks per host, and groups of tables to keep on one
+    """The input of a plan: settings, ranks, ranks per host, and groups of tables to keep on one
     rank."""
 
     settings: ShardingSettings
@@ -113,7 +113,7 @@ class PlanRequest:
         return self.world_size // self.local_size
 
     def kind(self, table: str) -> Kind | None:
-        """How ``table`` is split; None where the planner is free."""
+        """How ``table`` must be split; None if the planner is free."""
         fixed = self.settings.table_sharding.get(table)
         if fixed is not None:
             return fixed
@@ -125,14 +125,14 @@ class PlanRequest:
 def make_plan(model: nn.Module, request: PlanRequest, sharder: ModuleSharder[Any]) -> ShardingPlan:
     """A plan for every EmbeddingBagCollection of ``model``.
 
-    With ``table_groups`` (the towers of a partition) each group's tables sit whole on one rank;
-    groups go, largest first, to the rank with the fewest bytes. Tables that ``table_sharding``
-    names are split as it says in any case. Collective: call it on every rank.
+    With ``table_groups`` (the towers of a partition), each group's tables are whole on one rank;
+    groups go, largest first, to the rank with the fewest bytes. Tables named in ``table_sharding``
+    are always split as given there. Collective: call it on every rank.
 
     Raises:
-        InputError: ``table_sharding`` names no table, columns are split with row-wise AdaGrad
-            (TorchRec would silently run another algorithm), rows are split with int8 communication,
-            or tables do not fit ``memory_gb``.
+        InputError: ``table_sharding`` names an unknown table, columns are split with row-wise
+            AdaGrad (TorchRec would silently run another algorithm), rows are split with int8
+            communication, or tables do not fit into ``memory_gb``.
     """
     configs = [
         c for module in bag_collections(model).values() for c in module.embedding_bag_configs()
@@ -142,7 +142,7 @@ def make_plan(model: nn.Module, request: PlanRequest, sharder: ModuleSharder[Any
         [config for config in configs if request.kind(config.name) is not None], request
     )
     given = _fixed_plan(model, request, sharder, fixed) if fixed else ShardingPlan({})
-    # Where rows may be in the host's memory, the search chooses the kernels of all tables
+    # If rows may be in host memory, the search chooses the kernels of all tables
     if len(fixed) == len(configs) and not request.settings.host_memory_gb:
         _check_memory(model, plan_rows(model, given, request.settings), request)
         return given
@@ -171,7 +171,7 @@ def _fixed_plan(
     sharder: ModuleSharder[Any],
     fixed: Mapping[str, ParameterShardingGenerator],
 ) -> ShardingPlan:
-    """A plan that holds for the tables in ``fixed``; TorchRec wants one for all, the others are
+    """A plan for the tables in ``fixed``; TorchRec needs one for all tables, so the others are
     split by rows."""
     plan = ShardingPlan({})
     for path, module in bag_collections(model).items():
@@ -208,8 +208,8 @@ def bag_collections(model: nn.Module) -> dict[str, EmbeddingBagCollection]:
 def plan_rows(
     model: nn.Module, plan: ShardingPlan, settings: ShardingSettings
 ) -> list[dict[str, Any]]:
-    """One row per table: table, kind, ranks, bytes (weights and optimiser state over all ranks);
-    kernel and load_factor where the rows are in the host's memory."""
+    """One row per table: table, kind, ranks, bytes (weights and optimiser state over all ranks),
+    and kernel and load_factor if the rows are in host memory."""
     rows = []
     for path, module in bag_collections(model).items():
         placed = plan.plan[path]
@@ -238,7 +238,7 @@ def plan_rows(
 
 
 def table_bytes(config: EmbeddingBagConfig, settings: ShardingSettings) -> int:
-    """Bytes of a table's weights and of its optimiser state, which is float32 in any case."""
+    """Bytes of a table's weights and of its optimiser state, which is always float32."""
     rows, columns = config.num_embeddings, config.embedding_dim
     return shard_bytes(rows, columns, settings.table_precision, settings.table_optimizer)
 
@@ -246,8 +246,8 @@ def table_bytes(config: EmbeddingBagConfig, settings: ShardingSettings) -> int:
 def _fixed_shards(
     configs: list[EmbeddingBagConfig], request: PlanRequest
 ) -> dict[str, ParameterShardingGenerator]:
-    """How to place each table whose kind is given; tables and groups of tables go where the fewest
-    bytes are."""
+    """How to place each table whose kind is given; tables and groups of tables go to the rank or
+    host with the fewest bytes."""
     kinds: dict[str, Kind | None] = {config.name: request.kind(config.name) for config in configs}
     sizes = {config.name: table_bytes(config, request.settings) for config in configs}
     whole = [name for name, kind in kinds.items() if kind == "table_wise"]
@@ -267,7 +267,7 @@ def _fixed_shards(
 def _shards(
     config: EmbeddingBagConfig, kind: Kind | None, rank: int, host: int, request: PlanRequest
 ) -> ParameterShardingGenerator:
-    """One table on ``rank`` or ``host``, or over all ranks or hosts, as ``kind`` says."""
+    """One table on ``rank`` or ``host``, or over all ranks or hosts, depending on ``kind``."""
     local = [host * request.local_size + index for index in range(request.local_size)]
     match kind:
         case "data_parallel":
@@ -287,14 +287,14 @@ def _shards(
 
 
 def _column_places(config: EmbeddingBagConfig, places: list[int]) -> list[int]:
-    """As many of ``places`` as the table's columns divide over."""
+    """As many of ``places`` as the table's columns can be divided over."""
     vectors = config.embedding_dim // SMALLEST_COLUMN_SHARD
     shards = max(count for count in range(1, len(places) + 1) if vectors % count == 0)
     return places[:shards]
 
 
 def _table_column_wise(ranks: list[int]) -> ParameterShardingGenerator:
-    """Columns over the ranks of one host; TorchRec has no helper for it."""
+    """Columns over the ranks of one host; TorchRec has no helper for this."""
     split = column_wise(ranks=ranks)
 
     def generate(*arguments: Any) -> ParameterSharding:
@@ -304,8 +304,8 @@ def _table_column_wise(ranks: list[int]) -> ParameterShardingGenerator:
 
 
 def _grid(hosts: list[int]) -> ParameterShardingGenerator:
-    """A block of columns per host, its rows over the host's ranks; TorchRec's helper splits no
-    fewer than 256 columns."""
+    """A block of columns per host, with its rows over the host's ranks; TorchRec's helper does not
+    split fewer than 256 columns."""
 
     def generate(
         weight: nn.Parameter, local_size: int, world_size: int, device: str, _: ModuleSharder[Any]
@@ -334,8 +334,8 @@ def _grid(hosts: list[int]) -> ParameterShardingGenerator:
 def spread_groups(
     groups: list[list[str]], sizes: dict[str, int], world_size: int
 ) -> dict[str, int]:
-    """Rank of each table: groups stay together; the largest first, each to the rank with the fewest
-    bytes."""
+    """The rank of each table: groups stay together and go, largest first, to the rank with the
+    fewest bytes."""
     load = [0] * world_size
     placed: dict[str, int] = {}
     for group in sorted(groups, key=lambda g: (-sum(sizes[table] for table in g), g)):
@@ -348,8 +348,7 @@ def spread_groups(
 def _searched_plan(
     model: nn.Module, request: PlanRequest, fixed: list[dict[str, Any]]
 ) -> ShardingPlan:
-    """The plan that the planner predicts to be the fastest beside the rows of the ``fixed``
-    tables."""
+    """The plan that the planner predicts to be fastest, given the ``fixed`` tables."""
     modules = {
         c.name: path
         for path, m in bag_collections(model).items()
@@ -371,7 +370,7 @@ def _searched_plan(
 
 
 def _check_memory(model: nn.Module, rows: list[dict[str, Any]], request: PlanRequest) -> None:
-    """Check what is held in memory; files are checked by reserving them."""
+    """Check what is held in memory; space for files is checked when it is reserved."""
     settings = request.settings
     needed = needed_bytes(model, settings, request.hosts, request.local_size, rows)
     if max(needed) > settings.memory_gb * BYTES_PER_GIB:
@@ -394,8 +393,7 @@ def _too_large(request: PlanRequest, what: str) -> str:
 
 
 def local_shards(value: Tensor) -> list[tuple[Tensor, int, int]]:
-    """(weight, first row, first column) of each shard that this rank holds of a state_dict
-    entry."""
+    """(weight, first row, first column) of each of this rank's shards in a state_dict entry."""
     if isinstance(value, ShardedTensor):
         return [
             (s.tensor, s.metadata.shard_offsets[0], s.metadata.shard_offsets[1])
@@ -405,9 +403,10 @@ def local_shards(value: Tensor) -> list[tuple[Tensor, int, int]]:
 
 
 def gather_shards(value: ShardedTensor) -> Tensor | None:
-    """The whole of ``value`` in the memory of rank 0's host, None on the other ranks; collective.
+    """The whole tensor ``value`` in the memory of rank 0's host, None on the other ranks;
+    collective.
 
-    One shard at a time: no GPU has to hold a table that several are needed for.
+    It moves one shard at a time, so no GPU has to hold a table that needs several.
     """
     rank, mine = distributed.get_rank(), iter(value.local_shards())
     whole = torch.empty(value.metadata().size, dtype=value.dtype) if rank == 0 else None

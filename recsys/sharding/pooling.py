@@ -1,7 +1,7 @@
-"""Mean pooling where a table's rows are split: summed over ranks, then divided by the number of
-ids.
+"""Mean pooling for tables with split rows: sum over ranks, then divide by the number of ids.
 
-TorchRec divides by that number plus 1e-6, also other tables' features, and for grids not at all.
+TorchRec divides by this number plus 1e-6, also for other tables' features, and does not divide at
+all for grids.
 """
 
 from typing import Any, cast
@@ -21,10 +21,10 @@ from recsys.planning.tables import SHARDINGS, Kind
 
 
 class MeanPooling:
-    """Divides the pooled sums by the numbers of ids; a forward hook of a sharded collection.
+    """Divides pooled sums by the numbers of ids; a forward hook of a sharded collection.
 
     Args:
-        features: by the key of the sum.
+        features: feature names by the key of the sum.
     """
 
     def __init__(self, features: dict[str, str]) -> None:
@@ -33,7 +33,7 @@ class MeanPooling:
     def __call__(
         self, module: nn.Module, inputs: tuple[Any, ...], output: LazyAwaitable[KeyedTensor]
     ) -> None:
-        """Divide once ``output`` is waited for."""
+        """Divide once ``output`` has been waited for."""
         sparse: KeyedJaggedTensor = inputs[0]
         lengths = sparse.lengths().view(len(sparse.keys()), -1)  # [F, B]
         counts = {
@@ -46,8 +46,8 @@ class MeanPooling:
 def sum_split_rows(
     collection: EmbeddingBagCollection, plan: ShardingPlan, path: str
 ) -> MeanPooling | None:
-    """Make mean-pooled tables of ``collection`` whose rows ``plan`` splits sum-pooled; the hook
-    that divides."""
+    """Switch mean-pooled tables of ``collection`` whose rows ``plan`` splits to sum pooling;
+    returns the hook that divides."""
     placed = plan.plan[path]
     assert isinstance(placed, EmbeddingModuleShardingPlan)
     features: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""How tables are split over ranks and hosts, and what travels between them."""
+"""Settings for splitting tables over ranks and hosts, and for communication between these."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,8 +50,7 @@ class HostSettings(Settings):
 
     Attributes:
         world_size: ranks over all nodes.
-        ranks_per_host: ranks of a host, as the hierarchical sharding kinds see it; null:
-            LOCAL_WORLD_SIZE.
+        ranks_per_host: ranks per host for the hierarchical sharding kinds; null: LOCAL_WORLD_SIZE.
         device: cpu or cuda.
     """
 
@@ -159,7 +158,7 @@ class ShardingSettings(HostSettings):
 
 
 def inexact(kind: Kind, optimizer: str, table: str) -> str:
-    """Why ``table`` is not split as ``kind``."""
+    """The reason why ``table`` may not be split as ``kind``."""
     return (
         f"{kind} changes what {optimizer} computes for {table}; use table_wise, row_wise, "
         "table_row_wise or data_parallel, or table_optimizer adagrad"
@@ -167,7 +166,7 @@ def inexact(kind: Kind, optimizer: str, table: str) -> str:
 
 
 def no_int8(kind: Kind, table: str) -> str:
-    """Why ``table``, split as ``kind``, is not sent as int8."""
+    """The reason why ``table``, split as ``kind``, cannot be sent as int8."""
     return (
         f"int8 does not work with {kind} of {table}, whose parts are added up on the way "
         "(reduce-scatter); use fp16 or bf16, or split the table table_wise, column_wise, "
@@ -176,7 +175,7 @@ def no_int8(kind: Kind, table: str) -> str:
 
 
 def _by_table(kinds: str | dict[str, Kind] | None) -> dict[str, Kind]:
-    """The kinds that are given, by the tables that they are for."""
+    """The given kinds, by description of their tables."""
     if isinstance(kinds, dict):
         return kinds
     return {"every table": cast(Kind, kinds)} if kinds in SHARDINGS else {}
@@ -186,7 +185,7 @@ def check_table_names(settings: ShardingSettings, tables: Sequence[str]) -> None
     """Check that ``table_sharding`` names only ``tables``.
 
     Raises:
-        InputError: it names another.
+        InputError: it names another table.
     """
     for table in settings.table_sharding:
         if table not in tables:

@@ -1,4 +1,4 @@
-"""A plan as TorchRec's ShardingPlan, for DistributedModelParallel."""
+"""Convert a plan to TorchRec's ShardingPlan, for DistributedModelParallel."""
 
 from collections.abc import Mapping
 
@@ -17,13 +17,13 @@ from recsys.upstream import EnumerableShardingSpec, ShardMetadata
 
 
 def to_torchrec_plan(plan: Plan, topology: Topology, modules: Mapping[str, str]) -> ShardingPlan:
-    """``plan`` for the embedding collections of a model.
+    """``plan`` as a ShardingPlan for the embedding collections of a model.
 
     Args:
-        modules: path of the collection that holds each table, e.g. {"table_shop": "embeddings"}.
+        modules: path of the collection that contains each table, e.g. {"table_shop": "embeddings"}.
 
     Raises:
-        InputError: a table of one is not in the other.
+        InputError: ``plan`` and ``modules`` have different tables.
     """
     planned = {table.table for table in plan.tables}
     strangers = sorted(planned ^ set(modules))

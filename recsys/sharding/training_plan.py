@@ -1,5 +1,5 @@
-"""The planner for the engine: its tables and settings as a model to plan, the plan as
-TorchRec's."""
+"""Run the planner for the engine: convert its tables and settings to a model to plan, and the plan
+to TorchRec's."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -22,12 +22,12 @@ from recsys.sharding.settings import ShardingSettings
 from recsys.sharding.torchrec_plan import to_torchrec_plan
 from recsys.units import BYTES_PER_GIB, MEGA
 
-FLOPS_PER_WEIGHT = 2  # of a sample's forward pass through linear layers
+FLOPS_PER_WEIGHT = 2  # in a sample's forward pass through linear layers
 
 
 def training_topology(settings: ShardingSettings, hosts: int, ranks_per_host: int) -> Topology:
-    """The ranks of a training run: ``memory_gb`` each of them, and ``host_memory_gb`` beside a
-    GPU's."""
+    """The ranks of a training run: ``memory_gb`` for each, plus ``host_memory_gb`` next to a
+    GPU."""
     found = settings.hardware
     own = found.model_copy(update={"hbm": found.hbm or found.ddr, "ssd": None})
     in_hosts = int(settings.host_memory_gb * BYTES_PER_GIB) * ranks_per_host
@@ -41,10 +41,10 @@ def needed_bytes(
     ranks_per_host: int,
     rows: Sequence[Mapping[str, Any]],
 ) -> list[int]:
-    """Bytes of memory that each rank is predicted to need for the plan ``rows`` of ``model`` (not
-    sharded): what the process itself takes, tables, their state and gradients, buffers.
+    """Predicted bytes of memory per rank for the plan ``rows`` of the unsharded ``model``: the
+    process itself, tables, their state and gradients, buffers.
 
-    With tables in files only data_parallel tables count; 0 where there is none.
+    With tables in files, only data_parallel tables count; 0 if there are none.
     """
     planned = planned_model(model, settings, hosts * ranks_per_host)
     if settings.table_memory == "file":
@@ -67,7 +67,7 @@ def _capacity(settings: ShardingSettings, ranks_per_host: int) -> int:
 
 
 def planned_model(model: nn.Module, settings: ShardingSettings, world_size: int) -> PlannedModel:
-    """``model`` as the planner sees it; nothing is read but shapes. Tables with mean pooling are
+    """``model`` in the planner's form; only shapes are read. Mean-pooled tables are taken as
     lists."""
     collections = [
         module for module in model.modules() if isinstance(module, EmbeddingBagCollection)
@@ -95,11 +95,10 @@ def planned_model(model: nn.Module, settings: ShardingSettings, world_size: int)
 def search(
     model: PlannedModel, topology: Topology, fixed: Mapping[str, Way] | None = None
 ) -> Plan | None:
-    """The plan with the shortest predicted step: of all kinds together, and of each kind alone, but
-    for ``fixed``.
+    """The plan with the shortest predicted step among searches with all kinds together and with
+    each kind alone, given ``fixed``.
 
-    Each kind in use costs exchanges of its own, which the search for all kinds together does not
-    see.
+    Each kind in use adds its own exchanges, a cost that the search over all kinds does not see.
     """
     kinds = model.allowed_kinds()
     subsets = [list(kinds), *([kind] for kind in kinds)]
@@ -114,8 +113,8 @@ def search(
 def predict_training(
     model: nn.Module, settings: ShardingSettings, world_size: int, rows: Sequence[Mapping[str, Any]]
 ) -> Plan:
-    """Predicted time and memory of the engine's plan of ``model`` (not sharded), whose ``rows``
-    are one per table."""
+    """Predicted time and memory of the engine's plan for the unsharded ``model``, with one of
+    ``rows`` per table."""
     local = local_size(settings.ranks_per_host, world_size)
     topology = training_topology(settings, world_size // local, local)
     return assess(planned_model(model, settings, world_size), topology, ways_of(rows, local))
@@ -129,11 +128,11 @@ def collective_plan(
     modules: Mapping[str, str],
     fixed: Sequence[Mapping[str, Any]] = (),
 ) -> ShardingPlan | None:
-    """The plan that rank 0 finds, on every rank; None where none fits. Collective.
+    """The plan that rank 0 finds, on every rank; None if none fits. Collective.
 
     Args:
-        modules: path of the collection that holds each table.
-        fixed: table, kind and ranks of those that are split already.
+        modules: path of the collection that contains each table.
+        fixed: rows with table, kind and ranks for tables that are already placed.
     """
     topology = training_topology(settings, hosts, ranks_per_host)
     answer: list[Plan | None] = [None]

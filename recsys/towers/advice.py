@@ -1,4 +1,4 @@
-"""Flat or towers on a cluster, how many and how narrow: every choice priced by
+"""Flat or towers on a cluster, how many and how narrow: the cost of every choice by
 recsys/towers/step_costs.py."""
 
 from dataclasses import dataclass, replace
@@ -34,7 +34,7 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
 
 class AdvisedModel(Settings):
-    """A model to advise on: equal tables, the layers above them, and the batch of a rank.
+    """A model to advise on: equal tables, the layers above them, and a rank's batch size.
 
     Attributes:
         batch_size: examples per rank.
@@ -42,7 +42,7 @@ class AdvisedModel(Settings):
         ids_per_example: ids per example, over all features; null: one per feature.
         dense_features: number of dense features.
         model: the flat model.
-        tower_module: what its towers would do.
+        tower_module: the module that its towers would have.
         compressions: how many times narrower than an embedding a tower's vectors may be; the effect
             on quality is not predicted.
         forward: precision of embeddings or tower outputs between hosts.
@@ -64,7 +64,8 @@ class AdvisedModel(Settings):
 
 @dataclass(frozen=True)
 class Wire:
-    """Formats between ranks: embeddings or tower outputs forward and backward, dense gradients."""
+    """Number formats between ranks: embeddings or tower outputs, forward and backward, and dense
+    gradients."""
 
     forward: Precision
     backward: Precision
@@ -73,8 +74,7 @@ class Wire:
 
 @dataclass(frozen=True)
 class Choice:
-    """A way to train: what it is called, what it is in settings (``key=value``), and what it
-    costs."""
+    """A way to train: its name, its settings (``key=value``), and its cost."""
 
     name: str
     hosts: Hosts
@@ -87,10 +87,10 @@ class Choice:
 
 
 def choices(model: AdvisedModel, cluster: TowerCluster, hosts: int) -> list[Choice]:
-    """Flat, the transform alone, and towers of every number and compression; the fastest first.
+    """Flat, the transform alone, and towers in every number and compression; fastest first.
 
     Raises:
-        InputError: a tower module does not fit the model.
+        InputError: a tower module does not suit the model.
     """
     layout = Hosts(hosts, cluster.ranks_per_host)
     priced = [
@@ -117,13 +117,13 @@ def choices(model: AdvisedModel, cluster: TowerCluster, hosts: int) -> list[Choi
 
 
 def tower_counts(hosts: int, features: int) -> list[int]:
-    """Numbers of towers, one tower per group of hosts: divisors of ``hosts`` from 2 on, no more
-    than features."""
+    """Possible numbers of towers, one per group of hosts: divisors of ``hosts`` from 2 on, at most
+    the number of features."""
     return [count for count in range(2, hosts + 1) if hosts % count == 0 and count <= features]
 
 
 def tower_dimensions(model: AdvisedModel) -> list[int]:
-    """Widths of the towers' vectors that ``compressions`` allow."""
+    """Widths of the towers' vectors allowed by ``compressions``."""
     whole = model.model.embedding_dimension
     found = [
         whole // ratio
@@ -134,8 +134,7 @@ def tower_dimensions(model: AdvisedModel) -> list[int]:
 
 
 def work_of(model: AdvisedModel, towers: int | None, dimension: int = 0) -> Work:
-    """What a rank does in a step, overlap on; ``towers`` None: flat. Counted on a model without
-    memory."""
+    """A rank's work in a step with overlap, counted on a meta model; ``towers`` None: flat."""
     wire = Wire(model.forward, model.backward, model.gradients)
     work = ranker_work(
         advised_ranker(model, towers, dimension), model.batch_size, wire, ids_ahead=True
@@ -146,8 +145,8 @@ def work_of(model: AdvisedModel, towers: int | None, dimension: int = 0) -> Work
 
 
 def ranker_work(ranker: Ranker, batch: int, wire: Wire, ids_ahead: bool) -> Work:
-    """What a rank does in a step of ``ranker``, an id a feature; with the transform if it has
-    towers."""
+    """A rank's work in a step of ``ranker``, with one id per feature, and with the transform if it
+    has towers."""
     cost = ranker_cost(ranker)
     own = sum(parameter.numel() for parameter in ranker.interaction.towers.parameters())
     widths = [tower_width(tower) for tower in ranker.interaction.towers]
@@ -171,13 +170,13 @@ def ranker_work(ranker: Ranker, batch: int, wire: Wire, ids_ahead: bool) -> Work
 
 
 def advised_ranker(model: AdvisedModel, towers: int | None, dimension: int = 0) -> Ranker:
-    """The ranker on meta tables, its features dealt to ``towers`` towers by stride."""
+    """The ranker with meta tables and its features assigned to ``towers`` towers by stride."""
     names = [f"feature_{index}" for index in range(model.features)]
     schema = Schema(
         dataset="advice",
         dense=[
             f"dense_{index}" for index in range(model.dense_features // 2)
-        ],  # a value and a missing mark each
+        ],  # a value and a missing indicator each
         categorical=[CategoricalFeature(name, 1) for name in names],
         domains=["all"],
         windows=[],
@@ -194,10 +193,11 @@ def advised_ranker(model: AdvisedModel, towers: int | None, dimension: int = 0) 
 
 
 def check_hosts(hosts: int, features: int, path: Path) -> None:
-    """Refuse what no tower can be placed on.
+    """Refuse numbers of hosts on which no tower can be placed.
 
     Raises:
-        InputError: one host, or no number of towers divides the hosts and is at most the features.
+        InputError: there is one host, or no number of towers both divides the hosts and is at most
+            the number of features.
     """
     if hosts == 1:
         raise InputError("--hosts 1: nothing crosses hosts, so towers move nothing; give 2 or more")

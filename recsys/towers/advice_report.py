@@ -1,5 +1,4 @@
-"""Advice for a person: every choice by what its step is spent on, and why the first is the
-first."""
+"""Show advice: where each choice spends its step, and why the first one is best."""
 
 from dataclasses import fields
 
@@ -11,13 +10,14 @@ from recsys.towers.advice import Choice
 from recsys.towers.step_costs import StepTime, TowerCluster
 from recsys.units import MEGA
 
-SMALL_GAIN = 1.02  # below it the measurements behind the constants do not tell two choices apart
+# Below this, the measurements behind the constants cannot distinguish two choices
+SMALL_GAIN = 1.02
 SMALLEST_SHOWN_MS = 0.005  # half of the last digit printed
 WIDEST = 1000  # characters
 LIMITED_BY = {
     "compute": "the dense part's FLOPs",
-    "fixed": "what a step costs whatever the model",
-    "copies": "lookups and shuffles in memory",
+    "fixed": "the fixed cost of a step",
+    "copies": "look-ups and shuffles in memory",
     "ids": "ids on the network",
     "inside": "exchange inside the hosts",
     "across": "exchange across hosts",
@@ -27,12 +27,12 @@ LIMITED_BY = {
 
 
 def print_advice(found: list[Choice], cluster: TowerCluster, rows: int, console: Console) -> None:
-    """A table of the fastest ``rows`` choices and the flat one, then what to do and why."""
+    """Print a table of the fastest ``rows`` choices and the flat one, then what to do and why."""
     flat = next(choice for choice in found if choice.towers == 0)
     shown = found[:rows] + ([flat] if flat not in found[:rows] else [])
     grid = _grid(shown, flat)
     whole = console.measure(grid, options=console.options.update_width(WIDEST))
-    # A narrow terminal folds a line; no number is left out
+    # A narrow terminal wraps a line; no number is dropped
     console.width = max(console.width, whole.maximum)
     console.print(grid)
     if len(found) > len(shown):

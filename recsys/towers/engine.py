@@ -1,4 +1,4 @@
-"""An engine for a model with towers."""
+"""Create an engine for a model with towers."""
 
 from torch import nn
 
@@ -16,11 +16,11 @@ def tower_engine(
     partition: Partition | None,
     side: SideModel | None = None,
 ) -> Engine:
-    """An engine that keeps each tower on its hosts where ``settings.tower_transform`` says so.
+    """An engine that keeps each tower on its hosts if ``settings.tower_transform`` is set.
 
     Args:
-        model, settings, seed, side: as :class:`Engine` has them.
-        partition: the model's towers; None for a model without.
+        model, settings, seed, side: as for :class:`Engine`.
+        partition: the model's towers; None for a model without towers.
 
     Raises:
         InputError: no plan fits the settings, or the hosts do not fit the towers.

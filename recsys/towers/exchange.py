@@ -1,5 +1,5 @@
-"""What crosses hosts under the tower transform: ids to the towers, tower outputs back (DMT, arXiv
-2403.00877, 3.1)."""
+"""The exchange between hosts under the tower transform: ids to the towers, tower outputs back (DMT,
+arXiv 2403.00877, section 3.1)."""
 
 import torch
 from torch import Tensor
@@ -11,16 +11,18 @@ from recsys.towers.ids import IdExchange, IdsOnTheirWay
 
 
 class PeerExchange:
-    """All-to-alls between the ranks of equal place on each group of hosts.
+    """All-to-alls between the ranks with the same position in each group of hosts.
 
-    Every rank sends its examples' ids to its peers, each the features of its own towers; each then
-    holds the examples of all peers for its towers, and sends their outputs back. The backward pass
-    divides by the number of peers, as TorchRec's other exchanges divide by theirs.
+    Every rank sends its examples' ids to its peers, to each one the features of its towers. Each
+    rank then has the examples of all peers for its own towers, and sends their outputs back. The
+    backward pass divides by the number of peers, just as TorchRec's other exchanges divide by
+    theirs.
 
     Args:
         ids: between the ranks of a process group, one per group of hosts.
-        outputs: (position of the tower in the model, width O) of each group's towers, in its order.
-        codecs: how outputs and their gradients are quantised on the wire; None: as they are.
+        outputs: (position of the tower in the model, width O) of each group's towers, in the
+            group's order.
+        codecs: how outputs and their gradients are quantised on the wire; None: unchanged.
     """
 
     def __init__(
@@ -39,10 +41,10 @@ class PeerExchange:
         self._order = sorted(range(len(arrived)), key=lambda place: arrived[place][0])
 
     def exchange_ids(self, sparse: KeyedJaggedTensor) -> KeyedJaggedTensor:
-        """Ids of B examples, all features -> ids of the peers' B examples each, the features of
-        this group.
+        """Ids of B examples for all features -> ids of the peers' B examples each, for this group's
+        features.
 
-        Those that :meth:`start_ids` sent ahead have arrived or are waited for.
+        If :meth:`start_ids` sent them ahead, this waits for their arrival.
         """
         for ahead in self._ahead:
             if ahead.sparse is sparse:
@@ -51,26 +53,26 @@ class PeerExchange:
         return self._start(sparse).arrived()
 
     def start_ids(self, sparse: KeyedJaggedTensor) -> None:
-        """Begin a coming :meth:`exchange_ids`, which has to be called with the same object."""
+        """Start a later :meth:`exchange_ids`, which must be called with the same object."""
         self._ahead.append(self._start(sparse))
 
     def send_ids(self) -> None:
-        """Send what is left of what has begun; this waits for the peers' numbers of ids, not for
-        those ids."""
+        """Send the rest of an exchange that has started; this waits for the peers' numbers of ids,
+        not for the ids."""
         for ahead in self._ahead:
             ahead.send()
 
     def forget_ids(self) -> None:
-        """Expect none of what was sent ahead."""
+        """Discard exchanges that were started ahead."""
         self._ahead = []
 
     def _start(self, sparse: KeyedJaggedTensor) -> IdsOnTheirWay:
         return self._ids.start(sparse)
 
     def exchange_outputs(self, outputs: list[Tensor]) -> list[Tensor]:
-        """This group's tower outputs [peers * B, O] -> those of all towers, [B, O], in the model's
+        """This group's tower outputs [peers * B, O] -> outputs [B, O] of all towers, in the model's
         order."""
-        # One type on every host, also where a tower is the identity and so not cast.
+        # One type on every host, also if a tower is the identity and so not cast.
         dtype = (
             torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
         )

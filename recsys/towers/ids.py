@@ -1,10 +1,11 @@
-"""Ids on their way to the towers: nothing is sent that the receiver knows (DMT, arXiv 2403.00877,
+"""Send ids to the towers, without anything that the receiver knows already (DMT, arXiv 2403.00877,
 section 3.1, step a).
 
-TorchRec's exchange sends sizes, a length an example and feature, then the ids, all int64. Every
-rank has as many examples, and most features one id an example; so the first of two messages has a
-size that all ranks know: those features' ids, and the numbers of ids of the others. What these
-numbers count is the second. In int32 where every id fits.
+TorchRec's exchange sends sizes, then a length per example and feature, then the ids, all as int64.
+But every rank has the same number of examples, and most features have one id per example. So two
+messages are enough. The first has a size that all ranks know: the ids of single-id features, and
+the numbers of ids of the others. The second contains the ids so counted. Both are int32 if every id
+fits.
 """
 
 import torch
@@ -14,13 +15,13 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 
 class IdExchange:
-    """All-to-alls of ids between the ranks of equal place on each group of hosts.
+    """All-to-alls of ids between the ranks with the same position in each group of hosts.
 
     Args:
-        peers: process group, one rank per group of hosts, each with as many examples.
-        features: names that each group of hosts looks up.
-        lists: those that have any number of ids per example; the others have one.
-        dtype: of ids on the wire.
+        peers: process group with one rank per group of hosts, all with the same number of examples.
+        features: names of the features that each group of hosts looks up.
+        lists: features with any number of ids per example; the others have one.
+        dtype: type of ids on the wire.
     """
 
     def __init__(
@@ -32,15 +33,15 @@ class IdExchange:
         self.dtype = dtype
 
     def start(self, sparse: KeyedJaggedTensor) -> "IdsOnTheirWay":
-        """Begin to send the ids of B examples, of all features."""
+        """Start to send the ids of B examples for all features."""
         return IdsOnTheirWay(self, sparse)
 
 
 class IdsOnTheirWay:
-    """An exchange of the ids ``sparse`` that has begun.
+    """A started exchange of the ids ``sparse``.
 
     Raises:
-        ValueError: a feature that is no list has not one id an example.
+        ValueError: a feature that is not a list does not have one id per example.
     """
 
     def __init__(self, exchange: IdExchange, sparse: KeyedJaggedTensor) -> None:
@@ -65,8 +66,8 @@ class IdsOnTheirWay:
         self._counts: list[list[int]] = []
 
     def send(self) -> None:
-        """Wait for the first message, whose numbers of ids tell what is in the second, and send
-        that, once."""
+        """Wait for the first message, whose numbers of ids give the size of the second, and send
+        the second, once."""
         if self._lengths is not None:
             return
         arrived = self._first.arrived().view(
@@ -90,7 +91,7 @@ class IdsOnTheirWay:
             )
 
     def arrived(self) -> KeyedJaggedTensor:
-        """The ids of the peers' B examples each, of this group's features."""
+        """The ids of the peers' B examples each, for this group's features."""
         self.send()
         assert self._lengths is not None
         values = (
@@ -101,7 +102,7 @@ class IdsOnTheirWay:
         return KeyedJaggedTensor(self._own, values.long(), lengths=self._lengths.flatten().long())
 
     def _mixed(self, ids: Tensor) -> list[Tensor]:
-        """The ids of each feature, one after the other; those of lists come by peer and list."""
+        """The ids of each feature, concatenated; those of lists are ordered by peer and list."""
         parts = iter(ids.split([count for counts in self._counts for count in counts]))
         by_peer = [[next(parts) for _ in counts] for counts in self._counts]
         lists = iter([torch.cat(chunks) for chunks in zip(*by_peer, strict=True)])
@@ -110,7 +111,7 @@ class IdsOnTheirWay:
 
 
 class _Message:
-    """An all-to-all under way: ``sent`` laid one after the other, by rank."""
+    """A running all-to-all of the tensors ``sent``, concatenated by rank."""
 
     def __init__(
         self, sent: list[Tensor], sizes: list[int], arriving: list[int], exchange: IdExchange
@@ -122,8 +123,8 @@ class _Message:
         )
 
     def arrived(self) -> Tensor:
-        """What the others sent, by rank."""
-        assert self._work is not None  # this rank is one of the group
+        """What the other ranks sent, by rank."""
+        assert self._work is not None  # this rank is in the group
         self._work.wait()
         return self.buffer
 

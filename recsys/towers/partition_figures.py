@@ -1,4 +1,4 @@
-"""Pictures of a partition, the same bytes for the same partition."""
+"""Figures of a partition; the same partition gives the same bytes."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ SIZE_INCHES = (8, 7)
 
 
 def draw_affinity(partition: Partition, path: Path) -> None:
-    """Heat map of the affinity, features ordered by tower, towers framed."""
+    """Draw a heat map of the affinity, with features ordered by tower and towers framed."""
     order = [partition.features.index(name) for tower in partition.towers for name in tower]
     with figure_of(path, SIZE_INCHES) as figure:
         axes = figure.subplots()
@@ -33,7 +33,7 @@ def draw_affinity(partition: Partition, path: Path) -> None:
 
 
 def draw_map(partition: Partition, path: Path) -> None:
-    """The first two coordinates of each feature, coloured by tower."""
+    """Draw the first two coordinates of each feature, coloured by tower."""
     with figure_of(path, SIZE_INCHES) as figure:
         axes = figure.subplots()
         points = np.array(partition.coordinates)

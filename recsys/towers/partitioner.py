@@ -19,21 +19,21 @@ from recsys.models.partition_file import Partition
 from recsys.towers.settings import PartitionSettings
 
 Array = NDArray[np.float64]
-DECIMALS = 6  # of the numbers in partition.json
+DECIMALS = 6  # of numbers in partition.json
 SMALLEST_DISTANCE = 1e-12
-ROUNDS = 20  # of weighted k-means; it mostly stands still before
-RELATIVE_GAP = 1e-3  # of the cost of an assignment to the best possible
+ROUNDS = 20  # of weighted k-means, which usually converges earlier
+RELATIVE_GAP = 1e-3  # of an assignment's cost to the best possible
 WEIGHT_TOLERANCE = 1e-9
 
 
 def partition_by_affinity(
     features: list[str], affinity: Array, settings: PartitionSettings, weights: Array | None = None
 ) -> Partition:
-    """Towers from the affinity of features, [F, F] in [0, 1]; ``weights`` [F] > 0 for a balance
+    """Towers from the features' affinity, [F, F] in [0, 1]; ``weights`` [F] > 0 are for a balance
     other than count.
 
     Raises:
-        InputError: more towers than features.
+        InputError: there are more towers than features.
     """
     _check_count(features, settings)
     if settings.strategy == "spectral":
@@ -58,10 +58,11 @@ def partition_by_affinity(
 def partition_without_probe(
     features: list[str], settings: PartitionSettings, weights: Array | None = None
 ) -> Partition:
-    """Towers by stride, at random, greedily by ``weights`` [F] (1 each by default) or by hand.
+    """Towers by stride, at random, greedily by ``weights`` [F] (default 1 each) or by hand.
 
     Raises:
-        InputError: more towers than features, or manual towers that do not hold each feature once.
+        InputError: there are more towers than features, or manual towers do not contain each
+            feature once.
     """
     if settings.strategy == "manual":
         partition = Partition("manual", settings.manual_towers, features, settings.balance_ratio)
@@ -90,10 +91,11 @@ def partition_without_probe(
 
 
 def embed_distances(distances: Array, settings: PartitionSettings) -> tuple[Array, float]:
-    """Points [F, dimensions] whose distances follow ``distances`` [F, F], and the stress left.
+    """Points [F, dimensions] whose distances approximate ``distances`` [F, F], and the remaining
+    stress.
 
-    Minimises the sum over pairs of (|x_i - x_j| - d_ij)^2 with Adam; the best of ``restarts``
-    starts.
+    Minimises the sum over pairs of (|x_i - x_j| - d_ij)^2 with Adam; returns the best of
+    ``restarts`` starts.
     """
     target = torch.from_numpy(np.asarray(distances, dtype=np.float64))
     count = target.shape[0]
@@ -107,7 +109,7 @@ def embed_distances(distances: Array, settings: PartitionSettings) -> tuple[Arra
         )
         for restart in range(settings.restarts)
     ]
-    # All starts in one step: for so few numbers, starting an operation is what takes the time
+    # All starts in one step: with so few numbers, launching operations takes most of the time
     points = torch.stack(starts).requires_grad_()
     optimizer = torch.optim.Adam([points], lr=settings.learning_rate)
     stress = torch.zeros(settings.restarts)
@@ -123,10 +125,10 @@ def embed_distances(distances: Array, settings: PartitionSettings) -> tuple[Arra
 
 
 def balanced_clusters(points: Array, clusters: int, ratio: float, seed: int) -> NDArray[np.int64]:
-    """Cluster of each point, [F]: k-means whose largest cluster has at most ``ratio`` times the
-    smallest's points.
+    """The cluster of each point, [F], by k-means whose largest cluster has at most ``ratio`` times
+    the points of the smallest.
 
-    Where no such sizes exist (a ratio of 1 that does not divide), sizes differ by one at most.
+    If no such sizes exist (ratio 1 with an indivisible number), sizes differ by at most one.
     """
     fits: list[Any] = []
     for smallest, largest in _size_bounds(len(points), clusters, ratio):
@@ -143,7 +145,8 @@ def _size_bounds(points: int, clusters: int, ratio: float) -> list[tuple[int, in
 
 
 def greedy_clusters(weights: Array, clusters: int) -> NDArray[np.int64]:
-    """Cluster of each weight, [F]: the next heaviest to the lightest cluster; none is empty."""
+    """The cluster of each weight, [F]: the next heaviest goes to the lightest cluster; none is
+    empty."""
     labels = np.zeros(len(weights), dtype=np.int64)
     load, count = np.zeros(clusters), np.zeros(clusters)
     for item in np.argsort(-weights, kind="stable"):
@@ -155,8 +158,8 @@ def greedy_clusters(weights: Array, clusters: int) -> NDArray[np.int64]:
 
 
 def weight_bound(weights: Array, clusters: int, ratio: float) -> float:
-    """The most that a cluster may weigh: ``ratio`` times the mean, or what greedy needs if that is
-    more."""
+    """The largest weight of a cluster: ``ratio`` times the mean, or what the greedy assignment
+    needs if that is more."""
     greedy = np.bincount(
         greedy_clusters(weights, clusters), weights=weights, minlength=clusters
     ).max()
@@ -166,10 +169,10 @@ def weight_bound(weights: Array, clusters: int, ratio: float) -> float:
 def weighted_clusters(
     points: Array, weights: Array, settings: PartitionSettings
 ) -> NDArray[np.int64]:
-    """Cluster of each point, [F]: k-means under :func:`weight_bound`, no cluster empty.
+    """The cluster of each point, [F], by k-means under :func:`weight_bound`; no cluster is empty.
 
-    Each round assigns all points at once, the cheapest way that the bound allows (an integer
-    program, scipy's HiGHS). The best of ``restarts`` starts.
+    Each round assigns all points at once, in the cheapest way that the bound allows (an integer
+    program, solved by scipy's HiGHS). Returns the best of ``restarts`` starts.
     """
     clusters, bound = (
         settings.towers,
@@ -191,8 +194,8 @@ def weighted_clusters(
 
 
 def _assign(costs: NDArray[np.floating], weights: Array) -> NDArray[np.int64]:
-    """The cheapest cluster of each point, [F], at most 1 of weight and at least one point in each
-    of [F, clusters]."""
+    """The cheapest assignment of points to clusters, [F], for ``costs`` [F, clusters], with total
+    weight at most 1 and at least one point per cluster."""
     points, clusters = costs.shape
     once = kron(eye_array(points), np.ones((1, clusters)))
     load = kron(weights[None, :], eye_array(clusters))
@@ -223,7 +226,7 @@ def _spectral_coordinates(affinity: Array, settings: PartitionSettings) -> Array
 
 
 def _stretched(distances: Array) -> Array:
-    """The distances of pairs mapped onto [0, 1]; those of a feature to itself are not used."""
+    """The distances of pairs, mapped onto [0, 1]; a feature's distance to itself is not used."""
     pairs = distances[~np.eye(len(distances), dtype=bool)]
     if not pairs.size or pairs.max() == pairs.min():
         return distances
@@ -246,7 +249,7 @@ def _partition(
     affinity: Array | None = None,
     coordinates: Array | None = None,
 ) -> Partition:
-    """A partition in a canonical order: features as in the data, towers by their first feature."""
+    """A partition in canonical order: features as in the data, towers by their first feature."""
     towers = sorted(
         (sorted(tower, key=features.index) for tower in members), key=lambda t: features.index(t[0])
     )

@@ -1,6 +1,7 @@
-"""Learn a partition: train a small probe on the first windows, then compare its features'
-embeddings."""
+"""Learn a partition: train a small probe on the first windows, then compare the embeddings of its
+features."""
 
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from itertools import islice
@@ -35,11 +36,11 @@ from recsys.units import FLOAT_BYTES
 def learn_partition(
     windows_dir: Path, settings: PartitionSettings, train: TrainSettings, output_dir: Path
 ) -> Partition:
-    """Write partition.json, and figures/{affinity,map}.png where a probe was trained, in
+    """Write partition.json and, if a probe was trained, figures/{affinity,map}.png to
     ``output_dir``.
 
     Raises:
-        InputError: the windows are missing or the settings do not fit their features.
+        InputError: the windows are missing, or the settings do not suit their features.
     """
     reader = WindowReader(windows_dir)
     features = [feature.name for feature in reader.schema.categorical]
@@ -47,7 +48,14 @@ def learn_partition(
     pieces, weights = cut_features(features, feature_weights(reader, settings, train), settings)
     of_piece = [features.index(piece.feature) for piece in pieces]
     features = [piece.name for piece in pieces]
-    if settings.strategy not in PROBED:
+    if len(features) < settings.towers and settings.strategy != "manual":
+        print(
+            f"partition: {len(features)} towers, one per categorical feature; partition.towers "
+            f"asks for {settings.towers}",
+            file=sys.stderr,
+        )
+        settings = settings.model_copy(update={"towers": len(features)})
+    if settings.strategy not in PROBED or len(features) == 1:
         partition = partition_without_probe(features, settings, weights)
     else:
         arguments = (windows_dir, settings, train)
@@ -67,7 +75,7 @@ def learn_partition(
 def cut_features(
     features: list[str], weights: NDArray[np.float64], settings: PartitionSettings
 ) -> tuple[list[Piece], NDArray[np.float64]]:
-    """What is to be partitioned, P features or slices of them, and the weights, [P]; see
+    """The P features, or slices of them, to be partitioned, and their weights [P]; see
     ``slice_above``."""
     if settings.slice_above is None:
         return whole_pieces(features), weights
@@ -78,10 +86,10 @@ def cut_features(
 def feature_weights(
     reader: WindowReader, settings: PartitionSettings, train: TrainSettings
 ) -> NDArray[np.float64]:
-    """What each feature weighs for ``settings.balance``, [F] > 0.
+    """The weight of each feature for ``settings.balance``, [F] > 0.
 
-    ``bytes`` are the table's rows x width x 4; ``lookup_cost`` the float32 bytes read an example,
-    over the first ``affinity_batches`` batches of the first window.
+    ``bytes`` is the table's rows x width x 4; ``lookup_cost`` is the float32 bytes read per
+    example, over the first ``affinity_batches`` batches of the first window.
     """
     row_bytes = settings.probe_model.embedding_dimension * FLOAT_BYTES
     if settings.balance == "count":
@@ -106,8 +114,8 @@ def _better(
     train: TrainSettings,
     weights: NDArray[np.float64],
 ) -> Partition:
-    """Of the coherent and the diverse partition, the one with the lower :func:`proxy_ne`; coherent
-    if equal."""
+    """The coherent or the diverse partition, whichever has the lower :func:`proxy_ne`; coherent in
+    a tie."""
     choices = [
         partition_by_affinity(
             features, affinity, settings.model_copy(update={"strategy": name}), weights
@@ -123,14 +131,15 @@ def _better(
 def proxy_ne(
     windows_dir: Path, settings: PartitionSettings, train: TrainSettings, partition: Partition
 ) -> float:
-    """On every rank: NE of ``probe_model`` with towers over the probe's windows from the second on.
+    """The NE of ``probe_model`` with towers over the probe's windows from the second on; runs on
+    every rank.
 
     Each window is predicted before the probe trains on it. The windows that judge the teacher come
-    later (``first_evaluation_window`` is at least ``probe_windows``), so the choice has not seen
+    later (``first_evaluation_window`` is at least ``probe_windows``), so the choice does not use
     them.
 
     Raises:
-        InputError: one window, so nothing is predicted by a trained model.
+        InputError: there is only one window, so no trained model predicts anything.
     """
     reader = WindowReader(windows_dir)
     windows = reader.windows[: settings.probe_windows]
@@ -161,8 +170,8 @@ def proxy_ne(
 def train_probe(
     windows_dir: Path, settings: PartitionSettings, train: TrainSettings
 ) -> NDArray[np.float64]:
-    """On every rank: train the probe over its windows; the affinity of its features, [F, F] in [0,
-    1]."""
+    """Train the probe on its windows and return its features' affinity, [F, F] in [0, 1]; runs on
+    every rank."""
     reader = WindowReader(windows_dir)
     windows = reader.windows[: settings.probe_windows]
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
@@ -191,10 +200,10 @@ def _probe(schema: Schema, settings: PartitionSettings) -> Ranker | Factorizatio
 def measure_affinity(
     engine: Engine, batches: list[Batch], settings: PartitionSettings
 ) -> NDArray[np.float64]:
-    """Affinity of each pair of features over the batches of all ranks: [F, F] in [0, 1].
+    """The affinity of each pair of features over all ranks' batches: [F, F] in [0, 1].
 
-    The mean of the absolute cosines of their embeddings in an example, the root of the mean of
-    their squares, or the absolute value of the mean, by ``affinity_mean``.
+    Depending on ``affinity_mean``, it is the mean absolute cosine of their embeddings in an
+    example, the root mean square cosine, or the absolute value of the mean cosine.
     """
     probe = engine.module
     assert isinstance(probe, Ranker | FactorizationMachine)
@@ -229,7 +238,7 @@ def measure_affinity(
 
 @torch.no_grad()
 def _mean_embeddings(probe: Ranker | FactorizationMachine, batches: list[Batch]) -> Tensor:
-    """Mean embedding of each feature over the batches of all ranks: [F, N] float32."""
+    """The mean embedding of each feature over all ranks' batches: [F, N] float32."""
     sums = [
         torch.einsum("b,bfn->fn", batch.weight, probe.embed(batch.sparse)).double()
         for batch in batches
@@ -245,7 +254,8 @@ def _mean_embeddings(probe: Ranker | FactorizationMachine, batches: list[Batch])
 
 @torch.no_grad()
 def _cosines(probe: Ranker | FactorizationMachine, batch: Batch, mean: Tensor) -> Tensor:
-    """Cosines of all pairs of features' embeddings of each example, less ``mean``: [B, F, F]."""
-    # [B, F, N]; without a mean an empty list stays 0
+    """Cosines of all pairs of features' embeddings in each example, after subtracting ``mean``: [B,
+    F, F]."""
+    # [B, F, N]; without a mean, an empty list stays 0
     unit = normalize(probe.embed(batch.sparse) - mean, dim=2)
     return torch.bmm(unit, unit.transpose(1, 2))

@@ -1,4 +1,4 @@
-"""Everything about towers that a user chooses."""
+"""Settings of the towers."""
 
 from typing import Annotated, Literal
 
@@ -23,7 +23,7 @@ class PartitionSettings(Settings):
     average the cosines of its embeddings. The probe is not served, so it may overfit.
 
     Attributes:
-        towers: number of towers.
+        towers: number of towers, at most one per categorical feature; fewer if the log has fewer.
         strategy: coherent: features with similar embeddings together; diverse: dissimilar ones;
             both: tries the two and keeps the one whose ranker with towers has the lower NE on the
             probe's windows, from the second on. Baselines: spectral (on the same affinity), stride,
@@ -33,17 +33,17 @@ class PartitionSettings(Settings):
             bytes looked up per example: rows x width).
         balance_ratio: largest tower's feature count over the smallest's; for other weights, the
             heaviest tower over the mean, or over what greedy reaches if that is more.
-        slice_above: tables heavier than this part of a tower's mean share are first cut into as few
-            equal column slices as needed (recsys/models/slices.py); null: none.
+        slice_above: tables heavier than this fraction of a tower's mean share are first cut into as
+            few equal column slices as needed (recsys/models/slices.py); null: none.
         dimensions: dimensions of the map on which features are clustered.
-        stretch_distances: whether the distances of pairs are first mapped onto [0, 1]: what all
-            pairs have in common does not fit into few dimensions.
+        stretch_distances: whether the distances of pairs are first mapped onto [0, 1]; a distance
+            that all pairs have in common does not fit into few dimensions.
         probe: ranker: ``probe_model``; factorization: a factorization machine of its width, whose
             cosines follow the interactions more closely.
-        probe_model: the ranker that is trained as probe.
-        probe_windows: windows that the probe trains on, the first ones.
-        probe_epochs: how often it trains on them.
-        affinity_batches: batches whose cosines are averaged.
+        probe_model: the ranker trained as the probe.
+        probe_windows: number of windows, from the first on, that the probe trains on.
+        probe_epochs: passes over these windows.
+        affinity_batches: number of batches over which cosines are averaged.
         affinity_mean: how they are averaged: the mean of |cosine|, the root mean square, or |mean
             of cosine| (the paper leaves it open).
         affinity_centred: whether the mean embedding is subtracted first.
@@ -106,7 +106,7 @@ class TransformSettings(Settings):
     Attributes:
         enabled: whether towers stay on their own hosts.
         ranks_per_host: ranks per host; null: as in the training settings.
-        hosts_per_tower: hosts that a tower is spread over.
+        hosts_per_tower: number of hosts over which a tower is spread.
         communication: precision of the tower outputs between hosts and of the teacher's other
             gradients; null: as in the training settings.
     """
@@ -123,8 +123,8 @@ class TowersSettings(Settings):
 
     Attributes:
         partition: which features belong together.
-        module: what a tower does.
-        transform: where towers live.
+        module: the module of each tower.
+        transform: whether and how towers are placed on hosts.
     """
 
     partition: PartitionSettings = PartitionSettings()
@@ -135,7 +135,7 @@ class TowersSettings(Settings):
         """``model`` with these tower modules.
 
         Raises:
-            InputError: it has some of its own.
+            InputError: it sets its own.
         """
         self._check_absent(model, "module", "towers", "tower_dimension", "tower_module")
         module = self.module
@@ -153,10 +153,10 @@ class TowersSettings(Settings):
         )
 
     def train(self, train: TrainSettings) -> TrainSettings:
-        """``train`` with this transform, where there are towers.
+        """``train`` with this transform, if there are towers.
 
         Raises:
-            InputError: it has one of its own.
+            InputError: it sets its own transform.
         """
         self._check_absent(train, "transform", "tower_transform", "hosts_per_tower")
         chosen = self.transform
@@ -178,7 +178,8 @@ class TowersSettings(Settings):
         return train.with_values(values, origins)
 
     def _check_absent(self, given: Settings, section: str, *keys: str) -> None:
-        """Check that ``given`` does not set ``keys``, which ``section`` of this does."""
+        """Check that ``given`` does not set ``keys``, which belong to ``section`` of these
+        settings."""
         for key in keys:
             if key in given.model_fields_set:
                 raise InputError(

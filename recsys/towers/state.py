@@ -1,4 +1,4 @@
-"""Weights and gradients of which each rank holds a part."""
+"""Weights and gradients that are spread over ranks."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,8 +15,8 @@ from recsys.upstream import ShardedTensor
 def clip_gradients(
     shared: Sequence[nn.Parameter], own: Sequence[nn.Parameter], peers: ProcessGroup, limit: float
 ) -> None:
-    """Scale the gradients so that the norm of ``shared`` and of every peer's ``own`` is ``limit``
-    at most."""
+    """Scale the gradients so that the joint norm of ``shared`` and every peer's ``own`` is at most
+    ``limit``."""
     squares = get_total_norm(_gradients(own)).square()
     distributed.all_reduce(squares, group=peers)
     norm = (get_total_norm(_gradients(shared)).square() + squares).sqrt()
@@ -24,10 +24,11 @@ def clip_gradients(
 
 
 def gather_parts(state: Mapping[str, Tensor], keeps_replicated: bool) -> dict[str, Tensor]:
-    """All ranks' tensors, unsharded, float32, by sorted name, on rank 0; empty on the other ranks.
-    Collective.
+    """All ranks' tensors, unsharded and float32, sorted by name, on rank 0; empty on the other
+    ranks. Collective.
 
-    ``keeps_replicated``: whether this rank sends what is not sharded; one rank that holds it must.
+    ``keeps_replicated``: whether this rank sends its unsharded tensors; one rank that has them
+    must.
     """
     mine = {
         name: (
@@ -58,7 +59,7 @@ def _size(value: Tensor) -> torch.Size:
 
 
 def _place(whole: Tensor, row: int, column: int, weight: Tensor) -> None:
-    """Copy a shard; what is not sharded has any number of dimensions."""
+    """Copy a shard; an unsharded tensor may have any number of dimensions."""
     if whole.shape == weight.shape:
         whole.copy_(weight)
     else:

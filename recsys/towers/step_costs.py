@@ -1,9 +1,9 @@
-"""What a training step costs on hosts joined by a network, flat and with the tower transform.
+"""The cost of a training step on hosts connected by a network, flat and with the tower transform.
 
-Volumes are those of DMT (arXiv 2403.00877, sections 2 and 3.1): the transform alone sends as many
-bytes across hosts as the flat exchange, in fewer and larger messages; tower modules divide them.
-Times are alpha-beta: bytes over bandwidth, a fixed time a collective and a message; FLOPs over a
-rate.
+Volumes follow DMT (arXiv 2403.00877, sections 2 and 3.1): the transform alone sends as many bytes
+across hosts as the flat exchange, in fewer and larger messages; tower modules reduce the bytes.
+Times follow the alpha-beta model: bytes over bandwidth plus a fixed time per collective and
+message, and FLOPs over a rate.
 """
 
 import math
@@ -16,36 +16,36 @@ from recsys.config import Settings
 from recsys.units import FLOAT_BYTES, GIGA, MS_PER_SECOND
 
 ID_BYTES = LENGTH_BYTES = 8  # int64
-PEER_ID_BYTES = 4  # recsys/towers/ids.py, where no table has more than 2^31 rows
+PEER_ID_BYTES = 4  # as in recsys/towers/ids.py, if no table has more than 2^31 rows
 EXCHANGES = 5  # sizes, lengths, ids, outputs, their gradients
 OUTPUT_EXCHANGES = 2
 # Forward reads a row and writes it out; the fused backward reads a gradient, reads and writes a row
 LOOKUP_PASSES = 5
-# What is exchanged is packed, sent, received and unpacked, in half the bytes where quantised; both
-# ways
+# Exchanged data are packed, sent, received and unpacked in both directions, with half the bytes if
+# quantised
 WIRE_PASSES = 6
 SHUFFLE_PASSES = 8  # steps c and e of the transform read and write everything, forward and backward
 TERA = GIGA * 1_000
 
 
 class TowerCluster(Settings):
-    """Hosts and their links as one rank sees them; gb_s are 10^9 bytes per second per rank.
+    """Hosts and their links from a rank's point of view; gb_s are 10^9 bytes per second per rank.
 
     Attributes:
-        ranks_per_host: ranks of each host (the paper's L).
-        compute_tflops: rate that the dense part reaches.
+        ranks_per_host: ranks per host (the paper's L).
+        compute_tflops: rate reached by the dense part.
         step_ms: cost of a step that does not depend on the model: launches, optimisers, losses.
-        copy_gb_s: memory bandwidth of lookups and shuffles.
+        copy_gb_s: memory bandwidth of look-ups and shuffles.
         inside_gb_s: bandwidth to the other ranks of the host; also the bus bandwidth of a reduction
             inside it.
-        across_gb_s: this rank's part of its host's link; infinity: the network costs nothing.
-        efficiency: part of ``across_gb_s`` that an all-to-all reaches, by the number of ranks of
-            other hosts it goes to; linear in the logarithm between these.
-        reduce_gb_s: bus bandwidth of an all-reduce over hosts, by number of ranks; linear in the
-            logarithm between these.
+        across_gb_s: this rank's share of its host's link; infinity: the network costs nothing.
+        efficiency: fraction of ``across_gb_s`` that an all-to-all reaches, by the number of ranks
+            on other hosts that it goes to; interpolated linearly in the logarithm.
+        reduce_gb_s: bus bandwidth of an all-reduce over hosts, by number of ranks; interpolated
+            linearly in the logarithm.
         collective_ms: latency of each collective.
         message_ms: latency of each message to another host.
-        hidden: how long the network works unnoticed, as a part of the time that a rank computes and
+        hidden: network time that is hidden, as a fraction of the time that a rank computes and
             copies: ranks that share cores arrive at an exchange one after the other.
         source: where the figures come from.
     """
@@ -66,7 +66,7 @@ class TowerCluster(Settings):
     source: str
 
     def efficiency_at(self, ranks: int) -> float:
-        """Part of the link that an all-to-all to ``ranks`` ranks of other hosts reaches."""
+        """Fraction of the link that an all-to-all to ``ranks`` ranks on other hosts reaches."""
         return _at(self.efficiency, ranks)
 
     def reduce_at(self, ranks: int) -> float:
@@ -76,27 +76,27 @@ class TowerCluster(Settings):
 
 @dataclass(frozen=True)
 class Work:
-    """What one rank's step is made of.
+    """The work of one rank in a step.
 
     Attributes:
         batch: examples per rank.
-        features: of the model, a table each.
-        dimension: of an embedding.
-        ids: ids per example, all features together.
-        lists: features with any number of ids per example.
-        compact_ids: to the peers they travel as recsys/towers/ids.py sends them; else as TorchRec
-            does.
-        flops: of an example above the tables, forward and backward.
-        shared_parameters: dense parameters that every rank has.
-        tower_parameters: those of all tower modules.
-        output_width: numbers per example of all tower outputs; None: the flat exchange.
-        forward_bytes: a number on the wire, forward.
-        backward_bytes: backward.
-        inside_bytes: inside the hosts of a tower, forward and backward together.
-        gradient_bytes: in the all-reduce of dense gradients.
-        imbalance: output of the widest tower over the mean; of the flat exchange
-            :func:`flat_imbalance` says it.
-        ids_ahead: the next batch's ids travel while one is computed.
+        features: number of features, with one table each.
+        dimension: width of an embedding.
+        ids: ids per example, over all features.
+        lists: number of features with any number of ids per example.
+        compact_ids: whether ids travel to the peers as in recsys/towers/ids.py; otherwise as in
+            TorchRec.
+        flops: FLOPs per example above the tables, forward and backward.
+        shared_parameters: number of dense parameters on every rank.
+        tower_parameters: number of parameters in all tower modules.
+        output_width: numbers per example in all tower outputs; None: the flat exchange.
+        forward_bytes: bytes per number on the wire, forward.
+        backward_bytes: bytes per number on the wire, backward.
+        inside_bytes: bytes per number inside the hosts of a tower, forward plus backward.
+        gradient_bytes: bytes per number in the all-reduce of dense gradients.
+        imbalance: output of the widest tower over the mean; for the flat exchange see
+            :func:`flat_imbalance`.
+        ids_ahead: whether the next batch's ids travel while a batch is computed.
     """
 
     batch: int
@@ -119,8 +119,8 @@ class Work:
 
 @dataclass(frozen=True)
 class Hosts:
-    """``hosts`` hosts of ``ranks_per_host`` ranks; with towers, each on ``hosts_per_tower`` of
-    them."""
+    """``hosts`` hosts with ``ranks_per_host`` ranks each; with towers, each tower is on
+    ``hosts_per_tower`` of them."""
 
     hosts: int
     ranks_per_host: int
@@ -128,37 +128,37 @@ class Hosts:
 
     @property
     def ranks(self) -> int:
-        """G."""
+        """Number of ranks (the paper's G)."""
         return self.hosts * self.ranks_per_host
 
     @property
     def group(self) -> int:
-        """Ranks of the hosts of a tower."""
+        """Number of ranks on the hosts of a tower."""
         return self.ranks_per_host * self.hosts_per_tower
 
     @property
     def groups(self) -> int:
-        """Groups of hosts; as many as a rank and its peers."""
+        """Number of groups of hosts, which is that of a rank and its peers."""
         return self.hosts // self.hosts_per_tower
 
 
 @dataclass(frozen=True)
 class Volumes:
-    """Bytes that a rank sends in a step, the mean over ranks, forward and backward; the sizes'
-    exchange left out.
+    """Bytes that a rank sends in a step, as a mean over ranks, forward and backward, without the
+    exchange of sizes.
 
     Attributes:
         ids_inside: ids and lengths to ranks of the same host.
-        ids_across: to other hosts.
+        ids_across: ids and lengths to other hosts.
         outputs_inside: embeddings, tower outputs and gradients to ranks of the same host.
-        outputs_across: to other hosts.
-        shared_gradients: a ring's all-reduce over all ranks.
-        tower_gradients: a ring's over the ranks of a tower, fp32.
-        copied: bytes read and written by lookups, around the exchanges across hosts, and by the
+        outputs_across: embeddings, tower outputs and gradients to other hosts.
+        shared_gradients: ring all-reduce over all ranks.
+        tower_gradients: ring all-reduce over the ranks of a tower, in fp32.
+        copied: bytes read and written by look-ups, around the exchanges across hosts, and by the
             transform's shuffles.
-        peers: ranks of other hosts that embeddings or tower outputs go to.
-        messages: to other hosts.
-        collectives: all of them.
+        peers: number of ranks on other hosts to which embeddings or tower outputs go.
+        messages: number of messages to other hosts.
+        collectives: number of collectives.
     """
 
     ids_inside: float
@@ -175,8 +175,8 @@ class Volumes:
 
 @dataclass(frozen=True)
 class StepTime:
-    """Milliseconds of a step by what they are spent on; ``hidden`` is below 0: what of them the
-    network hides."""
+    """Milliseconds of a step by activity; ``hidden`` is negative: the hidden part of the network
+    time."""
 
     compute: float
     fixed: float
@@ -190,17 +190,17 @@ class StepTime:
 
     @property
     def total(self) -> float:
-        """Of the step."""
+        """The step's total."""
         return sum(getattr(self, field.name) for field in fields(self))
 
     @property
     def exchange(self) -> float:
-        """Of ids, embeddings and tower outputs, not of gradients."""
+        """Time for exchanging ids, embeddings and tower outputs, without gradients."""
         return self.ids + self.inside + self.across + self.latency + self.hidden
 
 
 def volumes(work: Work, hosts: Hosts) -> Volumes:
-    """What ``work`` moves on ``hosts``; table-wise."""
+    """The bytes that ``work`` moves on ``hosts``, with table-wise sharding."""
     numbers = work.batch * work.features * work.dimension
     ids = work.batch * (work.ids * ID_BYTES + work.features * LENGTH_BYTES)
     wire = work.forward_bytes + work.backward_bytes
@@ -248,8 +248,8 @@ def volumes(work: Work, hosts: Hosts) -> Volumes:
 
 
 def step_time(work: Work, hosts: Hosts, cluster: TowerCluster) -> StepTime:
-    """Milliseconds of a step on the busiest rank; ids that travel ahead cost what computing does
-    not hide."""
+    """Milliseconds of a step on the busiest rank; ids that travel ahead cost only what computation
+    does not hide."""
     moved = volumes(work, hosts)
     busiest = (
         flat_imbalance(work.features, hosts.ranks) if work.output_width is None else work.imbalance
@@ -277,8 +277,8 @@ def step_time(work: Work, hosts: Hosts, cluster: TowerCluster) -> StepTime:
 
 
 def flat_imbalance(features: int, ranks: int) -> float:
-    """Columns of the fullest rank over the mean: tables alike, in as many equal slices as give
-    every rank one."""
+    """Columns of the fullest rank over the mean, for equal tables in as many equal slices as are
+    needed to give every rank one."""
     slices = features
     while slices < ranks:
         slices *= 2
@@ -286,13 +286,13 @@ def flat_imbalance(features: int, ranks: int) -> float:
 
 
 def _parts(ranks: int, ranks_per_host: int) -> tuple[float, float]:
-    """Parts of an all-to-all over ``ranks`` ranks that go to the other ranks of the host, and to
-    other hosts."""
+    """The fractions of an all-to-all over ``ranks`` ranks that go to other ranks of the host, and
+    to other hosts."""
     return (ranks_per_host - 1) / ranks, (ranks - ranks_per_host) / ranks
 
 
 def _ring(size: float, ranks: int) -> float:
-    """Bytes that a rank sends in a ring's all-reduce of ``size`` bytes."""
+    """Bytes that a rank sends in a ring all-reduce of ``size`` bytes."""
     return 2 * size * (ranks - 1) / ranks
 
 
@@ -301,7 +301,7 @@ def _ms(size: float, gb_s: float) -> float:
 
 
 def _at(curve: dict[int, float], ranks: int) -> float:
-    """Linear in the logarithm between the points of ``curve``, constant outside."""
+    """``curve`` at ``ranks``: linear in the logarithm between its points, constant outside."""
     known = sorted(curve)
     if ranks <= known[0]:
         return curve[known[0]]

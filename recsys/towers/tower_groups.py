@@ -1,4 +1,4 @@
-"""Which hosts hold which tower: groups of hosts, and the peers across them (DMT, arXiv 2403.00877,
+"""Which hosts have which tower: groups of hosts, and the peers across them (DMT, arXiv 2403.00877,
 section 3.1)."""
 
 from dataclasses import dataclass
@@ -15,12 +15,13 @@ from recsys.training.settings import TrainSettings
 
 @dataclass(frozen=True)
 class TowerGroups:
-    """The ranks as groups of neighbouring hosts, each with towers of its own.
+    """The ranks in groups of neighbouring hosts, each group with its own towers.
 
     Attributes:
-        inside: process group of this rank's hosts; the tables and modules of a tower stay in it.
-        peers: the ranks of equal place in each group of hosts; tower outputs travel in it. The
-            paper's (g % L, g // L), L the ranks of a group; its print of g % T is an error.
+        inside: process group of this rank's hosts, within which a tower's tables and modules stay.
+        peers: process group of the ranks with the same position in each group of hosts, between
+            which tower outputs travel. In the paper's terms (g % L, g // L), where L is the ranks
+            of a group; its g % T is a misprint.
     """
 
     inside: ProcessGroup
@@ -38,7 +39,7 @@ class TowerGroups:
 
     @property
     def size(self) -> int:
-        """Ranks of one group of hosts."""
+        """Number of ranks in a group of hosts."""
         return self.inside.size()
 
 
@@ -46,8 +47,8 @@ def tower_groups(settings: TrainSettings, towers: int) -> TowerGroups:
     """The groups of hosts that ``settings`` asks for; collective.
 
     Raises:
-        InputError: the ranks are no whole hosts, the hosts no whole groups, or a group would have
-            no tower.
+        InputError: the ranks do not form whole hosts, the hosts do not form whole groups, or a
+            group would have no tower.
     """
     with hosts_of(settings.ranks_per_host, settings.where("ranks_per_host")) as ranks_per_host:
         size = tower_ranks(
@@ -64,12 +65,12 @@ def tower_groups(settings: TrainSettings, towers: int) -> TowerGroups:
 
 
 def place_towers(towers: list[list[str]], sizes: dict[str, int], groups: int) -> list[list[int]]:
-    """Which towers each group of hosts holds: the largest first, each where the fewest bytes are.
+    """The towers of each group of hosts: largest first, each to the group with the fewest bytes.
 
     Args:
         towers: features of each tower.
-        sizes: bytes of each feature's table, above 0; then no group stays empty if there are towers
-            enough.
+        sizes: bytes of each feature's table, above 0, so that no group stays empty if there are
+            enough towers.
         groups: number of groups of hosts.
     """
     group_of = spread_groups(towers, sizes, groups)

@@ -1,12 +1,12 @@
-"""What the tower transform asks of hosts and of sharding; needs no PyTorch."""
+"""What the tower transform requires of hosts and sharding; needs no PyTorch."""
 
 from recsys.config import InputError
 from recsys.planning.tables import SHARDINGS, Kind
 from recsys.sharding.settings import Sharding
 from recsys.training.settings import TrainSettings
 
-# Inside a tower's hosts there is one level of ranks, so the kinds of a host and of all ranks are
-# the same.
+# Inside a tower's hosts there is only one level of ranks, so kinds within a host and over all ranks
+# are the same.
 KINDS_INSIDE: dict[Sharding, Kind] = {
     "planner": "table_wise",
     **{kind: split.inside for kind, split in SHARDINGS.items() if split.inside is not None},
@@ -20,7 +20,8 @@ def tower_ranks(
     towers: int,
     where: str = "hosts_per_tower",
 ) -> int:
-    """Ranks of the hosts that hold a tower; ``where`` is where a person finds ``hosts_per_tower``.
+    """Number of ranks on the hosts of a tower; ``where`` is where the user finds
+    ``hosts_per_tower``.
 
     Raises:
         InputError: the hosts do not divide into groups of ``hosts_per_tower``, or a group would

@@ -1,4 +1,4 @@
-"""Counts what collectives send: bytes to each rank, and so bytes that cross hosts."""
+"""Count what collectives send: bytes to each rank, and thus bytes across hosts."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +14,13 @@ ALL_TO_ALL = "alltoall_base_"
 
 @dataclass(frozen=True)
 class AllToAll:
-    """One all-to-all, as this rank saw it.
+    """An all-to-all from this rank's point of view.
 
     Attributes:
-        ranks: of its process group, as global numbers.
-        sent: bytes to each of ``ranks``, itself included.
-        dtype: of what was sent: integers are ids, lengths and sizes, floats tower outputs or
-            embeddings.
+        ranks: the ranks of its process group, as global numbers.
+        sent: bytes to each of ``ranks``, including itself.
+        dtype: type of what was sent: integers are ids, lengths and sizes, floats are tower outputs
+            or embeddings.
     """
 
     ranks: tuple[int, ...]
@@ -28,7 +28,8 @@ class AllToAll:
     dtype: torch.dtype
 
     def bytes_across(self, rank: int, ranks_per_host: int) -> int:
-        """Bytes that rank ``rank`` sent to other hosts of ``ranks_per_host`` ranks."""
+        """Bytes that the rank ``rank`` sent to other hosts, with ``ranks_per_host`` ranks per
+        host."""
         host = rank // ranks_per_host
         return sum(
             size
@@ -38,9 +39,10 @@ class AllToAll:
 
 
 class AllToAllRecorder(TorchDispatchMode):
-    """Context that keeps every all-to-all of this thread, the backward pass's on the CPU included.
+    """A context that records every all-to-all of this thread, including those in the backward pass
+    on the CPU.
 
-    Reductions are left out: how often they send a byte is their algorithm's affair.
+    Reductions are left out: how often they send a byte depends on their algorithm.
     """
 
     def __init__(self) -> None:
@@ -50,14 +52,15 @@ class AllToAllRecorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Note the call, then make it."""
+        """Record the call, then make it."""
         if func.namespace == "c10d" and func.name().endswith(ALL_TO_ALL):
             self.found.append(_all_to_all(args[1], ProcessGroup.unbox(args[2]), args[4]))
         return func(*args, **(kwargs or {}))
 
 
 def _all_to_all(sent: Tensor, group: ProcessGroup, splits: list[int]) -> AllToAll:
-    """``splits`` counts rows of ``sent`` for each rank; empty: equal parts."""
+    """The record of an all-to-all; ``splits`` counts rows of ``sent`` per rank (empty: equal
+    parts)."""
     size = sent.numel() * sent.element_size()
     rows = len(sent) if splits else group.size()
     counts = splits or [1] * group.size()

@@ -1,9 +1,9 @@
 """The tower transform: each group of hosts keeps the tables and modules of its towers (DMT, arXiv
-2403.00877, 3.1).
+2403.00877, section 3.1).
 
-Flat: ids to every rank, lookup, embeddings to every rank. Transformed: ids to the peers, lookup and
-exchange inside the hosts, tower modules on the peers' examples, tower outputs to the peers. The
-model's outputs, gradients and checkpoints stay what they are.
+Flat: ids go to every rank, look-up, embeddings go to every rank. Transformed: ids go to the peers,
+look-up and exchange happen inside the hosts, tower modules run on the peers' examples, tower
+outputs go to the peers. The model's outputs, gradients and checkpoints do not change.
 """
 
 from collections.abc import Mapping
@@ -41,15 +41,15 @@ from recsys.upstream import EnumerableShardingSpec, RemoteDevice
 
 @dataclass(frozen=True)
 class TowerTransform:
-    """A ranker after the transform; what the engine does differently for it. Collective in every
-    method.
+    """A transformed ranker, and what the engine does differently for it. Every method is
+    collective.
 
     Attributes:
         groups: process groups.
-        request: for the plan of this group's tables over its ranks.
-        own: parameters of this group's tower modules and of its sequences' attention; the ranks of
-            other groups do not have them.
-        peers: what crosses the groups.
+        request: request for the plan of this group's tables over its ranks.
+        own: parameters of this group's tower modules and sequence attention, which ranks of other
+            groups do not have.
+        peers: the exchange between groups.
     """
 
     groups: TowerGroups
@@ -63,11 +63,11 @@ class TowerTransform:
         return self.groups.inside
 
     def make_plan(self, model: nn.Module, sharder: ModuleSharder[Any]) -> ShardingPlan:
-        """A plan for this group's tables: ranks count within the group, the shards' placements over
-        all ranks.
+        """A plan for this group's tables: ranks are numbered within the group, placements of shards
+        over all ranks.
 
         Raises:
-            InputError: as :func:`recsys.sharding.plan.make_plan` does.
+            InputError: as :func:`recsys.sharding.plan.make_plan`.
         """
         plan = make_plan(model, self.request, sharder)
         for path in plan.plan:
@@ -81,23 +81,23 @@ class TowerTransform:
         return plan
 
     def average_own(self, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
-        """Average the gradients of this group's tower modules over its ranks; the rest of
+        """Average the gradients of this group's tower modules over its ranks; returns the rest of
         ``parameters``.
 
-        The exchange of outputs has divided them by the number of groups: it becomes the global
-        mean.
+        The exchange of outputs has already divided them by the number of groups, so this gives the
+        global mean.
         """
         gradients = [parameter.grad for parameter in self.own if parameter.grad is not None]
         average_gradients(gradients, group=self.groups.inside)
         return self._shared(parameters)
 
     def clip_gradients(self, parameters: list[nn.Parameter], limit: float) -> None:
-        """Scale the gradients of ``parameters`` so that their norm, over all groups' towers, is
-        ``limit`` at most."""
+        """Scale the gradients of ``parameters`` so that their norm over all groups' towers is at
+        most ``limit``."""
         clip_gradients(self._shared(parameters), self.own, self.groups.peers, limit)
 
     def gather_whole(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The state_dict of the model before the transform, float32, on rank 0; empty on the other
+        """The state_dict of the untransformed model, float32, on rank 0; empty on the other
         ranks."""
         return gather_parts(state, keeps_replicated=self.groups.inside.rank() == 0)
 
@@ -120,15 +120,15 @@ class TowerTransform:
 def transform(
     model: nn.Module, partition: Partition, settings: TrainSettings, overflows: Overflows
 ) -> TowerTransform:
-    """Leave in ``model``, which holds a ranker with the towers of ``partition``, this rank's tables
-    and towers.
+    """Reduce ``model``, which contains a ranker with the towers of ``partition``, to this rank's
+    tables and towers.
 
-    Names in the state_dict stay. ``communication`` is that of the tower outputs between hosts,
-    and ``overflows`` is told what it cannot hold. Collective.
+    Names in the state_dict stay the same. ``communication`` applies to the tower outputs between
+    hosts, and ``overflows`` is told about numbers too large for it. Collective.
 
     Raises:
-        InputError: ``model`` has no towers, the hosts do not fit them, or a kind of sharding leaves
-            a tower's hosts.
+        InputError: ``model`` has no towers, the hosts do not fit the towers, or a kind of sharding
+            does not stay inside a tower's hosts.
     """
     ranker = _ranker(model, settings)
     sharding, table_sharding = _kinds_inside(ranker, settings)
@@ -136,7 +136,7 @@ def transform(
     _check_sequences(ranker, partition, settings)
     tables = ranker.embeddings.embedding_bag_configs()
     bytes_of = {config.name: table_bytes(config, settings) for config in tables}
-    # 0: in its target's table
+    # 0: it uses its target's table
     sizes = {p.name: bytes_of.get(TABLE_PREFIX + p.name, 0) for p in ranker.pieces}
     placed = place_towers(partition.towers, sizes, groups.count)
     pieces = [
@@ -165,7 +165,8 @@ def transform(
 
 
 def _check_sequences(ranker: Ranker, partition: Partition, settings: TrainSettings) -> None:
-    """A sequence's attention needs its target's embedding, and only tower outputs cross hosts."""
+    """Check that each sequence is in its target's tower: attention needs the target's embedding,
+    and only tower outputs cross hosts."""
     for name, one in ranker.sequences.sequences.items():
         if not any({name, one.target} <= set(tower) for tower in partition.towers):
             raise InputError(
@@ -186,7 +187,7 @@ def _ranker(model: nn.Module, settings: TrainSettings) -> Ranker:
 
 
 def _id_type(tables: list[EmbeddingBagConfig]) -> torch.dtype:
-    """Of ids on the wire: int32 where it counts the rows of every table."""
+    """The type of ids on the wire: int32 if it can count the rows of every table."""
     rows = max(config.num_embeddings for config in tables)
     return torch.int32 if rows - 1 <= torch.iinfo(torch.int32).max else torch.int64
 
@@ -203,8 +204,8 @@ def _widths(ranker: Ranker) -> list[int]:
 
 
 def _keep(ranker: Ranker, partition: Partition, own: set[int], pieces: list[Piece]) -> None:
-    """Drop all tables and attention but those of ``pieces`` and all tower modules but those of
-    ``own``."""
+    """Remove all tables and attention except those of ``pieces``, and all tower modules except
+    those in ``own``."""
     names = [piece.name for piece in pieces]
     tables = {TABLE_PREFIX + name for name in names}
     ranker.sequences.keep(names)
@@ -221,7 +222,7 @@ def _keep(ranker: Ranker, partition: Partition, own: set[int], pieces: list[Piec
 
 
 def _kinds_inside(ranker: Ranker, settings: TrainSettings) -> tuple[Kind, dict[str, Kind]]:
-    """``sharding`` and ``table_sharding`` among the ranks of a tower."""
+    """``sharding`` and ``table_sharding``, translated to the ranks of a tower."""
     tables = [config.name for config in ranker.embeddings.embedding_bag_configs()]
     check_table_names(settings, tables)
     check_kinds_inside(settings)

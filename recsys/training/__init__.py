@@ -1,1 +1,1 @@
-"""Rank launch, engine, optimisers and checkpoints."""
+"""Launching ranks, engine, optimisers and checkpoints."""

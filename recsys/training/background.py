@@ -1,4 +1,4 @@
-"""Checkpoints written while training goes on: a copy in memory, then one write at a time in a
+"""Write checkpoints while training continues: a copy in memory, then one write at a time in a
 thread of each rank."""
 
 from collections.abc import Callable, Iterator
@@ -9,10 +9,10 @@ from torch import distributed
 
 
 class BackgroundWriter:
-    """One write at a time, beside the training; made by all ranks together.
+    """Runs one write at a time alongside training; created by all ranks together.
 
     Attributes:
-        group: a process group for the collectives of a write, so that they never meet those of a
+        group: a process group for a write's collectives, so that they never mix with those of a
             step.
     """
 
@@ -24,11 +24,11 @@ class BackgroundWriter:
         self._pending: Future[None] | None = None
 
     def start(self, write: Callable[[], None]) -> None:
-        """Run ``write`` in the background; :meth:`wait` first."""
+        """Run ``write`` in the background, after :meth:`wait`."""
         self._pending = self._executor.submit(write)
 
     def wait(self) -> None:
-        """Wait for the write under way, if there is one; raises what it raised."""
+        """Wait for the running write, if there is one; raises what it raised."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
@@ -36,7 +36,7 @@ class BackgroundWriter:
     @contextmanager
     def closing(self) -> Iterator[None]:
         """Wait at the end of the block; if the block fails too, its own error is raised with a note
-        of the write's."""
+        about the write's."""
         try:
             yield
         except BaseException as error:

@@ -1,4 +1,4 @@
-"""Measure what this machine can do, in a few seconds: memory copies, gloo over the loopback,
+"""Measure this machine's performance in a few seconds: memory copies, gloo over the loopback,
 GEMM."""
 
 import os
@@ -27,11 +27,12 @@ DIGITS = 4
 def calibrate(folder: Path, path: Path) -> Hardware:
     """Measure, write the result to ``path``, and return it.
 
-    What is not measured (cost of a shard and of a step, reserve) is taken from ``folder/cpu.yaml``.
+    Values that are not measured (costs of a shard and of a step, reserve) come from
+    ``folder/cpu.yaml``.
     """
     guessed = load_settings(folder / "cpu.yaml", Hardware)
     large, small = run_on_ranks(_exchange_seconds, (), RANKS, 1)[0]
-    share = (RANKS - 1) / RANKS  # of a rank's bytes that go to another one
+    share = (RANKS - 1) / RANKS  # of a rank's bytes that go to other ranks
     bandwidth = _rounded(EXCHANGE_FLOATS * FLOAT_BYTES * share / large / GIGA)
     measured = guessed.model_copy(
         update={
@@ -52,7 +53,7 @@ def calibrate(folder: Path, path: Path) -> Hardware:
 
 
 def _copy_gb_s() -> float:
-    """Bytes read and written per second by a large copy."""
+    """10^9 bytes read and written per second by a large copy."""
     source, target = torch.zeros(COPY_FLOATS), torch.zeros(COPY_FLOATS)
     return 2 * COPY_FLOATS * FLOAT_BYTES / _best_seconds(lambda: target.copy_(source)) / GIGA
 
@@ -63,7 +64,7 @@ def _gemm_tflops() -> float:
 
 
 def _exchange_seconds() -> tuple[float, float]:
-    """Seconds of a large and of a small all-to-all; runs on every rank."""
+    """Seconds for a large and for a small all-to-all; runs on every rank."""
     return _all_to_all_seconds(EXCHANGE_FLOATS), _all_to_all_seconds(SMALL_FLOATS)
 
 
@@ -73,7 +74,7 @@ def _all_to_all_seconds(floats: int) -> float:
 
 
 def _best_seconds(action: Callable[[], object]) -> float:
-    """The shortest of a few runs, after one to warm up."""
+    """The shortest of a few runs, after a warm-up run."""
     action()
     seconds = []
     for _ in range(REPEATS):

@@ -1,5 +1,4 @@
-"""Checkpoints without a second copy of a table in memory: written from where it lies, read from
-where it lies."""
+"""Checkpoints without a second copy of a table in memory: tables are written and read in place."""
 
 import mmap
 from pathlib import Path
@@ -22,11 +21,10 @@ from recsys.upstream import FakeTensorMode, offset_in_file
 
 
 class InPlacePlanner(DefaultSavePlanner):
-    """Hands out part of a buffer (a table of a kernel) as a buffer of its own, which DCP would
-    clone."""
+    """Writes a part of a buffer (one table of a kernel) directly, where DCP would clone it."""
 
     def transform_object(self, write_item: WriteItem, object: Any) -> Any:
-        """What is written for ``write_item``; the same bytes."""
+        """The object to write for ``write_item``; the bytes stay the same."""
         if (
             isinstance(object, Tensor)
             and object.is_contiguous()
@@ -37,11 +35,11 @@ class InPlacePlanner(DefaultSavePlanner):
 
 
 class MappedReader(FileSystemReader):
-    """Reads tensors through a mapping of their file, where DCP would load each whole into memory
-    first."""
+    """Reads tensors through a memory map of their file, where DCP would first load each one
+    whole."""
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Fill what ``plan`` names."""
+        """Fill the tensors named in ``plan``."""
         tensors = [item for item in plan.items if item.type != LoadItemType.BYTE_IO]
         for item in tensors:
             target = planner.resolve_tensor(item).detach()
@@ -54,7 +52,7 @@ class MappedReader(FileSystemReader):
         return super().read_data(LoadPlan(rest, plan.storage_data, plan.planner_data), planner)
 
     def _tensor(self, item: ReadItem) -> Tensor:
-        """What ``item`` is part of, as it lies in its file."""
+        """The tensor that contains ``item``, mapped from its file."""
         info = self.storage_data[item.storage_index]
         path = Path(self.path) / info.relative_path
         with path.open("rb") as file, FakeTensorMode():
@@ -64,7 +62,7 @@ class MappedReader(FileSystemReader):
         if fake.numel() == 0:
             return torch.empty(fake.shape, dtype=fake.dtype)
         with path.open("rb") as file:
-            # Torch warns of memory that it may not write
+            # Torch warns about memory that it may not write
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         mapping.madvise(mmap.MADV_SEQUENTIAL)
         start = info.offset + offset_in_file(fake)

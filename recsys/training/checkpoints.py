@@ -1,5 +1,5 @@
-"""torch.distributed.checkpoint folders: published whole, checksummed, the same bytes for the same
-state."""
+"""torch.distributed.checkpoint folders: published atomically, with checksums, and the same bytes
+for the same state."""
 
 import json
 import os
@@ -26,11 +26,12 @@ MISSING = "missing"
 
 
 class DamagedCheckpointError(InputError):
-    """A checkpoint that is not whole, is not what was written, or is of another model."""
+    """A checkpoint is incomplete, has changed since it was written, or belongs to another model."""
 
 
 class ReproducibleWriter(FileSystemWriter):
-    """Writes no random id and no absolute path, so that DVC sees equal checkpoints as equal."""
+    """Writes no random ids or absolute paths, so that equal checkpoints have equal bytes for
+    DVC."""
 
     def storage_meta(self) -> None:
         """No storage metadata; loading does not need it."""
@@ -43,16 +44,17 @@ def save_checkpoint(
     rows: dict[str, Tensor] | None = None,
     group: distributed.ProcessGroup | None = None,
 ) -> None:
-    """Write ``state`` from all ranks beside ``directory``, then rename it there; collective.
+    """Write ``state`` from all ranks to a temporary folder, then rename it to ``directory``;
+    collective.
 
-    A manifest holds the SHA-256 of each file, the number of ranks, and ``facts`` (plain values).
+    A manifest contains the SHA-256 of each file, the number of ranks, and ``facts`` (plain values).
 
     Args:
-        rows: tensors that this rank writes in a file of its own, besides ``state``.
-        group: process group of the collectives; None for the default one.
+        rows: tensors that this rank writes to its own file, besides ``state``.
+        group: process group for the collectives; None: the default one.
 
     Raises:
-        OSError: it cannot be written; raised on every rank, whichever it happened on.
+        OSError: it cannot be written; raised on every rank, wherever it happened.
     """
     partial = directory.with_name(directory.name + PARTIAL_SUFFIX)
     rank = distributed.get_rank(group)
@@ -94,11 +96,12 @@ def save_checkpoint(
 
 
 def load_checkpoint(state: dict[str, Any], directory: Path) -> dict[str, Any]:
-    """Fill ``state`` in place with what :func:`save_checkpoint` wrote; collective. Returns its
+    """Fill ``state`` in place from a checkpoint of :func:`save_checkpoint`; collective. Returns its
     facts.
 
     Raises:
-        DamagedCheckpointError: a file is missing or was changed, or ``state`` is of another model.
+        DamagedCheckpointError: a file is missing or has changed, or ``state`` belongs to another
+            model.
     """
     manifest = read_manifest(directory)
     _check_files(directory, manifest["files"])
@@ -115,7 +118,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """The manifest of a checkpoint: files, world_size, facts.
 
     Raises:
-        DamagedCheckpointError: there is none, or it cannot be read.
+        DamagedCheckpointError: it is missing or cannot be read.
     """
     path = directory / MANIFEST_FILE
     try:
@@ -124,7 +127,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
             raise TypeError("files and facts must be objects")
     except OSError as error:
         raise DamagedCheckpointError(
-            f"{path}: cannot be read, so {directory} is no whole checkpoint"
+            f"{path}: cannot be read, so {directory} is not a complete checkpoint"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedCheckpointError(
@@ -159,7 +162,7 @@ def _checksums(
 def _on_all_ranks(
     action: Callable[[], None], directory: Path, group: distributed.ProcessGroup | None
 ) -> None:
-    """Run ``action`` on every rank; where it fails on one, all raise, so that none waits for it."""
+    """Run ``action`` on every rank; if it fails on one, all raise, so that none waits."""
     problem = None
     try:
         action()

@@ -1,8 +1,9 @@
 """Differential checkpoints: the table rows trained on since the last full one (Check-N-Run, NSDI
 2022, section 4).
 
-A differential checkpoint is Check-N-Run's one-shot kind: every row since the last full one, so that
-two folders restore a run and a damaged differential one costs only itself. Rows may be quantised.
+A differential checkpoint is Check-N-Run's one-shot kind: it has every row trained on since the last
+full one. Two folders are enough to restore a run, and a damaged differential checkpoint costs only
+itself. Rows may be quantised.
 """
 
 from collections.abc import Iterable, Iterator
@@ -28,13 +29,13 @@ from recsys.training.settings import Quantisation
 from recsys.upstream import ShardedTensor, table_configs
 
 ROWS, WEIGHT = "rows", "weight"
-SMALL_IDS = 2**31  # rows that an int32 counts
+SMALL_IDS = 2**31  # rows that fit into int32
 
 
 @dataclass(frozen=True)
 class _LocalTable:
-    """Rows of a table here: ``touched`` [rows] bool, from ``first_row``; ``copies``: ranks that
-    hold the same ones."""
+    """A table's rows on this rank: ``touched`` [rows] bool, from ``first_row``; ``copies`` is the
+    number of ranks with the same rows."""
 
     touched: Tensor
     first_row: int
@@ -42,12 +43,12 @@ class _LocalTable:
 
 
 class TouchedRows:
-    """Which rows of this rank's shards training has looked up since the last :meth:`clear`: a byte
-    a row.
+    """Which rows of this rank's shards training has looked up since the last :meth:`clear`; takes a
+    byte per row.
 
-    TorchRec calls it after each lookup with the ids that reached this rank. Its own
-    ModelDeltaTrackerTrec keeps the ids of every batch, those of predictions too; rows that are only
-    predicted with do not change.
+    TorchRec calls it after each look-up with the ids that reached this rank. TorchRec's own
+    ModelDeltaTrackerTrec keeps the ids of every batch, including predictions, which do not change
+    rows.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -60,7 +61,7 @@ class TouchedRows:
         """(weight name, touched rows of the whole table [n] int64, first row of the shard);
         collective.
 
-        Ranks that hold copies of a table share its rows among them.
+        Ranks with copies of a table divide its rows among them.
         """
         for name, table in self._tables.items():
             touched = torch.ones_like(table.touched) if all_rows else table.touched
@@ -76,14 +77,14 @@ class TouchedRows:
             )
 
     def mark(self, name: str, rows: Tensor) -> None:
-        """Count ``rows`` (of the whole table) among the touched."""
+        """Mark ``rows`` (of the whole table) as touched."""
         table = self._tables.get(name)
         if table is not None:
             local = rows.to(table.touched.device) - table.first_row
             table.touched[local[(local >= 0) & (local < len(table.touched))]] = True
 
     def clear(self) -> None:
-        """Forget them all."""
+        """Forget all touched rows."""
         for table in self._tables.values():
             table.touched.zero_()
 
@@ -95,9 +96,9 @@ class TouchedRows:
             shards = list(_shards(weight))
             if not shards:
                 continue
-            (shard, first_row, _), *_ = shards  # shards of other columns have the same rows
+            (shard, first_row, _), *_ = shards  # shards with other columns have the same rows
             copies = 1 if isinstance(weight, ShardedTensor) else distributed.get_world_size()
-            # On the device of the ids, which index it in every step
+            # On the device of the ids, which index it at every step
             none = torch.zeros(len(shard), dtype=torch.bool, device=shard.device)
             local = _LocalTable(none, first_row, copies)
             self._tables[_weight_name(path, table)] = local
@@ -116,12 +117,12 @@ class TouchedRows:
 def take_rows(
     state: dict[str, Any], touched: TouchedRows, all_rows: bool, quantisation: Quantisation
 ) -> dict[str, Tensor]:
-    """Copies of the touched rows, or of all, of this rank's weights and optimiser state;
+    """Copies of the touched rows, or of all rows, of this rank's weights and optimiser state;
     collective.
 
     Args:
-        state: of :meth:`Engine.state`.
-        quantisation: of the weights; optimiser state stays as it is.
+        state: the result of :meth:`Engine.state`.
+        quantisation: quantisation of the weights; optimiser state is not quantised.
 
     Returns:
         "0|rows|<name>": rows [n]; "<first column>|<weight or kind of state>|<name>": [n, columns]
@@ -146,16 +147,17 @@ def load_state(
     touched: TouchedRows | None,
     directory: Path,
 ) -> dict[str, Any]:
-    """Fill ``state`` in place from a checkpoint, full or differential, and the one it is based on;
-    collective.
+    """Fill ``state`` in place from a checkpoint; for a differential one, also from the full one it
+    is based on. Collective.
 
-    ``touched`` then holds the rows that differ from the full one. Returns its facts.
+    ``touched`` then contains the rows that differ from the full one. Returns the checkpoint's
+    facts.
 
     Args:
-        tables: of :func:`describe_tables`.
+        tables: the result of :func:`describe_tables`.
 
     Raises:
-        DamagedCheckpointError: one of the two is not whole, or is of another model.
+        DamagedCheckpointError: one of the two is incomplete, or belongs to another model.
     """
     written = read_manifest(directory)["facts"].get("rows")
     if touched is not None:
@@ -180,8 +182,8 @@ def load_state(
 
 
 def describe_tables(model: nn.Module, optimizer: str) -> dict[str, list[Any]]:
-    """[rows, columns, optimiser] of each sharded table in ``model``, by weight name; the same on
-    every rank."""
+    """[rows, columns, optimiser] of each sharded table in ``model``, by weight name; equal on every
+    rank."""
     return {
         _weight_name(path, table): [config.num_embeddings, config.embedding_dim, optimizer]
         for path, module in _collections(model)
@@ -190,7 +192,7 @@ def describe_tables(model: nn.Module, optimizer: str) -> dict[str, list[Any]]:
 
 
 def without_tables(state: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """``state`` less the tables and their optimiser state."""
+    """``state`` without the tables and their optimiser state."""
     tables = set(names)
     model = {name: value for name, value in state["model"].items() if name not in tables}
     rest = {key: value for key, value in state.items() if key not in ("model", "tables")}
@@ -212,7 +214,7 @@ def _put_rows(state: dict[str, Any], touched: TouchedRows | None, path: Path) ->
             values = file.get_tensor(key)
             if kind == WEIGHT:
                 values = _dequantise(values)
-            # No optimiser state where the rank has no shard of the table
+            # No optimiser state if the rank has no shard of the table
             held = _values(state, name).get(kind)
             for shard, first_row, first_column in [] if held is None else _shards(held):
                 _overlay(shard, rows_of[name] - first_row, values, int(column) - first_column)
@@ -220,7 +222,8 @@ def _put_rows(state: dict[str, Any], touched: TouchedRows | None, path: Path) ->
 
 @torch.no_grad()
 def _overlay(shard: Tensor, rows: Tensor, values: Tensor, column: int) -> None:
-    """Write ``values`` over ``shard`` at ``rows`` from ``column``, as far as they lie in it."""
+    """Write ``values`` into ``shard`` at ``rows``, from ``column`` on, as far as they are inside
+    it."""
     inside = (rows >= 0) & (rows < len(shard))
     rows, values = rows[inside].to(shard.device), values[inside].to(shard.device)
     if shard.dim() == 1:
@@ -232,7 +235,8 @@ def _overlay(shard: Tensor, rows: Tensor, values: Tensor, column: int) -> None:
 
 
 def _quantise(values: Tensor, quantisation: Quantisation) -> Tensor:
-    """[n, columns] as it is, fp16, or uint8 with a scale and an offset at the end of each row."""
+    """[n, columns] unchanged, as fp16, or as uint8 with a scale and an offset at the end of each
+    row."""
     if quantisation == "fp16":
         return values.half()
     if quantisation == "int8":
@@ -241,14 +245,14 @@ def _quantise(values: Tensor, quantisation: Quantisation) -> Tensor:
 
 
 def _dequantise(values: Tensor) -> Tensor:
-    """float32; the type says how it was quantised."""
+    """The values as float32; their type says how they were quantised."""
     if values.dtype == torch.uint8:
         return torch.ops.fbgemm.Fused8BitRowwiseQuantizedToFloat(values)
     return values.float()
 
 
 def _values(state: dict[str, Any], name: str) -> dict[str, Any]:
-    """Weight and optimiser state of a table, by kind."""
+    """A table's weight and optimiser state, by kind."""
     states = state.get("tables", {}).get(name, {})
     return {WEIGHT: state["model"][name]} | {
         key.rsplit(".", 1)[-1]: value for key, value in states.items()

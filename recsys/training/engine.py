@@ -64,15 +64,15 @@ from recsys.upstream import (
 )
 
 LossFunction = Callable[[dict[str, Tensor], Batch], Tensor]
-Part = Literal["all", "dense", "tables"]  # of a model, that learns
+Part = Literal["all", "dense", "tables"]  # the part of a model that trains
 
 
 class Engine:
-    """A model on this rank, its tables sharded, its dense part replicated; collective in every
-    method.
+    """A model on this rank, with sharded tables and a replicated dense part; every method is
+    collective.
 
-    One rank needs no :func:`recsys.training.launch.launch`: where there is no process group and
-    ``world_size`` is 1, the engine starts one, which lasts as long as the process.
+    A single rank needs no :func:`recsys.training.launch.launch`: without a process group, and with
+    ``world_size`` 1, the engine starts one, which lasts as long as the process.
 
     Table optimisers run inside the backward pass (FBGEMM). Table weights start from
     :func:`initial_rows`, so they depend on neither the plan nor the number of ranks; build the
@@ -81,17 +81,17 @@ class Engine:
     Args:
         model: takes (dense [B, W], KeyedJaggedTensor), returns {"serving": [B], ...}.
         settings: ranks, optimisers, sharding.
-        seed: of the initial tables.
-        partition: towers whose tables stay together on one rank, or, with ``transform``, on the
-            tower's hosts; None where the plan is free.
-        side: trained beside it.
-        transform: spreads the towers over hosts before anything is sharded; None: every rank holds
-            the whole dense part. :func:`recsys.towers.engine.tower_engine` gives the one that the
+        seed: seed of the initial tables.
+        partition: towers whose tables stay together on one rank or, with ``transform``, on the
+            tower's hosts; None: the plan is free.
+        side: a side model that is trained alongside.
+        transform: spreads the towers over hosts before anything is sharded; None: every rank has
+            the whole dense part. :func:`recsys.towers.engine.tower_engine` passes the one that the
             settings want.
 
     Raises:
-        InputError: no plan fits the settings, the hosts do not fit the towers, or several ranks
-            are wanted and there is no process group.
+        InputError: no plan fits the settings, the hosts do not suit the towers, or several ranks
+            are wanted without a process group.
 
     Example::
 
@@ -128,7 +128,7 @@ class Engine:
         self._side = side or SideModel()
         self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
         self.device = torch.device(settings.device)
-        self._copies: torch.cuda.Stream | None = None  # of batches to the device
+        self._copies: torch.cuda.Stream | None = None  # for copying batches to the device
         if settings.device == "cuda":
             self.device = torch.device("cuda", torch.cuda.current_device())
             self._copies = torch.cuda.Stream()
@@ -176,27 +176,28 @@ class Engine:
             )
         self.checks_late = self.device.type == "cuda"
         self._rates_are_constant = is_constant(settings.schedule)
-        self._counts = torch.zeros(2, dtype=torch.int64)  # optimiser steps, skipped batches
-        self._counted = self._counts.numpy()  # the same memory; torch would wait for a device
+        self._counts = torch.zeros(2, dtype=torch.int64)  # optimiser steps and skipped batches
+        # The same memory; reading through torch would wait for a device
+        self._counted = self._counts.numpy()
 
     @property
     def steps(self) -> int:
-        """Optimiser steps so far, those of a loaded checkpoint included."""
+        """Optimiser steps so far, including those of a loaded checkpoint."""
         return int(self._counted[0])
 
     @property
     def skipped_batches(self) -> int:
-        """Batches left out because their loss was not finite."""
+        """Batches skipped because their loss was not finite."""
         return int(self._counted[1])
 
     @property
     def is_alone(self) -> bool:
-        """Whether no step has anything to send: one rank, on the CPU."""
+        """Whether steps have nothing to send: a single rank on the CPU."""
         return self.world_size == 1 and self.device.type == "cpu"
 
     @property
     def peers(self) -> Peers | None:
-        """What crosses hosts under the tower transform; None: the flat engine."""
+        """The exchange between hosts under the tower transform; None for a flat engine."""
         return None if self._towers is None else self._towers.peers
 
     @property
@@ -211,7 +212,7 @@ class Engine:
 
     @property
     def module(self) -> nn.Module:
-        """The model itself, its tables sharded."""
+        """The model itself, with sharded tables."""
         return self._model.module
 
     def predict(self, batch: Batch) -> Tensor:
@@ -229,14 +230,15 @@ class Engine:
 
     @contextmanager
     def checking_late(self) -> Iterator[None]:
-        """No step inside this context waits for the device to see whether its loss and gradients
-        are finite: that is read a few steps later, and all of it by whatever reads weights or
-        predicts. A bad step is then named all the same, but was taken. Steps look at once with
-        ``skip_non_finite_batches``, and without :attr:`checks_late`: on a CPU there is nothing to
-        wait for, and keeping what is read later takes a small step 8 % longer.
+        """Inside this context no step waits for the device to check whether its loss and gradients
+        are finite. The check is read a few steps later, and completed by anything that reads
+        weights or predicts. A bad step is still reported, but has been taken. With
+        ``skip_non_finite_batches``, and without :attr:`checks_late`, steps are checked at once: on
+        a CPU there is nothing to wait for, and late checks make a small step 8 % slower.
 
         Raises:
-            NonFiniteError, CommunicationOverflowError: at the end too.
+            NonFiniteError, CommunicationOverflowError: a step was bad; raised in a later step or at
+                the end.
         """
         if not self.checks_late:
             yield
@@ -251,7 +253,7 @@ class Engine:
         self._settle()
 
     def on_device(self, batch: Batch) -> Batch:
-        """``batch`` on this rank's device; the copy to a GPU runs beside what it computes."""
+        """``batch`` on this rank's device; the copy to a GPU overlaps with computation."""
         if self._copies is None:
             return batch
         with torch.cuda.stream(self._copies):
@@ -264,26 +266,26 @@ class Engine:
     def train_step(self, batch: Batch, loss_function: LossFunction) -> float:
         """One optimiser step on a global batch.
 
-        ``loss_function`` maps (outputs, batch) to a loss per example [B]. The step follows the mean
+        ``loss_function`` maps (outputs, batch) to a loss per example [B]. The step uses the mean
         over the global batch's real rows, so it does not depend on the number of ranks.
 
         Returns:
-            This rank's part of that mean, times the number of ranks: its mean over ranks is the
-            loss of the global batch. NaN if the batch was skipped.
+            This rank's part of that mean, times the number of ranks, so that its mean over ranks is
+            the global batch's loss. NaN if the batch was skipped.
 
         Raises:
             NonFiniteLossError: this rank's part is NaN or infinite; nothing was updated.
-            NonFiniteGradientError: a gradient is.
+            NonFiniteGradientError: a gradient is NaN or infinite.
         """
         loss = self.begin_step(self.on_device(batch), loss_function)
         return loss.item() if loss is not None and self.finish_step(loss) else math.nan
 
     @contextmanager
     def learning(self, part: Part) -> Iterator[None]:
-        """Steps inside this context train ``part`` alone and leave the rest as it is.
+        """Steps inside this context train only ``part`` and leave the rest unchanged.
 
-        Under ``dense`` the kernels of the tables see no gradient; under ``tables`` the optimiser
-        of the dense part has none. Whatever trains beside the engine learns under both.
+        With ``dense`` the tables' kernels see no gradient; with ``tables`` the dense optimiser gets
+        none. A side model trains in both cases.
         """
         trains_dense = part != "tables"
         self._trains_tables = part != "dense"
@@ -297,14 +299,14 @@ class Engine:
                 parameter.requires_grad_(True)
 
     def begin_step(self, batch: Batch, loss_function: LossFunction) -> Tensor | None:
-        """The first half of :meth:`train_step`: the loss to differentiate; None if all ranks skip
-        the batch."""
+        """The first half of :meth:`train_step`; returns the loss to differentiate, or None if all
+        ranks skip the batch."""
         self._set_mode(training=True)
         self._guard.begin(self.steps + 1)
         self._dense_optimizer.zero_grad(set_to_none=True)
         if self._replicated_optimizer is not None:
             self._replicated_optimizer.zero_grad(set_to_none=True)
-        self._set_rates()  # the kernels take theirs in the forward pass
+        self._set_rates()  # the kernels read theirs in the forward pass
         self._side.begin(batch, self.steps + 1)
         with self._precision():
             outputs = self._model(batch.dense, batch.sparse)
@@ -316,8 +318,8 @@ class Engine:
         return loss
 
     def finish_step(self, loss: Tensor) -> bool:
-        """The second half: gradients, averaged over ranks, and the optimisers; False if all ranks
-        skip the batch."""
+        """The second half: gradients, averaged over ranks, and the optimisers; returns False if all
+        ranks skip the batch."""
         loss.backward()
         self._average_gradients()
         if self._guard.skips_gradients(
@@ -332,20 +334,20 @@ class Engine:
         return self._end_step(updated=True)
 
     def serving_loss(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
-        """Binary cross-entropy of the serving logit against the label, an example: [B]."""
+        """Binary cross-entropy of the serving logit against the label, per example: [B]."""
         return binary_cross_entropy_with_logits(outputs[SERVING], batch.label, reduction="none")
 
     def save(self, directory: Path, facts: Mapping[str, Any] | None = None) -> None:
-        """Write weights and optimiser state, and ``facts`` (plain values), as a checkpoint
-        folder."""
+        """Write weights, optimiser state and ``facts`` (plain values) as a checkpoint folder."""
         with self.tables_in_order():
             save_checkpoint(self.state(), directory, facts)
 
     def load(self, directory: Path) -> dict[str, Any]:
-        """Read what :meth:`save` wrote, also with another plan or number of ranks; its facts.
+        """Load a checkpoint of :meth:`save`, also one with another plan or number of ranks; returns
+        its facts.
 
         Raises:
-            DamagedCheckpointError: it is not whole, or of another model.
+            DamagedCheckpointError: it is incomplete, or belongs to another model.
         """
         state = self.state()
         with self.tables_in_order():
@@ -354,12 +356,11 @@ class Engine:
         return facts
 
     def tables_in_order(self) -> AbstractContextManager[None]:
-        """A context in which whole tables are read or written; for those in files it reads
-        ahead."""
+        """A context for reading or writing whole tables; tables in files are read ahead."""
         return self._files.in_order() if self._files else nullcontext()
 
     def adopt(self, state: dict[str, Any]) -> None:
-        """Go on from what was loaded into ``state``, which is that of :meth:`state`."""
+        """Continue from what was loaded into ``state``, the result of :meth:`state`."""
         self._model.load_state_dict(state["model"])
         if self.steps == 0:
             self._dense_optimizer = dense_optimizer(list(self._dense.values()), self.settings)
@@ -368,12 +369,12 @@ class Engine:
             self._dense_optimizer.state[self._dense[name]] = values
 
     def state(self) -> dict[str, Any]:
-        """Live references to everything that a checkpoint holds."""
+        """Live references to everything in a checkpoint."""
         self._settle()
         tables = self._model.fused_optimizer.state_dict()["state"] | self._replicated_state()
         dense = {name: self._dense_state(parameter) for name, parameter in self._dense.items()}
         optimizers = {"tables": tables, "dense": dense}
-        # A dict of nothing but empty ones makes DCP take the checkpoint for one of an old PyTorch.
+        # With only empty dicts inside, DCP would take the checkpoint for one from an old PyTorch.
         filled = {
             key: {name: s for name, s in states.items() if s} for key, states in optimizers.items()
         }
@@ -407,8 +408,8 @@ class Engine:
         inputs: tuple[Any, ...],
         output: KeyedTensor | LazyAwaitable[KeyedTensor],
     ) -> KeyedTensor | None:
-        """Forward hook of a sharded collection: where its tables are not to learn, no gradient
-        comes back to its kernels, which would train on it at once."""
+        """Forward hook of a sharded collection: if its tables should not train, it keeps gradients
+        from its kernels, which would use them at once."""
         if self._trains_tables or not torch.is_grad_enabled():
             return None
         if isinstance(output, KeyedTensor):
@@ -417,12 +418,12 @@ class Engine:
         return None
 
     def _set_mode(self, training: bool) -> None:
-        # Through all modules only where it changes: it costs as much as a small batch
+        # Visit all modules only if it changes: that costs as much as a small batch
         if self.module.training != training:
             self._model.train(training)
 
     def _settle(self) -> None:
-        """Raise what the steps so far had wrong."""
+        """Raise the error of a bad step so far, if there is one."""
         self._guard.settle()
         self._side.settle()
 
@@ -432,7 +433,7 @@ class Engine:
         return updated
 
     def _average_gradients(self) -> None:
-        """Mean over ranks of the gradients of all that is replicated, in one collective."""
+        """Average the gradients of all replicated parameters over ranks, in one collective."""
         replicated = [*self._dense.values(), *self._replicated.values()]
         if self._towers is not None:
             replicated = self._towers.average_own(replicated)
@@ -451,7 +452,7 @@ class Engine:
             self._towers.clip_gradients(dense, limit)
 
     def _set_rates(self) -> None:
-        """Learning rates of the coming step."""
+        """Set the learning rates of the next step."""
         if self._rates_are_constant:
             return
         factor = rate_factor(self.steps, self.settings.schedule)
@@ -459,7 +460,7 @@ class Engine:
         if self._replicated_optimizer is not None:
             set_rates(self._replicated_optimizer, factor * self.settings.table_learning_rate)
         set_rates(self._model.fused_optimizer, factor * self.settings.table_learning_rate)
-        self._model.fused_optimizer.zero_grad()  # hands the kernels their rate
+        self._model.fused_optimizer.zero_grad()  # passes the rate to the kernels
 
     def _shard(
         self, model: nn.Module, ranks_per_host: int, partition: Partition | None
@@ -494,11 +495,11 @@ class Engine:
             device=self.device,
             plan=plan,
             sharders=[cast(ModuleSharder[nn.Module], sharder)],
-            # One all-reduce of ours: DDP refuses heads that a loss does not read
+            # Our own all-reduce: DDP refuses heads that a loss does not use
             init_data_parallel=False,
         )
         if self.device.type == "cuda":
-            # The dense part; TorchRec does it in its own data-parallel wrapper only
+            # The dense part; TorchRec does this only in its own data-parallel wrapper
             sharded.module.to(self.device)
         sends_whole = wire_codecs(communication) is None
         for module in sharded_collections(sharded).values():
@@ -535,17 +536,17 @@ class Engine:
                 zeros = config.zero_columns if isinstance(config, RankerBagConfig) else 0
                 for start, stop in row_blocks(row, row + weight.shape[0]):
                     columns = slice(column, column + weight.shape[1])
-                    # Without a name, so that one block is in memory at a time
+                    # Not kept in a variable, so that one block is in memory at a time
                     weight[start - row : stop - row].copy_(
                         initial_rows(seed, table, count, dimension, start, stop, zeros)[:, columns]
                     )
                     if self._files:
-                        # Clean pages can be taken back; many dirty ones are out of memory
+                        # Clean pages can be reclaimed; many dirty ones would exhaust memory
                         self._files.flush()
 
     @torch.no_grad()
     def _start_accumulators(self) -> None:
-        """AdaGrad's sums of the tables' kernels; FBGEMM starts them at 0."""
+        """Set AdaGrad's sums in the tables' kernels, which FBGEMM starts at 0."""
         start = first_sum(self.settings)
         if start == 0.0:
             return
@@ -558,12 +559,12 @@ class Engine:
                         self._files.flush()
 
     def _dense_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """Optimiser state of a dense parameter; before the first step one of the same shapes."""
+        """Optimiser state of a dense parameter; before the first step, one with the same shapes."""
         state = self._dense_optimizer.state.get(parameter)
         return tensors(state) if state else first_state(parameter, self.settings)
 
     def _replicated_state(self) -> dict[str, dict[str, Tensor]]:
-        """Optimiser state of the replicated tables, in the names and shapes of the sharded ones."""
+        """Optimiser state of the replicated tables, with the names and shapes of sharded ones."""
         if self._replicated_optimizer is None or self.settings.table_optimizer == "sgd":
             return {}
         rowwise, state = self.settings.table_optimizer == "rowwise_adagrad", {}
@@ -574,7 +575,7 @@ class Engine:
 
 
 def sharded_collections(model: nn.Module) -> dict[str, ShardedEmbeddingBagCollection]:
-    """The sharded collections of ``model`` by their path in it."""
+    """The sharded collections of ``model``, by module path."""
     return {
         path: module
         for path, module in model.named_modules()
@@ -592,8 +593,8 @@ def _detached(embeddings: KeyedTensor) -> KeyedTensor:
 
 
 def _replicated_tables(model: DistributedModelParallel) -> dict[str, nn.Parameter]:
-    """Weights of the tables that every rank holds whole and updates outside the kernels, by
-    name."""
+    """Weights, by name, of the tables that every rank has in full and updates outside the
+    kernels."""
     replicated = {
         id(module.embedding_bags[table].weight)
         for module in sharded_collections(model).values()

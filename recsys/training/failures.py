@@ -1,4 +1,4 @@
-"""What ranks died of: files that they leave behind, and the one error that the user sees."""
+"""Why ranks failed: the files they leave, and the single error that the user sees."""
 
 import os
 import pickle
@@ -14,12 +14,12 @@ from recsys.training.non_finite import NonFiniteError
 
 FAILURE_SUFFIX = ".failure"
 RESTART_COUNT = "TORCHELASTIC_RESTART_COUNT"
-LASTING = (InputError, NonFiniteError)  # a restart mends neither input nor data
+LASTING = (InputError, NonFiniteError)  # a restart fixes neither input nor data
 MEMORY_HINT = (
-    "; if nobody did it by hand, the machine ran out of memory: "
+    "; unless somebody did it by hand, the machine ran out of memory: "
     "lower world_size or use smaller tables"
 )
-# What gloo says, in an untyped RuntimeError, where the process at the other end has gone.
+# Gloo's messages, in a plain RuntimeError, when the process at the other end is gone.
 LOST_PEER = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -29,11 +29,11 @@ LOST_PEER = (
 
 
 class LostRankError(Exception):
-    """A rank went away, or stood still, without an error of its own."""
+    """A rank disappeared or hung without an error of its own."""
 
 
 class RankKilledError(LostRankError):
-    """A rank's process was ended from outside."""
+    """A rank's process was killed from outside."""
 
 
 class HungRankError(LostRankError):
@@ -41,13 +41,13 @@ class HungRankError(LostRankError):
 
 
 class LostPeerError(LostRankError):
-    """The connection to a rank broke; where that rank is of this node, its own end is the error to
+    """The connection to a rank broke; if that rank is on this node, its own failure is the error to
     report."""
 
 
 def write_failure(folder: Path, error: BaseException, attempt: int | None = None) -> None:
-    """Leave ``error`` in ``folder`` for :func:`first_failure`; ``attempt``: None for this
-    rank's."""
+    """Write ``error`` to ``folder`` for :func:`first_failure`; ``attempt`` None: this rank's
+    current one."""
     text = "".join(traceback.format_exception(error))
     attempt = int(os.environ.get(RESTART_COUNT, "0")) if attempt is None else attempt
     if isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST_PEER):
@@ -67,14 +67,14 @@ def write_failure(folder: Path, error: BaseException, attempt: int | None = None
 
 
 def read_failures(folder: Path) -> list[tuple[float, BaseException, str, int]]:
-    """(time, exception, traceback, attempt) of each failure, from files that the ranks wrote in our
-    own folder."""
+    """(time, exception, traceback, attempt) of each failure, from the files that ranks wrote to
+    ``folder``."""
     return [pickle.loads(path.read_bytes()) for path in folder.glob(f"*{FAILURE_SUFFIX}")]
 
 
 def first_failure(folder: Path, error: ChildFailedError) -> BaseException:
-    """What the ranks of the last attempt died of: a lasting error, a hung or killed rank, else the
-    earliest error."""
+    """Why the last attempt failed: a lasting error, else a hung or killed rank, else the earliest
+    error."""
     failures = sorted(read_failures(folder), key=lambda failure: failure[0])
     for _, first, text, _ in failures:
         if isinstance(first, LASTING):

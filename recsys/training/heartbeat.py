@@ -1,10 +1,10 @@
-"""Find a rank that neither ends nor goes on: each rank's monitor thread reports that its main
-thread works.
+"""Detect hung ranks: each rank has a monitor thread which reports that the main thread makes
+progress.
 
-Work is processor time of the main thread, so nothing in the training loop has to report, and a rank
-that sleeps, waits, is stopped by a signal or holds the interpreter's lock falls silent all the
-same. One that spins works by this measure; then the ranks that wait for it fall silent, and their
-stacks tell who is missing.
+Progress is measured as CPU time of the main thread, so the training loop does not have to report
+anything. A rank that sleeps, waits, is stopped by a signal or holds the interpreter's lock falls
+silent. One that spins seems to make progress; then the ranks that wait for it fall silent, and
+their stacks show which one is missing.
 """
 
 import faulthandler
@@ -24,12 +24,12 @@ from recsys.training.failures import RESTART_COUNT, HungRankError, write_failure
 BEAT_SUFFIX, STACK_SUFFIX = ".beat", ".stack"
 # Process id, identity of the main thread, monotonic time of the last progress
 RECORD = struct.Struct("qQd")
-SAMPLES = 10  # in a timeout
+SAMPLES = 10  # per timeout
 LONGEST_INTERVAL_S = 1.0
-IDLE_SHARE = 0.001  # of one processor; a loop that sleeps uses less, one small batch a second more
+IDLE_SHARE = 0.001  # of one core; a loop that sleeps uses less, one small batch per second more
 STACK_SIGNAL = signal.SIGUSR2
 STACK_WAIT_S = 0.5
-# Where the innermost frame of a collective is
+# Files with the innermost frame of a collective
 WAITING = ("/torch/distributed/", "/torchrec/distributed/")
 FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<function>\S+)')
 STOPPED, ENDED = "T", "Z"
@@ -37,7 +37,7 @@ STOPPED, ENDED = "T", "Z"
 
 @dataclass(frozen=True)
 class Rank:
-    """A rank of this node as its last report shows it."""
+    """A rank of this node, according to its last report."""
 
     attempt: int
     number: int
@@ -48,12 +48,12 @@ class Rank:
 
     @property
     def name(self) -> str:
-        """Of its files."""
+        """The name of its files."""
         return f"{self.attempt}-{self.number}"
 
 
 def report_progress(folder: Path, timeout_s: float) -> None:
-    """Report this rank's progress in ``folder`` as long as the process lives; its stacks on
+    """Report this rank's progress in ``folder`` as long as the process lives, and its stacks on
     STACK_SIGNAL."""
     name = f"{os.environ.get(RESTART_COUNT, '0')}-{os.environ['RANK']}"
     main = threading.main_thread().ident
@@ -76,10 +76,10 @@ def report_progress(folder: Path, timeout_s: float) -> None:
 
 @contextmanager
 def watching(folder: Path, timeout_s: float, whole_world: bool) -> Iterator[None]:
-    """Kill a rank of this node that hangs, and leave a HungRankError in ``folder``.
+    """Kill a hung rank of this node and write a HungRankError to ``folder``.
 
-    ``whole_world``: all ranks are of this node. Else ranks that only wait may wait for another
-    node's rank, which its own node finds.
+    ``whole_world`` means that all ranks are on this node. Otherwise, ranks that only wait may wait
+    for another node's rank, which that node detects.
     """
     stop = threading.Event()
 
@@ -126,23 +126,23 @@ def _forget(folder: Path, ranks: list[Rank]) -> None:
 
 
 def _place(rank: Rank, stack: str) -> str:
-    """What a rank was doing: its innermost frame."""
+    """What a rank was doing, from its innermost frame."""
     if rank.state == STOPPED:
         return "its process is stopped by a signal"
     frame = FRAME.search(stack)
     if frame is None:
-        return "it did not say what it was doing"
+        return "it did not report what it was doing"
     return f"it was in {frame['function']} ({frame['file']}, line {frame['line']})"
 
 
 def _waits(stack: str) -> bool:
-    """Whether the innermost frame is of a collective."""
+    """Whether the innermost frame is in a collective."""
     frame = FRAME.search(stack)
     return frame is not None and any(part in frame["file"] for part in WAITING)
 
 
 def _stack(folder: Path, rank: Rank) -> str:
-    """The main thread's stack, innermost frame first; empty where it cannot be had."""
+    """The main thread's stack, innermost frame first; empty if unavailable."""
     if rank.state == STOPPED:
         return ""
     path = folder / f"{rank.name}{STACK_SUFFIX}"
@@ -160,7 +160,7 @@ def _stack(folder: Path, rank: Rank) -> str:
 
 
 def _ranks(folder: Path) -> list[Rank]:
-    """The living ranks of the newest attempt."""
+    """The live ranks of the newest attempt."""
     found = []
     for path in folder.glob(f"*{BEAT_SUFFIX}"):
         body = path.read_bytes()
@@ -175,7 +175,7 @@ def _ranks(folder: Path) -> list[Rank]:
 
 
 def _state(process: int) -> str:
-    """The letter of a process's state; ENDED where there is none."""
+    """The letter of a process's state; ENDED if it does not exist."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:

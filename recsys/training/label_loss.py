@@ -1,5 +1,4 @@
-"""What hard labels cost: binary cross-entropy of each task, nothing where an example has no
-label."""
+"""The loss for hard labels: binary cross-entropy per task, 0 where an example has no label."""
 
 from collections.abc import Mapping
 
@@ -12,9 +11,9 @@ from recsys.models.ranker import SERVING
 
 
 def label_loss(outputs: dict[str, Tensor], batch: Batch, weights: Mapping[str, float]) -> Tensor:
-    """The main task's loss and, times their ``weights``, the further tasks', an example: [B].
+    """The loss per example [B]: the main task's plus the further tasks' times their ``weights``.
 
-    A task without a weight has 1, as the main task has.
+    A task without a weight has weight 1, like the main task.
     """
     loss = label_entropy(outputs[SERVING], batch.label)
     for task, label in batch.further_labels.items():
@@ -23,8 +22,8 @@ def label_loss(outputs: dict[str, Tensor], batch: Batch, weights: Mapping[str, f
 
 
 def label_entropy(logit: Tensor, label: Tensor) -> Tensor:
-    """Binary cross-entropy [B] of one task; 0, without a gradient, where ``label`` [B] is NaN:
-    there is none."""
+    """Binary cross-entropy [B] of one task; 0, without a gradient, where ``label`` [B] is NaN
+    (missing)."""
     known = ~torch.isnan(label)
     losses = binary_cross_entropy_with_logits(
         logit, torch.where(known, label, 0.0), reduction="none"

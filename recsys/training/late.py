@@ -1,4 +1,4 @@
-"""Numbers of a step that the host reads later, so that no step waits for the device."""
+"""Numbers from a step that the host reads later, so that no step waits for the device."""
 
 import math
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 class Late:
-    """``values`` [N] float32, on their way to the host since now.
+    """``values`` [N] float32, being copied to the host from now on.
 
-    :meth:`read` waits for the step that made them, and for none that was begun after it.
+    :meth:`read` waits for the step that computed them, but not for later steps.
     """
 
     def __init__(self, values: Tensor) -> None:
-        # Into pinned memory where it comes from a GPU
+        # Into pinned memory if it comes from a GPU
         self._values = values.detach().to("cpu", non_blocking=True)
         self._arrived: torch.cuda.Event | None = None
         if values.is_cuda:
@@ -28,7 +28,7 @@ class Late:
 
 
 class StepLoss:
-    """The loss of a step, which ``float`` waits for; NaN where all ranks skipped its batch."""
+    """The loss of a step; ``float`` waits for it. NaN if all ranks skipped the batch."""
 
     def __init__(self, loss: Tensor | None) -> None:
         self._loss = None if loss is None else Late(loss.view(1))

@@ -1,4 +1,4 @@
-"""Run a function on several ranks, of one host or of several nodes: torchrun's elastic API."""
+"""Run a function on several ranks, on one host or several nodes, with torchrun's elastic API."""
 
 import multiprocessing
 import os
@@ -50,24 +50,22 @@ __all__ = [
 
 LIBRARY = __name__.partition(".")[0]
 PRELOAD = ["torch", "torchrec", f"{LIBRARY}.training.engine"]
-# Set by the operating system's loader for the ranks; spinning OpenMP threads make a shared host 30
-# times slower.
-# FBGEMM asks for GPUs as it is imported; unless torch asks NVML instead of CUDA, no process that is
-# forked from the server could use one.
+# Read when the ranks' processes are loaded; spinning OpenMP threads make a shared host 30 times
+# slower. FBGEMM looks for GPUs when it is imported; unless torch asks NVML instead of CUDA, no
+# process forked from the server could use one.
 RANK_ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "0",
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
 }
-# A fresh store each time nodes meet; a shared one stays at the address of a node that may have been
+# A fresh store each time nodes meet; a shared one would stay at the address of a node that may be
 # lost.
 SEVERAL_NODES_ENVIRONMENT = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 _MAIN_MODULE = threading.RLock()
 
 
 class OtherNodeEnd(SystemExit):
-    """This node's ranks have done their part; node 0 has the results and writes them. Exit code
-    0."""
+    """This node's ranks are done; node 0 has the results and writes them. The exit code is 0."""
 
     def __init__(self) -> None:
         super().__init__(0)
@@ -80,7 +78,7 @@ def run_on_ranks(
     threads_per_rank: int,
     max_restarts: int = 0,
 ) -> list[Any]:
-    """:func:`launch` on the CPU of this host."""
+    """:func:`launch` on the CPUs of this host."""
     settings = LaunchSettings(
         world_size=world_size, threads_per_rank=threads_per_rank, max_restarts=max_restarts
     )
@@ -90,22 +88,23 @@ def run_on_ranks(
 def launch(
     function: Callable[..., Any], arguments: tuple[Any, ...], settings: LaunchSettings
 ) -> list[Any]:
-    """Call ``function(*arguments)`` on every rank, inside a process group; its results by rank.
+    """Call ``function(*arguments)`` on every rank, inside a process group; returns the results by
+    rank.
 
-    One rank without restarts runs in this process. Others run as forkserver processes, so
-    ``function`` must be importable and arguments and results picklable. When a rank fails, is
-    killed or hangs, all ranks end; up to ``max_restarts`` times they are started again, but not
-    after an InputError or a NonFiniteError; then a lost rank (no other error) is left out if
-    ``min_world_size`` allows. So ``function`` must be fit to run again on another number of ranks.
-    Then what went wrong last is raised.
+    A single rank without restarts runs in this process. Otherwise ranks run as forkserver
+    processes, so ``function`` must be importable, and arguments and results picklable. If a rank
+    fails, is killed or hangs, all ranks end. They are started again up to ``max_restarts`` times,
+    but not after an InputError or a NonFiniteError. After that, if ranks were lost without another
+    error, training continues without them if ``min_world_size`` allows. ``function`` must therefore
+    be able to run again with another number of ranks. If nothing helps, the last error is raised.
 
-    On several nodes this process runs the ranks of its own; each node must call it with arguments
-    that mean the same on a file system that all share.
+    On several nodes, this process runs its own node's ranks. Each node must call it with arguments
+    that mean the same on a shared file system.
 
     Raises:
         InputError: a rank raised it, or the settings do not fit this machine.
-        LostRankError: a rank was killed, hung, or is out of reach.
-        OtherNodeEnd: all went well and this is not node 0.
+        LostRankError: a rank was killed, hung, or cannot be reached.
+        OtherNodeEnd: everything succeeded, and this is not node 0.
     """
     _check_machine(settings)
     if settings.world_size == 1 and settings.max_restarts == 0:
@@ -131,10 +130,10 @@ def launch(
 
 
 def start_server(*modules: str) -> None:
-    """Start, if there is none, the process that ranks are forked from; it imports what they need:
-    what its caller has imported of this library, and ``modules``.
+    """Start the process from which ranks are forked, if there is none. It imports what they need:
+    the modules of this library that its caller has imported, and ``modules``.
 
-    It does so beside its caller: started early it is ready when ranks are wanted.
+    This happens in parallel with the caller: if started early, it is ready when ranks are needed.
     """
     imported = sorted(name for name in sys.modules if name.startswith(f"{LIBRARY}."))
     multiprocessing.set_forkserver_preload([*PRELOAD, *imported, *modules])
@@ -144,11 +143,11 @@ def start_server(*modules: str) -> None:
 
 @contextmanager
 def main_module_stays_here(*sent: Any) -> Iterator[None]:
-    """Processes that are started inside do not import the program's main module again.
+    """Processes started inside do not import the program's main module again.
 
-    ``multiprocessing`` imports it in each, with all that it needs: for a Prefect flow two seconds
-    per rank. They need it only if ``sent``, what they are given, has something of it. Threads take
-    turns.
+    ``multiprocessing`` would import it in each process, with everything it imports: for a Prefect
+    flow, two seconds per rank. They need it only if ``sent``, what they are given, contains
+    something from it. Threads take turns.
     """
     main = vars(sys.modules["__main__"])
     if b"__main__" in pickle.dumps(sent):
@@ -176,7 +175,7 @@ def _one_host(world_size: int) -> dict[str, Any]:
 def _on_nodes(
     function: Callable[..., Any], arguments: tuple[Any, ...], settings: LaunchSettings
 ) -> list[Any]:
-    """This node's part of a run on several; the results if it is node 0."""
+    """This node's part of a run on several nodes; returns the results on node 0."""
     nodes = settings.nodes
     meeting = {
         "min_nodes": nodes.min_count or nodes.count,
@@ -221,7 +220,7 @@ def _elastic(
     settings: LaunchSettings,
     where: Mapping[str, Any],
 ) -> dict[int, Any]:
-    """The results of this node's ranks, by rank."""
+    """Run this node's ranks; returns their results, by rank."""
     several = settings.nodes.count > 1
     environment = RANK_ENVIRONMENT | (SEVERAL_NODES_ENVIRONMENT if several else {})
     with (
@@ -257,8 +256,7 @@ def _elastic(
 def _run_here(
     function: Callable[..., Any], arguments: tuple[Any, ...], settings: LaunchSettings
 ) -> Any:
-    """Rank 0 of 1, in this process; in the group that an engine made outside of any has
-    started."""
+    """Run as rank 0 of 1 in this process, in the group that an engine may already have started."""
     if distributed.is_initialized() and distributed.get_world_size() == 1:
         return function(*arguments)
     before = torch.get_num_threads()
@@ -276,10 +274,10 @@ def _run_here(
 
 
 def _check_machine(settings: LaunchSettings) -> None:
-    """Check what the settings want of this machine.
+    """Check that this machine has what the settings need.
 
     Raises:
-        InputError: it has no such GPUs or no such interface.
+        InputError: it lacks the GPUs or the interface.
     """
     if settings.network_interface is not None:
         _address(settings)
@@ -298,10 +296,10 @@ def _check_machine(settings: LaunchSettings) -> None:
 
 
 def _address(settings: LaunchSettings) -> str:
-    """The IPv4 address of the interface of the ranks' traffic.
+    """The IPv4 address of the interface for the ranks' traffic.
 
     Raises:
-        InputError: there is no such interface, or it has none.
+        InputError: there is no such interface, or it has no address.
     """
     interfaces = psutil.net_if_addrs()
     for address in interfaces.get(settings.interface, []):
@@ -315,7 +313,7 @@ def _address(settings: LaunchSettings) -> str:
 
 @contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """The environment with ``values``, as the ranks' processes inherit it."""
+    """Set ``values`` in the environment during the block, for the ranks' processes to inherit."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

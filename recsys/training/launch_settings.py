@@ -1,4 +1,4 @@
-"""On which processes, hosts and devices a model is trained, and what happens when one of them is
+"""The processes, hosts and devices on which a model is trained, and what happens when one is
 lost."""
 
 from pydantic import (
@@ -27,8 +27,8 @@ class NodeSettings(Settings):
             nodes, so its loss ends the run.
         join_timeout_s: how long to wait for min_count of them.
         last_call_s: how long to wait for the others once min_count have joined.
-        keep_alive_s: how often a node sends a sign of life; after three times as long without one
-            it is lost.
+        keep_alive_s: how often a node sends a sign of life; after three times as long without one,
+            it counts as lost.
     """
 
     count: PositiveInt = 1
@@ -93,16 +93,16 @@ class LaunchSettings(HostSettings):
 
     @property
     def interface(self) -> str:
-        """The interface of the ranks' traffic."""
+        """The network interface for the ranks' traffic."""
         return self.network_interface or LOOPBACK_INTERFACE
 
     @property
     def ranks_per_node(self) -> int:
-        """Ranks that each machine runs."""
+        """Number of ranks per machine."""
         return self.world_size // self.nodes.count
 
     def smaller_world(self, world_size: int) -> int | None:
-        """The next number of ranks, in whole hosts, to go on with after ``world_size``; None: there
-        is none."""
+        """The next smaller number of ranks, in whole hosts, to continue with after ``world_size``;
+        None if there is none."""
         smaller = world_size - (self.ranks_per_host or 1)
         return smaller if smaller >= (self.min_world_size or self.world_size) else None

@@ -1,5 +1,5 @@
-"""NaN and infinities: where a batch holds them, how a run ends on one, and how all ranks leave one
-out."""
+"""NaN and infinities: finding them in a batch, ending a run because of one, and skipping a batch on
+all ranks."""
 
 import math
 import sys
@@ -25,21 +25,20 @@ SOURCES = (
     "the loss function's result",
     "the embeddings",
 )
-ADVICE = "lower the learning rates, mend the data, or set skip_non_finite_batches: true"
+ADVICE = "lower the learning rates, correct the data, or set skip_non_finite_batches: true"
 DENSE_COLUMN = "dense column {}"
-STEPS_BEHIND = 2  # that a late check is read: so far the host may run ahead of the device
-TINY = 2.0**-40  # a sum of float32 numbers times this one is finite where they are
+STEPS_BEHIND = 2  # after which a late check is read: how far the host may run ahead of the device
+TINY = 2.0**-40  # a sum of float32 numbers times this factor is finite if they are
 
 
 class NonFiniteError(RuntimeError):
-    """A batch whose loss or gradient is NaN or infinite.
+    """The loss or gradient of a batch is NaN or infinite.
 
     Args:
-        step: number of the optimiser step that would have followed, from 1.
-        sources: what held a NaN or an infinity on this rank: some of SOURCES, or parameters.
-        features: the columns of the dense input ("dense column 3") and the embeddings that did, if
-            any.
-        window: in which it was; None where the caller knows no windows.
+        step: number, from 1, of the optimiser step that would have followed.
+        sources: where NaN or infinity was found on this rank: some of SOURCES, or parameters.
+        features: the affected columns of the dense input ("dense column 3") and embeddings, if any.
+        window: the window in which it happened; None if unknown.
     """
 
     what = "loss"
@@ -67,8 +66,7 @@ class NonFiniteError(RuntimeError):
         return type(self), (self.step, self.sources, self.features, self.window)
 
     def located(self, window: str, dense: Sequence[str]) -> Self:
-        """The same error with its window, and with the names of the first columns of the dense
-        input."""
+        """The same error with its window, and with the names of the dense input's first columns."""
         names = {DENSE_COLUMN.format(column): name for column, name in enumerate(dense)}
         return type(self)(
             self.step, self.sources, [names.get(name, name) for name in self.features], window
@@ -82,8 +80,8 @@ class NonFiniteLossError(NonFiniteError):
 class NonFiniteGradientError(NonFiniteError):
     """A gradient is NaN or infinite while the loss is finite.
 
-    ``sources`` are the embeddings, then nothing was updated, or parameters, then the tables were:
-    their kernels update them within the backward pass, with a gradient that was finite.
+    If ``sources`` are the embeddings, nothing was updated. If they are parameters, the tables were
+    updated, with a finite gradient: their kernels do this during the backward pass.
     """
 
     what = "gradient"
@@ -91,7 +89,7 @@ class NonFiniteGradientError(NonFiniteError):
 
 @dataclass
 class _Columns:
-    """Sums [columns of all features], times TINY, of a [B, columns] that was looked at."""
+    """Column sums [columns of all features], times TINY, of a checked tensor [B, columns]."""
 
     features: list[str]
     widths: list[int]
@@ -103,13 +101,14 @@ class _Columns:
         return cls(features, widths, values.new_full((len(values),), TINY) @ values)
 
     def held(self) -> list[str]:
-        """The features that hold a NaN or an infinity."""
+        """The features that contain NaN or infinity."""
         return _held(self.features, self.widths, self.sums.unsqueeze(0))
 
 
 @dataclass
 class _Step:
-    """What tells, once the device has done step ``number``, whether it was right, and where not."""
+    """What shows, once the device has finished step ``number``, whether it was fine, and if not,
+    where it went wrong."""
 
     number: int
     loss: Tensor
@@ -124,16 +123,16 @@ class _Step:
     verdict: Late | None = None
 
     def judge(self) -> None:
-        """Send off the few numbers that are finite if all is right."""
+        """Start copying the few numbers that are finite if all is well."""
         marks = [self.loss, *(columns.sums.sum() for columns in self.gradients)]
         if self.overflows:
-            fits = torch.stack([part for *_, part in self.overflows]).abs() <= 1.0  # not NaN
+            fits = torch.stack([part for *_, part in self.overflows]).abs() <= 1.0  # false for NaN
             marks.append(torch.where(fits.all(), 0.0, math.nan))
         marks += [] if self.extremes is None else [(self.extremes * TINY).sum()]
         self.verdict = Late(torch.stack(marks))
 
     def error(self) -> RuntimeError | None:
-        """What was wrong; it waits for the device."""
+        """The error, or None; waits for the device."""
         if not _finite(self.loss):
             sources = non_finite_sources(self.batch, self.outputs)
             embeddings = [name for columns in self.pooled for name in columns.held()]
@@ -155,13 +154,13 @@ class _Step:
 
 
 class NonFiniteGuard:
-    """Looks at one engine's losses and gradients; ``skip``: leave a batch out on all ranks instead
-    of raising.
+    """Checks an engine's losses and gradients; ``skip``: skip a batch on all ranks instead of
+    raising.
 
-    Between :meth:`begin_late` and :meth:`end_late` no step waits for the device: what is looked at
-    stays there and is read STEPS_BEHIND steps later, or by :meth:`settle`. The step is taken
-    meanwhile, so a bad one leaves bad weights, and whoever reads weights settles first. A batch
-    that may be left out has to be known before its step: with ``skip`` nothing is late.
+    Between :meth:`begin_late` and :meth:`end_late` no step waits for the device: checks stay there
+    and are read STEPS_BEHIND steps later, or by :meth:`settle`. The step is taken meanwhile, so a
+    bad one leaves bad weights, and :meth:`settle` must be called before weights are read. With
+    ``skip`` nothing is late, because a bad batch must be known before its step.
     """
 
     def __init__(self, skip: bool) -> None:
@@ -174,22 +173,22 @@ class NonFiniteGuard:
         self._unread: deque[_Step] = deque()
 
     def begin_late(self) -> None:
-        """From the next step on, read late."""
+        """From the next step on, read checks late."""
         self.overflows.is_late = not self.skip
 
     def end_late(self) -> None:
-        """From the next step on, look at once."""
+        """From the next step on, read checks at once."""
         self.overflows.is_late = False
 
     def begin(self, step: int) -> None:
-        """Forget the step before ``step``."""
+        """Forget the previous step and begin ``step``."""
         self._step, self._pooled, self._embeddings_are_bad = step, [], False
         self._late = None
         if not self.overflows.is_late:
             self.settle()
 
     def settle(self) -> None:
-        """Read all that was to be read late.
+        """Read all late checks.
 
         Raises:
             NonFiniteError, CommunicationOverflowError: the first bad step.
@@ -203,18 +202,18 @@ class NonFiniteGuard:
         inputs: tuple[Any, ...],
         output: KeyedTensor | LazyAwaitable[KeyedTensor],
     ) -> None:
-        """Forward hook of a sharded collection: see its pooled embeddings, and their gradient
-        before its kernels do."""
+        """Forward hook of a sharded collection: check its pooled embeddings, and their gradient
+        before its kernels use it."""
         if isinstance(output, KeyedTensor):
             self._watch(output)
         else:
             output.callbacks.append(self._watch)
 
     def skips_loss(self, loss: Tensor, batch: Batch, outputs: Mapping[str, Tensor]) -> bool:
-        """Whether to leave ``batch`` out for its loss, the same on every rank.
+        """Whether to skip ``batch`` because of its loss, the same on every rank.
 
         Raises:
-            NonFiniteLossError: it may not be left out.
+            NonFiniteLossError: it is bad and may not be skipped.
         """
         if self.overflows.is_late:
             pooled = [_Columns.of(p.keys(), p.length_per_key(), p.values()) for p in self._pooled]
@@ -232,13 +231,13 @@ class NonFiniteGuard:
         return self._says(sources)
 
     def skips_gradients(self, parameters: Mapping[str, nn.Parameter], differ: bool = False) -> bool:
-        """Whether to leave the batch out for its gradients, those of ``parameters`` averaged over
-        ranks.
+        """Whether to skip the batch because of its gradients; those of ``parameters`` are averaged
+        over ranks.
 
-        ``differ``: some of them are of this rank's host alone, so the ranks have to agree.
+        ``differ``: some of them belong only to this rank's host, so the ranks have to agree.
 
         Raises:
-            NonFiniteGradientError: it may not be left out.
+            NonFiniteGradientError: it is bad and may not be skipped.
         """
         if self.overflows.is_late:
             self._note(parameters, differ)
@@ -249,7 +248,8 @@ class NonFiniteGuard:
             parameter.grad for parameter in parameters.values() if parameter.grad is not None
         ]
         found: list[str] = []
-        if gradients and not math.isfinite(_total(gradients)):  # or finite numbers whose sum is not
+        # The sum may also be infinite where all numbers are finite
+        if gradients and not math.isfinite(_total(gradients)):
             found = [
                 name for name, p in parameters.items() if p.grad is not None and not _finite(p.grad)
             ]
@@ -273,7 +273,7 @@ class NonFiniteGuard:
         return pooled
 
     def _note(self, parameters: Mapping[str, nn.Parameter], differ: bool) -> None:
-        """Keep what tells whether this step was right, and read the one STEPS_BEHIND before it."""
+        """Keep this step's check, and read the one of STEPS_BEHIND steps ago."""
         step = self._late
         assert step is not None, "skips_gradients without skips_loss"
         gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
@@ -289,10 +289,10 @@ class NonFiniteGuard:
             self._read()
 
     def _read(self) -> None:
-        """Read the oldest step.
+        """Read the oldest check.
 
-        A gradient that was averaged over all ranks is bad on all of them: then they agree on the
-        error of the rank that it came from.
+        A gradient averaged over all ranks is bad on all of them; they then agree on the error of
+        the rank where it originated.
         """
         step = self._unread.popleft()
         assert step.verdict is not None
@@ -309,8 +309,8 @@ class NonFiniteGuard:
     def _check_gradient(
         self, features: list[str], widths: list[int], gradient: Tensor
     ) -> Tensor | None:
-        """Gradient [B, columns of all features] of the pooled embeddings; zeros where the batch is
-        left out."""
+        """Check the gradient [B, columns of all features] of the pooled embeddings; returns zeros
+        if the batch is skipped."""
         if self._late is not None:
             self._late.gradients.append(_Columns.of(features, widths, gradient))
             return None
@@ -343,7 +343,7 @@ class NonFiniteGuard:
 def non_finite_sources(
     batch: Batch, outputs: Mapping[str, Tensor], pooled: Sequence[KeyedTensor] = ()
 ) -> list[str]:
-    """Which of SOURCES hold a NaN or an infinity, where the loss of ``batch`` [B] does."""
+    """Which of SOURCES contain NaN or infinity, when the loss of ``batch`` [B] does."""
     held = [batch.dense], [batch.label], list(outputs.values()), [], [p.values() for p in pooled]
     found = [
         name
@@ -354,7 +354,7 @@ def non_finite_sources(
 
 
 def _dense_columns(batch: Batch) -> list[str]:
-    """The columns of the dense input that hold a NaN or an infinity."""
+    """The columns of the dense input that contain NaN or infinity."""
     columns = (~torch.isfinite(batch.dense)).any(dim=0).nonzero().flatten().tolist()
     return [DENSE_COLUMN.format(column) for column in columns]
 
@@ -368,8 +368,8 @@ def _of_all_ranks(error: RuntimeError) -> list[RuntimeError]:
 
 
 def _rank_of_cause(error: RuntimeError) -> int:
-    """The lower, the nearer to the cause: a bad loss makes gradients bad, those of a rank's
-    embeddings make bad what is averaged over ranks."""
+    """A rank for errors; lower means closer to the cause. A bad loss makes gradients bad, and bad
+    gradients of a rank's embeddings make averages over ranks bad."""
     if isinstance(error, NonFiniteGradientError):
         return 1 if error.sources == (SOURCES[-1],) else 3
     return 0 if isinstance(error, NonFiniteLossError) else 2
@@ -384,18 +384,18 @@ def on_any_rank(sources: Sequence[str]) -> list[str]:
 
 
 def _held(features: list[str], widths: list[int], values: Tensor) -> list[str]:
-    """The features whose columns of ``values`` [B, columns of all features] hold a NaN or an
+    """The features whose columns of ``values`` [B, columns of all features] contain NaN or
     infinity."""
     parts = values.detach().split(widths, dim=1)
     return [name for name, part in zip(features, parts, strict=True) if not _finite(part)]
 
 
 def _total(values: Sequence[Tensor]) -> float:
-    """Sum of all numbers: not finite if one is not, and faster than any norm of them."""
+    """The sum of all numbers: not finite if one is not, and faster than any norm."""
     return torch.stack([value.sum() for value in values]).sum().item()
 
 
 def _finite(value: Tensor) -> bool:
-    """Whether all of ``value`` is finite; a finite sum, one pass without memory, tells it in nearly
-    every step."""
+    """Whether all of ``value`` is finite; usually a finite sum, one pass without extra memory, is
+    enough to know."""
     return math.isfinite(value.sum().item()) or bool(torch.isfinite(value).all())

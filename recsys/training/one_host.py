@@ -1,5 +1,5 @@
-"""Where the ranks of one host meet: at once, since torchrun's own rendezvous pauses for nodes that
-do not exist."""
+"""A rendezvous for the ranks of one host, without the pause in which torchrun's own waits for nodes
+that do not exist."""
 
 from torch.distributed.elastic.rendezvous import (
     RendezvousHandler,
@@ -18,14 +18,14 @@ STORE_TIMEOUT_S = 600
 
 
 class OneHostRendezvous(StaticTCPRendezvous):
-    """The static rendezvous of one node, whose store takes a port that the system has free."""
+    """A static rendezvous for one node, whose store uses a free port chosen by the system."""
 
     def get_backend(self) -> str:
-        """The name that it is registered under."""
+        """The name under which it is registered."""
         return ONE_HOST_BACKEND
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """Rank 0 of one node, and where the store listens."""
+        """Node 0 of 1, and the address of the store."""
         found = super().next_rendezvous()
         assert isinstance(self._store, TCPStore)
         return RendezvousInfo(

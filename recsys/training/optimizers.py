@@ -1,4 +1,4 @@
-"""Optimisers of the dense part and of the tables, and learning rates over the steps."""
+"""Optimisers for the dense part and the tables, and learning rates over the steps."""
 
 import math
 from collections.abc import Mapping
@@ -19,16 +19,16 @@ TABLE_OPTIMIZERS = {
 }
 ROWS_PER_STEP = 65536
 STEP_OPTIONS = ("lr", "weight_decay", "lr_decay", "eps", "maximize")
-FBGEMM_EPSILON = 1e-8  # what FBGEMM's AdaGrad kernels add to the root of the sum
+FBGEMM_EPSILON = 1e-8  # added to the root of the sum in FBGEMM's AdaGrad kernels
 
 
 class BlockwiseAdagrad(RowWiseAdagrad):
-    """TorchRec's row-wise AdaGrad, ROWS_PER_STEP rows at a time: the same bits without a copy of
+    """TorchRec's row-wise AdaGrad, ROWS_PER_STEP rows at a time: bit-identical, without a copy of
     the whole gradient in memory."""
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One step of every table that has a gradient."""
+        """One step for every table that has a gradient."""
         for group in self.param_groups:
             options = {name: group[name] for name in STEP_OPTIONS}
             for table in group["params"]:
@@ -37,12 +37,12 @@ class BlockwiseAdagrad(RowWiseAdagrad):
                         list(whole.split(ROWS_PER_STEP))
                         for whole in (table, table.grad, self.state[table]["sum"])
                     )
-                    steps = [torch.tensor(0.0)] * len(rows)  # counted for a decay, which is 0
+                    steps = [torch.tensor(0.0)] * len(rows)  # counted only for a decay, which is 0
                     adagrad(rows, gradients, sums, steps, **options)
 
 
 def table_optimizer(settings: TrainSettings) -> type[torch.optim.Optimizer]:
-    """The optimiser that the tables' kernels run.
+    """The optimiser class that the tables' kernels run.
 
     Raises:
         InputError: the CPU has no kernel for it.
@@ -63,7 +63,7 @@ def dense_optimizer(
     """The optimiser of the dense part.
 
     Raises:
-        InputError: it refuses its options.
+        InputError: it refuses the options.
     """
     options: dict[str, Any] = dict(settings.dense_optimizer_options)
     if settings.dense_optimizer == "adam":
@@ -79,7 +79,7 @@ def dense_optimizer(
 
 
 def first_state(parameter: nn.Parameter, settings: TrainSettings) -> dict[str, Tensor]:
-    """Optimiser state of a dense parameter after one step without a gradient: names, shapes and
+    """Optimiser state of a dense parameter after a step with zero gradient, for names, shapes and
     types."""
     copy = nn.Parameter(parameter.detach().clone())
     copy.grad = torch.zeros_like(copy)
@@ -96,11 +96,11 @@ def tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
 def replicated_table_optimizer(
     tables: list[nn.Parameter], settings: TrainSettings
 ) -> torch.optim.Optimizer:
-    """What FBGEMM's kernel computes, for tables that every rank holds whole with a dense gradient.
+    """The same computation as FBGEMM's kernel, for tables that every rank holds in full, with a
+    dense gradient.
 
     Raises:
-        InputError: it is adam, whose step on rows that a batch does not read is another in a dense
-            optimiser.
+        InputError: the optimiser is adam, which treats rows outside a batch differently when dense.
     """
     if settings.table_optimizer not in TABLE_OPTIMIZERS:
         raise InputError(
@@ -117,15 +117,15 @@ def replicated_table_optimizer(
     }
     if settings.table_optimizer == "rowwise_adagrad":
         return BlockwiseAdagrad(tables, **options)
-    # The fused step needs no second copy of a table in memory; there is none on GPUs
+    # The fused step needs no second copy of a table in memory; it does not exist on GPUs
     return torch.optim.Adagrad(tables, fused=settings.device == "cpu", **options)
 
 
 def first_sum(settings: TrainSettings) -> float:
-    """What AdaGrad's sums of squared gradients of the tables start at; 0 for other optimisers.
+    """The initial value of AdaGrad's sums of squared gradients for tables; 0 for other optimisers.
 
-    The engine's gradients are means over the global batch of B examples: B times smaller than the
-    sums that ``initial_accumulator`` is given in.
+    The engine's gradients are means over the global batch of B examples, so they are B times
+    smaller than the sums to which ``initial_accumulator`` refers.
     """
     if settings.table_optimizer not in ("adagrad", "rowwise_adagrad"):
         return 0.0
@@ -133,7 +133,7 @@ def first_sum(settings: TrainSettings) -> float:
 
 
 def rate_factor(step: int, schedule: ScheduleSettings) -> float:
-    """What to multiply the learning rates with at optimiser step ``step``, from 0."""
+    """The factor for the learning rates at optimiser step ``step``, from 0."""
     if step < schedule.warmup_steps:
         return (step + 1) / schedule.warmup_steps
     if schedule.decay == "constant" or schedule.decay_steps is None:
@@ -154,6 +154,6 @@ def is_constant(schedule: ScheduleSettings) -> bool:
 
 
 def set_rates(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every parameter of ``optimizer`` this learning rate."""
+    """Set this learning rate for every parameter of ``optimizer``."""
     for group in optimizer.param_groups:
         group["lr"] = rate

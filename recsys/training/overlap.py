@@ -1,5 +1,5 @@
-"""Training on a sequence of batches: loading, input distribution and compute at the same time, or
-in turn."""
+"""Train on a sequence of batches, with loading, input distribution and computation overlapped or in
+turn."""
 
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
@@ -21,13 +21,13 @@ from recsys.models.peers import Peers
 from recsys.training.engine import Engine, LossFunction, sharded_collections
 from recsys.training.late import StepLoss
 
-# What every collection is called with
+# The arguments with which every collection is called
 SPARSE = CallArgs(args=[ArgInfo([GetAttrArgInfoStep("sparse")])], kwargs={})
 
 
 def load_ahead(engine: Engine, batches: Iterable[Batch]) -> Generator[Batch]:
-    """``batches``, read by a thread of their own where the settings of ``engine`` overlap; for a
-    GPU in pinned memory."""
+    """``batches``, read by a separate thread if the settings of ``engine`` overlap; in pinned
+    memory for a GPU."""
     if engine.device.type == "cuda":
         batches = _pinned(batches)
     return prefetched(batches, engine.settings.prefetch_batches if engine.settings.overlap else 0)
@@ -45,20 +45,20 @@ def _pinned(batches: Iterable[Batch]) -> Generator[Batch]:
 def train_batches(
     engine: Engine, batches: Iterable[Batch], loss_function: LossFunction
 ) -> Generator[tuple[Batch, StepLoss]]:
-    """Each of ``batches`` with what :meth:`Engine.train_step` returns for it, once it is trained
-    on; collective.
+    """Train on each of ``batches`` and yield it with the result of :meth:`Engine.train_step`;
+    collective.
 
-    With ``overlap`` in the settings the ids of batch i+1 are on their way to the ranks that hold
-    their rows while batch i is computed: bitwise the same losses and weights. A rank alone on a CPU
-    has nothing to send and no use for that. What is yielded is
-    trained, and nothing behind it, so a checkpoint between two batches is the plain loop's. Close
-    it where you leave it early.
+    With ``overlap`` in the settings, the ids of batch i+1 travel to the ranks that hold their rows
+    while batch i is computed; losses and weights are bitwise the same. A single rank on a CPU has
+    nothing to send and does not do this. A yielded batch has been trained on, and later ones have
+    not, so a checkpoint between two batches is the same as in a plain loop. Close the generator if
+    you leave it early.
 
-    No step waits for the device: the loss is read by ``float``, and whether a step was right a few
-    steps later (:meth:`Engine.checking_late`).
+    No step waits for the device: ``float`` reads the loss, and a step is checked a few steps later
+    (:meth:`Engine.checking_late`).
 
     Raises:
-        Exception: what reading a batch raised; with ``overlap`` up to two batches before its turn.
+        Exception: what reading a batch raised; with ``overlap``, up to two batches before its turn.
         NonFiniteError, CommunicationOverflowError: a batch before the last one may be the bad one.
     """
     with engine.checking_late():
@@ -89,10 +89,9 @@ def _steps(
 def _steps_with_ids_ahead(
     engine: Engine, peers: Peers, batches: Iterable[Batch], loss_function: LossFunction
 ) -> Generator[tuple[Batch, StepLoss]]:
-    """Under the tower transform batch i+1's ids are on their way to the peers while batch i is
-    computed.
+    """Under the tower transform, batch i+1's ids travel to the peers while batch i is computed.
 
-    Inside the hosts they are distributed in the forward pass, where they cost little.
+    Inside the hosts they are distributed in the forward pass, where this costs little.
     """
     source = iter(batches)
     try:
@@ -110,7 +109,7 @@ def _steps_with_ids_ahead(
 
 
 def _next_batch(engine: Engine, peers: Peers, source: Iterator[Batch]) -> Batch | None:
-    """The next batch on its device, its ids begun to be sent; None: there is none."""
+    """The next batch on its device, with sending of its ids started; None if there is none."""
     batch = next(source, None)
     if batch is None:
         return None
@@ -123,8 +122,8 @@ class OverlappedSteps(TrainPipelineSparseDist[Batch, tuple[Batch, Tensor | None]
     """TorchRec's pipeline with the engine's step: batch i+1 is distributed while batch i is
     computed.
 
-    It takes over the collections' forward pass without tracing the model, and leaves their input
-    distribution as it is, so that the model still predicts between two steps. Collections must be
+    It replaces the collections' forward pass without tracing the model, and leaves their input
+    distribution alone, so that the model can still predict between two steps. Collections must be
     called with the batch's own ids.
     """
 
@@ -142,10 +141,10 @@ class OverlappedSteps(TrainPipelineSparseDist[Batch, tuple[Batch, Tensor | None]
     def progress(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, dataloader_iter: Iterator[Batch]
     ) -> tuple[Batch, StepLoss]:
-        """One step on the next batch: the batch and its loss, NaN if it was skipped.
+        """Train on the next batch; returns the batch and its loss (NaN if it was skipped).
 
         Raises:
-            StopIteration: there is none.
+            StopIteration: there is no next batch.
         """
         self._model.train()
         self._updated = False
@@ -153,7 +152,7 @@ class OverlappedSteps(TrainPipelineSparseDist[Batch, tuple[Batch, Tensor | None]
         return batch, StepLoss(loss if self._updated else None)
 
     def close(self) -> None:
-        """Give the collections their own forward pass back."""
+        """Restore the collections' own forward pass."""
         for module in self._pipelined_modules:
             del module.forward
         self._pipelined_modules = []
@@ -183,12 +182,12 @@ class OverlappedSteps(TrainPipelineSparseDist[Batch, tuple[Batch, Tensor | None]
             self._updated = self._engine.finish_step(losses)
 
     def _optimizer_step(self) -> None:
-        """Done: the engine's step ends with its optimisers."""
+        """Does nothing: the engine's step already runs the optimisers."""
 
 
 class DistributedForward(PipelinedForward):
-    """A collection's forward pass on ids that are distributed already; as ever where no gradient is
-    asked for."""
+    """A collection's forward pass on ids that are already distributed; the usual one if no gradient
+    is needed."""
 
     def __init__(
         self, name: str, module: ShardedEmbeddingBagCollection, context: TrainPipelineContext
@@ -197,7 +196,7 @@ class DistributedForward(PipelinedForward):
         self.sparse: KeyedJaggedTensor | None = None
 
     def __call__(self, sparse: KeyedJaggedTensor) -> Any:
-        """What the collection's own forward pass returns.
+        """The result of the collection's own forward pass.
 
         Raises:
             ValueError: in training, ``sparse`` are not the ids of the batch.
@@ -206,6 +205,6 @@ class DistributedForward(PipelinedForward):
             return type(self._module).forward(self._module, sparse)
         if sparse is not self.sparse:
             raise ValueError(
-                f"{self.name}: the model changes the batch's ids; such a model needs overlap: false"
+                f"{self.name}: the model changes the batch's ids, so it needs overlap: false"
             )
         return super().__call__(sparse)

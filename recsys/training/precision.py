@@ -1,4 +1,4 @@
-"""Whether the dense part computes in bfloat16 on this machine."""
+"""Whether the dense part uses bfloat16 on this machine."""
 
 import sys
 import time
@@ -9,16 +9,17 @@ from torch import distributed
 
 from recsys.training.settings import TrainSettings
 
-# Of torch.cpu.get_capabilities: instructions that multiply matrices of bfloat16
+# Keys of torch.cpu.get_capabilities: instructions for bfloat16 matrix products
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
-GEMM_SIZE = 256  # 0.03 GFLOP: 26 ms at the slowest that was seen, 1.3 GFLOP/s
+GEMM_SIZE = 256  # 0.03 GFLOP: 26 ms at the slowest rate seen, 1.3 GFLOP/s
 
 
 def computes_in_bf16(settings: TrainSettings) -> bool:
-    """Whether the dense part computes in bfloat16; ``auto``: where every rank's machine has
-    instructions for it. Collective with ``auto``.
+    """Whether the dense part uses bfloat16; with ``auto``, if every rank's machine has instructions
+    for it. Collective with ``auto``.
 
-    A machine without them is warned of with ``bf16: true``: it takes several times as long.
+    With ``bf16: true``, a machine without these instructions gives a warning: it takes several
+    times as long.
     """
     if settings.bf16 == "auto":
         has = torch.tensor(float(has_bf16(settings.device)))
@@ -30,14 +31,14 @@ def computes_in_bf16(settings: TrainSettings) -> bool:
 
 
 def has_bf16(device: str) -> bool:
-    """Whether this machine has instructions that multiply matrices of bfloat16."""
+    """Whether this machine has instructions for bfloat16 matrix products."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name) for name in BF16_INSTRUCTIONS)
 
 
-@cache  # once a process, not once an engine
+@cache  # once per process, not per engine
 def _warn(where: str) -> None:
     ratio = _gemm_seconds(torch.bfloat16) / _gemm_seconds(torch.float32)
     print(
@@ -50,7 +51,7 @@ def _warn(where: str) -> None:
 
 def _gemm_seconds(dtype: torch.dtype) -> float:
     square = torch.ones(GEMM_SIZE, GEMM_SIZE, dtype=dtype)
-    torch.mm(square, square)  # what is set up once
+    torch.mm(square, square)  # one-time set-up
     started = time.perf_counter()
     torch.mm(square, square)
     return time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""Hold back what PyTorch and TorchRec say about themselves, which a user can do nothing about."""
+"""Hide messages of PyTorch and TorchRec that a user can do nothing about."""
 
 import logging
 import warnings
@@ -6,17 +6,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 LOGGERS = (
-    "torch.distributed.elastic",  # reports a rank's failure that is raised anyway
+    "torch.distributed.elastic",  # reports a rank's failure, which is raised anyway
     "torch.distributed.launcher",
     "torchelastic-events-null",
     "torch.fx._symbolic_trace",
     "torchrec.distributed.comm",  # names the process groups of hosts
     "torchrec.distributed.planner.types",
-    "torchrec.distributed.utils",  # of data-parallel tables: what a cache would do
+    "torchrec.distributed.utils",  # about data-parallel tables: what a cache would do
 )
-# Of data-parallel tables: how it was registered, not what it computes
+# About data-parallel tables: how an operator was registered, not what it computes
 DENSE_KERNEL = "fbgemm::dense_embedding"
-# TorchRec's own use of what PyTorch means to drop; any other deprecation is shown
+# TorchRec's own use of deprecated PyTorch functions; other deprecations are shown
 DEPRECATED = (
     "Please use DTensor instead",
     r"`torch\.distributed\.\w+` is deprecated",
@@ -26,8 +26,8 @@ DEPRECATED = (
 
 @contextmanager
 def quiet_libraries(names: tuple[str, ...] = LOGGERS) -> Iterator[None]:
-    """Hide DEPRECATED, a warning of FBGEMM and the chatter of the loggers ``names``; any other
-    warning is shown, errors are raised as ever."""
+    """Hide DEPRECATED, a warning of FBGEMM, and messages below errors from the loggers ``names``;
+    other warnings are shown, and errors are raised as usual."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""Body of one rank's process: join the group, run the function, leave word of what went wrong."""
+"""The body of a rank's process: join the group, run the function, report failures."""
 
 import atexit
 import multiprocessing
@@ -26,18 +26,18 @@ from recsys.upstream import HashStore, PrefixStore, Store
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 LOCAL_RANK = "LOCAL_RANK"
-# A rank that lost its peer ends after it, so that the agent sees the peer's end first. Errors that
-# say so come in many types; those that end at once are surely the rank's own.
+# A rank that lost its peer ends after a delay, so that the agent sees the peer's end first. Errors
+# about lost peers have many types; only errors that are certainly the rank's own end at once.
 LAST_WORD_S = 0.5
-# Of the rank timeout: whoever watches the missing rank finds it before its peers give up
+# Multiple of the rank timeout: the missing rank is detected before its peers give up
 COLLECTIVE_TIMEOUTS = 2
 
 
 def rank_main(
     function: Callable[..., Any], arguments: tuple[Any, ...], settings: LaunchSettings, folder: str
 ) -> Any:
-    """``function(*arguments)`` inside the process group; on several nodes every rank's result, by
-    rank."""
+    """Call ``function(*arguments)`` inside the process group; on several nodes, returns every
+    rank's result, by rank."""
     die_with_parent()
     if any(isinstance(error, LASTING) for _, error, _, _ in read_failures(Path(folder))):
         os._exit(1)
@@ -47,9 +47,7 @@ def rank_main(
     keep_freed_memory()
     try:
         store, rank, world_size = next(rendezvous("env://"))
-        if (
-            settings.nodes.count == 1
-        ):  # the store still holds the addresses of the attempts before this one
+        if settings.nodes.count == 1:  # the store still holds the addresses of earlier attempts
             store = PrefixStore(f"attempt-{os.environ[RESTART_COUNT]}", store)
         join_group(settings, store, rank, world_size)
         with quiet_libraries():
@@ -58,11 +56,11 @@ def rank_main(
         distributed.barrier()
         distributed.destroy_process_group()
         return result
-    except BaseException as error:  # DCP's CheckpointException is no Exception
+    except BaseException as error:  # DCP's CheckpointException is not an Exception
         write_failure(Path(folder), error)
         sys.stderr.flush()
         time.sleep(0.0 if isinstance(error, LASTING) else LAST_WORD_S)
-        os._exit(1)  # skip clean-up that would wait for the other ranks
+        os._exit(1)  # skip clean-up, which would wait for the other ranks
 
 
 def network_environment(settings: LaunchSettings) -> dict[str, str]:
@@ -71,8 +69,8 @@ def network_environment(settings: LaunchSettings) -> dict[str, str]:
 
 
 def join_group(settings: LaunchSettings, store: Store, rank: int, world_size: int) -> None:
-    """The default process group: gloo for tensors on the CPU, NCCL for those on the rank's own
-    GPU."""
+    """Create the default process group: gloo for tensors on the CPU, NCCL for those on the rank's
+    own GPU."""
     if settings.device == "cuda":
         torch.cuda.set_device(int(os.environ.get(LOCAL_RANK, "0")))
     timeout = timedelta(seconds=COLLECTIVE_TIMEOUTS * settings.rank_timeout_s)
@@ -82,7 +80,8 @@ def join_group(settings: LaunchSettings, store: Store, rank: int, world_size: in
 
 
 def join_if_alone(settings: LaunchSettings) -> None:
-    """If this process is in no process group, start one of a single rank, until the process ends.
+    """If this process is not in a process group, start one with a single rank, which lasts until
+    the process ends.
 
     Raises:
         InputError: the settings want several ranks.
@@ -112,7 +111,7 @@ def _from_all_ranks(result: Any) -> list[Any]:
 
 
 def die_with_parent() -> None:
-    """End this process, started by multiprocessing, when its parent is killed."""
+    """End this process, which multiprocessing started, when its parent is killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

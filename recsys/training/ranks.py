@@ -1,5 +1,5 @@
-"""The process group as the distil stages use it: who am I, and small objects moved between
-ranks."""
+"""The process group, for the distillation stages: rank, world size, and exchange of small
+objects."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -21,7 +21,7 @@ def world_size() -> int:
 
 
 def gather(value: T) -> list[T]:
-    """Every rank's ``value`` in the order of ranks on rank 0, an empty list elsewhere."""
+    """Every rank's ``value``, in the order of ranks, on rank 0; an empty list elsewhere."""
     if world_size() == 1:
         return [value]
     values: list[Any] | None = [None] * world_size() if rank() == 0 else None
@@ -39,7 +39,7 @@ def broadcast(value: T) -> T:
 
 
 def means(values: Sequence[float]) -> list[float]:
-    """Mean over ranks of each of ``values``, the same on every rank; collective."""
+    """The mean of each of ``values`` over ranks, on every rank; collective."""
     total = torch.tensor(list(values), dtype=torch.float64)
     if world_size() > 1:
         dist.all_reduce(total)

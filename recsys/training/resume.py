@@ -1,4 +1,4 @@
-"""Where a long run stands, kept in checkpoints, so that a killed run goes on instead of starting
+"""The position of a long run, kept in checkpoints, so that a killed run resumes instead of starting
 over."""
 
 import base64
@@ -41,17 +41,18 @@ OUTPUT_DIR = "output"
 
 @dataclass(frozen=True)
 class Position:
-    """What a run through the windows has done.
+    """How far a run through the windows has come.
 
     Attributes:
-        window: index of the window under way; all before it are done.
-        batches: batches of its labels trained on; 0 also where it is not predicted yet.
+        window: index of the current window; all earlier ones are done.
+        batches: batches of its labels that were trained on; 0 also if the window is not predicted
+            yet.
         loss: this rank's sum of loss x rows over those batches.
-        rows: their examples, over all ranks.
+        rows: examples in those batches, over all ranks.
         measured: metrics of the window's predictions, if batches is above 0.
-        history: metrics of the windows done.
-        progress_rows: rows that a progress bar has counted.
-        counts: what else this rank has counted in the batches, by name.
+        history: metrics of finished windows.
+        progress_rows: rows counted by the progress bar.
+        counts: other sums over this rank's batches, by name.
     """
 
     window: int = 0
@@ -66,16 +67,16 @@ class Position:
 
 @dataclass
 class Checkpoints:
-    """The last ``keep`` checkpoints of one run, in ``folder``, and the full ones they need;
-    collective in every method.
+    """The last ``keep`` checkpoints of one run in ``folder``, and the full ones they need; every
+    method is collective.
 
-    ``run`` identifies what the run computes. Besides each window's end, :meth:`due` asks for one
-    every ``every_batches`` batches of a window (None: never). With ``asynchronously``, and inside
-    :meth:`writing`, a save stalls training for a copy in memory only. Every ``full_every``-th is
-    full, those between hold the table rows trained on since. ``quantisation`` is that of the table
-    weights in all of them; what is restored from fp16 or int8 is not bitwise what was saved.
-    ``continued``: more windows may come after the last one, so that the end of a run is no reason
-    to remove them.
+    ``run`` identifies what the run computes. Besides the one at each window's end, :meth:`due` asks
+    for a checkpoint every ``every_batches`` batches of a window (None: never). With
+    ``asynchronously``, and inside :meth:`writing`, a save stalls training only for a copy in
+    memory. Every ``full_every``-th checkpoint is full; the others contain the table rows trained on
+    since. ``quantisation`` applies to the table weights in all of them; with fp16 or int8 a
+    restored run is not bitwise the same. ``continued`` means that more windows may come after the
+    last one, so that the end of a run is no reason to remove checkpoints.
     """
 
     folder: Path
@@ -88,8 +89,8 @@ class Checkpoints:
     continued: bool = False
     _writer: BackgroundWriter | None = field(default=None, init=False)
     _touched: TouchedRows | None = field(default=None, init=False)
-    _base: str | None = field(default=None, init=False)  # the last full one
-    _since_base: int = field(default=0, init=False)  # differential ones since
+    _base: str | None = field(default=None, init=False)  # the last full checkpoint
+    _since_base: int = field(default=0, init=False)  # differential ones since then
 
     def due(self, batches: int) -> bool:
         """Whether to save after the ``batches``-th batch of a window."""
@@ -97,7 +98,7 @@ class Checkpoints:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Saves inside this block are asynchronous, if asked for; its end waits for the last one.
+        """Saves inside this block are asynchronous, if enabled; its end waits for the last one.
 
         Raises:
             OSError: it could not be written.
@@ -113,11 +114,12 @@ class Checkpoints:
             self._writer = None
 
     def save(self, engine: Engine, position: Position) -> None:
-        """Publish weights, optimiser state, random state and ``position``; then remove the oldest
-        beyond ``keep``.
+        """Publish weights, optimiser state, random state and ``position``, then remove the oldest
+        checkpoints beyond ``keep``.
 
         Raises:
-            OSError: it cannot be written, or the one before could not in the background.
+            OSError: it cannot be written, or the previous one could not be written in the
+                background.
         """
         if self._writer is not None:
             self._writer.wait()
@@ -134,14 +136,15 @@ class Checkpoints:
         self._writer.start(lambda: self._publish(copied, rows, name, facts, group))
 
     def restore(self, engine: Engine) -> Position:
-        """Load the newest whole checkpoint into ``engine``; its position, that of the start if
-        there is none.
+        """Load the newest complete checkpoint into ``engine``; returns its position, or the start
+        if there is none.
 
-        A damaged one is named on stderr and the one before it is taken: the run ends the same.
+        If one is damaged, a line on stderr names it and the previous one is used; the result of the
+        run is the same.
 
         Raises:
-            DamagedCheckpointError: there are checkpoints and all are damaged.
-            InputError: they are of another run.
+            DamagedCheckpointError: there are checkpoints, but all are damaged.
+            InputError: they belong to another run.
         """
         if engine.rank == 0:
             for partial in self.folder.glob(f"*{PARTIAL_SUFFIX}"):
@@ -155,7 +158,7 @@ class Checkpoints:
                 return self._restore(engine, path)
             except DamagedCheckpointError as error:
                 damage = error
-                _say(engine, f"{error}; trying the one before it")
+                _say(engine, f"{error}; trying the previous one")
         if damage is not None:
             raise damage
         return Position()
@@ -178,8 +181,8 @@ class Checkpoints:
     def _split(
         self, engine: Engine, state: dict[str, Any], touched: TouchedRows, name: str
     ) -> tuple[dict[str, Any], dict[str, Tensor] | None, dict[str, Any] | None]:
-        """What to write of ``state`` by DCP, what as table rows, and the facts of the latter; None
-        where it is all."""
+        """The part of ``state`` for DCP, the part as table rows, and facts about the rows; None if
+        DCP writes everything."""
         is_full = self._base is None or self._since_base + 1 >= self.full_every
         base = None if is_full else self._base
         rows = written = None
@@ -261,7 +264,7 @@ class Checkpoints:
 
 
 def _base_of(path: Path) -> str | None:
-    """The full checkpoint that a differential one needs; None for a full or a damaged one."""
+    """The full checkpoint that a differential one needs; None for a full or damaged one."""
     try:
         return (read_manifest(path)["facts"].get("rows") or {}).get("base")
     except DamagedCheckpointError:
@@ -270,10 +273,10 @@ def _base_of(path: Path) -> str | None:
 
 @contextmanager
 def work_folder(resume_dir: Path, run: str, shared: bool = False) -> Iterator[Path]:
-    """The folder in ``resume_dir`` where ``run`` keeps what a killed process needs to go on;
-    others' are removed.
+    """The folder in ``resume_dir`` where ``run`` keeps what it needs to resume after a kill;
+    folders of other runs are removed.
 
-    ``shared``: a process of each node uses it.
+    ``shared``: one process per node uses it.
 
     Raises:
         BusyError: another process is using it.

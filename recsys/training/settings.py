@@ -40,7 +40,7 @@ DENSE_OPTIMIZERS = {
 
 
 class ScheduleSettings(Settings):
-    """The learning rates, of dense part and tables, over the steps of one engine. They rise
+    """How the learning rates of dense part and tables change over the steps of an engine. They rise
     linearly, then fall to a fraction of their value and stay there.
 
     Attributes:
@@ -70,12 +70,13 @@ class TrainSettings(LaunchSettings, ShardingSettings):
 
     Attributes:
         table_learning_rate: learning rate of the embedding tables.
-        initial_accumulator: where AdaGrad's sums for the tables start, in gradients summed over a
-            batch's examples, so that it does not depend on the batch size. At 0, the first gradient
-            of a rare id moves it by the full learning rate, however small the gradient is.
+        initial_accumulator: initial value of AdaGrad's sums for the tables, in terms of gradients
+            summed over a batch's examples, so that it does not depend on the batch size. At 0, the
+            first gradient of a rare id moves it by the full learning rate, however small the
+            gradient is.
         dense_learning_rate: learning rate of the dense part.
         dense_optimizer: name of a class of torch.optim, in upper or lower case.
-        dense_optimizer_options: further arguments of this class.
+        dense_optimizer_options: further arguments for this class.
         dense_clip_norm: largest norm of the dense part's gradient; null: not clipped.
         schedule: how learning rates change over the steps.
         skip_non_finite_batches: true: all ranks skip a batch whose loss is NaN or infinite; false:
@@ -84,12 +85,13 @@ class TrainSettings(LaunchSettings, ShardingSettings):
             only tower outputs cross hosts; set by the settings of towers. ``sharding`` and
             ``table_sharding`` then split its tables inside these hosts (planner: whole tables), and
             ``communication`` applies to the tower outputs.
-        hosts_per_tower: hosts that a tower is spread over; set by the settings of towers.
+        hosts_per_tower: number of hosts over which a tower is spread; set by the settings of
+            towers.
         bf16: whether the dense part of the forward pass computes in bfloat16; weights and optimiser
             state stay float32. auto: if every rank has instructions for it, so the same settings
             may give different bits on another machine.
-        overlap: whether the next batches are read and distributed during the current one; changes
-            no bit of the result.
+        overlap: whether the next batches are read and distributed during the current one; the
+            result is bit-identical.
         prefetch_batches: batches read ahead.
     """
 
@@ -133,8 +135,8 @@ class TrainSettings(LaunchSettings, ShardingSettings):
 
 
 def optimizer_arguments(name: str) -> list[str]:
-    """What a dense optimiser takes besides the parameters and the learning rate."""
-    from torch import optim  # not at the top: commands that train nothing read settings too
+    """The arguments of a dense optimiser besides parameters and learning rate."""
+    from torch import optim  # not at the top: commands that do not train read settings too
 
     arguments = inspect.signature(getattr(optim, DENSE_OPTIMIZERS[name])).parameters
     return [argument for argument in arguments if argument not in ("params", "lr")]

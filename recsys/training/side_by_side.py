@@ -1,4 +1,4 @@
-"""Several models at once: each rank trains whole ones, in a process group of its own."""
+"""Train several models in parallel: each rank trains complete models, in its own process group."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,17 +19,18 @@ def launch_side_by_side(
     arguments: tuple[Any, ...],
     settings: LaunchSettings,
 ) -> dict[str, Any]:
-    """Call ``function(own items, shows progress, *arguments)`` on each rank, alone: rank 0 of 1.
+    """Call ``function(own items, shows progress, *arguments)`` on each rank separately, as rank 0
+    of 1.
 
-    Small models lose more to the ranks' collectives than they win by sharing a batch. As with
-    :func:`recsys.training.launch.launch`, all ranks start again after one was lost.
+    Small models lose more to collectives than they gain by sharing a batch. As with
+    :func:`recsys.training.launch.launch`, all ranks start again after one is lost.
 
     Args:
-        costs: of each item, in any unit; ranks get about the same sum.
-        settings: of one node.
+        costs: cost of each item, in any unit; ranks get about the same total.
+        settings: settings for a single node.
 
     Returns:
-        What the calls returned, in one dictionary.
+        The results of all calls, in one dictionary.
 
     Raises:
         InputError, LostRankError: as ``launch``.
@@ -42,7 +43,7 @@ def launch_side_by_side(
 
 
 def share_out(costs: Sequence[float], ranks_count: int) -> list[list[int]]:
-    """Places of ``costs`` by rank: the costliest first, each to the rank that has least so far."""
+    """Indices into ``costs`` by rank: costliest first, each to the rank with the least so far."""
     shares: list[list[int]] = [[] for _ in range(ranks_count)]
     totals = [0.0] * ranks_count
     for place in sorted(range(len(costs)), key=lambda place: (-costs[place], place)):
@@ -62,7 +63,7 @@ def _on_this_rank(
     rank, count = ranks.rank(), ranks.world_size()
     own = [items[place] for place in share_out(costs, count)[rank]]
     if count > 1:
-        distributed.barrier()  # every rank has found the others before the group goes
+        distributed.barrier()  # every rank has found the others before the group ends
         distributed.destroy_process_group()
         join_group(settings, HashStore(), 0, 1)
     return function(own, rank == 0, *arguments)

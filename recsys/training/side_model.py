@@ -1,4 +1,4 @@
-"""A small model that trains beside an engine's, on the same batches, with its own optimiser."""
+"""A small model trained alongside an engine's, on the same batches, with its own optimiser."""
 
 from typing import Any
 
@@ -12,22 +12,23 @@ class SideModel:
     optimisers, on every rank, so both may be collective. Checkpoints hold :meth:`state`.
 
     Attributes:
-        is_late: set by the engine: no step is to wait for the device, and :meth:`settle` follows.
+        is_late: set by the engine: steps must not wait for the device, and :meth:`settle` will be
+            called.
     """
 
     is_late = False
 
     def begin(self, batch: Batch, step: int) -> None:
-        """``batch``, on the engine's device, is about to be the engine's optimiser step number
-        ``step``, from 1."""
+        """Called before the engine's optimiser step ``step`` (from 1) on ``batch``, which is on the
+        engine's device."""
 
     def end(self, updated: bool) -> None:
-        """The step was taken; not ``updated``: the batch was left out, and what begin did is to be
-        undone."""
+        """Called after the step. If not ``updated``, the batch was skipped, and what begin did must
+        be undone."""
 
     def settle(self) -> None:
-        """Raise what was wrong in a step since the last call, and was not raised at once."""
+        """Raise the error of a bad step since the last call that was not raised at once."""
 
     def state(self) -> dict[str, Any]:
-        """Live references to all tensors, {"side": {...}}; empty where there are none."""
+        """Live references to all tensors, {"side": {...}}; empty if there are none."""
         return {}

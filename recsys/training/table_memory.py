@@ -1,4 +1,4 @@
-"""Where tables and their optimiser state live on this rank, and how wide their rows are."""
+"""Where this rank keeps tables and their optimiser state, and the precision of their rows."""
 
 import errno
 import mmap
@@ -26,16 +26,15 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def set_table_precision(model: nn.Module, settings: TrainSettings) -> None:
-    """Make the tables of a model without memory for them ("meta") as wide as ``table_precision``
-    says.
+    """Give the tables of a meta model the precision ``table_precision``.
 
-    FBGEMM computes in float32, gives out float32 and keeps optimiser state in float32; an updated
-    row is rounded to nearest, and so is its change before, but not with row-wise AdaGrad. A change
-    below half of a row's last bit is lost: FBGEMM's stochastic rounding, which would keep it on
-    average, silently does nothing on the CPU.
+    FBGEMM computes, outputs and keeps optimiser state in float32. An updated row is rounded to
+    nearest, and so is the update itself, except with row-wise AdaGrad. An update below half of a
+    row's last bit is lost: FBGEMM's stochastic rounding, which would keep it on average, silently
+    does nothing on the CPU.
 
     Raises:
-        InputError: a table is data_parallel and fp16, for which there is no kernel.
+        InputError: a table is data_parallel and fp16, which has no kernel.
     """
     data_type, dtype = PRECISIONS[settings.table_precision]
     kinds = {settings.sharding, *settings.table_sharding.values()}
@@ -51,21 +50,21 @@ def set_table_precision(model: nn.Module, settings: TrainSettings) -> None:
 
 
 class TableFiles:
-    """Memory-mapped files that hold this rank's tables and their optimiser state, one a kernel and
+    """Memory-mapped files with this rank's tables and their optimiser state, one per kernel and
     kind of state.
 
-    They have no name, so they end with the process, however it ends: what a killed run goes on from
-    is its last checkpoint and nothing else. Their space is reserved when they are made, so that a
-    full disk is an error then and no SIGBUS in the middle of a step. The kernel's page cache keeps
-    the hot pages in memory; it reads single pages (MADV_RANDOM), since the neighbours of a row are
-    not what is looked up next.
+    They are unnamed, so they disappear with the process, however it ends: a killed run can only
+    resume from its last checkpoint. Their space is reserved at creation, so that a full disk is an
+    error then, not a SIGBUS in the middle of a step. The kernel's page cache keeps hot pages in
+    memory; it reads single pages (MADV_RANDOM), since the neighbours of a row are not looked up
+    next.
 
     Args:
-        folder: on the disk to use.
-        where: a person finds its name.
+        folder: a folder on the disk to use.
+        where: where the user finds its name.
 
     Raises:
-        InputError: the folder cannot be made or written.
+        InputError: the folder cannot be created or written.
     """
 
     def __init__(self, folder: Path, where: str = "table_file_dir") -> None:
@@ -90,7 +89,7 @@ class TableFiles:
         return torch.frombuffer(mapping, dtype=dtype)
 
     def copy(self, value: Tensor) -> Tensor:
-        """The same, float32, in a file that ends with the tensor.
+        """A float32 copy in a file that lives as long as the tensor.
 
         Raises:
             InputError: the disk has no room for it.
@@ -99,8 +98,7 @@ class TableFiles:
         return torch.frombuffer(mapping, dtype=torch.float32).view(value.shape).copy_(value)
 
     def flush(self) -> None:
-        """Write every changed page to the disk, so that its memory can be had for others at
-        once."""
+        """Write every changed page to disk, so that its memory can be reclaimed at once."""
         for mapping in self._mappings:
             mapping.flush()
 
@@ -115,7 +113,7 @@ class TableFiles:
 
     @contextmanager
     def hold_new_tables(self) -> Iterator[None]:
-        """Have FBGEMM put the tables that are made in this context, and their state, in files, all
+        """Make FBGEMM put tables created in this context, and their state, into files, filled with
         zeros."""
 
         def in_file(
@@ -154,12 +152,12 @@ class TableFiles:
 
 
 class RowPages:
-    """Which pages of a file the rows of a lookup lie in.
+    """Finds the pages of a file that contain the rows of a look-up.
 
     Args:
-        module: the kernel whose tables, or whose state of them, the file holds.
-        mapping: of the file.
-        starts: where each table begins in it, in elements.
+        module: the kernel whose tables, or table state, are in the file.
+        mapping: the memory map of the file.
+        starts: the start of each table in the file, in elements.
         element_bytes: size of an element.
     """
 
@@ -178,14 +176,14 @@ class RowPages:
         self._tables = feature_tables(module)
 
     def ask_for(self, _module: nn.Module, _: Any, lookup: dict[str, Tensor]) -> None:
-        """Start reading the pages of a lookup all at once, before the kernel faults on one after
-        the other."""
+        """Start reading all pages of a look-up at once, before the kernel faults on one after the
+        other."""
         for page in self.of(lookup["indices"], lookup["offsets"]).tolist():
             self._mapping.madvise(mmap.MADV_WILLNEED, page * mmap.PAGESIZE, mmap.PAGESIZE)
 
     def of(self, indices: Tensor, offsets: Tensor) -> np.ndarray:
-        """[P] int64 distinct pages, in order, of ids [N] in bags that ``offsets`` [F * B + 1]
-        part."""
+        """The distinct pages [P] int64, in order, for ids [N] in bags given by ``offsets`` [F * B +
+        1]."""
         bounds = offsets[:: (offsets.numel() - 1) // len(self._tables)].tolist()
         pages = []
         for table, start, stop in zip(self._tables, bounds, bounds[1:], strict=False):

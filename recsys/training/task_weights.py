@@ -1,4 +1,4 @@
-"""A check of settings that needs no PyTorch: the weights of further tasks."""
+"""Check the weights of further tasks; needs no PyTorch."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -8,13 +8,15 @@ from recsys.config import InputError
 def check_task_weights(
     weights: Mapping[str, float], tasks: Sequence[str], where: Callable[[str], str]
 ) -> None:
-    """Check that every weight is of one of the ``tasks`` that is not the first, the main one.
+    """Check that every weight belongs to one of ``tasks`` other than the first, which is the main
+    task.
 
     Args:
-        where: tells of a key where a person finds it (:meth:`recsys.config.Settings.where`).
+        where: maps a key to the place where the user finds it
+            (:meth:`recsys.config.Settings.where`).
 
     Raises:
-        InputError: it is not.
+        InputError: it does not.
     """
     for task in weights:
         if task not in tasks[1:]:

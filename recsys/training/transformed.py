@@ -1,5 +1,4 @@
-"""What the engine asks of a transform that spreads one model over hosts, and does not know
-itself."""
+"""The interface of a transform that spreads a model over hosts, as the engine needs it."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -15,29 +14,29 @@ from recsys.training.settings import TrainSettings
 
 
 class TransformedModel(Protocol):
-    """A model of which each group of hosts holds a part; collective in every method."""
+    """A model of which each group of hosts has a part; every method is collective."""
 
     @property
     def inside(self) -> ProcessGroup:
-        """The ranks of this rank's hosts, over which its tables are sharded."""
+        """The process group of this rank's hosts, over which its tables are sharded."""
         ...
 
     @property
     def peers(self) -> Peers:
-        """What crosses the groups."""
+        """The exchange between groups."""
         ...
 
     def make_plan(self, model: nn.Module, sharder: ModuleSharder[Any]) -> ShardingPlan:
-        """A plan for this group's tables, whose shards' placements count all ranks."""
+        """A plan for this group's tables, with global ranks in the shards' placements."""
         ...
 
     def average_own(self, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
-        """Average the gradients of what only this group holds; the rest of ``parameters``."""
+        """Average the gradients of what only this group has; returns the rest of ``parameters``."""
         ...
 
     def clip_gradients(self, parameters: list[nn.Parameter], limit: float) -> None:
-        """Scale the gradients of ``parameters`` so that their norm over all groups is ``limit`` at
-        most."""
+        """Scale the gradients of ``parameters`` so that their norm over all groups is at most
+        ``limit``."""
         ...
 
     def gather_whole(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Progressive validation: for every window in turn predict, measure, then train on what became
+"""Progressive validation: for every window in turn, predict, measure, then train on what became
 known."""
 
 import math
@@ -42,14 +42,14 @@ SKIPPED = "skipped_batches"
 
 @dataclass(frozen=True)
 class DataView:
-    """What one model is shown: windows of ``reader``, of one ``domain`` (None: all), with or
+    """The data for one model: windows of ``reader``, for one ``domain`` (None: all), with or
     without scores.
 
-    ``batch_size`` is global; with ``fits_windows`` it is the largest, and each window is trained on
-    with the one that fits its rows (:func:`recsys.training.batch_size.fitting_batch`). It predicts
-    its domain; ``rows`` are those that it trains on. Of each window the dense part learns in
-    ``dense_passes`` passes, in a random order, on tables that have not seen it; the tables learn in
-    one more, in the order of time. 0: one pass trains both.
+    ``batch_size`` is global; with ``fits_windows`` it is the maximum, and each window uses the size
+    that fits its rows (:func:`recsys.training.batch_size.fitting_batch`). The model predicts its
+    domain and trains on ``rows``. For each window, the dense part trains in ``dense_passes``
+    passes, in random order, on tables that have not seen it; then the tables train in one more
+    pass, in order of time. 0: one pass trains both.
     """
 
     reader: WindowReader
@@ -61,7 +61,7 @@ class DataView:
     dense_passes: int = 0
 
     def batch_of(self, window: Window) -> int:
-        """Examples per step of training on ``window``."""
+        """Examples per step when training on ``window``."""
         if not self.fits_windows:
             return self.batch_size
         rows = self.reader.rows(window, self.domain if self.rows == "own" else None)
@@ -69,20 +69,20 @@ class DataView:
 
     @property
     def parts(self) -> list[Part]:
-        """What learns in each pass over a window."""
+        """The part of the model that trains in each pass over a window."""
         if self.dense_passes == 0:
             return ["all"]
         return [*repeat("dense", self.dense_passes), "tables"]
 
     def predicted(self, first_window: int = 0) -> int:
-        """Examples over all windows from ``first_window`` on."""
+        """Number of examples in all windows from ``first_window`` on."""
         return sum(
             self.reader.rows(window, self.domain) for window in self.reader.windows[first_window:]
         )
 
     def examples(self, history: Sequence[Mapping[str, Any]] = ()) -> int:
-        """Examples that are predicted, and those of every pass of training, at most; those of
-        windows that ``history`` has the metrics of are not counted in the data again."""
+        """Upper bound on the examples predicted plus those of every training pass; for windows in
+        ``history``, counts come from its metrics instead of the data."""
         predicted = sum(row["rows"] for row in history) + self.predicted(len(history))
         trained = predicted
         if self.rows != "own":
@@ -90,21 +90,21 @@ class DataView:
         return predicted + len(self.parts) * trained
 
     def taught(self, window: Window) -> pl.DataFrame:
-        """What to train on in ``window``, in label time."""
+        """The examples to train on in ``window``, in label time."""
         return self.reader.label_examples(window, self.domain, self.scores, self.rows)
 
 
 class WindowDiagnostics(Protocol):
-    """What is to be known of a window besides the metrics of its predictions."""
+    """Further facts about a window, besides the metrics of its predictions."""
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Sums over this rank's share of a batch, scalars by name, on its device."""
+        """Sums over this rank's share of a batch: scalars by name, on its device."""
         ...
 
     def summary(
         self, engine: Engine, counts: dict[str, float], probe: Batch | None
     ) -> dict[str, Any]:
-        """Rows for the window's metrics; collective, the same on every rank.
+        """Entries for the window's metrics; collective, the same on every rank.
 
         Args:
             counts: means over ranks of the sums over the window.
@@ -126,18 +126,18 @@ def predict_then_train(
 ) -> list[dict[str, Any]]:
     """Predict and train ``engine`` over all windows; called by every rank.
 
-    Writes predictions/<window>.parquet and metrics.json in ``output_dir``; the metrics of a task
-    beside the main one have its name at their end (ne_<task>). Each window advances ``progress`` by
-    its examples once predicted and once for each pass of training. With ``checkpoints`` it goes on
-    from the last one, in the ``output_dir`` of the run that wrote it.
+    Writes predictions/<window>.parquet and metrics.json to ``output_dir``; metrics of a further
+    task end in its name (ne_<task>). Each window advances ``progress`` by its examples once for
+    prediction and once per training pass. With ``checkpoints`` it resumes from the last one, in the
+    ``output_dir`` of the run that wrote it.
 
     Args:
-        loss_function: outputs and batch to loss [B].
-        after_window: called on every rank after training on a window, with the metrics of the
+        loss_function: maps outputs and batch to a loss [B].
+        after_window: called on every rank after training on a window, with the metrics of all
             windows so far.
-        diagnostics: adds to the metrics of each window, after training on it. It reads the window's
-            labels once more.
-        live: a file to which each window's metrics are added as soon as they are known, with
+        diagnostics: adds to each window's metrics after training on it; reads the window's labels
+            once more.
+        live: a file to which each window's metrics are appended as soon as they are known, with
             examples per second and learning rates.
 
     Returns:
@@ -188,7 +188,7 @@ def predict_then_train(
 
 
 def _rates(engine: Engine) -> dict[str, float]:
-    """The learning rates of the step to come, by what they are of."""
+    """The learning rates of the next step, by part of the model."""
     settings = engine.settings
     factor = rate_factor(engine.steps, settings.schedule)
     return {
@@ -198,7 +198,8 @@ def _rates(engine: Engine) -> dict[str, float]:
 
 
 def _skipped(engine: Engine, history: list[dict[str, Any]]) -> dict[str, int]:
-    """{"skipped_batches": those of the window after ``history``}; nothing where there are none."""
+    """{"skipped_batches": number of them in the window after ``history``}; empty if there are
+    none."""
     skipped = engine.skipped_batches - sum(row.get(SKIPPED, 0) for row in history)
     return {SKIPPED: skipped} if skipped else {}
 
@@ -228,7 +229,7 @@ def _batches(
 def _predict_window(
     engine: Engine, window: Window, data: DataView, output_dir: Path, progress: RowProgress
 ) -> dict[str, Any]:
-    """Predict a window and write the predictions; their metrics, the same on every rank."""
+    """Predict a window and write the predictions; returns their metrics, the same on every rank."""
     batches = data.reader.event_batches(
         window, data.batch_size, ranks.rank(), ranks.world_size(), domain=data.domain
     )
@@ -249,11 +250,11 @@ def predict(
     tasks: Sequence[str] = (MAIN_TASK,),
     weighted: bool = False,
 ) -> pl.DataFrame | None:
-    """Predict ``batches``; rank 0 gets every rank's real rows by (event_time, example_id), others
-    None.
+    """Predict ``batches``; returns every rank's real rows, sorted by (event_time, example_id), on
+    rank 0, and None elsewhere.
 
-    Each of ``tasks`` beside the first has a label_<task> (NaN where there is none) and a
-    logit_<task>; ``weighted`` rows have their weight.
+    Each of ``tasks`` after the first has columns label_<task> (NaN where unknown) and logit_<task>;
+    ``weighted`` rows have a weight.
     """
     weight = [WEIGHT] if weighted else []
     own = [*(name for name in PREDICTION_SCHEMA if name != "logit"), *weight]
@@ -271,7 +272,7 @@ def predict(
                     f"logit_{task}": outputs[task],
                 }
             real = batch.weight > 0  # [B]
-            is_whole = bool(real.all())  # as every share of a rank alone: nothing to pick
+            is_whole = bool(real.all())  # as for every batch of a single rank: nothing to select
             for name, value in tensors.items():
                 columns[name].append((value if is_whole else value[real]).cpu().numpy())
             progress.advance(batch.global_rows)
@@ -294,16 +295,16 @@ def train(
     checkpoints: Checkpoints | None = None,
     diagnostics: WindowDiagnostics | None = None,
 ) -> Position:
-    """Train on the examples whose label became known in ``window``, past ``position.batches``
-    batches.
+    """Train on the examples whose label became known in ``window``, after skipping
+    ``position.batches`` batches.
 
     Returns:
-        The position after its last batch, with this rank's loss sum and the rows of all ranks, both
-        of the last pass.
+        The position after its last batch, with this rank's loss sum and all ranks' rows, both for
+        the last pass.
     """
     taught, parts = data.taught(window), data.parts
-    each = -(-taught.height // data.batch_of(window))  # batches of a pass
-    # An example counts the same in AdaGrad's sums whatever the batch of its window
+    each = -(-taught.height // data.batch_of(window))  # batches per pass
+    # An example counts the same in AdaGrad's sums whatever its window's batch size
     share = data.batch_of(window) / data.batch_size
 
     def loss_of_share(outputs: dict[str, Tensor], batch: Batch) -> Tensor:
@@ -317,7 +318,7 @@ def train(
             order = np.random.default_rng([position.window, place]).permutation(taught.height)
             shown = taught[order]
         batches = _batches(data, window, shown, position.batches - place * each)
-        seen: deque[_Seen] = deque()  # batches that are not in the position's sums yet
+        seen: deque[_Seen] = deque()  # batches not yet included in the position's sums
         try:
             with (
                 engine.learning(parts[place]),
@@ -346,7 +347,7 @@ def train(
 
 @dataclass(frozen=True)
 class _Seen:
-    """A batch of the last pass, its numbers still on the device."""
+    """A batch of the last pass whose numbers are still on the device."""
 
     rows: int
     loss: StepLoss
@@ -359,7 +360,7 @@ class _Seen:
 
 
 def _counted(position: Position, seen: _Seen, share: float) -> Position:
-    """``position`` with a batch in its sums; a loss of NaN: it was skipped."""
+    """``position`` with a batch added to its sums; a loss of NaN means that it was skipped."""
     counts = {
         name: position.counts.get(name, 0.0) + float(late.read()[0])
         for name, late in seen.counts.items()

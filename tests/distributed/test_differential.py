@@ -229,7 +229,7 @@ def test_damage_falls_back_to_the_one_before(
         differences(run_on_ranks(restore, (settings, tmp_path), 1, 1)[0], states[goes_on_at - 1])
         == []
     )
-    assert "trying the one before" in capfd.readouterr().err
+    assert "trying the previous one" in capfd.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -26,4 +26,4 @@ def test_what_is_no_port_is_refused(port: str, capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit) as exit_info:
         parser.parse_args(["mlflow", "--port", port])
     assert exit_info.value.code == 2
-    assert f"'{port}' is no port" in capsys.readouterr().err
+    assert f"'{port}' is not a port" in capsys.readouterr().err

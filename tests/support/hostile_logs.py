@@ -135,7 +135,7 @@ TIMES = [
          section(time=time(format="%d/%m/%Y")),
          columns={"event_time": at("2024-04-13", "2024-04-14")}),
     Case("a format that fits nothing", log(ts=["04/01/2024"] * 2),
-         section(time=time(format="%Y-%m-%d")), refusal="'%Y-%m-%d' fits no time of column 'ts'"),
+         section(time=time(format="%Y-%m-%d")), refusal="'%Y-%m-%d' does not match any time"),
     Case("12-hour clock", log(ts=["01/02/2024 12:30 AM", "01/02/2024 01:00 PM"]),
          section(time=time(format="%m/%d/%Y %I:%M %p")),
          columns={"event_time": at("2024-01-02T00:30", "2024-01-02T13:00")}),
@@ -320,7 +320,7 @@ FILES = [
     Case("a row with a field too many", {"log.csv": frame().write_csv() + f"{START},0,a,1,9\n"},
          section(), refusal="log.csv: cannot be read as csv"),
     Case("a column twice in the header", {"log.csv": f"ts,y,c,c,d\n{START},0,a,b,1\n"}, section(),
-         refusal="log.csv: its header holds the column 'c' twice"),
+         refusal="log.csv: its header contains the column 'c' twice"),
     Case("a column that is not there", log(), section(dense=["dd"]),
          refusal="log.csv: no column 'dd'; did you mean 'd'?"),
     Case("columns in another order", {
@@ -716,7 +716,7 @@ PATHS = [
          section(files=["*/log.csv"], categorical=category("k")), columns={"k": ids("a", "b")}),
     Case("a folder's key beside the files' own numbers", {
         "c=1/log.parquet": frame(1).drop("c"), "c=2/log.parquet": frame(1, c=[3])},
-         parquet(files=["*/log.parquet"]), refusal="make them one type"),
+         parquet(files=["*/log.parquet"]), refusal="give both one type"),
     Case("a key that only some folders have", {"k=a/log.csv": frame(1), "b/log.csv": frame(1)},
          section(files=["k=a/log.csv", "b/log.csv"], categorical=category("k")),
          columns={"k": ids("a", None)}),

@@ -245,7 +245,7 @@ def test_a_task_that_takes_too_long_is_stopped_in_one_line(
 ) -> None:
     assert found(result)["slow"] == (
         "params/prefect.yaml: key 'timeout_hours': slow took longer than 0.0001 hours and was "
-        "stopped; the next run goes on from there"
+        "stopped; the next run resumes there"
     )
 
 
@@ -267,7 +267,7 @@ def test_a_server_that_is_back_is_told_what_it_has_missed(
 def test_a_server_that_was_killed_is_said_in_lines_without_a_traceback(
     result: subprocess.CompletedProcess[str],
 ) -> None:
-    assert "does not answer; outer goes on without it" in result.stderr
+    assert "does not answer; outer continues without it" in result.stderr
     assert "does not show the end of: stage, stage, outer (does not answer)" in result.stderr
     assert "Traceback" not in result.stderr
 

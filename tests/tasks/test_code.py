@@ -166,8 +166,8 @@ def test_a_tower_class_that_dvc_would_not_see_change_is_refused_until_dvc_yaml_n
     towers: Path,
 ) -> None:
     assert command(towers, status=2) == (
-        "error: params/towers.yaml: key 'module.kind': my_towers.py is no dependency of stage code "
-        "in dvc.yaml, so DVC would not see it change; run python -m flows.code --write\n"
+        "error: params/towers.yaml: key 'module.kind': my_towers.py is not a dependency of stage "
+        "code in dvc.yaml, so DVC would not notice a change; run python -m flows.code --write\n"
     )
     assert not (towers / "data/code").exists()
     command(towers, "--write")

@@ -107,7 +107,7 @@ def test_a_file_with_a_key_twice_is_refused_in_one_line(params: Path) -> None:
     path = params / "train.yaml"
     path.write_text(path.read_text() + "world_size: 2\n")
     before = contents(params)
-    with pytest.raises(InputError, match=r"train.yaml: not valid YAML: key 'world_size' stands in"):
+    with pytest.raises(InputError, match=r"train.yaml: not valid YAML: key 'world_size' is in"):
         apply_overrides({"train.world_size": "1"})
     assert contents(params) == before
 
@@ -120,7 +120,7 @@ def test_a_file_with_a_key_twice_is_refused_in_one_line(params: Path) -> None:
         ({"datasets.sythetic.format": "table"}, r"did you mean 'datasets.synthetic'"),
         ({"train.wrld_size": "1"}, r"no such key in params/train.yaml; did you mean 'world_size'"),
         ({"train.schedule.warmup": "1"}, r"did you mean 'warmup_steps'"),
-        ({"data.dataset.name": "1"}, r"'dataset' is one value and has no keys"),
+        ({"data.dataset.name": "1"}, r"'dataset' is a single value and has no keys"),
         ({"students.students.2.name": "x"}, r"'2' is not an element of a list of 2"),
         ({"students.students.0.nme": "x"}, r"did you mean 'name'"),
         ({"train.world_size": "two"}, r"params/train.yaml: key 'world_size': .* got 'two'"),

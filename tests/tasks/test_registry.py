@@ -328,7 +328,7 @@ def test_a_challenger_is_held_to_the_champions_rows_in_the_registry(project: Pat
     assert re.search(r"NE -0\.\d+ .* against champion version 1 on 200 rows$", better.why)
     worse = gated("held", fair, challenger, judged(draw, 0.0, range(300)))
     assert not worse.passes
-    assert re.search(r"NE \+0\.\d+ .* 1 on 300 rows, which is not surely better$", worse.why)
+    assert re.search(r"NE \+0\.\d+ .* 1 on 300 rows, which is not certainly better$", worse.why)
     again = gated("held", fair, challenger, before)
     assert not again.passes and "NE +0.00000 [+0.00000, +0.00000]" in again.why
 

@@ -154,7 +154,7 @@ def test_a_copied_project_leaves_the_old_folder_as_it_was(
     shutil.rmtree(old)
     assert notes_by_run() == {"first": "1", "second": "2", "third": "3"}
     assert [one.getMessage() for one in caplog.records if one.name == "tasks.tracking"] == [
-        f"the project was at {old.as_uri()}: MLflow's paths follow it to {new.as_uri()}"
+        f"the project was at {old.as_uri()}: MLflow's paths now point to {new.as_uri()}"
     ]
 
 
@@ -399,7 +399,7 @@ def test_a_password_is_never_shown(
 def test_credentials_in_the_settings_are_refused_unseen(tmp_path: Path, uri: str) -> None:
     """Git keeps params/, and DVC writes the settings into dvc.lock."""
     path = made(tmp_path / "a", uri) / "params/tracking.yaml"
-    with pytest.raises(InputError, match="'uri': holds credentials, which Git") as error:
+    with pytest.raises(InputError, match="'uri': contains credentials, which Git") as error:
         load_settings(path, TrackingSettings)
     assert "cret@" not in str(error.value) and "=cret" not in str(error.value)
     assert TrackingSettings(uri="postgresql://me@host/db").uri

@@ -1,4 +1,4 @@
-"""A log that nobody has described yet: what its columns hold, and a first YAML for ingest.
+"""Look at an unknown log: what its columns contain, and a first YAML for ingest.
 
 :func:`survey` reads the log, :func:`choose` decides what each column is used as, and
 :func:`dataset_text` writes the YAML.

@@ -1,4 +1,4 @@
-"""What ingest is to make of an unknown log."""
+"""How ingest should use an unknown log."""
 
 from dataclasses import dataclass, field
 
@@ -14,12 +14,12 @@ from recsys.data.settings import (
     NegativeSettings,
 )
 
-LARGEST_DOMAINS = 3  # that get a student
+LARGEST_DOMAINS = 3  # number of domains that get a student
 
 
 @dataclass(frozen=True)
 class Use:
-    """What a column is used as (empty: not at all), and why."""
+    """The role of a column (empty: not used), and why."""
 
     role: str
     why: str = ""
@@ -27,10 +27,10 @@ class Use:
 
 @dataclass
 class Choices:
-    """What ingest is to make of a log; ``warnings`` are what a person should look at.
+    """How ingest should use a log; ``warnings`` are what the user should check.
 
-    ``attribution_hours``: how long a positive is waited for, where labels have a time.
-    ``left_out``: the columns that would mislead a model, by reason.
+    ``attribution_hours`` is how long to wait for a positive where labels have a time. ``left_out``
+    lists the columns that would mislead a model, by reason.
     """
 
     survey: Survey
@@ -56,7 +56,7 @@ class Choices:
 
     @property
     def students(self) -> list[str]:
-        """The domains that are large enough for a student of their own, the largest first."""
+        """The domains that are large enough for their own student, largest first."""
         if self.domain is None:
             return ["all"]
         return list(self.domain.values.values())[:LARGEST_DOMAINS]

@@ -1,4 +1,4 @@
-"""What a column of a sample holds."""
+"""What a column of a sample contains."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from recsys.data.settings import NULL_VALUES
 
 Kind = Literal["whole", "number", "text", "boolean", "time", "list", "nested", "empty"]
 LIST_SEPARATORS = ("|", ";", ",", " ")
-LONG_TEXT = 40  # characters in the middle, above which text is prose
-SHARE_OF_LISTS = 0.3  # of the values have more than one element, in a column of lists as text
+LONG_TEXT = 40  # median characters above which text is prose
+SHARE_OF_LISTS = 0.3  # least share of values with several elements in a column of lists as text
 
 
 @dataclass(frozen=True)
 class Column:
     """A column: its ``kind``, and its sampled ``values``, null where missing.
 
-    ``values`` are Float64 of a whole or other number, canonical texts of text and booleans, lists
-    of lists, and as they are of times. ``separator``: of lists that are written as text.
-    ``distinct`` is of the whole log, ``missing`` the share of the sample.
+    ``values`` are Float64 for numbers, canonical texts for text and booleans, lists for lists, and
+    unchanged for times. ``separator`` is that of lists written as text. ``distinct`` counts values
+    in the whole log; ``missing`` is a share of the sample.
     """
 
     name: str
@@ -35,12 +35,12 @@ class Column:
 
     @property
     def constant(self) -> bool:
-        """Whether it tells nothing: one value at most, and never missing."""
+        """Whether it carries no information: at most one value, and never missing."""
         return self.kind == "empty" or (self.distinct <= 1 and self.missing == 0)
 
 
 def column_of(raw: pl.Series, distinct: int, null_values: Sequence[str] = NULL_VALUES) -> Column:
-    """What ``raw``, a sample of a column with ``distinct`` values, holds."""
+    """The contents of ``raw``, a sample of a column with ``distinct`` values."""
     kind, values, separator = _kind(raw, null_values)
     missing = values.null_count() / max(len(values), 1)
     return Column(raw.name, raw.dtype, kind, values, distinct, missing, separator)
@@ -70,7 +70,7 @@ def _kind(raw: pl.Series, null_values: Sequence[str]) -> tuple[Kind, pl.Series, 
     if set(known.unique().str.to_lowercase()[:3].to_list()) <= {"true", "false"}:
         return "boolean", text, None
     numbers = known.cast(pl.Float64, strict=False)
-    # 007 is a code: as a number it would be 7
+    # 007 is a code: as a number it would become 7
     if numbers.null_count() == 0 and not known.str.contains(r"^-?0\d").any():
         values = text.str.strip_chars().cast(pl.Float64, strict=False)
         return _number_kind(values), values, None
@@ -84,7 +84,7 @@ def _number_kind(values: pl.Series) -> Kind:
 
 
 def _separator(known: pl.Series) -> str | None:
-    """What the elements of lists stand apart by, if the texts are lists."""
+    """The separator of list elements, if the texts are lists; else None."""
     if share(known.str.contains(r"^\s*\[.*\]\s*$")) > 0.95:
         return "," if known.str.contains(",", literal=True).any() else " "
     for separator in LIST_SEPARATORS:
@@ -92,7 +92,7 @@ def _separator(known: pl.Series) -> str | None:
             continue
         parts = known.str.split(separator).explode().str.strip_chars()
         lengths = parts.str.len_chars()
-        # Prose has words of letters, lists have elements that come again and again
+        # Prose has words made of letters, lists have recurring elements
         again = parts.n_unique() < 0.5 * len(parts)
         like_ids = separator != " " or share(parts.str.contains(r"\d")) > 0.9
         like_ids = like_ids and not known.str.contains(r"^\d{1,4}[-/.:]\d{1,2}[-/.: ]").all()
@@ -102,11 +102,11 @@ def _separator(known: pl.Series) -> str | None:
 
 
 def share(flags: pl.Series) -> float:
-    """The part of boolean ``flags`` that are true; missing ones are not."""
+    """The share of boolean ``flags`` that are true; missing ones count as false."""
     return int(flags.sum()) / max(len(flags), 1)
 
 
 def is_prose(column: Column) -> bool:
-    """Whether the texts are for people: long, and hardly one comes twice."""
+    """Whether the texts are written for people: long, and hardly ever repeated."""
     length = column.values.drop_nulls().str.len_chars().median()
     return isinstance(length, float) and length > LONG_TEXT

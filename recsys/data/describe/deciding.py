@@ -1,4 +1,4 @@
-"""What each column of an unknown log is used as, and why."""
+"""Decide what each column of an unknown log is used as, and why."""
 
 from recsys.config import InputError, nearest_hint
 from recsys.data.describe.choices import Choices, Use
@@ -13,13 +13,13 @@ from recsys.data.sources.files import hive_keys
 from recsys.units import MS_PER_HOUR
 
 FEW_CLICKS = 1_000
-WINDOWS = 8  # at least: four to begin with, four that judge
+WINDOWS = 8  # at least: four to start with, four for judging
 WINDOW_HOURS = (24.0 * 91, 24.0 * 30, 168.0, 24.0, 12.0, 6.0, 3.0, 2.0, 1.0, 0.5, 0.25, 0.1, 0.05)
-QUARANTINE_LIMIT = 0.01  # of ingest's settings
+QUARANTINE_LIMIT = 0.01  # ingest's default
 
 
 def columns_of(survey: Survey) -> list[Column]:
-    """What the columns of a surveyed log hold."""
+    """The contents of a surveyed log's columns."""
     return [column_of(raw, survey.distinct[raw.name]) for raw in survey.sample.iter_columns()]
 
 
@@ -27,12 +27,12 @@ def choose(survey: Survey, time: str | None = None, label: str | None = None) ->
     """Decide what each column of a surveyed log is used as.
 
     Args:
-        time: the column of the time of the event, instead of the likeliest.
-        label: the column of the label, likewise.
+        time: the column with the event's time; None: the likeliest one.
+        label: the column with the label; None: the likeliest one.
 
     Raises:
-        InputError: the log has no such column, no time, or nothing to learn from: no label, no
-            impressions, and no items and users to draw negatives for.
+        InputError: the log lacks the given column, a time, or anything to learn from (a label,
+            impression lists, or items and users for which negatives can be drawn).
     """
     columns = columns_of(survey)
     by_name = {column.name: column for column in columns}
@@ -71,14 +71,14 @@ def _event_time(survey: Survey, moments: list[Moment], wanted: str | None) -> Mo
         moments = [moment for moment in moments if moment.column.name == wanted]
         if not moments:
             raise InputError(
-                f"{file}: column {wanted!r} holds no times: neither numbers since 1970 nor ISO "
-                f"8601 nor text of one known format"
+                f"{file}: column {wanted!r} does not contain times: neither numbers since 1970 nor "
+                f"ISO 8601 nor text of one known format"
             )
     elif not moments or moments[0].likely < 0:
         others = ", ".join(moment.column.name for moment in moments)
         hint = f"; if it is one of {others}, name it: --time COLUMN" if others else ""
         raise InputError(
-            f"{file}: no column holds times of events; a table needs one: numbers since 1970, ISO "
+            f"{file}: no column contains event times; a table needs one: numbers since 1970, ISO "
             f"8601 text or text of one format{hint}; where the order of the rows is time, write "
             f"row_clock in its place"
         )
@@ -86,7 +86,7 @@ def _event_time(survey: Survey, moments: list[Moment], wanted: str | None) -> Mo
 
 
 def _warn(choices: Choices) -> None:
-    """What the log as a whole should make a person think of."""
+    """Add warnings about the log as a whole."""
     survey, span, rows = choices.survey, choices.span, choices.survey.rows
     warnings = choices.warnings
     warnings[:0] = [f"{', '.join(left)}: {why}" for why, left in choices.left_out.items()]
@@ -99,8 +99,8 @@ def _warn(choices: Choices) -> None:
             warnings.append(f"{count:,} of {rows:,} rows have {what}; ingest sets them aside")
     if bad > QUARANTINE_LIMIT * rows:
         warnings.append(
-            f"that is more than ingest allows: mend the rows, or leave them out with 'filter', or "
-            f"--set data.quarantine_limit={min(2 * bad / rows, 1):.2g}"
+            f"that is more than ingest allows: correct the rows, or leave them out with 'filter', "
+            f"or --set data.quarantine_limit={min(2 * bad / rows, 1):.2g}"
         )
     keys = dict.fromkeys(key for file in survey.log.files for key in hive_keys(file))
     if keys:
@@ -110,7 +110,7 @@ def _warn(choices: Choices) -> None:
         )
     if span.unsorted:
         warnings.append(
-            f"{span.unsorted:,} rows are earlier than the row before; ingest sorts them by time"
+            f"{span.unsorted:,} rows are earlier than the previous row; ingest sorts them by time"
         )
     if survey.duplicates:
         warnings.append(
@@ -119,11 +119,13 @@ def _warn(choices: Choices) -> None:
     clicks = choices.base_rate * rows if choices.explode is None else float("inf")
     if choices.negatives is not None:
         warnings.append(
-            "a log of clicks alone: negatives are sampled, so every score depends on the sampler; "
-            "windows are as short as the hours that negatives are drawn from"
+            "a log with only clicks: negatives are sampled, so every score depends on the sampler; "
+            "windows are as short as the hours from which negatives are drawn"
         )
     elif choices.label is not None and clicks < FEW_CLICKS:
-        warnings.append(f"{clicks:,.0f} rows are 1: too few to tell good models from bad ones")
+        warnings.append(
+            f"{clicks:,.0f} rows have label 1: too few to tell good models from bad ones"
+        )
     if span.last_ms - span.first_ms < WINDOWS * WINDOW_HOURS[-1] * MS_PER_HOUR:
         warnings.append(
             f"all rows lie within {(span.last_ms - span.first_ms) / 60_000:.0f} minutes: too few "

@@ -1,4 +1,4 @@
-"""Which ids of an unknown log matter: the group, the domain, items and users."""
+"""Which ids of an unknown log matter: group, domain, items and users."""
 
 import re
 
@@ -12,19 +12,19 @@ from recsys.data.describe.label_choice import is_binary
 from recsys.data.settings import CounterSettings, DomainColumnSettings, NegativeSettings
 from recsys.units import MINUTES_PER_HOUR, MS_PER_HOUR
 
-DOMAIN_SHARE, DOMAIN_VALUES = 0.05, 30  # of the rows, that a domain has; of a column with domains
+DOMAIN_SHARE, DOMAIN_VALUES = 0.05, 30  # least share of rows per domain; most domain values
 FEWEST_GROUPS = 50
 MANY_VALUES = 1_000
 NEGATIVES_PER_CLICK = 4
 CLICKS_TO_DRAW_FROM = 50
-# Of sampled negatives, in the hours whose clicks they are drawn from: what counts is how an item's
-# popularity moves after them (docs/benchmarks/real_logs.md)
+# For sampled negatives, in multiples of the hours from which they are drawn: what matters is how an
+# item's popularity changes after these (docs/benchmarks/real_logs.md)
 COUNTED_SPANS, PAIR_SPANS, BINS_PER_SPAN = (0.5, 1, 3, 6, 24, 240), (0.5, 1, 6, 240), 12
 PAIRED_COLUMNS, PAIRED_VALUES = 4, 64  # at most
 
 
 def settle_groups(choices: Choices) -> None:
-    """The group of gAUC and the domain."""
+    """Choose the group for gAUC and the domain."""
     rows = choices.survey.rows
     by_name = {column.name: column for column in choices.columns}
     if choices.explode is None:
@@ -39,11 +39,11 @@ def settle_groups(choices: Choices) -> None:
         ]
         choices.group = min(named)[1] if named else None
     for column in choices.columns:
-        # A session or a request never comes again
+        # A session or request does not return later
         if names.says(column.name, names.OF_GROUPS) and column.distinct > MANY_VALUES:
             if choices.uses[column.name].role == "categorical":
                 _drop(choices, column.name)
-                choices.uses[column.name] = Use("", "does not come again")
+                choices.uses[column.name] = Use("", "does not return later")
             if column.name == choices.group:
                 choices.uses[column.name] = Use("group", "AUC within it (gAUC) is reported")
     candidates = [
@@ -61,7 +61,7 @@ def settle_groups(choices: Choices) -> None:
 
 
 def _domain(column: Column) -> DomainColumnSettings | None:
-    """Each common value as a domain; None: there are not two."""
+    """Each common value as a domain; None if there are fewer than two."""
     values = column.values
     if values.dtype == pl.Float64:
         values = values.cast(pl.Int64).cast(pl.String)
@@ -93,7 +93,7 @@ def _drop(choices: Choices, name: str) -> None:
 
 
 def _best_id(choices: Choices, vocabulary: list[str], least: int) -> str | None:
-    """The column that is called most like an id of such things."""
+    """The column whose name is most like an id from ``vocabulary``; None if there is none."""
     ranked = []
     for column in choices.columns:
         place = names.place(column.name, vocabulary)
@@ -107,10 +107,10 @@ def _best_id(choices: Choices, vocabulary: list[str], least: int) -> str | None:
 
 
 def settle_negatives(choices: Choices) -> None:
-    """Negatives for a log of clicks alone.
+    """Choose negatives for a log that has only clicks.
 
     Raises:
-        InputError: there is no item to draw.
+        InputError: there is no item column to draw from.
     """
     item = _best_id(choices, names.OF_ITEMS, 3)
     by_name = {column.name: column for column in choices.columns}
@@ -124,9 +124,9 @@ def settle_negatives(choices: Choices) -> None:
     session = sessions[0] if sessions else _best_id(choices, names.OF_USERS, 2)
     if item is None or session is None:
         binary = [column.name for column in choices.columns if is_binary(column)]
-        hint = f"; of two values are: {', '.join(binary[:6])}" if binary else ""
+        hint = f"; columns with two values: {', '.join(binary[:6])}" if binary else ""
         raise InputError(
-            f"{choices.survey.log.files[0]}: no column is called like a label, and none like an "
+            f"{choices.survey.log.files[0]}: no column name looks like a label, or like an "
             f"item and a session or user to draw negatives for; name it: --label COLUMN{hint}"
         )
     hours = (choices.span.last_ms - choices.span.first_ms + 1) / MS_PER_HOUR
@@ -140,7 +140,7 @@ def settle_negatives(choices: Choices) -> None:
         seed=1,
     )
     choices.base_rate = 1 / (1 + NEGATIVES_PER_CLICK)
-    # An item's popularity turns within the hours that negatives are drawn from
+    # An item's popularity changes within the hours from which negatives are drawn
     choices.window_hours = min(choices.window_hours, float(back))
     choices.group = None
     if by_name[session].distinct > MANY_VALUES and session != _best_id(choices, names.OF_USERS, 2):
@@ -149,8 +149,8 @@ def settle_negatives(choices: Choices) -> None:
 
 
 def settle_counters(choices: Choices) -> None:
-    """Past-only statistics of the ids that are likely to matter: the item, the user, the item in
-    its domain or for its user."""
+    """Choose past-only statistics of the ids that are likely to matter: the item, the user, the
+    item per domain or per user."""
     if choices.negatives is not None:
         choices.counters = _counters_of_negatives(choices, choices.negatives)
         return
@@ -190,8 +190,8 @@ def settle_counters(choices: Choices) -> None:
 
 
 def _counters_of_negatives(choices: Choices, negatives: NegativeSettings) -> list[CounterSettings]:
-    """The item's statistics, and those of the item with the domain's column and a few small ones.
-    A user has the same click rate as any other, that of the sampler."""
+    """Statistics of the item, and of the item paired with the domain and a few small columns. Users
+    get none: sampling gives every user the same click rate."""
     domain = None if choices.domain is None else choices.domain.column
     small = sorted(
         (column.name == domain, column.distinct, column.name)

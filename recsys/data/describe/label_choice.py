@@ -1,4 +1,4 @@
-"""Which column of an unknown log is the label: one of its own, lists of impressions, or none."""
+"""The label of an unknown log: a column of its own, impression lists, or none."""
 
 import math
 
@@ -15,12 +15,13 @@ from recsys.data.settings import NULL_VALUES, ExplodeSettings, LabelSettings
 from recsys.data.sources.labels import NO, YES, binary_labels
 from recsys.units import MS_PER_HOUR
 
-WAITED_FOR = 0.99  # of the positives
-LABELLED_ELEMENTS = r"^\s*\S+-[01](\s+\S+-[01])*\s*$"  # as MIND has them
+WAITED_FOR = 0.99  # share of the positives
+LABELLED_ELEMENTS = r"^\s*\S+-[01](\s+\S+-[01])*\s*$"  # as in MIND
 
 
 def find_explode(columns: list[Column]) -> ExplodeSettings | None:
-    """How the log lists impressions, if it does: by labelled elements, or shown and clicked."""
+    """How the log lists impressions: with labelled elements, or as shown and clicked; None if it
+    does not."""
     lists = [column for column in columns if column.kind == "list"]
     for column in columns:
         if column.values.dtype == pl.String and column.kind in ("list", "text"):
@@ -51,7 +52,7 @@ def find_explode(columns: list[Column]) -> ExplodeSettings | None:
 
 
 def _elements(column: Column) -> pl.Series:
-    """Lists of texts."""
+    """The column's values as lists of texts."""
     if column.values.dtype != pl.String:
         return column.values.cast(pl.List(pl.String))
     element = pl.element().str.strip_chars(" '\"[]")
@@ -67,7 +68,7 @@ def _elements(column: Column) -> pl.Series:
 
 
 def find_label(columns: list[Column], time: Moment, wanted: str | None) -> LabelSettings | None:
-    """The column of the label; None: the log has none, or one that is always 1."""
+    """The label column; None if the log has none, or only one that is always 1."""
     ranked: list[tuple[int, int, LabelSettings]] = []
     unnamed: list[LabelSettings] = []
     for column in columns:
@@ -91,7 +92,7 @@ def find_label(columns: list[Column], time: Moment, wanted: str | None) -> Label
     if ranked:
         return min(ranked, key=lambda one: one[:2])[2]
     if wanted is not None:
-        raise InputError(f"column {wanted!r} holds no label: neither two values nor numbers")
+        raise InputError(f"column {wanted!r} is not a label: neither two values nor numbers")
     by_name = {column.name: column for column in columns}
     minus = [one for one in unnamed if _texts(by_name[one.column]) == {"-1", "1"}]
     unnamed = minus or unnamed
@@ -107,7 +108,7 @@ def _texts(column: Column) -> set[str]:
 
 
 def is_binary(column: Column) -> bool:
-    """Whether the values are labels as they stand: 1/0, true/false, yes/no or 1/-1."""
+    """Whether the values can be used as labels directly: 1/0, true/false, yes/no or 1/-1."""
     if column.kind not in ("whole", "text", "boolean") or column.distinct > 5:
         return False
     found = _texts(column)
@@ -116,7 +117,7 @@ def is_binary(column: Column) -> bool:
 
 
 def sampled_labels(choices: Choices) -> NDArray[np.bool_] | None:
-    """[N] of the sample; None where the raw rows have none."""
+    """The sample's labels [N]; None if the raw rows have none."""
     if choices.label is None:
         return None
     raw = choices.survey.sample[choices.label.column]
@@ -125,7 +126,7 @@ def sampled_labels(choices: Choices) -> NDArray[np.bool_] | None:
 
 
 def settle_labels(choices: Choices, moments: list[Moment]) -> None:
-    """Base rate, time of the label; a label that is always 1 is none."""
+    """Find the base rate and the label's time; a label that is always 1 does not count."""
     span, rows = choices.span, choices.survey.rows
     if choices.explode is not None:
         shown = choices.explode.shown
@@ -134,7 +135,7 @@ def settle_labels(choices: Choices, moments: list[Moment]) -> None:
         candidates = _elements(by_name[shown]).list.len().sum()
         if choices.explode.clicked is not None:
             clicked = choices.explode.clicked
-            choices.uses[clicked] = Use("clicked", "those of the shown that were clicked")
+            choices.uses[clicked] = Use("clicked", "which of the shown items were clicked")
             clicks = _elements(by_name[clicked]).list.unique().list.len().sum()
         else:
             clicks = _elements(by_name[shown]).list.eval(pl.element().str.ends_with("-1"))
@@ -145,7 +146,7 @@ def settle_labels(choices: Choices, moments: list[Moment]) -> None:
         return
     labelled = rows - span.no_label
     if span.clicks >= labelled:
-        choices.uses[choices.label.column] = Use("", "always 1: a log of clicks alone")
+        choices.uses[choices.label.column] = Use("", "always 1: a log with only clicks")
         choices.label = None
         return
     choices.base_rate = span.clicks / max(labelled, 1)
@@ -162,10 +163,10 @@ def settle_labels(choices: Choices, moments: list[Moment]) -> None:
         after = (moment.times >= time.times).fill_null(False).to_numpy()
         if labels[known].mean() > 0.95 and after[known].mean() > 0.99:
             choices.label_time = moment
-            role = Use("label_time", f"{moment.reading}; there where the label is 1")
+            role = Use("label_time", f"{moment.reading}; present where the label is 1")
             choices.uses[moment.column.name] = role
             delays = (moment.times - time.times).filter(pl.Series(known & (labels > 0)))
-            quarter = (span.last_ms - span.first_ms) / 4  # or little would be left to learn
+            quarter = (span.last_ms - span.first_ms) / 4  # else little would be left to learn from
             longest = min(float(delays.quantile(WAITED_FOR) or 0), quarter)
             choices.attribution_hours = max(math.ceil(longest / MS_PER_HOUR), 1)
             return

@@ -1,4 +1,4 @@
-"""How well one column alone tells the label."""
+"""How well a single column predicts the label."""
 
 import numpy as np
 import polars as pl
@@ -6,12 +6,12 @@ from numpy.typing import NDArray
 
 from recsys.data.describe.columns import Column
 
-FEWEST = 20  # clicks, and rows without, below which an AUC says little
+FEWEST = 20  # fewest positives and fewest negatives for a meaningful AUC
 
 
 def auc(scores: NDArray[np.float64], labels: NDArray[np.bool_]) -> float:
-    """Area under the ROC curve of ``scores`` [N] against ``labels`` [N], ties as halves; 0.5 where
-    there are fewer than 20 of either label."""
+    """Area under the ROC curve of ``scores`` [N] against ``labels`` [N], counting ties as halves;
+    0.5 if there are fewer than 20 of either label."""
     clicks = int(labels.sum())
     if min(clicks, len(labels) - clicks) < FEWEST:
         return 0.5
@@ -21,8 +21,8 @@ def auc(scores: NDArray[np.float64], labels: NDArray[np.bool_]) -> float:
 
 
 def single_aucs(column: Column, labels: NDArray[np.bool_]) -> tuple[float, float]:
-    """The AUCs of a column alone, at least 0.5: of its values or of whether they are missing; and,
-    of categories, of click rates counted on every other row."""
+    """Two AUCs of a column by itself, each at least 0.5: of its values or of their being missing;
+    and, for categories, of click rates counted on every other row."""
     values = column.values
     missing = values.is_null().to_numpy()
     found = [auc(missing.astype(np.float64), labels)]

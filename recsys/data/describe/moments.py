@@ -1,4 +1,4 @@
-"""Which columns of an unknown log hold times, and how they are written."""
+"""Which columns of an unknown log contain times, and in which format."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from recsys.data.sources.times import ISO, whole_times
 EARLIEST, LATEST = "1990-01-01", "2100-01-01"
 SECONDS_1995, SECONDS_2036 = 788_918_400, 2_082_758_400
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-DIGITS = {14: "%Y%m%d%H%M%S", 12: "%Y%m%d%H%M", 10: "%Y%m%d%H"}  # and of 8: either of
+DIGITS = {14: "%Y%m%d%H%M%S", 12: "%Y%m%d%H%M", 10: "%Y%m%d%H"}  # with 8 digits: either of
 OF_EIGHT = ("%Y%m%d", "%y%m%d%H")
 MONTH_FIRST, DAY_FIRST = "%m/%d/%Y", "%d/%m/%Y"
 CLOCKS = (" %H:%M:%S", " %H:%M", " %I:%M:%S %p", " %I:%M %p", "")
@@ -26,14 +26,14 @@ FORMATS = [
     "%a %b %d %H:%M:%S %Y",
     "%a %b %d %H:%M:%S %z %Y",
 ]
-READABLE = 0.99  # of the known values
+READABLE = 0.99  # share of the known values
 
 
 @dataclass(frozen=True)
 class Moment:
-    """A column of times: how to read it, its sampled times in ms, and what to know of it.
+    """A column of times: how to read it, its sampled times in ms, and notes for the user.
 
-    ``likely``: how much speaks for it as the time of the event.
+    ``likely`` is larger the more plausible it is as the event's time.
     """
 
     column: Column
@@ -44,13 +44,13 @@ class Moment:
 
     @property
     def reading(self) -> str:
-        """How it is read, in words."""
+        """A description of how it is read."""
         form = self.settings.format
         return f"unit {self.settings.unit}" + (f", {form}" if form else "")
 
 
 def find_moments(columns: Sequence[Column]) -> list[Moment]:
-    """The columns that hold times, the likeliest time of the event first."""
+    """The columns with times, the likeliest event time first."""
     found = [moment for column in columns if (moment := _moment(column)) is not None]
     return sorted(found, key=lambda moment: -moment.likely)
 
@@ -120,7 +120,7 @@ def _of_numbers(column: Column, named: bool, notes: list[str]) -> MomentSettings
 
 
 def _readable(text: pl.Series, settings: MomentSettings) -> bool:
-    """Whether times of a format can be read, all of plausible years."""
+    """Whether the times can be read in this format, with plausible years."""
     form = settings.format or ""
     if ("%H" in form or "%I" in form) and "%M" not in form:
         text, form = text + ":00", form + ":%M"
@@ -137,7 +137,7 @@ def _of_texts(column: Column, notes: list[str]) -> MomentSettings | None:
         if without and parts["time"].count():
             notes.append("has no time zone: taken as UTC; set zone if it is local time")
         if 0 < without < len(known):
-            notes.append("some texts have an offset, some have none")
+            notes.append("some texts have an offset and some do not")
         return MomentSettings(column=column.name, unit="datetime")
     if not known.str.contains(r"\d").all():
         return None
@@ -156,7 +156,7 @@ def _of_texts(column: Column, notes: list[str]) -> MomentSettings | None:
 
 
 def _likelier(column: Column, fits: list[MomentSettings], notes: list[str]) -> MomentSettings:
-    """Month or day first, where every text fits both: what leaves the log in better order."""
+    """Month or day first, where every text fits both: whichever leaves the log in better order."""
     order, spans = [], []
     for settings in fits:
         times = whole_times(column.values, settings)

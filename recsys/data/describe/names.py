@@ -1,4 +1,4 @@
-"""What the name of a column says of it, in the words that logs use."""
+"""What a column's name says about it, in the vocabulary of logs."""
 
 import re
 from collections.abc import Collection
@@ -9,11 +9,11 @@ def _listed(text: str) -> list[str]:
     return text.split()
 
 
-# Words of a name decide, so that click_time is a time and click_count a number.
+# Names are split into words, so that click_time is a time and click_count a number.
 OF_TIMES = frozenset(
     _listed("time timestamp ts datetime date day hour created event logged unix epoch when at")
 )
-# Of the session, the item, the user or what came after
+# Times of the session, the item or the user, or of later events
 OF_OTHER_TIMES = frozenset(
     _listed(
         "start begin end upload uploaded register registered birth birthday publish published "
@@ -39,7 +39,7 @@ OF_OUTCOMES = frozenset(
     )
 )
 FILLERS = frozenset(_listed("is has did was num number count cnt n total nb the user event flag"))
-KNOWN_AFTERWARDS = (  # of a name's words joined by _
+KNOWN_AFTERWARDS = (  # compared with a name's words joined by _
     r"(^|_)(next|future|dwell|attributed|attribution|completion|scroll|revenue|outcome)(_|$)",
     r"(^|_)(play|watch|watched|read|reading|stay|view|viewing|listen|engagement)_(time|duration|ms"
     r"|seconds|percentage|percent|ratio|rate)",
@@ -88,7 +88,7 @@ CLICKED = _listed("clicked clicks click chosen selected positives")
 
 
 def words(name: str) -> list[str]:
-    """The words of a name, in small letters: ``clickArticleId`` and ``click_article.id`` alike."""
+    """The lower-case words of a name; the same for ``clickArticleId`` and ``click_article.id``."""
     spaced = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", name)
     found = [word.lower() for word in re.findall(r"[A-Za-z]+|\d+", spaced)]
     # userid, adid: written as one word
@@ -101,13 +101,14 @@ def words(name: str) -> list[str]:
 
 
 def says(name: str, vocabulary: Collection[str]) -> bool:
-    """Whether a word of ``name``, or all of it, is of ``vocabulary``."""
+    """Whether ``name`` or one of its words is in ``vocabulary``."""
     found = words(name)
     return any(word in vocabulary for word in (*found, "_".join(found), name.lower()))
 
 
 def place(name: str, vocabulary: list[str]) -> int | None:
-    """How early ``vocabulary`` has a word of ``name``, or all of it; None: not at all."""
+    """The first position in ``vocabulary`` of ``name`` or one of its words; None if there is
+    none."""
     found = words(name)
     known = [*found, "_".join(found), name.lower()]
     places = [vocabulary.index(word) for word in known if word in vocabulary]
@@ -115,18 +116,19 @@ def place(name: str, vocabulary: list[str]) -> int | None:
 
 
 def domain_place(name: str) -> int | None:
-    """How early the whole name, but for words such as click and user, is in OF_DOMAINS."""
+    """The position in OF_DOMAINS of the name without words such as click and user; None if
+    absent."""
     joined = "_".join(word for word in words(name) if word not in ("click", "user", "event", "ad"))
     return OF_DOMAINS.index(joined) if joined in OF_DOMAINS else None
 
 
 def is_outcome(name: str) -> bool:
-    """Whether the name is that of what a person did, such as ``is_like`` or ``num_clicks``."""
+    """Whether the name describes an outcome, such as ``is_like`` or ``num_clicks``."""
     left = [word for word in words(name) if word not in FILLERS]
     return bool(left) and all(word in OF_OUTCOMES for word in left)
 
 
 def known_afterwards(name: str) -> bool:
-    """Whether the name is that of something known only after the event, such as ``play_time``."""
+    """Whether the name describes something known only after the event, such as ``play_time``."""
     joined = "_".join(words(name))
     return any(re.search(pattern, joined) for pattern in KNOWN_AFTERWARDS)

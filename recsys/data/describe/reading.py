@@ -1,4 +1,4 @@
-"""An unknown log: its format, a sample of its rows, and what all of its rows tell."""
+"""Read an unknown log: its format, a sample of its rows, and statistics over all rows."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,8 +19,8 @@ from recsys.scratch import scratch
 
 BATCH_ROWS = 50_000
 SAMPLE_ROWS = 100_000
-HASHES = 8_192  # of each column that are kept; a larger number of values is within about 2 %
-DUPLICATES_UP_TO = 20_000_000  # rows whose hashes are held, 8 bytes each
+HASHES = 8_192  # kept per column; larger counts of values are within about 2 %
+DUPLICATES_UP_TO = 20_000_000  # rows; their hashes take 8 bytes each
 CRITEO_FIELDS = 40
 SEPARATORS = {"csv": ",", "tsv": "\t"}
 
@@ -29,9 +29,9 @@ FileFormat = Literal["csv", "tsv", "jsonl", "parquet", "arrow", "criteo"]
 
 @dataclass(frozen=True)
 class Log:
-    """Files, in their order, and how they are read; ``quotes`` as the table source has it.
+    """Files in order, and how to read them; ``quotes`` as in the table source.
 
-    ``patterns`` are what a description names them by; none: as they are called.
+    ``patterns`` are what a description calls the files; empty: their own names.
     """
 
     files: list[Path]
@@ -42,10 +42,10 @@ class Log:
 
 @dataclass(frozen=True)
 class Survey:
-    """A ``sample`` of a log's rows, uniform and in the log's order, and what all ``rows`` tell.
+    """A uniform ``sample`` of a log's rows in the log's order, and statistics over all ``rows``.
 
-    ``distinct`` values per column are exact up to 8,192. ``duplicates``: rows that repeat an
-    earlier one in every column; None: too many rows to tell.
+    ``distinct`` counts values per column, exactly up to 8,192. ``duplicates`` counts rows that
+    repeat an earlier one in every column; None if there are too many rows to tell.
     """
 
     log: Log
@@ -57,10 +57,10 @@ class Survey:
 
 @dataclass(frozen=True)
 class Span:
-    """What all rows tell of the event times, in ms since 1970, and of the label.
+    """Statistics over all rows: event times, in ms since 1970, and labels.
 
-    ``unsorted``: rows earlier than the row before them. ``no_label``: rows whose label cannot be
-    read; ``clicks`` and ``no_label`` are 0 where there is no label.
+    ``unsorted`` counts rows earlier than the row before them, ``no_label`` rows whose label cannot
+    be read. ``clicks`` and ``no_label`` are 0 if there is no label.
     """
 
     first_ms: int
@@ -72,11 +72,11 @@ class Span:
 
 
 def open_log(files: Sequence[Path]) -> Log:
-    """The log of ``files``, its format told by their first bytes.
+    """The log in ``files``, with its format taken from their first bytes.
 
     Raises:
-        InputError: the files are of two formats, or of one that ingest does not read; the message
-            says how to convert it.
+        InputError: the files have two formats, or one that ingest does not read; the message says
+            how to convert it.
     """
     formats: dict[Path, FileFormat] = {file: _format_of(file) for file in files}
     first = files[0]
@@ -93,12 +93,12 @@ def open_log(files: Sequence[Path]) -> Log:
     rows = sum(frame.height for file in files for frame in batches(log, file, first_column=True))
     if rows >= sum(count_lines(file) - 1 for file in files):
         return log
-    # Quotes swallow line ends: in TSV they are nearly always plain characters
+    # Quotes can swallow line ends; in TSV they are nearly always plain characters
     return Log(log.files, file_format, "no" if file_format == "tsv" else "yes")
 
 
 def count_lines(file: Path) -> int:
-    """The lines of a file that are not blank."""
+    """The number of non-blank lines in a file."""
     return sum(1 for line in lines(file) if line.strip())
 
 
@@ -112,7 +112,7 @@ def _format_of(file: Path) -> FileFormat:
         return "arrow"
     if start.lstrip()[:1] == b"[":
         raise InputError(
-            f"{file}: holds one JSON array; write an object per line: jq -c '.[]' {file.name}"
+            f"{file}: contains one JSON array; write an object per line: jq -c '.[]' {file.name}"
         )
     line = next((line for line in lines(file) if line.strip()), b"").decode(errors="replace")
     if not line:
@@ -126,12 +126,12 @@ def _format_of(file: Path) -> FileFormat:
     names = [name.strip().strip('"') for name in line.split(SEPARATORS[file_format])]
     if len(names) == 1:
         raise InputError(
-            f"{file}: its first line holds neither tabs nor commas; ingest reads CSV, TSV, JSON "
+            f"{file}: its first line contains neither tabs nor commas; ingest reads CSV, TSV, JSON "
             f"lines, Parquet and Arrow"
         )
     if any(_is_number(name) for name in names) or "" in names[1:]:
         raise InputError(
-            f"{file}: its first line holds values, not the names of the columns; put a line of "
+            f"{file}: its first line contains values, not column names; put a line of "
             f"{len(names)} names in front"
         )
     return file_format
@@ -148,7 +148,7 @@ def _is_number(text: str) -> bool:
 def batches(
     log: Log, file: Path, columns: Sequence[str] = (), first_column: bool = False
 ) -> Iterator[pl.DataFrame]:
-    """The rows of a file in batches, in order; ``columns``, or all of them; texts of CSV as texts.
+    """The rows of a file in batches, in order, with ``columns`` (None: all); CSV columns stay text.
 
     Raises:
         InputError: the file cannot be read.
@@ -185,13 +185,13 @@ def _collected(
         chunk_size=BATCH_ROWS, maintain_order=True, engine="streaming"
     )
     for frame in batched:
-        # An older writer's chunk may be a single one of the whole file
+        # Older writers may put the whole file into one chunk
         yield from frame.iter_slices(BATCH_ROWS)
 
 
 @dataclass
 class _Distinct:
-    """Counts distinct hashes by the smallest of them (k minimum values, Bar-Yossef et al. 2002)."""
+    """Counts distinct hashes from the smallest ones (k minimum values, Bar-Yossef et al. 2002)."""
 
     smallest: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
 
@@ -205,7 +205,7 @@ class _Distinct:
 
 
 def survey(log: Log, sample_rows: int = SAMPLE_ROWS) -> Survey:
-    """Read all of ``log`` once, in bounded memory; the same log gives the same sample.
+    """Read the whole ``log`` once, in bounded memory; the same log gives the same sample.
 
     Raises:
         InputError: a file cannot be read, or there are no rows.
@@ -245,7 +245,8 @@ def survey(log: Log, sample_rows: int = SAMPLE_ROWS) -> Survey:
 def _check_types(
     frame: pl.DataFrame, file: Path, first: dict[str, tuple[pl.DataType, Path]]
 ) -> None:
-    """Refuse text beside numbers, as ingest does; ``first`` is where each column was first met."""
+    """Refuse text in one file where another has numbers, as ingest does; ``first`` says where each
+    column was first seen."""
     for name, dtype in frame.schema.items():
         if dtype == pl.Null or frame[name].null_count() == frame.height:
             continue
@@ -254,13 +255,13 @@ def _check_types(
             before.is_numeric() or dtype.is_numeric()
         ):
             raise InputError(
-                f"{file}: column {name!r} holds {dtype}, but {before} in {where}; make them one "
+                f"{file}: column {name!r} holds {dtype}, but {before} in {where}; give both one  "
                 f"type"
             )
 
 
 def _scrambled(row: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A pseudo-random number per row number (splitmix64), whatever the batches are."""
+    """A pseudo-random number per row number (splitmix64), independent of the batches."""
     value = (row + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -270,7 +271,7 @@ def _scrambled(row: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def _thinned(
     kept: list[pl.DataFrame], keys: list[NDArray[np.uint64]], rows: int
 ) -> tuple[list[pl.DataFrame], list[NDArray[np.uint64]], np.uint64]:
-    """Those with the ``rows`` smallest keys, in their order, and the largest key among them."""
+    """The rows with the ``rows`` smallest keys, in order, and the largest of these keys."""
     frame, key = pl.concat(kept, how="diagonal_relaxed"), np.concatenate(keys)
     limit = np.uint64(2**64 - 1)
     if len(key) > rows:
@@ -281,7 +282,7 @@ def _thinned(
 def span_of(
     log: Log, time: MomentSettings, label: LabelSettings | None, null_values: Sequence[str]
 ) -> Span:
-    """Read the time and the label of all rows as ingest reads them.
+    """Read the time and label of all rows, as ingest does.
 
     Raises:
         InputError: a file cannot be read, or no row has a time.
@@ -310,7 +311,7 @@ def span_of(
                 clicks += float(labels.sum() or 0)
                 no_label += labels.null_count()
     if not first:
-        raise InputError(f"{log.files[0]}: no time in column {time.column!r} can be read")
+        raise InputError(f"{log.files[0]}: no time in column {time.column!r} is readable")
     return Span(min(first), max(last), unsorted, no_time, clicks, no_label)
 
 

@@ -1,4 +1,4 @@
-"""What :func:`choose` decided, as a table on the terminal and as the YAML of a data set."""
+"""Print what :func:`choose` decided as a table, and write it as the YAML of a data set."""
 
 import glob
 import json
@@ -21,19 +21,18 @@ from recsys.data.sources.files import natural_key
 
 MOST_FILES_LISTED = 4
 EXAMPLE_CHARACTERS = 20
-SMALLEST_WIDTH = 110  # of the table, in characters
+SMALLEST_WIDTH = 110  # characters of the table
 CRITEO_DAYS = 10
-WIDTH = 10_000  # no line is broken
+WIDTH = 10_000  # wide enough that no line is broken
 
 
 def root_of(log: Log) -> Path:
-    """The folder that the files are in, all of them."""
+    """The folder that contains all files."""
     return Path(os.path.commonpath([file.resolve().parent for file in log.files]))
 
 
 def print_columns(survey: Survey, columns: Sequence[Column], uses: Mapping[str, Use]) -> None:
-    """Print a row per column: what it holds, and what it is used as and why, where that is
-    known."""
+    """Print a row per column: its contents and, where known, its role and why."""
     console = Console(width=max(Console().width, SMALLEST_WIDTH))
     table = Table(box=None, pad_edge=False, title=f"{survey.rows:,} rows", title_justify="left")
     for heading in ("column", "holds", "distinct", "missing", "for example", "used as"):
@@ -101,9 +100,9 @@ def dataset_text(choices: Choices) -> str:
         if choices.uses[column.name].role in ("", "group", "session")
     ]
     if left:
-        lines.append("  # No features:")
+        lines.append("  # Left out:")
         lines += [f"  #   {_flow(name)}: {why}" for name, why in left]
-    # A column's name may hold a line end, and a comment must not
+    # A column's name may contain a line break, a comment must not
     return "\n".join(" ".join(line.splitlines()) for line in lines) + "\n"
 
 
@@ -133,12 +132,12 @@ def _group_lines(choices: Choices) -> list[str]:
     group, domain = choices.group, choices.domain
     lines = [f"  group: {_flow(group)}" if group else "  group: null   # the raw row"]
     if group:
-        lines[0] += "   # gAUC is within it"
+        lines[0] += "   # gAUC is computed within it"
     if domain is None:
-        lines.append("  # domain: {column, values, other}: none is called like one, so one domain")
+        lines.append("  # domain: {column, values, other}: no column looks like one, so one domain")
     else:
         lines += [
-            "  domain:   # a student per domain; rows of other values teach, too",
+            "  domain:   # a student per domain; models also train on rows with other values",
             f"    column: {_flow(domain.column)}",
             f"    values: {_flow(domain.values)}",
             f"    other: {domain.other}",
@@ -161,7 +160,7 @@ def _feature_lines(choices: Choices) -> list[str]:
     if "event_hour" not in by_name:
         lines.append("    - {column: event_hour, table_rows: 50}   # UTC; made from the time")
     if choices.counters:
-        lines.append("  counters:   # of the past alone: clicks, examples and smoothed rates")
+        lines.append("  counters:   # past-only clicks, examples and smoothed rates")
         lines += [f"    - {_flow(_counter(one))}" for one in choices.counters]
     return lines
 
@@ -187,7 +186,7 @@ def _number(value: float) -> float | int:
 
 
 def _flow(value: Any) -> str:
-    """``value`` as YAML on one line."""
+    """``value`` as one line of YAML."""
     text = yaml.safe_dump(
         value, default_flow_style=True, sort_keys=False, width=WIDTH, allow_unicode=True
     )
@@ -200,7 +199,8 @@ def _day(time_ms: int) -> str:
 
 
 def _patterns(log: Log) -> list[str]:
-    """The files from their common folder on; a glob where it gives the same in the same order."""
+    """The files relative to their common folder; as a glob if it gives the same files in the same
+    order."""
     if log.patterns:
         return log.patterns
     root = root_of(log)
@@ -220,7 +220,7 @@ def _patterns(log: Log) -> list[str]:
 
 
 def criteo_text(log: Log) -> str:
-    """The YAML of a log in Criteo's layout, which has neither names nor times."""
+    """The YAML for a log in Criteo's layout, which has neither names nor times."""
     rows = sum(map(count_lines, log.files))
     per_second = max(rows / (CRITEO_DAYS * 86_400), 1e-6)
     return (

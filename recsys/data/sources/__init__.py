@@ -1,1 +1,1 @@
-"""Where examples come from: every source gives a :class:`recsys.data.sources.base.Source`."""
+"""Sources of examples: each returns a :class:`recsys.data.sources.base.Source`."""

@@ -1,4 +1,4 @@
-"""What a source of examples gives to ingest."""
+"""What a source of examples provides to ingest."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,14 +23,13 @@ OWN_WEIGHT = f"{OWN}weight"
 class Chunk:
     """Examples in (event_time, example_id) order, and the rows that could not become examples.
 
-    ``frame`` has the columns of a window's part, already encoded; a further task's have its name at
-    their end (label_<task>, null where there is none), and ``weight``, where the source is
-    ``weighted``. ``truth`` has as many rows, with
-    ``probability`` (float64, the true one; further tasks' too), where the source knows it. ``bad``
-    has the columns row, file, reason and content.
+    ``frame`` has the columns of a window's part, already encoded. A further task's columns end in
+    its name (label_<task>, null where there is none). There is a column ``weight`` if the source is
+    ``weighted``. ``truth`` has as many rows, with the true ``probability`` (float64; also of
+    further tasks) if the source knows it. ``bad`` has the columns row, file, reason and content.
 
-    ``read`` counts the rows of the log that the chunk was made of, ``dropped`` those left out by a
-    named rule, ``made`` the examples beyond one per row (negatives, elements of a list).
+    ``read`` counts the rows of the log behind the chunk, ``dropped`` the rows left out by each
+    named rule, and ``made`` the examples beyond one per row (negatives, elements of a list).
     """
 
     frame: pl.DataFrame
@@ -43,15 +42,14 @@ class Chunk:
 
 @dataclass
 class Source:
-    """Features, domains and a stream of chunks; no chunk starts before the one ahead of it ended.
+    """Features, domains and a stream of chunks; each chunk starts after the previous one has ended.
 
-    ``origin_ms`` is where windows start to be counted from; the epoch by default. ``files`` are
-    those of the log, in the order in which they are read. ``uses`` say, once the chunks have come,
-    how values share the rows of their tables, and ``encoder`` gives what encodes raw rows like
-    those of the chunks; ``notes`` are lines for the person. ``rows_left`` are rows of the log that
-    were read and are in no chunk so far. ``vocabularies`` are those categorical features that have
-    one, ``negative_rates`` the shares of rows with label 0 that the log has kept, by domain; empty:
-    all.
+    ``origin_ms`` is the start of the first window's grid; the epoch by default. ``files`` are the
+    log's files in reading order. Once all chunks have been read, ``uses`` say how values share
+    table rows, and ``encoder`` returns an encoder for further raw rows; ``notes`` are lines for the
+    user. ``rows_left`` counts rows of the log that were read and are not in a chunk yet.
+    ``vocabularies`` names the categorical features with a vocabulary. ``negative_rates`` is the
+    share of rows with label 0 that the log has kept, by domain; empty means all.
     """
 
     dense: list[str]

@@ -1,4 +1,4 @@
-"""Past-only counting features: nothing of a row's own time bin, or of a later one, enters them."""
+"""Past-only counting features: they use nothing from a row's own time bin or later ones."""
 
 import math
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ from recsys.units import MINUTES_PER_HOUR
 MS_PER_MINUTE = 60_000
 BIN, LABEL_BIN = f"{OWN}bin", f"{OWN}label_bin"
 TOTAL, FIRST, KEY = f"{OWN}total", f"{OWN}first", f"{OWN}key"
-BINS = 1 << 32  # more than a log has: a minute each, 8,000 years
+BINS = 1 << 32  # more than any log has: 8,000 years of minutes
 
 
 def counter_names(counter: CounterSettings) -> list[str]:
-    """The names of a counter's features, in their order."""
+    """The names of a counter's features, in order."""
     name = "_".join(counter.by) if counter.name is None else counter.name
     names: list[str] = []
     for hours in counter.hours:
@@ -34,8 +34,8 @@ def counter_names(counter: CounterSettings) -> list[str]:
 
 @dataclass
 class CounterState:
-    """What a counter knows of the rows before, by its key: examples and clicks per bin, as far back
-    as its hours reach, the bin in which each key was first seen, and the newest bin of all."""
+    """What a counter knows about earlier rows, by key: examples and clicks per bin as far back as
+    its hours reach, the bin in which each key was first seen, and the newest bin of all."""
 
     examples: pl.DataFrame | None = None
     clicks: pl.DataFrame | None = None
@@ -48,8 +48,8 @@ def add_counters(
 ) -> pl.DataFrame:
     """``frame`` (sorted by event time) with the features of each counter.
 
-    ``states`` are what is known of the frames before, all their rows being earlier; they are
-    brought up to date.
+    ``states`` hold what is known from earlier frames, whose rows must all be earlier; they are
+    updated.
     """
     for counter, state in zip(counters, states, strict=True):
         frame = _add(frame, counter, state)
@@ -74,7 +74,7 @@ def _add(frame: pl.DataFrame, counter: CounterSettings, state: CounterState) -> 
     rows = keyed.join(seen, on=by, how="left", nulls_equal=True, maintain_order="left")
     features = _features(rows, examples, clicks, seen, counter)
     if frame.height:
-        # No later row looks further back
+        # No later row looks back further
         state.newest = keyed[BIN][-1]
         reached = pl.col(BIN) >= state.newest - max(_reach(counter), default=0)
         examples, clicks = examples.filter(reached), clicks.filter(reached)
@@ -87,7 +87,7 @@ def _add(frame: pl.DataFrame, counter: CounterSettings, state: CounterState) -> 
 def values_by_key(
     counter: CounterSettings, state: CounterState, null_values: Sequence[str]
 ) -> ValuesByKey:
-    """The counter's features of every key so far, for a row in the bin after the newest one."""
+    """The counter's features for every key so far, for a row in the bin after the newest one."""
     by = list(dict.fromkeys(counter.by))
     names = counter_names(counter)
     unseen = _unseen(counter)
@@ -103,13 +103,13 @@ def values_by_key(
 
 
 def _unseen(counter: CounterSettings) -> list[float]:
-    """The features of a key that no row had, rounded as :func:`_features` rounds them."""
+    """The features for an unseen key, rounded as in :func:`_features`."""
     rate = math.log(counter.prior_rows * counter.prior_rate / counter.prior_rows)
     return [rate if "_log_rate_" in name else 0.0 for name in counter_names(counter)]
 
 
 def _reach(counter: CounterSettings) -> list[int]:
-    """Of how many bins each of the hours is."""
+    """The number of bins in each of the counter's hours."""
     return [math.ceil(hours * MINUTES_PER_HOUR / counter.bin_minutes) for hours in counter.hours]
 
 
@@ -120,7 +120,7 @@ def _features(
     seen: pl.DataFrame,
     counter: CounterSettings,
 ) -> list[pl.Series]:
-    """The features of ``rows``, which have the columns KEY, BIN and FIRST, in the order of
+    """The features for ``rows``, which have the columns KEY, BIN and FIRST, in the order of
     :func:`counter_names`."""
     by, reach = list(dict.fromkeys(counter.by)), _reach(counter)
     clicked = _before(rows, clicks, seen, by, reach)
@@ -141,7 +141,7 @@ def _features(
 def _bins(
     keyed: pl.DataFrame, by: list[str], amount: pl.Expr, before: pl.DataFrame | None
 ) -> pl.DataFrame:
-    """by, bin and total: the amount in the bin, with that of ``before``."""
+    """Totals per key and bin (columns ``by``, bin and total), including those of ``before``."""
     bins = keyed.group_by(*by, BIN).agg(amount.cast(pl.Float64).alias(TOTAL))
     if before is None:
         return bins
@@ -151,18 +151,19 @@ def _bins(
 def _before(
     rows: pl.DataFrame, bins: pl.DataFrame, seen: pl.DataFrame, by: list[str], reach: list[int]
 ) -> list[pl.Series]:
-    """For each of ``reach`` and each row, the amount in so many bins strictly before the row's own;
-    0 where a part of its key is missing."""
-    placed = bins.join(seen, on=by, how="inner").sort(KEY, BIN)  # a missing part joins nothing
+    """For each entry of ``reach``, and each row, the amount in this many bins strictly before the
+    row's own; 0 where a part of the key is missing."""
+    placed = bins.join(seen, on=by, how="inner").sort(KEY, BIN)  # a missing part does not match
     lowest = pl.concat([placed[BIN], rows[BIN]]).min()
     low = lowest if isinstance(lowest, int) else 0  # no rows at all
     total = np.concatenate([[0.0], placed[TOTAL].cum_sum().to_numpy()])  # whole numbers: exact
     places = _place(placed[KEY], placed[BIN] - low)
-    order = rows[KEY].arg_sort().to_numpy()  # neighbours in what is searched
+    order = rows[KEY].arg_sort().to_numpy()  # sorted, so that searches are close together
     key, own = rows[KEY].gather(order), rows[BIN].gather(order) - low
 
     def up_to(back: int) -> NDArray[np.float64]:
-        """Totals up to ``back`` bins before each row's own, from the first key's first bin on."""
+        """Running totals up to ``back`` bins before each row's own, counted from the first key's
+        first bin."""
         wanted = _place(key, (own - back).clip(lower_bound=-1))
         found = np.empty(rows.height)
         found[order] = total[np.searchsorted(places, wanted, side="right")]
@@ -173,5 +174,6 @@ def _before(
 
 
 def _place(key: pl.Series, own: pl.Series) -> NDArray[np.int64]:
-    """Sorts by key, then by bin; -1 comes before a key's first bin, after all of the key before."""
+    """A number that sorts by key, then by bin; bin -1 comes before a key's first bin and after the
+    previous key's last."""
     return key.cast(pl.Int64).to_numpy() * BINS + own.to_numpy()

@@ -37,13 +37,13 @@ CATEGORIES = [f"category_{index}" for index in range(1, 27)]
 COLUMNS = ["label", *INTEGERS, *CATEGORIES]
 LABELS = ["0", "1"]
 DOMAIN = "all"
-NOT_UTF8 = "\ufffd"  # what stands for bytes that are no UTF-8
+NOT_UTF8 = "\ufffd"  # replaces bytes that are not UTF-8
 
 
 def criteo_source(settings: CriteoSettings, root: Path | str, folder: Path) -> Source:
-    """Criteo files, in the order given, as one stream; each row is its own group.
+    """Criteo files, in the given order, as one stream; each row is its own group.
 
-    ``folder`` takes copies of those behind URLs.
+    ``folder`` holds copies of files behind URLs.
 
     Raises:
         InputError: a file is missing.
@@ -65,7 +65,7 @@ def criteo_source(settings: CriteoSettings, root: Path | str, folder: Path) -> S
 
 
 def _encoder(settings: CriteoSettings) -> Encoder:
-    """What encodes raw rows, which have the columns' names of here, as the chunks are."""
+    """An encoder for raw rows with this module's column names, equal to that of the chunks."""
     return Encoder(
         columns=[
             *(RawColumn(name, "integer", is_text=True, optional=True) for name in INTEGERS),
@@ -102,7 +102,8 @@ def _chunks(
 
 
 def _batches(files: list[Path], rows: int) -> Iterator[tuple[bytes, list[tuple[str, int]]]]:
-    """``rows`` lines at a time, across the ends of files, and how many are of each file."""
+    """``rows`` lines at a time, across file boundaries, and how many of them come from each
+    file."""
     batch: list[bytes] = []
     counts: list[tuple[str, int]] = []
     wanted = rows
@@ -129,8 +130,8 @@ def _repeated(counts: list[tuple[str, int]]) -> pl.Series:
 
 
 def _clean_rows(text: bytes, first: int, rows: int) -> pl.DataFrame | None:
-    """Row, label, integers and categories of ``rows`` lines, the fast way; None where a look at
-    each line is needed."""
+    """Row, label, integers and categories of ``rows`` lines, the fast way; None if each line must
+    be checked."""
     separators = np.count_nonzero(np.frombuffer(text, dtype=np.uint8) == ord("\t"))
     if separators != rows * (len(COLUMNS) - 1) or b"\r" in text:
         return None
@@ -139,7 +140,7 @@ def _clean_rows(text: bytes, first: int, rows: int) -> pl.DataFrame | None:
         found = pl.read_csv(
             text, has_header=False, separator="\t", quote_char=None, schema=types, glob=False
         )
-    except pl.exceptions.PolarsError:  # a field too many, no number, no UTF-8
+    except pl.exceptions.PolarsError:  # a field too many, not a number, not UTF-8
         return None
     if found.height != rows or not found["label"].is_in(LABELS).fill_null(False).all():
         return None
@@ -147,8 +148,8 @@ def _clean_rows(text: bytes, first: int, rows: int) -> pl.DataFrame | None:
 
 
 def _checked_rows(text: bytes, names: pl.Series, first: int) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """As :func:`_clean_rows`, and the rows that are bad, line by line."""
-    # A newline is never part of what replaces foreign bytes
+    """As :func:`_clean_rows`, line by line, and the bad rows."""
+    # The replacement for invalid bytes never contains a newline
     lines = pl.Series("line", text.decode(errors="replace").removesuffix("\n").split("\n"))
     lines = lines.str.strip_chars("\r\n")
     raw = pl.DataFrame(
@@ -197,7 +198,7 @@ def _encoded(
     event_time = start_ms + (pl.col("row") / settings.rows_per_second * MS_PER_SECOND).cast(
         pl.Int64
     )
-    # Hexadecimal digits have one spelling; a text that says more is looked at value by value
+    # Hexadecimal digits have one spelling; columns with other texts are checked value by value
     plain = b"." not in text and b" " not in text and text.isascii()
     respelt = good.select(pl.col(CATEGORIES).is_in(RESPELT).any()).row(0)
     odd = [name for name, found in zip(CATEGORIES, respelt, strict=True) if found or not plain]

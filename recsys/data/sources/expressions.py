@@ -19,10 +19,11 @@ def with_expressions(
     ``condition`` is not true.
 
     Args:
-        place: where a person finds the settings, for messages.
+        place: where the user finds the settings, for messages.
 
     Raises:
-        InputError: an expression is none, or needs more than one row, and so could know the future.
+        InputError: an expression is not valid, or needs more than one row and so could see the
+            future.
     """
     frame = with_derived(frame, columns, f"{place}.columns")
     if condition is None:
@@ -36,21 +37,21 @@ def with_expressions(
 
 
 def with_derived(frame: pl.DataFrame, columns: Mapping[str, str], place: str) -> pl.DataFrame:
-    """``frame`` with the derived ``columns`` alone; see :func:`with_expressions`."""
+    """``frame`` with the derived ``columns`` added; see :func:`with_expressions`."""
     for name, text in columns.items():
         frame = frame.with_columns(_evaluated(frame, text, f"{place}.{name}").alias(name))
     return frame
 
 
 def _evaluated(frame: pl.DataFrame, text: str, place: str) -> pl.Series:
-    many = f"{place}: {text!r} needs more than its own row; take columns of one row alone"
+    many = f"{place}: {text!r} needs more than its own row; use only columns of that row"
     if OF_MANY_ROWS.search(TEXT.sub("", text)):
         raise InputError(many)
     try:
         try:
             if not pl.sql_expr(text).meta.is_row_separable():
                 raise InputError(many)
-        except pl.exceptions.ColumnNotFoundError:  # IN (...) wants the frame to parse
+        except pl.exceptions.ColumnNotFoundError:  # parsing IN (...) needs the frame
             pass
         query = f"SELECT ({text}) AS found FROM log"
         found = pl.SQLContext(log=frame).execute(query, eager=True)["found"]

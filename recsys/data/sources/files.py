@@ -1,4 +1,4 @@
-"""The files that a dataset names, in their order, and text files read within bounds."""
+"""The files that a data set names, in order, and bounded reading of text files."""
 
 import glob
 import gzip
@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from recsys.config import InputError
 
-# By what they start with; a name says less
+# By first bytes, which are more reliable than names
 MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 SUFFIXES = {".gz": "gzip", ".zst": "zstd"}
 BLOCK_BYTES = 1 << 20
@@ -27,14 +27,15 @@ URL = "://"
 
 
 def resolve_files(patterns: list[str], root: Path | str, folder: Path | None = None) -> list[Path]:
-    """The files of ``patterns`` (paths or globs, ``**`` too; relative ones under ``root``).
+    """The files that match ``patterns`` (paths or globs, including ``**``; relative ones are under
+    ``root``).
 
-    In the order of the patterns; those of one pattern in natural order: numbers in names count as
-    numbers.
+    They come in the order of the patterns and, within a pattern, in natural order: numbers in names
+    sort as numbers.
 
     Args:
-        folder: takes copies of those files that are behind URLs (see :func:`recsys.data.sources.
-            remote.fetched`), which ``root`` may be, too; None: no URL is read.
+        folder: holds copies of files behind URLs (see :func:`recsys.data.sources.remote.fetched`);
+            ``root`` may be a URL too. None: URLs are refused.
 
     Raises:
         InputError: a pattern matches no file, or two match the same one.
@@ -51,13 +52,13 @@ def resolve_files(patterns: list[str], root: Path | str, folder: Path | None = N
 
 
 def url_of(pattern: str, root: Path | str) -> str:
-    """Where ``pattern`` is, relative to ``root`` if it is no URL itself; a path or a URL."""
+    """The path or URL of ``pattern``, relative to ``root`` unless it is a URL itself."""
     return pattern if URL in pattern else f"{str(root).rstrip('/')}/{pattern}"
 
 
 def _fetched(url: str, folder: Path | None) -> list[Path]:
     if folder is None:
-        raise InputError(f"{url}: no URL is read here; fetch the files and give their paths")
+        raise InputError(f"{url}: URLs are not read here; fetch the files and give their paths")
     from recsys.data.sources.remote import fetched  # fsspec is seldom needed
 
     return fetched(url, folder)
@@ -65,7 +66,7 @@ def _fetched(url: str, folder: Path | None) -> list[Path]:
 
 def _matches(pattern: str, root: Path) -> list[Path]:
     path = root / pattern
-    # pathlib's own glob finds no files with a ** at the end
+    # pathlib's own glob finds no files for a ** at the end
     names = glob.glob(pattern, root_dir=root, recursive=True)  # noqa: PTH207
     globbed = [root / name for name in names]
     matches = [path] if path.is_file() else [match for match in globbed if match.is_file()]
@@ -77,7 +78,7 @@ def _matches(pattern: str, root: Path) -> list[Path]:
 
 
 def hive_keys(path: Path) -> dict[str, str | None]:
-    """What the folders of a path called ``key=value`` say, as Hive and Spark write them.
+    """The keys and values in a path's folders called ``key=value``, as Hive and Spark write them.
 
     Example::
 
@@ -93,14 +94,14 @@ def hive_keys(path: Path) -> dict[str, str | None]:
 
 
 def of_name(path: Path, expression: str, column: str) -> str:
-    """The text that the group of a regular expression finds in a file's path.
+    """The text that a regular expression's group matches in a file's path.
 
     Raises:
-        InputError: it finds nothing; the message names the ``column`` that it is for.
+        InputError: there is no match; the message names the ``column`` that needs it.
     """
     match = re.search(expression, path.as_posix())
     if match is None or match[1] is None:
-        raise InputError(f"{path}: file_columns.{column}: {expression!r} fits no part of this path")
+        raise InputError(f"{path}: file_columns.{column}: {expression!r} does not match this path")
     return match[1]
 
 
@@ -111,7 +112,7 @@ def natural_key(path: Path) -> tuple[list[list[str | int]], str]:
 
 
 def order_shown(files: Sequence[Path]) -> str:
-    """One line: the files in their order, shortened in the middle."""
+    """One line with the files in order, shortened in the middle."""
     names = short_names(files)
     if len(names) > 2 and len(", ".join(names)) > SHOWN_CHARACTERS:
         names = [*names[:3], "...", *names[-2:]]
@@ -120,7 +121,7 @@ def order_shown(files: Sequence[Path]) -> str:
 
 
 def short_names(files: Sequence[Path]) -> list[str]:
-    """The files from their common folder on."""
+    """The files' paths relative to their common folder."""
     if not files:
         return []
     common = os.path.commonpath([file.parent for file in files])
@@ -128,7 +129,7 @@ def short_names(files: Sequence[Path]) -> list[str]:
 
 
 def compression(path: Path) -> str | None:
-    """gzip, zstd or None, by the first bytes or, where they say nothing, by the suffix.
+    """gzip, zstd or None, by the first bytes or, if these are unknown, by the suffix.
 
     Raises:
         InputError: the file cannot be read.
@@ -143,10 +144,10 @@ def compression(path: Path) -> str | None:
 
 
 def blocks(path: Path) -> Iterator[bytes]:
-    """The contents of a file, plain or compressed by gzip or zstd.
+    """The contents of a file, plain or compressed with gzip or zstd.
 
     Raises:
-        InputError: it cannot be read, or is compressed and not whole.
+        InputError: it cannot be read, or its compressed data are incomplete.
     """
     kind = compression(path)
     try:
@@ -155,25 +156,26 @@ def blocks(path: Path) -> Iterator[bytes]:
                 yield block
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path}: truncated or corrupt gzip: {error}; fetch it again") from error
-    except OSError as error:  # Arrow's, too
+    except OSError as error:  # Arrow's too
         if kind is not None:
             raise InputError(f"{path}: truncated or corrupt {kind}: {error}") from error
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def _opened(path: Path, kind: str | None) -> Any:
-    """A context with ``read``. Python's gzip, since it checks sums."""
+    """A context with ``read``; Python's gzip, since it verifies checksums."""
     if kind == "zstd":
         return pa.input_stream(str(path), compression=kind)
     return gzip.open(path, "rb") if kind == "gzip" else path.open("rb")
 
 
 def line_blocks(path: Path) -> Iterator[bytes]:
-    """The lines of a file (see :func:`blocks`), about a block of them at a time; each ends in a
+    """The lines of a file (see :func:`blocks`), about a block at a time; each line ends in a
     newline.
 
     Raises:
-        InputError: also where a line is longer than 16 MiB, which is no line of a log.
+        InputError: as :func:`blocks`, or a line is longer than 16 MiB, which cannot be a line of a
+            log.
     """
     rest = b""
     for block in blocks(path):
@@ -189,7 +191,7 @@ def line_blocks(path: Path) -> Iterator[bytes]:
 
 
 def lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file, without their ends; see :func:`line_blocks`."""
+    """The lines of a file without newlines; see :func:`line_blocks`."""
     for block in line_blocks(path):
         yield from block[:-1].split(b"\n")
 

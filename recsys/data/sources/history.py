@@ -1,4 +1,4 @@
-"""Each row's history: what its user clicked, as far as it was known before the row's event."""
+"""Each row's history: the user's clicks that were known before the row's event."""
 
 from dataclasses import dataclass
 
@@ -16,8 +16,7 @@ HISTORY, KNOWN, BEFORE = f"{OWN}history", f"{OWN}known", f"{OWN}before"
 
 @dataclass
 class HistoryState:
-    """Clicks of the rows before that a later history may hold: user, label time, example, row of
-    the table."""
+    """Earlier clicks that a later history may contain: user, label time, example, table row."""
 
     clicks: pl.DataFrame | None = None
 
@@ -31,14 +30,13 @@ def add_history(
 ) -> pl.DataFrame:
     """``frame`` with the list column ``own:history`` of hashed items, int64, oldest to newest.
 
-    Clicks are in the order in which they became known: by label_time, then example_id. One whose
-    label_time is the row's event_time is not known yet.
+    Clicks are in the order in which they became known: by label_time, then example_id. A click
+    whose label_time equals the row's event_time is not known yet.
 
     Args:
-        frame: with the project's own columns and the settings'; sorted by event time.
-        use: of the table; has its size.
-        state: what is known of the frames before, all their rows being earlier; it is brought up
-            to date.
+        frame: rows sorted by event time, with the project's own columns and those in ``settings``.
+        use: counter of the history's table; gives its size.
+        state: what is known from earlier frames, whose rows must all be earlier; it is updated.
     """
     user, item = settings.user, settings.item
     clicks = frame.filter(
@@ -49,7 +47,7 @@ def add_history(
     clicks = clicks if state.clicks is None else pl.concat([state.clicks, clicks])
     clicks = clicks.sort(user, LABEL_TIME, EXAMPLE)
     clicks = clicks.with_columns(pl.int_range(1, pl.len() + 1, dtype=pl.Int64).alias(KNOWN))
-    # Of all users sorted before this one
+    # Clicks of all users sorted before this one
     clicks = clicks.with_columns((pl.col(KNOWN).min().over(user) - 1).alias(BEFORE))
     known = clicks.select(user, LABEL_TIME, KNOWN, BEFORE).sort(LABEL_TIME, KNOWN)
     rows = frame.select(user, EVENT_TIME).join_asof(
@@ -67,7 +65,7 @@ def add_history(
     places = np.arange(lengths.sum()) + np.repeat(start - (np.cumsum(lengths) - lengths), lengths)
     items = clicks[HISTORY].to_numpy()
     if frame.height:
-        # Later rows know these all; what becomes known later comes after them
+        # Later rows know all of these; clicks that become known later follow them
         known_by_now = pl.col(LABEL_TIME) < frame[EVENT_TIME][-1]
         newer = known_by_now.cast(pl.Int64).sum().over(user) - pl.int_range(pl.len()).over(user)
         clicks = clicks.filter(newer <= settings.length)

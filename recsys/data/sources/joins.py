@@ -1,5 +1,5 @@
-"""Side tables (ads, users, conversions) joined to a log by key, block by block: the side tables are
-held in memory, the log is not."""
+"""Side tables (ads, users, conversions) joined to a log by key, block by block; side tables are in
+memory, the log is not."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,10 +24,10 @@ KEY, SINCE, PLACE, MATCHED = f"{OWN}key_", f"{OWN}since", f"{OWN}place", f"{OWN}
 
 @dataclass(frozen=True)
 class SideTable:
-    """A side table as read: one row per key, or per key and time since when it holds.
+    """A side table as read: one row per key, or per key and time from which it is valid.
 
-    ``rows`` has a text column per key, the joined columns under the names that they get, and
-    whether there is such a row (true).
+    ``rows`` has a text column per key, the joined columns under their new names, and a column that
+    is true for every row.
     """
 
     settings: JoinSettings
@@ -41,8 +41,8 @@ class SideTable:
 
 @dataclass(frozen=True)
 class Joins:
-    """The side tables of a log: those joined to its ``rows``, and those that need the item of an
-    example, which a row of impressions or of a click does not have yet."""
+    """The side tables of a log: those joined to its ``rows``, and those that need an example's
+    item, which a row of impressions or a click does not have yet."""
 
     settings: TableSettings
     root: Path | str
@@ -56,7 +56,7 @@ class Joins:
 
     @staticmethod
     def of(settings: TableSettings, root: Path | str, folder: Path) -> "Joins":
-        """Read the side tables of ``settings``; ``folder`` takes copies of those behind URLs.
+        """Read the side tables of ``settings``; ``folder`` holds copies of files behind URLs.
 
         Raises:
             InputError: see :func:`read_side_tables`.
@@ -72,11 +72,11 @@ class Joins:
         )
 
     def of_rows(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """A block of the log's rows with what is joined to them."""
+        """A block of the log's rows with their joined columns."""
         return with_joined(frame, self.rows, self.settings.time, self.settings.null_values)
 
     def of_examples(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Examples with what is joined to their items; numbers of dense features as such."""
+        """Examples with the columns joined to their items; dense features as numbers."""
         frame = with_joined(frame, self.examples, self.settings.time, self.settings.null_values)
         joined = [name for table in self.examples for name in table.settings.names]
         numbers = [name for name in self.settings.dense if name in joined]
@@ -84,7 +84,8 @@ class Joins:
 
 
 def needs_item(join: JoinSettings, settings: TableSettings) -> bool:
-    """Whether it is joined to examples, since its key is an item that rows do not have yet."""
+    """Whether it must be joined to examples, because its key includes an item that rows do not have
+    yet."""
     items = {one.item for one in (settings.explode, settings.sample_negatives) if one}
     return bool(items & join.keys.keys())
 
@@ -95,13 +96,13 @@ def read_side_tables(
     null_values: Sequence[str],
     folder: Path | None = None,
 ) -> list[SideTable]:
-    """The side tables; relative paths are under ``root``. Rows without a key are left out.
+    """Read the side tables; relative paths are under ``root``. Rows without a key are left out.
 
-    ``folder`` takes copies of files behind URLs; None: none is read.
+    ``folder`` holds copies of files behind URLs; None: URLs are refused.
 
     Raises:
-        InputError: a file cannot be read, has no such column, or has two rows of one key (and of
-            one time, if it has times); the message names the key.
+        InputError: a file cannot be read, lacks a column, or has two rows with the same key (and
+            the same time, if it has times); the message names the key.
     """
     return [_read(settings, root, null_values, folder) for settings in joins]
 
@@ -143,8 +144,8 @@ def _read(
         lost = rows[SINCE].null_count()
         if lost:
             raise InputError(
-                f"{files[0]}: {lost:,} rows have no time in {settings.time.column!r}, so it is not "
-                f"known since when they hold; give them one or leave them out"
+                f"{files[0]}: {lost:,} rows have no time in {settings.time.column!r}, so it is "
+                f"unknown from when they are valid; add times or leave them out"
             )
         unique = [*unique, SINCE]
     rows = rows.drop_nulls(table.keys)
@@ -158,7 +159,7 @@ def _read(
         )
         what = "keys have" if settings.time is None else "keys and times have"
         hint = (
-            "; leave one, or give 'time', the column that says since when a row holds"
+            "; leave one, or give 'time', the column that says from when a row is valid"
             if settings.time is None
             else "; leave one"
         )
@@ -170,7 +171,7 @@ def _read(
 
 
 def _keys(frame: pl.DataFrame, names: Sequence[str], null_values: Sequence[str]) -> list[pl.Series]:
-    """One spelling per key, whatever its type: 1, 1.0 and "1" are one."""
+    """One spelling per key, whatever its type: 1, 1.0 and "1" are the same."""
     return [
         canonical_text(category_text(frame[name]), null_values).alias(f"{KEY}{index}")
         for index, name in enumerate(names)
@@ -192,13 +193,13 @@ def with_joined(
     time: MomentSettings | None,
     null_values: Sequence[str],
 ) -> pl.DataFrame:
-    """``frame``, a block of a log, with the columns of each side table: those of the row of its
-    key, missing values where there is none.
+    """``frame``, a block of a log, with each side table's columns from the row with its key, or
+    missing values if there is none.
 
     A side table with times gives the newest row whose time is not after the event's.
 
     Args:
-        time: of the events; not read where ``frame`` has ``own:event_time`` already.
+        time: column of event times; not read if ``frame`` already has ``own:event_time``.
     """
     for table in tables:
         keyed = pl.DataFrame(_keys(frame, list(table.settings.keys), null_values))
@@ -220,7 +221,7 @@ def with_joined(
 
 
 def _as_of(keyed: pl.DataFrame, moment: pl.Series, table: SideTable) -> pl.DataFrame:
-    """The newest row of each key that holds at ``moment`` [N]; in the order of ``keyed`` [N]."""
+    """For each key of ``keyed`` [N], in order, the newest row that is valid at ``moment`` [N]."""
     placed = keyed.with_columns(moment.alias(EVENT_TIME)).with_row_index(PLACE)
     found = (
         placed.drop_nulls(EVENT_TIME)

@@ -1,4 +1,4 @@
-"""Labels: of columns, of impression lists, and for logs of clicks alone."""
+"""Labels from columns, from impression lists, and for logs with only clicks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,8 +21,7 @@ SHOWN, CLICKED, UNREADABLE = f"{OWN}shown", f"{OWN}clicked", f"{OWN}unreadable"
 
 @dataclass
 class LabelsSeen:
-    """Whether a column of labels has been found to hold 0, and -1 before any 0: block after
-    block."""
+    """Whether a label column, read block by block, contains 0, and -1 before the first 0."""
 
     zero: bool = False
     negative: bool = False
@@ -34,11 +33,10 @@ def binary_labels(
     null_values: Sequence[str],
     seen: LabelsSeen | None = None,
 ) -> tuple[pl.Series, pl.Series]:
-    """Float32 labels, null where there is none, and whether a value (not a missing one) is no
-    label.
+    """Float32 labels, null where there is none, and whether a non-missing value is not a label.
 
-    -1 is a label where the column holds no 0; where ``column`` is a block of one, ``seen`` says
-    whether it does and is brought up to date.
+    -1 is a label if the column has no 0. If ``column`` is one block of a column, ``seen`` says
+    whether there was a 0, and is updated.
     """
     seen = LabelsSeen() if seen is None else seen
     text = canonical_text(category_text(column), null_values).str.strip_chars()
@@ -47,7 +45,8 @@ def binary_labels(
         number = pl.col("text").cast(pl.Float64, strict=False).fill_nan(None)
         label = (number >= settings.positive).cast(pl.Float32)
     else:
-        # Where a column tells 1 from -1; beside zeros, -1 is something else
+        # -1 is a negative label if the column has only 1 and -1; beside zeros it means something
+        # else
         seen.zero |= bool((frame["text"] == "0").any())
         if not seen.zero:
             seen.negative |= bool((frame["text"] == "-1").any())
@@ -67,11 +66,11 @@ def binary_labels(
 def impression_lists(
     frame: pl.DataFrame, settings: ExplodeSettings, null_values: Sequence[str]
 ) -> tuple[pl.DataFrame, pl.Series]:
-    """``frame`` with lists of shown and clicked items under own names, and whether a row's cannot
-    be read.
+    """``frame`` with lists of shown and clicked items in own columns, and whether a row's lists are
+    unreadable.
 
     Raises:
-        InputError: a column holds no lists, and no separator says how to make some.
+        InputError: a column does not contain lists, and no separator is given.
     """
     shown = _as_list(frame, settings.shown, settings.separator, null_values)
     if settings.clicked is not None:
@@ -97,7 +96,7 @@ def impression_lists(
 
 
 def _escaped(mark: str) -> str:
-    """``mark`` in a regular expression."""
+    """``mark`` escaped for a regular expression."""
     return "".join(f"\\x{{{ord(character):x}}}" for character in mark)
 
 
@@ -123,7 +122,7 @@ def _as_list(
 
 
 def _comparable(shown: pl.Series, clicked: pl.Series) -> tuple[pl.Series, pl.Series]:
-    """Both with elements of one type: their own, or their texts."""
+    """Both lists with elements of the same type: their own, or text."""
     one, other = (getattr(each.dtype, "inner", pl.Null()) for each in (shown, clicked))
     if one == other:
         return shown, clicked
@@ -148,9 +147,9 @@ def _texts(lists: pl.Series) -> pl.Series:
 def explode_impressions(
     frame: pl.DataFrame, settings: ExplodeSettings, count: str | None
 ) -> pl.DataFrame:
-    """One example per element of the shown list, in its order; label 1 if it was clicked.
+    """One example per element of the shown list, in order; label 1 if it was clicked.
 
-    Repeated elements of either list count once. ``count`` names a column of the list's length.
+    Repeated elements of either list count once. ``count`` names a column for the list's length.
     """
     item = settings.item
     clicked = frame.select(
@@ -169,8 +168,8 @@ def explode_impressions(
 
 @dataclass
 class NegativeState:
-    """What a click knows of those before: the items clicked in each session, and each hour's clicks
-    by item as far back as popularity reaches."""
+    """Earlier clicks: the items clicked in each session, and clicks per item and hour as far back
+    as popularity reaches."""
 
     first: pl.DataFrame | None = None
     counts: pl.DataFrame | None = None
@@ -179,14 +178,14 @@ class NegativeState:
 def sample_negatives(
     frame: pl.DataFrame, settings: NegativeSettings, state: NegativeState
 ) -> pl.DataFrame:
-    """Each click (label 1) followed by its sampled negatives (label 0), seeded.
+    """Each click (label 1) followed by its sampled negatives (label 0), from a seed.
 
-    Clicks with no earlier popularity to draw from (the first hours of the log) are left out, and a
+    Clicks with no earlier clicks to draw from (in the first hours of the log) are left out, and a
     negative that is still an item of the session after 20 draws is dropped.
 
     Args:
         frame: clicks of whole hours.
-        state: what is known of the hours before; it is brought up to date.
+        state: what is known from earlier hours; it is updated.
     """
     item, session = settings.item, settings.session
     clicks = frame.sort(EVENT_TIME, ROW).with_columns(
@@ -226,7 +225,7 @@ Popularity = dict[int, tuple[np.ndarray, np.ndarray]]
 
 
 def _popularity(counts: pl.DataFrame, settings: NegativeSettings) -> Popularity:
-    """By hour: the items clicked in the hours before, and their cumulative clicks."""
+    """Per hour, the items clicked in the hours before, with cumulative clicks."""
     by_hour: Popularity = {}
     shifted = [
         counts.with_columns(pl.col(HOUR) + back) for back in range(1, settings.popularity_hours + 1)
@@ -252,8 +251,8 @@ def _draw(
     dtype: pl.DataType,
     seed: tuple[int, int],
 ) -> pl.DataFrame:
-    """``slots`` sorted by hour, with one item drawn for each; an hour's draws do not depend on
-    other hours."""
+    """``slots`` sorted by hour, with an item drawn for each; an hour's draws do not depend on other
+    hours."""
     slots = slots.sort(HOUR, maintain_order=True)
     drawn = []
     for (hour,), rows in slots.group_by(HOUR, maintain_order=True):

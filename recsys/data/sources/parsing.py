@@ -107,7 +107,7 @@ def parse_rows(
     for name in weights:
         weight = _number(clean[name]).cast(pl.Float32)
         usable = (weight.is_finite() & (weight > 0)).fill_null(False)
-        reason = _or(reason, ~usable, f"weight in {name} is no number above 0")
+        reason = _or(reason, ~usable, f"weight in {name} is not a number above 0")
         own.append(weight.alias(OWN_WEIGHT))
     if settings.explode is not None:
         clean, wrong = impression_lists(clean, settings.explode, settings.null_values)

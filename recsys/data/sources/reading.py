@@ -1,4 +1,4 @@
-"""Table files, batch by batch: the columns that are asked for, one type each."""
+"""Read table files batch by batch: the wanted columns, each with one type."""
 
 import difflib
 from collections import Counter
@@ -19,7 +19,7 @@ from recsys.scratch import scratch
 SEPARATORS = {"csv": ",", "tsv": "\t"}
 BATCH_ROWS = 10_000
 PARTIAL_SHOWN = 10
-DUPLICATED = "_duplicated_0"  # what polars adds to a name that a header holds again
+DUPLICATED = "_duplicated_0"  # polars' suffix for a name that a header repeats
 
 
 Place = tuple[int, int]  # a file, by its index, and a row of it
@@ -239,7 +239,7 @@ def open_tables(
     for file, schema in schemas.items():
         twice = next((name for name in columns if name + DUPLICATED in schema), None)
         if twice is not None:
-            raise InputError(f"{file}: its header holds the column {twice!r} twice")
+            raise InputError(f"{file}: its header contains the column {twice!r} twice")
     types = {name: _common_type(name, schemas, of_paths, file_format) for name in columns}
     return Tables(list(files), file_format, quotes, folder, schemas, types, header, of_paths)
 
@@ -355,7 +355,7 @@ def _common_type(
         wider = _wider(found, dtype)
         if wider is None:
             raise InputError(
-                f"{file}: column {name!r} holds {dtype}, but {found} in {first}; make them one type"
+                f"{file}: column {name!r} holds {dtype}, but {found} in {first}; give both one type"
             )
         if found == pl.Null:
             first = file
@@ -372,7 +372,7 @@ def _all_null(file: Path, file_format: str, name: str) -> bool:
 
 
 def _wider(one: pl.DataType, other: pl.DataType) -> pl.DataType | None:
-    """The type that holds the values of both; None: none does without changing what they are."""
+    """The type that can hold the values of both unchanged; None if there is none."""
     if one == other or other == pl.Null:
         return one
     if one == pl.Null:

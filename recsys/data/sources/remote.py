@@ -1,4 +1,4 @@
-"""Logs behind URLs, copied before they are read."""
+"""Copy logs behind URLs before reading them."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,18 +12,19 @@ from recsys.files import UnreachableError, in_one_line
 from recsys.progress import RowProgress
 
 LASTING = (FileNotFoundError, PermissionError, ValueError)  # another try would not help
-# What pip installs for each kind of URL; fsspec's own messages name modules
+# The package to install for each kind of URL; fsspec's own messages name modules
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hdfs": "hdfs"}
 
 
 def fetched(url: str, folder: Path) -> list[Path]:
-    """Copies in ``folder`` of the files behind ``url``, which may be a glob, in no order.
+    """Copies in ``folder`` of the files behind ``url``, which may be a glob, in no particular
+    order.
 
-    A copy's path ends in the file's own, so the folders that it lay in are seen. What a killed call
-    has fetched is not fetched again, unless the file has changed since.
+    A copy's path ends in the file's original path, so its folders remain visible. Files that a
+    killed call has copied are not copied again unless they have changed since.
 
     Raises:
-        InputError: there is no such file, nobody may read it, or what reads such URLs is not
+        InputError: the file does not exist or may not be read, or the package for such URLs is not
             installed.
         UnreachableError: the store does not answer.
     """
@@ -39,8 +40,8 @@ def fetched(url: str, folder: Path) -> list[Path]:
 
 
 def states(url: str) -> list[tuple[str, str]]:
-    """Name and state of each file behind ``url``, without fetching it; the state of a file is
-    another once the file is.
+    """Name and state of each file behind ``url``, without copying it; the state changes when the
+    file does.
 
     Raises:
         InputError, UnreachableError: as :func:`fetched`.
@@ -53,7 +54,7 @@ def states(url: str) -> list[tuple[str, str]]:
 def _listed(url: str) -> tuple[Any, list[str]]:
     """The file system of a URL, and the names of its files."""
     system, path = _system(url)
-    system.invalidate_cache()  # or a store that is asked again lists what it had
+    system.invalidate_cache()  # else a repeated listing may be stale
     names = [
         name
         for name in (system.glob(path) if any(mark in path for mark in "*?[") else [path])
@@ -67,18 +68,18 @@ def _listed(url: str) -> tuple[Any, list[str]]:
 
 @contextlib.contextmanager
 def _asked(url: str) -> Iterator[None]:
-    """Makes a store's own errors those of a log."""
+    """Turn a store's own errors into errors about the log."""
     try:
         yield
     except InputError:
         raise
-    except Exception as error:  # each store has its own
+    except Exception as error:  # each store has its own errors
         kind = InputError if isinstance(error, LASTING) else UnreachableError
         raise kind(f"{url}: cannot be fetched: {in_one_line(error)[:300]}") from error
 
 
 def _system(url: str) -> tuple[Any, str]:
-    """The file system of a URL, and the path in it."""
+    """The file system of a URL, and the path within it."""
     protocol = url.split("://")[0]
     try:
         return fsspec.core.url_to_fs(url)

@@ -214,7 +214,7 @@ def _open(settings: TableSettings, files: list[Path], folder: Path) -> Tables:
         if derived in joined:
             where, hint = "joins", "prefix"
         raise InputError(
-            f"{files[0]}: the log has a column {derived!r} of its own, or two are called so; give "
+            f"{files[0]}: the log has a column {derived!r} of its own, or two have this name; give "
             f"the one in {where} another {hint}"
         )
     return tables

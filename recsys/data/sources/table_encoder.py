@@ -1,4 +1,4 @@
-"""From parsed rows of a table log to the columns of a part, and the encoder that does it."""
+"""Turn a table log's parsed rows into the columns of a part, and build the encoder."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -45,15 +45,15 @@ from recsys.data.sources.history import HISTORY
 from recsys.data.vocabulary import FIRST_ROW, VocabularyGrowth
 
 SHOWN_COUNT = "shown_count"
-CLOCK = (EVENT_HOUR, EVENT_WEEKDAY)  # made where a feature asks for them
-# What all values of a text column may be, in the order of preference: sent as that, a value has the
-# text that the log has
+CLOCK = (EVENT_HOUR, EVENT_WEEKDAY)  # computed if a feature uses them
+# Types that all values of a text column may have, by preference: sent in that type, a value has the
+# same text as in the log
 READINGS: dict[Type, str] = {
     "integer": r"^(0|-?[1-9]\d{0,17})$",
     "number": r"^-?(0|[1-9]\d{0,8})(\.\d{0,5}[1-9])?$",
     "boolean": r"^(true|false)$",
 }
-ROWS_READ = 100_000  # the first ones; more would cost what encoding costs
+ROWS_READ = 100_000  # the first ones; reading more would cost as much as encoding
 
 
 def table_tasks(settings: TableSettings) -> list[str]:
@@ -62,7 +62,7 @@ def table_tasks(settings: TableSettings) -> list[str]:
 
 
 def table_domains(settings: TableSettings) -> list[str]:
-    """Names of the domains, in their order."""
+    """Names of the domains, in order."""
     if settings.domain is None:
         return ["all"]
     other = [settings.domain.other] if settings.domain.other else []
@@ -70,10 +70,10 @@ def table_domains(settings: TableSettings) -> list[str]:
 
 
 def negative_rates(settings: TableSettings) -> list[float]:
-    """``negative_rate`` of each domain, in their order; empty where no rows were left out.
+    """``negative_rate`` per domain, in order; empty if no rows were left out.
 
     Raises:
-        InputError: a name is no domain's.
+        InputError: a name is not a domain.
     """
     rate, domains = settings.negative_rate, table_domains(settings)
     if rate is None:
@@ -90,7 +90,7 @@ def negative_rates(settings: TableSettings) -> list[float]:
 
 
 def domain_encoding(settings: TableSettings) -> DomainEncoding | None:
-    """How a row's domain is found; None where there is one domain."""
+    """How to find a row's domain; None if there is only one domain."""
     if settings.domain is None:
         return None
     listed = canonical_text(pl.Series("value", list(settings.domain.values), dtype=pl.String), ())
@@ -99,12 +99,12 @@ def domain_encoding(settings: TableSettings) -> DomainEncoding | None:
 
 
 def categories(settings: TableSettings) -> list[CategoricalColumnSettings | CrossSettings]:
-    """The categorical features but the history, in their order."""
+    """The categorical features without the history, in order."""
     return [*settings.categorical, *settings.crosses]
 
 
 def table_features(settings: TableSettings) -> list[str]:
-    """Columns of the features in their order: dense, counters, categorical, crosses, history.
+    """Columns of the features in order: dense, counters, categorical, crosses, history.
 
     Raises:
         InputError: two features have one name.
@@ -132,7 +132,7 @@ def feature_values(
     one: CategoricalColumnSettings | CrossSettings,
     null_values: Sequence[str],
 ) -> pl.Series:
-    """What a categorical feature is made of; see :func:`category_values`."""
+    """A categorical feature's raw values; see :func:`category_values`."""
     for name in one.columns:
         _check_kind(name, frame.schema[name], one)
     return category_values(frame, one.columns, null_values, one.kind == "list", one.separator)
@@ -160,20 +160,19 @@ def _check_kind(
 
 
 class TableEncoding:
-    """Encodes the examples of a table log, frame by frame, and ends with the log's encoder.
+    """Encodes a table log's examples frame by frame, and builds the log's encoder.
 
-    Frames come in event time. Where there are vocabularies :meth:`count` all frames of the first
-    window, then :meth:`start_window` before each of its own frames and those of every other window:
-    so each window is encoded with the vocabulary of those before it, and the first one, which has
-    none, with its own.
+    Frames come in event time. If there are vocabularies, first :meth:`count` all frames of the
+    first window, then call :meth:`start_window` before every frame. Each window is then encoded
+    with the vocabulary of earlier windows, and the first one with its own.
 
     Args:
-        types: of the log's columns, of derived ones and of the item of impressions.
-        distinct: values by feature, of those whose ``table_rows`` are auto.
-        rows: as many examples as the log may have.
+        types: types of the log's columns, derived columns and the item of impressions.
+        distinct: number of distinct values by feature, where ``table_rows`` is auto.
+        rows: upper bound on the log's examples.
 
     Raises:
-        InputError: a column is not what the settings say.
+        InputError: a column does not match the settings.
     """
 
     def __init__(
@@ -223,7 +222,7 @@ class TableEncoding:
         self._encoder = _encoder(settings, types, dense, ids)
         split = [name for one in settings.categorical if one.kind == "list" for name in one.columns]
         texts = [one.name for one in self._encoder.columns if one.is_text and not one.is_list]
-        # A log of text alone does not say what its values are
+        # A text-only log does not say which types its values have
         is_typed = settings.file_format not in ("csv", "tsv")
         self._unread_texts = {name for name in texts if not is_typed and name not in split}
         self._window: str | None = None
@@ -252,23 +251,23 @@ class TableEncoding:
 
     @property
     def history_use(self) -> TableUse:
-        """The use of the history's table, where there is a history."""
+        """The use of the history's table, if there is a history."""
         return self.uses[-1]
 
     @property
     def vocabularies(self) -> list[str]:
-        """The features with a vocabulary; with one it matters which window a row is in."""
+        """The features with a vocabulary, for which a row's window matters."""
         return list(self._growing)
 
     def count(self, frame: pl.DataFrame) -> None:
-        """Count the values of a window's examples, for the vocabularies of windows after it."""
+        """Count the values of a window's examples for the vocabularies of later windows."""
         for one, growth in self._growing.values():
             values = feature_values(frame, one, self._settings.null_values)
             growth.count(counted_values(values, self._settings.null_values))
 
     def start_window(self, name: str | None) -> None:
-        """Give rows to the values that are frequent by now, if ``name`` is another window than that
-        of the last frame; None: after the last window."""
+        """If ``name`` is a new window, give rows to the values that are frequent by now; None:
+        after the last window."""
         if name == self._window and name is not None:
             return
         self._is_first, self._window = self._window is None, name
@@ -278,7 +277,7 @@ class TableEncoding:
         self._encoder = replace(self._encoder, vocabularies=vocabularies)
 
     def part(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """The columns of a part, of examples in event time, with counters and ``own:history``."""
+        """The columns of a part for examples in event time, with counters and ``own:history``."""
         settings = self._settings
         group = frame[ROW] if settings.group is None else _group(frame[settings.group])
         if settings.history is not None:
@@ -301,13 +300,13 @@ class TableEncoding:
             ),
         )
         part = own.hstack(self._encoder.features(frame, uses=self._use_of))
-        if not self._is_first:  # that one is counted already
+        if not self._is_first:  # the first window is counted already
             self.count(frame)
         return part
 
     def encoder(self, counters: list[ValuesByKey]) -> Encoder:
-        """The log's encoder, once all windows are encoded: as it stands for rows after them, as
-        ``counters`` do."""
+        """The log's encoder once all windows are encoded: for rows after them, with ``counters`` of
+        the same time."""
         self.start_window(None)
         columns = [
             replace(
@@ -326,7 +325,8 @@ class TableEncoding:
         return replace(self._encoder, columns=columns, examples=examples, counters=counters)
 
     def _look_at(self, frame: pl.DataFrame) -> None:
-        """Note which raw columns lack values, what the first texts can be read as, and examples."""
+        """Note which raw columns have missing values, which types fit the first texts, and example
+        rows."""
         for column in self._encoder.columns:
             if column.name not in frame.columns:
                 continue
@@ -370,7 +370,7 @@ class TableEncoding:
 def _check_made(
     settings: TableSettings, counters: list[str], types: Mapping[str, pl.DataType]
 ) -> None:
-    """Refuse features that ingest makes under the name of a raw column."""
+    """Refuse computed features with the name of a raw column."""
     history = settings.history
     made = [(name, "counters") for name in counters]
     made += [(history.name, "history.name")] if history is not None else []
@@ -383,7 +383,8 @@ def _check_made(
 
 
 def _auto_rows(one: CategoricalColumnSettings | CrossSettings, distinct: int, rows: int) -> int:
-    """``table_rows: auto``; of a vocabulary no more values than ``rows`` hold can be frequent."""
+    """``table_rows: auto``; for a vocabulary, at most as many values as can be frequent among
+    ``rows``."""
     if one.encoding.kind == "hash":
         return auto_rows(distinct)
     return FIRST_ROW + min(distinct, rows // one.encoding.min_count)
@@ -395,7 +396,7 @@ def _encoder(
     dense: list[DenseEncoding],
     ids: list[IdEncoding],
 ) -> Encoder:
-    """The encoder before it has seen a row."""
+    """The encoder before any row was seen."""
     read = [*(one.column for one in dense), *(name for one in ids for name in one.columns)]
     domain = domain_encoding(settings)
     if domain is not None and domain.column in settings.columns:
@@ -433,8 +434,7 @@ def _encoder(
 
 
 def _with_inputs(read: list[str], settings: TableSettings, names: Collection[str]) -> list[str]:
-    """``read`` with the columns among ``names`` that features of the clock and expressions are made
-    of."""
+    """``read`` plus the columns among ``names`` that clock features and expressions need."""
     found = list(read)
     if settings.time is not None and any(name in read for name in CLOCK if name not in names):
         found.append(settings.time.column)
@@ -445,14 +445,14 @@ def _with_inputs(read: list[str], settings: TableSettings, names: Collection[str
 
 
 def read_columns(settings: TableSettings, names: Collection[str]) -> list[str]:
-    """The columns among ``names`` that a row is encoded from."""
+    """The columns among ``names`` that are needed to encode a row."""
     read = [*settings.dense, *(name for one in categories(settings) for name in one.columns)]
     read += [settings.domain.column] if settings.domain is not None else []
     return _with_inputs(read, settings, names)
 
 
 def _is_read(column: str, expression: str) -> bool:
-    """Whether an SQL expression holds the name ``column``."""
+    """Whether an SQL expression contains the name ``column``."""
     name = rf"(?<!\w){re.escape(column)}(?!\w)"
     return column != "" and re.search(name, TEXT.sub("", expression)) is not None
 
@@ -465,7 +465,7 @@ def _raw_column(name: str, settings: TableSettings, types: Mapping[str, pl.DataT
     if name not in types:
         return RawColumn(name, "integer", origin="impressions")  # shown_count
     dtype = types[name]
-    # A column without any value is of no type
+    # A column without any value has no type
     lists = [one.column for one in settings.categorical if one.kind == "list"]
     is_list = isinstance(dtype, pl.List | pl.Array) or (dtype == pl.Null and name in lists)
     inner = pl.Series(dtype=dtype.inner).dtype if isinstance(dtype, pl.List | pl.Array) else dtype
@@ -490,7 +490,7 @@ def _raw_column(name: str, settings: TableSettings, types: Mapping[str, pl.DataT
 
 
 def _group(column: pl.Series) -> pl.Series:
-    """Int64; integers as they are, anything else by a stable hash."""
+    """Int64 groups: integers unchanged, anything else by a stable hash."""
     if column.dtype == pl.UInt64:
         return column.fill_null(2**64 - 1).reinterpret(signed=True)
     if column.dtype.is_integer():

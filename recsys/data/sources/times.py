@@ -1,4 +1,4 @@
-"""Event times: numbers, ISO 8601 text, text of a given format and dates, to ms since the epoch."""
+"""Event times: convert numbers, ISO 8601 text, formatted text and dates to ms since the epoch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,8 +16,9 @@ PER_MILLISECOND = {"s": 1_000, "ms": 1, "us": 1 / 1_000, "ns": 1 / 1_000_000}
 NOT_READ = "missing or unparsable time"
 NO_LOCAL_TIME = "ambiguous or nonexistent local time"
 IMPLAUSIBLE = "implausible time"
-MEDIAN_OF = 100_000  # times, of the first rows
-LARGEST = 9.2e15  # numbers beyond are implausible in every unit but ns, and 1,000 of them overflow
+MEDIAN_OF = 100_000  # times, from the first rows
+# Larger numbers are implausible in every unit but ns, and overflow when multiplied by 1,000
+LARGEST = 9.2e15
 ISO = (
     r"^(?P<date>\d{4}-\d{2}-\d{2})"
     r"(?:[Tt ](?P<time>\d{2}:\d{2})(?::(?P<second>\d{2})(?:[.,](?P<fraction>\d+))?)?"
@@ -29,16 +30,16 @@ Rows = TypeVar("Rows", pl.Series, pl.Expr)
 
 @dataclass
 class TimesSeen:
-    """What the times of a column were, block after block: what :meth:`check` judges it by as a
-    whole."""
+    """Statistics of a time column, gathered block by block, for judging the whole column in
+    :meth:`check`."""
 
     known: int = 0
     outside: int = 0
     not_iso: int = 0
     texts: int = 0
     moments: int = 0
-    example: str | None = None  # of a text that could not be read
-    all_numbers: bool = True  # are those texts
+    example: str | None = None  # a text that could not be read
+    all_numbers: bool = True  # whether all of those texts are numbers
     values: list[pl.Series] = field(default_factory=list)  # the first known ones, as numbers
     outside_ms: list[pl.Series] = field(default_factory=list)  # the first implausible times
 
@@ -56,10 +57,10 @@ class TimesSeen:
                 _keep_first(mine, lambda one=one: one)
 
     def check(self, settings: MomentSettings) -> None:
-        """Refuse a column of which most is not what the settings say.
+        """Refuse a column if most of it does not match the settings.
 
         Raises:
-            InputError: it is so; the message says what to set.
+            InputError: most of it does not match; the message says what to set.
         """
         if 2 * self.not_iso > self.texts:
             hint = (
@@ -73,8 +74,8 @@ class TimesSeen:
             )
         if settings.format is not None and self.texts and not self.moments:
             raise InputError(
-                f"{settings.where('format')}: {settings.format!r} fits no time of column "
-                f"{settings.column!r}, for example {self.example!r}"
+                f"{settings.where('format')}: {settings.format!r} does not match any time in "
+                f"column {settings.column!r}, for example {self.example!r}"
             )
         if 2 * self.outside > self.known:
             self._refuse_span(settings)
@@ -85,7 +86,7 @@ class TimesSeen:
         assert isinstance(middle, float)
         message = (
             f"{settings.where('unit')}: with unit: {settings.unit} most times of column "
-            f"{settings.column!r} lie outside {settings.earliest} to {settings.latest}, in the "
+            f"{settings.column!r} are outside {settings.earliest} to {settings.latest}, in the "
             f"middle {_shown(middle)}; "
         )
         if settings.unit != "datetime":
@@ -100,13 +101,13 @@ class TimesSeen:
 def event_times(
     column: pl.Series, settings: MomentSettings, seen: TimesSeen | None = None
 ) -> tuple[pl.Series, pl.Series]:
-    """Int64 ms since the epoch, and why a row has none (null where it has one).
+    """Event times as Int64 ms since the epoch, and why a row has none (null where it has one).
 
     Args:
-        seen: takes what the whole column is judged by, where this is but a block of it.
+        seen: collects statistics for judging the whole column if ``column`` is only a block of it.
 
     Raises:
-        InputError: the column as a whole is not what the settings say, or most of its times are
+        InputError: the column as a whole does not match the settings, or most of its times are
             implausible; the message says what to set.
     """
     whole = TimesSeen() if seen is None else seen
@@ -145,24 +146,25 @@ def _bounds(settings: MomentSettings) -> tuple[int, int]:
 
 
 def _keep_first(kept: list[pl.Series], more: Callable[[], pl.Series]) -> None:
-    """Add as much of ``more`` as a median shown to a person needs."""
+    """Add as much of ``more`` as is needed for a median in a message."""
     room = MEDIAN_OF - sum(len(one) for one in kept)
     if room > 0:
         kept.append(more().head(room))
 
 
 def row_times(rows: Rows, clock: RowClockSettings, window_ms: int) -> Rows:
-    """Times of rows, Int64 ms, by their places [N] in the log: each window has as many."""
+    """Times, Int64 ms, of rows at given positions [N] in the log; every window gets the same number
+    of rows."""
     start_ms = milliseconds(clock.start, clock.where("start")) // window_ms * window_ms
     window, place = rows // clock.rows_per_window, rows % clock.rows_per_window
     return start_ms + window * window_ms + place * window_ms // clock.rows_per_window
 
 
 def whole_times(column: pl.Series, settings: MomentSettings) -> pl.Series:
-    """As :func:`event_times`, of a column that is all there: null where a row has no time.
+    """As :func:`event_times` for a complete column; null where a row has no time.
 
     Raises:
-        InputError: also where most of the column is not what the settings say.
+        InputError: as :func:`event_times`, or most of the column does not match the settings.
     """
     seen = TimesSeen()
     time, _ = event_times(column, settings, seen)
@@ -277,7 +279,8 @@ def _of_format(
 def _in_utc(
     moments: pl.Series, known: pl.Series, settings: MomentSettings
 ) -> tuple[pl.Series, pl.Series]:
-    """Datetimes in ms: those without a zone are in ``settings.zone``, else UTC."""
+    """Datetimes in UTC, in ms; those without a zone are taken to be in ``settings.zone``, or in
+    UTC."""
     aware = getattr(moments.dtype, "time_zone", None) is not None
     if aware or settings.zone is None:
         time = moments.dt.epoch("ms")

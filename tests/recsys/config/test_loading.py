@@ -48,12 +48,12 @@ def test_good_settings_load(tmp_path: Path) -> None:
         ("parts: []\n", "missing key 'rows'"),
         ("- rows\n", "expected a mapping"),
         ("rows: [\n", "not valid YAML"),
-        ("rows: 3\nrows: 4\n", "key 'rows' stands in lines 1 and 2; give it once"),
+        ("rows: 3\nrows: 4\n", "key 'rows' is in lines 1 and 2; give it once"),
         (
             "rows: 3\nmodel: {learning_rate: 1, learning_rate: 2}\n",
-            "key 'learning_rate' stands in lines 2 and 2",
+            "key 'learning_rate' is in lines 2 and 2",
         ),
-        ("rows: 3\nparts:\n- {learning_rate: 1}\nparts: []\n", "key 'parts' stands in lines 2"),
+        ("rows: 3\nparts:\n- {learning_rate: 1}\nparts: []\n", "key 'parts' is in lines 2"),
         ("rows: 2024-13-01\n", "not valid YAML: month must be in 1..12"),
     ],
 )

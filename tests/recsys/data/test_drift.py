@@ -62,13 +62,17 @@ def ingested(data: DataSettings, root: Path, frame: pl.DataFrame, **bounds: floa
 
 
 CHANGES: dict[str, tuple[dict[str, Any], float, str]] = {
-    "base_rate": ({"y": np.arange(DAILY) % 2 == 0}, 2.0, r"base rate 0.5, in those before 0.2"),
+    "base_rate": ({"y": np.arange(DAILY) % 2 == 0}, 2.0, r"base rate 0.5, in earlier windows 0.2"),
     "missing": (
         {"price": pl.Series([None] * DAILY, dtype=pl.Float64)},
         0.9,
-        r"100.0% of 'price' are missing, in those before 0.0%",
+        r"100.0% of 'price' are missing, in earlier windows 0.0%",
     ),
-    "distinct": ({"ad": np.arange(DAILY)}, 12.0, "'ad' has .* distinct ids, in each of those"),
+    "distinct": (
+        {"ad": np.arange(DAILY)},
+        12.0,
+        "'ad' has .* distinct ids, in each earlier window",
+    ),
     "unknown": ({"user": 1_000 + np.arange(DAILY) % 7}, 0.5, "100.0% of 'user' are not in its"),
 }
 
@@ -89,7 +93,7 @@ def test_a_steady_log_passes_narrow_bounds_and_nothing_is_said(
 ) -> None:
     bounds = {"base_rate": 1.01, "missing": 0.001, "distinct": 1.1, "unknown": 0.5}
     ingested(data_settings, tmp_path, log(), **bounds)
-    assert "in those before" not in capsys.readouterr().err
+    assert "in earlier windows" not in capsys.readouterr().err
 
 
 def test_without_bounds_a_change_is_said_and_written(

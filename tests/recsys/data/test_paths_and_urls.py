@@ -139,7 +139,7 @@ def test_the_domain_may_be_told_by_a_rule(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"file_columns": {"device": r"(\d{9})"}}, "fits no part of this path"),
+        ({"file_columns": {"device": r"(\d{9})"}}, "does not match this path"),
         ({"file_columns": {"price": r"(phone|desk)"}}, "has a column 'price' of its own"),
     ],
 )

@@ -58,7 +58,7 @@ def test_a_weight_that_is_no_number_above_0_makes_a_bad_row(
     run(data_settings, tmp_path, "table", section, quarantine_limit=0.5)
     bad = pl.read_csv(tmp_path / "windows/quarantine.csv")
     assert bad["row"].to_list() == [1, 2, 3, 4, 5]
-    assert set(bad["reason"]) == {"weight in importance is no number above 0"}
+    assert set(bad["reason"]) == {"weight in importance is not a number above 0"}
     assert rows_of(tmp_path)["weight"].sum() == 1 + 34 * 2.5
 
 

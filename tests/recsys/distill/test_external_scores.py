@@ -154,22 +154,22 @@ REFUSED: dict[str, tuple[dict[str, Any], Callable[[], pl.DataFrame], str]] = {
     "look-ahead": (
         {},
         lambda: table([4, 5], [2.0, 2.0], [4 * STEP, 5 * STEP + 1]),
-        r"a\.parquet: row 2: example 5 of time 60000 .* had learnt until 60001, after it",
+        r"a\.parquet: row 2: example 5 of time 60000 .* knew labels until 60001, after it",
     ),
     "parts of a millisecond": (
         {},
         lambda: table([4], [2.0]).with_columns(until=pl.lit(0.5)),
-        r"a\.parquet: row 1: until 0\.5 is no time in whole milliseconds",
+        r"a\.parquet: row 1: until 0\.5 is not a time in whole milliseconds",
     ),
     "no time": (
         {},
         lambda: table([4], [2.0]).with_columns(until=pl.lit(None, dtype=pl.Int64)),
-        r"row 1: until None is no time",
+        r"row 1: until None is not a time",
     ),
     "NaN for a time": (
         {},
         lambda: table([4], [2.0]).with_columns(until=pl.lit(math.nan)),
-        r"row 1: until nan is no time",
+        r"row 1: until nan is not a time",
     ),
     "a time that is a date": (
         {},
@@ -189,7 +189,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Callable[[], pl.DataFrame], str]] = {
     "logits as probabilities": (
         {"scale": "probability"},
         lambda: table([4, 5], [0.25, 1.5]),
-        r"a\.parquet: row 2: score 1\.5 is no probability; .*key 'scale'",
+        r"a\.parquet: row 2: score 1\.5 is not a probability; .*key 'scale'",
     ),
     "text for a score": (
         {},
@@ -200,7 +200,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Callable[[], pl.DataFrame], str]] = {
     "an id that is none": (
         {},
         lambda: table([4], [2.0]).with_columns(example_id=pl.lit("user-4")),
-        r"row 1: example_id user-4 is no example_id",
+        r"row 1: example_id user-4 is not an example_id",
     ),
     "ids of other data": (
         {},

@@ -49,7 +49,7 @@ def test_one_students_change_trains_that_student_alone(
     damaged.unlink()  # a link: what it was linked from stays
     damaged.write_text("{}")
     second = train(windows_dir, scores_dir, two_students([4]), tmp_path / "second")
-    assert "students: 1 of 4 trainings are as they were" in capsys.readouterr().err
+    assert "students: 1 of 4 trainings are unchanged and reused" in capsys.readouterr().err
     assert contents(second / "one") == contents(first / "one")
     assert inodes(second / "one/plain") == inodes(first / "one/plain")
     assert not inodes(second / "one/distilled") & inodes(first / "one/distilled")

@@ -138,7 +138,7 @@ def test_score_that_knows_its_examples_time_is_look_ahead(by_hand: bool, tmp_pat
         log.finish(FACTS)
     assert log.join(examples([1, 2, 3]), WINDOW)["score"].null_count() == 0
     with pytest.raises(
-        LookAheadError, match=r"example 4 of time 104 is scored by snapshot w0.*105 lies after it"
+        LookAheadError, match=r"example 4 of time 104 is scored by snapshot w0.*105 is after it"
     ):
         log.join(examples([1, 2, 3, 4]), WINDOW)
 

@@ -46,7 +46,7 @@ def test_snapshot_of_the_same_window_is_refused() -> None:
 
 
 def test_hand_made_snapshot_with_an_older_mark_is_refused() -> None:
-    with pytest.raises(LookAheadError, match="that it was trained on"):
+    with pytest.raises(LookAheadError, match="on which it was trained"):
         choose_snapshots(SCHEMA, [snapshot(2, high_water_mark=100)])
 
 

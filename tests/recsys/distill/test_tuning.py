@@ -287,7 +287,7 @@ def test_present_settings_that_cannot_be_trained_are_one_line(
         ({"data.window_hours": {"choices": [1, 2]}}, "no key of train or students; there are:"),
         ({"train": {"choices": [1, 2]}}, "no key of train or students; did you mean 'train'"),
         ({"students.students.5.name": {"choices": ["a", "b"]}}, "no element '5' in a list of 1"),
-        ({"train.device.kind": {"choices": ["a", "b"]}}, "'kind' is one value"),
+        ({"train.device.kind": {"choices": ["a", "b"]}}, "'kind' is a single value"),
         ({"train.dense_clip_norm": {"low": 1, "high": 2}}, "is None now, .* give choices"),
         ({}, "own: no keys to tune"),
     ],

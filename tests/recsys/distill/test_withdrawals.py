@@ -87,7 +87,7 @@ def test_withdrawing_twice_notes_it_once_and_keeps_the_others(withdrawn_file: Pa
 
 
 def test_unknown_snapshot_is_named_with_those_there_are(withdrawn_file: Path) -> None:
-    with pytest.raises(InputError, match="no snapshot 'w7'; there are: w0, w1"):
+    with pytest.raises(InputError, match="no snapshot 'w7'; snapshots: w0, w1"):
         withdraw("w7", SNAPSHOTS, withdrawn_file)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score
@@ -93,6 +94,33 @@ def test_both_keeps_the_one_that_predicts_better(windows: Path, tmp_path: Path) 
         run_on_ranks(
             proxy_ne, (windows, settings(probe_windows=1), TRAIN, Partition("manual", [], [])), 1, 1
         )
+
+
+@pytest.mark.parametrize("features", [1, 3])
+@pytest.mark.parametrize("strategy", ["coherent", "spectral", "stride"])
+def test_a_log_of_few_features_gets_a_tower_for_each(
+    features: int, strategy: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    random = np.random.default_rng(0)
+    ids = {f"id_{index}": random.integers(0, 9, 600) for index in range(features)}
+    frame = pl.DataFrame(
+        {"ms": 1_700_000_000_000 + np.arange(600) * 288_000, "clicked": [0, 1, 0] * 200, **ids}
+    )
+    frame.write_parquet(tmp_path / "log.parquet")
+    table = {
+        "files": ["log.parquet"],
+        "file_format": "parquet",
+        "time": {"column": "ms", "unit": "ms"},
+        "label": "clicked",
+        "categorical": [{"column": name, "table_rows": 20} for name in ids],
+    }
+    dataset = DatasetSettings.model_validate({"format": "table", "table": table})
+    data = DataSettings(root=str(tmp_path), dataset="few")
+    ingest(data, dataset, tmp_path / "windows", tmp_path / "oracle")
+    chosen = PartitionSettings.model_validate({"strategy": strategy, "steps": 20, "restarts": 1})
+    partition = learn_partition(tmp_path / "windows", chosen, TRAIN, tmp_path / "partition")
+    assert sorted(partition.towers) == [[name] for name in sorted(ids)]
+    assert f"partition: {features} towers" in capfd.readouterr().err
 
 
 def test_weights_of_features(windows: Path) -> None:

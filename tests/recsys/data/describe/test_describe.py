@@ -233,7 +233,7 @@ SHAPES = [
                 "seed": 1,
             }
         },
-        ["a log of clicks alone: negatives are sampled"],
+        ["a log with only clicks: negatives are sampled"],
         rate=0.2,
         rows=14_500,
     ),
@@ -313,15 +313,15 @@ def test_what_would_mislead_a_model_is_left_out_and_said(
     log.write_parquet(tmp_path / "log.parquet")
     table, text = described(tmp_path, "log.parquet", capsys)
     for line in (
-        "gain: alone has AUC 1.000",
+        "gain: has AUC 1.000 by itself",
         "play_time_ms: LEAK by name, known only after the event",
         "is_like: LEAK by name, outcomes",
         "country: always the same",
         "returned_at: times after the event",
-        "row_id: a value per row",
-        "1 rows are earlier than the row before",
+        "row_id: a different value in every row",
+        "1 rows are earlier than the previous row",
         "40 rows repeat another in every column",
-        "rows are 1: too few",
+        "rows have label 1: too few",
     ):
         assert line in text, line
     assert {one.column for one in table.categorical} == {
@@ -409,15 +409,15 @@ HEADERLESS = "\n".join(f"{START_MS},{row},3" for row in range(5))
     ("content", "options", "message"),
     [
         ("", [], "is empty"),
-        ('[{"ts": 1}]', [], "holds one JSON array; write an object per line"),
-        (HEADERLESS, [], "its first line holds values, not the names of the columns"),
-        ("one\n1\n2\n", [], "holds neither tabs nor commas"),
+        ('[{"ts": 1}]', [], "contains one JSON array; write an object per line"),
+        (HEADERLESS, [], "its first line contains values, not column names"),
+        ("one\n1\n2\n", [], "contains neither tabs nor commas"),
         ("ts,y\n", [], "holds no rows"),
-        ("name,y\na,1\nb,0\n", [], "no column holds times"),
+        ("name,y\na,1\nb,0\n", [], "no column contains event times"),
         ("ts,u\n1711929600,a\n1711929700,b\n", [], "name it: --label COLUMN"),
         ("ts,u\n1711929600,a\n", ["--label", "clic"], "no column 'clic'"),
-        ("ts,u\n1711929600,a\n1711929601,b\n", ["--label", "u"], "'u' holds no label"),
-        ("ts,u\n1711929600,a\n", ["--time", "u"], "column 'u' holds no times"),
+        ("ts,u\n1711929600,a\n1711929601,b\n", ["--label", "u"], "'u' is not a label"),
+        ("ts,u\n1711929600,a\n", ["--time", "u"], "column 'u' does not contain times"),
     ],
 )
 def test_what_cannot_be_described_is_one_line_and_nothing_is_written(
@@ -587,7 +587,7 @@ def test_a_label_that_is_always_1_is_a_log_of_clicks(
     LOG.with_columns(clicked=1).rename({"ms": "ts"}).write_parquet(tmp_path / "log.parquet")
     table, text = described(tmp_path, "log.parquet", capsys)
     assert table.label is None and table.sample_negatives is not None
-    assert "always 1: a log of clicks alone" in text
+    assert "always 1: a log with only clicks" in text
 
 
 def test_sampled_negatives_bring_rates_of_the_item_over_the_hours_that_they_are_drawn_from(
