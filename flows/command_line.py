@@ -4,7 +4,10 @@ No slow import happens here before the options are parsed, so ``--help`` answers
 """
 
 import argparse
+import errno
 import logging
+import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +19,18 @@ from recsys.training.quiet import quiet_libraries
 PARAMS = Path("params")
 STATUS_OF_A_MISTAKE = 2
 RUNS = ("prefect.flow_runs", "prefect.task_runs")  # Prefect's loggers
+# Faults of the machine, which a line explains better than a traceback
+REMEDIES = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EROFS: "make it writable",
+    errno.EACCES: "give this user the permission",
+    errno.EPERM: "give this user the permission",
+    errno.EIO: "check the disk",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "close files of other processes",
+}
+NUMBER = re.compile(r"\(os error (\d+)\)|\[errno (\d+)\]", re.IGNORECASE)  # Rust's; Arrow's
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
@@ -87,8 +102,9 @@ def run_program(
 
 
 def exit_status(command: Callable[[], Any]) -> int:
-    """Run ``command`` and return its exit status: 2 after a user's mistake, which is printed in one
-    line, 130 after Ctrl-C, 143 after SIGTERM."""
+    """Run ``command`` and return its exit status: 2 after a user's mistake or a fault of the
+    machine (a full disk, say), which is printed in one line, 130 after Ctrl-C, 143 after SIGTERM.
+    """
     hide_tracebacks_of_mistakes()
     try:
         with stoppable(), quiet_libraries():
@@ -97,9 +113,10 @@ def exit_status(command: Callable[[], Any]) -> int:
         number = signal_of(error)
         if number is not None:
             return end(number)
-        if not _is_a_mistake(error):
+        line = str(error) if _is_a_mistake(error) else _fault_of_the_machine(error)
+        if line is None:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {line}", file=sys.stderr)
         return STATUS_OF_A_MISTAKE
     return 0
 
@@ -111,12 +128,13 @@ def hide_tracebacks_of_mistakes() -> None:
 
 
 def _once_without_traceback(record: logging.LogRecord) -> bool:
-    """Whether to log a record. For a user's mistake only the record of the run's final state
-    passes, which contains the message; for a signal, only records without a traceback."""
+    """Whether to log a record. For a user's mistake or a fault of the machine only the record of
+    the run's final state passes, which contains the message; for a signal, only records without a
+    traceback."""
     error = record.exc_info[1] if record.exc_info else None
     if error is not None and signal_of(error) is not None:
         record.exc_info = None
-    return error is None or not _is_a_mistake(error)
+    return error is None or not (_is_a_mistake(error) or _fault_of_the_machine(error))
 
 
 def say_errors_once(with_progress: bool) -> None:
@@ -147,3 +165,22 @@ def _is_a_mistake(error: BaseException | None) -> bool:
     from recsys.config import InputError  # imports pydantic: only after something has gone wrong
 
     return isinstance(error, InputError)
+
+
+def _fault_of_the_machine(error: BaseException | None) -> str | None:
+    """A line for an error that the operating system caused, perhaps below others; None for all
+    others."""
+    while error is not None:
+        number, place = None, None
+        if isinstance(error, OSError) and error.errno is not None:
+            number, place = error.errno, error.filename
+        elif (found := NUMBER.search(str(error))) is not None:
+            number = int(found[1] or found[2])
+        if number in REMEDIES:
+            where = place if place is not None else Path.cwd()
+            return (
+                f"{where}: {os.strerror(number)}; {REMEDIES[number]}, then run the same command "
+                f"again"
+            )
+        error = error.__cause__
+    return None

@@ -1,13 +1,19 @@
 """The command line writes parameters as asked, all or none, and says what is wrong in one line."""
 
 import argparse
+import errno
 import io
 import logging
+import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import polars as pl
 import psutil
 import pytest
 from prefect.exceptions import TerminationSignal
@@ -30,6 +36,49 @@ def test_a_mistake_becomes_one_line_and_status_2(capsys: pytest.CaptureFixture[s
 
     assert exit_status(fail) == 2
     assert capsys.readouterr().err == "error: params/data.yaml: no such file\n"
+
+
+def write_to_a_full_disk() -> None:
+    with Path("/dev/full").open("w") as file:
+        file.write("x")
+
+
+def fail_as_polars_does() -> None:
+    raise pl.exceptions.ComputeError("underlying IO error: No space left on device (os error 28)")
+
+
+def fail_below_another() -> None:
+    try:
+        write_to_a_full_disk()
+    except OSError as error:
+        raise RuntimeError("a rank failed") from error
+
+
+@pytest.mark.parametrize(
+    "fail",
+    [write_to_a_full_disk, fail_as_polars_does, fail_below_another],
+    ids=lambda f: f.__name__,
+)
+def test_a_full_disk_is_one_line_and_status_2(
+    fail: Callable[[], Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_status(fail) == 2
+    line = "No space left on device; make room, then run the same command again"
+    assert capsys.readouterr().err == f"error: {Path.cwd()}: {line}\n"
+
+
+def test_a_fault_of_the_machine_names_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), ".work/project.lock")
+
+    assert exit_status(fail) == 2
+    line = ".work/project.lock: Read-only file system; make it writable, then run"
+    assert line in capsys.readouterr().err
+
+
+def test_a_missing_file_is_no_fault_of_the_machine() -> None:
+    with pytest.raises(FileNotFoundError):
+        exit_status(lambda: Path("/proc/none").write_text("x"))
 
 
 @pytest.mark.parametrize(
