@@ -96,7 +96,7 @@ def app() -> "FastAPI":
     @served.middleware("http")
     async def ask_again_soon(request: "Request", call_next: Any) -> "Response":
         """SQLite refuses a transaction that has read before another one wrote. Without this header
-        Prefect's client waits for two seconds: nine times in a run of the pipeline."""
+        Prefect's client waits for two seconds, in seven of eight flow runs inside another."""
         response = await call_next(request)
         if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
             response.headers.setdefault("Retry-After", str(RETRY_SECONDS))

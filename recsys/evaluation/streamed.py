@@ -1,9 +1,7 @@
 """Many models' metrics and their draws in one pass over predictions, in memory that does not grow
 with them."""
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +16,7 @@ from recsys.evaluation.metrics import (
     probabilities,
 )
 from recsys.evaluation.resampling import draws_of, over_drawn_seeds, seed_shares
+from recsys.evaluation.threads import threads
 
 BUNDLES = 512  # of blocks, which are drawn together
 LOGIT_BINS = 8192
@@ -70,7 +69,7 @@ def stream_metrics(
     """
     count, rows_and_positives = 0, np.zeros((2, BUNDLES))
     sums: dict[tuple[str, int], _Sums] = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with threads() as pool:
         for part in parts:
             bundle = (part.blocks.astype(np.uint64) * HASH >> BUNDLE_BITS).astype(np.int64)
             count += len(part.labels)
