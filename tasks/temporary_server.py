@@ -6,9 +6,11 @@ imports what it needs, and asks a client whose write met another one to come aga
 
 import atexit
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
     from fastapi import FastAPI, Request, Response
 
 HOST, FACTORY = "127.0.0.1", f"{__name__}:app"
-LOOK_SECONDS, RETRY_SECONDS = 0.1, 0.1
+OF_VARIABLE = "TOWERFLOW_SERVER_OF"  # the process that a server ends with
+LOOK_SECONDS, RETRY_SECONDS, ALONE_SECONDS = 0.1, 0.1, 1.0
 
 
 @contextmanager
@@ -43,6 +46,7 @@ def starting() -> Iterator[None]:
             **os.environ,
             **get_current_settings().to_environment_variables(exclude_unset=True),
             "PREFECT_UI_ENABLED": "0",
+            OF_VARIABLE: str(os.getpid()),
         },
     )
     try:
@@ -87,10 +91,18 @@ def _free_port() -> int:
         return free.getsockname()[1]
 
 
+def end_with(parent: int) -> None:
+    """End this process once its ``parent`` has, however that was."""
+    while os.getppid() == parent:
+        time.sleep(ALONE_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def app() -> "FastAPI":
     """What uvicorn serves, in the server's process."""
     from prefect.server.api.server import create_app
 
+    threading.Thread(target=end_with, args=(int(os.environ[OF_VARIABLE]),), daemon=True).start()
     served = create_app(ephemeral=True, final=True)
 
     @served.middleware("http")
