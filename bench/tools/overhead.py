@@ -117,18 +117,20 @@ def measure(way: str, is_small: bool) -> Run:
             "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}",
             "PREFECT_HOME": f"{made}/prefect",
         }
-        before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-        result = subprocess.run(
-            [sys.executable, "-m", "bench.tools.timeline", str(notes)],
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        ended, after = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        said = Path(made) / "output.txt"
+        with said.open("w") as output:  # not a pipe, which the server of the ranks would keep open
+            before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+            result = subprocess.run(
+                [sys.executable, "-m", "bench.tools.timeline", str(notes)],
+                cwd=folder,
+                env=environment,
+                stdout=output,
+                stderr=output,
+                check=False,
+            )
+            ended, after = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
         if result.returncode:
-            raise SystemExit(result.stderr[-4000:])
+            raise SystemExit(said.read_text()[-4000:])
         found = json.loads(notes.read_text())
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return _run(found, began, ended, used)
@@ -187,7 +189,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a run of half a minute")
     parser.add_argument("--write", action="store_true", help=f"also write {REPORT}")
     given = parser.parse_args()
-    command = "python -m bench.tools.overhead" + (" --small" if given.small else "")
+    command = " ".join(["python -m bench.tools.overhead", *sys.argv[1:]])
     text = [*machine_lines("Overhead", command, {}), "", ABOUT]
     for way in given.ways:
         text += ["", *lines(way, measure(way, given.small))]
