@@ -1,6 +1,7 @@
 """Log the teacher's scores for later windows: data/scores."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 from prefect import flow
 
@@ -46,7 +47,7 @@ def _score(settings: AugmentSettings) -> None:
     shares = call(plan_scores)
     if is_tracked() or settings.runner != "threads":
         runner = task_runner(settings.runner, settings.parallel_tasks, str(augment_settings_file()))
-        with one_server():
+        with nullcontext() if settings.runner == "threads" else one_server():
             run_flow(score_shares.with_options(task_runner=runner), shares)
     else:
         with ThreadPoolExecutor(settings.parallel_tasks) as threads:

@@ -19,6 +19,7 @@ from recsys.training.quiet import quiet_libraries
 PARAMS = Path("params")
 STATUS_OF_A_MISTAKE = 2
 RUNS = ("prefect.flow_runs", "prefect.task_runs")  # Prefect's loggers
+OF_A_FAILURE = ("Finished in state Failed", "Running hook", "Hook ")  # what it says there at INFO
 # Faults of the machine, which a line explains better than a traceback
 REMEDIES = {
     errno.ENOSPC: "make room",
@@ -152,7 +153,8 @@ def say_errors_once(with_progress: bool) -> None:
 
 
 def _is_no_error(record: logging.LogRecord) -> bool:
-    return record.name not in RUNS or record.levelno < logging.ERROR
+    tells = record.levelno >= logging.ERROR or record.getMessage().startswith(OF_A_FAILURE)
+    return record.name not in RUNS or not tells
 
 
 def _is_warning(record: logging.LogRecord) -> bool:

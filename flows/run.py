@@ -28,12 +28,16 @@ def run(options: argparse.Namespace) -> None:
                 "Eight stages, from the raw log to registered students; those that are up to date "
                 "are skipped. Ctrl-C stops it; the same command resumes."
             )
-            from tasks.checks import check_before
+            from tasks.temporary_server import starting
 
-            check_before("ingest")  # before starting a server for it
-            from flows.pipeline import pipeline
-            from tasks.calling import run_flow
+            with starting():
+                # Prefect first: FBGEMM's import gives the root logger a handler, which Prefect
+                # would leave in charge
+                from flows.pipeline import pipeline
+                from tasks.calling import run_flow
+                from tasks.checks import check_before
 
+                check_before("ingest")
             say_errors_once(with_progress=True)
             run_flow(pipeline)
         else:

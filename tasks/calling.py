@@ -23,7 +23,9 @@ from prefect.events import emit_event
 from prefect.settings import (
     PREFECT_API_SSL_CERT_FILE,
     PREFECT_API_TLS_INSECURE_SKIP_VERIFY,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
     get_current_settings,
+    temporary_settings,
 )
 from prefect.states import Completed, Failed, Pending, Running
 from prefect.task_engine import TaskRunTimeoutError
@@ -143,9 +145,13 @@ def run_flow(flow: Flow[..., Any], *arguments: Any) -> Any:
 
     watched = copy(flow)
     watched.fn = do
+    # A flow waits up to a second for the thread of its heartbeats to end. Inside another one, its
+    # process is alive as long as that one's is.
+    quiet: dict[Any, Any] = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None} if _depth else {}
     _depth.append(flow.name)
     try:
-        return _run(watched, work, arguments)
+        with temporary_settings(quiet):
+            return _run(watched, work, arguments)
     finally:
         _depth.pop()
         if not _depth:

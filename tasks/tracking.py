@@ -323,11 +323,15 @@ def connect() -> tuple[Any, str]:
 
 
 def _check_answers(uri: str, seconds: float) -> None:
-    """Check that something accepts connections at a server's ``uri``, before importing MLflow.
+    """Check that something accepts connections at a server's ``uri``, or that no other process has
+    locked a file, before importing MLflow, which would wait for 20 s and leave a traceback.
 
     Raises:
-        OSError: nothing does.
+        OSError: nothing does, or one has.
     """
+    file = Path(uri.removeprefix(SQLITE))
+    if uri.startswith(SQLITE) and file.is_file():
+        _check_not_locked(file, seconds)
     parts = urlsplit(uri)
     port = {"http": 80, "https": 443}.get(parts.scheme)
     try:
@@ -340,6 +344,16 @@ def _check_answers(uri: str, seconds: float) -> None:
         socket.create_connection((parts.hostname, port), timeout=seconds).close()
     except OSError as error:
         raise OSError(f"{without_credentials(uri)} does not answer: {error}") from error
+
+
+def _check_not_locked(file: Path, seconds: float) -> None:
+    with closing(sqlite3.connect(file, timeout=seconds)) as store:
+        try:
+            store.execute("SELECT 1 FROM sqlite_master LIMIT 1")
+        except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+                raise OSError(f"{file} is locked by another process") from error
+            # of anything else, MLflow says what it is
 
 
 def _set_uri(mlflow: Any, uri: str) -> None:

@@ -26,7 +26,7 @@ RUN_BY = {
         f"towerflow {stage.name}": ("tests/test_pipeline.py", "@STAGES")
         for stage in COMMANDS["one stage of it"]
     },
-    "towerflow run": ("tests/test_pipeline.py", '"flows.pipeline", *options'),
+    "towerflow run": ("tests/test_pipeline.py", 'sys.executable, "-m", "flows.pipeline")'),
     "towerflow compare": ("tests/tasks/test_registry.py", "compare_named("),
     "towerflow serve": ("tests/recsys/serving/test_server.py", "create_app("),
     "towerflow score": ("tests/recsys/serving/test_scoring.py", "score_file("),
@@ -42,7 +42,10 @@ RUN_BY = {
     "make check": (".ci/run", "check docs test"),
     "make docs": (".ci/run", "check docs test"),
     "make test": (".ci/run", "check docs test"),
-    "python -m flows.pipeline": ("tests/test_pipeline.py", '"flows.pipeline", *options'),
+    "python -m flows.pipeline": (
+        "tests/test_pipeline.py",
+        'sys.executable, "-m", "flows.pipeline")',
+    ),
     "python -m flows.register": ("tests/test_pipeline.py", "@STAGES"),
     "python -m flows.evaluate": ("tests/test_pipeline.py", "@STAGES"),
     "python -m flows.code": ("tests/tasks/test_code.py", '"flows.code", *options'),

@@ -8,7 +8,7 @@ import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +24,7 @@ from flows.command_line import (
     run_stage_flow,
 )
 from flows.pipeline import pipeline
+from tasks.overrides import apply_overrides
 from tests.support.files import contents
 from tests.support.prefect_server import shared_server
 from tests.support.projects import ROOT, copy_project, run
@@ -104,13 +105,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = copy_project(tmp_path_factory.mktemp("project"))
     description = folder / "params/datasets/synthetic.yaml"
     description.write_text(description.read_text().replace(*FEWER_ROWS))
-    options = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
+    with chdir(folder):
+        apply_overrides(SMALL)
     log = tmp_path_factory.mktemp("opened") / "opened.txt"
     recorder = RECORDER.replace("@STAGES", " ".join(stages(folder))).replace("@LOG", str(log))
     (log.parent / "sitecustomize.py").write_text(recorder)
     python_path = f"{folder}{os.pathsep}{log.parent}"
     alone = ("env", "-u", "PREFECT_API_URL", f"PYTHONPATH={python_path}")
-    result = run(folder, *alone, sys.executable, "-m", "flows.pipeline", *options)
+    result = run(folder, *alone, sys.executable, "-m", "flows.pipeline")
     shutil.copy(log, folder / "opened.txt")
     (folder / "output.txt").write_text(result.stdout)
     (folder / "progress.txt").write_text(result.stderr)
@@ -130,6 +132,8 @@ def test_it_says_what_is_happening_without_warnings_of_libraries(project: Path) 
     assert "rows (each predicted, then trained on in every pass) in " in said
     assert [line for line in said.splitlines() if "warning" in line.lower()] == []
     assert "INFO:prefect" not in said  # but Prefect's own format, with the time
+    assert "Starting temporary server" not in said  # by Prefect, which would wait for it
+    assert "View at" not in said  # nobody can, once the run has ended
 
 
 def test_accuracy_stays_at_the_bars(project: Path) -> None:
@@ -179,6 +183,108 @@ def test_dvcs_verbs_answer_with_the_students_numbers(project: Path, tmp_path: Pa
     page = (tmp_path / "index.html").read_text()
     assert '"field": "student"' in page  # by the template of .dvc/plots
     assert "feed/distilled" in page
+
+
+VERBS = """
+import shlex
+import sys
+from pathlib import Path
+from dvc.cli import main
+
+for place, command in enumerate(Path(sys.argv[1]).read_text().splitlines()):
+    print(f"\\n$ {place}", flush=True)
+    assert main(shlex.split(command)) == 0, command
+"""
+
+
+def answers(folder: Path, *verbs: str) -> list[str]:
+    """What each of DVC's commands prints; all from one process, since its imports take a second."""
+    commands = folder.parent / "commands"
+    commands.write_text("\n".join(verbs))
+    said = run(folder, sys.executable, "-c", VERBS, str(commands)).stdout
+    return [one.partition("\n")[2].strip() for one in said.split("\n$ ")[1:]]
+
+
+@pytest.fixture(scope="module")
+def committed(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project whose result is committed, for tests that may change it."""
+    folder = tmp_path_factory.mktemp("committed") / "project"
+    shutil.copytree(project, folder, symlinks=True)
+    author = ("-c", "user.name=x", "-c", "user.email=x@example.com")
+    for words in (["add", "."], ["commit", "--quiet", "--message", "students of May"]):
+        run(folder, "git", *author, *words)
+    return folder
+
+
+def test_dvcs_experiments_and_differences_answer(committed: Path, tmp_path: Path) -> None:
+    """As docs/tools.md shows them."""
+    setting = "-S params/evaluate.yaml:first_evaluation_window"
+    _, parameters, metrics, shown, _plots, alone, _, queue, _, dag = answers(
+        committed,
+        f"exp run {setting}=3 evaluate",
+        "params diff",
+        "metrics diff --json",
+        "exp show --json",
+        f"plots diff HEAD --out {tmp_path}",
+        "repro -s evaluate",
+        f"exp run --queue {setting}=2 evaluate",
+        "queue status",
+        "queue remove --queued",
+        "dag --mermaid",
+    )
+    row = ["params/evaluate.yaml", "first_evaluation_window", "2", "3"]
+    assert parameters.splitlines()[1].split() == row
+    (changed,) = json.loads(metrics).values()
+    numbers = changed["feed.distilled.ne"]
+    assert numbers["new"] - numbers["old"] == pytest.approx(numbers["diff"])
+    assert numbers["diff"] != 0
+    workspace, head = json.loads(shown)
+    assert workspace["rev"] == "workspace"
+    assert (
+        workspace["data"]["params"]["params/evaluate.yaml"]["data"]["first_evaluation_window"] == 3
+    )
+    (found,) = workspace["data"]["metrics"].values()
+    assert found["data"]["feed"]["distilled"]["ne"] == pytest.approx(numbers["new"])
+    assert len(head["experiments"]) == 1
+    assert {"HEAD", "workspace"} <= set((tmp_path / "index.html").read_text().split('"'))
+    assert "Stage 'evaluate' didn't change, skipping" in alone
+    assert "Queued" in queue
+    assert '["students"]' in dag
+
+
+def test_results_are_pushed_and_pulled_and_what_no_commit_uses_goes(
+    committed: Path, tmp_path: Path
+) -> None:
+    remote = tmp_path / "remote"
+    remote.mkdir()
+    unused = committed / ".dvc/cache/files/md5/00" / ("0" * 30)
+    unused.parent.mkdir(exist_ok=True)
+    unused.write_text("of no commit")
+    store = f"remote add --default store {remote}"
+    _, pushed, _, cloud = answers(
+        committed, store, "push", "gc --workspace --all-commits --force", "status --cloud"
+    )
+    assert "files pushed" in pushed
+    assert "in sync" in cloud
+    assert not unused.exists()
+    before = contents(committed / "models/students")
+    shutil.rmtree(committed / ".dvc/cache")
+    shutil.rmtree(committed / "models/students")
+    answers(committed, "pull")
+    assert contents(committed / "models/students") == before
+
+
+def test_a_change_of_one_student_trains_that_student_alone(committed: Path) -> None:
+    before = contents(committed / "models/students")
+    own = "{name: video, domain: video, model: {over_layers: [16]}}"
+    with edited(committed / "params/students.yaml", "{name: video, domain: video}", own):
+        result = run(committed, sys.executable, "-m", "dvc", "repro", "-s", "students")
+    assert "students: 3 of 6 trainings are as they were and are not repeated" in result.stderr
+    after = contents(committed / "models/students")
+    for path in before.keys() | after.keys():
+        if path.startswith("feed/"):
+            assert after[path] == before[path]
+    assert after["video/plain/seed-1/metrics.json"] != before["video/plain/seed-1/metrics.json"]
 
 
 def processor_seconds(folder: Path, *command: str) -> float:

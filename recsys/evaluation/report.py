@@ -3,8 +3,6 @@ certainly."""
 
 import csv
 import math
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +45,7 @@ from recsys.evaluation.reading import (
 from recsys.evaluation.resampling import blocks_of, resample
 from recsys.evaluation.settings import EvaluateSettings, check_evaluated
 from recsys.evaluation.slices import measure_slices, slices_of
+from recsys.evaluation.threads import threads
 from recsys.evaluation.web_report import web_page
 from recsys.files import write_json
 from recsys.progress import RowProgress
@@ -208,7 +207,7 @@ def _compare(
     rows, name = len(evaluated.labels), student if task == MAIN_TASK else f"{student} {task}"
     with (
         RowProgress(f"evaluate {name}", arrays * rows) as progress,
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        threads() as pool,
     ):
         progress.note(
             f"{rows:,} rows, {len(evaluated.logits)} models, {arrays} predictions of each"
@@ -286,7 +285,7 @@ def _by_window(
     student: str, task: str, predictions: Predictions, windows: list[Window]
 ) -> list[dict[str, Any]]:
     rows = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with threads() as pool:
         for index, window in enumerate(windows):
             part = predictions.select(predictions.window == index)
             for model, values in part.metrics(pool).items():

@@ -1,8 +1,6 @@
 """The paired bootstrap: the metrics of many models under the same draws of blocks and seeds."""
 
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +20,7 @@ from recsys.evaluation.metrics import (
     row_losses,
     runs_of,
 )
+from recsys.evaluation.threads import threads
 from recsys.units import MS_PER_HOUR
 
 DRAWS_AT_ONCE = 64
@@ -77,7 +76,7 @@ def resample(
     if count > 1:
         cells = None if blocks is None else groups
         full = models if ranked is None else ranked
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with threads() as pool:
 
             def prepare(key: tuple[str, int]) -> _Weighted:
                 name, place = key

@@ -1,8 +1,6 @@
 """The models on parts of a student's evaluation rows: domains, windows, hours of day, coldness."""
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from typing import Any
 
@@ -21,6 +19,7 @@ from recsys.evaluation.metrics import (
 )
 from recsys.evaluation.reading import Predictions
 from recsys.evaluation.resampling import draws_of, seed_shares
+from recsys.evaluation.threads import threads
 from recsys.units import MS_PER_HOUR
 
 Values = dict[str, NDArray[np.float64]]
@@ -72,7 +71,7 @@ def measure_slices(
     each = np.ones(losses.shape[1]) if weights is None else weights.astype(np.float64)
     shares = seed_shares(seed, max(map(len, predictions.logits.values())), samples)
     found: dict[str, dict[str, Any]] = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with threads() as pool:
         for kind, (names, index) in kinds.items():
 
             def draw(mask: NDArray[np.bool_]) -> NDArray[np.float64]:

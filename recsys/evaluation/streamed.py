@@ -1,8 +1,6 @@
 """Many models' metrics and bootstrap draws in one pass over predictions, in bounded memory."""
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +15,7 @@ from recsys.evaluation.metrics import (
     probabilities,
 )
 from recsys.evaluation.resampling import draws_of, over_drawn_seeds, seed_shares
+from recsys.evaluation.threads import threads
 
 BUNDLES = 512  # of blocks that are drawn together
 LOGIT_BINS = 8192
@@ -69,7 +68,7 @@ def stream_metrics(
     """
     count, rows_and_positives = 0, np.zeros((2, BUNDLES))
     sums: dict[tuple[str, int], _Sums] = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with threads() as pool:
         for part in parts:
             bundle = (part.blocks.astype(np.uint64) * HASH >> BUNDLE_BITS).astype(np.int64)
             count += len(part.labels)

@@ -165,7 +165,7 @@ def test_a_value_may_hold_an_equals_sign() -> None:
 
 def failure(name: str, level: int, error: Exception | None = None) -> logging.LogRecord:
     told = None if error is None else (type(error), error, None)
-    return logging.LogRecord(name, level, "", 0, "Finished in state Failed()", None, told)
+    return logging.LogRecord(name, level, "", 0, "it failed", None, told)
 
 
 @pytest.mark.parametrize(("with_progress", "levels"), [(True, ["INFO"]), (False, [])])
@@ -185,6 +185,9 @@ def test_the_console_of_a_command_says_a_mistake_once_with_a_server_too(
         if console.filter(failure("prefect.flow_runs", getattr(logging, level)))
     ]
     assert found == [*levels, "WARNING"]
+    for said in ("Finished in state Failed('a mistake')", "Running hook 'tell_of_failure'"):
+        record = logging.LogRecord("prefect.flow_runs", logging.INFO, "", 0, said, None, None)
+        assert not console.filter(record)
     assert console.filter(failure("prefect.client", logging.ERROR))
 
 

@@ -72,6 +72,13 @@ def test_help_of_a_module_imports_nothing_slow(module: str) -> None:
     assert not imported & SLOW_TO_IMPORT
 
 
+def test_what_is_there_at_the_end_is_not_looked_through_for_garbage() -> None:
+    """With torch that would take seconds."""
+    script = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 0)); "
+    command = [sys.executable, "-c", f"{script}import flows"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "True\n"
+
+
 def test_the_installed_program_is_this_one() -> None:
     assert 'towerflow = "flows.towerflow:main"' in (ROOT / "pyproject.toml").read_text()
 

@@ -26,14 +26,18 @@ def api_url() -> str:
     return start()[0]
 
 
-def start() -> tuple[str, Callable[[], None]]:
+def start(automations: bool = False) -> tuple[str, Callable[[], None]]:
     """The PREFECT_API_URL of a new server, and what kills it; it ends with this process at the
-    latest."""
+    latest.
+
+    Args:
+        automations: with the services that watch for events and schedule runs.
+    """
     port = free_port()
     home = tempfile.TemporaryDirectory(prefix="prefect-")
     command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
     process = subprocess.Popen(
-        [*command, "--no-services"],
+        command if automations else [*command, "--no-services"],
         env={**os.environ, "PREFECT_HOME": home.name, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

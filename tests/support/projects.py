@@ -42,6 +42,7 @@ def copy_project(folder: Path) -> Path:
         "requirements",
         ".dvc",
         "dvc.yaml",
+        "prefect.yaml",
         "pyproject.toml",
         ".dvcignore",
         ".gitignore",

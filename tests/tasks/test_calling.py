@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from prefect import flow, task
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
 from flows.command_line import hide_tracebacks_of_mistakes
 from recsys.config import InputError
@@ -77,7 +77,7 @@ class Line:
                 end.shutdown(socket.SHUT_RDWR)
 
 
-line, done = Line(), []
+line, done, beats = Line(), [], []
 events = {"nothing": lambda: None, "cut": line.cut, "join": line.join}
 events["kill"] = lambda: (kill(), line.cut())
 
@@ -90,14 +90,20 @@ def work(name, before):
         raise InputError("a mistake")
 
 
+def note_beat():
+    beats.append(get_current_settings().flows.heartbeat_frequency)
+
+
 @flow
 def stage(name, before):
+    note_beat()
     call(work, name, before)
     return name
 
 
 @flow
 def outer(prefix, away, back):
+    note_beat()
     results = [run_flow(stage, f"{prefix}1", "nothing"), run_flow(stage, f"{prefix}2", away)]
     results.append(run_flow(stage, f"{prefix}3", "nothing"))
     events[back]()
@@ -184,6 +190,7 @@ with temporary_settings({PREFECT_API_URL: url}):
             client.delete_flow_run(run.id)
 with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{line.port}/api"}):
     found["back"] = run_flow(outer, "a", "cut", "join")
+    found["beats"] = beats[:4]
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs()
     found["states"] = sorted([run.state.name, "reported late" in run.tags] for run in runs)
@@ -247,6 +254,15 @@ def test_a_task_that_takes_too_long_is_stopped_in_one_line(
         "params/prefect.yaml: key 'timeout_hours': slow took longer than 0.0001 hours and was "
         "stopped; the next run resumes there"
     )
+
+
+def test_the_outermost_flow_alone_sends_heartbeats(
+    result: subprocess.CompletedProcess[str],
+) -> None:
+    """At the end of each that does, Prefect waits for up to a second."""
+    outer, *inner = found(result)["beats"]
+    assert outer > 0
+    assert inner == [None, None, None]
 
 
 def test_all_work_is_done_once_whenever_the_server_goes(

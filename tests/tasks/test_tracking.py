@@ -246,6 +246,37 @@ def test_a_server_that_is_away_or_hangs_costs_seconds_and_its_runs_go_later_as_t
     assert 1000 * before - 1 <= info.start_time <= info.end_time <= 1000 * after
 
 
+LOCKED = """
+import sqlite3
+store = sqlite3.connect("mlflow.db", isolation_level=None)
+store.execute("BEGIN EXCLUSIVE")
+print("locked", flush=True)
+input()  # until it is killed
+"""
+
+
+def test_a_store_that_another_process_has_locked_costs_seconds_and_its_runs_go_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(made(tmp_path / "project"))
+    settings = Path("params/tracking.yaml")
+    settings.write_text(settings.read_text() + "wait_seconds: 1\n")
+    record_file("before", "0")
+    command = [sys.executable, "-c", LOCKED]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"locked\n"
+        begun = time.monotonic()
+        record_file("first", "1")
+        assert time.monotonic() - begun < 15  # of a machine that is busy; MLflow alone: 20 s
+        other.kill()
+    (warning,) = [one.getMessage() for one in caplog.records if "did not take" in one.getMessage()]
+    assert "(mlflow.db is locked by another process)" in warning and "\n" not in warning
+    assert len(waiting()) == 1
+    record_file("second", "2")
+    assert notes_by_run() == {"before": "0", "first": "1", "second": "2"}
+    assert not waiting()
+
+
 def test_a_run_goes_on_while_its_block_does_and_holds_those_recorded_in_it(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
