@@ -279,7 +279,7 @@ def test_a_change_of_one_student_trains_that_student_alone(committed: Path) -> N
     own = "{name: video, domain: video, model: {over_layers: [16]}}"
     with edited(committed / "params/students.yaml", "{name: video, domain: video}", own):
         result = run(committed, sys.executable, "-m", "dvc", "repro", "-s", "students")
-    assert "students: 3 of 6 trainings are as they were and are not repeated" in result.stderr
+    assert "students: 3 of 6 trainings are unchanged and reused" in result.stderr
     after = contents(committed / "models/students")
     for path in before.keys() | after.keys():
         if path.startswith("feed/"):

@@ -28,8 +28,9 @@ LAST = warm.NAMES[-1]
 BESIDES = (".work", ".tracking", ".dvc/cache", "dvc.lock", "mlflow.db")  # that are no results
 BYTES_LEFT = 200_000  # on the full disk
 DISK_STAGE, BEFORE_IT = "teacher", "partition"
-FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
-JUMPS = ("+0", "-3d", "+400d")  # one after the other while the stage runs
+CLOCK_SOURCE = Path(__file__).with_name("jumping_clock.c")
+DAY_S = 24 * 3600
+JUMPS_S = (0, -3 * DAY_S, 400 * DAY_S)  # one after the other while the stage runs
 JUMP_EVERY_S = 3.0
 Row = dict[str, Any]
 
@@ -130,10 +131,11 @@ def clock(folder: Path) -> Iterator[Row]:
     """A clock that jumps back by days and ahead by a year while the teacher is trained."""
     expected = hashes(folder / CALM / DISK_STAGE, RESULTS)
     copy = project(folder, "clock", BEFORE_IT)
-    jump = copy / "jump"
-    jump.write_text(JUMPS[0])
-    preload = {"LD_PRELOAD": FAKETIME, "FAKETIME_TIMESTAMP_FILE": str(jump)}
-    preload |= {"FAKETIME_NO_CACHE": "1", "DONT_FAKE_MONOTONIC": "1"}
+    jump, clock_library = copy / "jump", copy / "clock.so"
+    jump.write_text(str(JUMPS_S[0]))
+    compiler = ["gcc", "-shared", "-fPIC", "-o", str(clock_library), str(CLOCK_SOURCE)]
+    subprocess.run(compiler, check=True)
+    preload = {"LD_PRELOAD": str(clock_library), "CLOCK_OFFSET_FILE": str(jump)}
     variables = {name: value for name, value in os.environ.items() if "PREFECT" not in name}
     with (copy / "output.txt").open("w") as output:
         process = subprocess.Popen(
@@ -147,8 +149,9 @@ def clock(folder: Path) -> Iterator[Row]:
         while process.poll() is None:
             time.sleep(JUMP_EVERY_S)
             number += 1
-            jump.write_text(JUMPS[number % len(JUMPS)])
+            jump.write_text(str(JUMPS_S[number % len(JUMPS_S)]))
     jump.unlink()
+    clock_library.unlink()
     row = outcome("a clock that jumps", copy, expected, process.returncode)
     again(DISK_STAGE, copy)
     yield row | {"same": hashes(copy, RESULTS) == expected}

@@ -1,5 +1,6 @@
 """Why ranks failed: the files they leave, and the single error that the user sees."""
 
+import errno
 import os
 import pickle
 import signal
@@ -92,6 +93,9 @@ def first_failure(folder: Path, error: ChildFailedError) -> BaseException:
         return RankKilledError(
             f"rank {rank} was killed by {name}{MEMORY_HINT if name == 'SIGKILL' else ''}"
         )
+    silent = any(one.exitcode == os.EX_IOERR for one in error.failures.values())  # see rank_main
+    if silent and all(isinstance(failure[1], LostPeerError) for failure in failures):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder.parent))
     if not failures:
         return RuntimeError(
             f"rank {rank} ended with exit code {failure.exitcode} and left no message"

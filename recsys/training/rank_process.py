@@ -57,7 +57,10 @@ def rank_main(
         distributed.destroy_process_group()
         return result
     except BaseException as error:  # DCP's CheckpointException is not an Exception
-        write_failure(Path(folder), error)
+        try:
+            write_failure(Path(folder), error)
+        except OSError:  # no room even for that
+            os._exit(os.EX_IOERR)
         sys.stderr.flush()
         time.sleep(0.0 if isinstance(error, LASTING) else LAST_WORD_S)
         os._exit(1)  # skip clean-up, which would wait for the other ranks

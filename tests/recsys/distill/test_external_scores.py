@@ -194,7 +194,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Callable[[], pl.DataFrame], str]] = {
     "text for a score": (
         {},
         lambda: table([4], [2.0]).with_columns(mine=pl.lit("high")),
-        r"row 1: mine 'high' is no number",
+        r"row 1: mine 'high' is not a number",
     ),
     "an id twice": ({}, lambda: table([4, 4], [2.0, 2.0]), r"row 2: example 4 has a score already"),
     "an id that is none": (

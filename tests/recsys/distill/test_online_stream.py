@@ -199,6 +199,6 @@ def test_changed_and_incomplete_windows_are_one_clear_line(
 def test_a_stream_has_no_external_scores(teacher: str, windows_dir: Path, tmp_path: Path) -> None:
     augment = AugmentSettings.model_validate({"teacher": teacher})
     job = replace(job_of(windows_dir, tmp_path), augment=augment)
-    with pytest.raises(InputError, match=r"key 'teacher': a stream's.*; set own, or stacked"):
+    with pytest.raises(InputError, match=r"key 'teacher': a stream makes .*; set own, or stacked"):
         advance(job, tmp_path / "output")
     assert not (tmp_path / "output").exists()

@@ -1,7 +1,9 @@
 """Ranks that are killed or hang: found in bounded time, named, restarted, and left out where
 allowed."""
 
+import errno
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -102,6 +104,20 @@ def waiting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Agen
     yield agents
     for agent in agents.values():
         agent.kill()
+
+
+def fail_without_room() -> None:
+    """Rank 1 fails where nothing can be written."""
+    if distributed.get_rank() == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        raise ValueError("lost")
+    distributed.barrier()
+
+
+def test_a_rank_that_has_no_room_to_say_why_it_failed_is_a_full_disk() -> None:
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        launch(fail_without_room, (), settings_with(rank_timeout_s=60.0))
+    assert raised.value.errno == errno.ENOSPC
 
 
 @pytest.mark.slow
