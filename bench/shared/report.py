@@ -16,11 +16,11 @@ PACKAGES = ["torch", "torchrec", "fbgemm-gpu-cpu", "polars"]
 
 def machine_lines(title: str, command: str, spin: dict[str, str]) -> list[str]:
     """Title, date, machine, versions, command."""
-    environment = " ".join(f"{name}={value}" for name, value in spin.items())
+    environment = "".join(f"; {name}={value}" for name, value in spin.items())
     return [
         f"# {title}",
         "",
-        f"{machine_line()}, load at the start {os.getloadavg()[0]:.1f}; {environment}.",
+        f"{machine_line()}, load at the start {os.getloadavg()[0]:.1f}{environment}.",
         "",
         f"    {command}",
     ]
