@@ -140,8 +140,12 @@ def mutated(mutant: Mutant) -> str:
 
 
 def changes_more_than_annotations(mutant: Mutant) -> bool:
-    """Whether something that runs differs: not a type, which nothing tests but the type checker."""
-    return _code(mutated(mutant)) != _code(Path(mutant.path).read_text())
+    """Whether something that runs differs: not a type, which nothing tests but the type checker,
+    and not a source that is no longer Python (operators do not know ``{**values}``)."""
+    try:
+        return _code(mutated(mutant)) != _code(Path(mutant.path).read_text())
+    except SyntaxError:
+        return False
 
 
 def _code(source: str) -> str:
