@@ -9,7 +9,7 @@ REPORT = Path("docs/benchmarks/faults.md")
 WANTED = 100
 TOP = """# Faults
 
-    python -m bench.faults.campaign --work /tmp/faults --kills 100 --at-once 3 --write
+    python -m bench.faults.campaign --work /tmp/faults --kills 130 --at-once 2 --write
 
 The project has 3,000 rows, two ranks, and one student with a distilled arm. Each stage of its
 pipeline is killed, and so is its stream. A kill is a SIGKILL at a random moment within the time
@@ -19,8 +19,12 @@ dvc.lock included, has the same hash as in an undisturbed run. *Left*: processes
 minute after the kill. *Tidy*: TMPDIR is empty after the second run. The runs use no Prefect
 server, like the stages of `dvc repro`; MLflow's records wait on disk.
 
-One kill left an empty file with a random name of eight letters: `tempfile.gettempdir` creates
+Two kills left an empty file with a random name of eight letters: `tempfile.gettempdir` creates
 and removes such a file in each Python process to check that it can write.
+
+Damage is noticed since each file's SHA-256 is checked when a run first reads it. That costs 0.6 ms
+per MB: on 36 hours of Globo (880,960 rows) 0.09 of the 700 CPU seconds of the students stage, 0.18
+of the 90 seconds of evaluate.
 """
 
 
