@@ -31,7 +31,17 @@ from pathlib import Path
 from queue import Queue
 
 PACKAGES = ("distill", "towers", "sharding", "training", "data", "evaluation")
-COPIED = ("flows", "tasks", "recsys", "tests", "bench", "params", "docs", "pyproject.toml", "dvc.yaml")
+COPIED = (
+    "flows",
+    "tasks",
+    "recsys",
+    "tests",
+    "bench",
+    "params",
+    "docs",
+    "pyproject.toml",
+    "dvc.yaml",
+)
 RESULT_FILE = "mutants.jsonl"
 CPU_SECONDS, WALL_SECONDS = 60, 900
 NONE_COLLECTED = 5  # pytest's exit status
