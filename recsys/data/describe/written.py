@@ -158,7 +158,7 @@ def _feature_lines(choices: Choices) -> list[str]:
         given = one.model_dump(exclude_defaults=True)
         lines.append(f"    - {_flow(given)}   # {_count(by_name[one.column])} values")
     if "event_hour" not in by_name:
-        lines.append("    - {column: event_hour, table_rows: auto}   # 24 values; UTC, made from the time")
+        lines.append("    - {column: event_hour, table_rows: auto}   # of the time, UTC")
     if choices.counters:
         lines.append("  counters:   # past-only clicks, examples and smoothed rates")
         lines += [f"    - {_flow(_counter(one))}" for one in choices.counters]
