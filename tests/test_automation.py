@@ -17,20 +17,10 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from tests.support import prefect_server
-from tests.support.projects import copy_project
+from tests.support.projects import CSV_LOG, copy_project, read_csv_files
 
 pytestmark = pytest.mark.slow
 WAIT_SECONDS = 180
-LOG_YAML = """
-format: table
-table:
-  files: [log-*.csv]
-  file_format: csv
-  time: {column: time, unit: s}
-  label: clicked
-  categorical: [{column: ad, table_rows: 100}]
-"""
-LOG = "time,clicked,ad\n1704070800,0,a\n1704074400,1,b\n"
 
 
 @pytest.fixture
@@ -38,12 +28,9 @@ def project(tmp_path: Path) -> Path:
     """A copy of the project whose log is one CSV file."""
     (tmp_path / "project").mkdir()
     folder = copy_project(tmp_path / "project")
-    (folder / "params/datasets/mine.yaml").write_text(LOG_YAML)
-    settings = folder / "params/data.yaml"
-    text = settings.read_text().replace("dataset: synthetic", "dataset: mine")
-    settings.write_text(text.replace("root: params/datasets", "root: logs"))
+    read_csv_files(folder, "logs")
     (folder / "logs").mkdir()
-    (folder / "logs/log-1.csv").write_text(LOG)
+    (folder / "logs/log-1.csv").write_bytes(CSV_LOG)
     return folder
 
 

@@ -9,6 +9,16 @@ from pathlib import Path
 from tests.support import prefect_server
 
 ROOT = Path(__file__).resolve().parents[2]
+CSV_YAML = """
+format: table
+table:
+  files: [log-*.csv]
+  file_format: csv
+  time: {column: time, unit: s}
+  label: clicked
+  categorical: [{column: ad, table_rows: 100}]
+"""
+CSV_LOG = b"time,clicked,ad\n1704070800,0,a\n1704074400,1,b\n"
 
 
 def run(folder: Path, *command: str, status: int = 0) -> subprocess.CompletedProcess[str]:
@@ -30,6 +40,14 @@ def environment(folder: Path) -> dict[str, str]:
         "PYTHONPATH": str(folder),
         "PATH": path,
     }
+
+
+def read_csv_files(project: Path, root: str | Path) -> None:
+    """Let the parameters in ``project`` name the CSV files in ``root`` as the log."""
+    (project / "params/datasets/mine.yaml").write_text(CSV_YAML)
+    settings = project / "params/data.yaml"
+    text = settings.read_text().replace("dataset: synthetic", "dataset: mine")
+    settings.write_text(text.replace("root: params/datasets", f"root: {root}"))
 
 
 def copy_project(folder: Path) -> Path:

@@ -27,6 +27,16 @@ SECTION: dict[str, Any] = {
     "dense": ["price"],
     "categorical": [{"column": "user", "table_rows": 50}],
 }
+# Of files whose rows are in no order, some of them bad
+SHUFFLED_SECTION: dict[str, Any] = {
+    "files": ["log-*"],
+    "file_format": "csv",
+    "time": {"column": "ts", "unit": "s"},
+    "label": "y",
+    "dense": ["price"],
+    "categorical": [{"column": name, "table_rows": "auto"} for name in ("user", "ad")],
+    "counters": [{"by": ["ad"], "bin_minutes": 60, "hours": [24]}],
+}
 
 
 def run(

@@ -27,29 +27,14 @@ from tasks.ingest import ingest_windows, remote_states
 from tasks.project import PROJECT_LOCK, only_one
 from tasks.stream import log_state, what_is_missing
 from tasks.stream_settings import StreamSettings, load_stream_settings
-
-ROOT = Path(__file__).resolve().parents[2]
-LOG_YAML = """
-format: table
-table:
-  files: [log-*.csv]
-  file_format: csv
-  time: {column: time, unit: s}
-  label: clicked
-  categorical: [{column: ad, table_rows: 100}]
-"""
-
-LOG = b"time,clicked,ad\n1704070800,0,a\n1704074400,1,b\n"
+from tests.support.projects import CSV_LOG, CSV_YAML, ROOT, read_csv_files
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project whose log is one CSV file."""
     shutil.copytree(ROOT / "params", tmp_path / "params")
-    (tmp_path / "params/datasets/mine.yaml").write_text(LOG_YAML)
-    data = tmp_path / "params/data.yaml"
-    text = data.read_text().replace("dataset: synthetic", "dataset: mine")
-    data.write_text(text.replace("root: params/datasets", f"root: {tmp_path / 'logs'}"))
+    read_csv_files(tmp_path, tmp_path / "logs")
     (tmp_path / "logs").mkdir()
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -137,10 +122,10 @@ def test_a_log_behind_a_url_is_watched_and_ingested_where_it_has_changed(project
     store = fsspec.filesystem("memory")
     store.store.clear()
     (project / "params/datasets/mine.yaml").write_text(
-        LOG_YAML.replace("log-*.csv", '"memory://bucket/**/*.csv"')
+        CSV_YAML.replace("log-*.csv", '"memory://bucket/**/*.csv"')
     )
     states = [log_state()]  # a log that is not there yet
-    store.pipe("/bucket/day=1/log.csv", LOG)
+    store.pipe("/bucket/day=1/log.csv", CSV_LOG)
     states.append(log_state())
     assert log_state() == states[-1]
     settings = load_settings(project / "params/data.yaml", DataSettings)
@@ -149,9 +134,9 @@ def test_a_log_behind_a_url_is_watched_and_ingested_where_it_has_changed(project
     assert list(known) == ["/bucket/day=1/log.csv"]
     ingest_windows.fn()
     assert read_json(project / "data/windows/remote.json") == known
-    store.pipe("/bucket/day=2/log.csv", LOG)
+    store.pipe("/bucket/day=2/log.csv", CSV_LOG)
     states.append(log_state())
-    store.pipe("/bucket/day=2/log.csv", LOG + b"3,1,c\n")
+    store.pipe("/bucket/day=2/log.csv", CSV_LOG + b"3,1,c\n")
     states.append(log_state())
     assert len({str(state) for state in states}) == len(states)
     assert known.items() < remote_states(dataset, settings).items()
@@ -169,7 +154,7 @@ def test_state_changes_with_the_log_its_settings_and_the_windows(project: Path) 
     states.append(log_state())
     (project / "logs/log-2.csv").write_text("time,clicked,ad\n3,0,a\n")
     states.append(log_state())
-    (project / "params/datasets/mine.yaml").write_text(LOG_YAML.replace("100", "200"))
+    (project / "params/datasets/mine.yaml").write_text(CSV_YAML.replace("100", "200"))
     states.append(log_state())
     windows(project, 2)
     states.append(log_state())

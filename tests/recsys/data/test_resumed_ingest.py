@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
@@ -16,18 +15,11 @@ from recsys.data.ingest import ingest
 from recsys.data.settings import DatasetSettings, DataSettings
 from recsys.data.sources.runs import SortedRuns
 from tests.support.files import contents
+from tests.support.raw_logs import SHUFFLED_SECTION
 
 START_S, FILES, ROWS = 1_704_067_200, 4, 500
 SMALL = 6e-4  # of memory, in GiB: about ten blocks
-SECTION: dict[str, Any] = {
-    "files": ["log-*.csv"],
-    "file_format": "csv",
-    "time": {"column": "ts", "unit": "s"},
-    "label": "y",
-    "dense": ["price"],
-    "categorical": [{"column": name, "table_rows": "auto"} for name in ("user", "ad")],
-    "counters": [{"by": ["ad"], "bin_minutes": 60, "hours": [24]}],
-}
+SECTION = SHUFFLED_SECTION | {"files": ["log-*.csv"]}
 
 
 def write_log(root: Path, file_format: str = "csv", labels: tuple[int, int] = (0, 1)) -> None:

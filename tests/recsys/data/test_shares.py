@@ -16,17 +16,9 @@ from recsys.data.ingest import ingest
 from recsys.data.settings import DatasetSettings, DataSettings
 from recsys.data.sources.shares import Share, one_after_another
 from tests.support.files import contents
+from tests.support.raw_logs import SHUFFLED_SECTION as SECTION
 
 START_S, FILES, ROWS = 1_704_067_200, 5, 400
-SECTION: dict[str, Any] = {
-    "files": ["log-*"],
-    "file_format": "csv",
-    "time": {"column": "ts", "unit": "s"},
-    "label": "y",
-    "dense": ["price"],
-    "categorical": [{"column": name, "table_rows": "auto"} for name in ("user", "ad")],
-    "counters": [{"by": ["ad"], "bin_minutes": 60, "hours": [24]}],
-}
 UNTIMED = {name: value for name, value in SECTION.items() if name != "time"}
 
 
