@@ -43,7 +43,8 @@ COPIED = (
     "dvc.yaml",
 )
 RESULT_FILE = "mutants.jsonl"
-CPU_SECONDS, WALL_SECONDS = 60, 900
+CPU_SECONDS, WALL_SECONDS = 900, 3600  # of a package's tests; a mutant's may be endless
+SPARE_SECONDS = 30
 NONE_COLLECTED = 5  # pytest's exit status
 KILLED, SURVIVED, NO_TEST = "killed", "survived", "no test"
 QUICK, OF_RANKS = "not slow and not ranks", "ranks"
@@ -85,7 +86,9 @@ def main() -> None:
         free.put(copy_of_the_project(options.work / f"copy-{number}"))
     samples = [sample(package, options.sample, options.seed) for package in options.packages]
     warm_up()
-    runners = {package: measured(package, options.work) for package in options.packages}
+    runners, seconds = {}, {}
+    for package in options.packages:
+        runners[package], seconds[package] = measured(package, options.work)
 
     def one(mutant: Mutant) -> None:
         done = known.get(mutant)
@@ -93,7 +96,8 @@ def main() -> None:
             return
         copy = free.get()
         try:
-            found = verdict(mutant, copy, runners[mutant.package], options.ranks)
+            bound = seconds[mutant.package]
+            found = verdict(mutant, copy, runners[mutant.package], bound, options.ranks)
         finally:
             free.put(copy)
         with (options.work / RESULT_FILE).open("a") as file:
@@ -171,8 +175,9 @@ def _code(source: str) -> str:
     return ast.dump(tree)
 
 
-def measured(package: str, work: Path) -> Runners:
-    """Which tests of the package's mirrored folder run which lines, with no mutant there.
+def measured(package: str, work: Path) -> tuple[Runners, float]:
+    """Which tests of the package's mirrored folder run which lines, with no mutant there, and the
+    CPU seconds that all of them take.
 
     Raises:
         RuntimeError: they do not pass.
@@ -183,19 +188,22 @@ def measured(package: str, work: Path) -> Runners:
     os.environ["COVERAGE_FILE"] = str(data)
     try:
         options = ["--cov=recsys", "--cov-context=test", "--cov-report=", "--cov-fail-under=0"]
-        if tried(copy, [f"tests/recsys/{package}"], QUICK, options):
+        tests = [f"tests/recsys/{package}"]
+        status, seconds = tried(copy, tests, QUICK, options, CPU_SECONDS)
+        if status:
             raise RuntimeError(f"{copy}: the tests of {package} fail; see output.txt there")
     finally:
         del os.environ["COVERAGE_FILE"]
     read = CoverageData(str(data))
     read.read()
-    return {
+    runners = {
         Path(file).relative_to(copy).as_posix(): {
             line: {context.partition("::")[0] for context in contexts}
             for line, contexts in read.contexts_by_lineno(file).items()
         }
         for file in read.measured_files()
     }
+    return runners, seconds
 
 
 def tests_of(mutant: Mutant, runners: Runners) -> list[str]:
@@ -230,8 +238,12 @@ def tests_of_ranks(path: Path) -> list[str]:
     return [one.as_posix() for one in files if module.search(one.read_text())]
 
 
-def verdict(mutant: Mutant, copy: Path, runners: Runners, ranks: bool) -> str:
-    """Killed, survived, or without a test."""
+def verdict(mutant: Mutant, copy: Path, runners: Runners, seconds: float, ranks: bool) -> str:
+    """Killed, survived, or without a test.
+
+    Args:
+        seconds: CPU time of the package's tests without a mutant; one that takes longer is endless.
+    """
     target = copy / mutant.path
     whole = Path(mutant.path).read_text()
     target.write_text(mutated(mutant))
@@ -241,7 +253,9 @@ def verdict(mutant: Mutant, copy: Path, runners: Runners, ranks: bool) -> str:
     found = NO_TEST
     try:
         for tests, marks in asked:
-            status = tried(copy, tests, marks, ["-x"]) if tests else NONE_COLLECTED
+            status = NONE_COLLECTED
+            if tests:
+                status, _ = tried(copy, tests, marks, ["-x"], round(seconds) + SPARE_SECONDS)
             if status not in (0, NONE_COLLECTED):
                 return KILLED
             if status == 0:
@@ -251,28 +265,31 @@ def verdict(mutant: Mutant, copy: Path, runners: Runners, ranks: bool) -> str:
     return found
 
 
-def tried(copy: Path, tests: list[str], marks: str, options: list[str]) -> int:
-    """pytest's exit status in a forked process; its time is bounded."""
+def tried(
+    copy: Path, tests: list[str], marks: str, options: list[str], seconds: int
+) -> tuple[int, float]:
+    """pytest's exit status in a forked process with at most ``seconds`` of CPU time, and the CPU
+    seconds that it took."""
     child = os.fork()
     if not child:
-        _test(copy, [*tests, *options, "-m", marks])
+        _test(copy, [*tests, *options, "-m", marks], seconds)
     end = time.monotonic() + WALL_SECONDS
     while True:
-        ended, status = os.waitpid(child, os.WNOHANG)
+        ended, status, usage = os.wait4(child, os.WNOHANG)
         if ended:
-            return os.waitstatus_to_exitcode(status)
+            return os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
         if time.monotonic() > end:
             os.killpg(child, signal.SIGKILL)
         time.sleep(0.2)
 
 
-def _test(copy: Path, arguments: list[str]) -> None:
+def _test(copy: Path, arguments: list[str], seconds: int) -> None:
     import pytest
 
     try:
         os.setsid()
         os.chdir(copy)
-        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
         output = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)
