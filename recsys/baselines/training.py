@@ -1,7 +1,8 @@
 """Predict each window, then train on what became known in it, with every baseline."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,9 +29,10 @@ from recsys.progress import RowProgress
 ROWS_AT_ONCE = 16_384  # held in memory
 SCOPES: dict[BaselineName, tuple[str, ...]] = {
     "base_rate": ("own",),
-    "logistic": ("own", "all"),
-    "trees": ("own", "all"),
+    "logistic": ("all", "own"),
+    "trees": ("all", "own"),
 }
+COSTLIEST_FIRST: tuple[BaselineName, ...] = ("trees", "logistic", "base_rate")
 
 
 class Baseline(Protocol):
@@ -47,6 +49,25 @@ class Baseline(Protocol):
     def learn(self, window: Window) -> None:
         """Take in the examples whose labels have become known in ``window``."""
         ...
+
+
+@dataclass
+class Contender:
+    """A baseline in one scope.
+
+    Attributes:
+        folder: where its results go.
+        models: one per domain, or one for all.
+        history: metrics of each window so far.
+    """
+
+    folder: Path
+    models: list[Baseline]
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def path(self, window: Window) -> Path:
+        """The file of a window's predictions."""
+        return self.folder / PREDICTIONS_DIR / f"{window.name}.parquet"
 
 
 class BatchModel(Protocol):
@@ -76,33 +97,35 @@ def train_baselines(
     exist is only trained on, so a call continues one that was stopped or had fewer windows.
     """
     reader = WindowReader(windows_dir)
-    chosen: list[tuple[BaselineName, str]] = [
-        (name, scope)
-        for name in SCOPES
+    domains = range(len(reader.schema.domains))
+    contenders = [
+        Contender(
+            output_dir / name / scope,
+            [
+                make(name, reader, domain, settings)
+                for domain in (domains if scope == "own" else [None])
+            ],
+        )
+        for name in COSTLIEST_FIRST
         if name in settings.run
         for scope in SCOPES[name]
         if scope in scopes
     ]
-    domains = range(len(reader.schema.domains))
     rows = sum(window.rows for window in reader.windows)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a fixed order of sums; the batches are too small for more threads
     try:
-        with RowProgress("baselines", rows * len(chosen), counted="by every baseline") as progress:
-
-            def run(one: tuple[BaselineName, str]) -> None:
-                name, scope = one
-                models = [
-                    make(name, reader, domain, settings)
-                    for domain in (domains if scope == "own" else [None])
-                ]
-                _predict_then_learn(models, reader.windows, output_dir / name / scope, progress)
-
-            # Costliest first; LightGBM and torch release the interpreter for the others
-            with ThreadPoolExecutor(settings.parallel) as pool:
-                list(pool.map(run, reversed(chosen)))
+        with (
+            RowProgress("baselines", rows, counted="by every baseline") as progress,
+            ThreadPoolExecutor(settings.parallel) as pool,
+        ):
+            for window in reader.windows:
+                _predict_then_learn(contenders, window, pool)
+                progress.advance(window.rows)
     finally:
         torch.set_num_threads(threads)
+    for contender in contenders:
+        write_json(contender.folder / METRICS_FILE, {"windows": contender.history})
 
 
 def make(
@@ -153,24 +176,35 @@ class OnBatches:
 
 
 def _predict_then_learn(
-    models: Iterable[Baseline], windows: Iterable[Window], folder: Path, progress: RowProgress
+    contenders: Sequence[Contender], window: Window, pool: ThreadPoolExecutor
 ) -> None:
-    (folder / PREDICTIONS_DIR).mkdir(parents=True, exist_ok=True)
-    history: list[dict[str, Any]] = []
-    for window in windows:
-        path = folder / PREDICTIONS_DIR / f"{window.name}.parquet"
+    """Predict and train on a window with all models, the parts of a baseline side by side: LightGBM
+    and torch release the interpreter for the others."""
+    running = [
+        [pool.submit(_step, model, window, contender.path(window)) for model in contender.models]
+        for contender in contenders
+    ]
+    for contender, futures in zip(contenders, running, strict=True):
+        found = [future.result() for future in futures]
+        path = contender.path(window)
         if path.is_file():
             predictions = pl.read_parquet(path)
-            for model in models:
-                model.skip(window)
         else:
-            found = pl.concat([model.predict(window) for model in models])
-            predictions = found.sort("event_time", "example_id")
+            predictions = pl.concat(one for one in found if one is not None)
+            predictions = predictions.sort("event_time", "example_id")
+            path.parent.mkdir(parents=True, exist_ok=True)
             partial = partial_path(path)
             predictions.write_parquet(partial)
             publish_file(partial, path)
-        history.append({"window": window.name, **measure(predictions)})
-        for model in models:
-            model.learn(window)
-        progress.advance(window.rows)
-    write_json(folder / METRICS_FILE, {"windows": history})
+        contender.history.append({"window": window.name, **measure(predictions)})
+
+
+def _step(model: Baseline, window: Window, path: Path) -> pl.DataFrame | None:
+    """Predict a window, unless ``path`` holds its predictions, and train on it."""
+    predicted = None
+    if path.is_file():
+        model.skip(window)
+    else:
+        predicted = model.predict(window)
+    model.learn(window)
+    return predicted
