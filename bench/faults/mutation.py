@@ -7,9 +7,9 @@
 Cosmic Ray's operators make all mutants of each package; a seeded sample of them is tried, each in a
 copy of the project and a process forked from one that has imported the libraries. Only the tests of
 the mirrored folder that run the changed statement are asked, as a measurement of coverage says;
-then, with ``--ranks``, those there and in tests/distributed that name the module and start
-processes, which cannot be measured. Goes on where the last call stopped; ``--again`` asks anew
-about those that were not killed.
+then, with ``--ranks``, those there and in tests/distributed that start processes, which cannot be
+measured: first those that name the module. Goes on where the last call stopped; ``--again`` asks
+anew about those that were not killed.
 """
 
 import argparse
@@ -43,7 +43,7 @@ COPIED = (
     "dvc.yaml",
 )
 RESULT_FILE = "mutants.jsonl"
-CPU_SECONDS, WALL_SECONDS = 900, 3600  # of a package's tests; a mutant's may be endless
+CPU_SECONDS, WALL_SECONDS = 900, 900  # of a package's tests; a mutant's may be endless
 SPARE_SECONDS = 30
 NONE_COLLECTED = 5  # pytest's exit status
 KILLED, SURVIVED, NO_TEST = "killed", "survived", "no test"
@@ -231,11 +231,13 @@ def statement(tree: ast.AST, line: int) -> range:
 
 
 def tests_of_ranks(path: Path) -> list[str]:
-    """The test files of the mirrored folder and of tests/distributed that name the module."""
+    """The test files of the mirrored folder and of tests/distributed, first those that name the
+    module."""
     module = re.compile(rf"\b{re.escape('.'.join(path.with_suffix('').parts))}\b")
     folders = (Path("tests") / path.parent, Path("tests/distributed"))
     files = [one for folder in folders for one in sorted(folder.rglob("test_*.py"))]
-    return [one.as_posix() for one in files if module.search(one.read_text())]
+    files.sort(key=lambda one: module.search(one.read_text()) is None)
+    return [one.as_posix() for one in files]
 
 
 def verdict(mutant: Mutant, copy: Path, runners: Runners, seconds: float, ranks: bool) -> str:
@@ -247,15 +249,15 @@ def verdict(mutant: Mutant, copy: Path, runners: Runners, seconds: float, ranks:
     target = copy / mutant.path
     whole = Path(mutant.path).read_text()
     target.write_text(mutated(mutant))
-    asked = [(tests_of(mutant, runners), QUICK)]
+    asked = [(tests_of(mutant, runners), QUICK, round(seconds) + SPARE_SECONDS)]
     if ranks:
-        asked.append((tests_of_ranks(Path(mutant.path)), OF_RANKS))
+        asked.append((tests_of_ranks(Path(mutant.path)), OF_RANKS, CPU_SECONDS))
     found = NO_TEST
     try:
-        for tests, marks in asked:
+        for tests, marks, bound in asked:
             status = NONE_COLLECTED
             if tests:
-                status, _ = tried(copy, tests, marks, ["-x"], round(seconds) + SPARE_SECONDS)
+                status, _ = tried(copy, tests, marks, ["-x"], bound)
             if status not in (0, NONE_COLLECTED):
                 return KILLED
             if status == 0:
