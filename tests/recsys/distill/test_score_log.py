@@ -158,10 +158,12 @@ def test_score_without_a_mark_is_refused(tmp_path: Path) -> None:
 def test_record_of_a_snapshot_that_the_log_does_not_name_is_refused(tmp_path: Path) -> None:
     log = ScoreLog(tmp_path)
     log.describe(None, [snapshot()])
-    for scored in (records([1], snapshot="forged"), records([1], mark=90)):
-        scored.write_parquet(tmp_path / "w1.parquet")
-        with pytest.raises(InputError, match=r"is not one that .*log\.json names"):
-            ScoreLog(tmp_path).join(examples([1]), WINDOW)
+    good = records([1, 2])
+    for scored in (records([3], snapshot="forged"), records([3], mark=90)):
+        for whole in (scored, pl.concat([good, scored])):
+            whole.write_parquet(tmp_path / "w1.parquet")
+            with pytest.raises(InputError, match=r"is not one that .*log\.json names"):
+                ScoreLog(tmp_path).join(examples([3]), WINDOW)
 
 
 def test_missing_column_is_named(tmp_path: Path) -> None:

@@ -31,6 +31,10 @@ REFUSED = [
         "{device: cuda, table_optimizer: adam, table_sharding: {table_shop: data_parallel}}",
         r"key 'table_sharding': .*data_parallel of table_shop has no adam",
     ),
+    (
+        "{world_size: 4, ranks_per_host: 3}",
+        r"key 'ranks_per_host': .*world_size 4 is not a multiple of it",
+    ),
     ("host_memory_gb: 1", r"key 'host_memory_gb': .*is for device: cuda"),
     (
         f"{{device: cuda, hardware: {PARAMS}/hardware/cpu.yaml}}",

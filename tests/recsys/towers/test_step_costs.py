@@ -63,6 +63,22 @@ def test_one_host_sends_nothing_across(work: Work) -> None:
     assert step_time(work, Hosts(1, 4), slow) == step_time(work, Hosts(1, 4), CLUSTER)
 
 
+def test_the_volumes_of_a_tower_on_two_of_four_hosts_counted_by_hand() -> None:
+    """A rank has 1024 rows, 26 features of width 64 and a tower with 32 outputs; its group has two
+    ranks on each of two hosts, and it has one peer in the other group."""
+    work = replace(ALONE, output_width=32, tower_parameters=50_000, compact_ids=False)
+    moved = volumes(work, Hosts(4, 2, 2))
+    embeddings, outputs, pairs = 1024 * 26 * 64, 1024 * 32, 1024 * 26 * (8 + 8)
+    assert moved.ids_inside == pairs / 4  # one of the four ranks of its group shares its host
+    assert moved.ids_across == pairs / 2 + pairs / 2  # one peer; two of four are on the other host
+    assert moved.outputs_inside == embeddings * 8 / 4
+    assert moved.outputs_across == outputs * (2 + 2) / 2 + embeddings * 8 / 2
+    assert moved.tower_gradients == 2 * 3 / 4 * 50_000 / 2 * 4
+    # Five passes of the look-ups, eight of the shuffles and six of what crosses, in fp32
+    assert moved.copied == ((5 + 8) * embeddings + 6 * outputs) * 4
+    assert (moved.peers, moved.messages, moved.collectives) == (3, 5 * 1 + 4 * 2, 5 + 5 + 1)
+
+
 def test_one_rank_sends_nothing() -> None:
     moved = volumes(FLAT, Hosts(1, 1))
     sent = (
