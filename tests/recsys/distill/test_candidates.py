@@ -147,14 +147,18 @@ def test_a_student_with_candidates_is_the_one_trained_on_both_tables_put_togethe
     )
     job = TrainingJob(data_dir, settings, TRAIN, tmp_path / "out", scores_dir=scores_dir)
     train_students(job)
+
+    def of(folder: Path, arm: str, window: Window) -> pl.DataFrame:
+        return pl.read_parquet(folder / f"one/{arm}/seed-1/predictions/{window.name}.parquet")
+
     for window in WINDOWS:
-        name = f"one/{{}}/seed-1/predictions/{window.name}.parquet"
-        found = pl.read_parquet(students_dir / name.format("with"))
-        assert found.equals(pl.read_parquet(tmp_path / "out" / name.format("with")))
-        for arm in ("without", "wide"):
-            other = pl.read_parquet(students_dir / name.format(arm))
-            assert other.drop("logit").equals(found.drop("logit"))  # the log's rows alone
-    assert not pl.read_parquet(students_dir / name.format("without")).equals(found)
+        found = of(students_dir, "with", window)
+        assert found.equals(of(tmp_path / "out", "with", window))
+        for arm in ("without", "wide"):  # all predict the log's rows alone
+            assert of(students_dir, arm, window).drop("logit").equals(found.drop("logit"))
+    assert not of(students_dir, "without", WINDOWS[-1]).equals(
+        of(students_dir, "with", WINDOWS[-1])
+    )
 
 
 def test_without_candidates_students_are_those_of_a_log_without_them(
