@@ -97,13 +97,20 @@ def main(folder: Path) -> None:
     )
     train_students(TrainingJob(windows, settings, TRAIN, students, scores_dir=scores))
     judged = [window.name for window in Schema.load(windows).windows[FIRST_JUDGED:]]
-    logits: dict[str, list[np.ndarray]] = {}
-    for arm in ARMS:
-        for seed in SEEDS:
-            where = students / DOMAIN / arm / f"seed-{seed}" / "predictions"
-            frame = pl.concat(pl.read_parquet(where / f"{name}.parquet") for name in judged)
-            logits.setdefault(arm, []).append(frame["logit"].to_numpy().astype(np.float64))
-    labels, groups = frame["label"].to_numpy().astype(np.float64), frame["group"].to_numpy()
+    predicted = {
+        (arm, seed): pl.concat(
+            pl.read_parquet(students / f"{DOMAIN}/{arm}/seed-{seed}/predictions/{name}.parquet")
+            for name in judged
+        )
+        for arm in ARMS
+        for seed in SEEDS
+    }
+    logits = {
+        arm: [predicted[arm, seed]["logit"].to_numpy().astype(np.float64) for seed in SEEDS]
+        for arm in ARMS
+    }
+    rows = predicted["plain", SEEDS[0]]
+    labels, groups = rows["label"].to_numpy().astype(np.float64), rows["group"].to_numpy()
     print(f"{len(labels):,} judged rows, {int(labels.sum()):,} clicks")
     for first, second in COMPARED:
         one = compare(logits[first], logits[second], labels, groups, 1_000, 0.95, 0)[0]

@@ -50,7 +50,10 @@ SMALL = {
     "evaluate.bootstrap_samples": "50",
 }
 
-EXTERNAL = "{root: mine, files: [scores.parquet], score: p, scale: probability, learnt_until: window_start}"
+EXTERNAL = (
+    "{root: mine, files: [scores.parquet], score: p, scale: probability, "
+    "learnt_until: window_start}"
+)
 
 
 def rows(seed: int, count: int) -> pl.DataFrame:

@@ -173,3 +173,14 @@ def test_a_copy_of_the_log_as_candidates_is_encoded_as_the_log(
     alike = ["event_time", "domain", "group", *parts(windows).columns[6:]]
     assert {"user", "item", "history", "price", "item_age"} <= set(alike)
     assert parts(windows).select(alike).equals(parts(windows / CANDIDATES_DIR).select(alike))
+
+
+def test_candidates_need_a_log_with_times_and_labels() -> None:
+    table = TABLE | {"files": ["log.parquet"], "candidates": {"files": ["c.parquet"]}}
+    without = {name: value for name, value in table.items() if name != "label"}
+    for wrong in (
+        without | {"explode": {"shown": "shown", "item": "item", "clicked": "clicked"}},
+        {**table, "time": None, "row_clock": {"rows_per_window": 10, "start": "2024-01-01"}},
+    ):
+        with pytest.raises(ValueError, match="candidates need a log with time and label"):
+            DatasetSettings.model_validate({"format": "table", "table": wrong})

@@ -8,10 +8,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from recsys.config import InputError
 from recsys.data.loader import WindowReader
 from recsys.data.schema import CANDIDATES_DIR, Schema, Window
 from recsys.distill.augment_settings import AugmentSettings
 from recsys.distill.distillation_settings import DistillationSettings
+from recsys.distill.online_stream import StreamJob, advance
 from recsys.distill.score_log import ScoreLog
 from recsys.distill.scoring import ScoringJob, score_windows
 from recsys.distill.snapshots import SNAPSHOTS_DIR, LookAheadError, list_snapshots
@@ -217,3 +219,12 @@ def test_every_score_is_from_before_its_window(
     )
     with pytest.raises(LookAheadError):
         score(job.windows_dir, job.teacher_dir, tmp_path / "log")
+
+
+def test_a_stream_refuses_a_log_with_candidates(data_dir: Path, tmp_path: Path) -> None:
+    job = StreamJob(
+        data_dir, None, TEACHER, AugmentSettings(teacher="own"), SETTINGS, TRAIN, tmp_path / "work"
+    )
+    with pytest.raises(InputError, match="a stream does not score candidates") as refused:
+        advance(job, tmp_path / "output")
+    assert "\n" not in str(refused.value)
