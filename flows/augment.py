@@ -14,6 +14,7 @@ from tasks.augmentation import (
     combine_scores,
     plan_scores,
     publish_scores,
+    score_candidates,
     score_share,
 )
 from tasks.calling import call, is_tracked, run_flow
@@ -37,6 +38,7 @@ def augment() -> None:
         settings = load_settings(augment_settings_file(), AugmentSettings)
         if settings.uses_own:
             _score(settings)
+        call(score_candidates)
         if settings.teacher != "own":
             call(combine_scores)
         call(publish_scores)

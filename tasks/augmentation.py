@@ -2,14 +2,16 @@
 
 import json
 import multiprocessing
+import shutil
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefect import task
 
 from recsys.config import load_settings
-from recsys.data.schema import Schema, task_columns
+from recsys.data.schema import CANDIDATES_DIR, Schema, task_columns
 from recsys.distill.augment_settings import AugmentSettings
 from recsys.distill.student_settings import StudentsSettings
 from recsys.distill.withdrawn_settings import WithdrawnSettings
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from recsys.distill.scoring import ScoringJob, WindowPlan
 
 LOG_DIR = SCORES_WORK / "log"
+CANDIDATES_LOG = SCORES_WORK / "candidates_log"
 EXTERNAL_DIR = SCORES_WORK / "external"  # a separate log, so that the two kinds never mix
 
 
@@ -71,6 +74,31 @@ def score_share(share: "list[WindowPlan]") -> None:
         scored.result()
 
 
+@task(task_run_name="score candidates", tags=["scores"])
+def score_candidates() -> None:
+    """Score the log's candidates, if it has any, with the project's own teacher."""
+    from recsys.distill.scoring import plan_scoring, report_scores, score_part
+
+    own, windows = _job(), WINDOWS / CANDIDATES_DIR
+    if not windows.is_dir():
+        shutil.rmtree(CANDIDATES_LOG, ignore_errors=True)
+        return
+    if not own.settings.uses_own:
+        shutil.rmtree(CANDIDATES_LOG, ignore_errors=True)
+        print(
+            f"candidates: not scored; only the project's own teacher scores them, "
+            f"which teacher: {own.settings.teacher} does not use",
+            flush=True,
+        )
+        return
+    job = replace(
+        own, windows_dir=windows, log_dir=CANDIDATES_LOG, work_dir=SCORES_WORK / CANDIDATES_DIR
+    )
+    score_part(job, plan_scoring(job))
+    report = report_scores(windows, CANDIDATES_LOG, job.settings)
+    print(f"candidates: {report.scored:,} of {report.rows:,} have a score", flush=True)
+
+
 @task(task_run_name="combine the scores", tags=["scores"])
 def combine_scores() -> None:
     """Write the external scores that params/augment.yaml names to a separate log and describe them;
@@ -103,6 +131,8 @@ def publish_scores() -> None:
     report = report_scores(WINDOWS, log_dir, job.settings)
     with replacing(SCORES) as (output,):
         link_files(log_dir, output)
+        if CANDIDATES_LOG.is_dir():
+            link_files(CANDIDATES_LOG, output / CANDIDATES_DIR)
     students = load_settings(PARAMS / "students.yaml", StudentsSettings)
     # At least: a student that learns other domains' rows reads their scores too
     domains = [student.domain for student in students.students]

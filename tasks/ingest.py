@@ -85,7 +85,9 @@ def remote_states(dataset: DatasetSettings, settings: DataSettings) -> dict[str,
         InputError: there is no such file, or the store does not answer.
     """
     described = dataset.table or dataset.criteo
-    patterns = [] if described is None else described.files
+    patterns = [] if described is None else [*described.files]
+    if dataset.table is not None and dataset.table.candidates is not None:
+        patterns += dataset.table.candidates.files
     urls = [url for url in (url_of(one, settings.root) for one in patterns) if URL in url]
     if not urls:
         return {}

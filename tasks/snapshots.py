@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recsys.config import load_settings
-from recsys.data.schema import Schema
+from recsys.data.schema import CANDIDATES_DIR, Schema
 from recsys.distill.score_log import ScoreLog, check_snapshots_of_log
 from recsys.distill.snapshots import SNAPSHOTS_DIR, list_snapshots
 from recsys.distill.student_settings import StudentsSettings
@@ -89,6 +89,7 @@ def check_scores() -> None:
     if not TEACHER.exists():
         return
     withdrawn = load_settings(WITHDRAWN_FILE, WithdrawnSettings).hashes
-    check_snapshots_of_log(
-        ScoreLog(SCORES), list_snapshots(TEACHER / SNAPSHOTS_DIR), set(withdrawn)
-    )
+    snapshots = list_snapshots(TEACHER / SNAPSHOTS_DIR)
+    check_snapshots_of_log(ScoreLog(SCORES), snapshots, set(withdrawn))
+    if (SCORES / CANDIDATES_DIR).is_dir():
+        check_snapshots_of_log(ScoreLog(SCORES / CANDIDATES_DIR), snapshots, set(withdrawn))

@@ -19,6 +19,7 @@ from recsys.data.collisions import crowded, write_uses
 from recsys.data.drift import Drift, WindowCounts
 from recsys.data.encoding import dense_values
 from recsys.data.schema import (
+    CANDIDATES_DIR,
     MANIFEST_FILE,
     SCHEMA_FILE,
     WEIGHT,
@@ -35,7 +36,7 @@ from recsys.data.sources.shares import ReadShares, one_after_another
 from recsys.data.sources.table import table_source
 from recsys.data.standardise import Moments
 from recsys.data.synthetic import synthetic_source
-from recsys.files import UnreachableError
+from recsys.files import UnreachableError, file_hash
 from recsys.progress import RowProgress
 from recsys.units import MS_PER_HOUR
 
@@ -132,8 +133,11 @@ def _ingest(
             progress.note(order_shown(source.files))
         quarantine = _Quarantine(windows_dir)
         writer = _WindowWriter(source, settings, windows_dir, oracle_dir)
+        candidates = _CandidateWriter(writer) if source.has_candidates else None
         for chunk in source.chunks:
             quarantine.add(chunk.bad)
+            if candidates is not None and chunk.candidates is not None:
+                candidates.add(chunk.candidates)
             writer.add(chunk)
             balance.add(chunk)
             progress.advance(chunk.frame.height)
@@ -153,6 +157,8 @@ def _ingest(
                 "negative_rate: training and reports describe the log's rows, served "
                 "probabilities all rows"
             )
+        if candidates is not None:
+            notes.append(candidates.close())
         for note in [*notes, *writer.drift.notes, *writer.drift.unknown_lines()]:
             progress.note(note)
         if source.files:
@@ -182,6 +188,10 @@ def _ingest(
     )
     schema.save(windows_dir)
     _write_manifests(writer.done, encoder.hash, windows_dir)
+    if candidates is not None:
+        own = replace(schema, windows=[done.window for done in candidates.done])
+        own.save(candidates.folder)
+        _write_manifests(candidates.done, encoder.hash, candidates.folder)
     clicks = sum(done.clicks for done in writer.done)
     size = sum(path.stat().st_size for path in windows_dir.glob("*/part-*.parquet"))
     return IngestReport(
@@ -409,6 +419,60 @@ class _WindowWriter:
         self._done.quarantined, self._bad = self._bad, 0
         self.done.append(self._done)
         self._start, self._pending, self._oracle = None, [], None
+
+
+class _CandidateWriter:
+    """Writes candidates as parts of the log's windows, in a windows folder of their own; holds at
+    most one part and one chunk."""
+
+    def __init__(self, writer: _WindowWriter) -> None:
+        self.folder = writer.windows_dir / CANDIDATES_DIR
+        self.done: list[_Done] = []
+        self._log = writer
+        self._rows: dict[str, int] = {}
+        self._parts: dict[str, dict[str, str]] = {}
+        self._pending = pl.DataFrame()
+        self._name = ""
+        self.folder.mkdir()
+
+    def add(self, frame: pl.DataFrame) -> None:
+        """Write candidates in event time."""
+        log = self._log
+        since = frame["event_time"] - log.origin_ms
+        lows = since // log.window_ms * log.window_ms + log.origin_ms
+        for rows, low in lows.rle().struct.unnest().iter_rows():
+            if window_name(low) != self._name:
+                self._write()
+                self._name = window_name(low)
+            self._pending = pl.concat([self._pending, frame[:rows].select(log.columns)])
+            frame = frame[rows:]
+            while self._pending.height >= log.rows_per_part:
+                self._write(log.rows_per_part)
+
+    def _write(self, rows: int | None = None) -> None:
+        part = self._pending.head(rows) if rows is not None else self._pending
+        self._pending = self._pending[part.height :] if rows is not None else pl.DataFrame()
+        if part.is_empty():
+            return
+        parts = self._parts.setdefault(self._name, {})
+        path = self.folder / self._name / f"part-{len(parts):05d}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        part.write_parquet(path, compression="zstd", compression_level=1)
+        parts[path.name] = file_hash(path)
+        self._rows[self._name] = self._rows.get(self._name, 0) + part.height
+
+    def close(self) -> str:
+        """Take out those outside the log's windows; a line for the user."""
+        self._write()
+        for done in self._log.done:
+            window = replace(done.window, rows=self._rows.pop(done.window.name, 0))
+            (self.folder / window.name).mkdir(exist_ok=True)
+            self.done.append(_Done(window, 0, parts=self._parts.pop(window.name, {})))
+        for name in self._parts:
+            shutil.rmtree(self.folder / name)
+        kept, outside = sum(done.window.rows for done in self.done), sum(self._rows.values())
+        said = f", {outside:,} left out, as they lie in no window of the log" if outside else ""
+        return f"candidates: {kept:,} rows for the teacher to score{said}"
 
 
 class _Quarantine:

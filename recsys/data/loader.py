@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -14,7 +15,7 @@ from torchrec.streamable import Pipelineable
 
 from recsys.data.encoding import dense_values
 from recsys.data.rows import Rows
-from recsys.data.schema import WEIGHT, Schema, Window, task_columns, window_parts
+from recsys.data.schema import CANDIDATES_DIR, WEIGHT, Schema, Window, task_columns, window_parts
 
 META_COLUMNS = ["example_id", "event_time", "label_time", "domain", "group"]
 
@@ -183,9 +184,10 @@ class WindowReader:
         domain: int | None = None,
         scores: ScoreJoin | None = None,
         rows: Rows = "own",
+        candidates: ScoreJoin | None = None,
     ) -> Iterator[Batch]:
         """Batches of :meth:`label_examples`, in label time."""
-        examples = self.label_examples(window, domain, scores, rows)
+        examples = self.label_examples(window, domain, scores, rows, candidates)
         yield from self.batches(examples, batch_size, rank, world_size)
 
     def label_examples(
@@ -194,6 +196,7 @@ class WindowReader:
         domain: int | None = None,
         scores: ScoreJoin | None = None,
         rows: Rows = "own",
+        candidates: ScoreJoin | None = None,
     ) -> pl.DataFrame:
         """The examples whose label became known during ``window``, in label time.
 
@@ -201,6 +204,9 @@ class WindowReader:
         the end of the last one occurs exactly once. With ``rows`` other than ``own``, examples
         outside ``domain`` are included; with ``scores_elsewhere`` these have no labels, and those
         without a score are left out.
+
+        With ``candidates``, their scores, the candidates of ``window`` that have a score are
+        included, without labels; those outside ``domain`` only with ``rows`` other than ``own``.
 
         Raises:
             InputError: ``scores`` lacks a needed window, or is wrong.
@@ -218,6 +224,8 @@ class WindowReader:
             own = _of_domain(frame, domain if rows == "own" else None)
             frame = self._standardised(own, source)
             frames.append(frame if scores is None else scores.join(frame, source))
+        if candidates is not None:
+            frames.append(self._candidates(window, domain if rows == "own" else None, candidates))
         ordered = (
             pl.concat(frames).rename(self._names, strict=False).sort("label_time", "example_id")
         )
@@ -230,6 +238,29 @@ class WindowReader:
             assert scores is not None, "rows without labels and scores teach nothing"
             ordered = self._with_labels_of(ordered, domain)
         return ordered
+
+    def candidate_rows(self, window: Window) -> int:
+        """Number of candidates in ``window``."""
+        return sum(pq.read_metadata(one).num_rows for one in self._candidate_parts(window))
+
+    def _candidate_parts(self, window: Window) -> list[Path]:
+        return window_parts(self.windows_dir / CANDIDATES_DIR, window)
+
+    def _candidates(
+        self, window: Window, domain: int | None, candidates: ScoreJoin
+    ) -> pl.DataFrame:
+        """The window's candidates (of one domain, if given) that have a score."""
+        parts = [
+            _of_domain(pl.read_parquet(one, columns=self._columns), domain)
+            for one in self._candidate_parts(window)
+        ]
+        none = pl.read_parquet(self._parts(window)[0], columns=self._columns, n_rows=0)
+        frame = self._standardised(pl.concat([none, *parts]), window)
+        joined = candidates.join(frame, window)
+        unknown = pl.lit(float("nan"), dtype=pl.Float32)
+        return joined.filter(pl.col("staleness_ms").is_not_null()).with_columns(
+            unknown.alias(name) for name in self.labels
+        )
 
     def _with_labels_of(self, frame: pl.DataFrame, domain: int | None) -> pl.DataFrame:
         """``frame`` with labels for ``domain`` only, and without other domains' examples that have

@@ -14,6 +14,7 @@ from recsys.files import check_file, damaged, read_json
 SCHEMA_FILE = "schema.json"
 MANIFEST_FILE = "manifest.json"
 MAIN_TASK = "click"
+CANDIDATES_DIR = "candidates"  # in a windows folder: another one, of rows that were never shown
 WEIGHT = "weight"  # the column of row weights, if a log has them
 REMEDY = "towerflow ingest"
 

@@ -523,6 +523,20 @@ class JoinSettings(Settings):
         return self
 
 
+class CandidateSettings(Settings):
+    """A table of candidates: examples that were never shown and have no label. The teacher scores
+    them, and students may train on these scores; nothing else sees them.
+
+    Their files have the columns, format and types of the log's, without label columns (ignored if
+    present).
+
+    Attributes:
+        files: paths, patterns or URLs.
+    """
+
+    files: Annotated[list[str], Field(min_length=1)]
+
+
 class TableSettings(Settings):
     """Any CSV, TSV, JSON lines, Parquet or Arrow log, described column by column. Lists keep their
     order, by convention oldest to newest.
@@ -569,6 +583,7 @@ class TableSettings(Settings):
         sample_negatives: draws negatives for a log that has only clicks.
         counters: past-only statistics.
         history: a list feature of the user's last clicks.
+        candidates: examples that were never shown, to be scored by the teacher.
     """
 
     files: Annotated[list[str], Field(min_length=1)]
@@ -599,6 +614,7 @@ class TableSettings(Settings):
     sample_negatives: NegativeSettings | None = None
     counters: list[CounterSettings] = Field(default_factory=list)
     history: HistorySettings | None = None
+    candidates: CandidateSettings | None = None
 
     @property
     def label_columns(self) -> dict[str, LabelSettings]:
@@ -631,6 +647,11 @@ class TableSettings(Settings):
         ]
         if sum(given) != 1:
             raise ValueError("give exactly one of label, explode and sample_negatives")
+        if self.candidates is not None and (self.label is None or self.time is None):
+            raise ValueError(
+                "candidates need a log with time and label; they have no lists of shown items, no "
+                "sampled negatives and no row_clock"
+            )
         if not self.categorical and self.history is None:
             raise ValueError("categorical: give at least one column; models need at least one")
         if self.negative_rate is not None and (self.labels or self.sample_negatives is not None):

@@ -49,6 +49,9 @@ class DistillationSettings(Settings):
         rows: which examples the student trains on. own: its domain's; scores_elsewhere: also other
             domains' examples that have a score, without their labels; all: also other domains'
             examples with labels and scores; auto: whichever had the lowest NE on early windows.
+        candidates: whether the student also trains on the log's scored candidates, of its domain
+            with rows own, else of all; without effect if the log has none or the mode reads no
+            scores.
         head_layers: widths of the auxiliary head's hidden layers.
         loss_weight: w, the weight of the teacher's label.
         gradient_scale: beta, multiplies the gradient from a separate head into the backbone; shared
@@ -69,6 +72,7 @@ class DistillationSettings(Settings):
 
     mode: Annotated[str, AfterValidator(known_mode)] = "auxiliary"
     rows: Literal["own", "scores_elsewhere", "all", "auto"] = "own"
+    candidates: bool = True
     head_layers: list[PositiveInt] = Field(default=[32])
     loss_weight: float = Field(default=1.0, ge=0)
     gradient_scale: float = Field(default=3.0, ge=0)

@@ -19,6 +19,7 @@ from recsys.baselines.training import train_baselines
 from recsys.config import InputError
 from recsys.data.encoder import Encoder
 from recsys.data.schema import (
+    CANDIDATES_DIR,
     MANIFEST_FILE,
     SCHEMA_FILE,
     Schema,
@@ -155,6 +156,11 @@ def _check(job: StreamJob, schema: Schema) -> None:
         )
     if job.train.nodes.count > 1:
         raise InputError(f"{job.train.where('nodes.count')}: a stream runs on one machine; set 1")
+    if (job.windows_dir / CANDIDATES_DIR).is_dir():
+        raise InputError(
+            f"{job.windows_dir / CANDIDATES_DIR}: a stream does not score candidates; leave "
+            f"table.candidates out of the dataset"
+        )
     check_students(schema, job.students)
 
 

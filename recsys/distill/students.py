@@ -15,7 +15,7 @@ from recsys.config import InputError
 from recsys.data.encoder import Encoder
 from recsys.data.loader import WindowReader
 from recsys.data.rows import Rows
-from recsys.data.schema import Schema
+from recsys.data.schema import CANDIDATES_DIR, Schema
 from recsys.distill.adapter import StudentAdapter
 from recsys.distill.diagnostics import DistillationDiagnostics
 from recsys.distill.distillation_settings import DistillationSettings, overlaid
@@ -28,7 +28,7 @@ from recsys.distill.score_log import ScoreLog
 from recsys.distill.student_checks import check_students, tasks_of
 from recsys.distill.student_settings import AUTO, StudentSettings, StudentsSettings
 from recsys.distill.teacher import CHECKPOINT_KEYS, PLACEMENT_KEYS, model_size
-from recsys.distill.teacher_gate import GATE_FILE, GatedScores, in_words
+from recsys.distill.teacher_gate import GATE_FILE, GatedCandidates, GatedScores, in_words
 from recsys.distill.training_job import TrainingJob, resumable
 from recsys.files import PARTIAL_SUFFIX, fingerprint, folder_state, write_durably, write_json
 from recsys.models.factory import build_ranker
@@ -443,15 +443,19 @@ def _data(
     assert run.distillation.rows != AUTO, "rows are chosen before a run sees data"
     reader = WindowReader(job.windows_dir, tasks_of(run.student, schema), first_windows)
     domain = schema.domains.index(run.student.domain)
-    scores = None
+    scores = candidates = None
     if run.distillation.reads_scores:
         assert job.scores_dir is not None, "a mode that reads scores needs a log"
         scores = ScoreLog(job.scores_dir, reader.logits)
+        scored = job.scores_dir / CANDIDATES_DIR
+        if run.distillation.candidates and scored.is_dir():
+            candidates = ScoreLog(scored, reader.logits)
     choice = job.settings.batch_size
     size = job.train.global_batch_size if choice == AUTO_BATCH else choice
     rows = run.distillation.rows
     passes = job.settings.dense_passes
-    return DataView(reader, size, domain, scores, rows, choice == AUTO_BATCH, passes)
+    fits = choice == AUTO_BATCH
+    return DataView(reader, size, domain, scores, rows, fits, passes, candidates)
 
 
 def _train_run(
@@ -533,7 +537,10 @@ def _gated(run: Run, data: DataView, output_dir: Path) -> tuple[DataView, GatedS
     gate = GatedScores(
         data.scores, data.reader, output_dir, settings.gate_windows, settings.gate_deviations
     )
-    return replace(data, scores=gate), gate
+    candidates = data.candidates
+    if isinstance(candidates, ScoreLog):
+        candidates = GatedCandidates(candidates, gate)
+    return replace(data, scores=gate, candidates=candidates), gate
 
 
 def _engine(run: Run, data: DataView, train: TrainSettings) -> tuple[Engine, LossFunction]:

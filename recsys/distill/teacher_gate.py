@@ -67,7 +67,11 @@ class GatedScores:
 
     def join(self, frame: pl.DataFrame, window: Window) -> pl.DataFrame:
         """As :meth:`recsys.distill.score_log.ScoreLog.join`."""
-        joined = self._log.join(frame, window)
+        return self.gated(self._log, frame, window)
+
+    def gated(self, log: ScoreLog, frame: pl.DataFrame, window: Window) -> pl.DataFrame:
+        """As :meth:`join`, with the scores of ``log``."""
+        joined = log.join(frame, window)
         if self.verdict(window).teaches:
             return joined
         new = [name for name in joined.columns if name not in frame.columns]
@@ -115,6 +119,18 @@ class GatedScores:
         each = both[weight[0]].to_numpy() if weight else 1.0
         losses = [each * row_losses(both[name].to_numpy(), labels) for name in (score, logit)]
         return np.stack([both["label_time"].to_numpy().astype(np.float64), *losses])
+
+
+@dataclass(frozen=True)
+class GatedCandidates:
+    """The scores of candidates, left out in the windows in which ``gate`` leaves out the log's."""
+
+    log: ScoreLog
+    gate: GatedScores
+
+    def join(self, frame: pl.DataFrame, window: Window) -> pl.DataFrame:
+        """As :meth:`recsys.distill.score_log.ScoreLog.join`."""
+        return self.gate.gated(self.log, frame, window)
 
 
 def in_words(verdicts: list[dict[str, Any]]) -> str:

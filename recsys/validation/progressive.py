@@ -49,7 +49,8 @@ class DataView:
     that fits its rows (:func:`recsys.training.batch_size.fitting_batch`). The model predicts its
     domain and trains on ``rows``. For each window, the dense part trains in ``dense_passes``
     passes, in random order, on tables that have not seen it; then the tables train in one more
-    pass, in order of time. 0: one pass trains both.
+    pass, in order of time. 0: one pass trains both. ``candidates`` are the scores of candidates to
+    train on.
     """
 
     reader: WindowReader
@@ -59,6 +60,7 @@ class DataView:
     rows: Rows = "own"
     fits_windows: bool = False
     dense_passes: int = 0
+    candidates: ScoreJoin | None = None
 
     def batch_of(self, window: Window) -> int:
         """Examples per step when training on ``window``."""
@@ -87,11 +89,15 @@ class DataView:
         trained = predicted
         if self.rows != "own":
             trained = sum(window.rows for window in self.reader.windows)
+        if self.candidates is not None:
+            trained += sum(self.reader.candidate_rows(window) for window in self.reader.windows)
         return predicted + len(self.parts) * trained
 
     def taught(self, window: Window) -> pl.DataFrame:
         """The examples to train on in ``window``, in label time."""
-        return self.reader.label_examples(window, self.domain, self.scores, self.rows)
+        return self.reader.label_examples(
+            window, self.domain, self.scores, self.rows, self.candidates
+        )
 
 
 class WindowDiagnostics(Protocol):

@@ -30,6 +30,7 @@ class Chunk:
 
     ``read`` counts the rows of the log behind the chunk, ``dropped`` the rows left out by each
     named rule, and ``made`` the examples beyond one per row (negatives, elements of a list).
+    ``candidates`` are in the columns of a part, without labels, and not later than the next chunk.
     """
 
     frame: pl.DataFrame
@@ -38,6 +39,7 @@ class Chunk:
     read: int | None = None
     dropped: dict[str, int] = field(default_factory=dict)
     made: int = 0
+    candidates: pl.DataFrame | None = None
 
 
 @dataclass
@@ -50,6 +52,7 @@ class Source:
     user. ``rows_left`` counts rows of the log that were read and are not in a chunk yet.
     ``vocabularies`` names the categorical features with a vocabulary. ``negative_rates`` is the
     share of rows with label 0 that the log has kept, by domain; empty means all.
+    ``has_candidates`` says whether chunks may hold candidates.
     """
 
     dense: list[str]
@@ -68,3 +71,4 @@ class Source:
     vocabularies: list[str] = field(default_factory=list)
     negative_rates: list[float] = field(default_factory=list)
     weighted: bool = False
+    has_candidates: bool = False

@@ -56,8 +56,47 @@ def add_counters(
     return frame
 
 
-def _add(frame: pl.DataFrame, counter: CounterSettings, state: CounterState) -> pl.DataFrame:
-    bin_ms = round(counter.bin_minutes * MS_PER_MINUTE)
+def counters_of_candidates(
+    candidates: pl.DataFrame,
+    frame: pl.DataFrame,
+    counters: Sequence[CounterSettings],
+    states: Sequence[CounterState],
+) -> pl.DataFrame:
+    """``candidates`` with the features that rows of the log would have at their times; they are
+    counted nowhere.
+
+    Args:
+        candidates: rows later than those behind ``states`` and not later than the end of ``frame``,
+            or than the log if ``frame`` is empty.
+        frame: the log's rows that :func:`add_counters` takes next.
+    """
+    for counter, state in zip(counters, states, strict=True):
+        by = list(dict.fromkeys(counter.by))
+        _, examples, clicks, seen = _counted(frame, counter, state)
+        own = candidates.select(*by, (pl.col(EVENT_TIME) // _bin_ms(counter)).alias(BIN))
+        rows = own.join(seen, on=by, how="left", nulls_equal=True, maintain_order="left")
+        # A key that the log has not seen yet is new with this row
+        rows = rows.with_columns(
+            pl.col(KEY).cast(pl.Int64).fill_null(-1), pl.min_horizontal(FIRST, BIN).alias(FIRST)
+        )
+        features = _features(rows, examples, clicks, seen, counter)
+        candidates = candidates.with_columns(
+            feature.alias(name)
+            for name, feature in zip(counter_names(counter), features, strict=True)
+        )
+    return candidates
+
+
+def _bin_ms(counter: CounterSettings) -> int:
+    return round(counter.bin_minutes * MS_PER_MINUTE)
+
+
+def _counted(
+    frame: pl.DataFrame, counter: CounterSettings, state: CounterState
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """``frame``'s keys and bins; and, of its rows and those behind ``state``, the examples and
+    clicks per bin and when each key was first seen."""
+    bin_ms = _bin_ms(counter)
     by = list(dict.fromkeys(counter.by))
     keyed = frame.select(
         *by,
@@ -70,7 +109,12 @@ def _add(frame: pl.DataFrame, counter: CounterSettings, state: CounterState) -> 
     clicks = _bins(labelled, by, pl.col(LABEL).cast(pl.Float64).sum(), state.clicks)
     seen = keyed.select(*by, pl.col(BIN).alias(FIRST))
     seen = seen if state.first is None else pl.concat([state.first, seen])
-    seen = seen.group_by(by).agg(pl.col(FIRST).min()).with_row_index(KEY)
+    return keyed, examples, clicks, seen.group_by(by).agg(pl.col(FIRST).min()).with_row_index(KEY)
+
+
+def _add(frame: pl.DataFrame, counter: CounterSettings, state: CounterState) -> pl.DataFrame:
+    by = list(dict.fromkeys(counter.by))
+    keyed, examples, clicks, seen = _counted(frame, counter, state)
     rows = keyed.join(seen, on=by, how="left", nulls_equal=True, maintain_order="left")
     features = _features(rows, examples, clicks, seen, counter)
     if frame.height:

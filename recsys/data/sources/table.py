@@ -11,6 +11,7 @@ from recsys.data.names import EVENT_TIME, OWN
 from recsys.data.schema import window_name
 from recsys.data.settings import DataSettings, TableSettings
 from recsys.data.sources.base import EXAMPLE, Chunk, Source
+from recsys.data.sources.candidates import FOLDER, Candidates, without_labels
 from recsys.data.sources.counters import CounterState, add_counters, values_by_key
 from recsys.data.sources.examples import Examples, count_values, examples_of, used_columns
 from recsys.data.sources.files import resolve_files
@@ -67,6 +68,14 @@ def table_source(
         encoding = TableEncoding(settings, log.types, distinct, log.examples)
         counters = [CounterState() for _ in settings.counters]
     notes = tables.partial_columns()
+    history, candidates = HistoryState(), None
+    if settings.candidates is not None:
+        own = replace(joins, settings=without_labels(settings))
+        candidates = Candidates(
+            _candidate_log(own, data, folder), settings, encoding, history, counters
+        )
+        candidates.check(log.types, data.quarantine_limit)
+        notes += candidates.notes()
     if settings.label_time is not None and settings.attribution_window_s is None:
         notes.append(
             "label_time without attribution_window_s: positives and negatives become known at "
@@ -77,7 +86,7 @@ def table_source(
         dense=encoding.dense,
         categorical=encoding.categorical,
         domains=table_domains(settings),
-        chunks=_chunks(log, settings, data, encoding, counters, notes),
+        chunks=_chunks(log, settings, data, encoding, counters, notes, history, candidates),
         encoder=lambda: encoding.encoder(
             [
                 values_by_key(one, state, settings.null_values)
@@ -93,7 +102,18 @@ def table_source(
         vocabularies=encoding.vocabularies,
         negative_rates=rates,
         weighted=settings.weight is not None,
+        has_candidates=candidates is not None,
     )
+
+
+def _candidate_log(joins: Joins, data: DataSettings, folder: Path) -> Log:
+    """The first pass over the table of candidates, in a folder of its own."""
+    own = folder / FOLDER
+    own.mkdir(exist_ok=True)
+    files = resolve_files(joins.settings.files, data.root, own)
+    with one_line(files[0]):
+        tables = _open(joins.settings, files, own)
+        return first_pass(tables, joins, data, own, one_after_another)
 
 
 def _chunks(
@@ -103,22 +123,28 @@ def _chunks(
     encoding: TableEncoding,
     counters: list[CounterState],
     notes: list[str],
+    history: HistoryState,
+    candidates: Candidates | None,
 ) -> Iterator[Chunk]:
-    """The second pass; bad rows come first, and ``counters`` are brought up to date."""
-    history = HistoryState()
+    """The second pass; bad rows come first, and ``counters`` and ``history`` are brought up to
+    date."""
     first, unseen, kept = 0, 0, len(notes)
+    encoded = last = pl.DataFrame()
     window_ms = round(data.window_hours * MS_PER_HOUR)
     with one_line(log.files[0]):
         if encoding.vocabularies:
             _learn_first_window(log, settings, window_ms, encoding)
         for index, examples in enumerate(_all_examples(log, settings, data)):
             order = pl.int_range(first, first + pl.len(), dtype=pl.Int64).alias(EXAMPLE)
-            frame = add_counters(examples.frame.with_columns(order), settings.counters, counters)
+            frame = examples.frame.with_columns(order)
+            unshown = candidates.up_to(frame) if candidates is not None and frame.height else None
+            frame = add_counters(frame, settings.counters, counters)
             if settings.history is not None:
                 frame = add_history(
                     frame, settings.history, settings.null_values, encoding.history_use, history
                 )
-            encoded = _encoded(frame, encoding, window_ms)
+            last = frame.clear()
+            encoded, unshown = _encoded(frame, encoding, window_ms, unshown)
             first += frame.height
             if index == 0:
                 dropped = {"filter": log.filtered} if log.filtered else {}
@@ -130,7 +156,16 @@ def _chunks(
             if unseen:
                 text = "clicked items were not among those shown; they give no example"
                 notes[kept:] = [f"{unseen:,} {text}"]
-            yield Chunk(encoded, read=examples.rows, dropped=examples.dropped, made=examples.made)
+            yield Chunk(
+                encoded,
+                read=examples.rows,
+                dropped=examples.dropped,
+                made=examples.made,
+                candidates=unshown,
+            )
+        if candidates is not None:
+            unshown = candidates.up_to(last, is_end=True)
+            yield Chunk(encoded.clear(), read=0, candidates=encoding.candidates_part(unshown))
 
 
 def _learn_first_window(
@@ -146,16 +181,33 @@ def _learn_first_window(
             return
 
 
-def _encoded(frame: pl.DataFrame, encoding: TableEncoding, window_ms: int) -> pl.DataFrame:
-    """The columns of parts; window by window where that matters."""
+def _encoded(
+    frame: pl.DataFrame,
+    encoding: TableEncoding,
+    window_ms: int,
+    candidates: pl.DataFrame | None = None,
+) -> tuple[pl.DataFrame, pl.DataFrame | None]:
+    """The columns of parts for examples and candidates; window by window where that matters."""
     if not encoding.vocabularies or frame.is_empty():
-        return encoding.part(frame)
+        unshown = None if candidates is None else encoding.candidates_part(candidates)
+        return encoding.part(frame), unshown
     parts: list[pl.DataFrame] = []
+    unshown = []
     for rows, window in (frame[EVENT_TIME] // window_ms).rle().struct.unnest().iter_rows():
-        encoding.start_window(window_name(window * window_ms))
+        name = window_name(window * window_ms)
+        if candidates is not None:
+            if not encoding.has_started:
+                encoding.start_window(name)
+            # Those before this window are of the one before it, or of none
+            earlier = candidates.filter(pl.col(EVENT_TIME) < window * window_ms)
+            unshown.append(encoding.candidates_part(earlier))
+            candidates = candidates[earlier.height :]
+        encoding.start_window(name)
         parts.append(encoding.part(frame[:rows]))
         frame = frame[rows:]
-    return pl.concat(parts)
+    if candidates is not None:
+        unshown.append(encoding.candidates_part(candidates))
+    return pl.concat(parts), pl.concat(unshown) if unshown else None
 
 
 def _open(settings: TableSettings, files: list[Path], folder: Path) -> Tables:

@@ -259,6 +259,11 @@ class TableEncoding:
         """The features with a vocabulary, for which a row's window matters."""
         return list(self._growing)
 
+    @property
+    def has_started(self) -> bool:
+        """Whether :meth:`start_window` has been called."""
+        return self._window is not None
+
     def count(self, frame: pl.DataFrame) -> None:
         """Count the values of a window's examples for the vocabularies of later windows."""
         for one, growth in self._growing.values():
@@ -278,12 +283,29 @@ class TableEncoding:
 
     def part(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The columns of a part for examples in event time, with counters and ``own:history``."""
+        frame = self._with_history(frame)
+        self._look_at(frame)
+        part = self._own(frame).hstack(self._encoder.features(frame, uses=self._use_of))
+        if not self._is_first:  # the first window is counted already
+            self.count(frame)
+        return part
+
+    def candidates_part(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The columns of a part for candidates, which leave no trace in the encoder."""
+        frame = self._with_history(frame)
+        return self._own(frame).hstack(self._encoder.features(frame))
+
+    def _with_history(self, frame: pl.DataFrame) -> pl.DataFrame:
+        history = self._settings.history
+        if history is None:
+            return frame
+        return frame.with_columns(pl.col(HISTORY).alias(history.name))
+
+    def _own(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The columns of a part that are no features."""
         settings = self._settings
         group = frame[ROW] if settings.group is None else _group(frame[settings.group])
-        if settings.history is not None:
-            frame = frame.with_columns(pl.col(HISTORY).alias(settings.history.name))
-        self._look_at(frame)
-        own = frame.select(
+        return frame.select(
             pl.col(EXAMPLE).alias("example_id"),
             pl.col(EVENT_TIME).alias("event_time"),
             pl.col(LABEL_TIME).alias("label_time"),
@@ -299,10 +321,6 @@ class TableEncoding:
                 )
             ),
         )
-        part = own.hstack(self._encoder.features(frame, uses=self._use_of))
-        if not self._is_first:  # the first window is counted already
-            self.count(frame)
-        return part
 
     def encoder(self, counters: list[ValuesByKey]) -> Encoder:
         """The log's encoder once all windows are encoded: for rows after them, with ``counters`` of
