@@ -76,7 +76,7 @@ def test_the_volumes_of_a_tower_on_two_of_four_hosts_counted_by_hand() -> None:
     assert moved.tower_gradients == 2 * 3 / 4 * 50_000 / 2 * 4
     # Five passes of the look-ups, eight of the shuffles and six of what crosses, in fp32
     assert moved.copied == ((5 + 8) * embeddings + 6 * outputs) * 4
-    assert (moved.peers, moved.messages, moved.collectives) == (3, 5 * 1 + 4 * 2, 5 + 5 + 1)
+    assert (moved.peers, moved.messages, moved.collectives) == (3, 5 * 1 + 5 * 2, 5 + 6 + 1)
 
 
 def test_one_rank_sends_nothing() -> None:
