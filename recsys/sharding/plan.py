@@ -189,7 +189,7 @@ def _fixed_plan(
 
 def _check_kinds(tables: list[str], request: PlanRequest) -> None:
     settings = request.settings
-    check_table_names(settings, tables)
+    check_table_names(settings, "table_sharding", tables)
     for table in tables:
         kind = request.kind(table) or "table_wise"
         check_kind(settings, table, kind)

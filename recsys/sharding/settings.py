@@ -181,15 +181,14 @@ def _by_table(kinds: str | dict[str, Kind] | None) -> dict[str, Kind]:
     return {"every table": cast(Kind, kinds)} if kinds in SHARDINGS else {}
 
 
-def check_table_names(settings: ShardingSettings, tables: Sequence[str]) -> None:
-    """Check that ``table_sharding`` names only ``tables``.
+def check_table_names(settings: Settings, key: str, tables: Sequence[str]) -> None:
+    """Check that the dictionary ``key`` of ``settings`` names only ``tables``.
 
     Raises:
         InputError: it names another table.
     """
-    for table in settings.table_sharding:
+    for table in getattr(settings, key):
         if table not in tables:
             raise InputError(
-                f"{settings.where('table_sharding')}: no table {table!r}; "
-                f"{nearest_hint(table, tables)}"
+                f"{settings.where(key)}: no table {table!r}; {nearest_hint(table, tables)}"
             )

@@ -224,7 +224,7 @@ def _keep(ranker: Ranker, partition: Partition, own: set[int], pieces: list[Piec
 def _kinds_inside(ranker: Ranker, settings: TrainSettings) -> tuple[Kind, dict[str, Kind]]:
     """``sharding`` and ``table_sharding``, translated to the ranks of a tower."""
     tables = [config.name for config in ranker.embeddings.embedding_bag_configs()]
-    check_table_names(settings, tables)
+    check_table_names(settings, "table_sharding", tables)
     check_kinds_inside(settings)
     fixed: dict[str, Kind] = {
         table: KINDS_INSIDE[kind] for table, kind in settings.table_sharding.items()

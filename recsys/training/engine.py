@@ -23,6 +23,7 @@ from recsys.models.partition_file import Partition
 from recsys.models.peers import Peers
 from recsys.models.ranker import SERVING
 from recsys.models.sequences import RankerBagConfig
+from recsys.models.slices import Piece
 from recsys.sharding.communication import average_gradients, shard_width, wire_codecs
 from recsys.sharding.hosts import hosts_of
 from recsys.sharding.plan import (
@@ -35,6 +36,7 @@ from recsys.sharding.plan import (
     plan_rows,
 )
 from recsys.sharding.pooling import sum_split_rows
+from recsys.sharding.settings import check_table_names
 from recsys.training.checkpoints import load_checkpoint, save_checkpoint
 from recsys.training.memory import LARGE_BLOCK, map_large_blocks, mapped_blocks
 from recsys.training.non_finite import NonFiniteGuard
@@ -47,6 +49,7 @@ from recsys.training.optimizers import (
     replicated_table_optimizer,
     set_rates,
     table_optimizer,
+    table_rates,
     tensors,
 )
 from recsys.training.precision import computes_in_bf16
@@ -140,8 +143,11 @@ class Engine:
             if settings.table_memory == "file"
             else None
         )
+        names = [name for one in bag_collections(model).values() for name in one.embedding_bags]
+        whole = [Piece.parse(name).feature for name in names]
+        check_table_names(settings, "table_rate_factors", list(dict.fromkeys(whole)))
         self._towers = None
-        if transform is not None:
+        if transform is not None:  # it keeps only this host's tables
             assert partition is not None, "a transform needs the towers of a partition"
             self._towers = transform(model, partition, settings, self._guard.overflows)
         set_table_precision(model, settings)
@@ -172,8 +178,13 @@ class Engine:
         self._replicated_optimizer = None
         if self._replicated:
             self._replicated_optimizer = replicated_table_optimizer(
-                list(self._replicated.values()), settings
+                {name.split(".")[-2]: table for name, table in self._replicated.items()}, settings
             )
+        self._table_optimizers = [
+            (one, table_rates(one, settings))
+            for one in (self._replicated_optimizer, self._model.fused_optimizer)
+            if one is not None
+        ]
         self.checks_late = self.device.type == "cuda"
         self._rates_are_constant = is_constant(settings.schedule)
         self._counts = torch.zeros(2, dtype=torch.int64)  # optimiser steps and skipped batches
@@ -456,10 +467,9 @@ class Engine:
         if self._rates_are_constant:
             return
         factor = rate_factor(self.steps, self.settings.schedule)
-        set_rates(self._dense_optimizer, factor * self.settings.dense_learning_rate)
-        if self._replicated_optimizer is not None:
-            set_rates(self._replicated_optimizer, factor * self.settings.table_learning_rate)
-        set_rates(self._model.fused_optimizer, factor * self.settings.table_learning_rate)
+        set_rates(self._dense_optimizer, [factor * self.settings.dense_learning_rate])
+        for optimizer, rates in self._table_optimizers:
+            set_rates(optimizer, [factor * rate for rate in rates])
         self._model.fused_optimizer.zero_grad()  # passes the rate to the kernels
 
     def _shard(
@@ -520,9 +530,11 @@ class Engine:
     def _set_table_optimizer(self, model: nn.Module) -> None:
         optimizer = table_optimizer(self.settings)
         for module in bag_collections(model).values():
-            apply_optimizer_in_backward(
-                optimizer, module.parameters(), {"lr": self.settings.table_learning_rate}
-            )
+            for table, bag in module.embedding_bags.items():
+                # Tables of one rate share a kernel
+                apply_optimizer_in_backward(
+                    optimizer, bag.parameters(), {"lr": self.settings.rate_of(table)}
+                )
 
     @torch.no_grad()
     def _write_tables(self, tables: dict[str, EmbeddingBagConfig], seed: int) -> None:

@@ -1,7 +1,7 @@
 """Optimisers for the dense part and the tables, and learning rates over the steps."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -94,10 +94,13 @@ def tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def replicated_table_optimizer(
-    tables: list[nn.Parameter], settings: TrainSettings
+    tables: Mapping[str, nn.Parameter], settings: TrainSettings
 ) -> torch.optim.Optimizer:
     """The same computation as FBGEMM's kernel, for tables that every rank holds in full, with a
     dense gradient.
+
+    Args:
+        tables: weights by table name.
 
     Raises:
         InputError: the optimiser is adam, which treats rows outside a batch differently when dense.
@@ -107,18 +110,20 @@ def replicated_table_optimizer(
             f"{settings.where('table_optimizer')}: {settings.table_optimizer} has no data_parallel "
             f"form; use another kind"
         )
-    rate = settings.table_learning_rate
+    by_rate: dict[float, list[nn.Parameter]] = {}
+    for table, weights in tables.items():
+        by_rate.setdefault(settings.rate_of(table), []).append(weights)
+    groups: list[Any] = [{"params": weights, "lr": rate} for rate, weights in by_rate.items()]
     if settings.table_optimizer == "sgd":
-        return torch.optim.SGD(tables, lr=rate)
+        return torch.optim.SGD(groups)
     options: dict[str, Any] = {
-        "lr": rate,
         "eps": FBGEMM_EPSILON,
         "initial_accumulator_value": first_sum(settings),
     }
     if settings.table_optimizer == "rowwise_adagrad":
-        return BlockwiseAdagrad(tables, **options)
+        return BlockwiseAdagrad(groups, **options)
     # The fused step needs no second copy of a table in memory; it does not exist on GPUs
-    return torch.optim.Adagrad(tables, fused=settings.device == "cpu", **options)
+    return torch.optim.Adagrad(groups, fused=settings.device == "cpu", **options)
 
 
 def first_sum(settings: TrainSettings) -> float:
@@ -153,7 +158,18 @@ def is_constant(schedule: ScheduleSettings) -> bool:
     )
 
 
-def set_rates(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set this learning rate for every parameter of ``optimizer``."""
-    for group in optimizer.param_groups:
+def table_rates(optimizer: torch.optim.Optimizer, settings: TrainSettings) -> list[float]:
+    """The learning rate of each of the groups of an optimiser of tables, before the schedule.
+
+    Kernels hold theirs in float32; the number in the settings is exact.
+    """
+    known = {settings.rate_of(table) for table in ("", *settings.table_rate_factors)}
+    return [
+        min(known, key=lambda rate: abs(rate - group["lr"])) for group in optimizer.param_groups
+    ]
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> None:
+    """Set the learning rate of each group of ``optimizer``."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate

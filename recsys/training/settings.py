@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from recsys.config import Settings, nearest_hint
+from recsys.models.slices import Piece
 from recsys.sharding.settings import ShardingSettings
 from recsys.training.launch_settings import LaunchSettings
 
@@ -70,6 +71,8 @@ class TrainSettings(LaunchSettings, ShardingSettings):
 
     Attributes:
         table_learning_rate: learning rate of the embedding tables.
+        table_rate_factors: factors of single tables' rates, by table name. They hold for a table's
+            slices and for its first-order weights, which are a column of it.
         initial_accumulator: initial value of AdaGrad's sums for the tables, in terms of gradients
             summed over a batch's examples, so that it does not depend on the batch size. At 0, the
             first gradient of a rare id moves it by the full learning rate, however small the
@@ -96,6 +99,7 @@ class TrainSettings(LaunchSettings, ShardingSettings):
     """
 
     table_learning_rate: PositiveFloat = 0.1
+    table_rate_factors: dict[str, PositiveFloat] = Field(default_factory=dict)
     initial_accumulator: NonNegativeFloat = 1.0
     dense_learning_rate: PositiveFloat = 0.001
     dense_optimizer: str = "adam"
@@ -132,6 +136,12 @@ class TrainSettings(LaunchSettings, ShardingSettings):
                         f"{nearest_hint(name, valid)}"
                     )
         return options
+
+    def rate_of(self, table: str) -> float:
+        """The learning rate of a table, before ``schedule``."""
+        return self.table_learning_rate * self.table_rate_factors.get(
+            Piece.parse(table).feature, 1.0
+        )
 
 
 def optimizer_arguments(name: str) -> list[str]:

@@ -49,6 +49,14 @@ IN_PARTS = {
     f"{case} in parts": CASES[case]
     for case in [*(f"{kind}-sgd" for kind in KINDS), "mixed-adagrad", "row_wise-rowwise_adagrad"]
 }
+FACTORS = {"table_shop": 0.5, "table_color": 3.0}
+WITH_FACTORS = {
+    f"{case} with factors": {**CASES[case], "table_rate_factors": FACTORS}
+    for case in [
+        *(f"{kind}-adagrad" for kind in KINDS),
+        *("mixed-adagrad", "data_parallel-sgd", "row_wise-rowwise_adagrad"),
+    ]
+}
 DYADIC_SIZES = [8, 4, 2]  # on 4 ranks two have no row of the last one
 
 
@@ -72,7 +80,7 @@ def train_all(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 @cache
 def trained(world_size: int, run: int = 0) -> dict[str, dict[str, Any]]:
     """Results of CASES; each ``run`` is a launch of its own."""
-    return run_on_ranks(train_all, (CASES | IN_PARTS,), world_size, 1)[0]
+    return run_on_ranks(train_all, (CASES | IN_PARTS | WITH_FACTORS,), world_size, 1)[0]
 
 
 def parts_of(case: str) -> list[Part]:
@@ -80,11 +88,15 @@ def parts_of(case: str) -> list[Part]:
 
 
 @cache
-def reference(table_optimizer: str, in_parts: bool = False) -> dict[str, Tensor]:
+def reference(
+    table_optimizer: str, in_parts: bool = False, with_factors: bool = False
+) -> dict[str, Tensor]:
     """The same training in one process, without TorchRec's sharding or FBGEMM."""
     settings = train_settings(1)
     ranker = build_ranker(SCHEMA, MODEL, None, SEED)
     tables = [p for n, p in ranker.named_parameters() if n.startswith("embeddings.")]
+    names = [n.split(".")[-2] for n, _ in ranker.named_parameters() if n.startswith("embeddings.")]
+    rates = [FACTORS.get(name, 1.0) * 0.1 if with_factors else 0.1 for name in names]
     dense = [p for n, p in ranker.named_parameters() if not n.startswith("embeddings.")]
     start = settings.initial_accumulator / settings.global_batch_size**2
     sums = [torch.full_like(table, start) for table in tables]
@@ -99,10 +111,12 @@ def reference(table_optimizer: str, in_parts: bool = False) -> dict[str, Tensor]
             for parameter, gradient in zip(dense, gradients[len(tables) :], strict=True):
                 if part != "tables":
                     parameter -= settings.dense_learning_rate * gradient
-            for table, total, gradient in zip(tables, sums, gradients[: len(tables)], strict=True):
-                if part == "dense":
-                    continue
-                table -= settings.table_learning_rate * table_step(table_optimizer, total, gradient)
+            if part == "dense":
+                continue
+            for table, total, rate, gradient in zip(
+                tables, sums, rates, gradients[: len(tables)], strict=True
+            ):
+                table -= rate * table_step(table_optimizer, total, gradient)
     return {name: value.detach() for name, value in ranker.state_dict().items()}
 
 
@@ -116,10 +130,11 @@ def table_step(table_optimizer: str, total: Tensor, gradient: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-@pytest.mark.parametrize("case", CASES | IN_PARTS)
+@pytest.mark.parametrize("case", CASES | IN_PARTS | WITH_FACTORS)
 def test_weights_equal_plain_pytorch(case: str, world_size: int) -> None:
     state = trained(world_size)[case]["state"]
-    expected = reference(case.split("-")[1].removesuffix(" in parts"), case in IN_PARTS)
+    optimizer = case.split("-")[1].split()[0]
+    expected = reference(optimizer, case in IN_PARTS, case in WITH_FACTORS)
     assert state.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(state[name], value, rtol=0, atol=TOLERANCE, msg=name)
@@ -313,6 +328,9 @@ def test_split_columns_with_rowwise_adagrad_are_refused(kind: str) -> None:
 def test_other_refusals() -> None:
     with pytest.raises(InputError, match=r"no table 'table_shp'; did you mean 'table_shop'\?$"):
         run_on_ranks(build, (train_settings(1, table_sharding={"table_shp": "row_wise"}),), 1, 1)
+    message = r"key 'table_rate_factors': no table 'table_shp'; did you mean 'table_shop'\?$"
+    with pytest.raises(InputError, match=message):
+        run_on_ranks(build, (train_settings(1, table_rate_factors={"table_shp": 2.0}),), 1, 1)
     with pytest.raises(InputError, match="memory_gb"):
         run_on_ranks(build, (train_settings(1, sharding="data_parallel", memory_gb=1e-6),), 1, 1)
 

@@ -60,6 +60,11 @@ CASES: dict[str, dict[str, Any]] = {
         "table_optimizer": "adagrad",
         "table_sharding": {"table_user": "column_wise", "table_tags": "row_wise"},
     },
+    "factors": {
+        "table_optimizer": "adagrad",
+        "sharding": "row_wise",
+        "table_rate_factors": {"table_user": 0.3, "table_tags": 3.0},
+    },
     "rowwise_adagrad": {"table_optimizer": "rowwise_adagrad", "sharding": "table_row_wise"},
     "clipped": {"table_optimizer": "sgd", "dense_clip_norm": 0.02},
 }

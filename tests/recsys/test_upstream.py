@@ -157,7 +157,7 @@ def test_zero_grad_of_the_fused_optimizer_hands_the_kernels_their_rate(
     model = sharded_model(group, replicated=False)
     (kernel,) = kernels(model)
     before = weights_of(kernel).clone()
-    set_rates(cast(torch.optim.Optimizer, model.fused_optimizer), 0.0)
+    set_rates(cast(torch.optim.Optimizer, model.fused_optimizer), [0.0])
     model.fused_optimizer.zero_grad()
     train(model)
     broken = "TorchRec's zero_grad of the fused optimiser no longer sets the kernels' learning rate"

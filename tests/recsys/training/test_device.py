@@ -52,7 +52,7 @@ def test_adam_for_tables_needs_a_gpu_and_sharded_tables() -> None:
     with pytest.raises(
         InputError, match=r"^TrainSettings: key 'table_optimizer': adam has no data_parallel form"
     ):
-        replicated_table_optimizer([nn.Parameter(torch.zeros(2, 4))], settings)
+        replicated_table_optimizer({"table": nn.Parameter(torch.zeros(2, 4))}, settings)
 
 
 def test_device_is_cpu_or_cuda(tmp_path: Path) -> None:

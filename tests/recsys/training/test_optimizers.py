@@ -46,7 +46,7 @@ def reference(
     for step, factor in zip(range(STEPS), factors, strict=True):
         for optimizer, rate in (
             (dense, settings.dense_learning_rate),
-            (tables, settings.table_learning_rate),
+            (tables, settings.rate_of("table_a")),
         ):
             optimizer.param_groups[0]["lr"] = rate * factor
             optimizer.zero_grad()
@@ -93,9 +93,12 @@ def test_options_reach_the_optimizer() -> None:
     )
 
 
+@pytest.mark.parametrize("own", [{}, {"table_a": 0.3}])
 @pytest.mark.parametrize("sharding", ["table_wise", "data_parallel"])
-def test_warm_up_and_decay_reach_dense_and_tables(sharding: str) -> None:
-    settings = train_settings(dense_optimizer="adam", schedule=SCHEDULE, sharding=sharding)
+def test_warm_up_and_decay_reach_dense_and_tables(sharding: str, own: dict[str, float]) -> None:
+    settings = train_settings(
+        dense_optimizer="adam", schedule=SCHEDULE, sharding=sharding, table_rate_factors=own
+    )
     factors = [0.5, 1.0, 1.0, 0.1 + 0.9 * 0.75, 0.1 + 0.9 * 0.25, 0.1]
     assert_same(run_on_ranks(train, (settings,), 1, 1)[0], reference(settings, factors))
 
