@@ -76,6 +76,9 @@ COMMANDS: dict[str, tuple[Command, ...]] = {
             "recsys.commands.describe",
             needs_project=False,
         ),
+        Command(
+            "crosses", "choose pairs of columns by their gain on early windows", "flows.crosses"
+        ),
         Command("tune", "search for better settings on early windows, write params/", "flows.tune"),
     ),
     "before you train": (

@@ -33,6 +33,7 @@ RUN_BY = {
     "towerflow stream": ("tests/test_stream.py", '"flows.stream", *options'),
     "towerflow snapshots": ("tests/recsys/distill/test_withdrawals.py", "withdraw("),
     "towerflow describe": ("tests/recsys/data/describe/test_describe.py", 'main(["describe"'),
+    "towerflow crosses": ("tests/tasks/test_crosses.py", 'main(["crosses"'),
     "towerflow tune": ("tests/tasks/test_tuning.py", 'main(["tune"'),
     "towerflow plan": ("tests/flows/test_towerflow.py", 'main(["plan"'),
     "towerflow advise": ("tests/flows/test_towerflow.py", 'main(["advise"'),

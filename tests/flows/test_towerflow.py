@@ -47,7 +47,7 @@ def test_help_has_a_line_for_each_subcommand_in_the_order_in_which_a_person_meet
         "run",
         *("ingest", "baselines", "partition", "teacher", "augment", "students"),
         *("evaluate", "register", "compare", "serve", "score"),
-        *("stream", "snapshots", "describe", "tune", "plan", "advise", "calibrate"),
+        *("stream", "snapshots", "describe", "crosses", "tune", "plan", "advise", "calibrate"),
         *("deployments", "ui"),
         "-h,",
         "--version",
