@@ -68,7 +68,8 @@ def check_settings_and_data() -> None:
     schema = Schema.load(WINDOWS)
     check_evaluated(project.evaluate, len(schema.windows))
     tables = [TABLE_PREFIX + feature.name for feature in schema.categorical]
-    check_table_names(project.train, tables)
+    for key in ("table_sharding", "table_rate_factors"):
+        check_table_names(project.train, key, tables)
     check_sequences(schema, project.towers.partition.probe_model)
     check_teacher_data(schema, project.teacher)
     check_students(schema, project.students)

@@ -143,6 +143,10 @@ def test_settings_that_contradict_each_other(
             r"params/train.yaml: key 'table_sharding': no table 'table_usr'; .*'table_user'",
         ),
         (
+            {"train.table_rate_factors.table_usr": "0.5"},
+            r"params/train.yaml: key 'table_rate_factors': no table 'table_usr'; .*'table_user'",
+        ),
+        (
             {"evaluate.first_evaluation_window": "6"},
             r"params/evaluate.yaml: key 'first_evaluation_window': .*number of windows 6, got 6",
         ),
