@@ -42,7 +42,7 @@ COPIED = (
     "pyproject.toml",
     "dvc.yaml",
 )
-RESULT_FILE = "mutants.jsonl"
+RESULT_FILE, OUTPUT_FILE = "mutants.jsonl", "output.txt"
 CPU_SECONDS, WALL_SECONDS = 900, 900  # of a package's tests; a mutant's may be endless
 SPARE_SECONDS = 30
 NONE_COLLECTED = 5  # pytest's exit status
@@ -86,6 +86,7 @@ def main() -> None:
         free.put(copy_of_the_project(options.work / f"copy-{number}"))
     samples = [sample(package, options.sample, options.seed) for package in options.packages]
     warm_up()
+    broken = failing(copy_of_the_project(options.work / "measured")) if options.ranks else []
     runners, seconds = {}, {}
     for package in options.packages:
         runners[package], seconds[package] = measured(package, options.work)
@@ -97,7 +98,8 @@ def main() -> None:
         copy = free.get()
         try:
             bound = seconds[mutant.package]
-            found = verdict(mutant, copy, runners[mutant.package], bound, options.ranks)
+            tests = tests_of_ranks(Path(mutant.path)) if options.ranks else []
+            found = verdict(mutant, copy, runners[mutant.package], bound, tests, broken)
         finally:
             free.put(copy)
         with (options.work / RESULT_FILE).open("a") as file:
@@ -191,7 +193,7 @@ def measured(package: str, work: Path) -> tuple[Runners, float]:
         tests = [f"tests/recsys/{package}"]
         status, seconds = tried(copy, tests, QUICK, options, CPU_SECONDS)
         if status:
-            raise RuntimeError(f"{copy}: the tests of {package} fail; see output.txt there")
+            raise RuntimeError(f"{copy}: the tests of {package} fail; see {OUTPUT_FILE} there")
     finally:
         del os.environ["COVERAGE_FILE"]
     read = CoverageData(str(data))
@@ -240,24 +242,40 @@ def tests_of_ranks(path: Path) -> list[str]:
     return [one.as_posix() for one in files]
 
 
-def verdict(mutant: Mutant, copy: Path, runners: Runners, seconds: float, ranks: bool) -> str:
+def failing(copy: Path) -> list[str]:
+    """Tests of ranks that fail here without a mutant, such as those that need a main module."""
+    tried(copy, ["tests/distributed"], OF_RANKS, [], CPU_SECONDS)
+    return re.findall(r"^(?:FAILED|ERROR) (\S+)", (copy / OUTPUT_FILE).read_text(), re.MULTILINE)
+
+
+def verdict(
+    mutant: Mutant,
+    copy: Path,
+    runners: Runners,
+    seconds: float,
+    of_ranks: list[str],
+    broken: list[str],
+) -> str:
     """Killed, survived, or without a test.
 
     Args:
         seconds: CPU time of the package's tests without a mutant; one that takes longer is endless.
+        of_ranks: files whose tests of ranks are asked too, but for the ``broken`` ones.
     """
     target = copy / mutant.path
     whole = Path(mutant.path).read_text()
     target.write_text(mutated(mutant))
-    asked = [(tests_of(mutant, runners), QUICK, round(seconds) + SPARE_SECONDS)]
-    if ranks:
-        asked.append((tests_of_ranks(Path(mutant.path)), OF_RANKS, CPU_SECONDS))
+    asked = [
+        (tests_of(mutant, runners), QUICK, round(seconds) + SPARE_SECONDS),
+        (of_ranks, OF_RANKS, CPU_SECONDS),
+    ]
     found = NO_TEST
     try:
         for tests, marks, bound in asked:
             status = NONE_COLLECTED
             if tests:
-                status, _ = tried(copy, tests, marks, ["-x"], bound)
+                options = ["-x", *(f"--deselect={one}" for one in broken)]
+                status, _ = tried(copy, tests, marks, options, bound)
             if status not in (0, NONE_COLLECTED):
                 return KILLED
             if status == 0:
@@ -292,7 +310,7 @@ def _test(copy: Path, arguments: list[str], seconds: int) -> None:
         os.setsid()
         os.chdir(copy)
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-        output = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        output = os.open(OUTPUT_FILE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.environ["PYTHONPATH"] = str(copy)
