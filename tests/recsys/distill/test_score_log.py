@@ -163,7 +163,7 @@ def test_record_of_a_snapshot_that_the_log_does_not_name_is_refused(tmp_path: Pa
         for whole in (scored, pl.concat([good, scored])):
             whole.write_parquet(tmp_path / "w1.parquet")
             with pytest.raises(InputError, match=r"is not one that .*log\.json names"):
-                ScoreLog(tmp_path).join(examples([3]), WINDOW)
+                ScoreLog(tmp_path).join(examples([1, 2, 3]), WINDOW)
 
 
 def test_missing_column_is_named(tmp_path: Path) -> None:
