@@ -46,3 +46,8 @@ def test_work_is_counted_on_the_model_itself() -> None:
 def test_tower_counts_divide_the_hosts() -> None:
     assert tower_counts(12, 26) == [2, 3, 4, 6, 12]
     assert tower_counts(64, 26) == [2, 4, 8, 16]
+
+
+def test_towers_divide_the_hosts_and_are_at_most_as_many_as_the_features() -> None:
+    assert tower_counts(9, 26) == [3, 9]
+    assert tower_counts(12, 5) == [2, 3, 4]
