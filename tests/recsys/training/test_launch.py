@@ -10,7 +10,8 @@ import torch
 from torch import distributed
 
 from recsys.config import InputError
-from recsys.training.launch import run_on_ranks
+from recsys.training.launch import launch, run_on_ranks
+from recsys.training.settings import TrainSettings
 
 
 def rank_and_value(value: int) -> tuple[int, int, int]:
@@ -36,6 +37,18 @@ def test_two_ranks_from_a_thread() -> None:
     thread.start()
     thread.join()
     assert results == [(0, 2, 7), (1, 2, 7)]
+
+
+def seconds_until_a_collective_fails() -> float:
+    world = distributed.group.WORLD
+    assert world is not None
+    return world._get_backend(torch.device("cpu")).options._timeout.total_seconds()
+
+
+def test_a_collective_waits_until_the_hung_rank_has_been_found() -> None:
+    """The watch over ranks ends and names the hung one after ``rank_timeout_s``."""
+    settings = TrainSettings(world_size=2, rank_timeout_s=50)
+    assert launch(seconds_until_a_collective_fails, (), settings) == [100.0, 100.0]
 
 
 def new_pages_of_a_step() -> float:
