@@ -14,7 +14,6 @@ from pydantic import (
 )
 
 from recsys.config import Settings, nearest_hint
-from recsys.models.slices import Piece
 from recsys.sharding.settings import ShardingSettings
 from recsys.training.launch_settings import LaunchSettings
 
@@ -139,6 +138,9 @@ class TrainSettings(LaunchSettings, ShardingSettings):
 
     def rate_of(self, table: str) -> float:
         """The learning rate of a table, before ``schedule``."""
+        # Not at the top: commands that do not train read settings too, without numpy
+        from recsys.models.slices import Piece
+
         return self.table_learning_rate * self.table_rate_factors.get(
             Piece.parse(table).feature, 1.0
         )
