@@ -27,12 +27,12 @@ from recsys.files import partial_path, publish_file, write_json
 from recsys.progress import RowProgress
 
 ROWS_AT_ONCE = 16_384  # held in memory
+# Costliest first, so that no core waits long for another
 SCOPES: dict[BaselineName, tuple[str, ...]] = {
-    "base_rate": ("own",),
-    "logistic": ("all", "own"),
     "trees": ("all", "own"),
+    "logistic": ("all", "own"),
+    "base_rate": ("own",),
 }
-COSTLIEST_FIRST: tuple[BaselineName, ...] = ("trees", "logistic", "base_rate")
 
 
 class Baseline(Protocol):
@@ -106,7 +106,7 @@ def train_baselines(
                 for domain in (domains if scope == "own" else [None])
             ],
         )
-        for name in COSTLIEST_FIRST
+        for name in SCOPES
         if name in settings.run
         for scope in SCOPES[name]
         if scope in scopes

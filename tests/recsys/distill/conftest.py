@@ -7,8 +7,17 @@ import pytest
 
 from recsys.distill.scoring import SCORE_SCHEMA
 from recsys.distill.students import train_students
+from recsys.distill.teacher import train_teacher
 from recsys.distill.training_job import TrainingJob
-from tests.support.toy_stream import TRAIN, WINDOWS
+from tests.support.toy_stream import TEACHER, TRAIN, WINDOWS
+
+
+@pytest.fixture(scope="module")
+def teacher_dir(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small stream's teacher, trained."""
+    folder = tmp_path_factory.mktemp("teacher")
+    train_teacher(TrainingJob(windows_dir, TEACHER, TRAIN, folder))
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -69,13 +69,6 @@ def data_dir(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-@pytest.fixture(scope="module")
-def teacher_dir(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("teacher")
-    train_teacher(TrainingJob(windows_dir, TEACHER, TRAIN, folder))
-    return folder
-
-
 def score(windows: Path, teacher: Path, output: Path) -> None:
     score_windows(windows, None, teacher, TEACHER, AUGMENT, TRAIN, output)
 

@@ -25,20 +25,11 @@ from recsys.distill.scoring import (
     scoring_speed,
 )
 from recsys.distill.snapshots import SNAPSHOTS_DIR, drop_weights, list_snapshots
-from recsys.distill.teacher import train_teacher
-from recsys.distill.training_job import TrainingJob
 from tests.support.files import contents
 from tests.support.killing import kill
 from tests.support.toy_stream import ROWS, TEACHER, TRAIN, WINDOWS
 
 SETTINGS = AugmentSettings(batch_size=32, segment_rows=64, staleness_bins_hours=[0.25, 0.5])
-
-
-@pytest.fixture(scope="module")
-def teacher_dir(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("teacher")
-    train_teacher(TrainingJob(windows_dir, TEACHER, TRAIN, folder))
-    return folder
 
 
 @pytest.fixture

@@ -21,12 +21,12 @@ from recsys.distill.score_log import ScoreLog, check_snapshots_of_log
 from recsys.distill.scoring import score_windows
 from recsys.distill.snapshots import LookAheadError, list_snapshots
 from recsys.distill.stacked_scores import fit_weights, log_stacked_scores
-from recsys.distill.teacher import train_teacher
-from recsys.distill.training_job import TrainingJob
 from recsys.evaluation.metrics import normalized_entropy
 from recsys.files import file_hash
 from tests.support.files import contents
 from tests.support.toy_stream import ROWS, STUDENTS, TEACHER, TRAIN, WINDOWS
+
+pytestmark = pytest.mark.ranks  # the fixture teacher_dir trains
 
 AUGMENT = AugmentSettings(batch_size=128)
 BASELINES = BaselinesSettings(trees=TreesSettings(trees=5, smallest_leaf=5, smoothing=5.0))
@@ -97,13 +97,6 @@ def test_the_weights_are_at_the_least_penalised_loss(
 def baselines_dir(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("baselines")
     train_baselines(windows_dir, BASELINES, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def teacher_dir(windows_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("teacher")
-    train_teacher(TrainingJob(windows_dir, TEACHER, TRAIN, folder))
     return folder
 
 
